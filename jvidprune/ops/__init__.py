@@ -1,0 +1,1 @@
+"""Building blocks of reducers: similarity, selection, segments, clusters, trees, transport, compaction, pooling."""

@@ -1,0 +1,134 @@
+"""From masks to plans: static-capacity compaction, and the one `apply` that turns a plan into tokens."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.tokens import Plan, Reduced
+
+
+def compact(multiplicity: Int[Array, "S"], capacity: int) -> tuple[Int[Array, "K"], Bool[Array, "K"], Int[Array, ""]]:
+    """Slots in order, each repeated `multiplicity` times, packed into `capacity` rows.
+
+    Returns:
+      source (K,) slot index of each row (S on padding), valid (K,), count () before clipping to the capacity.
+    """
+    total = jnp.cumsum(multiplicity.astype(jnp.int32))
+    rows = jnp.arange(capacity, dtype=jnp.int32)
+    source = jnp.searchsorted(total, rows, side="right", method="scan_unrolled").astype(jnp.int32)
+    valid = rows < total[-1]
+    return jnp.where(valid, source, multiplicity.shape[0]), valid, total[-1]
+
+
+def selection_plan(
+    multiplicity: Int[Array, "M"], capacity: int, diagnostics: dict[str, Array] | None = None
+) -> Plan:
+    """Plan of a method that keeps tokens unchanged, ascending by id; `multiplicity` may be a bool mask."""
+    ids, valid, count = compact(multiplicity, capacity)
+    nothing = jnp.zeros((0, multiplicity.shape[0]))
+    return Plan(ids, valid, count, valid, nothing.astype(jnp.int32), nothing, diagnostics or {})
+
+
+def ascending_plan(
+    pick: Int[Array, "M"],
+    merged: Bool[Array, "M"],
+    target: Int[Array, "A M"],
+    weight: Float[Array, "A M"],
+    capacity: int,
+    diagnostics: dict[str, Array] | None = None,
+) -> Plan:
+    """Plan whose rows ascend by token id, a picked row before a merged row of the same id.
+
+    Args:
+      pick: how often each token is copied verbatim (0, 1, or more where the reference repeats itself).
+      merged: tokens that stand for a weighted sum.
+      target: token id of the merged row that a token contributes to; any id that is not `merged` (or M) means none.
+      weight: its weight there.
+      capacity: static number of rows.
+      diagnostics: passed through.
+    """
+    m = pick.shape[0]
+    slots = jnp.stack([pick.astype(jnp.int32), merged.astype(jnp.int32)], axis=1).reshape(2 * m)
+    source, valid, count = compact(slots, capacity)
+    before = jnp.cumsum(slots) - slots
+    row_of = jnp.append(jnp.where(merged, jnp.minimum(before[1::2], capacity), capacity), capacity)
+    row = row_of[jnp.clip(target, 0, m)].astype(jnp.int32)
+    ids = jnp.where(valid, source // 2, m).astype(jnp.int32)
+    return Plan(ids, valid, count, valid & (source % 2 == 0), row, weight.astype(jnp.float32), diagnostics or {})
+
+
+def keyed_plan(
+    key: Int[Array, "S"],
+    token: Int[Array, "S"],
+    present: Bool[Array, "S"],
+    pick: Bool[Array, "S"],
+    target: Int[Array, "A M"],
+    weight: Float[Array, "A M"],
+    capacity: int,
+    diagnostics: dict[str, Array] | None = None,
+) -> Plan:
+    """Plan in an arbitrary output order, given by an int32 key per candidate slot (stable, ascending).
+
+    Args:
+      key: sort key of each candidate slot.
+      token: global id the slot stands for.
+      present: slots that are output.
+      pick: slots that copy their token verbatim.
+      target: slot (0..S-1) that each source token contributes to, S for none.
+      weight: its weight there.
+      capacity: static number of rows.
+      diagnostics: passed through.
+    """
+    s, m = key.shape[0], target.shape[-1]
+    order = jnp.argsort(jnp.where(present, key, jnp.iinfo(jnp.int32).max), stable=True).astype(jnp.int32)
+    place = jnp.argsort(order, stable=True).astype(jnp.int32)
+    count = present.sum(dtype=jnp.int32)
+    row_of = jnp.append(jnp.where(present, jnp.minimum(place, capacity), capacity), capacity).astype(jnp.int32)
+    row = row_of[jnp.clip(target, 0, s)]
+    rows = jnp.arange(capacity, dtype=jnp.int32)
+    slot = order[jnp.minimum(rows, s - 1)]
+    valid = (rows < count) & (rows < s)
+    ids = jnp.where(valid, token[slot], m).astype(jnp.int32)
+    return Plan(ids, valid, count, valid & pick[slot], row, weight.astype(jnp.float32), diagnostics or {})
+
+
+def gather_rows(plan: Plan, x: Float[Array, "M ..."]) -> Array:
+    """Rows of `x` at the plan's ids, zeros on padding: position ids, DeepStack levels and the like."""
+    taken = x[jnp.minimum(plan.ids, x.shape[0] - 1)]
+    return jnp.where(plan.valid.reshape(-1, *([1] * (x.ndim - 1))), taken, 0)
+
+
+def combine(plan: Plan, x: Float[Array, "M D"]) -> Float[Array, "K D"]:
+    """The plan's weighted sums and copies of the rows of `x`; float32 sums, output in the dtype of `x`.
+
+    Linear in `x` and differentiable with the plan held fixed.
+    """
+    picked = gather_rows(plan, x)
+    if plan.row.shape[0] == 0:
+        return picked
+    capacity = plan.ids.shape[0]
+    total = jnp.zeros((capacity + 1, x.shape[-1]), jnp.float32)
+    for row, weight in zip(plan.row, plan.weight, strict=True):
+        total = total.at[row].add(weight[:, None] * x.astype(jnp.float32))
+    merged = jnp.where(plan.valid[:, None], total[:capacity], 0.0).astype(x.dtype)
+    return jnp.where(plan.is_pick[:, None], picked, merged)
+
+
+def source_slots(plan: Plan) -> tuple[Int[Array, "K"], Int[Array, "M"]]:
+    """Mass of each row and the row of each source token; see `Reduced`."""
+    capacity, m = plan.ids.shape[0], plan.row.shape[-1]
+    slot = jnp.full(m + 1, capacity, jnp.int32)
+    mass = plan.is_pick.astype(jnp.int32)
+    for row in plan.row[::-1]:
+        slot = slot.at[:m].set(jnp.where(row < capacity, row, slot[:m]))
+        mass = mass + jnp.zeros(capacity + 1, jnp.int32).at[row].add(1)[:capacity]
+    rows = jnp.arange(capacity, dtype=jnp.int32)
+    slot = slot.at[jnp.where(plan.is_pick, plan.ids, m)].set(rows)[:m]
+    return jnp.where(plan.valid, mass, 0), jnp.where(slot < capacity, slot, -1)
+
+
+def apply(plan: Plan, features: Float[Array, "T N D"]) -> Reduced:
+    """Turns decisions into tokens: the D-wide arithmetic of every method whose output is a weighting of its input."""
+    mass, slot = source_slots(plan)
+    tokens = combine(plan, features.reshape(-1, features.shape[-1]))
+    return Reduced(tokens, plan.ids, plan.valid, mass, slot, plan.diagnostics)

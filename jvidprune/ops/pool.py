@@ -1,0 +1,67 @@
+"""Spatial pooling of token grids as the LLaVA towers do it: 2x2 bilinear (ceil) or 2x2 average (floor)."""
+
+import functools
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from jvidprune.errors import JvidpruneError
+
+PoolKind = Literal["bilinear", "average", "none"]
+
+
+def pooled_side(side: int, kind: PoolKind) -> int:
+    """Side of the pooled grid: 27 -> 14 (bilinear), 13 (average), 27 (none)."""
+    if kind == "bilinear":
+        return -(-side // 2)
+    if kind == "average":
+        return side // 2
+    if kind == "none":
+        return side
+    raise JvidpruneError(f"unknown pooling {kind!r}; known: bilinear, average, none.")
+
+
+@functools.lru_cache
+def pooling_matrix(side: int, kind: PoolKind) -> np.ndarray:
+    """(pooled side, side) float32 weights of one axis.
+
+    bilinear: half-pixel centres, no antialiasing, edges clamped; average: mean of two neighbours, an odd last row is
+    dropped.
+    """
+    out = pooled_side(side, kind)
+    weights = np.zeros((out, side), np.float64)
+    if kind == "none":
+        np.fill_diagonal(weights, 1.0)
+    elif kind == "average":
+        for i in range(out):
+            weights[i, 2 * i : 2 * i + 2] = 0.5
+    else:
+        for i in range(out):
+            source = max((i + 0.5) * side / out - 0.5, 0.0)
+            low = int(source)
+            high = min(low + 1, side - 1)
+            weights[i, low] += 1.0 - (source - low)
+            weights[i, high] += source - low
+    return weights.astype(np.float32)
+
+
+def pool_tokens(x: Float[Array, "T M ..."], grid: tuple[int, int], kind: PoolKind) -> Float[Array, "T N ..."]:
+    """Pools a raster of tokens (or of one number a token) 2x2 over its grid; float32 arithmetic, input dtype out.
+
+    Args:
+      x: (T, h * w) or (T, h * w, D).
+      grid: (h, w).
+      kind: which pooling.
+    """
+    if kind == "none":
+        return x
+    h, w = grid
+    rows, columns = jnp.asarray(pooling_matrix(h, kind)), jnp.asarray(pooling_matrix(w, kind))
+    image = x.reshape(x.shape[0], h, w, -1).astype(jnp.float32)
+    # Rows first: the larger intermediate is avoided and each einsum is one matmul a frame.
+    image = jnp.einsum("ay,tyxd->taxd", rows, image, precision=lax.Precision.HIGHEST)
+    image = jnp.einsum("bx,taxd->tabd", columns, image, precision=lax.Precision.HIGHEST)
+    return image.reshape(x.shape[0], rows.shape[0] * columns.shape[0], *x.shape[2:]).astype(x.dtype)

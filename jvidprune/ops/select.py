@@ -1,0 +1,47 @@
+"""Choosing tokens: first extrema, ranks, top-k masks with a traced k. Ties always go to the lowest index."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+def first_argmax(values: Float[Array, "... N"]) -> Int[Array, "..."]:
+    """Index of the first maximum along the last axis.
+
+    Equal to `jnp.argmax` on finite values, written as max + compare + min because argmax stays scalar on XLA:CPU.
+    A row of NaN gives N.
+    """
+    n = values.shape[-1]
+    top = jnp.max(values, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(values == top, jnp.arange(n, dtype=jnp.int32), n), axis=-1)
+
+
+def first_argmin(values: Float[Array, "... N"]) -> Int[Array, "..."]:
+    """Index of the first minimum along the last axis; see `first_argmax`."""
+    n = values.shape[-1]
+    low = jnp.min(values, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(values == low, jnp.arange(n, dtype=jnp.int32), n), axis=-1)
+
+
+def order_descending(scores: Array) -> Int[Array, "... N"]:
+    """Indices from the largest score to the smallest, equal scores by index."""
+    return jnp.argsort(-scores, axis=-1, stable=True).astype(jnp.int32)
+
+
+def rank_of_order(order: Int[Array, "... N"]) -> Int[Array, "... N"]:
+    """Inverse permutation: place of each index in `order`."""
+    return jnp.argsort(order, axis=-1, stable=True).astype(jnp.int32)
+
+
+def rank_descending(scores: Array) -> Int[Array, "... N"]:
+    """Rank of each entry, 0 = largest, equal scores by index. Ranks do not depend on any budget: share them."""
+    return rank_of_order(order_descending(scores))
+
+
+def rank_ascending(scores: Array) -> Int[Array, "... N"]:
+    """Rank of each entry, 0 = smallest, equal scores by index."""
+    return rank_of_order(jnp.argsort(scores, axis=-1, stable=True))
+
+
+def top_mask(scores: Array, k: Int[Array, "..."]) -> Bool[Array, "... N"]:
+    """True on the `k` largest entries of the last axis; `k` may be traced and broadcasts over leading axes."""
+    return rank_descending(scores) < jnp.asarray(k)[..., None]

@@ -1,0 +1,93 @@
+"""Inner products, cosines and distances between tokens, accumulated in float32.
+
+Gram matrices are taken of the raw features and scaled afterwards: normalising first makes XLA:CPU leave its fast
+matmul path and costs a (T, N, D) temporary.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def dot_f32(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
+    """Inner products of rows, (n, d) x (m, d) -> (n, m) float32.
+
+    float32 inputs multiply at highest precision; bf16 inputs multiply natively and accumulate in float32, which equals
+    casting first because the products are exact.
+    """
+    precision = None if a.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+    return lax.dot_general(
+        a, b, (((a.ndim - 1,), (b.ndim - 1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+    )
+
+
+def over_frames(fn: Callable, *arrays: Array) -> Array:
+    """Maps `fn` over the leading axis: frame by frame on CPU (keeps the 2-D matmul path), batched elsewhere."""
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda args: fn(*args), arrays)
+    return jax.vmap(fn)(*arrays)
+
+
+def frame_gram(x: Float[Array, "T N D"]) -> Float[Array, "T N N"]:
+    """Inner products of all pairs of tokens inside each frame, float32."""
+    return over_frames(lambda frame: dot_f32(frame, frame), x)
+
+
+def neighbour_gram(x: Float[Array, "T N D"]) -> Float[Array, "T-1 N N"]:
+    """Inner products <x[t+1, n], x[t, m]> for t = 0..T-2, indexed [t, n, m], float32."""
+    frames = x.shape[0]
+    if frames < 2:
+        return jnp.zeros((0, x.shape[1], x.shape[1]), jnp.float32)
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda t: dot_f32(x[t + 1], x[t]), jnp.arange(frames - 1))
+    return jax.vmap(dot_f32)(x[1:], x[:-1])
+
+
+def squared_norms(x: Float[Array, "... D"]) -> Float[Array, "..."]:
+    """Sum of squares of the last axis in float32."""
+    x = x.astype(jnp.float32)
+    return jnp.sum(x * x, axis=-1)
+
+
+def cosine_from_gram(
+    gram: Float[Array, "... n m"], left: Float[Array, "... n"], right: Float[Array, "... m"], eps: float = 0.0
+) -> Float[Array, "... n m"]:
+    """Scales inner products to cosines.
+
+    Args:
+      gram: inner products.
+      left, right: squared norms of the rows and columns.
+      eps: floor of each norm; 0 reproduces reference code that has none (a zero token then gives NaN).
+    """
+    a, b = jnp.sqrt(left), jnp.sqrt(right)
+    if eps > 0:
+        a, b = jnp.maximum(a, eps), jnp.maximum(b, eps)
+    return gram / (a[..., :, None] * b[..., None, :])
+
+
+def distance_from_gram(gram: Float[Array, "... n n"], dim: int) -> Float[Array, "... n n"]:
+    """Euclidean distance divided by sqrt(dim) from a Gram matrix; the self-distance is exactly 0."""
+    norms = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    squared = jnp.maximum(norms[..., :, None] + norms[..., None, :] - 2.0 * gram, 0.0)
+    return jnp.sqrt(squared) / jnp.sqrt(jnp.float32(dim))
+
+
+def same_position_cosine(x: Float[Array, "T N D"], eps: float = 1e-8) -> Float[Array, "T-1 N"]:
+    """Cosine of each token with the token at the same place one frame later, float32, norms floored at `eps`."""
+    x32 = x.astype(jnp.float32)
+    norms = jnp.sqrt(squared_norms(x))
+    if eps > 0:
+        norms = jnp.maximum(norms, eps)
+    inner = jnp.sum(x32[:-1] * x32[1:], axis=-1)
+    return inner / (norms[:-1] * norms[1:])
+
+
+def normalise(x: Float[Array, "... D"], eps: float = 0.0) -> Float[Array, "... D"]:
+    """Unit vectors in float32; `eps` floors the norm, 0 means no floor (a zero row gives NaN)."""
+    norm = jnp.sqrt(squared_norms(x))
+    if eps > 0:
+        norm = jnp.maximum(norm, eps)
+    return x.astype(jnp.float32) / norm[..., None]

@@ -1,0 +1,15 @@
+"""All comparers, asked in this order whether they recognise a file."""
+
+import importlib
+
+from jvidprune.parity.core import Comparer
+
+_MODULES = ("visionzip", "flashvid", "preprocess")
+
+
+def comparers() -> list[Comparer]:
+    """Every comparer, imported when asked for; each module lists its own in `COMPARERS`."""
+    found: list[Comparer] = []
+    for name in _MODULES:
+        found += importlib.import_module(f"jvidprune.parity.{name}").COMPARERS
+    return found

@@ -1,0 +1,265 @@
+"""Running a reducer: `reduce` for one ratio, `sweep` for many in one compilation, `reduce_batch` for many videos."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.ops import compact
+from jvidprune.tokens import Budget, Layout, Plan, Reduced, Reducer, VideoTokens, stack_budgets
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodInfo:
+    """What `jvidprune methods` and the README's table say of a method.
+
+    Attributes:
+      name: registry name.
+      title: the paper's name of the method.
+      paper: arXiv id, or "-" for a control.
+      summary: one sentence.
+      nested: the kept sets of a smaller budget lie inside those of a larger one.
+      merges: tokens are averaged or summed, not only selected.
+      exact: the number of output tokens is known before any data is seen.
+      quirks: behaviours of the reference implementation that the default reproduces, each with its clean option.
+    """
+
+    name: str
+    title: str
+    paper: str
+    summary: str
+    nested: bool
+    merges: bool
+    exact: bool
+    quirks: tuple[str, ...] = ()
+
+
+class StagedReducer:
+    """A reducer in two stages: `prepare` (no budget, shared by all ratios) and `decide` (budget-dependent).
+
+    Subclasses are frozen dataclasses of hyper-parameters. Decisions are made under `stop_gradient`: the output is
+    linear in the features once the plan is fixed, so gradients reach the tokens that survive or are merged.
+    """
+
+    info: ClassVar[MethodInfo]
+    needs: frozenset[str] = frozenset()
+
+    def prepare(self, video: VideoTokens, *, capacity: int) -> Any:
+        """Ratio-independent work: similarities, segmentations, selection orders. Any pytree."""
+        raise NotImplementedError
+
+    def decide(self, shared: Any, budget: Budget, *, capacity: int) -> Plan:
+        """The plan for one budget from the shared work."""
+        raise NotImplementedError
+
+    def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
+        """The decisions for one video and one budget; see `Reducer.plan`."""
+        return self.decide(lax.stop_gradient(self.prepare(video, capacity=capacity)), budget, capacity=capacity)
+
+
+def check_ratio(ratio: float) -> float:
+    """The retention ratio as a float.
+
+    Raises:
+      JvidpruneError: not a number in (0, 1].
+    """
+    try:
+        value = float(ratio)
+    except (TypeError, ValueError):
+        raise JvidpruneError(f"the retention ratio must be a number in (0, 1], got {ratio!r}.") from None
+    if not 0.0 < value <= 1.0:
+        raise JvidpruneError(f"the retention ratio must lie in (0, 1], got {value:g}.")
+    return value
+
+
+def bucket_capacity(capacity: int, total: int) -> int:
+    """Rounds a capacity up to an eighth of all tokens, so that nearby ratios share one compilation."""
+    step = max(1, -(-total // 8))
+    return max(capacity, min(-(-capacity // step) * step, total))
+
+
+def check_video(reducer: Reducer, video: VideoTokens, *, finite: bool = True) -> None:
+    """Refuses tokens a reducer cannot work on.
+
+    Raises:
+      JvidpruneError: missing evidence, or NaN or infinite features or evidence.
+    """
+    missing = sorted(reducer.needs - video.evidence.keys())
+    if missing:
+        raise JvidpruneError(
+            f"{_name(reducer)} needs the evidence {', '.join(missing)}, which the video does not carry "
+            f"(it has {', '.join(sorted(video.evidence)) or 'none'})."
+        )
+    if not finite or isinstance(video.features, jax.core.Tracer):
+        return
+    for name, array in [("features", video.features), *((n, video.evidence[n]) for n in sorted(reducer.needs))]:
+        bad = int(jnp.size(array) - jnp.isfinite(array).sum())
+        if bad:
+            raise JvidpruneError(f"{name} hold {bad} NaN or infinite values; a reducer needs finite numbers.")
+
+
+def reduce(
+    reducer: Reducer,
+    video: VideoTokens,
+    ratio: float,
+    *,
+    capacity: int | None = None,
+    diagnostics: bool = False,
+) -> Reduced:
+    """Reduces one video to a retention ratio.
+
+    Args:
+      reducer: any object with the `Reducer` protocol.
+      video: features (T, N, D) and the evidence the reducer needs.
+      ratio: retention ratio in (0, 1]; what it means exactly is the method's own definition.
+      capacity: static number of output rows; by default the method's bound, rounded up so that nearby ratios share a
+        compilation.
+      diagnostics: also return what the method can show (segments, scores, plans).
+
+    Returns:
+      `Reduced` with K = capacity rows.
+
+    Raises:
+      JvidpruneError: an impossible ratio or budget, missing evidence, non-finite input, too small a capacity.
+    """
+    stacked = sweep(reducer, video, [ratio], capacity=capacity, diagnostics=diagnostics)
+    return jax.tree.map(lambda leaf: leaf[0], stacked)
+
+
+def sweep(
+    reducer: Reducer,
+    video: VideoTokens,
+    ratios: Sequence[float],
+    *,
+    capacity: int | None = None,
+    diagnostics: bool = False,
+) -> Reduced:
+    """Reduces one video to several retention ratios with one compilation.
+
+    Ratio-independent work is done once. The rest is vmapped over the budgets on accelerators and looped over inside
+    the same compiled program on CPU, where batched D-wide temporaries cost more than they save.
+
+    Args:
+      reducer, video, diagnostics: as for `reduce`.
+      ratios: any number of ratios in (0, 1].
+      capacity: static number of output rows of every ratio; by default the bound of the largest one.
+
+    Returns:
+      `Reduced` with a leading axis of length len(ratios).
+
+    Raises:
+      JvidpruneError: as for `reduce`.
+    """
+    if len(ratios) == 0:
+        raise JvidpruneError("a sweep needs at least one retention ratio, got none.")
+    check_video(reducer, video)
+    layout = _layout(video)
+    budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for ratio in ratios])
+    needed = max(reducer.capacity(layout, float(ratio)) for ratio in ratios)
+    if capacity is None:
+        capacity = bucket_capacity(needed, layout.slots * layout.tokens)
+    elif capacity < needed:
+        raise JvidpruneError(f"capacity {capacity} is too small: {_name(reducer)} may return {needed} tokens here.")
+    return run_budgets(reducer, video, budgets, capacity=capacity, diagnostics=diagnostics)
+
+
+def reduce_batch(
+    reducer: Reducer,
+    videos: VideoTokens,
+    ratio: float,
+    *,
+    capacity: int | None = None,
+    diagnostics: bool = False,
+) -> Reduced:
+    """Reduces a batch of videos, padded to a common number of frames, in one vmapped call.
+
+    Args:
+      reducer: as for `reduce`.
+      videos: `VideoTokens` whose arrays carry a leading batch axis; `frame_mask` marks each video's real frames.
+      ratio: retention ratio in (0, 1], applied to each video's real frames.
+      capacity: static number of output rows of every video.
+      diagnostics: also return what the method can show.
+
+    Returns:
+      `Reduced` with a leading batch axis.
+
+    Raises:
+      JvidpruneError: as for `reduce`, or a video without any real frame.
+    """
+    if videos.features.ndim != 4:
+        raise JvidpruneError(f"a batch of videos has features (B, T, N, D), got shape {videos.features.shape}.")
+    check_video(reducer, videos)
+    layouts = [videos.layout(_real_frames(mask)) for mask in videos.frame_mask]
+    budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for layout in layouts])
+    if capacity is None:
+        needed = max(reducer.capacity(layout, float(ratio)) for layout in layouts)
+        capacity = bucket_capacity(needed, layouts[0].slots * layouts[0].tokens)
+    return _run_batch(reducer, videos, budgets, capacity=capacity, diagnostics=diagnostics)
+
+
+@functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics"))
+def run_budgets(
+    reducer: Reducer, video: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool = False
+) -> Reduced:
+    """`Reduced` for every entry of a stacked budget; one compilation per shape and reducer, none per ratio."""
+    if isinstance(reducer, StagedReducer):
+        shared = lax.stop_gradient(reducer.prepare(video, capacity=capacity))
+
+        def decide(budget: Budget) -> Plan:
+            return reducer.decide(shared, budget, capacity=capacity)
+    else:
+
+        def decide(budget: Budget) -> Plan:
+            return reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
+
+    def one(budget: Budget) -> Reduced:
+        return _finish(apply_plan(reducer, decide(budget), video), diagnostics)
+
+    if jax.default_backend() == "cpu":
+        return lax.map(one, budgets)
+    return jax.vmap(one)(budgets)
+
+
+@functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics"))
+def _run_batch(
+    reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool
+) -> Reduced:
+    def one(video: VideoTokens, budget: Budget) -> Reduced:
+        plan = reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
+        return _finish(apply_plan(reducer, plan, video), diagnostics)
+
+    return jax.vmap(one)(videos, budgets)
+
+
+def apply_plan(reducer: Reducer, plan: Plan, video: VideoTokens) -> Reduced:
+    """Turns a plan into tokens: the common weighting, or the reducer's own `apply(plan, video)` where it has one."""
+    own = getattr(reducer, "apply", None)
+    return compact.apply(plan, video.features) if own is None else own(plan, video)
+
+
+def _finish(reduced: Reduced, diagnostics: bool) -> Reduced:
+    return reduced if diagnostics else reduced._replace(diagnostics={})
+
+
+def _layout(video: VideoTokens) -> Layout:
+    frames = _real_frames(video.frame_mask)
+    return video.layout(None if frames == video.features.shape[-3] else frames)
+
+
+def _real_frames(mask: jax.Array) -> int:
+    frames = int(mask.sum())
+    if frames == 0:
+        raise JvidpruneError("the video has no real frame: its frame mask is all False.")
+    if not bool(mask[:frames].all()):
+        raise JvidpruneError("padding frames must follow all real frames in the frame mask.")
+    return frames
+
+
+def _name(reducer: Reducer) -> str:
+    info = getattr(reducer, "info", None)
+    return type(reducer).__name__ if info is None else info.title

@@ -1,0 +1,72 @@
+"""Reducers by name, with the published hyper-parameters of each backbone."""
+
+import difflib
+import importlib
+from typing import Any
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.reducers.base import MethodInfo
+from jvidprune.tokens import Reducer
+
+BACKBONES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2")
+"""Model families with published settings."""
+
+_METHODS: dict[str, tuple[str, str]] = {
+    "visionzip": ("visionzip", "VisionZip"),
+    "flashvid": ("flashvid", "FlashVID"),
+}
+"""Registry name -> (module in this package, class). A class carries `info` and `PRESETS`, backbone -> settings."""
+
+
+def names() -> tuple[str, ...]:
+    """All registry names, in the order of the README's table."""
+    return tuple(_METHODS)
+
+
+def reducer_class(name: str) -> Any:
+    """The class behind a registry name.
+
+    Raises:
+      JvidpruneError: unknown name; the sentence offers the nearest one.
+    """
+    key = name.lower().replace("-", "_")
+    if key not in _METHODS:
+        raise JvidpruneError(unknown("reducer", name, names()))
+    module, attribute = _METHODS[key]
+    return getattr(importlib.import_module(f"jvidprune.reducers.{module}"), attribute)
+
+
+def get(name: str, backbone: str | None = None, **overrides: Any) -> Reducer:
+    """A reducer with the published settings of a backbone.
+
+    Args:
+      name: registry name, e.g. "flashvid".
+      backbone: one of `BACKBONES`; None takes the class defaults.
+      **overrides: hyper-parameters that replace the preset's.
+
+    Raises:
+      JvidpruneError: unknown reducer, backbone or hyper-parameter.
+    """
+    cls = reducer_class(name)
+    settings: dict[str, Any] = {}
+    if backbone is not None:
+        if backbone not in BACKBONES:
+            raise JvidpruneError(unknown("backbone", backbone, BACKBONES))
+        settings |= getattr(cls, "PRESETS", {}).get(backbone, {})
+    fields = getattr(cls, "__dataclass_fields__", {})
+    for key in overrides:
+        if key not in fields:
+            raise JvidpruneError(unknown(f"hyper-parameter of {name}", key, tuple(fields)))
+    return cls(**(settings | overrides))
+
+
+def info(name: str) -> MethodInfo:
+    """What is said of a method in listings."""
+    return reducer_class(name).info
+
+
+def unknown(kind: str, value: str, allowed: tuple[str, ...]) -> str:
+    """The sentence about an unknown name, with the nearest known one."""
+    near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {value!r}; known: {', '.join(allowed)}.{hint}"

@@ -1,0 +1,210 @@
+"""The nouns of jvidprune: a video becomes tokens with evidence, a plan decides, reduced tokens come out."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.errors import JvidpruneError
+
+EVIDENCE: dict[str, str] = {
+    "attention_last": "(T, N) attention received by each token in the last block of the tower that runs: softmax in "
+    "float32, mean over heads, mean over queries, pooled like the features, not renormalised",
+    "attention_pooling_head": "(T, N) attention of the tower's pooling-head probe over the tokens, mean over heads, "
+    "pooled like the features (SigLIP's own head; FastVID on LLaVA)",
+    "attention_mean_query": "(T, N) softmax of the frame's mean query against the mean key of each merge unit in the "
+    "last block, mean over heads (FastVID on Qwen2.5-VL)",
+    "attention_shallow": "(T, M) attention received in a shallow block on the grid before pooling, summed over "
+    "queries, mean over heads (AOT: 0-based block 5 of SigLIP)",
+    "attention_deep": "(T, M) the same for a deep block (AOT: the last block but one)",
+    "keys": "(T, N, Dk) unscaled keys of the last block, mean over heads, pooled like the features (VisionZip)",
+    "features_unpooled": "(T, M, D) projected features before spatial pooling (AOT)",
+    "frame_embedding": "(T, Df) one vector a frame: output of the tower's pooling head, or the mean token",
+    "features_deepstack": "(T, N, S, D) the DeepStack levels that Qwen3-VL adds after its first S decoder layers",
+    "text": "(L, D) embeddings of the question's tokens",
+}
+"""Every kind of evidence a model can attach to its tokens; the list is closed, reducers ask by these names."""
+
+
+class Layout(NamedTuple):
+    """The static shape facts that budgets are made from.
+
+    Attributes:
+      frames: number of real frames (temporal patches for the Qwen families), padding excluded.
+      grid: (h, w) tokens of a frame after spatial pooling or merging.
+      unpooled_grid: (h, w) before pooling, or None where the model has no such grid.
+      padded_frames: T of the arrays where padding frames follow the real ones; None without padding. Budgets that
+        hold tables indexed by a number of frames size them by `slots`, so that the budgets of a batch stack.
+    """
+
+    frames: int
+    grid: tuple[int, int]
+    unpooled_grid: tuple[int, int] | None = None
+    padded_frames: int | None = None
+
+    @property
+    def slots(self) -> int:
+        """Frames of the arrays, padding included."""
+        return self.frames if self.padded_frames is None else self.padded_frames
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one frame."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def total(self) -> int:
+        """Tokens of the whole video."""
+        return self.frames * self.tokens
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VideoTokens:
+    """The visual tokens of one video (or, with a leading axis on every array, of a batch).
+
+    Attributes:
+      features: (T, N, D) tokens in the width of the language model, raster order inside a frame; bf16 or float32.
+      evidence: what a reducer may rank by, keyed by the names of `EVIDENCE`.
+      frame_mask: (T,) bool, False on padding frames; real frames come first.
+      grid: (h, w) with h * w = N; static.
+      unpooled_grid: (h, w) of `features_unpooled`, or None; static.
+    """
+
+    features: Float[Array, "T N D"]
+    evidence: dict[str, Array]
+    frame_mask: Bool[Array, "T"]
+    grid: tuple[int, int] = dataclasses.field(metadata={"static": True})
+    unpooled_grid: tuple[int, int] | None = dataclasses.field(default=None, metadata={"static": True})
+
+    @classmethod
+    def create(
+        cls,
+        features: Any,
+        evidence: Mapping[str, Any] | None = None,
+        *,
+        grid: tuple[int, int] | None = None,
+        frame_mask: Any | None = None,
+        unpooled_grid: tuple[int, int] | None = None,
+    ) -> "VideoTokens":
+        """Builds checked tokens from arrays.
+
+        Args:
+          features: (T, N, D).
+          evidence: arrays by name, each with T rows.
+          grid: (h, w); by default the square root of N.
+          frame_mask: (T,) bool, by default all True.
+          unpooled_grid: (h, w) of the tokens before pooling.
+
+        Raises:
+          JvidpruneError: wrong rank, a grid that does not multiply to N, an unknown evidence name or wrong shapes.
+        """
+        features = jnp.asarray(features)
+        if features.ndim != 3:
+            raise JvidpruneError(f"features must have shape (frames, tokens, dim), got {features.shape}.")
+        frames, tokens, _ = features.shape
+        if grid is None:
+            side = round(tokens**0.5)
+            grid = (side, side)
+        if grid[0] * grid[1] != tokens:
+            raise JvidpruneError(f"grid {grid[0]}x{grid[1]} has {grid[0] * grid[1]} cells, but a frame has {tokens} tokens.")
+        arrays = {name: jnp.asarray(value) for name, value in (evidence or {}).items()}
+        for name, value in arrays.items():
+            if name not in EVIDENCE:
+                raise JvidpruneError(f"unknown evidence {name!r}; known: {', '.join(EVIDENCE)}.")
+            if name != "text" and value.shape[0] != frames:
+                raise JvidpruneError(f"evidence {name!r} has {value.shape[0]} rows, but the video has {frames} frames.")
+        mask = jnp.ones(frames, bool) if frame_mask is None else jnp.asarray(frame_mask, bool)
+        return cls(features, arrays, mask, tuple(grid), unpooled_grid and tuple(unpooled_grid))
+
+    def layout(self, frames: int | None = None) -> Layout:
+        """The static facts a budget is made from; `frames` is the number of real frames where padding follows them."""
+        padded = self.features.shape[-3]
+        if frames is None:
+            return Layout(padded, self.grid, self.unpooled_grid)
+        return Layout(frames, self.grid, self.unpooled_grid, padded)
+
+
+class Plan(NamedTuple):
+    """Everything a reducer decided, independent of D: the same plan reduces features, position ids and DeepStack levels.
+
+    Shapes: K static capacity, A static slots (targets a token may contribute to; 0 for methods that only select).
+
+    Attributes:
+      ids: (K,) int32 global id frame * N + token of each output row, T * N on padding.
+      valid: (K,) bool, a prefix mask.
+      count: () int32, rows the method asked for. It is not clipped to K, so count > K tells of too small a capacity.
+      is_pick: (K,) bool, the row copies token `ids[row]` verbatim instead of summing contributions.
+      row: (A, T * N) int32 output row that a token contributes to, K for none.
+      weight: (A, T * N) float32 weight of the token in that row.
+      diagnostics: what the method can show (segments, scores, transport plans); small arrays by name.
+    """
+
+    ids: Int[Array, "K"]
+    valid: Bool[Array, "K"]
+    count: Int[Array, ""]
+    is_pick: Bool[Array, "K"]
+    row: Int[Array, "A M"]
+    weight: Float[Array, "A M"]
+    diagnostics: dict[str, Array]
+
+
+class Reduced(NamedTuple):
+    """Fewer tokens, padded to a static capacity K; valid rows come first, in the method's own output order.
+
+    Attributes:
+      tokens: (K, D) in the input dtype, zeros on padding.
+      index: (K,) int32 frame * N + token of each row, T * N on padding.
+      valid: (K,) bool.
+      mass: (K,) int32 number of source tokens that went into the row, 0 on padding.
+      slot: (T * N,) int32 row each source token went to, -1 where it was dropped; a token that contributes to several
+        rows is listed with its own row if it was kept, else with the first.
+      diagnostics: empty unless asked for.
+    """
+
+    tokens: Float[Array, "K D"]
+    index: Int[Array, "K"]
+    valid: Bool[Array, "K"]
+    mass: Int[Array, "K"]
+    slot: Int[Array, "M"]
+    diagnostics: dict[str, Array]
+
+    @property
+    def count(self) -> Int[Array, ""]:
+        """Number of valid rows."""
+        return self.valid.sum(-1)
+
+
+Budget = Any
+"""A NamedTuple of int32 scalars, one type a method, made on the host and traced from there on."""
+
+
+@runtime_checkable
+class Reducer(Protocol):
+    """What any reducer, ours or a user's, looks like: a hashable object (static under jit) with four members."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of `EVIDENCE` that `plan` reads."""
+        ...
+
+    def budget(self, layout: Layout, ratio: float) -> Budget:
+        """Integers for one retention ratio, on the host in float64; JvidpruneError in one sentence if impossible."""
+        ...
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """A proved upper bound of the number of output tokens."""
+        ...
+
+    def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
+        """The decisions: pure, jittable, vmappable over budgets and videos."""
+        ...
+
+
+def stack_budgets(budgets: list[Budget]) -> Budget:
+    """Stacks host-made budgets on a new leading axis, ready to be vmapped over."""
+    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *budgets)
