@@ -11,6 +11,7 @@ from jax import lax
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
+from jvidprune.ops.sink import SinkRule
 from jvidprune.tokens import Budget, Layout, Plan, Reduced, Reducer, VideoTokens, stack_budgets
 
 
@@ -49,8 +50,14 @@ class StagedReducer:
     info: ClassVar[MethodInfo]
     needs: frozenset[str] = frozenset()
 
-    def prepare(self, video: VideoTokens, *, capacity: int) -> Any:
-        """Ratio-independent work: similarities, segmentations, selection orders. Any pytree."""
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
+        """Ratio-independent work: similarities, segmentations, selection orders. Any pytree.
+
+        Args:
+          video: the tokens.
+          capacity: static bound of the output rows of the largest budget that will be asked for.
+          sink: SToP's adjustments; a method without a place for them ignores the rule.
+        """
         raise NotImplementedError
 
     def decide(self, shared: Any, budget: Budget, *, capacity: int) -> Plan:
