@@ -1,0 +1,44 @@
+"""Prompts as text before and after the video, one template a name."""
+
+import dataclasses
+
+from jvidprune.errors import JvidpruneError
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptTemplate:
+    """Text around the visual tokens; `{question}` is replaced.
+
+    Attributes:
+      before: text in front of the video.
+      after: text behind it, with the question.
+    """
+
+    before: str
+    after: str
+
+    def parts(self, question: str) -> tuple[str, str]:
+        """(text before, text after) for one question."""
+        return self.before, self.after.replace("{question}", question)
+
+
+TEMPLATES: dict[str, PromptTemplate] = {
+    # Conversation template "qwen_1_5", used for all published benchmark numbers of the LLaVA models.
+    "qwen_1_5": PromptTemplate(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        "\n{question}<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    # Chat template shipped with the llava-hf checkpoints: a space after the role, no system turn.
+    "llava_hf": PromptTemplate("<|im_start|>user ", "\n{question}<|im_end|><|im_start|>assistant\n"),
+}
+
+
+def template(name: str) -> PromptTemplate:
+    """A template by name.
+
+    Raises:
+      JvidpruneError: unknown name.
+    """
+    if name not in TEMPLATES:
+        raise JvidpruneError(f"unknown prompt template {name!r}; known: {', '.join(TEMPLATES)}.")
+    return TEMPLATES[name]

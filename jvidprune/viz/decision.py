@@ -1,0 +1,86 @@
+"""One reduction on the host, ready to be drawn."""
+
+import dataclasses
+
+import numpy as np
+
+from jvidprune.tokens import Reduced
+
+
+@dataclasses.dataclass(frozen=True)
+class Decision:
+    """What a reducer did to one video.
+
+    Attributes:
+      method: shown name.
+      ratio: retention ratio asked for.
+      frames: T.
+      grid: (h, w), h * w = N.
+      index: (R,) global id frame * N + token of each output row, valid rows only.
+      mass: (R,) source tokens in each row.
+      slot: (T * N,) output row of each source token, -1 where dropped.
+      parent: (T * N,) global id that a token was linked to in time (merge tree, transport match), -1 without a link.
+      sink: (T * N,) sink score in [0, 1], or None.
+    """
+
+    method: str
+    ratio: float
+    frames: int
+    grid: tuple[int, int]
+    index: np.ndarray
+    mass: np.ndarray
+    slot: np.ndarray
+    parent: np.ndarray
+    sink: np.ndarray | None = None
+
+    @classmethod
+    def from_reduced(cls, reduced: Reduced, *, method: str, ratio: float, frames: int, grid: tuple[int, int]) -> "Decision":
+        """Host copy of one `Reduced`; `parent` (T, N) and `sink_score` (T, N) are read from its diagnostics."""
+        valid = np.asarray(reduced.valid)
+        total = frames * grid[0] * grid[1]
+        shown = reduced.diagnostics
+        parent = np.asarray(shown["parent"]).reshape(-1) if "parent" in shown else np.full(total, -1)
+        sink = np.asarray(shown["sink_score"], np.float32).reshape(-1) if "sink_score" in shown else None
+        return cls(
+            method,
+            ratio,
+            frames,
+            grid,
+            np.asarray(reduced.index)[valid],
+            np.asarray(reduced.mass)[valid],
+            np.asarray(reduced.slot)[:total],
+            parent[:total],
+            sink,
+        )
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """N."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def count(self) -> int:
+        """Output tokens."""
+        return len(self.index)
+
+    @property
+    def achieved(self) -> float:
+        """Output tokens as a share of all tokens."""
+        return self.count / (self.frames * self.tokens_per_frame)
+
+    def kept(self) -> np.ndarray:
+        """(T, N) bool, places that stand for an output token."""
+        flags = np.zeros(self.frames * self.tokens_per_frame, bool)
+        flags[self.index] = True
+        return flags.reshape(self.frames, -1)
+
+    def per_frame(self) -> np.ndarray:
+        """(T,) output tokens of each frame, repeats counted."""
+        return np.bincount(self.index // self.tokens_per_frame, minlength=self.frames)
+
+    def summary(self) -> str:
+        """One line for people."""
+        total = self.frames * self.tokens_per_frame
+        merged = int(((self.slot >= 0) & ~self.kept().reshape(-1)).sum())
+        dropped = int((self.slot < 0).sum())
+        return f"{self.count:,} of {total:,} tokens ({self.achieved:.1%}) · {merged:,} merged · {dropped:,} dropped"

@@ -1,0 +1,81 @@
+"""A self-contained page: the frames with every token marked, side by side for several methods."""
+
+import base64
+import html
+import io
+import json
+from collections.abc import Sequence
+from importlib import resources
+
+import numpy as np
+
+from jvidprune.viz.decision import Decision
+from jvidprune.viz.overlay import fit
+
+
+def data_url(image: np.ndarray, quality: int = 82) -> str:
+    """A JPEG data URL of an (H, W, 3) uint8 image."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain table, all text escaped."""
+    line = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><thead><tr>{line}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def reduction_page(
+    frames: np.ndarray,
+    decisions: Sequence[Decision],
+    labels: Sequence[str],
+    *,
+    title: str,
+    subtitle: str,
+    extra: str = "",
+    width: int = 384,
+) -> str:
+    """The page as one string: no network, no files beside it, follows the reader's light or dark setting.
+
+    Args:
+      frames: (T, H, W, 3) uint8.
+      decisions: methods on these frames.
+      labels: caption of each frame.
+      title, subtitle: plain text.
+      extra: HTML put below the frames (tables made by `html_table`).
+      width: pixels of the embedded frames.
+    """
+    methods = [
+        {
+            "method": decision.method,
+            "ratio": decision.ratio,
+            "grid": list(decision.grid),
+            "index": decision.index.tolist(),
+            "mass": decision.mass.tolist(),
+            "slot": decision.slot.tolist(),
+            "parent": decision.parent.tolist(),
+            "sink": None if decision.sink is None else [round(float(s), 3) for s in decision.sink],
+        }
+        for decision in decisions
+    ]
+    data = {
+        "images": [data_url(fit(frame, width)) for frame in frames],
+        "labels": list(labels),
+        "methods": methods,
+        "links": any((decision.parent >= 0).any() for decision in decisions),
+    }
+    page = resources.files("jvidprune.viz").joinpath("page.html").read_text(encoding="utf8")
+    # "</" inside a script element would end it early; JSON allows the escaped slash.
+    payload = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
+    for mark, value in [
+        ("__TITLE__", html.escape(title)),
+        ("__SUBTITLE__", html.escape(subtitle)),
+        ("__EXTRA__", extra),
+        ("__DATA__", payload),
+    ]:
+        page = page.replace(mark, value)
+    return page
