@@ -1,15 +1,26 @@
 """jvidprune: visual-token reduction for video LLMs in JAX.
 
 A video becomes tokens with evidence; a reducer turns them into fewer tokens under an integer budget; a model reads
-those. `reduce` and `sweep` are the two calls most users make.
+those. `reduce` and `sweep` are the two calls most users make. Names are imported on first use, so that the command
+line starts without waiting for JAX.
 """
 
-from jvidprune import reducers
-from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.base import reduce, reduce_batch, sweep
-from jvidprune.tokens import EVIDENCE, Budget, Layout, Plan, Reduced, Reducer, VideoTokens
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jvidprune import reducers
+    from jvidprune.errors import JvidpruneError
+    from jvidprune.reducers.base import reduce, reduce_batch, sweep
+    from jvidprune.tokens import EVIDENCE, Budget, Layout, Plan, Reduced, Reducer, VideoTokens
 
 __version__ = "0.1.0"
+
+_SOURCES = {
+    "errors": ("JvidpruneError",),
+    "reducers.base": ("reduce", "reduce_batch", "sweep"),
+    "tokens": ("EVIDENCE", "Budget", "Layout", "Plan", "Reduced", "Reducer", "VideoTokens"),
+}
 
 __all__ = [
     "EVIDENCE",
@@ -25,3 +36,16 @@ __all__ = [
     "reducers",
     "sweep",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "reducers":
+        return importlib.import_module("jvidprune.reducers")
+    for module, names in _SOURCES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"jvidprune.{module}"), name)
+    raise AttributeError(f"module 'jvidprune' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,226 @@
+"""The command line: one verb a function, everything heavy imported inside the verb that needs it."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from jvidprune.errors import JvidpruneError
+
+if TYPE_CHECKING:
+    from jvidprune.inference.console import Console
+
+app = tyro.extras.SubcommandApp()
+
+QUESTION = "What is happening in this video?"
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """How a verb talks."""
+
+    quiet: bool = False
+    """Print the result alone: no progress, no tables."""
+    json: bool = False
+    """Print one JSON object for machines."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def console(self) -> "Console":
+        from jvidprune.inference.console import Console
+
+        return Console(quiet=self.quiet or self.json)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice:
+    """Which model reads the video."""
+
+    model: str | None = None
+    """Checkpoint folder or hub id; by default the embedded model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of parameters and activations."""
+    frames: int | None = None
+    """Frames sampled from the video; by default what the family was evaluated with."""
+    fps: float | None = None
+    """Sample at this rate instead of a fixed number of frames."""
+
+
+Common = Annotated[Output, OmitArgPrefixes]
+Model = Annotated[ModelChoice, OmitArgPrefixes]
+Video = Annotated[Path | None, Positional, arg(metavar="VIDEO", help="Video file; by default a generated clip.")]
+
+
+@app.command
+def ask(
+    video: Video = None,
+    question: Annotated[str, Positional, arg(metavar="QUESTION")] = QUESTION,
+    /,
+    *,
+    reducer: str = "flashvid",
+    ratio: float = 0.1,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    model: Model = ModelChoice(),
+    out: Common = Output(),
+) -> None:
+    """Answer a question about a video from a few of its tokens, and show what each stage cost.
+
+    Args:
+      question: what to ask.
+      reducer: method name (`jvidprune methods`), or "none" for all tokens.
+      ratio: retention ratio in (0, 1].
+      max_new_tokens: longest answer.
+      temperature: 0 answers greedily, above 0 samples.
+      top_p: share of probability that sampling draws from.
+      seed: seed of sampling.
+    """
+    from jvidprune.inference import run
+
+    console = out.console()
+    answer = run.ask(
+        video,
+        question,
+        reducer=reducer,
+        ratio=ratio,
+        model=dataclasses.asdict(model),
+        sampling=dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed),
+        console=console,
+    )
+    if out.json:
+        _print_json(answer.record())
+    elif out.quiet:
+        print(answer.text)
+    else:
+        console.answer(answer)
+
+
+@app.command
+def reduce(
+    video: Video = None,
+    /,
+    *,
+    reducer: str = "flashvid",
+    compare: str = "",
+    ratio: float = 0.1,
+    save: Annotated[Path, arg(name="out", help="Where to draw it: .html, .png or .mp4.")] = Path("reduction.html"),
+    model: Model = ModelChoice(),
+    out: Common = Output(),
+) -> None:
+    """Show which tokens of a video are kept and which are merged into which, drawn on its frames.
+
+    Args:
+      reducer: method name (`jvidprune methods`).
+      compare: several names separated by commas, drawn side by side; replaces `reducer`.
+      ratio: retention ratio in (0, 1].
+    """
+    from jvidprune.inference import run
+
+    console = out.console()
+    names = [name.strip() for name in compare.split(",") if name.strip()] or [reducer]
+    record = run.draw_reduction(video, names, ratio, save, model=dataclasses.asdict(model), console=console)
+    if out.json:
+        _print_json(record)
+    elif out.quiet:
+        print(save)
+    else:
+        console.reduction(record)
+
+
+@app.command
+def clip(
+    path: Annotated[Path, Positional] = Path("clip.mp4"), /, *, seed: int = 0, frames: int = 64, out: Common = Output()
+) -> None:
+    """Write a generated clip of moving shapes, cuts and camera motion as a real mp4 file.
+
+    Args:
+      path: file to write.
+      seed: equal seeds give equal clips.
+      frames: length in frames.
+    """
+    from jvidprune.inference import run
+
+    record = run.make_clip(path, seed=seed, frames=frames)
+    if out.json:
+        _print_json(record)
+    else:
+        print(path)
+
+
+@app.command
+def methods(*, out: Common = Output()) -> None:
+    """List the reducers: paper, the evidence they need, whether they merge and nest."""
+    from jvidprune import reducers
+
+    rows = []
+    for name in reducers.names():
+        info, reducer = reducers.info(name), reducers.get(name)
+        row = dataclasses.asdict(info) | {"needs": sorted(reducer.needs)}
+        rows.append(row)
+    if out.json:
+        _print_json(rows)
+    elif out.quiet:
+        print("\n".join(row["name"] for row in rows))
+    else:
+        out.console().methods(rows)
+
+
+@app.command
+def models(*, out: Common = Output()) -> None:
+    """List the model families that checkpoints can be loaded for."""
+    from jvidprune.models.load import families
+
+    rows = families()
+    if out.json:
+        _print_json(rows)
+    elif out.quiet:
+        print("\n".join(row["family"] for row in rows))
+    else:
+        out.console().models(rows)
+
+
+@app.command
+def parity(folder: Annotated[Path, Positional], /, *, model: bool = False, out: Common = Output()) -> None:
+    """Run a folder of golden .npz files through the port and compare.
+
+    Args:
+      folder: golden files; with `--model` a tiny checkpoint folder with io*.npz.
+      model: the folder is a checkpoint.
+    """
+    from jvidprune.inference.console import parity_tables
+    from jvidprune.parity import run as parity_run
+
+    reports = parity_run.reports(folder, model=model)
+    passed = parity_tables(reports, as_json=out.json, quiet=out.quiet)
+    if not passed:
+        sys.exit(1)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point: exit code 0 on success, 1 on a parity mismatch, 2 on an error the user can fix."""
+    debug = "--debug" in sys.argv
+    try:
+        app.cli(prog="jvidprune", description="Visual-token reduction for video LLMs in JAX.")
+    except JvidpruneError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(141)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Outputs that appear whole or not at all."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jvidprune.errors import JvidpruneError
+
+
+@contextlib.contextmanager
+def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A temporary path beside `path` with the same suffix; renamed onto it if the body succeeds, removed if not.
+
+    Raises:
+      JvidpruneError: the folder cannot be created or written to, or `path` is a folder.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise JvidpruneError(f"cannot write {target}: it is a folder.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    except OSError as error:
+        raise JvidpruneError(f"cannot write {target}: {error.strerror}.") from error
+    os.close(handle)
+    part = Path(name)
+    # mkstemp files are private; the result should carry the permissions a plain open() would give.
+    umask = os.umask(0)
+    os.umask(umask)
+    part.chmod(0o666 & ~umask)
+    try:
+        yield part
+        os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,165 @@
+"""What people see: progress on stderr, tables on stdout; all of it silent on request."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from jvidprune.parity.core import FileReport
+
+if TYPE_CHECKING:
+    from jvidprune.inference.pipeline import Answer
+    from jvidprune.inference.stages import Stage
+
+
+class Console:
+    """Prints for a person, or nothing when quiet."""
+
+    def __init__(self, *, quiet: bool = False):
+        self.quiet = quiet
+        self._out = RichConsole(quiet=quiet)
+        self._err = RichConsole(stderr=True, quiet=quiet)
+        self._progress: Progress | None = None
+
+    def note(self, text: str) -> None:
+        """One line of information on stderr."""
+        self._err.print(text, style="dim", highlight=False)
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """Progress bars live inside; they vanish when done."""
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeElapsedColumn(), console=self._err, transient=True) as progress:
+            self._progress = progress
+            try:
+                yield
+            finally:
+                self._progress = None
+
+    def task(self, name: str, total: int | None = None) -> Callable[[int, int | None], None]:
+        """Starts a bar; the returned function takes (done, total)."""
+        if self._progress is None:
+            return lambda done, total=None: None
+        for task in self._progress.tasks:
+            self._progress.remove_task(task.id)
+        task_id = self._progress.add_task(name, total=total)
+
+        def update(done: int, total: int | None = None) -> None:
+            if self._progress is not None:
+                self._progress.update(task_id, completed=done, **({} if total is None else {"total": total}))
+
+        return update
+
+    def start(self, name: str) -> None:
+        """A bar without a known end."""
+        self.task(name)
+
+    def answer(self, answer: "Answer") -> None:
+        """The answer and its stage table."""
+        self._out.print(f"\n[bold]{_escape(answer.question)}[/bold]")
+        self._out.print(_escape(answer.text) or "[dim](empty answer)[/dim]", highlight=False)
+        self._out.print()
+        kept = f"{answer.reducer} kept {answer.kept:,} of {answer.visual:,} visual tokens ({answer.kept / answer.visual:.1%})"
+        self._out.print(stage_table(answer.stages, kept))
+        if answer.untrained:
+            self._out.print("[yellow]The embedded model is untrained: its answers are noise, its costs are real.[/yellow]")
+
+    def reduction(self, record: dict[str, Any]) -> None:
+        """Where the drawing is, and the count of every method."""
+        table = Table(box=box.SIMPLE_HEAD)
+        for name, justify in [("method", "left"), ("asked", "right"), ("tokens", "right"), ("of all", "right")]:
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for row in record["methods"]:
+            table.add_row(row["method"], f"{row['ratio']:.1%}", f"{row['tokens']:,}", f"{row['achieved']:.1%}")
+        self._out.print(table)
+        self._out.print(f"drawn on {record['frames']} frames: [bold]{_escape(record['out'])}[/bold]")
+
+    def methods(self, rows: list[dict[str, Any]]) -> None:
+        """The method table."""
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in ("name", "paper", "needs", "merges", "nested", "exact count", "what it does"):
+            table.add_column(name, no_wrap=name in ("name", "paper"))
+        for row in rows:
+            yes_no = ["yes" if row[key] else "no" for key in ("merges", "nested", "exact")]
+            table.add_row(row["name"], row["paper"], ", ".join(row["needs"]) or "-", *yes_no, row["summary"])
+        self._out.print(table)
+
+    def models(self, rows: list[dict[str, Any]]) -> None:
+        """The family table."""
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in rows[0]:
+            table.add_column(name)
+        for row in rows:
+            table.add_row(*(str(value) for value in row.values()))
+        self._out.print(table)
+
+
+def stage_table(stages: Iterable["Stage"], caption: str) -> Table:
+    """Seconds, compile seconds, what was produced and its rate, a row a stage."""
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    table.add_column("stage")
+    for name in ("seconds", "compile s", "produced", "per second"):
+        table.add_column(name, justify="right")
+    for stage in stages:
+        table.add_row(
+            stage.name,
+            f"{stage.seconds:.3f}",
+            f"{stage.compile_seconds:.2f}",
+            f"{stage.tokens:,} {stage.unit}",
+            f"{stage.rate:,.0f}",
+        )
+    return table
+
+
+def parity_tables(reports: Iterable[FileReport], *, as_json: bool, quiet: bool) -> bool:
+    """Prints one table over all reports; True if every file passed."""
+    styles = {"ok": "green", "mismatch": "bold red", "later": "yellow", "not compared": "red"}
+    table = Table(box=box.SIMPLE_HEAD, title="parity with the reference implementations")
+    for name, justify in [
+        ("file", "left"),
+        ("method", "left"),
+        ("compared", "left"),
+        ("largest deviation", "right"),
+        ("allowed", "right"),
+        ("verdict", "left"),
+        ("note", "left"),
+    ]:
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    records, counts, all_passed = [], {verdict: 0 for verdict in styles}, True
+    for report in reports:
+        all_passed &= report.passed
+        for number, row in enumerate(report.rows):
+            counts[row.verdict] += 1
+            records.append({"file": report.file, "method": report.method} | dataclasses.asdict(row))
+            table.add_row(
+                _escape(report.file) if number == 0 else "",
+                report.method if number == 0 else "",
+                _escape(row.what),
+                "" if row.deviation is None else f"{row.deviation:.3g}",
+                "" if row.limit is None else f"{row.limit:.3g}",
+                f"[{styles[row.verdict]}]{row.verdict}[/]",
+                _escape(row.note),
+            )
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count or verdict == "ok")
+    if as_json:
+        print(json.dumps({"passed": all_passed, "counts": counts, "rows": records}, indent=1, allow_nan=False, default=str))
+        return all_passed
+    width = None if sys.stdout.isatty() else 160
+    console = RichConsole(width=width)
+    if not quiet:
+        console.print(table)
+    console.print(f"[bold {'green' if all_passed else 'red'}]{'passed' if all_passed else 'failed'}[/]: {summary}")
+    return all_passed
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
