@@ -208,3 +208,26 @@ class Reducer(Protocol):
 def stack_budgets(budgets: list[Budget]) -> Budget:
     """Stacks host-made budgets on a new leading axis, ready to be vmapped over."""
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *budgets)
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerStage:
+    """One cut inside the language model, declared as data: the decoder runs it, the reducer only carries it.
+
+    A stage stands between two decoder layers: layers before `layer` see every position, `layer` and those after it see
+    the kept ones. Text positions are always kept, position ids travel with the tokens, each side has its own length of
+    KV cache, and nothing is cut during decoding. The decoder gathers what `rule` ranks by from layer `layer - 1`.
+
+    Attributes:
+      layer: 0-based index of the first decoder layer after the cut; a layer beyond the last one means no cut.
+      rule: name of the ranking, e.g. "last_query_topk": attention of the last query position over the visual
+        positions, softmax in float32, mean over heads; the ceil(keep * count) largest stay, in their order.
+      keep: share of the visual positions that stays, in (0, 1]; counts are made on the host in float64 (a table by
+        the number of visual positions), never from a traced ratio.
+      settings: further hyper-parameters of the rule as (name, value) pairs, hashable.
+    """
+
+    layer: int
+    rule: str
+    keep: float
+    settings: tuple[tuple[str, Any], ...] = ()
