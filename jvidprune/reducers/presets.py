@@ -12,6 +12,7 @@ BACKBONES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2
 """Model families with published settings."""
 
 _METHODS: dict[str, tuple[str, str]] = {
+    "none": ("full", "Full"),
     "visionzip": ("visionzip", "VisionZip"),
     "flashvid": ("flashvid", "FlashVID"),
 }
