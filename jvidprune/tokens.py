@@ -111,7 +111,9 @@ class VideoTokens:
             side = round(tokens**0.5)
             grid = (side, side)
         if grid[0] * grid[1] != tokens:
-            raise JvidpruneError(f"grid {grid[0]}x{grid[1]} has {grid[0] * grid[1]} cells, but a frame has {tokens} tokens.")
+            raise JvidpruneError(
+                f"grid {grid[0]}x{grid[1]} has {grid[0] * grid[1]} cells, but a frame has {tokens} tokens."
+            )
         arrays = {name: jnp.asarray(value) for name, value in (evidence or {}).items()}
         for name, value in arrays.items():
             if name not in EVIDENCE:

@@ -69,7 +69,9 @@ class Console:
         kept = f"{answer.reducer} kept {answer.kept:,} of {answer.visual:,} visual tokens ({answer.kept / answer.visual:.1%})"
         self._out.print(stage_table(answer.stages, kept))
         if answer.untrained:
-            self._out.print("[yellow]The embedded model is untrained: its answers are noise, its costs are real.[/yellow]")
+            self._out.print(
+                "[yellow]The embedded model is untrained: its answers are noise, its costs are real.[/yellow]"
+            )
 
     def reduction(self, record: dict[str, Any]) -> None:
         """Where the drawing is, and the count of every method."""
@@ -149,7 +151,11 @@ def parity_tables(reports: Iterable[FileReport], *, as_json: bool, quiet: bool) 
             )
     summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count or verdict == "ok")
     if as_json:
-        print(json.dumps({"passed": all_passed, "counts": counts, "rows": records}, indent=1, allow_nan=False, default=str))
+        print(
+            json.dumps(
+                {"passed": all_passed, "counts": counts, "rows": records}, indent=1, allow_nan=False, default=str
+            )
+        )
         return all_passed
     width = None if sys.stdout.isatty() else 160
     console = RichConsole(width=width)

@@ -20,9 +20,7 @@ def compact(multiplicity: Int[Array, "S"], capacity: int) -> tuple[Int[Array, "K
     return jnp.where(valid, source, multiplicity.shape[0]), valid, total[-1]
 
 
-def selection_plan(
-    multiplicity: Int[Array, "M"], capacity: int, diagnostics: dict[str, Array] | None = None
-) -> Plan:
+def selection_plan(multiplicity: Int[Array, "M"], capacity: int, diagnostics: dict[str, Array] | None = None) -> Plan:
     """Plan of a method that keeps tokens unchanged, ascending by id; `multiplicity` may be a bool mask."""
     ids, valid, count = compact(multiplicity, capacity)
     nothing = jnp.zeros((0, multiplicity.shape[0]))
@@ -89,6 +87,27 @@ def keyed_plan(
     slot = order[jnp.minimum(rows, s - 1)]
     valid = (rows < count) & (rows < s)
     ids = jnp.where(valid, token[slot], m).astype(jnp.int32)
+    return Plan(ids, valid, count, valid & pick[slot], row, weight.astype(jnp.float32), diagnostics or {})
+
+
+def slotted_plan(
+    token: Int[Array, "S"],
+    present: Bool[Array, "S"],
+    pick: Bool[Array, "S"],
+    target: Int[Array, "A M"],
+    weight: Float[Array, "A M"],
+    capacity: int,
+    diagnostics: dict[str, Array] | None = None,
+) -> Plan:
+    """`keyed_plan` for candidate slots that lie in output order already: a cumulative sum instead of two sorts."""
+    s, m = token.shape[0], target.shape[-1]
+    source, valid, count = compact(present, capacity)
+    slots = present.astype(jnp.int32)
+    before = jnp.minimum(jnp.cumsum(slots) - slots, capacity)
+    row_of = jnp.append(jnp.where(present, before, capacity), capacity).astype(jnp.int32)
+    slot = jnp.minimum(source, s - 1)
+    ids = jnp.where(valid, token[slot], m).astype(jnp.int32)
+    row = row_of[jnp.clip(target, 0, s)]
     return Plan(ids, valid, count, valid & pick[slot], row, weight.astype(jnp.float32), diagnostics or {})
 
 

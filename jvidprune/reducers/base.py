@@ -233,9 +233,7 @@ def run_budgets(
 
 
 @functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics"))
-def _run_batch(
-    reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool
-) -> Reduced:
+def _run_batch(reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool) -> Reduced:
     def one(video: VideoTokens, budget: Budget) -> Reduced:
         plan = reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
         return _finish(apply_plan(reducer, plan, video), diagnostics)

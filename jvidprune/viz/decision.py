@@ -34,7 +34,9 @@ class Decision:
     sink: np.ndarray | None = None
 
     @classmethod
-    def from_reduced(cls, reduced: Reduced, *, method: str, ratio: float, frames: int, grid: tuple[int, int]) -> "Decision":
+    def from_reduced(
+        cls, reduced: Reduced, *, method: str, ratio: float, frames: int, grid: tuple[int, int]
+    ) -> "Decision":
         """Host copy of one `Reduced`; `parent` (T, N) and `sink_score` (T, N) are read from its diagnostics."""
         valid = np.asarray(reduced.valid)
         total = frames * grid[0] * grid[1]

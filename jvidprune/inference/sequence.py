@@ -1,0 +1,66 @@
+"""Which embedding stands in which slot of the prompt: text before, kept tokens with newlines, text after, padding."""
+
+import dataclasses
+
+import numpy as np
+
+from jvidprune.errors import JvidpruneError
+
+_BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+
+
+def bucket_length(length: int) -> int:
+    """Rounds a prompt length up to one of few sizes, so that the number of compilations stays bounded."""
+    for size in _BUCKETS:
+        if length <= size:
+            return size
+    return -(-length // 1024) * 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class SlotMap:
+    """Host-side layout of one prompt.
+
+    The prompt's embeddings are `table[source]` with table = [text before | text after | newline | reduced tokens].
+
+    Attributes:
+      source: (S,) int32 row of that table, S a bucket length; padding points at row 0.
+      length: slots in use.
+      visual: (start, stop) slots of the visual block, newlines included.
+    """
+
+    source: np.ndarray
+    length: int
+    visual: tuple[int, int]
+
+    @property
+    def valid(self) -> np.ndarray:
+        """(S,) bool."""
+        return np.arange(len(self.source)) < self.length
+
+
+def slot_map(before: int, after: int, visual: np.ndarray, *, max_positions: int, reserve: int) -> SlotMap:
+    """Lays out one prompt.
+
+    Args:
+      before: text tokens in front of the video.
+      after: text tokens behind it.
+      visual: (V,) rows of the reduced tokens in sequence order, -1 for a newline embedding.
+      max_positions: what the language model can address.
+      reserve: tokens that will be generated.
+
+    Raises:
+      JvidpruneError: prompt and answer do not fit into the model's positions.
+    """
+    length = before + len(visual) + after
+    if length + reserve > max_positions:
+        raise JvidpruneError(
+            f"the prompt has {length:,} tokens ({len(visual):,} visual) and {reserve:,} may be generated, but the model "
+            f"has {max_positions:,} positions: lower the ratio, the number of frames or the answer length."
+        )
+    newline = before + after
+    rows = np.where(visual < 0, newline, newline + 1 + visual)
+    source = np.concatenate([np.arange(before), rows, before + np.arange(after)]).astype(np.int32)
+    padded = np.zeros(min(bucket_length(length), max(max_positions, length)), np.int32)
+    padded[:length] = source
+    return SlotMap(padded, length, (before, before + len(visual)))

@@ -1,0 +1,124 @@
+"""The calls users make: reduce, sweep, batches, a reducer of one's own, and the sentences for bad input."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jvidprune
+from jvidprune import JvidpruneError, Layout, VideoTokens, reducers
+from jvidprune.ops.compact import selection_plan
+from jvidprune.reducers import base
+
+
+class KeepBudget(NamedTuple):
+    keep: np.int32
+
+
+@dataclasses.dataclass(frozen=True)
+class EveryNth:
+    """A user's reducer: any object of the protocol's shape, no base class and no registration."""
+
+    needs: frozenset[str] = frozenset()
+
+    def budget(self, layout: Layout, ratio: float) -> KeepBudget:
+        return KeepBudget(np.int32(max(1, round(layout.tokens * ratio))))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        return layout.frames * int(self.budget(layout, ratio).keep)
+
+    def plan(self, video: VideoTokens, budget: KeepBudget, *, capacity: int):
+        keep = jnp.arange(video.features.shape[1]) < budget.keep
+        return selection_plan((video.frame_mask[:, None] & keep[None, :]).reshape(-1), capacity)
+
+
+def video(frames=3, tokens=16, dim=5, **kwargs):
+    features = np.random.default_rng(0).normal(size=(frames, tokens, dim)).astype(np.float32)
+    return VideoTokens.create(features, **kwargs)
+
+
+def test_a_users_reducer_needs_no_registration():
+    reduced = jvidprune.reduce(EveryNth(), video(), 0.25)
+    assert int(reduced.count) == 12
+    np.testing.assert_array_equal(reduced.tokens[:4], video().features[0, :4])
+
+
+def test_a_sweep_compiles_once_and_equals_single_runs():
+    ratios = [0.1, 0.25, 0.5, 0.75, 1.0]
+    base.run_budgets.clear_cache()
+    swept = jvidprune.sweep(EveryNth(), video(), ratios)
+    assert base.run_budgets._cache_size() == 1
+    jvidprune.sweep(EveryNth(), video(), [0.2, 0.3, 0.4, 0.6, 1.0])
+    assert base.run_budgets._cache_size() == 1
+    for number, ratio in enumerate(ratios):
+        single = jvidprune.reduce(EveryNth(), video(), ratio, capacity=swept.index.shape[1])
+        for one, many in zip(jax.tree.leaves(single), jax.tree.leaves(swept), strict=True):
+            np.testing.assert_array_equal(one, many[number])
+
+
+def test_padding_frames_change_nothing_for_the_real_ones():
+    short = video(frames=2)
+    padded = VideoTokens.create(
+        np.concatenate([short.features, np.full((2, 16, 5), 7.0)]), frame_mask=[True, True, False, False]
+    )
+    batch = jax.tree.map(lambda a: jnp.stack([a, a]), padded)
+    alone = jvidprune.reduce(EveryNth(), short, 0.5)
+    for reduced in [
+        jvidprune.reduce(EveryNth(), padded, 0.5),
+        jax.tree.map(lambda a: a[1], jvidprune.reduce_batch(EveryNth(), batch, 0.5)),
+    ]:
+        count = int(alone.count)
+        assert int(reduced.count) == count
+        np.testing.assert_array_equal(reduced.index[:count], alone.index[:count])
+        np.testing.assert_array_equal(reduced.tokens[:count], alone.tokens[:count])
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.1, 1.5, float("nan"), "much", None])
+def test_ratios_outside_zero_to_one_are_refused(ratio):
+    with pytest.raises(JvidpruneError, match=r"\(0, 1\]"):
+        jvidprune.reduce(EveryNth(), video(), ratio)
+
+
+def test_bad_input_is_named_in_one_sentence():
+    bad = video()
+    bad = dataclasses.replace(bad, features=bad.features.at[1, 2, 3].set(jnp.nan))
+    with pytest.raises(JvidpruneError, match="features hold 1 NaN"):
+        jvidprune.reduce(EveryNth(), bad, 0.5)
+    with pytest.raises(JvidpruneError, match="needs the evidence attention_last"):
+        jvidprune.reduce(EveryNth(frozenset({"attention_last"})), video(), 0.5)
+    with pytest.raises(JvidpruneError, match="capacity 3 is too small"):
+        jvidprune.reduce(EveryNth(), video(), 0.5, capacity=3)
+    with pytest.raises(JvidpruneError, match="at least one"):
+        jvidprune.sweep(EveryNth(), video(), [])
+    with pytest.raises(JvidpruneError, match="no real frame"):
+        jvidprune.reduce(EveryNth(), video(frame_mask=[False] * 3), 0.5)
+    with pytest.raises(JvidpruneError, match="must follow"):
+        jvidprune.reduce(EveryNth(), video(frame_mask=[True, False, True]), 0.5)
+    with pytest.raises(JvidpruneError, match=r"grid 3x4 has 12 cells"):
+        video(grid=(3, 4))
+    with pytest.raises(JvidpruneError, match="unknown evidence 'attn'"):
+        video(evidence={"attn": np.zeros((3, 16))})
+    with pytest.raises(JvidpruneError, match="has 2 rows"):
+        video(evidence={"attention_last": np.zeros((2, 16))})
+
+
+def test_names_are_resolved_and_the_nearest_one_is_offered():
+    with pytest.raises(JvidpruneError, match="Did you mean 'flashvid'"):
+        reducers.get("flashvit")
+    with pytest.raises(JvidpruneError, match="unknown backbone 'llava'"):
+        reducers.get("flashvid", backbone="llava")
+    with pytest.raises(JvidpruneError, match="unknown hyper-parameter of flashvid 'alhpa'.*Did you mean 'alpha'"):
+        reducers.get("flashvid", alhpa=1)
+    assert reducers.get("flashvid", backbone="qwen2_5_vl").min_segments == 4
+
+
+def test_every_method_describes_itself():
+    for name in reducers.names():
+        info = reducers.info(name)
+        assert info.name == name
+        assert info.summary
+        assert isinstance(hash(reducers.get(name)), int)
+        assert reducers.get(name).needs <= jvidprune.EVIDENCE.keys()
