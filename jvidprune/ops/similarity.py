@@ -85,6 +85,12 @@ def same_position_cosine(x: Float[Array, "T N D"], eps: float = 1e-8) -> Float[A
     return inner / (norms[:-1] * norms[1:])
 
 
+def neighbour_cosine(x: Float[Array, "T D"], eps: float = 0.0) -> Float[Array, "T-1"]:
+    """Cosine of each row with the next one, float32, norms floored at `eps`; for frame embeddings."""
+    unit = normalise(x, eps)
+    return jnp.sum(unit[:-1] * unit[1:], axis=-1)
+
+
 def normalise(x: Float[Array, "... D"], eps: float = 0.0) -> Float[Array, "... D"]:
     """Unit vectors in float32; `eps` floors the norm, 0 means no floor (a zero row gives NaN)."""
     norm = jnp.sqrt(squared_norms(x))
