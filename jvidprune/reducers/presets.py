@@ -15,6 +15,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "none": ("full", "Full"),
     "visionzip": ("visionzip", "VisionZip"),
     "flashvid": ("flashvid", "FlashVID"),
+    "ottvid": ("ottvid", "OTTVid"),
 }
 """Registry name -> (module in this package, class). A class carries `info` and `PRESETS`, backbone -> settings."""
 
