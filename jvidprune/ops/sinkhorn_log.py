@@ -4,7 +4,6 @@ The plan of OTT-Vid (arXiv 2605.11803) is not converged: the number of updates a
 Zero marginals mark padding; they come back as exact zeros and leave the other entries alone.
 """
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float

@@ -124,7 +124,7 @@ class OTTVid(StagedReducer):
 
     @classmethod
     def library_defaults(cls, **overrides: Any) -> "OTTVid":
-        """The defaults of the reference package instead of the paper's: uniform mass, no threshold, eps 0.1, 50 updates.
+        """The reference package's defaults instead of the paper's: uniform mass, no threshold, eps 0.1, 50 updates.
 
         The package also switches stage 2 off unless told otherwise (`temporal=False` here).
         """
@@ -369,7 +369,7 @@ def split_removals(
     cap: Int[Array, ""],
     temperature: float,
 ) -> Int[Array, "P"]:
-    """Splits the removals over frame pairs, cheap pairs first: softmax shares by largest remainder, rounds until placed.
+    """Splits the removals over frame pairs, cheap ones first: softmax shares by largest remainder, in rounds.
 
     Args:
       difficulty: transport cost of each pair.
@@ -380,7 +380,7 @@ def split_removals(
     """
 
     def rounds(state):
-        given, active, left, moved = state
+        given, active, left, _ = state
         share = jax.nn.softmax(jnp.where(active, -difficulty / temperature, -jnp.inf)) * left
         share = jnp.where(active, share, 0.0)
         whole = jnp.floor(share)
