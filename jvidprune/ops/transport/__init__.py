@@ -1,0 +1,50 @@
+"""Optimal transport between tokens in four separate parts: cost, marginals, solver, projection; `aggregate` joins them.
+
+Sources are the rows of every matrix (R), anchors its columns (A).
+"""
+
+from jvidprune.ops.transport.aggregate import Aggregated, aggregate
+from jvidprune.ops.transport.cost import ClipCost, Cost, OnRows, Rows, TokenCost, cosine, cost_matrix, distance, lag
+from jvidprune.ops.transport.marginals import Given, Marginals, Saliency, Uniform
+from jvidprune.ops.transport.ott_solvers import LowRank, OttSinkhorn
+from jvidprune.ops.transport.projection import PROJECTIONS, Projection, blend, normalise_plan
+from jvidprune.ops.transport.solvers import (
+    Dustbin,
+    FixedSinkhorn,
+    Sinkhorn,
+    Solver,
+    TransportResult,
+    numeric_leaves,
+    transport_result,
+)
+
+__all__ = [
+    "PROJECTIONS",
+    "Aggregated",
+    "ClipCost",
+    "Cost",
+    "Dustbin",
+    "FixedSinkhorn",
+    "Given",
+    "LowRank",
+    "Marginals",
+    "OnRows",
+    "OttSinkhorn",
+    "Projection",
+    "Rows",
+    "Saliency",
+    "Sinkhorn",
+    "Solver",
+    "TokenCost",
+    "TransportResult",
+    "Uniform",
+    "aggregate",
+    "blend",
+    "cosine",
+    "cost_matrix",
+    "distance",
+    "lag",
+    "normalise_plan",
+    "numeric_leaves",
+    "transport_result",
+]

@@ -1,0 +1,155 @@
+"""ott-jax behind the same interface; ott is imported when a solver is called."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jvidprune.ops.transport.solvers import Exact, TransportResult, transport_result
+
+
+def _each(solve: Callable, cost: Array, mu: Array, nu: Array) -> Any:
+    """Runs a solver of one problem over all leading axes."""
+    batch = cost.shape[:-2]
+    mu = jnp.broadcast_to(mu, cost.shape[:-1])
+    nu = jnp.broadcast_to(nu, (*batch, cost.shape[-1]))
+    for _ in batch:
+        solve = jax.vmap(solve)
+    return solve(cost, mu, nu)
+
+
+def _static(default: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"static": True})
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class OttSinkhorn:
+    """`ott.solvers.linear.sinkhorn.Sinkhorn` on a cost matrix.
+
+    ott updates its first axis last. `exact="anchors"` hands it the transposed problem, which reproduces AOT's iterates;
+    `exact="sources"` reproduces OTT-Vid's.
+
+    Attributes:
+      epsilon: temperature, traced.
+      iterations: exactly so many updates, or None for ott's own stop; static.
+      threshold: of ott's stop, the L1 error of the marginal; static.
+      max_iterations, inner_iterations: cap of ott's stop and how often it is tested; static.
+      lse_mode: log domain; False underflows where cost / epsilon exceeds 87; static.
+      tau_sources, tau_anchors: below 1 relax a marginal; static, since ott compares them in Python. `Sinkhorn` traces them.
+      unrolled: differentiate through the iterations instead of implicitly; static.
+      exact: side updated last; static.
+    """
+
+    epsilon: float = 0.1
+    iterations: int | None = _static(None)
+    threshold: float = _static(1e-3)
+    max_iterations: int = _static(2000)
+    inner_iterations: int = _static(10)
+    lse_mode: bool = _static(True)
+    tau_sources: float = _static(1.0)
+    tau_anchors: float = _static(1.0)
+    unrolled: bool = _static(False)
+    exact: Exact = _static("anchors")
+
+    @classmethod
+    def aot(cls, iterations: int, epsilon: float = 0.1, lse_mode: bool = True) -> "OttSinkhorn":
+        """The call that gives AOT's plan after `iterations` updates (4e-6 relative)."""
+        return cls(epsilon, iterations, lse_mode=lse_mode, unrolled=True)
+
+    @classmethod
+    def ottvid(cls, epsilon: float = 0.01, iterations: int = 200) -> "OttSinkhorn":
+        """The call that gives OTT-Vid's plan (2.5e-7 absolute)."""
+        return cls(epsilon, iterations, unrolled=True, exact="sources")
+
+    def __call__(
+        self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
+    ) -> TransportResult:
+        """Solves every problem of the leading axes."""
+        return _each(self._one, cost, mu, nu)
+
+    def on_geometry(self, geometry: Any, mu: Float[Array, "n"], nu: Float[Array, "m"]) -> TransportResult:
+        """Solves on an ott geometry as it is, with its own epsilon and scaling: mu on its first axis, nu on its second.
+
+        The first axis is ott's exact one; build the geometry with anchors first for exact anchor loads.
+        """
+        output = self._solve(geometry, mu, nu, self.tau_sources, self.tau_anchors)
+        return transport_result(
+            output.matrix, mu, nu, output.n_iters, output.converged if not self.iterations else None
+        )
+
+    def _one(self, cost: Array, mu: Array, nu: Array) -> TransportResult:
+        from ott.geometry import geometry  # noqa: PLC0415 - reducers must import without ott
+
+        if self.exact == "anchors":
+            geom = geometry.Geometry(cost_matrix=cost.T, epsilon=self.epsilon)
+            output = self._solve(geom, nu, mu, self.tau_anchors, self.tau_sources)
+            plan = output.matrix.T
+        else:
+            geom = geometry.Geometry(cost_matrix=cost, epsilon=self.epsilon)
+            output = self._solve(geom, mu, nu, self.tau_sources, self.tau_anchors)
+            plan = output.matrix
+        # A problem without any mass (padding frames) has no plan; ott returns NaN for it.
+        plan = jnp.where((mu[:, None] > 0) & (nu[None] > 0), plan, 0.0)
+        steps = output.n_iters if self.iterations is None else self.iterations
+        return transport_result(plan, mu, nu, steps, output.converged if self.iterations is None else None)
+
+    def _solve(self, geom: Any, a: Array, b: Array, tau_a: float, tau_b: float) -> Any:
+        from ott.problems.linear import linear_problem  # noqa: PLC0415
+        from ott.solvers.linear import implicit_differentiation, sinkhorn  # noqa: PLC0415
+
+        # The scan length is max_iterations // inner_iterations: with inner > max nothing would run at all.
+        fixed = {"threshold": -1.0, "inner_iterations": 1, "min_iterations": self.iterations}
+        fixed["max_iterations"] = self.iterations
+        free = {"threshold": self.threshold, "inner_iterations": self.inner_iterations}
+        free["max_iterations"] = self.max_iterations
+        gradient = None if self.unrolled else implicit_differentiation.ImplicitDiff()
+        options: dict[str, Any] = free if self.iterations is None else fixed
+        solver = sinkhorn.Sinkhorn(lse_mode=self.lse_mode, implicit_diff=gradient, **options)
+        return solver(linear_problem.LinearProblem(geom, a=a, b=b, tau_a=tau_a, tau_b=tau_b))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LowRank:
+    """`ott.solvers.linear.sinkhorn_lr.LRSinkhorn`: transport through `rank` latent anchors, some 200 times slower.
+
+    Attributes:
+      rank: at most the smaller number of tokens; static.
+      epsilon: entropic term on the factors, 0 for none; static.
+      iterations: cap; static.
+    """
+
+    rank: int = _static(8)
+    epsilon: float = _static(0.0)
+    iterations: int = _static(200)
+
+    def __call__(
+        self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
+    ) -> TransportResult:
+        """Solves every problem of the leading axes; all rows need mass, since the factors take logarithms of it."""
+        return _each(self._one, cost, mu, nu)
+
+    def _one(self, cost: Array, mu: Array, nu: Array) -> TransportResult:
+        from ott.geometry import geometry  # noqa: PLC0415 - reducers must import without ott
+        from ott.initializers.linear import initializers_lr  # noqa: PLC0415
+        from ott.problems.linear import linear_problem  # noqa: PLC0415
+        from ott.solvers.linear import sinkhorn_lr  # noqa: PLC0415
+
+        solver = sinkhorn_lr.LRSinkhorn(
+            rank=self.rank,
+            epsilon=self.epsilon,
+            max_iterations=self.iterations,
+            inner_iterations=10,
+            initializer=initializers_lr.Rank2Initializer(self.rank),
+        )
+        # ott turns marginals into logarithms: a trace of mass keeps padding finite.
+        a, b = jnp.maximum(mu, 1e-12), jnp.maximum(nu, 1e-12)
+        problem = linear_problem.LinearProblem(geometry.Geometry(cost_matrix=cost), a=a, b=b)
+        output = solver(problem)
+        plan = jnp.where((mu[:, None] > 0) & (nu[None] > 0), output.matrix, 0.0)
+        steps = jnp.sum(output.errors != -1) * 10
+        return transport_result(plan, mu, nu, steps, output.converged)

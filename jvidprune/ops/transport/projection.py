@@ -1,0 +1,47 @@
+"""From a transport plan to new anchors: which share of each source an anchor takes."""
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.ops.select import first_argmax
+
+Projection = Literal["mass", "row", "column", "hard"] | Callable[[Array], Array]
+PROJECTIONS = ("mass", "row", "column", "hard")
+
+
+def normalise_plan(plan: Float[Array, "... R A"], kind: Projection) -> Float[Array, "... R A"]:
+    """Weights of sources in anchors.
+
+    Args:
+      plan: (..., R, A) transported mass.
+      kind: "mass" takes the plan as it is (AOT inside frames: 1/A an anchor), "row" gives every source mass 1 (AOT
+        between frames), "column" gives every anchor mass 1 (barycentric map), "hard" sends each source to the first
+        anchor of its largest entry; or any function of the plan.
+
+    Raises:
+      JvidpruneError: unknown projection.
+    """
+    if callable(kind):
+        return kind(plan)
+    if kind == "mass":
+        return plan
+    if kind == "row":
+        return plan / jnp.maximum(plan.sum(-1, keepdims=True), 1e-9)
+    if kind == "column":
+        return plan / jnp.maximum(plan.sum(-2, keepdims=True), 1e-9)
+    if kind == "hard":
+        best = first_argmax(plan)[..., None] == jnp.arange(plan.shape[-1])
+        return jnp.where(best & (plan.sum(-1, keepdims=True) > 0), 1.0, 0.0)
+    raise JvidpruneError(f"unknown projection {kind!r}; known: {', '.join(PROJECTIONS)}, or a function of the plan.")
+
+
+def blend(
+    weights: Float[Array, "... R A"], scale: float | Array = 1.0
+) -> tuple[Float[Array, "... A"], Float[Array, "... R A"]]:
+    """Coefficients of (x_a + scale * sum_r w_ra x_r) / (1 + scale * sum_r w_ra): of the anchor itself, of the sources."""
+    divisor = 1.0 + scale * jnp.maximum(weights.sum(-2), 1e-9)
+    return 1.0 / divisor, scale * weights / divisor[..., None, :]
