@@ -15,7 +15,7 @@ Verdict = Literal["ok", "mismatch", "later", "not compared"]
 
 @dataclasses.dataclass(frozen=True)
 class Golden:
-    """One golden `.npz` file.
+    """One golden file: a `.npz`, or a `.json` of tables, which has no arrays and is all config.
 
     Attributes:
       arrays: every array but the config, by key.
@@ -115,11 +115,13 @@ class FileReport:
 
 
 def load_golden(path: Path) -> Golden:
-    """Reads one `.npz`; no pickles.
+    """Reads one `.npz`, without pickles, or one `.json`.
 
     Raises:
-      JvidpruneError: unreadable, not an npz, or a config that is no JSON object.
+      JvidpruneError: unreadable, neither of the two, or a config that is no JSON object.
     """
+    if path.suffix == ".json":
+        return Golden({}, _read_json(path))
     try:
         with np.load(path, allow_pickle=False) as data:
             arrays = {key: data[key] for key in data.files}
@@ -130,6 +132,14 @@ def load_golden(path: Path) -> Golden:
     except json.JSONDecodeError as error:
         raise JvidpruneError(f"the config of {path} is no JSON: {error}.") from error
     return Golden(arrays, config if isinstance(config, dict) else {})
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf8"))
+    except (OSError, ValueError) as error:
+        raise JvidpruneError(f"{path} is no readable .json file: {error}.") from error
+    return value if isinstance(value, dict) else {}
 
 
 def report_file(name: str, golden: Golden, comparers: Iterable[Comparer]) -> FileReport:
@@ -146,20 +156,28 @@ def _not_compared(note: str) -> Row:
 
 
 def run_folder(folder: Path, comparers: Iterable[Comparer]) -> Iterator[FileReport]:
-    """Reports of every `.npz` below a folder, in name order.
+    """Reports of every `.npz` below a folder, in name order, and of every `.json` that a comparer recognises.
+
+    Other `.json` files lie beside golden files without being any (the configs of checkpoints): they are passed over.
 
     Raises:
-      JvidpruneError: no such folder, or no `.npz` in it.
+      JvidpruneError: no such folder, or nothing to compare in it.
     """
     if not folder.is_dir():
         raise JvidpruneError(f"no folder {folder}.")
-    files = sorted(folder.rglob("*.npz"))
-    if not files:
-        raise JvidpruneError(f"no .npz files below {folder}.")
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".npz", ".json"))
     comparers = list(comparers)
+    found = False
     for path in files:
         name = str(path.relative_to(folder))
         try:
-            yield report_file(name, load_golden(path), comparers)
+            golden = load_golden(path)
+            if path.suffix == ".json" and not any(comparer.recognises(golden) for comparer in comparers):
+                continue
+            found = True
+            yield report_file(name, golden, comparers)
         except JvidpruneError as error:
+            found = True
             yield FileReport(name, "-", (Row("-", None, None, "mismatch", str(error)),))
+    if not found:
+        raise JvidpruneError(f"no golden .npz files below {folder}.")

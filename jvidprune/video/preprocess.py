@@ -1,0 +1,220 @@
+"""Frames into the pixels a backbone reads: target size, resampling, normalisation and, for Qwen, the patch layout."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float32, Int32, UInt8
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.video import resize
+from jvidprune.video.resize import Filter, check_frames, map_frames, resize_float, resize_planes
+
+Channels = tuple[float, float, float]
+
+HALF: Channels = (0.5, 0.5, 0.5)
+CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
+
+
+def normalise(values: np.ndarray, mean: Channels = HALF, std: Channels = HALF, axis: int = -3) -> np.ndarray:
+    """Grey levels 0..255 to float32 (x - 255 mean) / (255 std), rescaling and normalising in one step.
+
+    Args:
+      values: uint8 or float32 with three channels on `axis`.
+      mean: per channel, in units of the full range.
+      std: per channel, in units of the full range.
+      axis: the channel axis, negative.
+
+    Returns:
+      float32 of the same shape.
+    """
+    shape = (3,) + (1,) * (-axis - 1)
+    low = (np.asarray(mean, np.float32) * np.float32(255)).reshape(shape)
+    width = (np.asarray(std, np.float32) * np.float32(255)).reshape(shape)
+    result = np.subtract(values, low, dtype=np.float32)
+    result /= width
+    return result
+
+
+def llava_pixels(
+    frames: UInt8[np.ndarray, "frames height width 3"],
+    *,
+    size: int = 384,
+    mean: Channels = HALF,
+    std: Channels = HALF,
+    filter: Filter = "torchvision",
+    workers: int | None = None,
+) -> Float32[np.ndarray, "frames 3 size size"]:
+    """What LLaVA-OneVision and LLaVA-Video read: frames squashed to a square (aspect ratio not kept) and normalised.
+
+    Args:
+      frames: uint8 RGB.
+      size: side of the square in pixels.
+      mean: per channel, in units of the full range.
+      std: per channel, in units of the full range.
+      filter: "torchvision" as the llava-hf processor, "pillow" as the lmms-lab code (`resize.resize_frames`).
+      workers: threads; by default one a core.
+
+    Raises:
+      JvidpruneError: frames that are no uint8 (frames, height, width, 3), or a size below 1.
+    """
+    check_frames(frames)
+    if size < 1:
+        raise JvidpruneError(f"frames cannot be resized to {size} x {size} pixels.")
+    work: Callable[[np.ndarray], np.ndarray] = lambda frame: normalise(  # noqa: E731
+        resize_planes(frame, (size, size), filter=filter), mean, std
+    )
+    return np.stack(map_frames(work, frames, workers))
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenPixels:
+    """How a Qwen processor makes patches of a video.
+
+    Attributes:
+      patch: side of a patch in pixels; target sides are multiples of `patch * merge`.
+      rule: "area" limits the pixels of a frame (Qwen2.5-VL), "volume" those of the whole video (Qwen3-VL).
+      min_pixels: lower limit of the rule.
+      max_pixels: upper limit of the rule.
+      mean: per channel, in units of the full range.
+      std: per channel, in units of the full range.
+      merge: patches on a side of the block that becomes one token.
+      pair: frames in a grid frame; an incomplete last one repeats the last frame.
+      cap_pixels_per_frame: the option of transformers 5.23 that limits frames as qwen-vl-utils does.
+    """
+
+    patch: int
+    rule: Literal["area", "volume"]
+    min_pixels: int
+    max_pixels: int
+    mean: Channels = HALF
+    std: Channels = HALF
+    merge: int = 2
+    pair: int = 2
+    cap_pixels_per_frame: bool = False
+
+    @property
+    def factor(self) -> int:
+        """What target sides are multiples of."""
+        return self.patch * self.merge
+
+    def size(self, frames: int, height: int, width: int) -> tuple[int, int]:
+        """Target height and width in pixels of a video of this size.
+
+        Raises:
+          JvidpruneError: a shape the rule refuses.
+        """
+        limits = {"factor": self.factor, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        if self.rule == "area":
+            if self.cap_pixels_per_frame:
+                limits["max_pixels"] = resize.capped_area(frames, **limits)
+            return resize.area_size(height, width, **limits)
+        if self.cap_pixels_per_frame:
+            limits["max_pixels"] = resize.capped_volume(frames, **limits)
+        return resize.volume_size(frames, height, width, **limits)
+
+
+# Limits of the published preprocessor_config files.
+QWEN2_5_VL = QwenPixels(14, "area", 3136, 12_845_056, CLIP_MEAN, CLIP_STD)
+QWEN3_VL = QwenPixels(16, "volume", 4096, 25_165_824)
+
+
+@dataclasses.dataclass(frozen=True)
+class QwenUtils:
+    """The resizing of qwen-vl-utils, which runs before a processor; limits are pixels of a frame, None its own.
+
+    Attributes:
+      min_pixels: smallest area; default 128 blocks of `factor` x `factor` pixels.
+      max_pixels: largest area; clamped to 768 blocks and to the share of a frame in the token budget of the util.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def size(self, frames: int, height: int, width: int, factor: int) -> tuple[int, int]:
+        """Target height and width in pixels."""
+        low, high = resize.qwen_utils_limits(
+            frames, factor=factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels
+        )
+        return resize.qwen_utils_size(height, width, factor=factor, min_pixels=low, max_pixels=high)
+
+
+class Patches(NamedTuple):
+    """A video as a Qwen vision tower reads it.
+
+    Attributes:
+      values: (patches, 3 * pair * patch * patch), rows by (grid frame, block row, block column, row, column in block),
+        columns by (channel, frame in pair, row, column).
+      grid: (3,) int32 grid frames, patch rows, patch columns.
+    """
+
+    values: np.ndarray
+    grid: Int32[np.ndarray, "3"]
+
+
+def qwen_resized(
+    frames: UInt8[np.ndarray, "frames height width 3"],
+    family: QwenPixels,
+    *,
+    utils: QwenUtils | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Frames at the target size of a Qwen processor, before normalising: (frames, 3, h, w) uint8.
+
+    With `utils` the frames take the road of the reference pipeline: resized to the size of qwen-vl-utils as bytes, and
+    once more as floats if the processor's own rule asks for another size; the result is float32 then.
+
+    Raises:
+      JvidpruneError: frames that are no uint8 (frames, height, width, 3), or a shape the rule refuses.
+    """
+    check_frames(frames)
+    count, (height, width) = len(frames), frames[0].shape[:2]
+    wanted = family.size(count, height, width) if utils is None else utils.size(count, height, width, family.factor)
+    result = resize.resize_frames(frames, wanted, workers=workers)
+    if utils is not None and (final := family.size(count, *wanted)) != wanted:
+        result = resize_float(result.astype(np.float32), final)
+    return result
+
+
+def patchify(frames: np.ndarray, family: QwenPixels) -> Patches:
+    """(frames, 3, h, w) of any dtype into rows of patches; sides are multiples of `family.factor`."""
+    missing = -len(frames) % family.pair
+    frames = np.concatenate([frames, *[frames[-1:]] * missing]) if missing else frames
+    count, channels, height, width = frames.shape
+    rows, columns = height // family.patch, width // family.patch
+    merge, patch = family.merge, family.patch
+    steps = count // family.pair
+    blocks = frames.reshape(
+        steps, family.pair, channels, rows // merge, merge, patch, columns // merge, merge, patch
+    ).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
+    return Patches(
+        blocks.reshape(steps * rows * columns, channels * family.pair * patch * patch),
+        np.asarray([steps, rows, columns], np.int32),
+    )
+
+
+def qwen_patches(
+    frames: UInt8[np.ndarray, "frames height width 3"],
+    family: QwenPixels,
+    *,
+    utils: QwenUtils | None = None,
+    workers: int | None = None,
+) -> Patches:
+    """What Qwen2.5-VL and Qwen3-VL read: resized, normalised frames cut into patches, float32.
+
+    Args:
+      frames: uint8 RGB; an odd number repeats the last frame.
+      family: `QWEN2_5_VL`, `QWEN3_VL` or one with other limits (`dataclasses.replace`).
+      utils: resize as qwen-vl-utils does first.
+      workers: threads; by default one a core.
+
+    Raises:
+      JvidpruneError: frames that are no uint8 (frames, height, width, 3), or a shape the rule refuses.
+    """
+    resized = qwen_resized(frames, family, utils=utils, workers=workers)
+    # Cut first: bytes move four times faster than floats, and a row of a patch vector is one run of a channel.
+    cut, grid = patchify(resized, family)
+    values = normalise(cut.reshape(len(cut), 3, -1), family.mean, family.std, axis=-2)
+    return Patches(values.reshape(cut.shape), grid)
