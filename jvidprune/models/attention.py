@@ -1,0 +1,122 @@
+"""Attention with grouped key/value heads, and the few attention rows or column sums that reducers ask for."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+_MASKED = -1e30
+"""Score of a masked key: finite, so that a row without any visible key yields garbage instead of NaN."""
+
+QUERY_CHUNK = 256
+"""Queries scored at once: bounds the score array of a long prompt to (B, heads, 256, keys) float32."""
+
+
+class Past(NamedTuple):
+    """Keys and values of one layer that were written before: k and v (B, M, K, d), valid (B, M)."""
+
+    k: Float[Array, "B M K d"]
+    v: Float[Array, "B M K d"]
+    valid: Bool[Array, "B M"]
+
+
+class Keys(NamedTuple):
+    """Fresh keys of one layer: k and v (B, S, K, d) after rotary, valid (B, S)."""
+
+    k: Float[Array, "B S K d"]
+    v: Float[Array, "B S K d"]
+    valid: Bool[Array, "B S"]
+
+
+def _weights(
+    q: Float[Array, "B Q H d"], rows: Int[Array, "B Q"], keys: Keys, past: Past | None, causal: bool
+) -> Float[Array, "B K G Q P"]:
+    """Softmax in float32 over past keys followed by fresh keys (P = M + S); rows are the fresh slots of the queries."""
+    batch, queries, heads, dim = q.shape
+    groups = heads // keys.k.shape[2]
+    q = q.reshape(batch, queries, heads // groups, groups, dim)
+    scores = jnp.einsum("bqkgd,bskd->bkgqs", q, keys.k, preferred_element_type=jnp.float32)
+    seen = jnp.broadcast_to(keys.valid[:, None, :], (batch, queries, keys.k.shape[1]))
+    if causal:
+        seen &= jnp.arange(keys.k.shape[1]) <= rows[:, :, None]
+    if past is not None:
+        before = jnp.einsum("bqkgd,bskd->bkgqs", q, past.k.astype(q.dtype), preferred_element_type=jnp.float32)
+        scores = jnp.concatenate([before, scores], axis=-1)
+        old = jnp.broadcast_to(past.valid[:, None, :], (batch, queries, past.k.shape[1]))
+        seen = jnp.concatenate([old, seen], axis=-1)
+    scores = jnp.where(seen[:, None, None], scores * dim**-0.5, _MASKED)
+    return jax.nn.softmax(scores, axis=-1)
+
+
+def attend(q: Float[Array, "B S H d"], keys: Keys, past: Past | None = None, *, causal: bool = True) -> Array:
+    """Attention of S fresh queries over the past and the fresh keys.
+
+    Causality is by slot: fresh query i sees the valid past slots and the valid fresh slots 0..i. Scores accumulate and
+    are normalised in float32; the output has the dtype of q. Rows whose query is padding hold garbage.
+
+    Args:
+      q: (B, S, H, d) after rotary; query head j reads key head floor(j / (H / K)).
+      keys: fresh keys and values.
+      past: what the cache holds, or None.
+      causal: False lets every query see all valid fresh keys.
+
+    Returns:
+      (B, S, H, d).
+    """
+    batch, length, heads, dim = q.shape
+
+    def block(queries: Array, rows: Array) -> Array:
+        weights = _weights(queries, rows, keys, past, causal).astype(q.dtype)
+        old = 0 if past is None else past.k.shape[1]
+        out = jnp.einsum("bkgqs,bskd->bqkgd", weights[..., old:], keys.v)
+        if past is not None:
+            out += jnp.einsum("bkgqs,bskd->bqkgd", weights[..., :old], past.v.astype(q.dtype))
+        return out.reshape(batch, queries.shape[1], heads, dim)
+
+    rows = jnp.broadcast_to(jnp.arange(length), (batch, length))
+    if length <= QUERY_CHUNK:
+        return block(q, rows)
+    chunks = -(-length // QUERY_CHUNK)
+    pad = chunks * QUERY_CHUNK - length
+    q = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(batch, chunks, QUERY_CHUNK, heads, dim)
+    rows = jnp.pad(rows, ((0, 0), (0, pad))).reshape(batch, chunks, QUERY_CHUNK)
+    out = lax.map(lambda x: block(*x), (jnp.moveaxis(q, 1, 0), jnp.moveaxis(rows, 1, 0)))
+    return jnp.moveaxis(out, 0, 1).reshape(batch, chunks * QUERY_CHUNK, heads, dim)[:, :length]
+
+
+def probe(
+    q: Float[Array, "B S H d"], rows: Int[Array, "B R"], keys: Keys, past: Past | None = None, *, causal: bool = True
+) -> Float[Array, "B H R P"]:
+    """Attention weights, float32, of R query rows over past and fresh keys: never the whole map.
+
+    Args:
+      q: (B, S, H, d) after rotary.
+      rows: (B, R) fresh slots whose rows are wanted.
+      keys: fresh keys.
+      past: what the cache holds, or None.
+      causal: as in `attend`.
+    """
+    batch, _, heads, _ = q.shape
+    picked = jnp.take_along_axis(q, rows[:, :, None, None], axis=1)
+    weights = _weights(picked, rows, keys, past, causal)
+    return weights.reshape(batch, heads, rows.shape[1], weights.shape[-1])
+
+
+def attend_all(
+    q: Float[Array, "T M H d"], k: Float[Array, "T M H d"], v: Float[Array, "T M H d"], *, received: bool = False
+) -> tuple[Float[Array, "T M H d"], Any]:
+    """Attention of every token of a frame over the same frame, without a mask.
+
+    Args:
+      q: (T, M, H, d) queries; k and v alike.
+      received: also return the column means of the weights.
+
+    Returns:
+      The output (T, M, H, d), and (T, H, M) float32 attention received by each token, mean over queries, or None.
+    """
+    scores = jnp.einsum("tqhd,tshd->thqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    weights = jax.nn.softmax(scores, axis=-1)
+    out = jnp.einsum("thqs,tshd->tqhd", weights.astype(q.dtype), v)
+    return out, weights.mean(axis=2) if received else None

@@ -1,0 +1,164 @@
+"""Checkpoint folders: which safetensors file holds which tensor, and slices of them."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from jvidprune.errors import JvidpruneError
+
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      JvidpruneError: no such file, no JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise JvidpruneError(f"{path.parent} has no {path.name}.") from error
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise JvidpruneError(f"{path} is no readable JSON file: {error}.") from error
+    if not isinstance(value, dict):
+        raise JvidpruneError(f"{path} must hold a JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def resolve_folder(source: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: a local one, or a hub id downloaded through huggingface_hub (no pickles).
+
+    Raises:
+      JvidpruneError: neither a folder nor a hub id, or a failed download.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        return folder
+    text = str(source)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")) or text.endswith("/"):
+        raise JvidpruneError(f"{text} is neither a folder nor a hub id of the form owner/name.")
+    import huggingface_hub
+
+    try:
+        patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
+        return Path(huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise JvidpruneError(f"{text} is no local folder and could not be fetched from the hub: {reason}") from error
+
+
+class Checkpoint:
+    """The tensors of a folder under their canonical names; files are memory-mapped and opened once.
+
+    Args:
+      folder: with `model.safetensors`, or shards and `model.safetensors.index.json`.
+      canonical: stored name -> canonical name, or None for tensors to ignore.
+
+    Raises:
+      JvidpruneError: pickles only, no weights, a missing or truncated file, an index that leaves the folder, or two
+        tensors that are the same under the canonical names.
+    """
+
+    def __init__(self, folder: Path, canonical: Callable[[str], str | None]):
+        self.folder = folder
+        self._files: dict[str, Any] = {}
+        self._where: dict[str, tuple[str, str]] = {}
+        for stored, file in self._weight_map().items():
+            name = canonical(stored)
+            if name is None:
+                continue
+            if name in self._where:
+                raise JvidpruneError(f"{folder}: tensors {self._where[name][1]} and {stored} both mean {name}.")
+            self._where[name] = (file, stored)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Canonical names of all tensors."""
+        return frozenset(self._where)
+
+    def add(self, other: "Checkpoint", pattern: str) -> None:
+        """Takes over the tensors of another folder whose canonical names match, in place of our own."""
+        for name, (file, stored) in other._where.items():
+            if re.fullmatch(pattern, name):
+                self._where[name] = (str((other.folder / file).resolve()), stored)
+
+    def stored(self, name: str) -> str:
+        """The name in the file."""
+        return self._where[name][1]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Stored shape."""
+        return tuple(self._slice(name).get_shape())
+
+    def is_float(self, name: str) -> bool:
+        """Whether the tensor is stored as ordinary floating-point numbers."""
+        return self._slice(name).get_dtype() in _FLOATS
+
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """One slice of a tensor; bf16 comes as an ml_dtypes array."""
+        return self._slice(name)[index]
+
+    def _slice(self, name: str) -> Any:
+        file, stored = self._where[name]
+        return self._open(file).get_slice(stored)
+
+    def _open(self, file: str) -> Any:
+        from safetensors import SafetensorError, safe_open
+
+        if file not in self._files:
+            path = self.folder / file
+            try:
+                self._files[file] = safe_open(path, framework="numpy")
+            except (SafetensorError, OSError) as error:
+                raise JvidpruneError(f"{path} is truncated or no safetensors file: {error}.") from error
+        return self._files[file]
+
+    def _weight_map(self) -> Mapping[str, str]:
+        if (self.folder / _SINGLE).exists():
+            return dict.fromkeys(self._open(_SINGLE).keys(), _SINGLE)
+        if not (self.folder / _INDEX).exists():
+            raise JvidpruneError(self._no_weights())
+        table = read_json(self.folder / _INDEX).get("weight_map")
+        if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
+            raise JvidpruneError(f"{self.folder / _INDEX} has no weight_map from tensor names to file names.")
+        files = sorted(set(table.values()))
+        for file in files:
+            check_inside(file, self.folder / _INDEX)
+        if missing := [file for file in files if not (self.folder / file).exists()]:
+            raise JvidpruneError(f"{self.folder} lacks {len(missing)} of {len(files)} shards: {', '.join(missing)}.")
+        held = {file: set(self._open(file).keys()) for file in files}
+        if absent := sorted(name for name, file in table.items() if name not in held[file]):
+            raise JvidpruneError(f"{self.folder / _INDEX} lists tensors that its files lack: {', '.join(absent)}.")
+        return table | {name: file for file, names in held.items() for name in names if name not in table}
+
+    def _no_weights(self) -> str:
+        pickles = sorted(path.name for path in self.folder.iterdir() if path.suffix in _PICKLES)
+        if pickles:
+            return (
+                f"{self.folder} holds pickle weights ({', '.join(pickles)}), which are refused; convert to safetensors."
+            )
+        loose = sorted(path.name for path in self.folder.glob("*.safetensors"))
+        hint = f" ({', '.join(loose)} without an index)" if loose else ""
+        return f"{self.folder} has neither {_SINGLE} nor {_INDEX}{hint}."
+
+
+def check_inside(file: str, index: Path) -> None:
+    """JvidpruneError unless an index entry names a safetensors file inside the folder.
+
+    The check is on the name alone: the hub's own cache is a folder of links to files elsewhere.
+    """
+    path = PurePosixPath(file)
+    if not file or path.is_absolute() or ".." in path.parts or "\\" in file or ":" in file:
+        raise JvidpruneError(f"{index} names {file!r}, which is outside the folder.")
+    if path.suffix in _PICKLES:
+        raise JvidpruneError(f"{index} names {file!r}; pickle weights are refused, convert to safetensors.")
+    if path.suffix != ".safetensors":
+        raise JvidpruneError(f"{index} names {file!r}, which is no safetensors file.")

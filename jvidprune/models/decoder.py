@@ -1,0 +1,352 @@
+"""The language model of every family: a Qwen decoder whose stacked layers run as scans over segments."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.attention import Keys, Past, attend, probe
+from jvidprune.models.cache import Cache, CacheSegment, empty_cache
+from jvidprune.models.layers import GatedMlp, RMSNorm, linear, scan_layers, stack
+from jvidprune.models.rope import RopeConfig, rope_tables, rotate
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of a Qwen2, Qwen2.5 or Qwen3 decoder.
+
+    Attributes:
+      vocab: rows of the embedding.
+      width: residual width D.
+      mlp: hidden width of the gated MLP.
+      layers: number of layers.
+      heads: query heads H.
+      kv_heads: key/value heads K, a divisor of H.
+      head_dim: d.
+      rope: rotary kind.
+      eps: of the RMSNorms.
+      max_positions: longest sequence.
+      qkv_bias: biases on q, k, v (Qwen2).
+      qk_norm: RMSNorm on every q and k head before rotary (Qwen3).
+      tied: the head is the transposed embedding.
+    """
+
+    vocab: int
+    width: int
+    mlp: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: RopeConfig
+    eps: float = 1e-6
+    max_positions: int = 32768
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    tied: bool = False
+
+    @classmethod
+    def from_hf(cls, text: Mapping[str, Any], *, qk_norm: bool = False) -> "DecoderConfig":
+        """Reads the text part of a config.json; missing keys take the Qwen2 defaults.
+
+        `tied` is a first guess only: the loader decides by whether the checkpoint holds a head, because published
+        configs contradict themselves.
+
+        Raises:
+          JvidpruneError: an activation, rope type or sliding window that no supported model has.
+        """
+        if (act := text.get("hidden_act", "silu")) != "silu":
+            raise JvidpruneError(f"activation {act!r} of the language model is not supported; allowed: silu.")
+        if text.get("use_sliding_window"):
+            raise JvidpruneError("use_sliding_window is true, but only full attention is supported.")
+        width, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
+        kv_heads = text.get("num_key_value_heads", 32)
+        return cls(
+            vocab=text.get("vocab_size", 151936),
+            width=width,
+            mlp=text.get("intermediate_size", 22016),
+            layers=text.get("num_hidden_layers", 32),
+            heads=heads,
+            kv_heads=heads if kv_heads is None else kv_heads,
+            head_dim=text.get("head_dim") or width // heads,
+            rope=RopeConfig.from_hf(text),
+            eps=text.get("rms_norm_eps", 1e-6),
+            max_positions=text.get("max_position_embeddings", 32768),
+            qkv_bias=text.get("attention_bias", not qk_norm),
+            qk_norm=qk_norm,
+            tied=bool(text.get("tie_word_embeddings", False)),
+        )
+
+
+class Step(NamedTuple):
+    """What all layers of a run share: rotary tables (B, S, d), validity of the fresh slots (B, S)."""
+
+    cos: Float[Array, "B S d"]
+    sin: Float[Array, "B S d"]
+    valid: Bool[Array, "B S"]
+
+
+class LayerOutputs(NamedTuple):
+    """What a run of layers [start, stop) leaves besides the hidden states, leading axis stop - start.
+
+    Attributes:
+      k: (L, B, S, K, d) keys after rotary.
+      v: (L, B, S, K, d) values.
+      hidden: (L, B, S, D) output of each layer before anything is added to it, or None.
+      attention: (L, B, H, R, P) float32 weights of the probed rows, or None.
+    """
+
+    k: Float[Array, "L B S K d"]
+    v: Float[Array, "L B S K d"]
+    hidden: Any = None
+    attention: Any = None
+
+
+class Forward(NamedTuple):
+    """Result of `Decoder.forward`.
+
+    Attributes:
+      logits: (B, S, V) float32.
+      hidden: (layers + 1, B, S, D): the input, every layer's output, the last one after the final norm; or None.
+      attention: (layers, B, H, R, S) weights of the probed rows, or None.
+    """
+
+    logits: Float[Array, "B S V"]
+    hidden: Any
+    attention: Any
+
+
+class Attention(nnx.Module):
+    """Projections of one decoder layer."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+        q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
+        self.head_dim = config.head_dim
+        self.q = linear(config.width, q_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.k = linear(config.width, kv_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.v = linear(config.width, kv_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
+        self.o = linear(q_width, config.width, bias=False, dtype=dtype, rngs=rngs)
+        self.q_norm = RMSNorm(config.head_dim, config.eps, dtype=dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.eps, dtype=dtype) if config.qk_norm else None
+
+    def project(self, x: Array, step: Step) -> tuple[Array, Keys]:
+        """Queries (B, S, H, d) and fresh keys, both after rotary."""
+        q, k, v = (part(x).reshape(*x.shape[:2], -1, self.head_dim) for part in (self.q, self.k, self.v))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return rotate(q, step.cos, step.sin), Keys(rotate(k, step.cos, step.sin), v, step.valid)
+
+
+class DecoderLayer(nnx.Module):
+    """x += o(attention(norm1(x))); x += mlp(norm2(x))."""
+
+    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.norm1 = RMSNorm(config.width, config.eps, dtype=dtype)
+        self.norm2 = RMSNorm(config.width, config.eps, dtype=dtype)
+        self.attn = Attention(config, dtype=dtype, rngs=rngs)
+        self.mlp = GatedMlp(config.width, config.mlp, "silu", dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: Array, step: Step, past: Past | None, *, causal: bool, rows: Array | None
+    ) -> tuple[Array, Keys, Any]:
+        """The new residual, the fresh keys, and the attention weights of `rows` if given."""
+        q, keys = self.attn.project(self.norm1(x), step)
+        weights = None if rows is None else probe(q, rows, keys, past, causal=causal)
+        x = x + self.attn.o(attend(q, keys, past, causal=causal).reshape(*x.shape[:2], -1))
+        return x + self.mlp(self.norm2(x)), keys, weights
+
+
+class Decoder(nnx.Module):
+    """Embedding, stacked layers, final norm and head.
+
+    Positions are always explicit, (B, S) or (3, B, S); causality is by slot and padding by `valid`, so prompts may be
+    padded on either side, and pruned prompts may be compacted or masked.
+    """
+
+    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.config = config
+        self.embed = nnx.Embed(config.vocab, config.width, param_dtype=dtype, rngs=rngs)
+        self.layers = stack(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), config.layers, rngs)
+        self.norm = RMSNorm(config.width, config.eps, dtype=dtype)
+        self.head = None if config.tied else linear(config.width, config.vocab, bias=False, dtype=dtype, rngs=rngs)
+
+    @property
+    def dtype(self) -> Any:
+        """dtype of the parameters and of the residual stream."""
+        return self.embed.embedding[...].dtype
+
+    def embed_text(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+        """Embeddings of token ids; ids outside the vocabulary (placeholders) are clipped, their rows mean nothing."""
+        return self.embed.embedding[...][jnp.clip(ids, 0, self.config.vocab - 1)]
+
+    def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Final norm and head, float32 out."""
+        x = self.norm(x)
+        if self.head is None:
+            return jnp.einsum("...d,vd->...v", x, self.embed.embedding[...], preferred_element_type=jnp.float32)
+        return jnp.einsum("...d,dv->...v", x, self.head.kernel[...], preferred_element_type=jnp.float32)
+
+    def step(self, positions: Int[Array, "... B S"], valid: Bool[Array, "B S"]) -> Step:
+        """Rotary tables and validity that every layer of a run reads."""
+        return Step(*rope_tables(self.config.rope, self.config.head_dim, positions, self.dtype), valid)
+
+    def run(
+        self,
+        x: Float[Array, "B S D"],
+        step: Step,
+        start: int,
+        stop: int,
+        *,
+        past: CacheSegment | None = None,
+        past_valid: Bool[Array, "B M"] | None = None,
+        added: Float[Array, "L B S D"] | None = None,
+        rows: Int[Array, "B R"] | None = None,
+        causal: bool = True,
+        hidden: bool = False,
+    ) -> tuple[Float[Array, "B S D"], LayerOutputs]:
+        """Layers [start, stop) as one scan.
+
+        Args:
+          x: hidden states entering layer `start`.
+          step: from `step`.
+          start: first layer, static.
+          stop: one past the last, static.
+          past: cache segment that covers [start, stop), read only; None in a prefill.
+          past_valid: which of its slots this run may read, by default `past.valid`.
+          added: added to the hidden states after each layer (DeepStack).
+          rows: fresh slots whose attention weights are returned for every layer of the run.
+          causal: False lets all fresh slots see each other (a probe layer of HoliTom).
+          hidden: also return each layer's output.
+        """
+        xs: dict[str, Any] = {"added": added}
+        if past is not None:
+            inside = slice(start - past.start, stop - past.start)
+            whole = (start, stop) == (past.start, past.stop)
+            xs |= {"k": past.k if whole else past.k[inside], "v": past.v if whole else past.v[inside]}
+        seen = past.valid if past is not None and past_valid is None else past_valid
+
+        def body(layer: DecoderLayer, x: Array, extra: dict[str, Any]) -> tuple[Array, LayerOutputs]:
+            before = None if past is None or seen is None else Past(extra["k"], extra["v"], seen)
+            x, keys, weights = layer(x, step, before, causal=causal, rows=rows)
+            outputs = LayerOutputs(keys.k, keys.v, x if hidden else None, weights)
+            return (x if added is None else x + extra["added"].astype(x.dtype)), outputs
+
+        return scan_layers(self.layers, start, stop, self.config.layers, body, x, xs)
+
+    def forward(
+        self,
+        embeds: Float[Array, "B S D"],
+        positions: Int[Array, "... B S"],
+        valid: Bool[Array, "B S"],
+        *,
+        added: Float[Array, "L B S D"] | None = None,
+        rows: Int[Array, "B R"] | None = None,
+        hidden: bool = False,
+    ) -> Forward:
+        """Logits of every slot without a cache: for tests, losses and parity; `added` as in `prefill`."""
+        self.check_length(embeds.shape[1])
+        x = embeds = embeds.astype(self.dtype)
+        step, outputs, at = self.step(positions, valid), [], 0
+        for stop in sorted({0 if added is None else added.shape[0], self.config.layers} - {0}):
+            extra = added if at == 0 else None
+            x, found = self.run(x, step, at, stop, added=extra, rows=rows, hidden=hidden)
+            outputs.append(found)
+            at = stop
+        states = attention = None
+        if hidden:
+            inner = jnp.concatenate([found.hidden for found in outputs])
+            states = jnp.concatenate([embeds[None], inner[:-1], self.norm(x)[None]])
+        if rows is not None:
+            attention = jnp.concatenate([found.attention for found in outputs])
+        return Forward(self.logits(x), states, attention)
+
+    def empty_cache(
+        self, batch: int, capacity: int | tuple[int, ...], boundaries: tuple[int, ...] = (), dtype: Any = None
+    ) -> Cache:
+        """A cache of this decoder's sizes, see `cache.empty_cache`; the parameters' dtype by default."""
+        return empty_cache(
+            batch=batch,
+            layers=self.config.layers,
+            kv_heads=self.config.kv_heads,
+            head_dim=self.config.head_dim,
+            capacity=capacity,
+            boundaries=boundaries,
+            dtype=self.dtype if dtype is None else dtype,
+        )
+
+    def prefill(
+        self,
+        embeds: Float[Array, "B S D"],
+        positions: Int[Array, "... B S"],
+        valid: Bool[Array, "B S"],
+        cache: Cache,
+        *,
+        added: Float[Array, "L B S D"] | None = None,
+        next_position: Int[Array, "B"] | None = None,
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Reads a prompt into an empty cache.
+
+        Args:
+          embeds: (B, S, D) prompt, padded to S on either side.
+          positions: (B, S) or (3, B, S) explicit rotary positions.
+          valid: (B, S) which slots are real.
+          cache: from `empty_cache`, with no boundary or with boundaries that all keep the same slots.
+          added: (L, B, S, D) added after each of the first L layers (DeepStack).
+          next_position: (B,) position of the first generated token; by default the largest valid position plus one.
+            A prompt whose last positions were pruned away must pass it.
+
+        Returns:
+          (B, V) float32 logits at each row's last valid slot, and the cache.
+
+        Raises:
+          JvidpruneError: more slots than the cache or the model's positions hold.
+        """
+        self.check_length(embeds.shape[1])
+        for segment in cache.segments:
+            if embeds.shape[1] > segment.capacity:
+                raise JvidpruneError(
+                    f"a prompt of {embeds.shape[1]} tokens does not fit a cache of {segment.capacity} slots."
+                )
+        if next_position is None:
+            seen = jnp.where(valid, positions, -1)
+            next_position = seen.max(axis=(0, 2) if positions.ndim == 3 else 1) + 1
+        x, step = embeds.astype(self.dtype), self.step(positions, valid)
+        taps, segments = 0 if added is None else added.shape[0], []
+        for segment in cache.segments:
+            found, at = [], segment.start
+            for stop in sorted({min(max(taps, at), segment.stop), segment.stop} - {at}):
+                extra = added[at:stop] if added is not None and stop <= taps else None
+                x, outputs = self.run(x, step, at, stop, added=extra)
+                found.append(outputs)
+                at = stop
+            k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))
+            segments.append(segment.append(k, v, valid))
+        logits = self.logits(x[jnp.arange(x.shape[0]), last_valid(valid)])
+        return logits, Cache(tuple(segments), next_position.astype(jnp.int32))
+
+    def decode(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """One decoding step: (B,) token ids in, (B, V) float32 logits of the next token and the longer cache out."""
+        x = self.embed_text(tokens)[:, None]
+        valid = jnp.ones((tokens.shape[0], 1), bool)
+        step, segments = self.step(cache.position[:, None], valid), []
+        for segment in cache.segments:
+            x, outputs = self.run(x, step, segment.start, segment.stop, past=segment)
+            segments.append(segment.append(outputs.k, outputs.v, valid))
+        return self.logits(x[:, 0]), Cache(tuple(segments), cache.position + 1)
+
+    def check_length(self, length: int) -> None:
+        """JvidpruneError when a sequence is longer than the model's positions."""
+        if length > self.config.max_positions:
+            raise JvidpruneError(
+                f"the sequence has {length} tokens, but the model has {self.config.max_positions} positions."
+            )
+
+
+def last_valid(valid: Bool[Array, "B S"]) -> Int[Array, "B"]:
+    """The last valid slot of each row."""
+    slots = jnp.arange(valid.shape[1])
+    return jnp.where(valid, slots, 0).max(axis=1)

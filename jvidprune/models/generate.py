@@ -1,0 +1,190 @@
+"""Autoregressive text: prefill, decode and their sum, with greedy and temperature / top-p sampling."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.cache import Cache
+
+NO_TOKEN = -1
+"""What stands in the output behind a row's end of sequence."""
+
+
+def top_p_logits(logits: Float[Array, "... V"], top_p: Any) -> Float[Array, "... V"]:
+    """-inf on all but the smallest set of most probable tokens whose probabilities reach `top_p`.
+
+    A token stays if the tokens before it, in decreasing order, sum to less than `top_p`; the first always stays; equal
+    logits go by the lowest id.
+    """
+    order = jnp.argsort(-logits, axis=-1, stable=True)
+    probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    keep_sorted = (before < top_p).at[..., 0].set(True)
+    keep = jnp.take_along_axis(keep_sorted, jnp.argsort(order, axis=-1, stable=True), axis=-1)
+    return jnp.where(keep, logits, -jnp.inf)
+
+
+def sample(logits: Float[Array, "B V"], key: Array, temperature: Any, top_p: Any, *, greedy: bool) -> Int[Array, "B"]:
+    """One token a row: the most probable one (lowest id among equals), or a draw after temperature and top-p."""
+    if greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    kept = top_p_logits(logits.astype(jnp.float32) / temperature, top_p)
+    return jax.random.categorical(key, kept, axis=-1).astype(jnp.int32)
+
+
+@functools.partial(jax.jit, donate_argnames="cache")
+def _prefill(model: Any, embeds: Array, positions: Array, valid: Array, cache: Cache, options: dict[str, Any]) -> Any:
+    return model.prefill(embeds, positions, valid, cache, **options)
+
+
+def prefill(
+    model: Any,
+    embeds: Float[Array, "B S D"],
+    positions: Int[Array, "... B S"],
+    valid: Bool[Array, "B S"],
+    *,
+    capacity: int,
+    **options: Any,
+) -> tuple[Float[Array, "B V"], Cache]:
+    """The jitted first stage: logits at the last valid slot of each prompt, and a cache with room for the answer.
+
+    Args:
+      model: any model with `prefill` and `empty_cache`.
+      embeds: (B, S, D) prompts, padded to S on either side.
+      positions: (B, S) or (3, B, S).
+      valid: (B, S) bool.
+      capacity: slots of the cache, at least S plus the decoding steps.
+      **options: arrays that the model's prefill takes besides (`added`, `next_position`).
+
+    Raises:
+      JvidpruneError: S beyond the model's positions or the capacity.
+    """
+    cache = model.empty_cache(embeds.shape[0], capacity)
+    return _prefill(model, embeds, positions, valid, cache, options)
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "greedy", "eos_ids"), donate_argnames="cache")
+def _decode(
+    model: Any,
+    logits: Array,
+    cache: Cache,
+    key: Array,
+    temperature: Any,
+    top_p: Any,
+    *,
+    steps: int,
+    greedy: bool,
+    eos_ids: tuple[int, ...],
+) -> tuple[Array, Cache]:
+    def pick(i: Any, logits: Array, done: Array) -> tuple[Array, Array]:
+        token = sample(logits, jax.random.fold_in(key, i), temperature, top_p, greedy=greedy)
+        return token, done | jnp.isin(token, jnp.asarray(eos_ids, jnp.int32))
+
+    rows = logits.shape[0]
+    first, done = pick(0, logits, jnp.zeros(rows, bool))
+    tokens = jnp.full((rows, steps), NO_TOKEN, jnp.int32).at[:, 0].set(first)
+
+    def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        i, token, done, tokens, cache = state
+        logits, cache = model.decode(token, cache)
+        token, now_done = pick(i, logits, done)
+        tokens = tokens.at[:, i].set(jnp.where(done, NO_TOKEN, token))
+        return i + 1, token, now_done, tokens, cache
+
+    def running(state: tuple[Any, ...]) -> Array:
+        return (state[0] < steps) & ~state[2].all()
+
+    *_, tokens, cache = lax.while_loop(running, body, (jnp.int32(1), first, done, tokens, cache))
+    return tokens, cache
+
+
+def decode(
+    model: Any,
+    logits: Float[Array, "B V"],
+    cache: Cache,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    key: Array | None = None,
+    eos_ids: tuple[int, ...] = (),
+) -> tuple[Int[Array, "B max_new_tokens"], Cache]:
+    """The jitted second stage: a loop that stops when every row has ended or `max_new_tokens` are out.
+
+    Args:
+      model: any model with `decode`.
+      logits: from `prefill`.
+      cache: from `prefill`; donated, with max_new_tokens - 1 free slots.
+      max_new_tokens: at least 1.
+      temperature: 0 takes the most probable token; above, logits are divided by it.
+      top_p: share of probability to draw from, in (0, 1].
+      key: jax.random key; needed unless temperature is 0.
+      eos_ids: ids that end a row.
+
+    Returns:
+      (B, max_new_tokens) int32, the end-of-sequence id included and -1 behind it, and the cache.
+
+    Raises:
+      JvidpruneError: settings out of range, or too small a cache.
+    """
+    check_sampling(max_new_tokens, temperature, top_p)
+    if temperature > 0 and key is None:
+        raise JvidpruneError(f"temperature {temperature} needs a random key.")
+    for segment in cache.segments:
+        taken = int(segment.length)
+        if taken + max_new_tokens - 1 > segment.capacity:
+            raise JvidpruneError(
+                f"{max_new_tokens} new tokens do not fit: {taken} of {segment.capacity} slots are taken."
+            )
+    return _decode(
+        model,
+        logits,
+        cache,
+        jax.random.key(0) if key is None else key,
+        temperature,
+        top_p,
+        steps=max_new_tokens,
+        greedy=temperature == 0,
+        eos_ids=tuple(eos_ids),
+    )
+
+
+def generate(
+    model: Any,
+    embeds: Float[Array, "B S D"],
+    positions: Int[Array, "... B S"],
+    valid: Bool[Array, "B S"],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    key: Array | None = None,
+    eos_ids: tuple[int, ...] = (),
+    **options: Any,
+) -> Int[Array, "B max_new_tokens"]:
+    """Prefill and decode: (B, max_new_tokens) int32 token ids, -1 behind each row's end of sequence.
+
+    Raises:
+      JvidpruneError: prompt and answer together exceed the model's positions, or settings out of range.
+    """
+    check_sampling(max_new_tokens, temperature, top_p)
+    capacity = embeds.shape[1] + max_new_tokens - 1
+    model.lm.check_length(capacity)
+    logits, cache = prefill(model, embeds, positions, valid, capacity=capacity, **options)
+    settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "key": key, "eos_ids": eos_ids}
+    return decode(model, logits, cache, max_new_tokens=max_new_tokens, **settings)[0]
+
+
+def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """JvidpruneError for settings out of range."""
+    if max_new_tokens < 1:
+        raise JvidpruneError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
+    if not temperature >= 0:
+        raise JvidpruneError(f"temperature must be at least 0, got {temperature}.")
+    if not 0 < top_p <= 1:
+        raise JvidpruneError(f"top_p must be in (0, 1], got {top_p}.")

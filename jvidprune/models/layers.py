@@ -1,0 +1,127 @@
+"""Small parts that every model shares: norms, MLPs, and scans over stacked layers."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from jvidprune.errors import JvidpruneError
+
+Module = TypeVar("Module", bound=nnx.Module)
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+}
+"""Activations by their name in config.json; "gelu" is the exact (erf) form."""
+
+
+def check_activation(name: str) -> str:
+    """The name itself if it is one of `ACTIVATIONS`, a JvidpruneError otherwise."""
+    if name not in ACTIVATIONS:
+        raise JvidpruneError(f"activation {name!r} is not supported; known: {', '.join(ACTIVATIONS)}.")
+    return name
+
+
+def linear(n_in: int, n_out: int, *, bias: bool = True, dtype: Any, rngs: nnx.Rngs) -> nnx.Linear:
+    """A linear layer whose parameters have the given dtype; the output has the dtype of input and kernel."""
+    return nnx.Linear(n_in, n_out, use_bias=bias, param_dtype=dtype, rngs=rngs)
+
+
+def layer_norm(width: int, eps: float, *, dtype: Any, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with scale and bias; the variance is that of the centred values, as the references compute it."""
+    return nnx.LayerNorm(width, epsilon=eps, use_fast_variance=False, param_dtype=dtype, rngs=rngs)
+
+
+class RMSNorm(nnx.Module):
+    """x * rsqrt(mean(x^2) + eps) in float32, cast to the input dtype, then multiplied by the weight."""
+
+    def __init__(self, width: int, eps: float, *, dtype: Any):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones(width, dtype))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalises the last axis."""
+        wide = x.astype(jnp.float32)
+        wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        # The weight comes after the cast: in bf16 the order is visible in the last bit.
+        return wide.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class Mlp(nnx.Module):
+    """fc2(activation(fc1(x))) with biases."""
+
+    def __init__(self, width: int, hidden: int, out: int, activation: str, *, dtype: Any, rngs: nnx.Rngs):
+        self.activation = activation
+        self.fc1 = linear(width, hidden, dtype=dtype, rngs=rngs)
+        self.fc2 = linear(hidden, out, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
+        """Acts on the last axis."""
+        return self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+
+
+class GatedMlp(nnx.Module):
+    """down(activation(gate(x)) * up(x))."""
+
+    def __init__(self, width: int, hidden: int, activation: str, *, bias: bool = False, dtype: Any, rngs: nnx.Rngs):
+        self.activation = activation
+        self.gate = linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
+        self.up = linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
+        self.down = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Acts on the last axis."""
+        return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+
+
+def stack(build: Callable[[nnx.Rngs], Module], layers: int, rngs: nnx.Rngs) -> Module:
+    """`layers` copies of a module, each with its own initial values, as one module with a leading layer axis."""
+
+    @nnx.split_rngs(splits=layers)
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(keys: nnx.Rngs) -> Module:
+        return build(keys)
+
+    return make(rngs)
+
+
+def scan_layers(
+    stacked: nnx.Module,
+    start: int,
+    stop: int,
+    layers: int,
+    body: Callable[[Any, Any, Any], tuple[Any, Any]],
+    carry: Any,
+    xs: Any = None,
+) -> tuple[Any, Any]:
+    """Runs layers [start, stop) of a stacked module as one `lax.scan`.
+
+    Args:
+      stacked: module made by `stack`.
+      start: first layer, static.
+      stop: one past the last layer, static.
+      layers: number of stacked layers.
+      body: (layer module, carry, x) -> (carry, output).
+      carry: initial carry.
+      xs: what each layer of the segment gets besides, leading axis stop - start.
+
+    Returns:
+      The final carry and the outputs stacked over the segment.
+    """
+    graph, state = nnx.split(stacked)
+    if (start, stop) == (0, layers):
+        return lax.scan(lambda c, x: body(nnx.merge(graph, x[0]), c, x[1]), carry, (state, xs))
+
+    # Layers are picked by index inside the loop: slicing the stack first would copy the segment's weights.
+    def step(c: Any, x: tuple[Array, Any]) -> tuple[Any, Any]:
+        index, extra = x
+        params = jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, index, keepdims=False), state)
+        return body(nnx.merge(graph, params), c, extra)
+
+    return lax.scan(step, carry, (jnp.arange(start, stop), xs))

@@ -1,0 +1,7 @@
+"""LLaVA-OneVision: config, modules, name table, and the untrained default checkpoint."""
+
+from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
+from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig as Config
+from jvidprune.models.llava_onevision.modules import LlavaOnevision
+from jvidprune.models.llava_onevision.modules import LlavaOnevision as Model
+from jvidprune.models.llava_onevision.params import HEAD_TENSORS, name_table

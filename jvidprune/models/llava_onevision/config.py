@@ -1,0 +1,127 @@
+"""Sizes and token ids of a LLaVA-OneVision checkpoint, read from any layout of its config.json."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.decoder import DecoderConfig
+from jvidprune.models.layers import check_activation
+from jvidprune.models.siglip import SiglipConfig
+from jvidprune.ops.pool import PoolKind, pooled_side
+
+TOWERS: dict[str, dict[str, int]] = {
+    "google/siglip-so400m-patch14-384": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 26,  # the 27th block of the original is deleted before it ever runs
+        "num_attention_heads": 16,
+        "image_size": 384,
+        "patch_size": 14,
+    },
+}
+"""Vision sizes by the tower's hub id: lmms-lab configs name the tower and hold no sizes."""
+
+_DEFAULT_TOWER = TOWERS["google/siglip-so400m-patch14-384"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LlavaOnevisionConfig:
+    """Everything static about a model.
+
+    Attributes:
+      vision: the tower.
+      text: the language model.
+      stored_blocks: vision blocks in the checkpoint; those beyond `vision.layers` are never run and not loaded.
+      projector_activation: between the projector's two layers.
+      pool: spatial pooling of the video path.
+      newline: where the newline embedding goes ("one_token": once, after the last frame).
+      image_token: placeholder id of an image in prompts.
+      video_token: placeholder id of a video; -200 in the lmms-lab format.
+    """
+
+    vision: SiglipConfig
+    text: DecoderConfig
+    stored_blocks: int
+    projector_activation: str = "gelu"
+    pool: PoolKind = "bilinear"
+    newline: str = "one_token"
+    image_token: int = 151646
+    video_token: int = 151647
+
+    family: ClassVar[str] = "llava_onevision"
+
+    @classmethod
+    def from_hf(cls, raw: Mapping[str, Any]) -> "LlavaOnevisionConfig":
+        """Reads a config.json: nested (llava-hf, both rope layouts) or flat (lmms-lab).
+
+        Raises:
+          JvidpruneError: a tower without known sizes, or an option this port does not have.
+        """
+        if "mm_vision_tower" in raw or "text_config" not in raw:
+            return cls(**flat_fields(raw), newline=raw.get("mm_newline_position", "one_token"))
+        vision = SiglipConfig.from_hf(raw.get("vision_config") or _DEFAULT_TOWER)
+        if (strategy := raw.get("vision_feature_select_strategy", "full")) != "full":
+            raise JvidpruneError(f"vision_feature_select_strategy {strategy!r} is not supported; allowed: full.")
+        return cls(
+            vision=dataclasses.replace(vision, layers=_used_blocks(vision.layers, raw.get("vision_feature_layer", -1))),
+            text=DecoderConfig.from_hf(raw["text_config"]),
+            stored_blocks=vision.layers,
+            projector_activation=check_activation(raw.get("projector_hidden_act", "gelu")),
+            image_token=raw.get("image_token_index", raw.get("image_token_id", 151646)),
+            video_token=raw.get("video_token_index", raw.get("video_token_id", 151647)),
+        )
+
+    def with_tensors(self, names: Collection[str]) -> "LlavaOnevisionConfig":
+        """The config that fits the tensors at hand: the presence of a head or of a pooling head decides, not flags."""
+        head = any(name.startswith("vision_tower.vision_model.head.") for name in names)
+        return dataclasses.replace(
+            self,
+            vision=dataclasses.replace(self.vision, pooling_head=head),
+            text=dataclasses.replace(self.text, tied="language_model.lm_head.weight" not in names),
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the tokens of a frame after pooling."""
+        side = pooled_side(self.vision.side, self.pool)
+        return side, side
+
+    @property
+    def unpooled_grid(self) -> tuple[int, int]:
+        """(h, w) of the tower's patches."""
+        return self.vision.side, self.vision.side
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Pieces of the logical axes that sharding must not cut."""
+        return {"heads": self.text.heads, "kv_heads": self.text.kv_heads, "vit_heads": self.vision.heads}
+
+
+def flat_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that both LLaVA families of lmms-lab read from their flat config.json.
+
+    `mm_vision_select_layer` is -2 there and must be ignored: the 27th block is deleted and the last of the 26 is used.
+    """
+    tower = raw.get("mm_vision_tower", "google/siglip-so400m-patch14-384")
+    sizes = raw.get("vision_config_override") or TOWERS.get(tower)
+    if sizes is None:
+        raise JvidpruneError(f"vision tower {tower!r} is not supported; known: {', '.join(TOWERS)}.")
+    if (kind := raw.get("mm_projector_type", "mlp2x_gelu")) != "mlp2x_gelu":
+        raise JvidpruneError(f"projector {kind!r} is not supported; allowed: mlp2x_gelu.")
+    vision, text = SiglipConfig.from_hf(sizes), DecoderConfig.from_hf(raw)
+    limit = min(text.max_positions, raw.get("tokenizer_model_max_length") or text.max_positions)
+    return {
+        "vision": vision,
+        "text": dataclasses.replace(text, max_positions=limit),
+        "stored_blocks": vision.layers,
+        "image_token": -200,
+        "video_token": -200,
+    }
+
+
+def _used_blocks(stored: int, layer: Any) -> int:
+    """Blocks that run when hidden state `layer` is the feature: -1 is the output of the last, 0 the embeddings."""
+    if not isinstance(layer, int) or not -stored <= layer <= stored or layer == 0:
+        raise JvidpruneError(f"vision_feature_layer {layer!r} is not supported; the tower has {stored} blocks.")
+    return layer if layer > 0 else stored + 1 + layer

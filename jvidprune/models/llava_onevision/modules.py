@@ -1,0 +1,156 @@
+"""LLaVA-OneVision: SigLIP tower, projector, spatial pooling, newline, Qwen2 decoder."""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.cache import Cache
+from jvidprune.models.decoder import Decoder
+from jvidprune.models.layers import Mlp
+from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
+from jvidprune.models.siglip import Siglip
+from jvidprune.ops.pool import pool_tokens
+from jvidprune.tokens import EVIDENCE, VideoTokens
+
+FRAME_CHUNK = 8
+"""Frames that go through the tower at once: bounds its attention weights to 8 x heads x M x M float32."""
+
+_TOWER_EVIDENCE = frozenset({"attention_last", "attention_shallow", "attention_deep", "keys", "features_unpooled"})
+_HEAD_EVIDENCE = frozenset({"attention_pooling_head", "frame_embedding"})
+
+
+class LlavaOnevision(nnx.Module):
+    """LLaVA-OneVision (arXiv 2408.03326); every method is pure and may be jitted with the module as an argument."""
+
+    def __init__(self, config: LlavaOnevisionConfig, *, dtype: Any, rngs: nnx.Rngs | None = None):
+        rngs = nnx.Rngs(0) if rngs is None else rngs
+        width = config.text.width
+        self.config = config
+        self.vision = Siglip(config.vision, dtype=dtype, rngs=rngs)
+        self.projector = Mlp(config.vision.width, width, width, config.projector_activation, dtype=dtype, rngs=rngs)
+        self.image_newline = nnx.Param(jnp.zeros(width, dtype))
+        self.lm = Decoder(config.text, dtype=dtype, rngs=rngs)
+
+    @property
+    def newline(self) -> Float[Array, "D"]:
+        """The embedding that ends a video."""
+        return self.image_newline[...]
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Names of `tokens.EVIDENCE` that `encode` can attach (besides "text", which needs the caller's array)."""
+        return _TOWER_EVIDENCE | (_HEAD_EVIDENCE if self.config.vision.pooling_head else frozenset())
+
+    def encode(
+        self,
+        pixels: Float[Array, "T 3 S S"],
+        needs: frozenset[str] = frozenset(),
+        *,
+        frame_mask: Bool[Array, "T"] | None = None,
+        text: Float[Array, "L D"] | None = None,
+        chunk: int = FRAME_CHUNK,
+    ) -> VideoTokens:
+        """The tokens of a video and the evidence asked for.
+
+        Frames go through tower, projector and pooling in chunks, and of an attention map only its column means leave a
+        block. Attention is float32 and not renormalised after pooling: `attention_last` is the mean over heads and
+        queries of the last block, pooled like the features (FlashVID, HoliTom, VisionZip); `attention_shallow` and
+        `attention_deep` are means over heads and SUMS over queries on the unpooled grid (AOT), of the blocks
+        `vision.shallow_block` and `vision.deep_block`; `keys` are the last block's, unscaled, mean over heads, pooled
+        (VisionZip); `attention_pooling_head` and `frame_embedding` come from SigLIP's own head (FastVID).
+
+        Args:
+          pixels: (T, 3, S, S) normalised frames.
+          needs: names of evidence, static.
+          frame_mask: (T,) bool, False on padding frames; by default all True.
+          text: (L, D) embeddings of the question, for reducers that need "text".
+          chunk: frames at once, static.
+
+        Raises:
+          JvidpruneError: evidence this checkpoint cannot give, or pixels of the wrong size.
+        """
+        self._check(needs, text)
+        vision, frames = self.config.vision, pixels.shape[0]
+        blocks = {
+            "attention_last": vision.layers - 1,
+            "keys": vision.layers - 1,
+            "attention_shallow": vision.shallow_block,
+            "attention_deep": vision.deep_block,
+        }
+        taps = tuple(sorted({block for name, block in blocks.items() if name in needs}))
+        arrays = map_chunks(lambda part: self._encode_chunk(part, needs, taps, blocks), pixels, chunk)
+        features = arrays.pop("features")
+        if text is not None and "text" in needs:
+            arrays["text"] = text
+        mask = jnp.ones(frames, bool) if frame_mask is None else frame_mask
+        return VideoTokens(features, arrays, mask, self.config.grid, self.config.unpooled_grid)
+
+    def _encode_chunk(
+        self, pixels: Array, needs: frozenset[str], taps: tuple[int, ...], blocks: dict[str, int]
+    ) -> dict[str, Array]:
+        hidden, tapped = self.vision(pixels, taps)
+        projected = self.projector(hidden)
+        out = {"features": self.pool(projected)}
+        for name in needs & {"attention_last", "attention_shallow", "attention_deep"}:
+            received = tapped[blocks[name]].received.mean(axis=1)
+            out[name] = self.pool(received) if name == "attention_last" else received * received.shape[-1]
+        if "keys" in needs:
+            out["keys"] = self.pool(tapped[blocks["keys"]].keys)
+        if "features_unpooled" in needs:
+            out["features_unpooled"] = projected
+        if needs & _HEAD_EVIDENCE and self.vision.head is not None:
+            pooled, attention = self.vision.head(hidden)
+            found = {"frame_embedding": pooled, "attention_pooling_head": self.pool(attention)}
+            out |= {name: found[name] for name in needs & _HEAD_EVIDENCE}
+        return out
+
+    def pool(self, x: Float[Array, "T M ..."]) -> Float[Array, "T N ..."]:
+        """The family's spatial pooling of features, or of one number a token."""
+        return pool_tokens(x, self.config.unpooled_grid, self.config.pool)
+
+    def embed_text(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
+        """Embeddings of token ids, see `Decoder.embed_text`."""
+        return self.lm.embed_text(ids)
+
+    def prefill(
+        self, embeds: Array, positions: Array, valid: Array, cache: Cache, **options: Any
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Logits at each row's last valid slot and the filled cache, see `Decoder.prefill`."""
+        return self.lm.prefill(embeds, positions, valid, cache, **options)
+
+    def decode(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        """One decoding step, see `Decoder.decode`."""
+        return self.lm.decode(tokens, cache)
+
+    def empty_cache(self, batch: int, capacity: int, **options: Any) -> Cache:
+        """A cache for `batch` prompts of at most `capacity` tokens, answers included."""
+        return self.lm.empty_cache(batch, capacity, **options)
+
+    def _check(self, needs: frozenset[str], text: Any) -> None:
+        if unknown := sorted(needs - EVIDENCE.keys()):
+            raise JvidpruneError(f"unknown evidence {', '.join(unknown)}; known: {', '.join(EVIDENCE)}.")
+        given = self.provides | (frozenset() if text is None else {"text"})
+        if lacking := sorted(needs - given):
+            raise JvidpruneError(
+                f"{self.config.family} cannot give evidence {', '.join(lacking)} with this checkpoint; "
+                f"it gives: {', '.join(sorted(given))}."
+            )
+
+
+def map_chunks(encode: Any, frames: Array, chunk: int) -> dict[str, Array]:
+    """`encode` over chunks of frames, one after the other; the last chunk is filled up with zero frames.
+
+    Chunks are evened out (33 frames in chunks of at most 8 run as 5 times 7), so that little of the filling is wasted.
+    """
+    count = frames.shape[0]
+    chunks = -(-count // chunk)
+    if chunks == 1:
+        return encode(frames)
+    size = -(-count // chunks)
+    padded = jnp.pad(frames, ((0, chunks * size - count), *((0, 0),) * (frames.ndim - 1)))
+    out = lax.map(encode, padded.reshape(chunks, size, *frames.shape[1:]))
+    return {name: x.reshape(chunks * size, *x.shape[2:])[:count] for name, x in out.items()}

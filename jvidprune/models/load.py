@@ -1,0 +1,159 @@
+"""Checkpoints to models: one call for every family, from a local folder or a hub id."""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.checkpoint import Checkpoint, read_json, resolve_folder
+from jvidprune.models.weights import NameTable, load_parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One model family of `FAMILIES`.
+
+    Attributes:
+      package: module below jvidprune.models with `Config` (`from_hf`, `with_tensors`, `units`), `Model` and
+        `name_table(config)`.
+      matches: whether a config.json describes this family.
+    """
+
+    package: str
+    matches: Callable[[Mapping[str, Any]], bool]
+
+
+def _names(config: Mapping[str, Any]) -> set[str]:
+    return {str(config.get("model_type", "")), *map(str, config.get("architectures") or ())}
+
+
+def _is_llava_onevision(config: Mapping[str, Any]) -> bool:
+    names = _names(config)
+    if names & {"llava_onevision", "LlavaOnevisionForConditionalGeneration"}:
+        return True
+    return _is_lmms_lab(config) and not _has_video_layout(config)
+
+
+def _is_lmms_lab(config: Mapping[str, Any]) -> bool:
+    return bool(_names(config) & {"llava_qwen", "LlavaQwenForCausalLM"})
+
+
+def _has_video_layout(config: Mapping[str, Any]) -> bool:
+    # Both LLaVA families of lmms-lab carry one architecture name; only LLaVA-Video writes newlines or times.
+    layout = config.get("mm_newline_position", "one_token")
+    return layout != "one_token" or bool(config.get("add_time_instruction", False))
+
+
+FAMILIES: dict[str, Family] = {
+    "llava_onevision": Family("llava_onevision", _is_llava_onevision),
+}
+"""Model families by name; the first that matches a config.json loads it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run.
+
+    Attributes:
+      family: key of `FAMILIES`.
+      config: frozen, hashable dataclass of the family.
+      model: the nnx module.
+      folder: where tokenizer and preprocessing files lie.
+    """
+
+    family: str
+    config: Any
+    model: Any
+    folder: Path
+
+
+def family_of(config: Mapping[str, Any]) -> str:
+    """The family a config.json describes.
+
+    Raises:
+      JvidpruneError: unknown architecture.
+    """
+    for name, family in FAMILIES.items():
+        if family.matches(config):
+            return name
+    kinds = sorted(_names(config) - {""})
+    kind = ", ".join(kinds) or "none named"
+    near = difflib.get_close_matches(str(config.get("model_type", "")), FAMILIES, n=1, cutoff=0.6)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise JvidpruneError(f"unknown architecture ({kind}); supported: {', '.join(FAMILIES)}.{hint}")
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: Any = jnp.bfloat16,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    revision: str | None = None,
+    pooling_head: str | Path | None = None,
+) -> LoadedModel:
+    """Loads a checkpoint, safetensors only, shard by shard onto a device or a mesh.
+
+    Args:
+      source: a folder, or a hub id such as "llava-hf/llava-onevision-qwen2-0.5b-ov-hf".
+      dtype: of parameters and activations, bfloat16 or float32.
+      mesh: where the parameters go, see `jvidprune.models.sharding`; None means the default device.
+      progress: called as (bytes done, bytes in all, parameter) after each parameter.
+      revision: of a hub id.
+      pooling_head: folder or hub id of the original SigLIP, whose attention-pooling head is put next to a LLaVA tower
+        (LLaVA checkpoints lack it, FastVID needs it); None uses what the checkpoint itself holds.
+
+    Raises:
+      JvidpruneError: unknown architecture, pickles, missing or broken files, or tensors that do not fit, all of them
+        in one message.
+    """
+    folder = resolve_folder(source, revision)
+    raw = read_json(folder / "config.json")
+    family = family_of(raw)
+    package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
+    config = package.Config.from_hf(raw)
+    table: NameTable = package.name_table(config)
+    checkpoint = Checkpoint(folder, table.canonical)
+    if pooling_head is not None:
+        checkpoint.add(Checkpoint(resolve_folder(pooling_head), table.canonical), package.HEAD_TENSORS)
+    config = config.with_tensors(checkpoint.names)
+    table = package.name_table(config)
+    _check_family(family, checkpoint)
+    model = load_parameters(
+        lambda: package.Model(config, dtype=dtype),
+        table,
+        checkpoint,
+        dtype=dtype,
+        mesh=mesh,
+        units=config.units,
+        progress=progress,
+    )
+    return LoadedModel(family, config, model, folder)
+
+
+_TELLTALES: dict[str, tuple[str, ...]] = {
+    "a LLaVA model": ("multi_modal_projector.", "mm_projector.", "image_newline"),
+    "a Qwen-VL model": ("visual.", "model.visual."),
+}
+"""Tensor names that only one kind of checkpoint has."""
+
+
+def _check_family(family: str, checkpoint: Checkpoint) -> None:
+    """Says so when config and weights belong to different families, instead of listing every tensor as a problem."""
+    kinds = {
+        kind
+        for kind, prefixes in _TELLTALES.items()
+        if any(checkpoint.stored(name).removeprefix("model.").startswith(prefixes) for name in checkpoint.names)
+    }
+    expected = "a Qwen-VL model" if family.startswith("qwen") else "a LLaVA model"
+    if expected not in kinds:
+        found = next(iter(kinds), "another kind of model")
+        raise JvidpruneError(
+            f"{checkpoint.folder} says it is {family} in config.json, but its tensors are those of {found}."
+        )

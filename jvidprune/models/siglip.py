@@ -1,0 +1,220 @@
+"""The SigLIP vision tower of the LLaVA families, with attention evidence from any block."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.attention import attend_all
+from jvidprune.models.layers import Mlp, check_activation, layer_norm, linear, scan_layers, stack
+
+
+@dataclasses.dataclass(frozen=True)
+class SiglipConfig:
+    """Sizes of a SigLIP tower.
+
+    Attributes:
+      width: Dv.
+      mlp: hidden width of the MLP.
+      layers: blocks that run; the output of the last one, without any norm, is the vision feature.
+      heads: attention heads.
+      image_size: side of the square input in pixels.
+      patch_size: side of a patch; pixels beyond the last whole patch are never read.
+      channels: of the input.
+      activation: of the MLP, by its name in config.json.
+      eps: of the LayerNorms.
+      pooling_head: whether the weights of SigLIP's own attention-pooling head are there.
+    """
+
+    width: int
+    mlp: int
+    layers: int
+    heads: int
+    image_size: int
+    patch_size: int
+    channels: int = 3
+    activation: str = "gelu_pytorch_tanh"
+    eps: float = 1e-6
+    pooling_head: bool = False
+
+    @classmethod
+    def from_hf(cls, vision: Mapping[str, Any]) -> "SiglipConfig":
+        """Reads the vision part of a config.json; missing keys take the SigLIP defaults."""
+        return cls(
+            width=vision.get("hidden_size", 768),
+            mlp=vision.get("intermediate_size", 3072),
+            layers=vision.get("num_hidden_layers", 12),
+            heads=vision.get("num_attention_heads", 12),
+            image_size=vision.get("image_size", 224),
+            patch_size=vision.get("patch_size", 16),
+            channels=vision.get("num_channels", 3),
+            activation=check_activation(vision.get("hidden_act", "gelu_pytorch_tanh")),
+            eps=vision.get("layer_norm_eps", 1e-6),
+        )
+
+    @property
+    def side(self) -> int:
+        """n: patches on a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def tokens(self) -> int:
+        """M = n^2 tokens of a frame."""
+        return self.side**2
+
+    @property
+    def shallow_block(self) -> int:
+        """AOT's shallow block: 5 of 26; the same share of a smaller tower, floor(5 layers / 26)."""
+        return min(5, self.layers * 5 // 26)
+
+    @property
+    def deep_block(self) -> int:
+        """AOT's deep block: the last but one that runs."""
+        return max(self.layers - 2, 0)
+
+
+class BlockOutputs(NamedTuple):
+    """What tapped blocks give, leading axis = blocks of the run (absent for a single tapped block).
+
+    Attributes:
+      received: (T, heads, M) float32 attention received by each token, mean over queries; or None.
+      keys: (T, M, d) float32 unscaled keys, mean over heads; or None.
+      hidden: (T, M, Dv) output of the block; or None.
+    """
+
+    received: Any = None
+    keys: Any = None
+    hidden: Any = None
+
+
+class SiglipAttention(nnx.Module):
+    """Projections of one block, all with biases."""
+
+    def __init__(self, config: SiglipConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.q = linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.k = linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.v = linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.o = linear(config.width, config.width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, *, tap: bool) -> tuple[Array, Any, Any]:
+        """Output, attention received and mean keys (the latter two None without `tap`)."""
+        q, k, v = (part(x).reshape(*x.shape[:2], self.heads, -1) for part in (self.q, self.k, self.v))
+        out, received = attend_all(q, k, v, received=tap)
+        keys = k.astype(jnp.float32).mean(axis=2) if tap else None
+        return self.o(out.reshape(x.shape)), received, keys
+
+
+class SiglipBlock(nnx.Module):
+    """x += attention(norm1(x)); x += mlp(norm2(x))."""
+
+    def __init__(self, config: SiglipConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.norm1 = layer_norm(config.width, config.eps, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(config.width, config.eps, dtype=dtype, rngs=rngs)
+        self.attn = SiglipAttention(config, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(config.width, config.mlp, config.width, config.activation, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, *, tap: bool) -> tuple[Array, Any, Any]:
+        """The new residual and what the attention gives."""
+        out, received, keys = self.attn(self.norm1(x), tap=tap)
+        x = x + out
+        return x + self.mlp(self.norm2(x)), received, keys
+
+
+class PoolingHead(nnx.Module):
+    """SigLIP's attention-pooling head behind `post_layernorm`: one learned probe over the tokens of a frame.
+
+    LLaVA checkpoints never hold it; FastVID takes it from the original tower (FastVID, arXiv 2503.11187).
+    """
+
+    def __init__(self, config: SiglipConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.heads = config.heads
+        self.post_norm = layer_norm(config.width, config.eps, dtype=dtype, rngs=rngs)
+        self.probe = nnx.Param(jnp.zeros((1, 1, config.width), dtype))
+        self.qkv = linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
+        self.o = linear(config.width, config.width, dtype=dtype, rngs=rngs)
+        self.norm = layer_norm(config.width, config.eps, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(config.width, config.mlp, config.width, config.activation, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "T M Dv"]) -> tuple[Float[Array, "T Dv"], Float[Array, "T M"]]:
+        """The pooled vector of each frame, and the probe's float32 attention, mean over heads."""
+        x = self.post_norm(x)
+        frames, tokens, width = x.shape
+        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]  # pyright: ignore[reportOptionalSubscript]
+        q = self.probe[...][0] @ kernel[:, :width] + bias[:width]
+        q = jnp.broadcast_to(q.reshape(1, 1, self.heads, -1), (frames, 1, self.heads, width // self.heads))
+        k, v = jnp.split(x @ kernel[:, width:] + bias[width:], 2, axis=-1)
+        split = (frames, tokens, self.heads, width // self.heads)
+        out, received = attend_all(q, k.reshape(split), v.reshape(split), received=True)
+        out = self.o(out.reshape(frames, 1, width))
+        out = out + self.mlp(self.norm(out))
+        return out[:, 0], received.mean(axis=1)
+
+
+class Siglip(nnx.Module):
+    """Patch embedding, learned positions and pre-norm blocks; the output is the last block's, not normalised."""
+
+    def __init__(self, config: SiglipConfig, *, dtype: Any, rngs: nnx.Rngs):
+        self.config = config
+        self.patch_embed = linear(config.channels * config.patch_size**2, config.width, dtype=dtype, rngs=rngs)
+        self.pos_embed = nnx.Param(jnp.zeros((config.tokens, config.width), dtype))
+        self.blocks = stack(lambda r: SiglipBlock(config, dtype=dtype, rngs=r), config.layers, rngs)
+        self.head = PoolingHead(config, dtype=dtype, rngs=rngs) if config.pooling_head else None
+
+    def patches(self, pixels: Float[Array, "T C S S"]) -> Float[Array, "T M Dv"]:
+        """Patch embeddings before the positions, raster order.
+
+        Raises:
+          JvidpruneError: pixels of another size than the tower's.
+        """
+        config = self.config
+        expected = (config.channels, config.image_size, config.image_size)
+        if pixels.ndim != 4 or pixels.shape[1:] != expected:
+            raise JvidpruneError(
+                f"pixels must have shape (frames, {', '.join(map(str, expected))}), got {pixels.shape}."
+            )
+        n, p = config.side, config.patch_size
+        cut = pixels[:, :, : n * p, : n * p].reshape(-1, config.channels, n, p, n, p)
+        rows = cut.transpose(0, 2, 4, 1, 3, 5).reshape(-1, n * n, config.channels * p * p)
+        return self.patch_embed(rows.astype(self.pos_embed[...].dtype))
+
+    def run(
+        self, x: Float[Array, "T M Dv"], start: int, stop: int, *, tap: bool = False, hidden: bool = False
+    ) -> tuple[Float[Array, "T M Dv"], BlockOutputs]:
+        """Blocks [start, stop) as one scan; `tap` asks every one of them for attention received and keys."""
+
+        def body(block: SiglipBlock, x: Array, _: None) -> tuple[Array, BlockOutputs]:
+            x, received, keys = block(x, tap=tap)
+            return x, BlockOutputs(received, keys, x if hidden else None)
+
+        return scan_layers(self.blocks, start, stop, self.config.layers, body, x)
+
+    def __call__(
+        self, pixels: Float[Array, "T C S S"], taps: tuple[int, ...] = ()
+    ) -> tuple[Float[Array, "T M Dv"], dict[int, BlockOutputs]]:
+        """Vision features, and attention received and keys of the tapped blocks.
+
+        Args:
+          pixels: (T, C, S, S) normalised frames.
+          taps: blocks, 0-based and static, that run outside the scans with their attention summed over columns.
+
+        Raises:
+          JvidpruneError: pixels of the wrong size, or a block the tower does not have.
+        """
+        x, at, found = self.patches(pixels) + self.pos_embed[...], 0, {}
+        for block in sorted(set(taps)):
+            if not 0 <= block < self.config.layers:
+                raise JvidpruneError(f"the tower has blocks 0..{self.config.layers - 1}, not {block}.")
+            if block > at:
+                x, _ = self.run(x, at, block)
+            x, outputs = self.run(x, block, block + 1, tap=True)
+            found[block] = jax.tree.map(lambda a: a[0], outputs)
+            at = block + 1
+        if at < self.config.layers:
+            x, _ = self.run(x, at, self.config.layers)
+        return x, found

@@ -1,0 +1,95 @@
+"""Tokenizers of checkpoint folders: transformers where it is configured, plain tokenizers otherwise."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jvidprune.errors import JvidpruneError
+
+END_TOKENS = ("<|im_end|>", "<|endoftext|>")
+"""Ends of sequence of the Qwen family."""
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back; special tokens in the text become their ids, nothing is added around it."""
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out; negative ids are skipped."""
+        ...
+
+    def token_id(self, token: str) -> int | None:
+        """Id of one token, None if there is no such token."""
+        ...
+
+
+class _Fast:
+    """tokenizer.json read by the tokenizers library."""
+
+    def __init__(self, path: Path):
+        import tokenizers
+
+        try:
+            self._inner = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:
+            raise JvidpruneError(f"{path} is no readable tokenizer: {error}.") from error
+
+    def encode(self, text: str) -> list[int]:
+        return self._inner.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._inner.decode([int(i) for i in ids if i >= 0], skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        return self._inner.token_to_id(token)
+
+
+class _Auto:
+    """AutoTokenizer of transformers, for folders with a tokenizer_config.json."""
+
+    def __init__(self, folder: Path):
+        from transformers import AutoTokenizer
+
+        try:
+            self._inner: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0]
+            raise JvidpruneError(f"the tokenizer in {folder} cannot be loaded: {reason}") from error
+        self._vocab: dict[str, int] = self._inner.get_vocab()
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._inner.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._inner.decode([int(i) for i in ids if i >= 0], skip_special_tokens=True)
+
+    def token_id(self, token: str) -> int | None:
+        return self._vocab.get(token)
+
+
+def load_tokenizer(folder: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint folder.
+
+    Raises:
+      JvidpruneError: the folder has none, or it cannot be read.
+    """
+    folder = Path(folder)
+    if (folder / "tokenizer_config.json").exists():
+        return _Auto(folder)
+    if (folder / "tokenizer.json").exists():
+        return _Fast(folder / "tokenizer.json")
+    raise JvidpruneError(f"{folder} has neither tokenizer_config.json nor tokenizer.json.")
+
+
+def end_ids(folder: str | Path, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Ids that end an answer: those of generation_config.json and of `END_TOKENS`, increasing."""
+    found = {tokenizer.token_id(token) for token in END_TOKENS} - {None}
+    path = Path(folder) / "generation_config.json"
+    if path.exists():
+        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        found |= set(listed) if isinstance(listed, list) else {listed} - {None}
+    return tuple(sorted(int(i) for i in found if i is not None))

@@ -1,0 +1,179 @@
+"""Parity of whole models: a tiny checkpoint folder with the stage arrays of its reference run."""
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.generate import generate
+from jvidprune.models.load import LoadedModel, load_model
+from jvidprune.parity.core import FileReport, Golden, Row, close, exact, load_golden
+
+VISION, ATTENTION, LOGITS = 5e-5, 1e-6, 1e-4
+"""Absolute tolerances in float32: stages up to the prompt's embeddings and hidden states, attention, logits."""
+
+Stages = dict[str, Callable[[], Row]]
+
+
+def compare_model_folder(folder: str | Path) -> Iterator[FileReport]:
+    """Loads a checkpoint folder in float32 and compares every stage array of its `io*.npz` files.
+
+    Raises:
+      JvidpruneError: no such folder, no `io*.npz` in it, a checkpoint that cannot be loaded, or a family without
+        stage comparisons.
+    """
+    folder = Path(folder)
+    files = sorted(folder.glob("io*.npz")) if folder.is_dir() else []
+    if not files:
+        raise JvidpruneError(f"{folder} is no model folder with io*.npz files.")
+    with jax.default_matmul_precision("highest"):
+        loaded = load_model(folder, dtype=jnp.float32)
+        if loaded.family not in _FAMILIES:
+            raise JvidpruneError(f"{loaded.family} has no stage comparisons; there are: {', '.join(_FAMILIES)}.")
+        for path in files:
+            golden = load_golden(path)
+            stages, inputs = _FAMILIES[loaded.family](loaded, golden)
+            rows = [_row(key, stages) for key in golden.arrays if key not in inputs]
+            yield FileReport(path.name, loaded.family, tuple(rows))
+
+
+def _row(key: str, stages: Stages) -> Row:
+    if key not in stages:
+        return Row(key, None, None, "not compared", "no stage of this name is known")
+    try:
+        return stages[key]()
+    except JvidpruneError as error:
+        return Row(key, None, None, "mismatch", str(error))
+
+
+@jax.jit
+def _tower(model: Any, pixels: Any) -> tuple[Any, Any]:
+    embedded = (patches := model.vision.patches(pixels)) + model.vision.pos_embed[...]
+    _, outputs = model.vision.run(embedded, 0, model.vision.config.layers, tap=True, hidden=True)
+    return patches, outputs._replace(hidden=jnp.concatenate([embedded[None], outputs.hidden]))
+
+
+@functools.partial(jax.jit, static_argnames="needs")
+def _encode(model: Any, pixels: Any, needs: frozenset[str]) -> Any:
+    return model.encode(pixels, needs)
+
+
+@jax.jit
+def _forward(model: Any, embeds: Any, positions: Any, valid: Any, rows: Any) -> Any:
+    return model.lm.forward(embeds, positions, valid, rows=rows, hidden=True)
+
+
+def tower_stages(model: Any, pixels: np.ndarray, golden: Golden) -> Stages:
+    """Comparisons of a SigLIP tower's stages; pixels are (frames, 3, S, S)."""
+    run = functools.cache(lambda: _tower(model, pixels))
+    values: dict[str, tuple[Callable[[Any, Any], Any], float]] = {
+        "patch_embed": (lambda patches, out: patches, VISION),
+        "vit_hidden": (lambda patches, out: out.hidden, VISION),
+        "vision_features": (lambda patches, out: out.hidden[-1], VISION),
+        "vision_attention_received": (lambda patches, out: out.received.mean(axis=2), ATTENTION),
+        "vision_attention_received_heads_last": (lambda patches, out: out.received[-1], ATTENTION),
+        "saliency": (lambda patches, out: out.received[-1].mean(axis=1), ATTENTION),
+    }
+    return {
+        key: lambda key=key, value=value, atol=atol: close(key, value(*run()), golden[key], atol)
+        for key, (value, atol) in values.items()
+    }
+
+
+def decoder_stages(model: Any, embeds: Callable[[], Any], positions: np.ndarray, golden: Golden) -> Stages:
+    """Comparisons of the language model on a prompt (B, L, D) with explicit positions, pruned prompts included.
+
+    The golden answer is appended to the prompt: causality leaves the prompt's own rows as they are, and the answer's
+    rows check the cached decoding of `greedy_ids` independently. Pruned prompts are padded to the same length, so that
+    one compilation serves all.
+    """
+    answer = golden["greedy_ids"] if golden.has("greedy_ids") else np.zeros((len(golden["input_ids"]), 0), np.int32)
+    length, total = positions.shape[-1], positions.shape[-1] + answer.shape[1]
+
+    def forward(keep: Any, reindexed: bool, more: int) -> Any:
+        x = jnp.concatenate([embeds()[:, keep], model.embed_text(jnp.asarray(answer[:, :more]))], axis=1)
+        where = positions[..., keep]
+        where = np.broadcast_to(np.arange(len(keep)), where.shape) if reindexed else where
+        where = np.concatenate([where, positions.max(axis=-1, keepdims=True) + 1 + np.arange(more)], axis=-1)
+        pad = total - x.shape[1]
+        x = jnp.pad(x, ((0, 0), (0, pad), (0, 0)))
+        where = np.pad(where, [(0, 0)] * (where.ndim - 1) + [(0, pad)])
+        valid = np.broadcast_to(np.arange(total) < total - pad, x.shape[:2])
+        return _forward(model, x, where, valid, np.full((len(x), 1), len(keep) - 1))
+
+    whole = functools.cache(lambda: forward(np.arange(length), False, answer.shape[1]))
+
+    def pruned(key: str, reindexed: bool) -> Row:
+        keep = golden["pruned_keep"]
+        return close(key, forward(keep, reindexed, 0).logits[:, : len(keep)], golden[key], LOGITS)
+
+    def greedy() -> Row:
+        valid = np.ones(embeds().shape[:2], bool)
+        return exact("greedy_ids", generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1]), answer)
+
+    def margin() -> Row:
+        best = jnp.sort(whole().logits[:, length - 1 : -1], axis=-1)[..., -2:]
+        return close("greedy_margin", best[..., 1] - best[..., 0], golden["greedy_margin"], 2 * LOGITS)
+
+    def hidden() -> Row:
+        return close("lm_hidden", whole().hidden[:, :, :length], golden["lm_hidden"], LOGITS)
+
+    def attention() -> Row:
+        key = "lm_last_query_attention"
+        return close(key, whole().attention[:, :, :, 0, :length], golden[key], ATTENTION)
+
+    return {
+        "inputs_embeds": lambda: close("inputs_embeds", embeds(), golden["inputs_embeds"], VISION),
+        "lm_hidden": hidden,
+        "lm_last_query_attention": attention,
+        "logits": lambda: close("logits", whole().logits[:, :length], golden["logits"], LOGITS),
+        "greedy_ids": greedy,
+        "greedy_margin": margin,
+        "pruned_logits_reindexed": lambda: pruned("pruned_logits_reindexed", True),
+        "pruned_logits_original_positions": lambda: pruned("pruned_logits_original_positions", False),
+    }
+
+
+def _llava_onevision(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
+    inputs = frozenset({"pixel_values_videos", "input_ids", "pruned_keep"})
+    if not golden.has("pixel_values_videos", "input_ids"):
+        raise JvidpruneError("an io file of llava_onevision needs pixel_values_videos and input_ids.")
+    model, config = loaded.model, loaded.config
+    pixels, ids = golden["pixel_values_videos"], golden["input_ids"]
+    batch, frames = pixels.shape[:2]
+    flat = pixels.reshape(batch * frames, *pixels.shape[2:])
+    video = functools.cache(lambda: _encode(model, flat, frozenset({"attention_last", "features_unpooled"})))
+
+    def tokens() -> jax.Array:
+        rows = video().features.reshape(batch, -1, config.text.width)
+        newline = jnp.broadcast_to(model.newline, (batch, 1, config.text.width))
+        return jnp.concatenate([rows, newline], axis=1)
+
+    @functools.cache
+    def embeds() -> jax.Array:
+        at = ids == config.video_token
+        if (at.sum(axis=1) != tokens().shape[1]).any():
+            raise JvidpruneError(f"input_ids hold {at.sum(axis=1)} placeholders for {tokens().shape[1]} video tokens.")
+        slot = np.where(at, at.cumsum(axis=1) - 1, 0)
+        visual = jnp.take_along_axis(tokens(), jnp.asarray(slot)[..., None], axis=1)
+        return jnp.where(at[..., None], visual, model.embed_text(jnp.asarray(ids)))
+
+    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+    evidence = {"saliency_pooled": ("attention_last", ATTENTION), "projector": ("features_unpooled", VISION)}
+    stages = tower_stages(model, flat, golden) | decoder_stages(model, embeds, positions, golden)
+    for key, (name, atol) in evidence.items():
+        stages[key] = lambda key=key, name=name, atol=atol: close(key, video().evidence[name], golden[key], atol)
+    stages["pooled"] = lambda: close("pooled", video().features, golden["pooled"], VISION)
+    stages["video_tokens"] = lambda: close("video_tokens", tokens(), golden["video_tokens"], VISION)
+    stages["position_ids"] = lambda: exact("position_ids", positions, golden["position_ids"])
+    return stages, inputs
+
+
+_FAMILIES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]]] = {
+    "llava_onevision": _llava_onevision,
+}
