@@ -26,6 +26,7 @@ EVIDENCE: dict[str, str] = {
     "frame_embedding": "(T, Df) one vector a frame: output of the tower's pooling head, or the mean token",
     "features_deepstack": "(T, N, S, D) the DeepStack levels that Qwen3-VL adds after its first S decoder layers",
     "text": "(L, D) embeddings of the question's tokens",
+    "newline": "(D,) the model's newline vector, for a reducer in which row newlines take part as tokens (AOT)",
 }
 """Every kind of evidence a model can attach to its tokens; the list is closed, reducers ask by these names."""
 
@@ -118,7 +119,7 @@ class VideoTokens:
         for name, value in arrays.items():
             if name not in EVIDENCE:
                 raise JvidpruneError(f"unknown evidence {name!r}; known: {', '.join(EVIDENCE)}.")
-            if name != "text" and value.shape[0] != frames:
+            if name not in ("text", "newline") and value.shape[0] != frames:
                 raise JvidpruneError(f"evidence {name!r} has {value.shape[0]} rows, but the video has {frames} frames.")
         mask = jnp.ones(frames, bool) if frame_mask is None else jnp.asarray(frame_mask, bool)
         return cls(features, arrays, mask, tuple(grid), unpooled_grid and tuple(unpooled_grid))

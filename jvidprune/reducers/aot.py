@@ -1,0 +1,520 @@
+"""AOT: local and global anchors, optimal transport of pruned tokens inside frames and along clips (arXiv 2603.01400).
+
+The reference is `llava_arch.py` of the authors' repository; `aot_intra`, `aot_inter` and `aot_ratio` hold its three parts.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.ops import compact
+from jvidprune.ops.pool import PoolKind, pool_tokens, pooled_side
+from jvidprune.ops.segment import mask_cuts, smallest_cuts
+from jvidprune.ops.select import first_argmax
+from jvidprune.ops.similarity import normalise
+from jvidprune.ops.sink import SinkRule
+from jvidprune.ops.transport import ClipCost, Projection, Sinkhorn, TokenCost, Uniform, numeric_leaves
+from jvidprune.reducers import aot_inter, aot_intra, aot_ratio
+from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.tokens import Layout, Plan, Reduced, VideoTokens
+
+
+class AOTBudget(NamedTuple):
+    """Integers of one V, and every weight of the transport, so that a sweep can vary those too.
+
+    Attributes:
+      visual_tokens: V.
+      local: anchors a window.
+      spread: anchors of the whole frame.
+      keep: (R + 1,) int32, by the number of a later frame's tokens: how many stay distinct.
+      clip_start: (slots,) int32, 1 on the first frame of each clip (unused with dynamic clips).
+      parts: float32 leaves of cost, marginals, solver and of their counterparts between frames; None where a part has none.
+      scales: (3,) float32 nearest share, intra scale, inter scale.
+    """
+
+    visual_tokens: Any
+    local: Any
+    spread: Any
+    keep: Any
+    clip_start: Any
+    parts: tuple
+    scales: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AOTShared:
+    """What all budgets of a video share; see `aot_intra.Selection`."""
+
+    x: Float[Array, "T N D"]
+    selection: aot_intra.Selection
+    saliency: Float[Array, "T N"]
+    frame_mask: Bool[Array, "T"]
+    starts: Bool[Array, "T"] | None
+    newline: Float[Array, "D"] | None
+    geometry: aot_ratio.Geometry = dataclasses.field(metadata={"static": True})
+    limit: aot_ratio.Limits = dataclasses.field(metadata={"static": True})
+
+
+class AOTPlan(NamedTuple):
+    """A `Plan` whose tokens are mixtures: frames are pooled under `pooled`, clips mixed under `mix`.
+
+    The first seven fields are those of `Plan`; `row` and `weight` (1, T * P) name the merged anchor that took the largest
+    share of a token. n slots a frame, N tokens before and P after pooling.
+
+    Attributes:
+      mass: (K,) int32.
+      source: (K,) int32 flat index into (T, 2, n): frame, whether it is a merged anchor, slot.
+      pooled: (T, n, N) float32.
+      newline: (T, n) bool.
+      mix: (T, n, n) float32, see `aot_inter.Inter`.
+      key: (T,) bool.
+    """
+
+    ids: Int[Array, "K"]
+    valid: Bool[Array, "K"]
+    count: Int[Array, ""]
+    is_pick: Bool[Array, "K"]
+    row: Int[Array, "1 M"]
+    weight: Float[Array, "1 M"]
+    diagnostics: dict[str, Array]
+    mass: Int[Array, "K"]
+    source: Int[Array, "K"]
+    pooled: Float[Array, "T n N"]
+    newline: Bool[Array, "T n"]
+    mix: Float[Array, "T n n"]
+    key: Bool[Array, "T"]
+
+
+@dataclasses.dataclass(frozen=True)
+class AOT(StagedReducer):
+    """Anchors before pooling, transport of the rest onto them, pooling, transport along clips.
+
+    Defaults are the reference with its OneVision settings; what a clean variant would change is an option.
+
+    Attributes:
+      visual_tokens: V, anchors asked for in each frame before pooling; None derives it from the retention ratio.
+      global_ratio: share of V taken from the deep map over the whole frame instead of window by window.
+      keep_ratio: q, share of a later frame's tokens that stay distinct.
+      inter: run the stage along clips.
+      clips: "fixed" (T / 8 frames; the reference has only T = 32 and 64), "dyseg" (cuts at the 7 smallest similarities of
+        neighbouring frames and below 0.8; needs the evidence frame_embedding), a length, or a tuple of lengths.
+      window: side of the local windows.
+      nearest: share of the nearest-anchor mean in merged anchors, the rest is transport.
+      intra_scale, inter_scale: weights of the received mass. The reference overwrites the first by 1 (Q4).
+      pooling: None finds it from the grids. "none" works on `features` themselves, for models without pooling.
+      anchors_only: pool anchors alone; the reference dilutes them by pruned neighbours (Q9).
+      drop_original: leave out the unmerged key-frame tokens, which the reference emits besides the merged ones (Q5).
+      row_newlines: newline slots behind each row take part as tokens, as the reference does for LLaVA-Video when its clip
+        stage is on (Q13); needs the evidence newline. False leaves newlines to the model.
+      cost, marginals, solver, projection: parts of the transport inside frames, see `ops.transport`. Their float fields
+        travel in the budget and can be vmapped over. The reference's solver stops all frames together (Q3; `stop="each"`
+        does not) and its plan keeps mass 1/A an anchor (Q14; "row" and "column" normalise).
+      inter_cost, inter_marginals, inter_solver, inter_projection: the same along clips; marginals and solver default to
+        those inside frames.
+      distinct: what decides which tokens stay distinct, the lowest ones: "pmax", "entropy", "cost" or "unmatched".
+      published: (ratio, V) pairs of the authors' scripts, taken before the measured table on their 27x27 grid.
+    """
+
+    visual_tokens: int | None = None
+    global_ratio: float = 0.5
+    keep_ratio: float = 0.3
+    inter: bool = True
+    clips: aot_ratio.Clips = "fixed"
+    window: int = 9
+    nearest: float = 0.1
+    intra_scale: float = 1.0
+    inter_scale: float = 1.0
+    pooling: PoolKind | None = None
+    anchors_only: bool = False
+    drop_original: bool = False
+    row_newlines: bool = False
+    cost: Any = TokenCost()
+    marginals: Any = Uniform()
+    solver: Any = Sinkhorn()
+    projection: Projection = "mass"
+    inter_cost: Any = ClipCost()
+    inter_marginals: Any = None
+    inter_solver: Any = None
+    inter_projection: Projection = "row"
+    distinct: aot_inter.Distinct = "pmax"
+    published: tuple[tuple[float, int], ...] = ()
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "aot",
+        "AOT",
+        "2603.01400",
+        "Transports pruned tokens onto local and global anchors inside frames, then along clips.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=(
+            "key-frame tokens are output twice, unmerged and merged (drop_original=True)",
+            "the Sinkhorn stop couples all frames (solver=Sinkhorn(stop='each'))",
+            "pooled anchors are diluted by pruned neighbours (anchors_only=True)",
+            "anchors keep weight A / (A + 1) in the transport (projection='row' or 'column')",
+        ),
+    )
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {"keep_ratio": 0.1, "published": ((0.10, 108),)},
+        "llava_video": {"keep_ratio": 0.4, "inter": False, "published": ((0.25, 180),)},
+        "qwen2_5_vl": {"pooling": "none"},
+        "qwen3_vl": {"pooling": "none"},
+    }
+
+    def __post_init__(self) -> None:
+        for name in ("global_ratio", "keep_ratio", "nearest"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise JvidpruneError(f"AOT's {name} must lie in [0, 1], got {getattr(self, name)!r}.")
+        if self.window < 1:
+            raise JvidpruneError(f"AOT's window must be at least 1, got {self.window}.")
+        if self.distinct not in aot_inter.DISTINCT:
+            raise JvidpruneError(
+                f"unknown criterion {self.distinct!r} for distinct tokens; known: {', '.join(aot_inter.DISTINCT)}."
+            )
+        aot_ratio.clip_lengths(self.clips, sum(self.clips) if isinstance(self.clips, tuple) else 1)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """Evidence of the model this configuration reads."""
+        names = {"attention_shallow", "attention_deep"}
+        if self.pooling != "none":
+            names.add("features_unpooled")
+        if self.inter and self.clips == "dyseg":
+            names.add("frame_embedding")
+        if self.row_newlines:
+            names.add("newline")
+        return frozenset(names)
+
+    def geometry(self, grid: tuple[int, int], unpooled: tuple[int, int] | None) -> aot_ratio.Geometry:
+        """Static sizes for a pooled grid and the grid before it.
+
+        Raises:
+          JvidpruneError: no grid before pooling, or one that the pooling does not map to the other.
+        """
+        if self.pooling == "none":
+            unpooled = grid
+        if unpooled is None:
+            raise JvidpruneError("AOT works before pooling: the video needs its unpooled_grid, or AOT pooling='none'.")
+        kind = self.pooling or aot_ratio.infer_pooling(unpooled, grid)
+        if (pooled_side(unpooled[0], kind), pooled_side(unpooled[1], kind)) != tuple(grid):
+            raise JvidpruneError(
+                f"AOT's {kind} pooling turns a {unpooled[0]}x{unpooled[1]} grid into {pooled_side(unpooled[0], kind)}x"
+                f"{pooled_side(unpooled[1], kind)}, but the video has {grid[0]}x{grid[1]}."
+            )
+        windows = unpooled[0] // self.window, unpooled[1] // self.window
+        return aot_ratio.Geometry(tuple(unpooled), tuple(grid), kind, windows, grid[0] if self.row_newlines else 0)
+
+    def visual_tokens_for(self, layout: Layout, ratio: float) -> int:
+        """V for a retention ratio: the field `visual_tokens`, a published row, or the V that is nearest on average.
+
+        The authors document two rows only, so the rule inverts a table measured with their code on synthetic attention. The
+        ratio that a video really reaches depends on its content and may exceed 1 (key frames count twice) or stay below
+        what is asked for (V = N is the end); `Reduced.count` tells, `calibrate` finds V for given videos.
+
+        Raises:
+          JvidpruneError: a ratio outside (0, 1], or a V beyond the grid.
+        """
+        ratio = check_ratio(ratio)
+        geometry = self.geometry(layout.grid, layout.unpooled_grid)
+        if self.visual_tokens is not None:
+            if not 1 <= self.visual_tokens <= geometry.tokens:
+                raise JvidpruneError(
+                    f"AOT's visual_tokens must lie between 1 and the {geometry.tokens} tokens of a frame before pooling, "
+                    f"got {self.visual_tokens}."
+                )
+            return self.visual_tokens
+        if geometry.grid == (27, 27):
+            for row, tokens in self.published:
+                if abs(row - ratio) < 1e-9:
+                    return tokens
+        lengths = aot_ratio.clip_lengths(self.clips, layout.frames)
+        return aot_ratio.visual_tokens_for(
+            ratio, geometry, self.global_ratio, self.keep_ratio, lengths, self.inter, self.drop_original
+        )
+
+    def budget(self, layout: Layout, ratio: float) -> AOTBudget:
+        """Integers for the V of a ratio; see `visual_tokens_for`.
+
+        Raises:
+          JvidpruneError: as there, or clip lengths that do not fit the frames.
+        """
+        return self.budget_of(layout, self.visual_tokens_for(layout, ratio))
+
+    def budget_of(self, layout: Layout, visual_tokens: int) -> AOTBudget:
+        """Integers for one V."""
+        geometry = self.geometry(layout.grid, layout.unpooled_grid)
+        counts = aot_ratio.anchor_counts(visual_tokens, geometry, self.global_ratio)
+        most = geometry.cells + geometry.newlines
+        keep = np.array([aot_ratio.kept_tokens(self.keep_ratio, r) for r in range(most + 1)], np.int32)
+        lengths = aot_ratio.clip_lengths(self.clips, layout.frames)
+        starts = np.zeros(layout.slots, np.int32)
+        starts[np.cumsum((0, *lengths[:-1]))] = 1
+        return AOTBudget(
+            np.int32(visual_tokens),
+            np.int32(counts.local),
+            np.int32(counts.spread),
+            keep,
+            starts,
+            tuple(numeric_leaves(part) for part in self._parts()),
+            np.array([self.nearest, self.intra_scale, self.inter_scale], np.float32),
+        )
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """Rows that no video of up to `layout.slots` frames exceeds at this V.
+
+        Padding counts like frames: the bound of fewer frames can be larger under the fixed clip rule.
+        """
+        return self.capacity_of(layout, self.visual_tokens_for(layout, ratio))
+
+    def capacity_of(self, layout: Layout, visual_tokens: int) -> int:
+        """The bound of `capacity` for one V."""
+        geometry = self.geometry(layout.grid, layout.unpooled_grid)
+        counts = aot_ratio.anchor_counts(visual_tokens, geometry, self.global_ratio)
+        tokens = aot_ratio.pooled_bound(counts.total, geometry) + geometry.newlines
+        bound = aot_ratio.row_bound(
+            tokens, self.keep_ratio, self.clips, layout.slots, self.inter, self.drop_original
+        )
+        return max(bound, 1)
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> AOTShared:
+        """Orders, candidate anchors, their cosines and the dynamic cuts."""
+        geometry, limit = self._static(video, capacity)
+        x = self._input(video)
+        if x.shape[1] != geometry.tokens:
+            raise JvidpruneError(
+                f"AOT expects {geometry.tokens} tokens a frame on its {geometry.grid[0]}x{geometry.grid[1]} grid before "
+                f"pooling, got {x.shape[1]}."
+            )
+        shallow = video.evidence["attention_shallow"].astype(jnp.float32)
+        deep = video.evidence["attention_deep"].astype(jnp.float32)
+        if sink is not None:
+            # The maps sum to N a frame, the rule's strength is in units of maps that sum to 1.
+            group = jnp.zeros(x.shape[0], jnp.int32)
+            shallow = sink.adjust(shallow / geometry.tokens, group, video.frame_mask).attention
+            deep = sink.adjust(deep / geometry.tokens, group, video.frame_mask).attention
+        selection = aot_intra.select(x, shallow, deep, geometry, self.window, limit)
+        newline = video.evidence["newline"].astype(jnp.float32) if self.row_newlines else None
+        return AOTShared(x, selection, deep, video.frame_mask, self._dynamic_starts(video), newline, geometry, limit)
+
+    def intra(self, shared: AOTShared, budget: AOTBudget) -> aot_intra.Intra:
+        """The stage inside frames for one budget."""
+        cost, marginals, solver, *_ = self._resolve(budget)
+        return aot_intra.transport(
+            shared.selection,
+            shared.x,
+            shared.saliency,
+            aot_intra.anchor_mask(shared.selection, budget.local, budget.spread, shared.frame_mask),
+            shared.frame_mask,
+            shared.geometry.grid,
+            cost=cost,
+            marginals=marginals,
+            solver=solver,
+            projection=self.projection,
+            nearest=budget.scales[0],
+            scale=budget.scales[1],
+        )
+
+    def decide(self, shared: AOTShared, budget: AOTBudget, *, capacity: int) -> AOTPlan:
+        """Anchors, both transports and the output order for one budget."""
+        geometry, t = shared.geometry, shared.x.shape[0]
+        intra = self.intra(shared, budget)
+        slot_mask, chosen = aot_intra.kept_slots(intra.anchors, shared.frame_mask, geometry, shared.limit.slots)
+        cells, newlines = (jnp.asarray(table) for table in aot_intra.slot_cells(geometry))
+        pooled = aot_intra.pooled_weights(
+            intra, shared.selection.candidates, chosen, geometry, self.anchors_only
+        )
+        newline, used = newlines[chosen], chosen < slot_mask.shape[1]
+        diagnostics = {
+            "anchors": intra.anchors,
+            "slot_mask": slot_mask,
+            "slots": chosen,
+            "intra_iterations": intra.result.iterations,
+            "intra_row_error": intra.result.row_error,
+            "intra_column_error": intra.result.column_error,
+            "intra_converged": intra.result.converged,
+        }
+        starts = budget.clip_start.astype(bool) if shared.starts is None else shared.starts
+        clips = aot_inter.clip_roles(starts, used.any(1))
+        if self.inter:
+            y = aot_intra.place_newlines(aot_intra.pool_features(pooled, shared.x), newline, shared.newline)
+            inter = self._inter(shared, budget, y, used, cells[chosen], clips)
+            diagnostics |= {f"inter_{name}": value for name, value in inter._asdict().items() if name != "mix"}
+            diagnostics["segments"] = clips.ids
+            own = jnp.where(clips.key[:, None], used & ~(self.drop_original & clips.merges[:, None]), inter.keep)
+            merged = (clips.last & clips.merges)[:, None] & used[clips.lead]
+            mix = inter.mix
+        else:
+            own, merged = used, jnp.zeros_like(used)
+            mix = jnp.zeros((t, *used.shape[1:], used.shape[1]))
+        order = _arrange(own, merged, used, mix, clips, cells[chosen], newline, geometry.cells, capacity, self.inter)
+        # Anchors beyond what the capacity allows for are cut silently; the count then says that it was too small.
+        short = budget.visual_tokens > shared.limit.visual_tokens
+        order["count"] = jnp.where(short, jnp.maximum(order["count"], capacity + 1), order["count"])
+        return AOTPlan(
+            diagnostics=diagnostics, pooled=pooled, newline=newline, mix=mix, key=clips.key, **order
+        )
+
+    def apply(self, plan: AOTPlan, video: VideoTokens) -> Reduced:
+        """Tokens of a plan: pools every frame and mixes every clip under the plan's weights; linear in the features."""
+        newline = video.evidence["newline"].astype(jnp.float32) if self.row_newlines else None
+        x = self._input(video)
+        y = aot_intra.place_newlines(aot_intra.pool_features(plan.pooled, x), plan.newline, newline)
+        n, width = y.shape[1:]
+        source = jnp.minimum(plan.source, 2 * y.shape[0] * n - 1)
+        frame, merged, slot = source // (2 * n), (source // n) % 2, source % n
+        tokens = y.reshape(-1, width)[frame * n + slot]
+        if self.inter:
+            final = aot_inter.merged_anchors(plan.mix, y, plan.key).reshape(-1, width)
+            tokens = jnp.where((merged == 1)[:, None], final[frame * n + slot], tokens)
+        tokens = jnp.where(plan.valid[:, None], tokens, 0.0).astype(x.dtype)
+        _, slots = compact.source_slots(Plan(*plan[:7]))
+        return Reduced(tokens, plan.ids, plan.valid, plan.mass, slots, plan.diagnostics)
+
+    def _inter(
+        self, shared: AOTShared, budget: AOTBudget, y: Array, used: Array, cell: Array, clips: aot_inter.Clips
+    ) -> aot_inter.Inter:
+        _, _, _, cost, marginals, solver = self._resolve(budget)
+        parts = aot_inter.ClipParts(
+            cost, marginals, solver, self.inter_projection, self.distinct, budget.scales[2], budget.keep
+        )
+        inside = jnp.minimum(cell, shared.geometry.cells - 1)
+        place = jnp.asarray(aot_intra.positions(shared.geometry.pooled))[inside]
+        saliency = pool_tokens(shared.saliency, shared.geometry.grid, shared.geometry.kind)
+        return aot_inter.merge_clips(y, used, place, jnp.take_along_axis(saliency, inside, axis=1), clips, parts)
+
+    def _parts(self) -> tuple:
+        marginals = self.marginals if self.inter_marginals is None else self.inter_marginals
+        solver = self.solver if self.inter_solver is None else self.inter_solver
+        return self.cost, self.marginals, self.solver, self.inter_cost, marginals, solver
+
+    def _resolve(self, budget: AOTBudget) -> tuple:
+        """The parts with the budget's traced numbers in place of the configured ones."""
+        return tuple(
+            part if traced is None else traced for part, traced in zip(self._parts(), budget.parts, strict=True)
+        )
+
+    def _input(self, video: VideoTokens) -> Array:
+        return video.features if self.pooling == "none" else video.evidence["features_unpooled"]
+
+    def _static(self, video: VideoTokens, capacity: int) -> tuple[aot_ratio.Geometry, aot_ratio.Limits]:
+        geometry = self.geometry(video.grid, video.unpooled_grid)
+        limit = aot_ratio.limits(
+            capacity,
+            geometry,
+            self.global_ratio,
+            self.keep_ratio,
+            self.clips,
+            video.features.shape[0],
+            self.inter,
+            self.drop_original,
+        )
+        return geometry, limit
+
+    def _dynamic_starts(self, video: VideoTokens) -> Bool[Array, "T"] | None:
+        """Clip starts of the paper's dynamic variant, from the disabled lines of the reference: c = 8, tau = 0.8."""
+        if not self.inter or self.clips != "dyseg":
+            return None
+        frames = normalise(video.evidence["frame_embedding"], 1e-12)
+        similarity = jnp.sum(frames[1:] * frames[:-1], axis=-1)
+        similarity = jnp.where(video.frame_mask[1:], similarity, jnp.inf)
+        cuts = mask_cuts(smallest_cuts(similarity, 7) | (similarity < 0.8), video.frame_mask)
+        return jnp.append(True, cuts)
+
+
+def _arrange(
+    own: Bool[Array, "T n"],
+    merged: Bool[Array, "T n"],
+    used: Bool[Array, "T n"],
+    mix: Float[Array, "T n n"],
+    clips: aot_inter.Clips,
+    cell: Int[Array, "T n"],
+    newline: Bool[Array, "T n"],
+    cells: int,
+    capacity: int,
+    inter: bool,
+) -> dict[str, Array]:
+    """Output order and the fields of the plan that follow from it.
+
+    Slots lie as (frame, plane, slot), the second plane holding a clip's merged anchors on its last frame: their flat order
+    is the order of the output, so that nothing is sorted.
+    """
+    t, n = own.shape
+    slots = jnp.stack([own, merged], axis=1)
+    source, valid, count = compact.compact(slots.reshape(-1), capacity)
+    before = (jnp.cumsum(slots.reshape(-1)) - slots.reshape(-1)).reshape(t, 2, n)
+    frame, plane, slot = jnp.minimum(source // (2 * n), t - 1), (source // n) % 2, source % n
+    origin = jnp.where(plane == 1, clips.lead[frame], frame)
+    ids = jnp.where(valid, origin * cells + cell[origin, slot], t * cells).astype(jnp.int32)
+
+    given = used & ~own & ~clips.key[:, None]
+    received = jax.ops.segment_sum(given.sum(1), clips.ids, num_segments=t)[clips.ids]
+    mass = jnp.where(valid, jnp.where(plane == 1, 1 + received[frame], 1), 0).astype(jnp.int32)
+
+    share = jnp.where(clips.key[:, None, None], jnp.eye(n), mix)
+    best = jnp.minimum(first_argmax(share), n - 1)
+    goes = used & ~newline & merged[clips.end].any(1, keepdims=True) & (given | clips.key[:, None]) & inter
+    place = before[clips.end, 1][jnp.arange(t)[:, None], best]
+    row = jnp.where(goes, jnp.minimum(place, capacity), capacity)
+    amount = jnp.where(goes, jnp.take_along_axis(mix, best[..., None], axis=2)[..., 0], 0.0)
+    target = jnp.where(used & ~newline, jnp.arange(t)[:, None] * cells + cell, t * cells)
+    return {
+        "ids": ids,
+        "valid": valid,
+        "count": count,
+        "is_pick": valid & (plane == 0) & ~newline[frame, slot],
+        "row": jnp.full(t * cells + 1, capacity, jnp.int32).at[target].set(row.astype(jnp.int32))[None, :-1],
+        "weight": jnp.zeros(t * cells + 1).at[target].set(amount)[None, :-1],
+        "mass": mass,
+        "source": source,
+    }
+
+
+class Calibration(NamedTuple):
+    """What `calibrate` found: the reducer with its V fixed, V, and the mean ratio it reaches on the videos."""
+
+    reducer: AOT
+    visual_tokens: int
+    achieved: float
+
+
+def calibrate(reducer: AOT, videos: Sequence[VideoTokens], ratio: float) -> Calibration:
+    """The V whose mean retained ratio on sample videos is nearest to a target, by bisection; one compilation a shape.
+
+    Args:
+      reducer: its `visual_tokens` is what is searched for.
+      videos: sample videos.
+      ratio: output tokens / (T * P), in (0, 1].
+
+    Raises:
+      JvidpruneError: no videos, or a ratio outside (0, 1].
+    """
+    ratio = check_ratio(ratio)
+    if not videos:
+        raise JvidpruneError("calibration needs at least one sample video, got none.")
+    count = jax.jit(lambda video, budget, capacity: reducer.plan(video, budget, capacity=capacity).count, static_argnums=2)
+
+    def achieved(visual_tokens: int) -> float:
+        ratios = []
+        for video in videos:
+            frames = int(video.frame_mask.sum())
+            layout = video.layout(None if frames == video.features.shape[0] else frames)
+            capacity = reducer.capacity_of(layout, most)
+            rows = int(count(video, reducer.budget_of(layout, visual_tokens), capacity))
+            ratios.append(rows / layout.total)
+        return float(np.mean(ratios))
+
+    most = min(reducer.geometry(v.grid, v.unpooled_grid).tokens for v in videos)
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if achieved(middle) >= ratio else (middle + 1, high)
+    tries = {v: achieved(v) for v in (max(low - 1, 1), low)}
+    best = min(tries, key=lambda v: (abs(tries[v] - ratio), v))
+    return Calibration(dataclasses.replace(reducer, visual_tokens=best), best, tries[best])

@@ -1,0 +1,197 @@
+"""AOT along clips: later frames give their redundant tokens to the key frame's anchors by transport, in frame order."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.ops.segment import segment_ids
+from jvidprune.ops.similarity import cosine_from_gram, dot_f32, squared_norms
+from jvidprune.ops.transport import Projection, Rows, TransportResult, blend, cost_matrix, normalise_plan
+from jvidprune.reducers.aot_intra import weigh
+
+Distinct = Literal["pmax", "entropy", "cost", "unmatched"]
+
+_SCORES: dict[str, Callable[[Array, TransportResult, Array], Array]] = {
+    "pmax": lambda share, result, cost: share.max(-1),
+    "entropy": lambda share, result, cost: (share * jnp.log(jnp.maximum(share, 1e-30))).sum(-1),
+    "cost": lambda share, result, cost: -(share * cost).sum(-1),
+    "unmatched": lambda share, result, cost: -result.unmatched,
+}
+"""How sure a token is of its place among the anchors; the least sure tokens stay distinct. The reference uses pmax."""
+
+DISTINCT = tuple(_SCORES)
+
+
+class ClipParts(NamedTuple):
+    """The exchangeable parts of the stage; see `AOT`."""
+
+    cost: Any
+    marginals: Any
+    solver: Any
+    projection: Projection
+    distinct: Distinct
+    scale: float | Array
+    keep: Int[Array, "R"]
+
+
+class Step(NamedTuple):
+    """One frame onto the anchors of its clip; shapes: R source slots, A anchor slots.
+
+    Attributes:
+      anchors: (A, D) float32 anchors afterwards.
+      weight: (R, A) coefficient of each merged token in each new anchor.
+      divisor: (A,) what anchors were divided by.
+      keep: (R,) bool, tokens that stay distinct.
+      score: (R,) float32 what they were judged by.
+      result: plan (R, A) and diagnostics.
+    """
+
+    anchors: Float[Array, "A D"]
+    weight: Float[Array, "R A"]
+    divisor: Float[Array, "A"]
+    keep: Bool[Array, "R"]
+    score: Float[Array, "R"]
+    result: TransportResult
+
+
+class Clips(NamedTuple):
+    """Which frame leads which.
+
+    Attributes:
+      key: (T,) bool, the frame whose tokens are the anchors: the first of its clip that has any (Q7).
+      later: (T,) bool, other frames that have tokens.
+      last: (T,) bool, last frame of its clip.
+      merges: (T,) bool, its clip has a key frame and at least one later frame.
+      lead: (T,) int32 key frame of its clip.
+      end: (T,) int32 last frame of its clip.
+      ids: (T,) int32 clip.
+    """
+
+    key: Bool[Array, "T"]
+    later: Bool[Array, "T"]
+    last: Bool[Array, "T"]
+    merges: Bool[Array, "T"]
+    lead: Int[Array, "T"]
+    end: Int[Array, "T"]
+    ids: Int[Array, "T"]
+
+
+def clip_roles(starts: Bool[Array, "T"], occupied: Bool[Array, "T"]) -> Clips:
+    """Roles of the frames; `starts` marks the first frame of every clip but the first, which starts anyway."""
+    frames = jnp.arange(starts.shape[0], dtype=jnp.int32)
+    ids = segment_ids(starts[1:])
+    before = jnp.cumsum(occupied) - occupied
+    first = lax.cummax(jnp.where(jnp.append(True, ids[1:] != ids[:-1]), frames, 0))
+    turn = before - before[first]
+    key = occupied & (turn == 0)
+    later = occupied & ~key
+    last = jnp.append(ids[1:] != ids[:-1], True)
+    count = jax.ops.segment_sum(occupied.astype(jnp.int32), ids, num_segments=ids.shape[0])
+    lead = jax.ops.segment_max(jnp.where(key, frames, -1), ids, num_segments=ids.shape[0])
+    end = jax.ops.segment_max(frames, ids, num_segments=ids.shape[0])
+    return Clips(key, later, last, count[ids] > 1, jnp.maximum(lead[ids], 0), end[ids], ids)
+
+
+def step(anchors: Rows, sources: Rows, parts: ClipParts) -> Step:
+    """Transport of one frame's tokens onto the anchors.
+
+    Tokens whose score is strictly below the entry of rank ceil(q (R - 1)) stay distinct, which equals the reference's
+    interpolated quantile; all others are spread over all anchors with their whole normalised row.
+    """
+    gram = dot_f32(sources.features, anchors.features)
+    cosines = cosine_from_gram(gram, squared_norms(sources.features), squared_norms(anchors.features), 1e-12)
+    x = sources._replace(cosines=cosines)
+    priced = cost_matrix(parts.cost, x, anchors)
+    result = parts.solver(priced, *parts.marginals(x, anchors))
+    share = normalise_plan(result.plan, "row")
+    score = _SCORES[parts.distinct](share, result, priced)
+    ranked = jnp.sort(jnp.where(x.mask, score, jnp.inf))
+    threshold = ranked[jnp.clip(parts.keep[x.mask.sum()], 0, ranked.shape[0] - 1)]
+    keep = x.mask & (score < threshold)
+    merged = (x.mask & ~keep)[:, None] & anchors.mask[None]
+    weight = jnp.where(merged, normalise_plan(result.plan, parts.projection), 0.0)
+    own, taken = blend(weight, parts.scale)
+    moved = own[:, None] * anchors.features + weigh(taken.T, sources.features)
+    return Step(moved, taken, 1.0 / own, keep, score, result)
+
+
+class Inter(NamedTuple):
+    """The stage for a whole video; n slots a frame.
+
+    Attributes:
+      keep: (T, n) bool, tokens of later frames that stay distinct.
+      mix: (T, n, n) float32 final weight of each token in each anchor of its clip; the diagonal of key frames holds the
+        anchors' own weights.
+      score: (T, n) what keeping was decided by.
+      iterations, row_error, column_error: (T,) of the solver, -1 on frames without a step.
+      plan: (T, n, n) transport plans.
+    """
+
+    keep: Bool[Array, "T n"]
+    mix: Float[Array, "T n n"]
+    score: Float[Array, "T n"]
+    iterations: Int[Array, "T"]
+    row_error: Float[Array, "T"]
+    column_error: Float[Array, "T"]
+    plan: Float[Array, "T n n"]
+
+
+def merge_clips(
+    y: Float[Array, "T n D"],
+    mask: Bool[Array, "T n"],
+    place: Float[Array, "T n 2"],
+    saliency: Float[Array, "T n"],
+    clips: Clips,
+    parts: ClipParts,
+) -> Inter:
+    """All clips of a video by one scan over its frames, whose carry is a clip's anchors."""
+    times = jnp.arange(y.shape[0], dtype=jnp.float32)
+
+    def frame(carry: Rows, args: tuple) -> tuple[Rows, tuple]:
+        current, key, later = args
+        done = step(carry, current, parts)
+        features = jnp.where(key, current.features, jnp.where(later, done.anchors, carry.features))
+        following = jax.tree.map(lambda new, old: jnp.where(key, new, old), current, carry)
+        out = (
+            done.keep & later,
+            jnp.where(later, done.weight, 0.0),
+            jnp.where(later, done.divisor, 1.0),
+            jnp.where(later & current.mask, done.score, jnp.nan),
+            jnp.where(later, done.result.iterations, -1),
+            jnp.where(later, done.result.row_error, -1.0),
+            jnp.where(later, done.result.column_error, -1.0),
+            jnp.where(later, done.result.plan, 0.0),
+        )
+        return following._replace(features=features), out
+
+    n = y.shape[1]
+    frames = Rows(y, place, jnp.broadcast_to(times[:, None], mask.shape), saliency, mask)
+    start = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), frames)
+    _, (keep, weight, divisor, score, steps, row, column, plan) = lax.scan(
+        frame, start, (frames, clips.key, clips.later)
+    )
+
+    def backwards(growth: Array, args: tuple) -> tuple[Array, Array]:
+        weight, divisor, key, last = args
+        growth = jnp.where(last, jnp.ones(n), growth)
+        final = jnp.where(key, jnp.diag(growth), weight * growth[None])
+        return growth / divisor, final
+
+    _, mix = lax.scan(backwards, jnp.ones(n), (weight, divisor, clips.key, clips.last), reverse=True)
+    mix = jnp.where(mask[..., None], mix, 0.0)
+    return Inter(keep, mix, score, steps, row, column, plan)
+
+
+def merged_anchors(mix: Float[Array, "T n n"], y: Float[Array, "T n D"], key: Bool[Array, "T"]) -> Float[Array, "T n D"]:
+    """Running anchors of each frame's clip under final weights; on a clip's last frame they are its merged anchors."""
+
+    def frame(total: Array, args: tuple) -> tuple[Array, Array]:
+        weight, tokens, first = args
+        total = jnp.where(first, 0.0, total) + weigh(weight.T, tokens)
+        return total, total
+
+    return lax.scan(frame, jnp.zeros_like(y[0]), (mix, y, key))[1]
