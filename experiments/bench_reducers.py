@@ -120,7 +120,8 @@ product = jax.jit(frame_gram)
 
 def main(config: Config) -> None:
     console = Console(width=None if Console().is_terminal else 140)
-    title = f"T={config.frames} N={config.grid**2} D={config.dim} float32, {jax.devices()[0].device_kind}, jax {jax.__version__}"
+    shape = f"T={config.frames} N={config.grid**2} D={config.dim} float32"
+    title = f"{shape}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
     table, rows = Table(box=box.SIMPLE_HEAD, title=title), []
     for name in config.methods or reducers.names():
         row = measure(name, config)

@@ -90,7 +90,7 @@ def ask(
         reducer=reducer,
         ratio=ratio,
         model=dataclasses.asdict(model),
-        sampling=dict(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed),
+        sampling={"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
         console=console,
     )
     if out.json:

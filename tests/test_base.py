@@ -110,7 +110,7 @@ def test_names_are_resolved_and_the_nearest_one_is_offered():
         reducers.get("flashvit")
     with pytest.raises(JvidpruneError, match="unknown backbone 'llava'"):
         reducers.get("flashvid", backbone="llava")
-    with pytest.raises(JvidpruneError, match="unknown hyper-parameter of flashvid 'alhpa'.*Did you mean 'alpha'"):
+    with pytest.raises(JvidpruneError, match=r"unknown hyper-parameter of flashvid 'alhpa'.*Did you mean 'alpha'"):
         reducers.get("flashvid", alhpa=1)
     assert reducers.get("flashvid", backbone="qwen2_5_vl").min_segments == 4
 

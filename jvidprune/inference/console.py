@@ -66,7 +66,8 @@ class Console:
         self._out.print(f"\n[bold]{_escape(answer.question)}[/bold]")
         self._out.print(_escape(answer.text) or "[dim](empty answer)[/dim]", highlight=False)
         self._out.print()
-        kept = f"{answer.reducer} kept {answer.kept:,} of {answer.visual:,} visual tokens ({answer.kept / answer.visual:.1%})"
+        share = f"{answer.kept:,} of {answer.visual:,} visual tokens ({answer.kept / answer.visual:.1%})"
+        kept = f"{answer.reducer} kept {share}"
         self._out.print(stage_table(answer.stages, kept))
         if answer.untrained:
             self._out.print(
@@ -134,7 +135,7 @@ def parity_tables(reports: Iterable[FileReport], *, as_json: bool, quiet: bool) 
         ("note", "left"),
     ]:
         table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
-    records, counts, all_passed = [], {verdict: 0 for verdict in styles}, True
+    records, counts, all_passed = [], dict.fromkeys(styles, 0), True
     for report in reports:
         all_passed &= report.passed
         for number, row in enumerate(report.rows):

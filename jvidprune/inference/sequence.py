@@ -55,8 +55,8 @@ def slot_map(before: int, after: int, visual: np.ndarray, *, max_positions: int,
     length = before + len(visual) + after
     if length + reserve > max_positions:
         raise JvidpruneError(
-            f"the prompt has {length:,} tokens ({len(visual):,} visual) and {reserve:,} may be generated, but the model "
-            f"has {max_positions:,} positions: lower the ratio, the number of frames or the answer length."
+            f"the prompt has {length:,} tokens ({len(visual):,} visual) and {reserve:,} may be generated, but the "
+            f"model has {max_positions:,} positions: lower the ratio, the number of frames or the answer length."
         )
     newline = before + after
     rows = np.where(visual < 0, newline, newline + 1 + visual)

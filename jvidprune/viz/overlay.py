@@ -1,4 +1,4 @@
-"""Decisions drawn on frames: kept tokens in colour, merged ones tinted like the token they went into, dropped ones dark."""
+"""Decisions drawn on frames: kept tokens in colour, merged ones in the tint of their row, dropped ones dark."""
 
 import colorsys
 from collections.abc import Callable, Iterator, Sequence

@@ -1,0 +1,156 @@
+"""The verbs that run a model, with progress: ask, draw a reduction, make a clip."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.files import atomic_output
+from jvidprune.inference.console import Console
+from jvidprune.inference.pipeline import Answer, VideoLLM
+from jvidprune.inference.stages import StageClock, cache_folder, enable_compilation_cache
+from jvidprune.reducers.base import check_ratio
+from jvidprune.reducers.base import reduce as reduce_video
+from jvidprune.tokens import Reducer, VideoTokens
+from jvidprune.video.clips import ClipSpec, default_clip, render, write_mp4
+from jvidprune.video.decode import Clip
+from jvidprune.viz.decision import Decision
+from jvidprune.viz.overlay import write_picture
+from jvidprune.viz.report import reduction_page
+
+_FORMATS = (".html", ".png", ".mp4")
+
+
+def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
+    """The chosen checkpoint, or the embedded one, loaded with progress."""
+    enable_compilation_cache()
+    source = choice["model"]
+    if source is None:
+        from jvidprune.models.llava_onevision.default import build_default
+
+        source = build_default(cache_folder())
+        console.note("embedded model: a small LLaVA-OneVision with random weights, untrained")
+    bar = console.task("loading the model")
+    return VideoLLM.load(source, dtype=jnp.dtype(choice["dtype"]), progress=lambda done, total, _: bar(done, total))
+
+
+def read_video(
+    path: Path | None,
+    model: VideoLLM,
+    needs: frozenset[str],
+    choice: dict[str, Any],
+    clock: StageClock,
+    console: Console,
+) -> tuple[Clip, VideoTokens]:
+    """Decodes and encodes a video (the generated clip without a path), timing both."""
+    if path is None:
+        path = default_clip(cache_folder())
+        console.note(f"no video given: using the generated clip {path}")
+    with clock("decode", "frames") as stage:
+        bar = console.task("decoding")
+        clip = model.sample(path, frames=choice["frames"], fps=choice["fps"], progress=bar)
+        stage.tokens = len(clip.frames)
+    with clock("encode") as stage:
+        video = jax.block_until_ready(model.encode(clip.frames, needs))
+        stage.tokens = video.features.shape[0] * video.features.shape[1]
+    return clip, video
+
+
+def ask(
+    path: Path | None,
+    question: str,
+    *,
+    reducer: str,
+    ratio: float,
+    model: dict[str, Any],
+    sampling: dict[str, Any],
+    console: Console,
+) -> Answer:
+    """One question from file to answer; bad names and numbers are refused before anything is loaded."""
+    _check(path, [reducer], ratio)
+    with console.working():
+        llm = open_model(model, console)
+        method = llm.reducer(reducer)
+        clock = StageClock(console.start)
+        _, video = read_video(path, llm, method.needs, model, clock, console)
+        return llm.ask(video, question, reducer=method, ratio=ratio, clock=clock, **sampling)
+
+
+def draw_reduction(
+    path: Path | None, names: list[str], ratio: float, out: Path, *, model: dict[str, Any], console: Console
+) -> dict[str, Any]:
+    """Reduces a video with one or several methods and draws what they did."""
+    if out.suffix.lower() not in _FORMATS:
+        raise JvidpruneError(f"cannot draw to {out}: the suffix must be one of {', '.join(_FORMATS)}.")
+    _check(path, names, ratio)
+    with console.working():
+        llm = open_model(model, console)
+        methods = {name: llm.reducer(name) for name in names}
+        needs = frozenset().union(*(method.needs for method in methods.values()))
+        clock = StageClock(console.start)
+        clip, video = read_video(path, llm, needs, model, clock, console)
+        decisions = []
+        for method in methods.values():
+            with clock("reduce") as stage:
+                decisions.append(decide(method, video, ratio))
+                stage.tokens = decisions[-1].count
+        console.start("drawing")
+        labels = [f"{time:.2f} s" for time in clip.timestamps]
+        with atomic_output(out) as part:
+            if out.suffix.lower() == ".html":
+                page = reduction_page(
+                    clip.frames,
+                    decisions,
+                    labels,
+                    title=f"What {_listing([d.method for d in decisions])} {'keep' if len(decisions) > 1 else 'keeps'}",
+                    subtitle=f"{path.name if path else 'generated clip'} · {len(clip.frames)} frames of "
+                    f"{video.grid[0]}×{video.grid[1]} tokens · {llm.loaded.family} · retention ratio {ratio:.0%}",
+                )
+                part.write_text(page, encoding="utf8")
+            else:
+                write_picture(part, clip.frames, decisions, labels, lambda p, film: write_mp4(p, film, 4.0))
+    rows = [
+        {
+            "method": decision.method,
+            "ratio": ratio,
+            "tokens": decision.count,
+            "achieved": decision.achieved,
+            "per_frame": decision.per_frame().tolist(),
+        }
+        for decision in decisions
+    ]
+    stages = [dataclasses.asdict(stage) for stage in clock.stages]
+    return {"out": str(out), "frames": len(clip.frames), "methods": rows, "stages": stages}
+
+
+def decide(method: Reducer, video: VideoTokens, ratio: float) -> Decision:
+    """One reduction on the host, with its diagnostics."""
+    reduced = jax.block_until_ready(reduce_video(method, video, ratio, diagnostics=True))
+    title = getattr(getattr(method, "info", None), "title", type(method).__name__)
+    return Decision.from_reduced(reduced, method=title, ratio=ratio, frames=video.features.shape[0], grid=video.grid)
+
+
+def make_clip(path: Path, *, seed: int, frames: int) -> dict[str, Any]:
+    """Writes a generated clip."""
+    if path.suffix.lower() != ".mp4":
+        raise JvidpruneError(f"cannot write a clip to {path}: the suffix must be .mp4.")
+    clip = render(ClipSpec(seed=seed, frames=frames))
+    write_mp4(path, clip.frames, clip.spec.fps)
+    return {"path": str(path), "frames": frames, "seed": seed}
+
+
+def _check(path: Path | None, names: list[str], ratio: float) -> None:
+    from jvidprune.reducers.presets import reducer_class
+
+    check_ratio(ratio)
+    for name in names:
+        reducer_class(name)
+    if path is not None and not path.exists():
+        raise JvidpruneError(f"no such video file: {path}.")
+
+
+def _listing(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
