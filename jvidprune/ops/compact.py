@@ -128,7 +128,7 @@ def combine(plan: Plan, x: Float[Array, "M D"]) -> Float[Array, "K D"]:
     """
     picked = gather_rows(plan, x)
     if plan.row.shape[0] == 0:
-        return picked
+        return jnp.where(plan.is_pick[:, None], picked, 0)
     capacity = plan.ids.shape[0]
     total = row_sums(plan.row, plan.weight, x, capacity)
     merged = jnp.where(plan.valid[:, None], total, 0.0).astype(x.dtype)

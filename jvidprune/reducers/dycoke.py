@@ -1,0 +1,231 @@
+"""DyCoke: drop what a frame repeats from its neighbours, and read less of the cache while decoding (arXiv 2411.15024).
+
+`DyCoke` is the reducer before the language model (temporal token merging, TTM: in spite of its name it drops);
+`DynamicPruning` is the decoding-time policy (DP). Both follow `KD-TAO/DyCoke`.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.ops import compact
+from jvidprune.ops.select import rank_ascending
+from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.tokens import Layout, Plan, VideoTokens
+
+
+class DyCokeBudget(NamedTuple):
+    """int32 scalar: tokens kept of a pruned frame."""
+
+    keep: Any
+
+
+class DyCokeShared(NamedTuple):
+    """Ratio-independent work.
+
+    Attributes:
+      similarity: (T, N) float32 cosine to the same place of the frame a frame is compared with, 1 where there is none.
+      token: (T, N) int32 tokens of each frame in output order.
+      rank: (T, N) int32 rank of those by similarity, the least similar first.
+      complete, dropped: (T,) bool frames kept whole or left out altogether (padding is left out).
+    """
+
+    similarity: Float[Array, "T N"]
+    token: Int[Array, "T N"]
+    rank: Int[Array, "T N"]
+    complete: Bool[Array, "T"]
+    dropped: Bool[Array, "T"]
+
+
+@dataclasses.dataclass(frozen=True)
+class DyCoke(StagedReducer):
+    """In windows of four frames the first stays; the others keep the m tokens least similar to an earlier frame.
+
+    Frames 1 and 3 of a window are compared with the frame before them, frame 2 with frame 0, token by token at the
+    same place. m = int((1 - K) * N) in float64, K the share dropped from a pruned frame. A retention ratio is the
+    nominal one, (1 + 3 (1 - K)) / 4, so it lies in [0.25, 1]; K is rounded to 12 decimals after inversion.
+
+    Attributes:
+      mode: `official` keeps three quirks of the code: the third frame of the last window of a multiple of 4 stays
+        whole, the last of an odd number of frames is dropped, and inside a pruned frame tokens come by rising
+        similarity. It needs 5 frames. `fixed` prunes every window, keeps an unpaired last frame whole, sorts by
+        position and takes any number of frames.
+    """
+
+    mode: Literal["official", "fixed"] = "official"
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="dycoke",
+        title="DyCoke",
+        paper="2411.15024",
+        summary="Keeps every fourth frame whole and the least repeated tokens of the frames between.",
+        nested=True,
+        merges=False,
+        exact=True,
+        quirks=(
+            "odd videos lose their last frame, the last window keeps its third frame (mode='fixed' does neither)",
+            "tokens of a pruned frame come in order of similarity (mode='fixed' sorts them)",
+            "the ratio is nominal: 32 frames at 47.5 % keep 49.4 %",
+        ),
+    )
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}}
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("official", "fixed"):
+            raise JvidpruneError(f"unknown mode {self.mode!r}; known: official, fixed.")
+
+    def budget(self, layout: Layout, ratio: float) -> DyCokeBudget:
+        """Tokens kept of a pruned frame for a nominal ratio.
+
+        Raises:
+          JvidpruneError: a ratio below 0.25, or fewer than 5 frames in official mode.
+        """
+        ratio = check_ratio(ratio)
+        if ratio < 0.25:
+            raise JvidpruneError(f"DyCoke keeps every fourth frame whole, so its ratio is at least 0.25, got {ratio:g}.")
+        return self.budget_of(layout, round(4.0 * (1.0 - ratio) / 3.0, 12))
+
+    def budget_of(self, layout: Layout, pruned: float) -> DyCokeBudget:
+        """The budget for K, the share dropped from a pruned frame."""
+        if self.mode == "official" and layout.frames < 5:
+            raise JvidpruneError(f"DyCoke's reference needs 5 frames, got {layout.frames}; mode='fixed' takes any number.")
+        return DyCokeBudget(np.int32(int((1 - pruned) * layout.tokens)))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """The exact number of tokens."""
+        return self.count(layout, int(self.budget(layout, ratio).keep))
+
+    def count(self, layout: Layout, keep: int) -> int:
+        """Tokens of the whole video when pruned frames keep `keep`."""
+        complete, dropped = (np.asarray(v) for v in _roles(np.arange(layout.frames), layout.frames, self.mode))
+        return int(np.where(dropped, 0, np.where(complete, layout.tokens, keep)).sum())
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> DyCokeShared:
+        """Similarities, ranks and the role of every frame; nothing here depends on the budget."""
+        frames, n, _ = video.features.shape
+        similarity = _reference_similarity(video.features.astype(jnp.float32))
+        real = jnp.sum(video.frame_mask, dtype=jnp.int32)
+        complete, dropped = _roles(jnp.arange(frames, dtype=jnp.int32), real, self.mode)
+        dropped = dropped | ~video.frame_mask
+        token = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (frames, n))
+        rank = rank_ascending(similarity)
+        if self.mode == "official":
+            by_similarity = jnp.argsort(similarity, axis=1, stable=True).astype(jnp.int32)
+            token, rank = jnp.where(complete[:, None], token, by_similarity), token
+        return DyCokeShared(similarity, token, rank, complete, dropped)
+
+    def decide(self, shared: DyCokeShared, budget: DyCokeBudget, *, capacity: int) -> Plan:
+        """Whole frames and the first `keep` places of the pruned ones."""
+        frames, n = shared.token.shape
+        keep = (shared.complete[:, None] | (shared.rank < budget.keep)) & ~shared.dropped[:, None]
+        ids = (shared.token + jnp.arange(frames, dtype=jnp.int32)[:, None] * n).reshape(-1)
+        nothing = jnp.zeros((0, frames * n))
+        diagnostics = {"similarity": shared.similarity, "complete": shared.complete, "dropped": shared.dropped}
+        keep = keep.reshape(-1)
+        return compact.slotted_plan(ids, keep, keep, nothing.astype(jnp.int32), nothing, capacity, diagnostics)
+
+
+def _roles(frame: Any, frames: Any, mode: str) -> tuple[Any, Any]:
+    """Which frames stay whole and which are dropped, for numpy or traced arrays of frame numbers."""
+    alone = (frames % 2 == 1) & (frame == frames - 1)
+    if mode == "fixed":
+        return (frame % 4 == 0) | alone, frame < 0
+    # The second pass starts windows at i = 0, 4, ... < T - 4, so the last one is left alone.
+    whole = (frame % 4 == 0) | ((frame % 4 == 2) & (frame - 2 >= frames - 4))
+    return whole & ~alone, alone
+
+
+def _reference_similarity(x: Float[Array, "T N D"]) -> Float[Array, "T N"]:
+    """Cosine of frames 1 and 3 of a window with the frame before, of frame 2 with frame 0, norms floored at 1e-8."""
+    frames = x.shape[0]
+    norm = jnp.maximum(jnp.sqrt(jnp.sum(x * x, axis=-1)), 1e-8)
+
+    def cosine(late: slice, early: slice, count: int) -> Array:
+        a, b = (x[late][:count], norm[late][:count]), (x[early][:count], norm[early][:count])
+        return jnp.sum(a[0] * b[0], axis=-1) / (a[1] * b[1])
+
+    pairs, quads = frames // 2, (frames + 1) // 4
+    similarity = jnp.ones(x.shape[:2], jnp.float32)
+    similarity = similarity.at[1::2].set(cosine(slice(1, None, 2), slice(0, None, 2), pairs))
+    return similarity.at[2::4].set(cosine(slice(2, None, 4), slice(0, None, 4), quads))
+
+
+class DynamicState(NamedTuple):
+    """What DP carries from one decoding step to the next.
+
+    Attributes:
+      previous: (V,) float32 attention of the last step over the V prunable video tokens.
+      kept: (V,) bool video tokens read in the last pruned step.
+      started: () bool, False before the first step.
+    """
+
+    previous: Float[Array, "V"]
+    kept: Bool[Array, "V"]
+    started: Bool[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicPruning:
+    """DyCoke's decoding policy: deep layers read the video tokens that layer `layer` - 1 attends to now.
+
+    The last video token counts as text, so V is the number of TTM tokens minus 1. State is reset for every sequence
+    (the code carries it over to the next video). Nothing leaves the cache; the policy yields the mask of what layers
+    from `layer` on read in this step.
+
+    Attributes:
+      start: position of the first video token.
+      prunable: V.
+      share: P, the share of the V tokens that is dropped.
+      layer: first layer that reads the reduced set.
+      threshold: cosine of successive attentions below which the set is renewed.
+      mode: `official` reads the whole cache when attention has not moved; `paper` keeps the previous set then.
+    """
+
+    start: int
+    prunable: int
+    share: float = 0.8
+    layer: int = 3
+    threshold: float = 0.9
+    mode: Literal["official", "paper"] = "official"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("official", "paper"):
+            raise JvidpruneError(f"unknown mode {self.mode!r}; known: official, paper.")
+        if not 0.0 <= self.share <= 1.0:
+            raise JvidpruneError(f"the dropped share must lie in [0, 1], got {self.share:g}.")
+
+    def init(self) -> DynamicState:
+        """State before the first decoding step."""
+        zeros = jnp.zeros(self.prunable)
+        return DynamicState(zeros, jnp.ones(self.prunable, bool), jnp.zeros((), bool))
+
+    def step(
+        self, state: DynamicState, attention: Float[Array, "H S"], length: int | Int[Array, ""]
+    ) -> tuple[DynamicState, Bool[Array, "S"], Float[Array, ""]]:
+        """One decoding step.
+
+        Args:
+          state: from `init` or the previous step.
+          attention: (heads, S) post-softmax attention of the new token in layer `layer` - 1 over the cache.
+          length: valid entries of the cache.
+
+        Returns:
+          the next state, the (S,) mask of what deep layers read, and the cosine to the previous step's attention.
+        """
+        places = jnp.arange(attention.shape[1])
+        stop = self.start + self.prunable
+        now = jnp.mean(attention.astype(jnp.float32), axis=0)[self.start : stop]
+        norms = jnp.maximum(jnp.linalg.norm(now), 1e-8) * jnp.maximum(jnp.linalg.norm(state.previous), 1e-8)
+        cosine = jnp.where(state.started, jnp.sum(now * state.previous) / norms, 0.0)
+        renew = cosine < self.threshold
+        chosen = rank_ascending(-now) < int(self.prunable * (1 - self.share))
+        idle = jnp.ones_like(chosen) if self.mode == "official" else state.kept
+        kept = jnp.where(renew, chosen, idle)
+        video = (places >= self.start) & (places < stop)
+        read = ~video | jnp.zeros(attention.shape[1], bool).at[self.start : stop].set(kept)
+        return DynamicState(now, kept, jnp.ones((), bool)), read & (places < length), cosine
