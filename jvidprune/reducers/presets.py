@@ -14,6 +14,14 @@ BACKBONES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2
 _METHODS: dict[str, tuple[str, str]] = {
     "none": ("full", "Full"),
     "visionzip": ("visionzip", "VisionZip"),
+    "evs": ("evs", "EVS"),
+    "vidcom2": ("vidcom2", "VidCom2"),
+    "holov": ("holov", "HoloV"),
+    "dycoke": ("dycoke", "DyCoke"),
+    "random": ("controls", "Random"),
+    "uniform": ("controls", "Uniform"),
+    "frame_drop": ("controls", "FrameDrop"),
+    "attention_topk": ("controls", "AttentionTopK"),
     "flashvid": ("flashvid", "FlashVID"),
     "ottvid": ("ottvid", "OTTVid"),
 }

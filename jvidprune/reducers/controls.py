@@ -1,0 +1,187 @@
+"""Controls: reducers any published method has to beat. Counts round half up and are at least one."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.ops import compact
+from jvidprune.ops.select import rank_descending
+from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.tokens import Layout, Plan, VideoTokens
+
+
+class CountBudget(NamedTuple):
+    """int32 scalar: how many of the first ranks stay, of the video or of each frame."""
+
+    keep: Any
+
+
+class TableBudget(NamedTuple):
+    """int32 table of 0 and 1, what stays: (slots * N,) tokens or (slots,) frames, padding included."""
+
+    keep: Any
+
+
+class RankShared(NamedTuple):
+    """(T, N) int32 rank of every token, over the video or inside its frame, and the frame mask."""
+
+    rank: Int[Array, "T N"]
+    frame_mask: Bool[Array, "T"]
+
+
+def kept_of(total: int, ratio: float) -> int:
+    """max(1, floor(total * ratio + 1/2)) in float64."""
+    return max(1, int(total * ratio + 0.5))
+
+
+def spread(total: int, count: int) -> np.ndarray:
+    """`count` of `total` places, each in the middle of its stretch: floor((2 i + 1) * total / (2 * count))."""
+    return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
+
+
+class _Ranked(StagedReducer):
+    """Keeps the first ranks, so that budgets are nested; subclasses say how tokens are ranked."""
+
+    scope: str
+
+    def budget(self, layout: Layout, ratio: float) -> CountBudget:
+        """Kept ranks of the video, or of each frame."""
+        total = layout.total if self.scope == "video" else layout.tokens
+        return CountBudget(np.int32(kept_of(total, check_ratio(ratio))))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """Exactly the kept tokens."""
+        return int(self.budget(layout, ratio).keep) * (1 if self.scope == "video" else layout.frames)
+
+    def decide(self, shared: RankShared, budget: CountBudget, *, capacity: int) -> Plan:
+        """The first ranks, ascending by id."""
+        keep = (shared.rank < budget.keep) & shared.frame_mask[:, None]
+        return compact.selection_plan(keep.reshape(-1), capacity)
+
+    def _ranks(self, scores: Array, mask: Array) -> RankShared:
+        scores = jnp.where(mask[:, None], scores.astype(jnp.float32), -jnp.inf)
+        shape = scores.shape if self.scope == "frame" else (1, -1)
+        return RankShared(rank_descending(scores.reshape(shape)).reshape(scores.shape), mask)
+
+
+def _check_scope(scope: str) -> None:
+    if scope not in ("video", "frame"):
+        raise JvidpruneError(f"unknown scope {scope!r}; known: video, frame.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Random(_Ranked):
+    """Keeps tokens at random; the same seed keeps the tokens of a smaller budget in every larger one.
+
+    Frame t draws from its own stream, so padding changes nothing.
+
+    Attributes:
+      seed: of the draw.
+      scope: exact count over the `video`, or the same count in every `frame`.
+    """
+
+    seed: int = 0
+    scope: Literal["video", "frame"] = "video"
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "random", "Random", "-", "Keeps tokens at random.", nested=True, merges=False, exact=True
+    )
+
+    def __post_init__(self) -> None:
+        _check_scope(self.scope)
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> RankShared:
+        """Ranks of one uniform draw a token."""
+        frames, n, _ = video.features.shape
+        key = jax.random.key(self.seed)
+        scores = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(key, t), (n,)))(jnp.arange(frames))
+        return self._ranks(scores, video.frame_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionTopK(_Ranked):
+    """Keeps the most attended tokens (`attention_last`); a `SinkRule` replaces the attention.
+
+    Attributes:
+      scope: ranks over the `video`, or the same count in every `frame`.
+    """
+
+    scope: Literal["video", "frame"] = "video"
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "attention_topk", "Attention top-k", "-", "Keeps the most attended tokens.", True, False, True
+    )
+    needs = frozenset({"attention_last"})
+
+    def __post_init__(self) -> None:
+        _check_scope(self.scope)
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> RankShared:
+        """Ranks by attention, equal ones by id."""
+        attention = video.evidence["attention_last"]
+        if sink is not None:
+            groups = jnp.zeros(attention.shape[0], jnp.int32)
+            attention = sink.adjust(attention, groups, video.frame_mask).attention
+        return self._ranks(attention, video.frame_mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Uniform(StagedReducer):
+    """Keeps evenly spaced tokens of the video in raster order; blind to content, so its budget is the selection."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "uniform", "Uniform", "-", "Keeps evenly spaced tokens.", nested=False, merges=False, exact=True
+    )
+
+    def budget(self, layout: Layout, ratio: float) -> TableBudget:
+        """The kept tokens, spread over the real frames."""
+        keep = np.zeros(layout.slots * layout.tokens, np.int32)
+        keep[spread(layout.total, kept_of(layout.total, check_ratio(ratio)))] = 1
+        return TableBudget(keep)
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """Exactly the kept tokens."""
+        return kept_of(layout.total, check_ratio(ratio))
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Bool[Array, "T"]:
+        """Nothing but the frame mask."""
+        return video.frame_mask
+
+    def decide(self, shared: Bool[Array, "T"], budget: TableBudget, *, capacity: int) -> Plan:
+        """The table as a plan."""
+        keep = jnp.asarray(budget.keep).reshape(shared.shape[0], -1) * shared[:, None]
+        return compact.selection_plan(keep.reshape(-1), capacity)
+
+
+@dataclasses.dataclass(frozen=True)
+class FrameDrop(StagedReducer):
+    """Keeps evenly spaced frames whole: kept_of(T, ratio) of them."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "frame_drop", "Frame drop", "-", "Keeps evenly spaced frames whole.", nested=False, merges=False, exact=True
+    )
+
+    def budget(self, layout: Layout, ratio: float) -> TableBudget:
+        """The kept frames."""
+        keep = np.zeros(layout.slots, np.int32)
+        keep[spread(layout.frames, kept_of(layout.frames, check_ratio(ratio)))] = 1
+        return TableBudget(keep)
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """Kept frames times tokens of a frame."""
+        return kept_of(layout.frames, check_ratio(ratio)) * layout.tokens
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Bool[Array, "T N"]:
+        """The frame mask, once a token."""
+        return jnp.broadcast_to(video.frame_mask[:, None], video.features.shape[:2])
+
+    def decide(self, shared: Bool[Array, "T N"], budget: TableBudget, *, capacity: int) -> Plan:
+        """All tokens of the kept frames."""
+        keep = shared & (jnp.asarray(budget.keep)[:, None] > 0)
+        return compact.selection_plan(keep.reshape(-1), capacity)
