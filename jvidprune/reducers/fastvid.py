@@ -1,0 +1,361 @@
+"""FastVID: segments, salient tokens, and density peaks that absorb the rest of their segment (arXiv 2503.11187).
+
+The three released copies, one a backbone, do not implement the same arithmetic; `variant` names which one is followed.
+"""
+
+import dataclasses
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.ops import compact, segment
+from jvidprune.ops.cluster import centre_mask, peak_scores
+from jvidprune.ops.select import first_argmax, rank_descending
+from jvidprune.ops.similarity import distance_from_gram, dot_f32, normalise, over_frames
+from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.tokens import Layout, Plan, VideoTokens
+
+Variant = Literal["llava_onevision", "llava_video", "qwen2_5_vl"]
+
+
+class FastVIDBudget(NamedTuple):
+    """int32 counts of one ratio.
+
+    Attributes:
+      tokens: () R, tokens per frame.
+      context: (slots + 1,) tokens of a segment that density peaks may have, by the segment's number of frames.
+    """
+
+    tokens: Any
+    context: Any
+
+
+class FastVIDShared(NamedTuple):
+    """Ratio-independent work; A is the static number of anchor frames a segment can have.
+
+    Attributes:
+      similarity: (T-1,) cosine of neighbouring frame embeddings.
+      segment: (T,) segment of each frame.
+      length: (T,) frames of its segment.
+      holds: (T,) frames that may keep tokens; holders: (T,) how many its segment has; order: (T,) its place among them.
+      slot: (T,) which anchor frame of its segment a frame is, A for none; slots: (T,) how many its segment has.
+      anchor_frame: (T, A) frame behind each anchor slot of the segment.
+      rank: (T, N) rank by attention.
+      penalty: (T, N) subtracted from peak scores.
+      gram: (T, A, N, N) inner products of the tokens of frame t with those of each anchor frame of its segment.
+      scale: (T, N) one over the norm of each token of an anchor frame, 0 for a zero token.
+      distance: (T, N, N) scaled distances inside each anchor frame.
+      real: (T,) frames that are no padding.
+    """
+
+    similarity: Float[Array, "T-1"]
+    segment: Int[Array, "T"]
+    length: Int[Array, "T"]
+    holds: Bool[Array, "T"]
+    holders: Int[Array, "T"]
+    order: Int[Array, "T"]
+    slot: Int[Array, "T"]
+    slots: Int[Array, "T"]
+    anchor_frame: Int[Array, "T A"]
+    rank: Int[Array, "T N"]
+    penalty: Float[Array, "T N"]
+    gram: Float[Array, "T A N N"]
+    scale: Float[Array, "T N"]
+    distance: Float[Array, "T N N"]
+    real: Bool[Array, "T"]
+
+
+class _Counts(NamedTuple):
+    """(T,) salient tokens and peaks of each frame, and whether a frame's peaks absorb only tokens of that frame."""
+
+    salient: Int[Array, "T"]
+    peaks: Int[Array, "T"]
+    alone: Bool[Array, "T"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FastVID(StagedReducer):
+    """Keeps salient tokens of every frame and, in a few anchor frames a segment, density peaks that absorb the rest.
+
+    Reads an attention map (T, N) and `frame_embedding` (T, Df). A segment ends where neighbouring embeddings are less
+    similar than `tau` and at the `segments - 1` least similar places. Every `interval`-th frame of a segment, counted
+    from its last one, is an anchor frame. Of the tokens that are not salient, the peaks are those of largest density
+    times distance to a denser one; every other token of the segment joins its most similar peak in each anchor frame,
+    and a peak becomes w * itself + (1 - w) * mean of its members, w = max(1 / (members + 1), beta). Rows ascend by id.
+
+    A `SinkRule` replaces the attention and lowers peak scores by its anchor penalty, once where a frame's peaks absorb
+    only that frame and twice elsewhere, as SToP's code does (arXiv 2604.20937, section 5.2 of our notes on it).
+
+    Where the reference crashes the port continues: fewer frames than segments, one segment, no tokens left to merge,
+    more peaks wanted than free tokens (all of them), fewer than 4 free tokens (as many neighbours as there are).
+
+    Attributes:
+      variant: whose arithmetic. `llava_onevision`: peaks a segment are int(R d) a frame shared out evenly, the
+        remainder lost; peaks are members of their own mean; where a frame gets exactly int(R d) peaks it absorbs only
+        its own tokens. `llava_video`: int(R L d) peaks a segment of L frames, exactly R L tokens kept; peaks are no
+        members. `qwen2_5_vl`: as `llava_video`, but frames at least `ignore` similar to their successor keep nothing
+        and a frame has at most N // 2 peaks, which loses tokens.
+      attention: evidence that salience is ranked by.
+      segments: least number of segments (c).
+      tau: cut below this similarity (strict).
+      ignore: only `qwen2_5_vl`, see there.
+      context_share: share of the budget that goes to peaks (d).
+      interval: frames from one anchor frame to the next (p).
+      beta: least weight of a peak in its merged token.
+      neighbours: tokens in the density, the token itself included.
+      count_from: `end` as the code does, `start` as the paper's text and figures say.
+    """
+
+    variant: Variant = "llava_onevision"
+    attention: str = "attention_pooling_head"
+    segments: int = 8
+    tau: float = 0.9
+    ignore: float = 0.95
+    context_share: float = 0.4
+    interval: int = 4
+    beta: float = 0.6
+    neighbours: int = 4
+    count_from: Literal["end", "start"] = "end"
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="fastvid",
+        title="FastVID",
+        paper="2503.11187",
+        summary="Keeps salient tokens of every frame and merges the rest of a segment into density peaks.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=(
+            "anchor frames are counted from the end of a segment (count_from='start' for the paper's order)",
+            "LLaVA-OneVision's copy loses the remainder of peaks over anchor frames (variant='llava_video' keeps it)",
+            "LLaVA-OneVision's copy counts a peak among its own members, the other copies do not",
+        ),
+    )
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {},
+        "llava_video": {"variant": "llava_video"},
+        "qwen2_5_vl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_mean_query"},
+        # Not published: the settings of Qwen2.5-VL on the evidence that these towers have.
+        "qwen3_vl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
+        "molmo2": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
+    }
+    newline_rows: ClassVar[str] = "nonempty"
+
+    def __post_init__(self) -> None:
+        if self.variant not in ("llava_onevision", "llava_video", "qwen2_5_vl"):
+            raise JvidpruneError(
+                f"unknown FastVID variant {self.variant!r}; known: llava_onevision, llava_video, qwen2_5_vl."
+            )
+        if self.count_from not in ("end", "start"):
+            raise JvidpruneError(f"anchor frames are counted from 'end' or 'start', got {self.count_from!r}.")
+        if self.interval < 1 or self.segments < 1 or self.neighbours < 1:
+            raise JvidpruneError("FastVID's interval, segments and neighbours must be at least 1.")
+        if not 0.0 <= self.context_share <= 1.0:
+            raise JvidpruneError(f"the share of context tokens must lie in [0, 1], got {self.context_share:g}.")
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]
+        """The attention map that salience is ranked by, and one vector a frame."""
+        return frozenset({self.attention, "frame_embedding"})
+
+    def budget(self, layout: Layout, ratio: float) -> FastVIDBudget:
+        """R = int(N * ratio) and the table of peaks a segment, rounded as each released copy does.
+
+        Raises:
+          JvidpruneError: R = 0.
+        """
+        tokens = self._tokens(layout, ratio)
+        lengths = range(layout.slots + 1)
+        if self.variant == "llava_onevision":
+            table = [int(tokens * self.context_share) * length for length in lengths]
+        else:
+            table = [int(tokens * length * self.context_share) for length in lengths]
+        if self.variant == "qwen2_5_vl":
+            table = [max(peaks, 1) for peaks in table]
+        return FastVIDBudget(np.int32(tokens), np.asarray(table, np.int32))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """T * R rows: no copy keeps more than R tokens a frame on average over a segment."""
+        return layout.frames * self._tokens(layout, ratio)
+
+    def _tokens(self, layout: Layout, ratio: float) -> int:
+        tokens = int(layout.tokens * check_ratio(ratio))
+        if tokens < 1:
+            raise JvidpruneError(f"FastVID keeps no token of a frame of {layout.tokens} at ratio {ratio:g}.")
+        return tokens
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> FastVIDShared:
+        """Segments, anchor frames, ranks by attention, and inner products with the anchor frames of each segment."""
+        x, real = video.features, video.frame_mask
+        frames, n, dim = x.shape
+        attention = video.evidence[self.attention].astype(jnp.float32)
+        penalty = jnp.zeros((frames, n))
+        if sink is not None:
+            adjusted = sink.adjust(attention, jnp.zeros(frames, jnp.int32), real)
+            attention, penalty = adjusted.attention, adjusted.anchor_penalty
+
+        unit = normalise(video.evidence["frame_embedding"])
+        similarity = jnp.sum(unit[:-1] * unit[1:], axis=-1)
+        forced = segment.smallest_cuts(jnp.where(real[1:], similarity, jnp.inf), self.segments - 1)
+        cuts = segment.mask_cuts(forced | segment.threshold_cuts(similarity, self.tau), real)
+        ids = segment.segment_ids(cuts)
+        holds = real
+        if self.variant == "qwen2_5_vl":
+            last = jnp.append(cuts, True) | ~jnp.append(real[1:], False)
+            holds = real & (last | jnp.append(similarity < self.ignore, True))
+
+        holders = segment.segment_total(holds.astype(jnp.int32), ids)
+        before = jnp.cumsum(holds.astype(jnp.int32)) - holds
+        order = before - _first_of_segment(before, ids)
+        place = order if self.count_from == "start" else holders - 1 - order
+        is_anchor = holds & (place % self.interval == 0)
+        most = _most_slots(frames, self.segments, self.interval)
+        slot = jnp.where(is_anchor, place // self.interval, most)
+        slots = -(-holders // self.interval)
+        index = jnp.arange(frames, dtype=jnp.int32)
+        anchor_frame = jnp.zeros((frames, most), jnp.int32).at[ids, slot].set(index, mode="drop")[ids]
+
+        def block(t: Array) -> Array:
+            def one(j: Array, out: Array) -> Array:
+                return out.at[j].set(dot_f32(x[t], x[anchor_frame[t, j]]))
+
+            return lax.fori_loop(0, slots[t], one, jnp.zeros((most, n, n), jnp.float32))
+
+        gram = over_frames(block, index)
+        own = gram[index, jnp.minimum(slot, most - 1)]
+        norm = jnp.sqrt(jnp.diagonal(own, axis1=1, axis2=2))
+        return FastVIDShared(
+            similarity=similarity,
+            segment=ids,
+            length=segment.segment_lengths(ids),
+            holds=holds,
+            holders=holders,
+            order=order,
+            slot=slot,
+            slots=slots,
+            anchor_frame=anchor_frame,
+            rank=rank_descending(attention),
+            penalty=penalty,
+            gram=gram,
+            scale=jnp.where(norm > 0, 1.0 / jnp.where(norm > 0, norm, 1.0), 0.0),
+            distance=distance_from_gram(own, dim),
+            real=real,
+        )
+
+    def decide(self, shared: FastVIDShared, budget: FastVIDBudget, *, capacity: int) -> Plan:
+        """Salient tokens, peaks and members for one budget."""
+        counts = self._counts(shared, budget)
+        salient = shared.rank < counts.salient[:, None]
+        free = ~salient & shared.real[:, None]
+        peak = self._peaks(shared, counts, free)
+        target = self._targets(shared, counts, free, peak)
+
+        frames, n = salient.shape
+        m = frames * n
+        members = jnp.zeros(m + 1, jnp.int32).at[target].add(1)
+        own_weight = jnp.maximum(1.0 / (members + 1), self.beta)
+        share = ((1.0 - own_weight) / jnp.maximum(members, 1))[target]
+        # A peak's weight for itself shares the slot of its own frame, where no other target can stand.
+        slots = jnp.arange(target.shape[0], dtype=jnp.int32)
+        own = peak.reshape(m) & (jnp.repeat(shared.slot, n) == slots[:, None])
+        token = jnp.arange(m, dtype=jnp.int32)
+        is_member = own & (target < m)
+        weight = jnp.where(own, own_weight[:m] + jnp.where(is_member, share, 0.0), share)
+        diagnostics = {
+            "segment": shared.segment,
+            "similarity": shared.similarity,
+            "holds_tokens": shared.holds,
+            "salient_per_frame": counts.salient,
+            "anchor_per_frame": counts.peaks,
+        }
+        return compact.ascending_plan(
+            salient.reshape(m) & jnp.repeat(shared.real, n),
+            peak.reshape(m),
+            jnp.where(own, token, target),
+            weight,
+            capacity,
+            diagnostics,
+        )
+
+    def _counts(self, shared: FastVIDShared, budget: FastVIDBudget) -> _Counts:
+        n = shared.rank.shape[1]
+        context = jnp.asarray(budget.context)[shared.length]
+        rest = budget.tokens * shared.length - context
+        holders = jnp.maximum(shared.holders, 1)
+        salient = rest // holders + (shared.order < rest % holders)
+        anchors = jnp.maximum(shared.slots, 1)
+        peaks = context // anchors
+        alone = jnp.zeros(peaks.shape, bool)
+        if self.variant == "llava_onevision":
+            # A test on counts, as in the code: besides one-frame segments it catches some with few context tokens.
+            alone = peaks == budget.context[1]
+        else:
+            peaks = peaks + (shared.slot < context % anchors)
+        is_anchor = shared.slot < shared.gram.shape[1]
+        peaks = jnp.where(is_anchor, peaks, 0)
+        if self.variant == "qwen2_5_vl":
+            several = shared.length > 1
+            peaks = jnp.where(several, jnp.minimum(peaks, n // 2), peaks)
+            salient = jnp.where(several, jnp.minimum(salient, n - peaks), salient)
+        salient = jnp.where(shared.holds, jnp.minimum(salient, n), 0)
+        return _Counts(salient, jnp.minimum(peaks, n - salient), alone)
+
+    def _peaks(self, shared: FastVIDShared, counts: _Counts, free: Bool[Array, "T N"]) -> Bool[Array, "T N"]:
+        n = shared.rank.shape[1]
+        once = counts.alone | (shared.length == 1)
+        penalty = shared.penalty * jnp.where(once, 1.0, 2.0)[:, None]
+
+        def scored(t: Array) -> Array:
+            scores = peak_scores(shared.distance[t], free[t], self.neighbours, max_neighbours=self.neighbours)
+            scores = scores - penalty[t]
+            return centre_mask(scores, counts.peaks[t])[0]
+
+        def one(t: Array) -> Array:
+            return lax.cond(counts.peaks[t] > 0, scored, lambda _: jnp.zeros(n, bool), t)
+
+        return over_frames(one, jnp.arange(shared.rank.shape[0]))
+
+    def _targets(
+        self, shared: FastVIDShared, counts: _Counts, free: Bool[Array, "T N"], peak: Bool[Array, "T N"]
+    ) -> Int[Array, "A M"]:
+        """Token id of the peak that each token joins in every anchor frame of its segment; T * N for none."""
+        frames, n = free.shape
+        most = shared.gram.shape[1]
+        none = frames * n
+        place = jnp.arange(n, dtype=jnp.int32)
+
+        def one(t: Array) -> Array:
+            def join(j: Array, out: Array) -> Array:
+                f = shared.anchor_frame[t, j]
+                # The norm of the joining token cannot change which peak is most similar.
+                cosine = jnp.where(peak[f], shared.gram[t, j] * shared.scale[f], -jnp.inf)
+                best = jnp.minimum(first_argmax(cosine), n - 1)
+                here = t == f
+                pool = free[t] & peak[f].any()
+                if self.variant == "llava_onevision":
+                    pool = pool & (here | ~counts.alone[f])
+                    best = jnp.where(here & peak[t], place, best)
+                else:
+                    pool = pool & ~(here & peak[t])
+                return out.at[j].set(jnp.where(pool, f * n + best, none))
+
+            return lax.fori_loop(0, shared.slots[t], join, jnp.full((most, n), none, jnp.int32))
+
+        return over_frames(one, jnp.arange(frames)).transpose(1, 0, 2).reshape(most, none)
+
+
+def _first_of_segment(values: Int[Array, "T"], ids: Int[Array, "T"]) -> Int[Array, "T"]:
+    """Smallest value of each frame's segment."""
+    frames = ids.shape[0]
+    return jnp.full(frames, jnp.iinfo(jnp.int32).max, jnp.int32).at[ids].min(values)[ids]
+
+
+def _most_slots(frames: int, segments: int, interval: int) -> int:
+    """Anchor frames of the longest segment there can be: all others have one frame."""
+    longest = frames - min(segments, frames) + 1
+    return -(-longest // interval)
