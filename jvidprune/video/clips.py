@@ -226,7 +226,7 @@ def _cast(rng: np.random.Generator, spec: ClipSpec, number: int, scene: Scene) -
         shape = SHAPES[int(rng.integers(len(SHAPES)))]
         colour = "grey" if distractor else names[i - spec.distractors]
         spin = rng.uniform(-0.9, 0.9) * t + rng.uniform(-0.3, 0.3)
-        inside = ((centre >= 0) & (centre < 2 * middle)).all(1)
+        inside = np.asarray(((centre >= 0) & (centre < 2 * middle)).all(1))
         radius = size * min(spec.size) * scene.zoom
         rgb = _DULL if distractor else COLOURS[colour]
         objects.append(ClipObject(number, shape, colour, rgb, distractor, motion, centre, radius, spin, inside))
@@ -296,13 +296,16 @@ def _background(spec: ClipSpec, number: int, scene: Scene, i: int) -> Float32[np
 _DRAWING = 1
 
 
-def default_clip(cache_dir: str | os.PathLike[str]) -> Path:
+def default_clip(cache_dir: str | os.PathLike[str], spec: ClipSpec = ClipSpec()) -> Path:
     """The clip that stands in where a user gives no video: made once in a folder, the same on every machine.
+
+    Args:
+      cache_dir: folder, created if it is not there.
+      spec: another clip to be kept there; each has its own name.
 
     Raises:
       JvidpruneError: the folder cannot be written to.
     """
-    spec = ClipSpec()
     name = hashlib.sha256(f"{_DRAWING} {spec}".encode()).hexdigest()[:8]
     path = Path(cache_dir) / f"clip-{name}.mp4"
     return path if path.is_file() else write_mp4(path, render(spec).frames, spec.fps)

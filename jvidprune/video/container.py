@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.video.sampling import DEFAULT_RATE
@@ -97,20 +97,18 @@ def _silenced() -> Iterator[None]:
 
 
 def _video_stream(path: Path, container: "InputContainer") -> "VideoStream":
+    from av.stream import Disposition
+
     # The cover picture of an audio file poses as a video stream of one frame.
-    pictures = [stream for stream in container.streams.video if _is_cover(stream)]
+    pictures = [stream for stream in container.streams.video if stream.disposition & Disposition.attached_pic]
     videos = [stream for stream in container.streams.video if stream not in pictures]
     if not videos:
         kinds = sorted({stream.type for stream in container.streams if stream not in pictures})
-        found = f"only {' and '.join(kinds)}" if kinds else "no streams"
-        raise JvidpruneError(f"{path} holds no video: there is {found} in it.")
+        found = f"there is only {' and '.join(kinds)} in it" if kinds else "it is empty or cut off"
+        raise JvidpruneError(f"{path} holds no video: {found}.")
     if videos[0].codec_context is None:
         raise JvidpruneError(f"{path} holds a video whose codec is not known.")
     return videos[0]
-
-
-def _is_cover(stream: Any) -> bool:
-    return "attached_pic" in str(getattr(stream, "disposition", "")).lower()
 
 
 def frame_rate(stream: "VideoStream") -> float:

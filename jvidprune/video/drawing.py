@@ -47,7 +47,7 @@ def _waves(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int) ->
         np.sin((x * math.cos(a) + y * math.sin(a)) * (2 * math.pi / n) + p)
         for a, p, n in zip(angle, phase, length, strict=True)
     ]
-    return sum(waves[1:], waves[0]) * 0.4
+    return 0.4 * np.sum(waves, axis=0)
 
 
 def _checks(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:

@@ -46,7 +46,7 @@ def write_mp4(
                 if codec == "mpeg4":
                     stream.bit_rate = int(0.3 * width * height * fps)
                 else:
-                    stream.options = {"crf": "18", "preset": "veryfast"}
+                    stream.codec_context.options = {"crf": "18", "preset": "veryfast"}
                 for picture in frames:
                     grown = np.pad(picture, ((0, height - len(picture)), (0, width - picture.shape[1]), (0, 0)), "edge")
                     container.mux(stream.encode(av.VideoFrame.from_ndarray(grown, format="rgb24")))

@@ -198,15 +198,20 @@ def map_frames(work: Callable[[_T], _R], frames: Iterable[_T], workers: int | No
 
 
 def check_frames(frames: np.ndarray | Sequence[np.ndarray]) -> None:
-    """Refuses anything but at least one uint8 RGB frame.
+    """Refuses anything but uint8 RGB frames of one size.
 
     Raises:
-      JvidpruneError: empty, another dtype, or another shape than (frames, height, width, 3).
+      JvidpruneError: no frames, another dtype, or other shapes than (height, width, 3).
     """
-    first = frames[0] if len(frames) else None
-    if first is None or first.dtype != np.uint8 or first.ndim != 3 or first.shape[2] != 3 or 0 in first.shape:
-        found = "none" if first is None else f"{first.dtype} frames of shape {first.shape}"
-        raise JvidpruneError(f"frames must be uint8 of shape (height, width, 3), but there are {found}.")
+    if not len(frames):
+        raise JvidpruneError("there are no frames.")
+    for frame in frames:
+        if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape:
+            raise JvidpruneError(
+                f"frames must be uint8 of shape (height, width, 3), but there are {frame.dtype} ones of {frame.shape}."
+            )
+        if frame.shape != frames[0].shape:
+            raise JvidpruneError(f"frames must have one size, but there are {frames[0].shape} and {frame.shape}.")
 
 
 def area_size(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: float) -> tuple[int, int]:
