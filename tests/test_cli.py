@@ -1,0 +1,165 @@
+"""The command line as a user meets it: exit codes, one-sentence errors, machine output, nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jvidprune import cli
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, home):
+    """Runs a command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("JVIDPRUNE_CACHE", str(home))
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["jvidprune", *map(str, words)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def model(home):
+    from jvidprune.models.llava_onevision.default import build_default
+
+    return build_default(home, "test")
+
+
+@pytest.fixture(scope="module")
+def clip(home):
+    from jvidprune.video.clips import ClipSpec, render, write_mp4
+
+    path = home / "clip.mp4"
+    write_mp4(path, render(ClipSpec(seed=3, frames=12)).frames, 6.0)
+    return path
+
+
+def test_ask_answers_and_prints_the_stage_table(run, model, clip):
+    code, out, _ = run("ask", clip, "What moves?", "--model", model, "--frames", 4, "--max-new-tokens", 4)
+    assert code == 0
+    for word in ("What moves?", "decode", "encode", "reduce", "prefill", "generate", "FlashVID kept"):
+        assert word in out
+
+
+def test_ask_json_is_one_object_and_quiet_prints_the_answer_alone(run, model, clip):
+    words = ("ask", clip, "What?", "--model", model, "--frames", 4, "--max-new-tokens", 4, "--reducer", "none")
+    code, out, err = run(*words, "--json")
+    record = json.loads(out)
+    assert (code, err) == (0, "")
+    assert [stage["name"] for stage in record["stages"]] == ["decode", "encode", "reduce", "prefill", "generate"]
+    assert record["kept"] == record["visual"]
+    code, out, err = run(*words, "--quiet")
+    assert (code, err) == (0, "")
+    assert out.strip() == record["text"]
+
+
+@pytest.mark.parametrize("suffix", ["html", "png", "mp4"])
+def test_reduce_draws_several_methods(run, model, clip, tmp_path, suffix):
+    out_file = tmp_path / f"drawn.{suffix}"
+    words = ("--compare", "flashvid,visionzip", "--ratio", 0.3, "--model", model, "--frames", 4, "--out", out_file)
+    code, out, err = run("reduce", clip, *words, "--json")
+    assert code == 0, err
+    record = json.loads(out)
+    assert [row["method"] for row in record["methods"]] == ["FlashVID", "VisionZip"]
+    assert all(row["tokens"] == sum(row["per_frame"]) for row in record["methods"])
+    assert out_file.stat().st_size > 500
+    assert list(tmp_path.iterdir()) == [out_file]
+
+
+def one_sentence(err):
+    lines = [line for line in err.strip().splitlines() if line]
+    return len(lines) == 1 and lines[0].startswith("error: ") and lines[0].endswith((".", "?"))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["ask", "missing.mp4", "?"], "no such video file: missing.mp4"),
+        (["ask", "--ratio", "0"], "must lie in (0, 1], got 0"),
+        (["ask", "--ratio", "1.5"], "must lie in (0, 1], got 1.5"),
+        (["ask", "--reducer", "flashvit"], "Did you mean 'flashvid'"),
+        (["reduce", "--out", "x.gif"], ".html, .png, .mp4"),
+        (["clip", "x.avi"], "must be .mp4"),
+        (["parity", "nowhere"], "no folder nowhere"),
+        (["ask", "CLIP", "?", "--model", "nothing/here/at/all"], "nothing/here/at/all"),
+        (["ask", "BROKEN", "?", "--model", "MODEL"], "broken.mp4"),
+        (["ask", "EMPTY", "?", "--model", "MODEL"], "empty.mp4"),
+        (["ask", "CLIP", "?", "--model", "MODEL", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+        (["ask", "CLIP", "?", "--model", "MODEL", "--max-new-tokens", "40000"], "positions"),
+        (["ask", "CLIP", "?", "--model", "MODEL", "--frames", "0"], "0"),
+        (["ask", "CLIP", "?", "--model", "OTHER"], "unknown architecture (bert)"),
+    ],
+)
+def test_errors_are_one_sentence_and_exit_code_2(run, model, clip, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "broken.mp4").write_bytes(bytes(range(256)) * 40)
+    (tmp_path / "empty.mp4").touch()
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    names = {"CLIP": clip, "MODEL": model, "BROKEN": "broken.mp4", "EMPTY": "empty.mp4", "OTHER": other}
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run(*[names.get(word, word) for word in words], "--quiet")
+    assert code == 2, (out, err)
+    assert one_sentence(err), err
+    assert says in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_methods_and_models_list_what_there_is(run):
+    code, out, _ = run("methods", "--json")
+    rows = json.loads(out)
+    assert code == 0
+    assert {"flashvid", "visionzip"} <= {row["name"] for row in rows}
+    assert next(row for row in rows if row["name"] == "flashvid")["needs"] == ["attention_last"]
+    code, out, _ = run("models", "--quiet")
+    assert "llava_onevision" in out.split()
+
+
+def test_parity_fails_on_what_it_does_not_recognise_and_on_a_changed_number(run, tmp_path):
+    golden = tmp_path / "golden"
+    golden.mkdir()
+    source = GOLDEN / "evs"
+    name = next(path for path in sorted(source.glob("*.npz")))
+    (golden / "renamed.npz").write_bytes(name.read_bytes())
+    code, out, _ = run("parity", golden, "--json")
+    assert (code, json.loads(out)["passed"]) == (0, True)
+    np.savez(golden / "unknown.npz", something=np.ones(3))
+    code, out, _ = run("parity", golden)
+    assert code == 1
+    assert "not compared" in out
+    (golden / "unknown.npz").unlink()
+    with np.load(name) as data:
+        arrays = dict(data)
+    arrays["features"] = arrays["features"][..., ::-1] * np.linspace(0, 1, arrays["features"].shape[-1])
+    np.savez(golden / "renamed.npz", **arrays)
+    code, out, _ = run("parity", golden, "--quiet")
+    assert code == 1
+    assert "mismatch" in out
+
+
+def test_help_needs_neither_jax_nor_a_model():
+    probe = "import sys; sys.argv = ['jvidprune', 'ask', '--help']\nfrom jvidprune import cli\n"
+    probe += "try: cli.main()\nexcept SystemExit: print('jax' in sys.modules, 'av' in sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, env=os.environ, check=True)
+    assert done.stderr.strip() == "False False"
+    assert "--ratio" in done.stdout

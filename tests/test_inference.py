@@ -1,0 +1,149 @@
+"""From file to answer on the small embedded model: prompts, slots, repeated questions, and the drawing of decisions."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jvidprune import JvidpruneError, VideoTokens, reducers
+from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.inference.prompt import template
+from jvidprune.inference.sequence import bucket_length, slot_map
+from jvidprune.inference.stages import StageClock
+from jvidprune.models.llava_onevision.default import build_default
+from jvidprune.viz.decision import Decision
+from jvidprune.viz.overlay import contact_sheet, draw_frame, row_colours
+from jvidprune.viz.report import reduction_page
+
+
+@pytest.fixture(scope="module")
+def llm(tmp_path_factory):
+    return VideoLLM.load(build_default(tmp_path_factory.mktemp("models"), "test"))
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return np.random.default_rng(0).integers(0, 256, (4, 30, 40, 3), dtype=np.uint8)
+
+
+def test_slot_map_puts_every_part_in_its_place():
+    slots = slot_map(3, 2, np.array([0, 4, -1]), max_positions=512, reserve=8)
+    # table: 0-2 text before, 3-4 text after, 5 newline, 6... reduced rows
+    assert slots.source[: slots.length].tolist() == [0, 1, 2, 6, 10, 5, 3, 4]
+    assert (slots.length, slots.visual, len(slots.source)) == (8, (3, 6), 64)
+    assert slots.valid.sum() == 8
+
+
+def test_a_prompt_longer_than_the_models_positions_is_refused():
+    with pytest.raises(JvidpruneError, match=r"has 13 tokens \(10 visual\) and 8 may be generated, but .* has 20 positions"):
+        slot_map(2, 1, np.arange(10), max_positions=20, reserve=8)
+
+
+def test_bucket_lengths_are_few_and_never_too_short():
+    sizes = {bucket_length(n) for n in range(1, 6400)}
+    assert all(bucket_length(n) >= n for n in range(1, 6400))
+    assert len(sizes) <= 16
+
+
+def test_unknown_prompt_template_is_named():
+    with pytest.raises(JvidpruneError, match="unknown prompt template 'chatml'"):
+        template("chatml")
+
+
+def test_the_unreduced_prompt_equals_the_models_own_embedding_of_it(llm, frames):
+    """Slots, newline and positions against a prompt put together by hand and run without buckets or padding."""
+    video = llm.encode(frames)
+    answer = llm.ask(video, "What?", reducer=reducers.get("none"), ratio=1.0, max_new_tokens=6)
+    before, after = (llm.tokenizer.encode(text) for text in template("qwen_1_5").parts("What?"))
+    model = llm.loaded.model
+    parts = [model.embed_text(jnp.asarray(before)), video.features.reshape(-1, video.features.shape[-1])]
+    parts += [model.newline[None], model.embed_text(jnp.asarray(after))]
+    embeds = jnp.concatenate(parts)
+    expected = []
+    for _ in range(6):
+        length = embeds.shape[0]
+        out = model.lm.forward(embeds[None], jnp.arange(length)[None], jnp.ones((1, length), bool))
+        token = int(out.logits[0, -1].argmax())
+        expected.append(token)
+        embeds = jnp.concatenate([embeds, model.embed_text(jnp.asarray([token]))])
+    stop = next((i for i, token in enumerate(expected) if token in llm.eos_ids), 6)
+    assert list(answer.token_ids) == expected[:stop]
+    assert answer.kept == answer.visual == video.features.shape[0] * video.features.shape[1]
+    assert answer.prompt == length - 5
+
+
+def test_two_questions_reuse_the_encoded_video_and_each_is_timed(llm, frames):
+    video = llm.encode(frames, frozenset({"attention_last"}))
+    answers = [
+        llm.ask(video, question, reducer=reducers.get("flashvid"), ratio=0.3, max_new_tokens=3, clock=StageClock())
+        for question in ("What is it?", "Where does it go, and why so slowly?")
+    ]
+    for answer in answers:
+        assert [stage.name for stage in answer.stages] == ["reduce", "prefill", "generate"]
+        assert 0 < answer.kept < answer.visual
+        json.dumps(answer.record())
+    assert answers[0].kept == answers[1].kept
+
+
+def test_sampling_is_seeded(llm, frames):
+    video = llm.encode(frames)
+    ask = {"reducer": reducers.get("none"), "ratio": 1.0, "max_new_tokens": 12, "temperature": 1.5, "top_p": 0.9}
+    one, same, other = (llm.ask(video, "What?", seed=seed, **ask).token_ids for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def decision(sink=None):
+    index, mass = np.array([0, 5]), np.array([1, 3])
+    slot = np.array([0, 1, -1, -1, 1, 1, -1, -1])
+    return Decision("Test", 0.25, 2, (2, 2), index, mass, slot, np.full(8, -1), sink)
+
+
+def test_drawing_keeps_colours_of_kept_tokens_and_darkens_dropped_ones():
+    frame = np.full((20, 20, 3), (200, 40, 40), np.uint8)
+    drawn = draw_frame(frame, decision(), 0)
+    np.testing.assert_array_equal(drawn[4, 4], frame[4, 4])
+    assert drawn[14, 14].max() < 60
+    merged_tint = row_colours(decision())[1].astype(int)
+    assert np.corrcoef(drawn[4, 14].astype(int), merged_tint)[0, 1] > 0.9
+
+
+def test_decisions_count_per_frame_and_read_links_and_sinks_from_diagnostics():
+    one = decision()
+    assert one.per_frame().tolist() == [1, 1]
+    assert one.count == 2
+    assert one.achieved == 0.25
+    assert one.summary() == "2 of 8 tokens (25.0%) · 2 merged · 4 dropped"
+    video = VideoTokens.create(np.ones((2, 4, 3), np.float32))
+    from jvidprune.reducers.base import reduce
+
+    reduced = reduce(reducers.get("none"), video, 1.0, diagnostics=True)
+    reduced = reduced._replace(diagnostics={"parent": jnp.arange(8).reshape(2, 4), "sink_score": jnp.ones((2, 4))})
+    read = Decision.from_reduced(reduced, method="none", ratio=1.0, frames=2, grid=(2, 2))
+    assert read.parent.tolist() == list(range(8))
+    assert read.sink is not None
+    assert read.sink.tolist() == [1.0] * 8
+
+
+def test_pictures_and_pages_hold_every_method_and_frame():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 24, 32, 3), dtype=np.uint8)
+    sheet = contact_sheet(frames, [decision(), decision(np.ones(8, np.float32))], ["0 s", "1 s"], width=64, columns=2)
+    assert sheet.shape[0] > 2 * 48
+    page = reduction_page(frames, [decision()], ["0 s", "</script>"], title="A <b> title", subtitle="s", extra="<p>end</p>")
+    assert page.count("data:image/jpeg;base64,") == 2
+    assert "A &lt;b&gt; title" in page
+    assert page.count("</script>") == 1
+    payload = page.split("const DATA = ")[1].split(";\n")[0].replace("<\\/", "</")
+    data = json.loads(payload)
+    assert data["methods"][0]["slot"] == [0, 1, -1, -1, 1, 1, -1, -1]
+    assert data["labels"] == ["0 s", "</script>"]
+
+
+def test_stage_clock_tells_compilation_from_running():
+    clock = StageClock()
+    with clock("first"):
+        jax.block_until_ready(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((7, 5))))
+    (stage,) = clock.stages
+    assert stage.compile_seconds > 0
+    assert stage.seconds >= 0
