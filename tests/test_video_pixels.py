@@ -270,3 +270,10 @@ def test_defaults_are_the_evaluation_rules():
 def test_one_frame_makes_one_stamp():
     assert sampling.pair_timestamps(np.asarray([3])) == [3 / 24]
     assert sampling.pair_timestamps(np.asarray([], np.int64)) == []
+
+
+def test_the_index_that_rounding_appends_is_left_out():
+    """300 / (300 / 14) is above 14 in floats, so the reference's range has a 15th value, which is no frame."""
+    listed = sampling.reference_indices(300, 30.0, "hf_qwen2", 14, None)
+    assert listed.tolist() == [300 * i // 14 for i in range(15)]
+    assert sampling.sample_indices(300, 30.0, rule="hf_qwen2", num_frames=14).tolist() == listed[:-1].tolist()

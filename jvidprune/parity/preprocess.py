@@ -120,8 +120,12 @@ def _same(ours: Any, golden: Any) -> bool:
 
 def _sampler(rule: sampling.Rule, wish: str) -> Callable[[dict[str, Any]], list[int]]:
     """A column of the sampling table: a rule, asked for a number of frames or for a rate."""
-    argument, key = ("fps", "target_fps") if wish == "fps" else ("num_frames", "num_frames")
-    return lambda case: sampling.sample_indices(case["total"], case["fps"], rule=rule, **{argument: case[key]}).tolist()
+
+    def sample(case: dict[str, Any]) -> list[int]:
+        num_frames, fps = (None, case["target_fps"]) if wish == "fps" else (case["num_frames"], None)
+        return sampling.reference_indices(case["total"], case["fps"], rule, num_frames, fps).tolist()
+
+    return sample
 
 
 def _times(part: int, *, force: bool) -> Callable[[dict[str, Any]], str]:

@@ -67,7 +67,15 @@ def sample_indices(
         return _explicit(total, indices)
     if num_frames is None and not (math.isfinite(rate) and rate > 0):
         raise JvidpruneError(f"sampling by fps needs the frame rate of the file, which is given as {rate}.")
-    rule = rule or ("uniform" if fps is None else "fps")
+    chosen = reference_indices(total, rate, rule or ("uniform" if fps is None else "fps"), num_frames, fps)
+    return chosen[chosen < total]
+
+
+def reference_indices(total: int, rate: float, rule: Rule, num_frames: int | None, fps: float | None) -> Indices:
+    """What the reference's rule returns: for "hf_qwen2" the list may end with `total`, an index that no file has.
+
+    `sample_indices` leaves that one out; it comes from rounding, where total / (total / k) is above k in floats.
+    """
     return np.asarray(_SAMPLERS[rule](total, rate, num_frames, fps), np.int64)
 
 
@@ -128,8 +136,9 @@ def _hf_qwen2(total: int, rate: float, num_frames: int | None, fps: float | None
         count = math.floor(min(max(total / rate * _known(fps), low), high, total) / 2) * 2
     if count > total or count < 2:
         raise _too_many(count, total)
-    # The reference makes a float32 range, which lifts values just below an integer onto it in very long videos.
-    return np.floor((np.arange(count) * (total / count)).astype(np.float32))
+    # The reference makes a float32 range with a stop: rounding lifts values just below an integer onto it in very long
+    # videos, and appends a (count + 1)-th value in some short ones (total 300, count 14).
+    return np.floor(np.arange(0, total, total / count).astype(np.float32))
 
 
 def _hf_qwen3(total: int, rate: float, num_frames: int | None, fps: float | None) -> np.ndarray:
