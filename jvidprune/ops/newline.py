@@ -69,8 +69,8 @@ def arrange(
 ) -> Arrangement:
     """Puts newlines between reduced tokens.
 
-    `one_token` and `no_token` keep the order of the rows. `frame` sorts them stably by frame, `grid` stably by id, which
-    changes nothing for rows in that order already.
+    `one_token` and `no_token` keep the order of the rows. `frame` sorts them stably by frame, `grid` stably by id,
+    which changes nothing for rows in that order already.
 
     Args:
       ids: place of each row, frame * N + token. A method that files a token under another place passes that place.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.ops import newline
@@ -41,9 +42,7 @@ def run(
     generator = golden.config.get("generator", {})
     if generator.get("H", 0) * generator.get("W", 0) == features.shape[1]:
         grid = (generator["H"], generator["W"])
-    video = VideoTokens.create(
-        features, {"attention_last": attention, "keys": golden["metric"]}, grid=grid
-    )
+    video = VideoTokens.create(features, {"attention_last": attention, "keys": golden["metric"]}, grid=grid)
     spatial = dominant + contextual
     budget = reducer.split(features.shape[1], spatial, dominant)
     capacity = features.shape[0] * spatial
@@ -110,7 +109,7 @@ def compare_video(golden: Golden) -> Iterator[Row]:
             source = np.asarray(reduced.index).reshape(frames, -1)
             yield exact("sorted_source_index", source, golden["sorted_source_index"])
     laid = newline.arrange(places, reduced.valid, kind=kind, grid=video.grid, frames=frames, rows="all")
-    ours = np.asarray(newline.sequence(laid, reduced.tokens, golden["image_newline"]))[: int(laid.count)]
+    ours = np.asarray(newline.sequence(laid, reduced.tokens, jnp.asarray(golden["image_newline"])))[: int(laid.count)]
     yield close("sequence", ours, golden["sequence"], TOKENS)
 
 
@@ -138,7 +137,7 @@ def compare_pooling(golden: Golden) -> Iterator[Row]:
     for kind in ("bilinear", "average"):
         for name in ("features", "attention"):
             if f"{name}_{kind}" in golden.arrays:
-                ours = pool_tokens(golden[name], (side, side), kind)
+                ours = pool_tokens(jnp.asarray(golden[name]), (side, side), kind)
                 yield close(f"{name}_{kind}", ours, golden[f"{name}_{kind}"], 1e-5)
 
 

@@ -87,13 +87,13 @@ class DyCoke(StagedReducer):
         """
         ratio = check_ratio(ratio)
         if ratio < 0.25:
-            raise JvidpruneError(f"DyCoke keeps every fourth frame whole, so its ratio is at least 0.25, got {ratio:g}.")
+            raise JvidpruneError(f"DyCoke keeps every fourth frame whole: its ratio is at least 0.25, got {ratio:g}.")
         return self.budget_of(layout, round(4.0 * (1.0 - ratio) / 3.0, 12))
 
     def budget_of(self, layout: Layout, pruned: float) -> DyCokeBudget:
         """The budget for K, the share dropped from a pruned frame."""
         if self.mode == "official" and layout.frames < 5:
-            raise JvidpruneError(f"DyCoke's reference needs 5 frames, got {layout.frames}; mode='fixed' takes any number.")
+            raise JvidpruneError(f"DyCoke's reference needs 5 frames, got {layout.frames}; mode='fixed' takes any.")
         return DyCokeBudget(np.int32(int((1 - pruned) * layout.tokens)))
 
     def capacity(self, layout: Layout, ratio: float) -> int:

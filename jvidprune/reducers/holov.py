@@ -39,15 +39,15 @@ class HoloVShared(NamedTuple):
     Attributes:
       attention: (S, L) float32, what tokens are ranked and crops are weighted by.
       rank: (S, L) int32 rank by attention.
-      sums, squares: (S, L, L + 1) running sums over j of the zero-diagonal cosines of token i with tokens < j, and of
-        their squares; (S, L, 0) where the similarity term is off.
+      sums, squares: (J = L, S, L) running sums over j of the zero-diagonal cosines of token i with tokens 0..j, and of
+        their squares, indexed [j, s, i]; J = 0 where the similarity term is off.
       present: (S, L) bool, False on padding.
     """
 
     attention: Float[Array, "S L"]
     rank: Int[Array, "S L"]
-    sums: Float[Array, "S L J"]
-    squares: Float[Array, "S L J"]
+    sums: Float[Array, "J S L"]
+    squares: Float[Array, "J S L"]
     present: Bool[Array, "S L"]
 
 
@@ -144,17 +144,17 @@ class HoloV(StagedReducer):
         attention = attention.reshape(shape)
         rank = rank_descending(jnp.where(present, attention, -jnp.inf))
         if not self.diversity:
-            nothing = jnp.zeros((*shape, 0))
+            nothing = jnp.zeros((0, *shape))
             return HoloVShared(attention, rank, nothing, nothing, present)
         gram = frame_gram(video.features.reshape(*shape, -1))
         norm = jnp.sqrt(jnp.diagonal(gram, axis1=1, axis2=2)) + EPS
         cosine = gram / (norm[:, :, None] * norm[:, None, :])
         cosine = jnp.where(jnp.eye(shape[1], dtype=bool), 0.0, cosine)
-        return HoloVShared(attention, rank, _running(cosine), _running(cosine * cosine), present)
+        return HoloVShared(attention, rank, *_running(cosine), present)
 
     def decide(self, shared: HoloVShared, budget: HoloVBudget, *, capacity: int) -> Plan:
         """Bands, quotas and the selection."""
-        sequences, length = shared.rank.shape
+        length = shared.rank.shape[1]
         crop, start, size = _bands(length, budget)
         own_size = size[crop]
         holistic = self._holistic(shared, budget, crop, start, own_size)
@@ -211,8 +211,15 @@ class HoloV(StagedReducer):
             token = jnp.concatenate([token, jnp.full_like(token, sequences * length)], axis=1)
             keep, pick = jnp.concatenate([keep, zero], axis=1), jnp.concatenate([keep, jnp.zeros_like(zero)], axis=1)
         nothing = jnp.zeros((0, sequences * length))
-        slots = (v.reshape(-1) for v in (token, keep, pick))
-        return compact.slotted_plan(*slots, nothing.astype(jnp.int32), nothing, capacity, diagnostics)
+        return compact.slotted_plan(
+            token.reshape(-1),
+            keep.reshape(-1),
+            pick.reshape(-1),
+            nothing.astype(jnp.int32),
+            nothing,
+            capacity,
+            diagnostics,
+        )
 
 
 def _bands(length: int, budget: HoloVBudget) -> tuple[Int[Array, "L"], Int[Array, "L"], Int[Array, "L"]]:
@@ -226,14 +233,22 @@ def _bands(length: int, budget: HoloVBudget) -> tuple[Int[Array, "L"], Int[Array
     return jnp.minimum(crop, length - 1), jnp.minimum(start, budget.length), size
 
 
-def _running(values: Float[Array, "S L L"]) -> Float[Array, "S L J"]:
-    return jnp.pad(jnp.cumsum(values, axis=-1), ((0, 0), (0, 0), (1, 0)))
+def _running(cosine: Float[Array, "S L L"]) -> tuple[Float[Array, "L S L"], Float[Array, "L S L"]]:
+    """Running sums of a symmetric matrix and of its squares over its rows; a scan, since cumsum is slow on XLA:CPU."""
+
+    def step(carry: tuple[Array, Array], row: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:
+        carry = (carry[0] + row, carry[1] + row * row)
+        return carry, carry
+
+    zeros = jnp.zeros_like(cosine[:, 0])
+    return lax.scan(step, (zeros, zeros), jnp.swapaxes(cosine, 0, 1))[1]
 
 
-def _between(running: Float[Array, "S L J"], low: Int[Array, "L"], high: Int[Array, "L"]) -> Float[Array, "S L"]:
-    """Sum over low[i] <= j < high[i] of row i."""
-    row = jnp.arange(running.shape[1])
-    return running[:, row, high] - running[:, row, low]
+def _between(running: Float[Array, "L S L"], low: Int[Array, "L"], high: Int[Array, "L"]) -> Float[Array, "S L"]:
+    """Sum over low[i] <= j < high[i] of entry i."""
+    token = jnp.arange(running.shape[2])
+    before = jnp.where((low > 0)[:, None], running[low - 1, :, token], 0.0)
+    return (running[high - 1, :, token] - before).T
 
 
 def _band_sums(values: Float[Array, "S L"], crop: Int[Array, "L"]) -> Float[Array, "S L"]:
