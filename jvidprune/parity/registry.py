@@ -4,7 +4,7 @@ import importlib
 
 from jvidprune.parity.core import Comparer
 
-_MODULES = ("visionzip", "evs", "vidcom2", "holov", "dycoke", "flashvid", "preprocess", "ottvid")
+_MODULES = ("visionzip", "evs", "vidcom2", "holov", "dycoke", "flashvid", "preprocess", "ottvid", "stop")
 
 
 def comparers() -> list[Comparer]:

@@ -24,6 +24,8 @@ _METHODS: dict[str, tuple[str, str]] = {
     "attention_topk": ("controls", "AttentionTopK"),
     "flashvid": ("flashvid", "FlashVID"),
     "ottvid": ("ottvid", "OTTVid"),
+    "stop": ("stop", "SToP"),
+    "visionzip_qwen": ("stop_qwen", "VisionZipQwen"),
 }
 """Registry name -> (module in this package, class). A class carries `info` and `PRESETS`, backbone -> settings."""
 

@@ -1,0 +1,217 @@
+"""SToP: sink-token-aware pruning as a modifier of any reducer (arXiv 2604.20937)."""
+
+import dataclasses
+import inspect
+import math
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers import presets
+from jvidprune.reducers.base import MethodInfo, StagedReducer, apply_plan
+from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens
+
+_WEIGHTS: dict[str, tuple[float, float]] = {
+    "visionzip": (0.03, 0.0),
+    "fastvid": (0.02, 0.0),
+    "flashvid": (0.02, 0.0),
+    "holitom": (0.04, 0.07),
+    "prunevid": (0.0, 0.0),
+    "visionzip_qwen": (3.7, 0.0),
+}
+"""Base -> (mu_s, mu_t) of the reference's defaults, for either LLaVA backbone and, for the last, Qwen2.5-VL."""
+
+_OTHER_WEIGHTS = (0.03, 0.0)
+"""For bases the reference does not know: the value its sensitivity study finds best."""
+
+_BASE_SETTINGS: dict[str, dict[str, Any]] = {
+    "fastvid": {"variant": "llava_onevision", "attention": "attention_last"},
+    "flashvid": {"pruning_layer": None, "expansion": 1.25, "alpha": 0.7, "method": "attn_div_v2"},
+    "holitom": {"tau": 0.8, "inner_layer": None},
+}
+"""Settings that the reference passes to a base where they differ from the base's own preset."""
+
+_KAPPA = 0.3
+_BLOCKED = 20
+_STATIC_THRESHOLD = 0.8
+
+
+@dataclasses.dataclass(frozen=True)
+class SToP(StagedReducer):
+    """Lowers the attention of tokens that attract it in every frame, then lets the base decide.
+
+    The sink score s of a place is the min-max normalised power (gamma) of its mean attention over frames, in [0, 1].
+    The base ranks by a - mu_s * s (STSP) and tests for unchanged tokens with sim + mu_t * s (STTP). A `StagedReducer`
+    gets a `SinkRule` in `prepare` and uses what it has a place for; any other reducer gets a video whose attention maps
+    are a - mu_s * s. Methods without attention or static tests are left as they are. Budgets, capacities, evidence and
+    application are the base's own.
+
+    By default the reference's ungated extras are reproduced, so that mu_s = mu_t = 0 is *not* the base:
+
+    * VisionZip's uniform targets avoid the 20 highest sink places whatever mu_s, with two numberings mixed;
+    * HoliTom's static centres are lowered by 0.3 * s whatever mu_s and mu_t, and its static test uses 0.8 whatever its
+      tau (with tau = 0.65 the budget is exceeded);
+    * FastVID's cluster centres are lowered by 0.3 * s, twice in segments of several frames, where mu_s is not 0;
+    * FlashVID scores each segment by itself and may choose a token again once few positive columns are left
+      (`FlashVID(distinct=True)` does not).
+
+    `gated=True` is the clean variant: no extra without its weight and the base's own threshold, so that
+    mu_s = mu_t = 0 is exactly the base. The paper's tables "without SToP" come from the ungated code.
+
+    Attributes:
+      base: any reducer, or a registry name, which is built for `backbone` with the settings of SToP's runs.
+      mu_s: weight in the attention, in units of maps whose unpooled rows sum to 1; None takes the reference's value for
+        the base (0.02 to 0.04; the paper's text names 0.2 and 0.3 for maps of another scale).
+      mu_t: weight in static tests; None as for mu_s.
+      gamma: exponent of the mean attention.
+      gated: the clean variant.
+      keep_inner: keep the base's cuts inside the language model; the reference makes none, with budgets as if it did.
+      backbone: for a base given by name.
+    """
+
+    base: Any = "visionzip"
+    mu_s: float | None = None
+    mu_t: float | None = None
+    gamma: float = 1.1
+    gated: bool = False
+    keep_inner: bool = False
+    backbone: str | None = None
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="stop",
+        title="SToP",
+        paper="2604.20937",
+        summary="Makes another reducer ignore attention sinks; wraps any base, VisionZip unless told otherwise.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=(
+            "mu = 0 is not the base: blocked slots and centre penalties are not gated (gated=True)",
+            "HoliTom's static test uses 0.8 whatever its tau (gated=True)",
+            "FlashVID keeps 12.5 % at 10 %: its budget is expanded for a cut in the language model that is not made",
+        ),
+    )
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {"base": "visionzip", "backbone": "llava_onevision"},
+        "llava_video": {"base": "visionzip", "backbone": "llava_video"},
+        "qwen2_5_vl": {"base": "visionzip_qwen", "backbone": "qwen2_5_vl"},
+        "qwen3_vl": {"base": "visionzip_qwen", "backbone": "qwen3_vl"},
+        "molmo2": {"base": "visionzip", "backbone": "molmo2"},
+    }
+
+    def __post_init__(self) -> None:
+        if isinstance(self.base, SToP):
+            raise JvidpruneError("SToP cannot wrap SToP; choose mu_s and mu_t of one.")
+        if isinstance(self.base, str):
+            object.__setattr__(self, "base", base_reducer(self.base, self.backbone))
+        if not isinstance(self.base, Reducer):
+            raise JvidpruneError(f"SToP wraps a reducer or a registry name, got {type(self.base).__name__}.")
+        for name in ("mu_s", "mu_t"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise JvidpruneError(f"SToP's {name} must be finite, got {value}.")
+        if not self.gamma > 0:
+            raise JvidpruneError(f"SToP's gamma must be positive, got {self.gamma:g}.")
+
+    @property
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the base needs."""
+        return self.base.needs
+
+    @property
+    def inner(self) -> tuple[InnerStage, ...]:
+        """Cuts inside the language model: none in the reference, the base's with `keep_inner`."""
+        return tuple(getattr(self.base, "inner", ())) if self.keep_inner else ()
+
+    @property
+    def newline_rows(self) -> str:
+        """The base's rule for newline rows."""
+        return getattr(self.base, "newline_rows", "nonempty")
+
+    @property
+    def rule(self) -> SinkRule:
+        """The adjustments for this base."""
+        name = _base_name(self.base)
+        default_s, default_t = _WEIGHTS.get(name, _OTHER_WEIGHTS)
+        mu_s = default_s if self.mu_s is None else self.mu_s
+        mu_t = default_t if self.mu_t is None else self.mu_t
+        strong = mu_s != 0 or (name == "holitom" and mu_t != 0)
+        ungated = not self.gated
+        kappa, blocked, threshold = 0.0, 0, None
+        if name == "visionzip":
+            blocked = _BLOCKED if strong or ungated else 0
+        elif name == "holitom":
+            kappa = _KAPPA if strong or ungated else 0.0
+            threshold = _STATIC_THRESHOLD if ungated else None
+        elif name != "flashvid":
+            kappa = _KAPPA if strong else 0.0
+        return SinkRule(mu_s, mu_t, self.gamma, kappa, threshold, blocked)
+
+    def budget(self, layout: Layout, ratio: float) -> Budget:
+        """The base's budget."""
+        return self.base.budget(layout, ratio)
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """The base's bound; all T*N tokens where HoliTom's tau lies below the hard-coded static threshold.
+
+        There fewer tokens are merged over time than the budget counted on.
+        """
+        bound = self.base.capacity(layout, ratio)
+        threshold = self.rule.static_threshold
+        if threshold is not None and getattr(self.base, "tau", threshold) < threshold:
+            return max(bound, layout.total)
+        return bound
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
+        """The base's shared work under the sink rule; for a reducer without stages, the adjusted video itself."""
+        rule = self.rule if sink is None else sink
+        if not isinstance(self.base, StagedReducer):
+            return adjust_video(video, rule, self.base.needs)
+        if "sink" in inspect.signature(self.base.prepare).parameters:
+            return self.base.prepare(video, capacity=capacity, sink=rule)
+        return self.base.prepare(adjust_video(video, rule, self.base.needs), capacity=capacity)
+
+    def decide(self, shared: Any, budget: Budget, *, capacity: int) -> Plan:
+        """The base's decisions."""
+        if isinstance(self.base, StagedReducer):
+            return self.base.decide(shared, budget, capacity=capacity)
+        return self.base.plan(shared, budget, capacity=capacity)
+
+    def apply(self, plan: Plan, video: VideoTokens) -> Reduced:
+        """The base's way from a plan to tokens."""
+        return apply_plan(self.base, plan, video)
+
+
+def base_reducer(name: str, backbone: str | None = None, **overrides: Any) -> Reducer:
+    """A reducer by name with the settings that SToP's runs pass to it, where it has them.
+
+    Raises:
+      JvidpruneError: unknown name, backbone or hyper-parameter.
+    """
+    fields = getattr(presets.reducer_class(name), "__dataclass_fields__", {})
+    settings = {key: value for key, value in _BASE_SETTINGS.get(name, {}).items() if key in fields}
+    return presets.get(name, backbone, **(settings | overrides))
+
+
+def adjust_video(video: VideoTokens, rule: SinkRule, needs: frozenset[str]) -> VideoTokens:
+    """The video with every attention map of `needs` replaced by a - mu_s * s, s over all real frames.
+
+    Maps that are summed over queries instead of averaged are adjusted in the units of the averaged ones.
+    """
+    evidence = dict(video.evidence)
+    groups = jnp.zeros(video.features.shape[0], jnp.int32)
+    for name in needs:
+        if not name.startswith("attention_") or name not in evidence:
+            continue
+        attention = evidence[name].astype(jnp.float32)
+        scale = attention.shape[1] if name in ("attention_shallow", "attention_deep") else 1
+        adjusted = rule.adjust(attention / scale, groups, video.frame_mask).attention
+        evidence[name] = adjusted * scale
+    return dataclasses.replace(video, evidence=evidence)
+
+
+def _base_name(base: Reducer) -> str:
+    info = getattr(base, "info", None)
+    return "" if info is None else info.name
