@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -44,9 +45,9 @@ def _prefill(model: Any, embeds: Array, positions: Array, valid: Array, cache: C
 
 def prefill(
     model: Any,
-    embeds: Float[Array, "B S D"],
-    positions: Int[Array, "... B S"],
-    valid: Bool[Array, "B S"],
+    embeds: Float[Array | np.ndarray, "B S D"],
+    positions: Int[Array | np.ndarray, "... B S"],
+    valid: Bool[Array | np.ndarray, "B S"],
     *,
     capacity: int,
     **options: Any,
@@ -156,9 +157,9 @@ def decode(
 
 def generate(
     model: Any,
-    embeds: Float[Array, "B S D"],
-    positions: Int[Array, "... B S"],
-    valid: Bool[Array, "B S"],
+    embeds: Float[Array | np.ndarray, "B S D"],
+    positions: Int[Array | np.ndarray, "... B S"],
+    valid: Bool[Array | np.ndarray, "B S"],
     *,
     max_new_tokens: int,
     temperature: float = 0.0,

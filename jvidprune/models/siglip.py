@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.attention import attend_all
 from jvidprune.models.layers import Mlp, check_activation, layer_norm, linear, scan_layers, stack
+from jvidprune.ops import saliency as ops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ class PoolingHead(nnx.Module):
     """
 
     def __init__(self, config: SiglipConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.heads = config.heads
+        self.heads, self.eps = config.heads, config.eps
         self.post_norm = layer_norm(config.width, config.eps, dtype=dtype, rngs=rngs)
         self.probe = nnx.Param(jnp.zeros((1, 1, config.width), dtype))
         self.qkv = linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
@@ -142,18 +143,17 @@ class PoolingHead(nnx.Module):
         self.mlp = Mlp(config.width, config.mlp, config.width, config.activation, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "T M Dv"]) -> tuple[Float[Array, "T Dv"], Float[Array, "T M"]]:
-        """The pooled vector of each frame, and the probe's float32 attention, mean over heads."""
-        x = self.post_norm(x)
-        frames, tokens, width = x.shape
-        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]  # pyright: ignore[reportOptionalSubscript]
-        q = self.probe[...][0] @ kernel[:, :width] + bias[:width]
-        q = jnp.broadcast_to(q.reshape(1, 1, self.heads, -1), (frames, 1, self.heads, width // self.heads))
-        k, v = jnp.split(x @ kernel[:, width:] + bias[width:], 2, axis=-1)
-        split = (frames, tokens, self.heads, width // self.heads)
-        out, received = attend_all(q, k.reshape(split), v.reshape(split), received=True)
-        out = self.o(out.reshape(frames, 1, width))
-        out = out + self.mlp(self.norm(out))
-        return out[:, 0], received.mean(axis=1)
+        """The pooled vector of each frame, and the probe's attention, mean over heads; both float32."""
+        probe = self.probe[...].reshape(-1)
+        attention = (*_affine(self.post_norm), probe, *_affine(self.qkv), *_affine(self.o))
+        weights = ops.PoolingHead(*attention, *_affine(self.norm), *_affine(self.mlp.fc1), *_affine(self.mlp.fc2))
+        return ops.pooling_head_attention(x, weights, heads=self.heads, eps=self.eps)
+
+
+def _affine(layer: nnx.Linear | nnx.LayerNorm) -> tuple[Array, Array]:
+    """Weight in the stored layout, (out, in) for a matrix, and bias."""
+    weight = layer.kernel[...].T if isinstance(layer, nnx.Linear) else layer.scale[...]  # pyright: ignore
+    return weight, layer.bias[...]  # pyright: ignore[reportOptionalSubscript]
 
 
 class Siglip(nnx.Module):

@@ -64,13 +64,22 @@ def _encode(model: Any, pixels: Any, needs: frozenset[str]) -> Any:
 
 
 @jax.jit
+def _embedded(model: Any, ids: Any) -> Any:
+    return model.embed_text(ids)
+
+
+def _embed_text(model: Any, ids: np.ndarray) -> np.ndarray:
+    return np.asarray(_embedded(model, ids))
+
+
+@jax.jit
 def _forward(model: Any, embeds: Any, positions: Any, valid: Any, rows: Any) -> Any:
     return model.lm.forward(embeds, positions, valid, rows=rows, hidden=True)
 
 
 def tower_stages(model: Any, pixels: np.ndarray, golden: Golden) -> Stages:
     """Comparisons of a SigLIP tower's stages; pixels are (frames, 3, S, S)."""
-    run = functools.cache(lambda: _tower(model, pixels))
+    run = functools.cache(lambda: jax.device_get(_tower(model, pixels)))
     values: dict[str, tuple[Callable[[Any, Any], Any], float]] = {
         "patch_embed": (lambda patches, out: patches, VISION),
         "vit_hidden": (lambda patches, out: out.hidden, VISION),
@@ -85,7 +94,7 @@ def tower_stages(model: Any, pixels: np.ndarray, golden: Golden) -> Stages:
     }
 
 
-def decoder_stages(model: Any, embeds: Callable[[], Any], positions: np.ndarray, golden: Golden) -> Stages:
+def decoder_stages(model: Any, embeds: Callable[[], np.ndarray], positions: np.ndarray, golden: Golden) -> Stages:
     """Comparisons of the language model on a prompt (B, L, D) with explicit positions, pruned prompts included.
 
     The golden answer is appended to the prompt: causality leaves the prompt's own rows as they are, and the answer's
@@ -96,15 +105,15 @@ def decoder_stages(model: Any, embeds: Callable[[], Any], positions: np.ndarray,
     length, total = positions.shape[-1], positions.shape[-1] + answer.shape[1]
 
     def forward(keep: Any, reindexed: bool, more: int) -> Any:
-        x = jnp.concatenate([embeds()[:, keep], model.embed_text(jnp.asarray(answer[:, :more]))], axis=1)
+        x = np.concatenate([embeds()[:, keep], _embed_text(model, answer[:, :more])], axis=1)
         where = positions[..., keep]
         where = np.broadcast_to(np.arange(len(keep)), where.shape) if reindexed else where
         where = np.concatenate([where, positions.max(axis=-1, keepdims=True) + 1 + np.arange(more)], axis=-1)
         pad = total - x.shape[1]
-        x = jnp.pad(x, ((0, 0), (0, pad), (0, 0)))
+        x = np.pad(x, ((0, 0), (0, pad), (0, 0)))
         where = np.pad(where, [(0, 0)] * (where.ndim - 1) + [(0, pad)])
         valid = np.broadcast_to(np.arange(total) < total - pad, x.shape[:2])
-        return _forward(model, x, where, valid, np.full((len(x), 1), len(keep) - 1))
+        return jax.device_get(_forward(model, x, where, valid, np.full((len(x), 1), len(keep) - 1)))
 
     whole = functools.cache(lambda: forward(np.arange(length), False, answer.shape[1]))
 
@@ -117,7 +126,7 @@ def decoder_stages(model: Any, embeds: Callable[[], Any], positions: np.ndarray,
         return exact("greedy_ids", generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1]), answer)
 
     def margin() -> Row:
-        best = jnp.sort(whole().logits[:, length - 1 : -1], axis=-1)[..., -2:]
+        best = np.sort(whole().logits[:, length - 1 : -1], axis=-1)[..., -2:]
         return close("greedy_margin", best[..., 1] - best[..., 0], golden["greedy_margin"], 2 * LOGITS)
 
     def hidden() -> Row:
@@ -147,21 +156,22 @@ def _llava_onevision(loaded: LoadedModel, golden: Golden) -> tuple[Stages, froze
     pixels, ids = golden["pixel_values_videos"], golden["input_ids"]
     batch, frames = pixels.shape[:2]
     flat = pixels.reshape(batch * frames, *pixels.shape[2:])
-    video = functools.cache(lambda: _encode(model, flat, frozenset({"attention_last", "features_unpooled"})))
+    needs = frozenset({"attention_last", "features_unpooled"})
+    video = functools.cache(lambda: jax.device_get(_encode(model, flat, needs)))
 
-    def tokens() -> jax.Array:
+    def tokens() -> np.ndarray:
         rows = video().features.reshape(batch, -1, config.text.width)
-        newline = jnp.broadcast_to(model.newline, (batch, 1, config.text.width))
-        return jnp.concatenate([rows, newline], axis=1)
+        newline = np.broadcast_to(model.newline, (batch, 1, config.text.width))
+        return np.concatenate([rows, newline], axis=1)
 
     @functools.cache
-    def embeds() -> jax.Array:
+    def embeds() -> np.ndarray:
         at = ids == config.video_token
         if (at.sum(axis=1) != tokens().shape[1]).any():
             raise JvidpruneError(f"input_ids hold {at.sum(axis=1)} placeholders for {tokens().shape[1]} video tokens.")
         slot = np.where(at, at.cumsum(axis=1) - 1, 0)
-        visual = jnp.take_along_axis(tokens(), jnp.asarray(slot)[..., None], axis=1)
-        return jnp.where(at[..., None], visual, model.embed_text(jnp.asarray(ids)))
+        visual = np.take_along_axis(tokens(), slot[..., None], axis=1)
+        return np.where(at[..., None], visual, _embed_text(model, ids))
 
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     evidence = {"saliency_pooled": ("attention_last", ATTENTION), "projector": ("features_unpooled", VISION)}

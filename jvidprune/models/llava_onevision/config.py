@@ -60,7 +60,8 @@ class LlavaOnevisionConfig:
         """
         if "mm_vision_tower" in raw or "text_config" not in raw:
             return cls(**flat_fields(raw), newline=raw.get("mm_newline_position", "one_token"))
-        vision = SiglipConfig.from_hf(raw.get("vision_config") or _DEFAULT_TOWER)
+        sizes = raw.get("vision_config")
+        vision = SiglipConfig.from_hf(_DEFAULT_TOWER if sizes is None else sizes)
         if (strategy := raw.get("vision_feature_select_strategy", "full")) != "full":
             raise JvidpruneError(f"vision_feature_select_strategy {strategy!r} is not supported; allowed: full.")
         return cls(

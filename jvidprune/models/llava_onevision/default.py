@@ -17,6 +17,9 @@ from jvidprune.models.weights import Rule
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 """Special tokens of the default tokenizer, behind its 256 bytes."""
 
+UNTRAINED_MARK = "untrained"
+"""A file of this name in a checkpoint folder says that its weights are random."""
+
 _BYTES = 256
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -144,6 +147,7 @@ def write_checkpoint(folder: Path, size: str = "default", seed: int = 0) -> None
     ):
         (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     byte_tokenizer().save(str(folder / "tokenizer.json"))
+    (folder / UNTRAINED_MARK).write_text("The weights in this folder are random.\n", encoding="utf-8")
 
 
 def build_default(cache_dir: str | Path, size: str = "default", seed: int = 0) -> Path:

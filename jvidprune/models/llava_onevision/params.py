@@ -14,7 +14,7 @@ RENAMES: tuple[tuple[str, str], ...] = (
     (r"^multi_modal_projector\.2\.", "multi_modal_projector.linear_2."),
     (r"^model\.image_newline$", "image_newline"),
     (
-        r"^(language_model\.model\.|model\.language_model\.|model\.)(?=(embed_tokens|layers|norm)\.)",
+        r"^(language_model\.model\.|model\.language_model\.(model\.)?|model\.)(?=(embed_tokens|layers|norm)\.)",
         "language_model.model.",
     ),
     (r"^(model\.)?(language_model\.)?lm_head\.", "language_model.lm_head."),
