@@ -4,7 +4,20 @@ import importlib
 
 from jvidprune.parity.core import Comparer
 
-_MODULES = ("visionzip", "evs", "vidcom2", "holov", "dycoke", "flashvid", "preprocess", "ottvid", "stop")
+_MODULES = (
+    "visionzip",
+    "evs",
+    "vidcom2",
+    "holov",
+    "dycoke",
+    "flashvid",
+    "fastvid",
+    "holitom",
+    "prunevid",
+    "preprocess",
+    "ottvid",
+    "stop",
+)
 
 
 def comparers() -> list[Comparer]:
