@@ -24,6 +24,21 @@ def pooled_side(side: int, kind: PoolKind) -> int:
     raise JvidpruneError(f"unknown pooling {kind!r}; known: bilinear, average, none.")
 
 
+def find_pooling(grid: tuple[int, int], pooled: tuple[int, int]) -> PoolKind:
+    """The pooling that turns one grid into the other; on even sides bilinear and average are the same.
+
+    Raises:
+      JvidpruneError: none does.
+    """
+    kinds: tuple[PoolKind, ...] = ("none", "bilinear", "average")
+    results = {kind: (pooled_side(grid[0], kind), pooled_side(grid[1], kind)) for kind in kinds}
+    for kind, result in results.items():
+        if result == tuple(pooled):
+            return kind
+    options = ", ".join(f"{kind} gives {h}x{w}" for kind, (h, w) in results.items())
+    raise JvidpruneError(f"no pooling turns a {grid[0]}x{grid[1]} grid into {pooled[0]}x{pooled[1]}: {options}.")
+
+
 @functools.lru_cache
 def pooling_matrix(side: int, kind: PoolKind) -> np.ndarray:
     """(pooled side, side) float32 weights of one axis.

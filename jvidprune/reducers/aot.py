@@ -1,95 +1,30 @@
 """AOT: local and global anchors, optimal transport of pruned tokens inside frames and along clips (arXiv 2603.01400).
 
-The reference is `llava_arch.py` of the authors' repository; `aot_intra`, `aot_inter` and `aot_ratio` hold its three parts.
+The reference is `llava_arch.py` of the authors' repository; `aot_intra`, `aot_inter` and `aot_ratio` hold its three
+parts.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
-from jvidprune.ops.pool import PoolKind, pool_tokens, pooled_side
+from jvidprune.ops.pool import PoolKind, find_pooling, pool_tokens, pooled_side
 from jvidprune.ops.segment import mask_cuts, smallest_cuts
-from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import normalise
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.transport import ClipCost, Projection, Sinkhorn, TokenCost, Uniform, numeric_leaves
 from jvidprune.reducers import aot_inter, aot_intra, aot_ratio
+from jvidprune.reducers.aot_order import arrange
+from jvidprune.reducers.aot_types import AOTBudget, AOTPlan, AOTShared
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, Reduced, VideoTokens
 
-
-class AOTBudget(NamedTuple):
-    """Integers of one V, and every weight of the transport, so that a sweep can vary those too.
-
-    Attributes:
-      visual_tokens: V.
-      local: anchors a window.
-      spread: anchors of the whole frame.
-      keep: (R + 1,) int32, by the number of a later frame's tokens: how many stay distinct.
-      clip_start: (slots,) int32, 1 on the first frame of each clip (unused with dynamic clips).
-      parts: float32 leaves of cost, marginals, solver and of their counterparts between frames; None where a part has none.
-      scales: (3,) float32 nearest share, intra scale, inter scale.
-    """
-
-    visual_tokens: Any
-    local: Any
-    spread: Any
-    keep: Any
-    clip_start: Any
-    parts: tuple
-    scales: Any
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class AOTShared:
-    """What all budgets of a video share; see `aot_intra.Selection`."""
-
-    x: Float[Array, "T N D"]
-    selection: aot_intra.Selection
-    saliency: Float[Array, "T N"]
-    frame_mask: Bool[Array, "T"]
-    starts: Bool[Array, "T"] | None
-    newline: Float[Array, "D"] | None
-    geometry: aot_ratio.Geometry = dataclasses.field(metadata={"static": True})
-    limit: aot_ratio.Limits = dataclasses.field(metadata={"static": True})
-
-
-class AOTPlan(NamedTuple):
-    """A `Plan` whose tokens are mixtures: frames are pooled under `pooled`, clips mixed under `mix`.
-
-    The first seven fields are those of `Plan`; `row` and `weight` (1, T * P) name the merged anchor that took the largest
-    share of a token. n slots a frame, N tokens before and P after pooling.
-
-    Attributes:
-      mass: (K,) int32.
-      source: (K,) int32 flat index into (T, 2, n): frame, whether it is a merged anchor, slot.
-      pooled: (T, n, N) float32.
-      newline: (T, n) bool.
-      mix: (T, n, n) float32, see `aot_inter.Inter`.
-      key: (T,) bool.
-    """
-
-    ids: Int[Array, "K"]
-    valid: Bool[Array, "K"]
-    count: Int[Array, ""]
-    is_pick: Bool[Array, "K"]
-    row: Int[Array, "1 M"]
-    weight: Float[Array, "1 M"]
-    diagnostics: dict[str, Array]
-    mass: Int[Array, "K"]
-    source: Int[Array, "K"]
-    pooled: Float[Array, "T n N"]
-    newline: Bool[Array, "T n"]
-    mix: Float[Array, "T n n"]
-    key: Bool[Array, "T"]
+_COST, _CLIP_COST, _MARGINALS, _SOLVER = TokenCost(), ClipCost(), Uniform(), Sinkhorn()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,19 +38,19 @@ class AOT(StagedReducer):
       global_ratio: share of V taken from the deep map over the whole frame instead of window by window.
       keep_ratio: q, share of a later frame's tokens that stay distinct.
       inter: run the stage along clips.
-      clips: "fixed" (T / 8 frames; the reference has only T = 32 and 64), "dyseg" (cuts at the 7 smallest similarities of
-        neighbouring frames and below 0.8; needs the evidence frame_embedding), a length, or a tuple of lengths.
+      clips: "fixed" (T / 8 frames; the reference has only T = 32 and 64), "dyseg" (cuts at the 7 smallest similarities
+        of neighbouring frames and below 0.8; needs the evidence frame_embedding), a length, or a tuple of lengths.
       window: side of the local windows.
       nearest: share of the nearest-anchor mean in merged anchors, the rest is transport.
       intra_scale, inter_scale: weights of the received mass. The reference overwrites the first by 1 (Q4).
       pooling: None finds it from the grids. "none" works on `features` themselves, for models without pooling.
       anchors_only: pool anchors alone; the reference dilutes them by pruned neighbours (Q9).
       drop_original: leave out the unmerged key-frame tokens, which the reference emits besides the merged ones (Q5).
-      row_newlines: newline slots behind each row take part as tokens, as the reference does for LLaVA-Video when its clip
-        stage is on (Q13); needs the evidence newline. False leaves newlines to the model.
+      row_newlines: newline slots behind each row take part as tokens, as the reference does for LLaVA-Video when its
+        clip stage is on (Q13); needs the evidence newline. False leaves newlines to the model.
       cost, marginals, solver, projection: parts of the transport inside frames, see `ops.transport`. Their float fields
-        travel in the budget and can be vmapped over. The reference's solver stops all frames together (Q3; `stop="each"`
-        does not) and its plan keeps mass 1/A an anchor (Q14; "row" and "column" normalise).
+        travel in the budget and can be vmapped over. The reference's solver stops all frames together (Q3;
+        `stop="each"` does not) and its plan keeps mass 1/A an anchor (Q14; "row" and "column" normalise).
       inter_cost, inter_marginals, inter_solver, inter_projection: the same along clips; marginals and solver default to
         those inside frames.
       distinct: what decides which tokens stay distinct, the lowest ones: "pmax", "entropy", "cost" or "unmatched".
@@ -135,11 +70,11 @@ class AOT(StagedReducer):
     anchors_only: bool = False
     drop_original: bool = False
     row_newlines: bool = False
-    cost: Any = TokenCost()
-    marginals: Any = Uniform()
-    solver: Any = Sinkhorn()
+    cost: Any = _COST
+    marginals: Any = _MARGINALS
+    solver: Any = _SOLVER
     projection: Projection = "mass"
-    inter_cost: Any = ClipCost()
+    inter_cost: Any = _CLIP_COST
     inter_marginals: Any = None
     inter_solver: Any = None
     inter_projection: Projection = "row"
@@ -202,7 +137,7 @@ class AOT(StagedReducer):
             unpooled = grid
         if unpooled is None:
             raise JvidpruneError("AOT works before pooling: the video needs its unpooled_grid, or AOT pooling='none'.")
-        kind = self.pooling or aot_ratio.infer_pooling(unpooled, grid)
+        kind = self.pooling or find_pooling(unpooled, grid)
         if (pooled_side(unpooled[0], kind), pooled_side(unpooled[1], kind)) != tuple(grid):
             raise JvidpruneError(
                 f"AOT's {kind} pooling turns a {unpooled[0]}x{unpooled[1]} grid into {pooled_side(unpooled[0], kind)}x"
@@ -214,9 +149,10 @@ class AOT(StagedReducer):
     def visual_tokens_for(self, layout: Layout, ratio: float) -> int:
         """V for a retention ratio: the field `visual_tokens`, a published row, or the V that is nearest on average.
 
-        The authors document two rows only, so the rule inverts a table measured with their code on synthetic attention. The
-        ratio that a video really reaches depends on its content and may exceed 1 (key frames count twice) or stay below
-        what is asked for (V = N is the end); `Reduced.count` tells, `calibrate` finds V for given videos.
+        The authors document two rows only, so the rule inverts a table measured with their code on synthetic
+        attention. The ratio that a video really reaches depends on its content and may exceed 1 (key frames count
+        twice) or stay below what is asked for (V = N is the end); `Reduced.count` tells, `calibrate` finds V for given
+        videos.
 
         Raises:
           JvidpruneError: a ratio outside (0, 1], or a V beyond the grid.
@@ -226,8 +162,8 @@ class AOT(StagedReducer):
         if self.visual_tokens is not None:
             if not 1 <= self.visual_tokens <= geometry.tokens:
                 raise JvidpruneError(
-                    f"AOT's visual_tokens must lie between 1 and the {geometry.tokens} tokens of a frame before pooling, "
-                    f"got {self.visual_tokens}."
+                    f"AOT's visual_tokens must lie between 1 and the {geometry.tokens} tokens of a frame before "
+                    f"pooling, got {self.visual_tokens}."
                 )
             return self.visual_tokens
         if geometry.grid == (27, 27):
@@ -278,9 +214,7 @@ class AOT(StagedReducer):
         geometry = self.geometry(layout.grid, layout.unpooled_grid)
         counts = aot_ratio.anchor_counts(visual_tokens, geometry, self.global_ratio)
         tokens = aot_ratio.pooled_bound(counts.total, geometry) + geometry.newlines
-        bound = aot_ratio.row_bound(
-            tokens, self.keep_ratio, self.clips, layout.slots, self.inter, self.drop_original
-        )
+        bound = aot_ratio.row_bound(tokens, self.keep_ratio, self.clips, layout.slots, self.inter, self.drop_original)
         return max(bound, 1)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> AOTShared:
@@ -289,8 +223,8 @@ class AOT(StagedReducer):
         x = self._input(video)
         if x.shape[1] != geometry.tokens:
             raise JvidpruneError(
-                f"AOT expects {geometry.tokens} tokens a frame on its {geometry.grid[0]}x{geometry.grid[1]} grid before "
-                f"pooling, got {x.shape[1]}."
+                f"AOT expects {geometry.tokens} tokens a frame on its {geometry.grid[0]}x{geometry.grid[1]} grid "
+                f"before pooling, got {x.shape[1]}."
             )
         shallow = video.evidence["attention_shallow"].astype(jnp.float32)
         deep = video.evidence["attention_deep"].astype(jnp.float32)
@@ -327,9 +261,7 @@ class AOT(StagedReducer):
         intra = self.intra(shared, budget)
         slot_mask, chosen = aot_intra.kept_slots(intra.anchors, shared.frame_mask, geometry, shared.limit.slots)
         cells, newlines = (jnp.asarray(table) for table in aot_intra.slot_cells(geometry))
-        pooled = aot_intra.pooled_weights(
-            intra, shared.selection.candidates, chosen, geometry, self.anchors_only
-        )
+        pooled = aot_intra.pooled_weights(intra, shared.selection.candidates, chosen, geometry, self.anchors_only)
         newline, used = newlines[chosen], chosen < slot_mask.shape[1]
         diagnostics = {
             "anchors": intra.anchors,
@@ -353,13 +285,11 @@ class AOT(StagedReducer):
         else:
             own, merged = used, jnp.zeros_like(used)
             mix = jnp.zeros((t, *used.shape[1:], used.shape[1]))
-        order = _arrange(own, merged, used, mix, clips, cells[chosen], newline, geometry.cells, capacity, self.inter)
+        order = arrange(own, merged, used, mix, clips, cells[chosen], newline, geometry.cells, capacity, self.inter)
         # Anchors beyond what the capacity allows for are cut silently; the count then says that it was too small.
         short = budget.visual_tokens > shared.limit.visual_tokens
         order["count"] = jnp.where(short, jnp.maximum(order["count"], capacity + 1), order["count"])
-        return AOTPlan(
-            diagnostics=diagnostics, pooled=pooled, newline=newline, mix=mix, key=clips.key, **order
-        )
+        return AOTPlan(diagnostics=diagnostics, pooled=pooled, newline=newline, mix=mix, key=clips.key, **order)
 
     def apply(self, plan: AOTPlan, video: VideoTokens) -> Reduced:
         """Tokens of a plan: pools every frame and mixes every clip under the plan's weights; linear in the features."""
@@ -426,95 +356,3 @@ class AOT(StagedReducer):
         similarity = jnp.where(video.frame_mask[1:], similarity, jnp.inf)
         cuts = mask_cuts(smallest_cuts(similarity, 7) | (similarity < 0.8), video.frame_mask)
         return jnp.append(True, cuts)
-
-
-def _arrange(
-    own: Bool[Array, "T n"],
-    merged: Bool[Array, "T n"],
-    used: Bool[Array, "T n"],
-    mix: Float[Array, "T n n"],
-    clips: aot_inter.Clips,
-    cell: Int[Array, "T n"],
-    newline: Bool[Array, "T n"],
-    cells: int,
-    capacity: int,
-    inter: bool,
-) -> dict[str, Array]:
-    """Output order and the fields of the plan that follow from it.
-
-    Slots lie as (frame, plane, slot), the second plane holding a clip's merged anchors on its last frame: their flat order
-    is the order of the output, so that nothing is sorted.
-    """
-    t, n = own.shape
-    slots = jnp.stack([own, merged], axis=1)
-    source, valid, count = compact.compact(slots.reshape(-1), capacity)
-    before = (jnp.cumsum(slots.reshape(-1)) - slots.reshape(-1)).reshape(t, 2, n)
-    frame, plane, slot = jnp.minimum(source // (2 * n), t - 1), (source // n) % 2, source % n
-    origin = jnp.where(plane == 1, clips.lead[frame], frame)
-    ids = jnp.where(valid, origin * cells + cell[origin, slot], t * cells).astype(jnp.int32)
-
-    given = used & ~own & ~clips.key[:, None]
-    received = jax.ops.segment_sum(given.sum(1), clips.ids, num_segments=t)[clips.ids]
-    mass = jnp.where(valid, jnp.where(plane == 1, 1 + received[frame], 1), 0).astype(jnp.int32)
-
-    share = jnp.where(clips.key[:, None, None], jnp.eye(n), mix)
-    best = jnp.minimum(first_argmax(share), n - 1)
-    goes = used & ~newline & merged[clips.end].any(1, keepdims=True) & (given | clips.key[:, None]) & inter
-    place = before[clips.end, 1][jnp.arange(t)[:, None], best]
-    row = jnp.where(goes, jnp.minimum(place, capacity), capacity)
-    amount = jnp.where(goes, jnp.take_along_axis(mix, best[..., None], axis=2)[..., 0], 0.0)
-    target = jnp.where(used & ~newline, jnp.arange(t)[:, None] * cells + cell, t * cells)
-    return {
-        "ids": ids,
-        "valid": valid,
-        "count": count,
-        "is_pick": valid & (plane == 0) & ~newline[frame, slot],
-        "row": jnp.full(t * cells + 1, capacity, jnp.int32).at[target].set(row.astype(jnp.int32))[None, :-1],
-        "weight": jnp.zeros(t * cells + 1).at[target].set(amount)[None, :-1],
-        "mass": mass,
-        "source": source,
-    }
-
-
-class Calibration(NamedTuple):
-    """What `calibrate` found: the reducer with its V fixed, V, and the mean ratio it reaches on the videos."""
-
-    reducer: AOT
-    visual_tokens: int
-    achieved: float
-
-
-def calibrate(reducer: AOT, videos: Sequence[VideoTokens], ratio: float) -> Calibration:
-    """The V whose mean retained ratio on sample videos is nearest to a target, by bisection; one compilation a shape.
-
-    Args:
-      reducer: its `visual_tokens` is what is searched for.
-      videos: sample videos.
-      ratio: output tokens / (T * P), in (0, 1].
-
-    Raises:
-      JvidpruneError: no videos, or a ratio outside (0, 1].
-    """
-    ratio = check_ratio(ratio)
-    if not videos:
-        raise JvidpruneError("calibration needs at least one sample video, got none.")
-    count = jax.jit(lambda video, budget, capacity: reducer.plan(video, budget, capacity=capacity).count, static_argnums=2)
-
-    def achieved(visual_tokens: int) -> float:
-        ratios = []
-        for video in videos:
-            frames = int(video.frame_mask.sum())
-            layout = video.layout(None if frames == video.features.shape[0] else frames)
-            capacity = reducer.capacity_of(layout, most)
-            rows = int(count(video, reducer.budget_of(layout, visual_tokens), capacity))
-            ratios.append(rows / layout.total)
-        return float(np.mean(ratios))
-
-    most = min(reducer.geometry(v.grid, v.unpooled_grid).tokens for v in videos)
-    low, high = 1, most
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if achieved(middle) >= ratio else (middle + 1, high)
-    tries = {v: achieved(v) for v in (max(low - 1, 1), low)}
-    best = min(tries, key=lambda v: (abs(tries[v] - ratio), v))
-    return Calibration(dataclasses.replace(reducer, visual_tokens=best), best, tries[best])

@@ -110,7 +110,7 @@ def step(anchors: Rows, sources: Rows, parts: ClipParts) -> Step:
     share = normalise_plan(result.plan, "row")
     score = _SCORES[parts.distinct](share, result, priced)
     ranked = jnp.sort(jnp.where(x.mask, score, jnp.inf))
-    threshold = ranked[jnp.clip(parts.keep[x.mask.sum()], 0, ranked.shape[0] - 1)]
+    threshold = ranked[jnp.clip(jnp.asarray(parts.keep)[x.mask.sum()], 0, ranked.shape[0] - 1)]
     keep = x.mask & (score < threshold)
     merged = (x.mask & ~keep)[:, None] & anchors.mask[None]
     weight = jnp.where(merged, normalise_plan(result.plan, parts.projection), 0.0)
@@ -186,7 +186,9 @@ def merge_clips(
     return Inter(keep, mix, score, steps, row, column, plan)
 
 
-def merged_anchors(mix: Float[Array, "T n n"], y: Float[Array, "T n D"], key: Bool[Array, "T"]) -> Float[Array, "T n D"]:
+def merged_anchors(
+    mix: Float[Array, "T n n"], y: Float[Array, "T n D"], key: Bool[Array, "T"]
+) -> Float[Array, "T n D"]:
     """Running anchors of each frame's clip under final weights; on a clip's last frame they are its merged anchors."""
 
     def frame(total: Array, args: tuple) -> tuple[Array, Array]:

@@ -68,7 +68,7 @@ def positions(grid: tuple[int, int]) -> np.ndarray:
 
 
 def window_tokens(grid: tuple[int, int], windows: tuple[int, int], side: int) -> np.ndarray:
-    """(windows, side * side) token ids, window by window; rows and columns beyond the last complete window are in none."""
+    """(windows, side * side) token ids, window by window; what lies beyond the last complete window is in none."""
     ids = np.arange(grid[0] * grid[1]).reshape(grid)[: windows[0] * side, : windows[1] * side]
     blocks = ids.reshape(windows[0], side, windows[1], side).swapaxes(1, 2)
     return blocks.reshape(windows[0] * windows[1], side * side)
@@ -148,8 +148,8 @@ def transport(
 ) -> Intra:
     """Transport onto the anchors mixed with the merge into the nearest anchor, as weights.
 
-    An anchor becomes (1 - nearest) (x_a + s sum P x_r) / (1 + s sum P) + nearest (mean of itself and the tokens whose most
-    similar anchor it is). Pruned tokens stay what they are.
+    An anchor becomes (1 - nearest) (x_a + s sum P x_r) / (1 + s sum P) + nearest (mean of itself and the tokens whose
+    most similar anchor it is). Pruned tokens stay what they are.
     """
     t, n = anchors.shape
     c = selection.candidates.shape[1]
@@ -179,8 +179,8 @@ def transport(
 
 
 def slot_pooling(geometry: Geometry) -> np.ndarray:
-    """(S + 1, N) float32 pooling weights by slot: pooled cells in raster order, a newline slot (zeros) behind each row if
-    newlines take part, and a last row of zeros for padding."""
+    """(S + 1, N) float32 pooling weights by slot: pooled cells in raster order, a newline slot (zeros) behind each row
+    if newlines take part, and a last row of zeros for padding."""
     rows, columns = pooling_matrix(geometry.grid[0], geometry.kind), pooling_matrix(geometry.grid[1], geometry.kind)
     weights = np.kron(rows, columns).reshape(*geometry.pooled, -1)
     if geometry.newlines:
@@ -190,7 +190,7 @@ def slot_pooling(geometry: Geometry) -> np.ndarray:
 
 
 def slot_cells(geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled cell of each slot (a newline has the last cell of its row), and which slots are newlines; S + 1 entries."""
+    """Pooled cell of each slot (a newline has the last of its row) and which slots are newlines; S + 1 entries."""
     width = geometry.pooled[1] + bool(geometry.newlines)
     row, column = np.divmod(np.arange(geometry.pooled[0] * width), width)
     newline = column >= geometry.pooled[1]

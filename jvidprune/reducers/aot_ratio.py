@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.ops.pool import PoolKind, pooled_side
+from jvidprune.ops.pool import PoolKind
 
 Clips = Literal["fixed", "dyseg"] | int | tuple[int, ...]
 
@@ -56,23 +56,6 @@ class Geometry(NamedTuple):
         return self.pooled[0] * self.pooled[1]
 
 
-def infer_pooling(grid: tuple[int, int], pooled: tuple[int, int]) -> PoolKind:
-    """The pooling that turns one grid into the other; on even sides bilinear and average are the same.
-
-    Raises:
-      JvidpruneError: none does.
-    """
-    kinds: tuple[PoolKind, ...] = ("none", "bilinear", "average")
-    for kind in kinds:
-        if (pooled_side(grid[0], kind), pooled_side(grid[1], kind)) == tuple(pooled):
-            return kind
-    raise JvidpruneError(
-        f"AOT cannot pool a {grid[0]}x{grid[1]} grid to {pooled[0]}x{pooled[1]}; 2x2 bilinear gives "
-        f"{pooled_side(grid[0], 'bilinear')}x{pooled_side(grid[1], 'bilinear')}, average "
-        f"{pooled_side(grid[0], 'average')}x{pooled_side(grid[1], 'average')}."
-    )
-
-
 def anchor_counts(visual_tokens: int, geometry: Geometry, global_ratio: float) -> AnchorCounts:
     """Local and global anchors of V, with the reference's truncations in Python float64.
 
@@ -91,8 +74,8 @@ def anchor_counts(visual_tokens: int, geometry: Geometry, global_ratio: float) -
 def pooled_bound(anchors: int, geometry: Geometry) -> int:
     """Most pooled tokens a frame with so many anchors can keep.
 
-    Average pooling, and bilinear pooling of even sides, needs two of the four tokens of disjoint blocks. Bilinear pooling of
-    odd sides can keep a cell for the one anchor that dominates it; a cell kept without its dominant token needs two others.
+    Average pooling, and bilinear pooling of even sides, needs two of the four tokens of disjoint blocks. Bilinear
+    pooling of odd sides can keep a cell for the one anchor that dominates it; without that it needs two others.
     """
     halves = geometry.kind == "average" or (
         geometry.kind == "bilinear" and geometry.grid[0] % 2 == 0 and geometry.grid[1] % 2 == 0
@@ -103,7 +86,8 @@ def pooled_bound(anchors: int, geometry: Geometry) -> int:
 def kept_tokens(keep_ratio: float, sources: int) -> int:
     """Largest number of a later frame's tokens that stay distinct: ceil(q (R - 1)).
 
-    The reference interpolates a quantile in float64; the guard keeps products that are integers up to rounding integers.
+    The reference interpolates a quantile in float64; the guard keeps products that are integers up to rounding
+    integers.
     """
     return math.ceil(keep_ratio * (sources - 1) - 1e-9) if sources > 0 else 0
 
@@ -111,7 +95,8 @@ def kept_tokens(keep_ratio: float, sources: int) -> int:
 def clip_lengths(clips: Clips, frames: int) -> tuple[int, ...]:
     """Clip lengths of so many real frames; dynamic clips count as the fixed ones.
 
-    "fixed" is the reference's rule, intervals of T / 8, extended to any T: intervals of ceil(T / 8), the last one shorter.
+    "fixed" is the reference's rule, intervals of T / 8, extended to any T: intervals of ceil(T / 8), the last one
+    shorter.
 
     Raises:
       JvidpruneError: explicit lengths that do not sum to the frames, or an impossible interval.
@@ -136,10 +121,8 @@ def rows_of(tokens: int, kept: float, lengths: tuple[int, ...], inter: bool, dro
 
 
 @functools.lru_cache
-def row_bound(
-    tokens: int, keep_ratio: float, clips: Clips, slots: int, inter: bool, drop_original: bool
-) -> int:
-    """Most output rows of a video of up to `slots` frames with at most so many tokens (newline slots included) a frame."""
+def row_bound(tokens: int, keep_ratio: float, clips: Clips, slots: int, inter: bool, drop_original: bool) -> int:
+    """Most output rows of up to `slots` frames with at most so many tokens a frame, newline slots included."""
     kept = kept_tokens(keep_ratio, tokens)
     if not inter:
         return tokens * slots
@@ -152,8 +135,13 @@ def row_bound(
 
 
 def expected_rows(
-    visual_tokens: int, geometry: Geometry, global_ratio: float, keep_ratio: float, lengths: tuple[int, ...],
-    inter: bool, drop_original: bool,
+    visual_tokens: int,
+    geometry: Geometry,
+    global_ratio: float,
+    keep_ratio: float,
+    lengths: tuple[int, ...],
+    inter: bool,
+    drop_original: bool,
 ) -> float:
     """Rows to expect on average, from the measured share of pooled anchors."""
     share = anchor_counts(visual_tokens, geometry, global_ratio).total / geometry.tokens
@@ -169,7 +157,12 @@ def expected_rows(
 
 @functools.lru_cache
 def visual_tokens_for(
-    ratio: float, geometry: Geometry, global_ratio: float, keep_ratio: float, lengths: tuple[int, ...], inter: bool,
+    ratio: float,
+    geometry: Geometry,
+    global_ratio: float,
+    keep_ratio: float,
+    lengths: tuple[int, ...],
+    inter: bool,
     drop_original: bool,
 ) -> int:
     """The V whose expected ratio is nearest to the one asked for, the lowest of equals."""
@@ -200,7 +193,13 @@ class Limits(NamedTuple):
 
 @functools.lru_cache
 def limits(
-    capacity: int, geometry: Geometry, global_ratio: float, keep_ratio: float, clips: Clips, frames: int, inter: bool,
+    capacity: int,
+    geometry: Geometry,
+    global_ratio: float,
+    keep_ratio: float,
+    clips: Clips,
+    frames: int,
+    inter: bool,
     drop_original: bool,
 ) -> Limits:
     """The largest V that a capacity can hold and the sizes that follow; budgets up to it lose nothing."""

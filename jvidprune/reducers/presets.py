@@ -27,6 +27,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "holitom": ("holitom", "HoliTom"),
     "prunevid": ("prunevid", "PruneVid"),
     "ottvid": ("ottvid", "OTTVid"),
+    "aot": ("aot", "AOT"),
     "stop": ("stop", "SToP"),
     "visionzip_qwen": ("stop_qwen", "VisionZipQwen"),
 }

@@ -11,6 +11,8 @@ from jvidprune.ops.transport.marginals import Uniform
 from jvidprune.ops.transport.projection import Projection, blend, normalise_plan
 from jvidprune.ops.transport.solvers import Sinkhorn, TransportResult
 
+_COST, _MARGINALS, _SOLVER = TokenCost(), Uniform(), Sinkhorn()
+
 
 class Aggregated(NamedTuple):
     """Tokens after transport.
@@ -30,9 +32,9 @@ def aggregate(
     features: Float[Array, "N D"],
     anchors: Bool[Array, "N"],
     *,
-    cost: Any = TokenCost(),
-    marginals: Any = Uniform(),
-    solver: Any = Sinkhorn(),
+    cost: Any = _COST,
+    marginals: Any = _MARGINALS,
+    solver: Any = _SOLVER,
     projection: Projection = "mass",
     position: Float[Array, "N 2"] | None = None,
     time: Float[Array, "N"] | None = None,
@@ -42,8 +44,8 @@ def aggregate(
 ) -> Aggregated:
     """Moves the tokens that are no anchors onto the anchors: x_a becomes (x_a + s sum_r w_ra x_r) / (1 + s sum_r w_ra).
 
-    The defaults are AOT's transport inside frames (arXiv 2603.01400), without its nearest-anchor share. Pure; vmap it over
-    frames, masks, or the float fields of cost, marginals and solver.
+    The defaults are AOT's transport inside frames (arXiv 2603.01400), without its nearest-anchor share. Pure; vmap it
+    over frames, masks, or the float fields of cost, marginals and solver.
 
     Args:
       features: (N, D) tokens.

@@ -1,7 +1,7 @@
 """What moving a token costs: callables of two sets of rows, with weights that can be traced and vmapped over.
 
-Any callable `(x: Rows, y: Rows) -> (R, A)` is a cost; as a registered dataclass its float fields become traced weights. An
-ott-jax `CostFn` or a callable that returns an ott `Geometry` works as it is.
+Any callable `(x: Rows, y: Rows) -> (R, A)` is a cost; as a registered dataclass its float fields become traced
+weights. An ott-jax `CostFn` or a callable that returns an ott `Geometry` works as it is.
 """
 
 import dataclasses
@@ -137,6 +137,6 @@ def _whole(rows: Rows) -> Float[Array, "n W"]:
 
 
 def _pairwise(cost_fn: Any, x: Array, y: Array) -> Array:
-    from ott.geometry import pointcloud  # noqa: PLC0415 - reducers must import without ott
+    from ott.geometry import pointcloud
 
     return pointcloud.PointCloud(x, y, cost_fn=cost_fn, epsilon=1.0).cost_matrix

@@ -14,7 +14,7 @@ class Marginals(Protocol):
     """Anything that gives both sides their masses."""
 
     def __call__(self, x: Rows, y: Rows) -> tuple[Float[Array, "R"], Float[Array, "A"]]:
-        """(R,) and (A,) non-negative masses, 0 exactly on padding, each summing to 1 unless the solver is unbalanced."""
+        """(R,) and (A,) non-negative masses, 0 on padding, each summing to 1 unless the solver is unbalanced."""
         ...
 
 

@@ -21,8 +21,7 @@ def _each(solve: Callable, cost: Array, mu: Array, nu: Array) -> Any:
     return solve(cost, mu, nu)
 
 
-def _static(default: Any) -> Any:
-    return dataclasses.field(default=default, metadata={"static": True})
+_STATIC = {"static": True}
 
 
 @jax.tree_util.register_dataclass
@@ -39,21 +38,22 @@ class OttSinkhorn:
       threshold: of ott's stop, the L1 error of the marginal; static.
       max_iterations, inner_iterations: cap of ott's stop and how often it is tested; static.
       lse_mode: log domain; False underflows where cost / epsilon exceeds 87; static.
-      tau_sources, tau_anchors: below 1 relax a marginal; static, since ott compares them in Python. `Sinkhorn` traces them.
+      tau_sources, tau_anchors: below 1 relax a marginal; static, since ott compares them in Python. `Sinkhorn` traces
+        them.
       unrolled: differentiate through the iterations instead of implicitly; static.
       exact: side updated last; static.
     """
 
     epsilon: float = 0.1
-    iterations: int | None = _static(None)
-    threshold: float = _static(1e-3)
-    max_iterations: int = _static(2000)
-    inner_iterations: int = _static(10)
-    lse_mode: bool = _static(True)
-    tau_sources: float = _static(1.0)
-    tau_anchors: float = _static(1.0)
-    unrolled: bool = _static(False)
-    exact: Exact = _static("anchors")
+    iterations: int | None = dataclasses.field(default=None, metadata=_STATIC)
+    threshold: float = dataclasses.field(default=1e-3, metadata=_STATIC)
+    max_iterations: int = dataclasses.field(default=2000, metadata=_STATIC)
+    inner_iterations: int = dataclasses.field(default=10, metadata=_STATIC)
+    lse_mode: bool = dataclasses.field(default=True, metadata=_STATIC)
+    tau_sources: float = dataclasses.field(default=1.0, metadata=_STATIC)
+    tau_anchors: float = dataclasses.field(default=1.0, metadata=_STATIC)
+    unrolled: bool = dataclasses.field(default=False, metadata=_STATIC)
+    exact: Exact = dataclasses.field(default="anchors", metadata=_STATIC)
 
     @classmethod
     def aot(cls, iterations: int, epsilon: float = 0.1, lse_mode: bool = True) -> "OttSinkhorn":
@@ -82,7 +82,7 @@ class OttSinkhorn:
         )
 
     def _one(self, cost: Array, mu: Array, nu: Array) -> TransportResult:
-        from ott.geometry import geometry  # noqa: PLC0415 - reducers must import without ott
+        from ott.geometry import geometry
 
         if self.exact == "anchors":
             geom = geometry.Geometry(cost_matrix=cost.T, epsilon=self.epsilon)
@@ -98,8 +98,8 @@ class OttSinkhorn:
         return transport_result(plan, mu, nu, steps, output.converged if self.iterations is None else None)
 
     def _solve(self, geom: Any, a: Array, b: Array, tau_a: float, tau_b: float) -> Any:
-        from ott.problems.linear import linear_problem  # noqa: PLC0415
-        from ott.solvers.linear import implicit_differentiation, sinkhorn  # noqa: PLC0415
+        from ott.problems.linear import linear_problem
+        from ott.solvers.linear import implicit_differentiation, sinkhorn
 
         # The scan length is max_iterations // inner_iterations: with inner > max nothing would run at all.
         fixed = {"threshold": -1.0, "inner_iterations": 1, "min_iterations": self.iterations}
@@ -123,9 +123,9 @@ class LowRank:
       iterations: cap; static.
     """
 
-    rank: int = _static(8)
-    epsilon: float = _static(0.0)
-    iterations: int = _static(200)
+    rank: int = dataclasses.field(default=8, metadata=_STATIC)
+    epsilon: float = dataclasses.field(default=0.0, metadata=_STATIC)
+    iterations: int = dataclasses.field(default=200, metadata=_STATIC)
 
     def __call__(
         self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
@@ -134,10 +134,10 @@ class LowRank:
         return _each(self._one, cost, mu, nu)
 
     def _one(self, cost: Array, mu: Array, nu: Array) -> TransportResult:
-        from ott.geometry import geometry  # noqa: PLC0415 - reducers must import without ott
-        from ott.initializers.linear import initializers_lr  # noqa: PLC0415
-        from ott.problems.linear import linear_problem  # noqa: PLC0415
-        from ott.solvers.linear import sinkhorn_lr  # noqa: PLC0415
+        from ott.geometry import geometry
+        from ott.initializers.linear import initializers_lr
+        from ott.problems.linear import linear_problem
+        from ott.solvers.linear import sinkhorn_lr
 
         solver = sinkhorn_lr.LRSinkhorn(
             rank=self.rank,

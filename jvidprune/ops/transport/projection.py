@@ -42,6 +42,6 @@ def normalise_plan(plan: Float[Array, "... R A"], kind: Projection) -> Float[Arr
 def blend(
     weights: Float[Array, "... R A"], scale: float | Array = 1.0
 ) -> tuple[Float[Array, "... A"], Float[Array, "... R A"]]:
-    """Coefficients of (x_a + scale * sum_r w_ra x_r) / (1 + scale * sum_r w_ra): of the anchor itself, of the sources."""
+    """Coefficients of (x_a + scale * sum_r w_ra x_r) / (1 + scale * sum_r w_ra): the anchor's own, the sources'."""
     divisor = 1.0 + scale * jnp.maximum(weights.sum(-2), 1e-9)
     return 1.0 / divisor, scale * weights / divisor[..., None, :]

@@ -1,4 +1,4 @@
-"""Native Sinkhorn loops: a solver is a frozen configuration whose floats may be traced, a result carries diagnostics."""
+"""Native Sinkhorn loops: a solver is a frozen configuration whose floats may be traced, results carry diagnostics."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple, Protocol
@@ -81,8 +81,9 @@ def _power(ratio: Array, tau: Any) -> Array:
 class Sinkhorn:
     """Scaling-form Sinkhorn with AOT's stop (arXiv 2603.01400): the defaults are the reference's loop.
 
-    r = mu / (K c), then c = nu / (K' r) with K = exp(-cost / epsilon); stops once the mean absolute change of r over all
-    active rows, and over all problems of the batch with `stop="joint"`, is below `threshold`. As r is of the size 1/R
+    r = mu / (K c), then c = nu / (K' r) with K = exp(-cost / epsilon); stops once the mean absolute change of r over
+    all active rows, and over all problems of the batch with `stop="joint"`, is below `threshold`. As r is of the size
+    1/R
     this often fires at the second iteration: one side of the plan is exact, the other is not.
 
     Attributes:
