@@ -77,7 +77,7 @@ def bounded_links(
     threshold: float | Array,
     ids: Int[Array, "T"],
     lengths: Int[Array, "T"],
-    floor: Int[Array, ""],
+    floor: int | Int[Array, ""],
 ) -> tuple[Bool[Array, "T N"], Float[Array, "T"]]:
     """Links above a threshold, raised where a segment would keep too few roots (FlashVID's soft lower bound).
 
@@ -114,9 +114,8 @@ def tree_roots(linked: Bool[Array, "T N"], parent: Int[Array, "T N"]) -> Int[Arr
     own = jnp.arange(frames * n, dtype=jnp.int32).reshape(frames, n)
     above = own // n * n - n + parent
     root = jnp.where(linked, above, own).reshape(-1)
-    for _ in range(max(frames - 1, 1).bit_length()):
-        root = root[root]
-    return root
+    # A loop, not unrolled: XLA would fuse the chain of gathers into exponentially many.
+    return lax.fori_loop(0, max(frames - 1, 1).bit_length(), lambda _, up: up[up], root)
 
 
 def child_counts(linked: Bool[Array, "T N"], parent: Int[Array, "T N"]) -> Int[Array, "T N"]:

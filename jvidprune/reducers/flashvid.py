@@ -258,9 +258,7 @@ class FlashVID(StagedReducer):
         if weight is not None and relevance:
             weight = weight * event_relevance(x, means, segments)
         repeat: maxmin.Repeat = "never" if self.distinct else "free" if relevance else "guard"
-        return maxmin.maxmin_order(
-            gram, weight, steps=steps, weight_inside=relevance, repeat=repeat, eps=self.eps
-        )
+        return maxmin.maxmin_order(gram, weight, steps=steps, weight_inside=relevance, repeat=repeat, eps=self.eps)
 
     def decide(self, shared: FlashVIDShared, budget: FlashVIDBudget, *, capacity: int) -> Plan:
         """Selection, trees and clusters for one budget."""
@@ -308,7 +306,7 @@ class FlashVID(StagedReducer):
         merges = budget.n_merge > 0
         if self._links_tokens:
             best, parent = tree.best_previous(shared.cosine, selected, starts)
-            per_frame = budget.n_select + budget.n_merge
+            per_frame = jnp.asarray(budget.n_select + budget.n_merge)
             linked, raised = tree.bounded_links(best, self.temporal_threshold, shared.segments, lengths, per_frame)
             linked = linked & merges & (real & (lengths > 1))[:, None]
             raised = jnp.where(merges & real & (lengths > 1), raised, jnp.nan)
@@ -337,9 +335,7 @@ class FlashVID(StagedReducer):
         if self.alpha == 1.0:
             return jnp.full((frames, n), -1, jnp.int32), jnp.zeros((frames, n), jnp.int32)
         # Where every candidate is a centre, distances decide nothing and their product is spared.
-        grams = tree.merged_grams(
-            shared.features, shared.gram, trees.linked, trees.parent, n_candidates > n_clusters
-        )
+        grams = tree.merged_grams(shared.features, shared.gram, trees.linked, trees.parent, n_candidates > n_clusters)
         divisor = trees.divisor.astype(jnp.float32)
         distance = similarity.distance_from_gram(
             grams / (divisor[:, :, None] * divisor[:, None, :]), shared.features.shape[-1]
@@ -351,7 +347,12 @@ class FlashVID(StagedReducer):
                 key = jax.random.fold_in(jax.random.key(self.noise_seed), t)
             # k counts the token itself: one cluster means equal densities, and the lowest index is the centre.
             scores = cluster.peak_scores(
-                distance, candidate, jnp.minimum(count, _NEIGHBOURS), max_neighbours=_NEIGHBOURS, break_ties=True, key=key
+                distance,
+                candidate,
+                jnp.minimum(count, _NEIGHBOURS),
+                max_neighbours=_NEIGHBOURS,
+                break_ties=True,
+                key=key,
             )
             centre, rank = cluster.centre_mask(scores, count)
             assign = cluster.assign_to_centres(distance, centre, rank=rank)

@@ -1,0 +1,148 @@
+"""Golden files of FlashVID inside its backbones: what surrounds the compression, and the cut inside the model."""
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+
+from jvidprune.models.attention import attend_all
+from jvidprune.ops import newline
+from jvidprune.ops.pool import pool_tokens
+from jvidprune.parity.core import Comparer, Golden, Row, close, exact, later
+from jvidprune.parity.flashvid import VALUE_RTOL, run_config
+from jvidprune.tokens import Reduced
+
+_CUT = "the decoder does not run cuts between its layers yet"
+_PROMPT = "rotary positions, masks and DeepStack levels of a reduced prompt wait for this backbone's model"
+_VIDEO_ID = -200
+
+
+def _trusted_frames(reduced: Reduced) -> np.ndarray:
+    """(T,) frames whose clusters do not hang on noise by construction: not one or two clusters of more tokens."""
+    clusters, candidates = reduced.diagnostics["clusters"], reduced.diagnostics["candidate"].sum(1)
+    return (clusters > 2) | (clusters == candidates)
+
+
+def _rows(reduced: Reduced, ids: np.ndarray, tokens: np.ndarray, certain: np.ndarray | None) -> Iterator[Row]:
+    """Compressed tokens against ours; both are ordered by id, repeats by their values.
+
+    Args:
+      reduced: our side.
+      ids, tokens: the stored side.
+      certain: (M,) stored rows that do not hang on noise, or None where the file does not say.
+    """
+    count, n = int(reduced.count), reduced.diagnostics["selected"].shape[1]
+    ours, mine = reduced.index[:count], reduced.tokens[:count]
+    frames = len(reduced.diagnostics["clusters"])
+    yield exact("number of outputs", count, len(ids))
+    yield exact("outputs per frame", *(np.bincount(side // n, minlength=frames) for side in (ours, ids)))
+    trusted = _trusted_frames(reduced) if certain is None else np.ones(frames, bool)
+    if certain is not None:
+        trusted[ids[~certain.astype(bool)] // n] = False
+    selected = reduced.diagnostics["selected"].reshape(-1) > 0
+    sides = []
+    for places, values in ((ours, mine), (ids, tokens)):
+        keep = trusted[places // n] | selected[places]
+        places, values = places[keep], values[keep]
+        order = np.lexsort((values[:, 0], places))
+        sides.append((places[order], values[order]))
+    # A place that was selected and is also a doubtful centre of a one-frame segment appears twice on one side only.
+    note = "" if trusted.all() else f"without the clusters of {int((~trusted).sum())} frames"
+    yield exact("out_indices", sides[0][0], sides[1][0], note)
+    yield close("out_tokens", sides[0][1], sides[1][1], 0.0, VALUE_RTOL, note)
+
+
+def _compare_llava(golden: Golden) -> Iterator[Row]:
+    side = round(golden["raw_features"].shape[1] ** 0.5)
+    for mode, settings in golden.config["modes"].items():
+        if not golden.has(f"{mode}/out_tokens"):
+            continue
+        kind, layout = settings["mm_spatial_pool_mode"], settings["mm_newline_position"]
+        features = np.asarray(pool_tokens(jnp.asarray(golden["raw_features"]), (side, side), kind))
+        attention = np.asarray(pool_tokens(jnp.asarray(golden["raw_attention"]), (side, side), kind))
+        yield close(f"{mode}: pooled_features", features, golden[f"{mode}/pooled_features"], 0.0, VALUE_RTOL)
+        yield close(f"{mode}: pooled_attention", attention, golden[f"{mode}/pooled_attention"], 0.0, VALUE_RTOL)
+        reduced = run_config({**golden.config, **settings}, features, attention)
+        for row in _rows(reduced, golden[f"{mode}/out_indices"], golden[f"{mode}/out_tokens"], None):
+            yield Row(f"{mode}: {row.what}", row.deviation, row.limit, row.verdict, row.note)
+        yield from _prompt_rows(golden, mode, layout, features.shape)
+    if golden.has("siglip/hidden", "siglip/attention_received"):
+        yield _siglip_row(golden)
+
+
+def _prompt_rows(golden: Golden, mode: str, layout: newline.NewlineKind, shape: tuple[int, ...]) -> Iterator[Row]:
+    """Newlines and text around the stored tokens: the layout alone, whatever the compression gave."""
+    tokens, ids = golden[f"{mode}/out_tokens"], golden[f"{mode}/out_indices"]
+    side = round(shape[1] ** 0.5)
+    laid = newline.arrange(jnp.asarray(ids), jnp.ones(len(ids), bool), kind=layout, grid=(side, side), frames=shape[0])
+    visual = np.asarray(newline.sequence(laid, jnp.asarray(tokens), jnp.asarray(golden["image_newline"])))
+    visual = visual[: int(laid.count)]
+    prompt = golden["input_ids"][0]
+    start = int(np.flatnonzero(prompt == _VIDEO_ID)[0])
+    before, after = golden["embed_table"][prompt[:start]], golden["embed_table"][prompt[start + 1 :]]
+    embeddings = np.concatenate([before, visual, after])
+    # The one trailing newline of the whole video lies outside the range that is cut inside the model.
+    ranged = len(visual) - (layout == "one_token")
+    yield close(f"{mode}: inputs_embeds", embeddings, golden[f"{mode}/inputs_embeds"][0], 0.0, VALUE_RTOL)
+    yield exact(f"{mode}: attention_mask", np.ones((1, len(embeddings))), golden[f"{mode}/attention_mask"])
+    yield exact(f"{mode}: visual_start", start, golden[f"{mode}/visual_start"])
+    yield exact(f"{mode}: visual_length", ranged, golden[f"{mode}/visual_length"])
+
+
+def _received(q: np.ndarray, k: np.ndarray) -> np.ndarray:
+    """(T, M) attention received, mean over heads and queries."""
+    _, received = attend_all(jnp.asarray(q), jnp.asarray(k), jnp.asarray(k), received=True)
+    assert received is not None
+    return np.asarray(received.mean(axis=1))
+
+
+def _siglip_row(golden: Golden) -> Row:
+    hidden, heads = golden["siglip/hidden"], golden.config["siglip"]["heads"]
+
+    def project(name: str) -> np.ndarray:
+        out = hidden @ golden[f"siglip/w/{name}.weight"].T + golden[f"siglip/w/{name}.bias"]
+        return out.reshape(*hidden.shape[:2], heads, -1)
+
+    ours = _received(project("q_proj"), project("k_proj"))
+    return close("siglip: attention_received", ours, golden["siglip/attention_received"], 1e-6)
+
+
+def _compare_qwen(golden: Golden) -> Iterator[Row]:
+    frames, n, _ = golden["video_features"].shape
+    q, k = (golden[key].reshape(frames, -1, *golden[key].shape[1:]) for key in ("last_block_q", "last_block_k"))
+    unit = q.shape[1] // n
+    attention = _received(q, k).reshape(frames * n, unit).mean(axis=1)
+    if golden.has("window_index"):
+        attention = attention[np.argsort(golden["window_index"])]
+    yield close("cls_attention", attention.reshape(frames, n), golden["cls_attention"], 1e-6)
+    reduced = run_config(golden.config, golden["video_features"], golden["cls_attention"])
+    certain = golden["out_exact"] if golden.has("out_exact") else None
+    yield from _rows(reduced, golden["compressed_indices"], golden["compressed_tokens"], certain)
+    yield later("kept_position_ids, inputs_embeds, next_position_ids", _PROMPT)
+    yield later("llm_keep, cache_lengths", _CUT)
+
+
+def _compare_cut(golden: Golden) -> Iterator[Row]:
+    cases = sorted({key.split("/")[0] for key in golden.arrays if key.endswith("/out/keep")})
+    for case in cases:
+        yield later(f"{case}: keep", _CUT)
+
+
+def _compare_decoder(golden: Golden) -> Iterator[Row]:
+    yield later("keep, key caches, logits", _CUT)
+
+
+COMPARERS = [
+    Comparer("flashvid", lambda golden: golden.has("raw_features", "raw_attention", "image_newline"), _compare_llava),
+    Comparer(
+        "flashvid",
+        lambda golden: golden.has("last_block_q", "last_block_k", "cls_attention", "compressed_indices"),
+        _compare_qwen,
+    ),
+    Comparer("flashvid", lambda golden: golden.has("case0/in/visual_mask", "case0/out/keep"), _compare_cut),
+    Comparer(
+        "flashvid",
+        lambda golden: golden.has("last_query_attention", "key_cache_before", "key_cache_after", "keep"),
+        _compare_decoder,
+    ),
+]
