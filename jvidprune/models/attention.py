@@ -13,6 +13,9 @@ _MASKED = -1e30
 QUERY_CHUNK = 256
 """Queries scored at once: bounds the score array of a long prompt to (B, heads, 256, keys) float32."""
 
+FRAME_QUERIES = 2048
+"""Largest frame of a vision tower whose square attention map is made at once."""
+
 
 class Past(NamedTuple):
     """Keys and values of one layer that were written before: k and v (B, M, K, d), valid (B, M)."""
@@ -105,18 +108,53 @@ def probe(
 
 
 def attend_all(
-    q: Float[Array, "T M H d"], k: Float[Array, "T M H d"], v: Float[Array, "T M H d"], *, received: bool = False
+    q: Float[Array, "T M H d"],
+    k: Float[Array, "T M H d"],
+    v: Float[Array, "T M H d"],
+    *,
+    valid: Bool[Array, "T M"] | None = None,
+    received: bool = False,
 ) -> tuple[Float[Array, "T M H d"], Any]:
-    """Attention of every token of a frame over the same frame, without a mask.
+    """Attention of every token of a frame (or window) over the same frame.
+
+    Frames of more than `FRAME_QUERIES` tokens are scored in chunks of queries, so that their square map never exists.
 
     Args:
       q: (T, M, H, d) queries; k and v alike.
+      valid: (T, M) bool, False on tokens that fill a window up; by default all are real.
       received: also return the column means of the weights.
 
     Returns:
-      The output (T, M, H, d), and (T, H, M) float32 attention received by each token, mean over queries, or None.
+      The output (T, M, H, d), and (T, H, M) float32 attention received by each token, mean over the valid queries, or
+      None. Rows of filling tokens hold garbage.
     """
-    scores = jnp.einsum("tqhd,tshd->thqs", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
-    weights = jax.nn.softmax(scores, axis=-1)
-    out = jnp.einsum("thqs,tshd->tqhd", weights.astype(q.dtype), v)
-    return out, weights.mean(axis=2) if received else None
+    scale, tokens = q.shape[-1] ** -0.5, q.shape[1]
+
+    def block(queries: Array, counted: Array | None) -> tuple[Array, Any]:
+        scores = jnp.einsum("tqhd,tshd->thqs", queries, k, preferred_element_type=jnp.float32) * scale
+        if valid is not None:
+            scores = jnp.where(valid[:, None, None], scores, _MASKED)
+        weights = jax.nn.softmax(scores, axis=-1)
+        out = jnp.einsum("thqs,tshd->tqhd", weights.astype(q.dtype), v)
+        if not received:
+            return out, None
+        return out, (weights if counted is None else jnp.where(counted[:, None, :, None], weights, 0.0)).sum(axis=2)
+
+    count = tokens if valid is None else jnp.maximum(valid.sum(axis=1), 1)[:, None, None]
+    if tokens <= FRAME_QUERIES:
+        out, sums = block(q, valid)
+        return out, sums / count if received else None
+    chunks = -(-tokens // QUERY_CHUNK)
+    pad = chunks * QUERY_CHUNK - tokens
+    counted = jnp.ones(q.shape[:2], bool) if valid is None else valid
+    counted = jnp.pad(counted, ((0, 0), (0, pad))).reshape(q.shape[0], chunks, QUERY_CHUNK)
+    parts = jnp.pad(q, ((0, 0), (0, pad), (0, 0), (0, 0))).reshape(q.shape[0], chunks, QUERY_CHUNK, *q.shape[2:])
+
+    def step(sums: Any, x: tuple[Array, Array]) -> tuple[Any, Array]:
+        out, more = block(*x)
+        return (sums + more if received else None), out
+
+    start = jnp.zeros((q.shape[0], q.shape[2], tokens), jnp.float32) if received else None
+    sums, out = lax.scan(step, start, (jnp.moveaxis(parts, 1, 0), jnp.moveaxis(counted, 1, 0)))
+    out = jnp.moveaxis(out, 0, 1).reshape(q.shape[0], chunks * QUERY_CHUNK, *q.shape[2:])[:, :tokens]
+    return out, sums / count if received else None

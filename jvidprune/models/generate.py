@@ -69,7 +69,7 @@ def prefill(
     return _prefill(model, embeds, positions, valid, cache, options)
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "greedy", "eos_ids"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("steps", "greedy"), donate_argnames="cache")
 def _decode(
     model: Any,
     logits: Array,
@@ -77,14 +77,14 @@ def _decode(
     key: Array,
     temperature: Any,
     top_p: Any,
+    eos_ids: Array,
     *,
     steps: int,
     greedy: bool,
-    eos_ids: tuple[int, ...],
 ) -> tuple[Array, Cache]:
     def pick(i: Any, logits: Array, done: Array) -> tuple[Array, Array]:
         token = sample(logits, jax.random.fold_in(key, i), temperature, top_p, greedy=greedy)
-        return token, done | jnp.isin(token, jnp.asarray(eos_ids, jnp.int32))
+        return token, done | (token[:, None] == eos_ids).any(axis=1)
 
     rows = logits.shape[0]
     first, done = pick(0, logits, jnp.zeros(rows, bool))
@@ -149,9 +149,9 @@ def decode(
         jax.random.key(0) if key is None else key,
         temperature,
         top_p,
+        jnp.asarray(eos_ids, jnp.int32),
         steps=max_new_tokens,
         greedy=temperature == 0,
-        eos_ids=tuple(eos_ids),
     )
 
 

@@ -87,3 +87,21 @@ def rotate(
     half = x.shape[-1] // 2
     turned = jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
     return x * cos[:, :, None, :] + turned * sin[:, :, None, :]
+
+
+def grid_rope_tables(
+    coordinates: Int[np.ndarray, "M 2"], head_dim: int, theta: float = 10000.0
+) -> tuple[Float[Array, "1 M d"], Float[Array, "1 M d"]]:
+    """cos and sin, (1, M, head_dim) float32 constants, of a vision tower's 2-D rotary: row angles, then column angles.
+
+    Row and column each turn head_dim / 4 frequencies theta^(-4j / head_dim); the halves of the head carry equal angles.
+
+    Args:
+      coordinates: (M, 2) row and column of each patch in its frame.
+      head_dim: d, a multiple of 4.
+      theta: base of the frequencies.
+    """
+    inverse = theta ** (-np.arange(0, head_dim // 2, 2, dtype=np.float64) / (head_dim // 2))
+    angles = np.asarray(coordinates, np.float32)[:, :, None] * inverse.astype(np.float32)
+    angles = np.tile(angles.reshape(len(coordinates), -1), 2)[None]
+    return jnp.asarray(np.cos(angles)), jnp.asarray(np.sin(angles))
