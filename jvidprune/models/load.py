@@ -50,8 +50,18 @@ def _has_video_layout(config: Mapping[str, Any]) -> bool:
     return layout != "one_token" or bool(config.get("add_time_instruction", False))
 
 
+def _is_qwen2_5_vl(config: Mapping[str, Any]) -> bool:
+    return bool(_names(config) & {"qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"})
+
+
+def _is_qwen3_vl(config: Mapping[str, Any]) -> bool:
+    return bool(_names(config) & {"qwen3_vl", "Qwen3VLForConditionalGeneration"})
+
+
 FAMILIES: dict[str, Family] = {
     "llava_onevision": Family("llava_onevision", _is_llava_onevision),
+    "qwen2_5_vl": Family("qwen2_5_vl", _is_qwen2_5_vl),
+    "qwen3_vl": Family("qwen3_vl", _is_qwen3_vl),
 }
 """Model families by name; the first that matches a config.json loads it."""
 
@@ -121,6 +131,8 @@ def load_model(
     table: NameTable = package.name_table(config)
     checkpoint = Checkpoint(folder, table.canonical)
     if pooling_head is not None:
+        if not hasattr(package, "HEAD_TENSORS"):
+            raise JvidpruneError(f"{family} has no SigLIP tower that a pooling head could be put next to.")
         checkpoint.add(Checkpoint(resolve_folder(pooling_head), table.canonical), package.HEAD_TENSORS)
     config = config.with_tensors(checkpoint.names)
     table = package.name_table(config)

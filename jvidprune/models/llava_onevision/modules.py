@@ -4,17 +4,16 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
 from jvidprune.models.cache import Cache
 from jvidprune.models.decoder import Decoder
+from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import Mlp, map_chunks
 from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
 from jvidprune.models.siglip import Siglip
 from jvidprune.ops.pool import pool_tokens
-from jvidprune.tokens import EVIDENCE, VideoTokens
+from jvidprune.tokens import VideoTokens
 
 FRAME_CHUNK = 8
 """Frames that go through the tower at once: bounds its attention weights to 8 x heads x M x M float32."""
@@ -73,7 +72,7 @@ class LlavaOnevision(nnx.Module):
         Raises:
           JvidpruneError: evidence this checkpoint cannot give, or pixels of the wrong size.
         """
-        self._check(needs, text)
+        check_evidence(self.config.family, needs, self.provides, text)
         vision, frames = self.config.vision, pixels.shape[0]
         blocks = {
             "attention_last": vision.layers - 1,
@@ -129,13 +128,3 @@ class LlavaOnevision(nnx.Module):
     def empty_cache(self, batch: int, capacity: int, **options: Any) -> Cache:
         """A cache for `batch` prompts of at most `capacity` tokens, answers included."""
         return self.lm.empty_cache(batch, capacity, **options)
-
-    def _check(self, needs: frozenset[str], text: Any) -> None:
-        if unknown := sorted(needs - EVIDENCE.keys()):
-            raise JvidpruneError(f"unknown evidence {', '.join(unknown)}; known: {', '.join(EVIDENCE)}.")
-        given = self.provides | (frozenset() if text is None else {"text"})
-        if lacking := sorted(needs - given):
-            raise JvidpruneError(
-                f"{self.config.family} cannot give evidence {', '.join(lacking)} with this checkpoint; "
-                f"it gives: {', '.join(sorted(given))}."
-            )

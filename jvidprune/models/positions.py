@@ -1,0 +1,132 @@
+"""Rotary positions on three axes: where text and video tokens of a Qwen-VL prompt stand in time, height and width.
+
+Everything here is host-side numpy: positions depend on the prompt's layout alone.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+from jaxtyping import Int
+
+from jvidprune.errors import JvidpruneError
+
+MropeRule = Literal["max", "tf5"]
+"""How text goes on behind a video. "max": at the largest id of any axis plus one, as in transformers 4.49-4.57, vLLM and
+tpu-inference (the default: the library the models were released with). "tf5": at the video's start plus the larger of
+its height and width, as in transformers 5.23, even where time ids are larger."""
+
+
+class VideoBlock(NamedTuple):
+    """A run of visual placeholders that share one origin.
+
+    Attributes:
+      frames, height, width: grid in tokens, after merging.
+      seconds: between two grid frames, 2 / fps of the sample; 0 keeps time still.
+    """
+
+    frames: int
+    height: int
+    width: int
+    seconds: float = 0.0
+
+    @property
+    def tokens(self) -> int:
+        """Placeholders of the block."""
+        return self.frames * self.height * self.width
+
+
+class PromptPositions(NamedTuple):
+    """Positions of a prompt of L tokens.
+
+    Attributes:
+      ids: (3, L) int32 time, height and width.
+      next: position of the first generated token on all axes: the largest id of the UNPRUNED prompt plus one.
+    """
+
+    ids: Int[np.ndarray, "3 L"]
+    next: int
+
+    @property
+    def rope_delta(self) -> int:
+        """`next` minus the prompt's length, as the references call it."""
+        return self.next - self.ids.shape[1]
+
+    def keep(self, slots: Int[np.ndarray, "K"], *, reindexed: bool = False) -> "PromptPositions":
+        """The positions of a pruned prompt.
+
+        Args:
+          slots: (K,) prompt indices that stay.
+          reindexed: False keeps every token's own ids and `next`, as all published reducers do; True counts
+            0..K-1 on all axes.
+        """
+        if reindexed:
+            count = len(slots)
+            return PromptPositions(np.tile(np.arange(count, dtype=np.int32), (3, 1)), count)
+        return PromptPositions(self.ids[:, slots], self.next)
+
+
+def video_ids(block: VideoBlock, start: int, tokens_per_second: float) -> Int[np.ndarray, "3 M"]:
+    """(3, tokens) ids of a block that starts at `start`: time floor(frame * seconds * tokens_per_second), row, column.
+
+    The product is taken in float32, as torch takes it.
+    """
+    frame, row, column = np.indices((block.frames, block.height, block.width)).reshape(3, -1)
+    seconds = frame.astype(np.float32) * np.float32(block.seconds) * np.float32(tokens_per_second)
+    return (start + np.stack([np.floor(seconds), row, column])).astype(np.int32)
+
+
+def prompt_positions(
+    pieces: Sequence[int | VideoBlock], *, tokens_per_second: float = 0.0, rule: MropeRule = "max"
+) -> PromptPositions:
+    """Positions of a prompt.
+
+    Args:
+      pieces: in order, a number of text tokens or a block of visual ones. Qwen2.5-VL has one block a video; Qwen3-VL
+        has one of a single frame for each grid frame, with its time stamp as text before it (`frame_blocks`).
+      tokens_per_second: ids of the time axis in a second (Qwen2.5-VL, from its config; 0 for Qwen3-VL).
+      rule: see `MropeRule`; the two agree where time stands still.
+
+    Raises:
+      JvidpruneError: an unknown rule, or an empty prompt.
+    """
+    if rule not in get_args(MropeRule):
+        raise JvidpruneError(f"unknown position rule {rule!r}; known: {', '.join(get_args(MropeRule))}.")
+    parts, at, top = [], 0, -1
+    for piece in pieces:
+        if isinstance(piece, VideoBlock):
+            ids = video_ids(piece, at, tokens_per_second)
+            at = at + max(piece.height, piece.width) if rule == "tf5" else int(ids.max()) + 1
+        else:
+            ids = np.tile(np.arange(at, at + piece, dtype=np.int32), (3, 1))
+            at += piece
+        top = max(top, int(ids.max(initial=-1)))
+        parts.append(ids)
+    if top < 0:
+        raise JvidpruneError("a prompt without tokens has no positions.")
+    return PromptPositions(np.concatenate(parts, axis=1), top + 1)
+
+
+def frame_blocks(frames: int, height: int, width: int) -> list[VideoBlock]:
+    """The blocks of a Qwen3-VL video: every grid frame stands alone, time is told by text."""
+    return [VideoBlock(1, height, width)] * frames
+
+
+def prompt_pieces(ids: Int[np.ndarray, "L"], video_token: int, blocks: Sequence[VideoBlock]) -> list[int | VideoBlock]:
+    """The pieces of a tokenised prompt: its runs of placeholders filled with the blocks in their order.
+
+    Raises:
+      JvidpruneError: placeholders and blocks do not match.
+    """
+    visual = np.asarray(ids) == video_token
+    wanted = sum(block.tokens for block in blocks)
+    if int(visual.sum()) != wanted:
+        raise JvidpruneError(f"the prompt holds {int(visual.sum())} video placeholders for {wanted} video tokens.")
+    pieces, at = [], 0
+    for block in blocks:
+        start = at + int(np.argmax(visual[at:]))
+        if not visual[start : start + block.tokens].all():
+            raise JvidpruneError(f"text stands inside the {block.tokens} placeholders that begin at token {start}.")
+        pieces += [start - at] * (start > at) + [block]
+        at = start + block.tokens
+    return pieces + [len(visual) - at] * (at < len(visual))
