@@ -174,7 +174,7 @@ def methods(*, out: Common = Output()) -> None:
 @app.command
 def models(*, out: Common = Output()) -> None:
     """List the model families that checkpoints can be loaded for."""
-    from jvidprune.models.load import families
+    from jvidprune.models.listing import families
 
     rows = families()
     if out.json:

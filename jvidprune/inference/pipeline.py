@@ -135,7 +135,8 @@ class VideoLLM:
         """
         if fps is not None:
             return read_frames(path, fps=fps, progress=progress)
-        return read_frames(path, num_frames=frames or self.settings.frames, rule=self.settings.rule, progress=progress)
+        count = self.settings.frames if frames is None else frames
+        return read_frames(path, num_frames=count, rule=self.settings.rule, progress=progress)
 
     def encode(self, frames: np.ndarray, needs: frozenset[str] = frozenset()) -> VideoTokens:
         """(T, H, W, 3) uint8 frames to tokens with the evidence asked for.

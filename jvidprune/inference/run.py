@@ -12,6 +12,7 @@ from jvidprune.files import atomic_output
 from jvidprune.inference.console import Console
 from jvidprune.inference.pipeline import Answer, VideoLLM
 from jvidprune.inference.stages import StageClock, cache_folder, enable_compilation_cache
+from jvidprune.models.generate import check_sampling
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.base import reduce as reduce_video
 from jvidprune.tokens import Reducer, VideoTokens
@@ -71,6 +72,7 @@ def ask(
 ) -> Answer:
     """One question from file to answer; bad names and numbers are refused before anything is loaded."""
     _check(path, [reducer], ratio)
+    check_sampling(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
     with console.working():
         llm = open_model(model, console)
         method = llm.reducer(reducer)
