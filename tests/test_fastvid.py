@@ -1,0 +1,226 @@
+"""FastVID: its golden files, the specification written again in numpy, and what every reducer has to keep."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import reducer_checks as checks
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import jvidprune
+from jvidprune import Layout, VideoTokens, reducers
+from jvidprune.ops.sink import SinkRule
+from jvidprune.parity import fastvid as parity
+from jvidprune.reducers.base import apply_plan
+from jvidprune.reducers.fastvid import FastVID
+
+VARIANTS = ("llava_onevision", "llava_video", "qwen2_5_vl")
+
+
+def make_video(frames=9, grid=(4, 5), dim=6, seed=0):
+    video = checks.make_video(frames, grid, dim, seed)
+    rng = np.random.default_rng(seed + 100)
+    steps = rng.normal(size=(frames, 7)) * rng.choice([0.02, 0.15, 1.0], size=(frames, 1))
+    embedding = (1.0 + np.cumsum(steps, axis=0)).astype(np.float32)
+    attention = video.evidence["attention_last"]
+    evidence = {"attention_pooling_head": attention, "frame_embedding": embedding}
+    return VideoTokens.create(video.features, evidence, grid=grid)
+
+
+def reducer_of(variant, **settings):
+    return FastVID(**({"variant": variant, "segments": 3, "interval": 2} | settings))
+
+
+def brute_force(reducer, video, ratio):
+    """ids, merged flags and tokens by loops over segments and frames, in float64, from the paper's steps."""
+    x = np.asarray(video.features, np.float64)
+    a = np.asarray(video.evidence[reducer.attention], np.float64)
+    g = np.asarray(video.evidence["frame_embedding"], np.float64)
+    frames, n, dim = x.shape
+    g = g / np.linalg.norm(g, axis=1, keepdims=True)
+    s = (g[:-1] * g[1:]).sum(1)
+    cuts = set(np.argsort(s, kind="stable")[: reducer.segments - 1]) | set(np.flatnonzero(s < reducer.tau))
+    segments = np.split(np.arange(frames), [t + 1 for t in sorted(cuts)])
+    r = int(n * ratio)
+    rows = {}
+    for segment in segments:
+        length, share = len(segment), reducer.context_share
+        valid = list(segment)
+        if reducer.variant == "qwen2_5_vl":
+            valid = [t for t in segment if t == segment[-1] or s[t] < reducer.ignore]
+        from_end = valid[::-1] if reducer.count_from == "end" else valid
+        anchors = from_end[:: reducer.interval]
+        if reducer.variant == "llava_onevision":
+            context = int(r * share)
+            salient = dict.fromkeys(valid, r - context)
+            peaks = dict.fromkeys(anchors, context * length // len(anchors))
+        else:
+            context = int(r * length * share)
+            if reducer.variant == "qwen2_5_vl":
+                context = max(context, 1)
+            rest = r * length - context
+            salient = {t: rest // len(valid) + (i < rest % len(valid)) for i, t in enumerate(valid)}
+            peaks = {t: context // len(anchors) + (i < context % len(anchors)) for i, t in enumerate(anchors)}
+            if reducer.variant == "qwen2_5_vl" and length > 1:
+                peaks = {t: min(k, n // 2) for t, k in peaks.items()}
+                salient = {t: min(k, n - peaks.get(t, 0)) for t, k in salient.items()}
+        chosen = {t: set(np.argsort(-a[t], kind="stable")[: salient.get(t, 0)]) for t in segment}
+        free = {t: [i for i in range(n) if i not in chosen[t]] for t in segment}
+        for t in segment:
+            rows |= {(t, i): (False, x[t, i]) for i in chosen[t]}
+        for f in anchors:
+            points, count = x[f, free[f]], min(peaks[f], len(free[f]))
+            d = np.linalg.norm(points[:, None] - points[None], axis=-1) / np.sqrt(dim)
+            rho = np.exp(-np.mean(np.sort(d**2, axis=1)[:, : reducer.neighbours], axis=1))
+            delta = np.where(rho[None] > rho[:, None], d, np.inf).min(axis=1, initial=np.inf)
+            delta = np.where(np.isinf(delta), d.max(initial=0.0), delta)
+            peak = [free[f][i] for i in np.argsort(-rho * delta, kind="stable")[:count]]
+            peak.sort()
+            onevision = reducer.variant == "llava_onevision"
+            alone = onevision and peaks[f] == int(r * share)
+            pool = [(t, i) for t in segment for i in free[t] if not (alone and t != f)]
+            if not onevision:
+                pool = [p for p in pool if not (p[0] == f and p[1] in peak)]
+            members = {i: [] for i in peak}
+            for t, i in pool if peak else []:
+                cosine = [x[t, i] @ x[f, j] / np.linalg.norm(x[t, i]) / np.linalg.norm(x[f, j]) for j in peak]
+                members[peak[int(np.argmax(cosine))]].append(x[t, i])
+            for j in peak:
+                w = max(1 / (len(members[j]) + 1), reducer.beta)
+                mean = np.mean(members[j], axis=0) if members[j] else 0.0
+                rows[(f, j)] = (True, w * x[f, j] + (1 - w) * mean)
+    keys = sorted(rows)
+    return np.array([t * n + i for t, i in keys]), np.array([rows[k][0] for k in keys]), [rows[k][1] for k in keys]
+
+
+@functools.partial(jax.jit, static_argnames=("reducer", "capacity"))
+def run(reducer, video, budget, capacity):
+    plan = reducer.plan(video, budget, capacity=capacity)
+    return plan, apply_plan(reducer, plan, video)
+
+
+def compare(reducer, video, ratio):
+    layout = video.layout()
+    plan, reduced = run(reducer, video, reducer.budget(layout, ratio), layout.total)
+    ids, merged, tokens = brute_force(reducer, video, ratio)
+    count = int(plan.count)
+    assert count <= reducer.capacity(layout, ratio)
+    np.testing.assert_array_equal(plan.ids[:count], ids)
+    np.testing.assert_array_equal(~np.asarray(plan.is_pick[:count]), merged)
+    np.testing.assert_allclose(reduced.tokens[:count], tokens, atol=2e-5)
+    return plan
+
+
+@pytest.mark.parametrize("path", checks.golden_files("fastvid"), ids=lambda path: path.stem)
+def test_golden(path):
+    checks.check_golden(path, parity.COMPARERS)
+
+
+def test_comparers_take_no_other_methods_files():
+    checks.check_others_refused("fastvid", parity.COMPARERS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), ratio=st.floats(0.06, 0.6))
+def test_every_variant_follows_the_specification(variant, seed, ratio):
+    compare(reducer_of(variant), make_video(seed=seed), ratio)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_other_settings_follow_the_specification(variant):
+    reducer = reducer_of(variant, context_share=0.7, beta=0.0, tau=-2.0, ignore=0.999, count_from="start")
+    plan = compare(reducer, make_video(seed=3), 0.3)
+    assert int(plan.diagnostics["segment"].max()) == 2
+    compare(reducer_of(variant, context_share=0.0), make_video(seed=4), 0.3)
+
+
+def test_anchor_frames_each_frame_merge_inside_it_in_the_onevision_copy():
+    reducer = reducer_of("llava_onevision", interval=1)
+    compare(reducer, make_video(seed=5), 0.3)
+
+
+def test_one_frame_and_fewer_frames_than_segments():
+    for frames in (1, 2):
+        reduced = jvidprune.reduce(reducer_of("qwen2_5_vl", segments=8), make_video(frames=frames), 0.25)
+        assert int(reduced.count) == 5 * frames
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_ratios_beyond_the_references_reach_keep_what_there_is(variant):
+    reducer, video = reducer_of(variant, tau=-2.0), make_video()
+    reduced = jvidprune.reduce(reducer, video, 1.0, diagnostics=True)
+    count = int(reduced.count)
+    assert len(set(np.asarray(reduced.index[:count]).tolist())) == count <= video.layout().total
+    assert bool(jnp.isfinite(reduced.tokens).all())
+
+
+def test_a_video_of_equal_frames_stays_finite_and_exact():
+    one = make_video(frames=1)
+    video = VideoTokens.create(
+        jnp.tile(one.features, (6, 1, 1)),
+        {name: jnp.tile(value, (6, 1)) for name, value in one.evidence.items()},
+        grid=one.grid,
+    )
+    reduced = jvidprune.reduce(reducer_of("llava_video", segments=2), video, 0.25)
+    assert int(reduced.count) == 6 * 5
+    assert bool(jnp.isfinite(reduced.tokens).all())
+
+
+def test_budgets_round_like_python_floats():
+    layout = Layout(4, (10, 10))
+    assert int(FastVID(variant="llava_video").budget(layout, 0.29).tokens) == 28
+    budget = FastVID().budget(layout, 0.19)
+    assert [int(c) for c in budget.context] == [0, 7, 14, 21, 28]
+    budget = FastVID(variant="llava_video").budget(Layout(5, (13, 13)), 0.10)
+    assert int(budget.tokens) == 16
+    assert [int(c) for c in budget.context[4:]] == [25, 32]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_sweep_equals_single_runs(variant):
+    checks.check_sweep(reducer_of(variant), make_video(), [0.1, 0.25, 0.5])
+
+
+@pytest.mark.parametrize("variant", ["llava_onevision", "qwen2_5_vl"])
+def test_padding_frames_change_nothing(variant):
+    checks.check_padding(reducer_of(variant), make_video(), 0.25)
+
+
+def test_bf16_features():
+    checks.check_bf16(reducer_of("llava_video"), make_video(), 0.25)
+
+
+def test_gradients_are_those_of_the_frozen_plan():
+    checks.check_gradient(reducer_of("llava_onevision"), make_video(), 0.25)
+
+
+def test_a_sink_rule_moves_salient_tokens_and_counts_twice_in_longer_segments():
+    video = make_video(seed=8)
+    reducer = reducer_of("llava_onevision", context_share=0.5)
+    budget, total = reducer.budget(video.layout(), 0.3), video.layout().total
+    plain = reducer.decide(reducer.prepare(video, capacity=total), budget, capacity=total)
+    nothing = reducer.prepare(video, capacity=total, sink=SinkRule(mu_s=0.0))
+    np.testing.assert_array_equal(reducer.decide(nothing, budget, capacity=total).ids, plain.ids)
+    sunk = reducer.prepare(video, capacity=total, sink=SinkRule(mu_s=10.0, kappa=50.0))
+    plan = reducer.decide(sunk, budget, capacity=total)
+    # A penalty far above any attention or score leaves the order of the sink score alone.
+    score = np.asarray(sunk.penalty[0]) / 50.0
+    for t in range(9):
+        kept = np.asarray(plan.ids[: int(plan.count)])
+        picks = kept[(kept // 20 == t) & np.asarray(plan.is_pick[: int(plan.count)])] % 20
+        assert set(picks) == set(np.argsort(score, kind="stable")[:3])
+    lowered = reducer._peaks(sunk, reducer._counts(sunk, budget), jnp.ones((9, 20), bool))
+    assert bool(lowered.any())
+
+
+def test_bad_settings_are_refused_in_one_sentence():
+    checks.refused(lambda: FastVID(variant="llava"), "variant 'llava'")
+    checks.refused(lambda: FastVID(count_from="middle"), "middle")
+    checks.refused(lambda: FastVID(interval=0), "at least 1")
+    checks.refused(lambda: FastVID(context_share=1.2), r"\[0, 1\]")
+    checks.refused(lambda: FastVID().budget(Layout(4, (4, 4)), 0.05), "keeps no token")
+    assert reducers.get("fastvid", backbone="qwen2_5_vl").needs == {"attention_mean_query", "frame_embedding"}
