@@ -85,14 +85,15 @@ class Console:
         self._out.print(f"drawn on {record['frames']} frames: [bold]{_escape(record['out'])}[/bold]")
 
     def methods(self, rows: list[dict[str, Any]]) -> None:
-        """The method table."""
-        table = Table(box=box.SIMPLE_HEAD)
-        for name in ("name", "paper", "needs", "merges", "nested", "exact count", "what it does"):
-            table.add_column(name, no_wrap=name in ("name", "paper"))
+        """Every method in three lines: name and paper, what it does, what it needs and promises."""
         for row in rows:
-            yes_no = ["yes" if row[key] else "no" for key in ("merges", "nested", "exact")]
-            table.add_row(row["name"], row["paper"], ", ".join(row["needs"]) or "-", *yes_no, row["summary"])
-        self._out.print(table)
+            paper = f"arXiv {row['paper']}" if row["paper"] != "-" else ""
+            self._out.print(f"[bold]{row['name']}[/bold]  {_escape(row['title'])}  [dim]{paper}[/dim]", highlight=False)
+            self._out.print(f"  {_escape(row['summary'])}", highlight=False)
+            facts = [f"needs {', '.join(row['needs'])}" if row["needs"] else "needs the features alone"]
+            facts.append("merges tokens" if row["merges"] else "selects tokens")
+            facts += ["nested in the budget"] * row["nested"] + ["exact count"] * row["exact"]
+            self._out.print(f"  [dim]{_escape(' · '.join(facts))}[/dim]", highlight=False)
 
     def models(self, rows: list[dict[str, Any]]) -> None:
         """The family table."""

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune import reducers
+from jvidprune.errors import JvidpruneError
 from jvidprune.inference.prompt import template
 from jvidprune.inference.sequence import SlotMap, slot_map
 from jvidprune.inference.stages import Stage, StageClock
@@ -108,6 +109,8 @@ class VideoLLM:
           JvidpruneError: not a checkpoint of a known family, or anything wrong with its files.
         """
         loaded = load_model(source, dtype=dtype, progress=progress)
+        if loaded.family not in FAMILIES:
+            raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
         return cls(loaded, load_tokenizer(loaded.folder), FAMILIES[loaded.family])
 
     @property
