@@ -245,9 +245,10 @@ def _fastvid(wanted: dict[str, np.ndarray], d: dict[str, np.ndarray], shared: An
     near = base.neighbours
     scores = jax.vmap(lambda x, free: peak_scores(x, free, near, max_neighbours=near))(shared.distance, ~salient)
     scores = np.asarray(scores - shared.penalty)
-    yield close(
-        "density_score", np.stack([s[~m] for s, m in zip(scores, salient, strict=True)]), wanted["density_score"], 2e-4
-    )
+    # Only anchor frames have centres; the port computes no distances inside the others.
+    anchors = np.flatnonzero(d["anchor_per_frame"] > 0)
+    ours = np.stack([scores[t][~salient[t]] for t in anchors])
+    yield close("density_score", ours, wanted["density_score"][anchors], 2e-4, note="anchor frames")
     if "sink_weight_context" in wanted and isinstance(reducer, SToP):
         yield close("sink_weight_context", reducer.rule.kappa, wanted["sink_weight_context"], 1e-6)
 

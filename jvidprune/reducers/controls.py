@@ -1,6 +1,7 @@
 """Controls: reducers any published method has to beat. Counts round half up and are at least one."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -58,6 +59,13 @@ class _Ranked(StagedReducer):
     def capacity(self, layout: Layout, ratio: float) -> int:
         """Exactly the kept tokens."""
         return int(self.budget(layout, ratio).keep) * (1 if self.scope == "video" else layout.frames)
+
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
+        """Tokens kept of every frame, None where ranks are over the video."""
+        if self.scope == "video":
+            return None
+        return lambda layout, ratio: kept_of(layout.tokens, check_ratio(ratio))
 
     def decide(self, shared: RankShared, budget: CountBudget, *, capacity: int) -> Plan:
         """The first ranks, ascending by id."""

@@ -1,6 +1,7 @@
 """OTT-Vid: facility-location pruning inside frames, then transport between neighbouring frames (arXiv 2605.11803)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -108,6 +109,8 @@ class OTTVid(StagedReducer):
         "qwen3_vl": {"variant": "qwen"},
     }
 
+    newline_rows: ClassVar[str] = "nonempty"
+
     def __post_init__(self) -> None:
         if self.variant not in ("qwen", "llava"):
             raise JvidpruneError(f"unknown OTT-Vid variant {self.variant!r}; known: qwen, llava.")
@@ -152,6 +155,13 @@ class OTTVid(StagedReducer):
         The count never falls with T, so the padded bound holds; it is what lets `prepare` infer K from a capacity.
         """
         return self._count(layout.slots, layout.tokens, check_ratio(ratio))
+
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
+        """Tokens of every frame, which are equal where stage 2 is off; None otherwise."""
+        if self.temporal:
+            return None
+        return lambda layout, ratio: self._sizes(layout.frames, layout.tokens, check_ratio(ratio))[0]
 
     def _share(self, ratio: float) -> float:
         if self.spatial_retention is not None:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers import presets
-from jvidprune.reducers.base import MethodInfo, StagedReducer, apply_plan
+from jvidprune.reducers.base import MethodInfo, StagedReducer
 from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens
 
 _WEIGHTS: dict[str, tuple[float, float]] = {
@@ -179,9 +180,15 @@ class SToP(StagedReducer):
             return self.base.decide(shared, budget, capacity=capacity)
         return self.base.plan(shared, budget, capacity=capacity)
 
-    def apply(self, plan: Plan, video: VideoTokens) -> Reduced:
-        """The base's way from a plan to tokens."""
-        return apply_plan(self.base, plan, video)
+    @property
+    def apply(self) -> Callable[[Plan, VideoTokens], Reduced] | None:
+        """The base's own way from a plan to tokens, None where it has none."""
+        return getattr(self.base, "apply", None)
+
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
+        """The base's count for every frame, None where frames differ."""
+        return getattr(self.base, "tokens_per_frame", None)
 
 
 def base_reducer(name: str, backbone: str | None = None, **overrides: Any) -> Reducer:

@@ -162,6 +162,10 @@ class VisionZip(StagedReducer):
         """Exactly T * S rows."""
         return layout.frames * self._spatial(layout, ratio)
 
+    def tokens_per_frame(self, layout: Layout, ratio: float) -> int:
+        """S, the same in every frame; see `spatial_tokens`."""
+        return self._spatial(layout, ratio)
+
     def _spatial(self, layout: Layout, ratio: float) -> int:
         spatial = self.spatial_tokens(layout.tokens, check_ratio(ratio))
         if spatial < 1:
