@@ -8,7 +8,7 @@ from jvidprune.tokens import EVIDENCE
 
 
 def check_evidence(family: str, needs: Set[str], provides: Set[str], text: Any) -> None:
-    """JvidpruneError that names evidence this model cannot attach; "text" is given exactly when the caller passes it."""
+    """JvidpruneError that names evidence this model cannot attach; "text" is there when the caller passes it."""
     if unknown := sorted(needs - EVIDENCE.keys()):
         raise JvidpruneError(f"unknown evidence {', '.join(unknown)}; known: {', '.join(EVIDENCE)}.")
     given = set(provides) | (set() if text is None else {"text"})

@@ -12,9 +12,9 @@ from jaxtyping import Int
 from jvidprune.errors import JvidpruneError
 
 MropeRule = Literal["max", "tf5"]
-"""How text goes on behind a video. "max": at the largest id of any axis plus one, as in transformers 4.49-4.57, vLLM and
-tpu-inference (the default: the library the models were released with). "tf5": at the video's start plus the larger of
-its height and width, as in transformers 5.23, even where time ids are larger."""
+"""How text goes on behind a video. "max": at the largest id of any axis plus one, as in transformers 4.49-4.57, vLLM
+and tpu-inference (the default: the library the models were released with). "tf5": at the video's start plus the larger
+of its height and width, as in transformers 5.23, even where time ids are larger."""
 
 
 class VideoBlock(NamedTuple):

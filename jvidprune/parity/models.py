@@ -73,8 +73,8 @@ def _embed_text(model: Any, ids: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _forward(model: Any, embeds: Any, positions: Any, valid: Any, rows: Any) -> Any:
-    return model.lm.forward(embeds, positions, valid, rows=rows, hidden=True)
+def _forward(model: Any, embeds: Any, positions: Any, valid: Any, rows: Any, added: Any) -> Any:
+    return model.lm.forward(embeds, positions, valid, rows=rows, hidden=True, added=added)
 
 
 def tower_stages(model: Any, pixels: np.ndarray, golden: Golden) -> Stages:
@@ -94,12 +94,28 @@ def tower_stages(model: Any, pixels: np.ndarray, golden: Golden) -> Stages:
     }
 
 
-def decoder_stages(model: Any, embeds: Callable[[], np.ndarray], positions: np.ndarray, golden: Golden) -> Stages:
+def decoder_stages(
+    model: Any,
+    embeds: Callable[[], np.ndarray],
+    positions: np.ndarray,
+    golden: Golden,
+    added: Callable[[], np.ndarray] | None = None,
+    *,
+    attention: float = ATTENTION,
+) -> Stages:
     """Comparisons of the language model on a prompt (B, L, D) with explicit positions, pruned prompts included.
 
     The golden answer is appended to the prompt: causality leaves the prompt's own rows as they are, and the answer's
     rows check the cached decoding of `greedy_ids` independently. Pruned prompts are padded to the same length, so that
     one compilation serves all.
+
+    Args:
+      model: with `lm`, `prefill` and `decode`.
+      embeds: makes the prompt's embeddings.
+      positions: (B, L) or (3, B, L).
+      golden: the reference's arrays.
+      added: makes what is added behind the first layers (S, B, L, D), if anything.
+      attention: tolerance of the language model's attention.
     """
     answer = golden["greedy_ids"] if golden.has("greedy_ids") else np.zeros((len(golden["input_ids"]), 0), np.int32)
     length, total = positions.shape[-1], positions.shape[-1] + answer.shape[1]
@@ -108,12 +124,16 @@ def decoder_stages(model: Any, embeds: Callable[[], np.ndarray], positions: np.n
         x = np.concatenate([embeds()[:, keep], _embed_text(model, answer[:, :more])], axis=1)
         where = positions[..., keep]
         where = np.broadcast_to(np.arange(len(keep)), where.shape) if reindexed else where
-        where = np.concatenate([where, positions.max(axis=-1, keepdims=True) + 1 + np.arange(more)], axis=-1)
+        # An answer goes on behind the largest id of all axes.
+        top = positions.max(axis=(0, -1) if positions.ndim == 3 else -1)
+        after = np.broadcast_to(top[:, None] + 1 + np.arange(more), (*where.shape[:-1], more))
+        where = np.concatenate([where, after], axis=-1)
         pad = total - x.shape[1]
         x = np.pad(x, ((0, 0), (0, pad), (0, 0)))
         where = np.pad(where, [(0, 0)] * (where.ndim - 1) + [(0, pad)])
         valid = np.broadcast_to(np.arange(total) < total - pad, x.shape[:2])
-        return jax.device_get(_forward(model, x, where, valid, np.full((len(x), 1), len(keep) - 1)))
+        extra = None if added is None else np.pad(added()[:, :, keep], ((0, 0), (0, 0), (0, more + pad), (0, 0)))
+        return jax.device_get(_forward(model, x, where, valid, np.full((len(x), 1), len(keep) - 1), extra))
 
     whole = functools.cache(lambda: forward(np.arange(length), False, answer.shape[1]))
 
@@ -123,24 +143,31 @@ def decoder_stages(model: Any, embeds: Callable[[], np.ndarray], positions: np.n
 
     def greedy() -> Row:
         valid = np.ones(embeds().shape[:2], bool)
-        return exact("greedy_ids", generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1]), answer)
+        options: dict[str, Any] = {} if added is None else {"added": added()}
+        ids = generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1], **options)
+        return exact("greedy_ids", ids, answer)
 
     def margin() -> Row:
         best = np.sort(whole().logits[:, length - 1 : -1], axis=-1)[..., -2:]
         return close("greedy_margin", best[..., 1] - best[..., 0], golden["greedy_margin"], 2 * LOGITS)
 
+    def tail() -> Row:
+        expected = golden["logits_tail"]
+        return close("logits_tail", whole().logits[:, length - expected.shape[1] : length], expected, LOGITS)
+
     def hidden() -> Row:
         return close("lm_hidden", whole().hidden[:, :, :length], golden["lm_hidden"], LOGITS)
 
-    def attention() -> Row:
+    def last_query() -> Row:
         key = "lm_last_query_attention"
-        return close(key, whole().attention[:, :, :, 0, :length], golden[key], ATTENTION)
+        return close(key, whole().attention[:, :, :, 0, :length], golden[key], attention)
 
     return {
         "inputs_embeds": lambda: close("inputs_embeds", embeds(), golden["inputs_embeds"], VISION),
         "lm_hidden": hidden,
-        "lm_last_query_attention": attention,
+        "lm_last_query_attention": last_query,
         "logits": lambda: close("logits", whole().logits[:, :length], golden["logits"], LOGITS),
+        "logits_tail": tail,
         "greedy_ids": greedy,
         "greedy_margin": margin,
         "pruned_logits_reindexed": lambda: pruned("pruned_logits_reindexed", True),
@@ -184,6 +211,14 @@ def _llava_onevision(loaded: LoadedModel, golden: Golden) -> tuple[Stages, froze
     return stages, inputs
 
 
+def _qwen_vl(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
+    from jvidprune.parity.models_qwen import qwen_vl_stages
+
+    return qwen_vl_stages(loaded, golden)
+
+
 _FAMILIES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]]] = {
     "llava_onevision": _llava_onevision,
+    "qwen2_5_vl": _qwen_vl,
+    "qwen3_vl": _qwen_vl,
 }

@@ -1,0 +1,145 @@
+"""Stage comparisons of the Qwen-VL families; vision arrays are in the processor's patch order."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.load import LoadedModel
+from jvidprune.models.positions import MropeRule, PromptPositions, prompt_pieces
+from jvidprune.models.qwen_vit import Grid, Windows, patch_coordinates
+from jvidprune.models.qwen_vl import spread_levels
+from jvidprune.parity.core import Golden, Row, close, exact
+from jvidprune.parity.models import ATTENTION, VISION, Stages, _embed_text, decoder_stages
+
+_INPUTS = frozenset({"pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "input_ids", "pruned_keep"})
+
+
+_LM_ATTENTION = 5e-6
+"""Attention of the language model starts from the tower's output: the noise of two float32 towers (1e-6 on tokens) comes
+on top of the model's own (5e-7 for either side against float64); measured up to 1.8e-6."""
+
+
+@functools.partial(jax.jit, static_argnames=("grid", "needs"))
+def _encode(model: Any, patches: Any, grid: Grid, needs: frozenset[str]) -> Any:
+    return model.encode(patches, grid, needs)
+
+
+@functools.partial(jax.jit, static_argnames="grid")
+def _tower(model: Any, patches: Any, grid: Grid) -> Any:
+    vision = model.vision
+    rows = vision.embed(patches.reshape(grid[0], -1, patches.shape[-1]))
+    positions = vision.positions(grid)
+    x = rows + positions.astype(rows.dtype)
+    _, outputs = vision.run(x, vision.tables(grid), 0, vision.config.layers, tap=True, hidden=True)
+    return rows, positions, outputs
+
+
+def _window_order(grid: Grid, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens in window order, and the cumulative sizes of the windows in tokens."""
+    windows = Windows(grid[1], grid[2], side, 1)
+    tokens = windows.split(jnp.arange(np.prod(grid)).reshape(grid[0], -1))
+    valid = windows.valid(grid[0])
+    mask = np.ones(tokens.shape, bool) if valid is None else np.asarray(valid)
+    return np.asarray(tokens)[mask], np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
+
+
+def _vision_stages(loaded: LoadedModel, patches: np.ndarray, grid: Grid, video: Any, golden: Golden) -> Stages:
+    model, vision = loaded.model, loaded.config.vision
+    run = functools.cache(lambda: jax.device_get(_tower(model, patches, grid)))
+    order = functools.cache(lambda: _window_order(loaded.config.token_grid(grid), vision.window))
+
+    def flat(x: Any, lead: int = 0) -> np.ndarray:
+        """Frames and patches as one axis behind `lead` others."""
+        return np.asarray(x).reshape(*x.shape[:lead], -1, *x.shape[lead + 2 :])
+
+    def frames(x: np.ndarray) -> np.ndarray:
+        return np.tile(x, (grid[0], *(1,) * (x.ndim - 1)))
+
+    coordinates = frames(patch_coordinates(grid[1], grid[2], vision.merge))
+    real: dict[str, tuple[Callable[[], Any], float]] = {
+        "patch_embed": (lambda: flat(run()[0]), VISION),
+        "pos_embed_interpolated": (lambda: frames(run()[1]), VISION),
+        "vit_hidden": (lambda: flat(run()[2].hidden, 1), VISION),
+        "vision_attention_received": (lambda: flat(run()[2].received.mean(axis=2), 1), ATTENTION),
+        "saliency": (lambda: video().evidence["attention_last"], ATTENTION),
+        "projector": (lambda: flat(video().features), VISION),
+    }
+    if vision.taps:
+        real["deepstack_features"] = (lambda: np.moveaxis(flat(video().evidence["features_deepstack"]), 1, 0), VISION)
+    stages: Stages = {
+        key: lambda key=key, value=value, atol=atol: close(key, value(), golden[key], atol)
+        for key, (value, atol) in real.items()
+    }
+    stages["vision_rope_hw"] = lambda: exact("vision_rope_hw", coordinates, golden["vision_rope_hw"])
+    if vision.window:
+        stages["window_index"] = lambda: exact("window_index", order()[0], golden["window_index"])
+        stages["cu_window_seqlens"] = lambda: exact(
+            "cu_window_seqlens", order()[1] * vision.unit, golden["cu_window_seqlens"]
+        )
+    return stages
+
+
+def _position_stages(found: PromptPositions, golden: Golden) -> Stages:
+    return {
+        "position_ids": lambda: exact("position_ids", found.ids[:, None], golden["position_ids"]),
+        "rope_delta": lambda: exact("rope_delta", [found.rope_delta], golden["rope_delta"]),
+    }
+
+
+def _renamed(stage: Callable[[], Row], name: str) -> Row:
+    return dataclasses.replace(stage(), what=name)
+
+
+def qwen_vl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
+    """Comparisons of one io file of qwen2_5_vl or qwen3_vl, and the keys that are inputs.
+
+    Raises:
+      JvidpruneError: missing inputs, or more than one video.
+    """
+    if not golden.has("pixel_values_videos", "video_grid_thw", "input_ids"):
+        raise JvidpruneError(f"an io file of {loaded.family} needs pixel_values_videos, video_grid_thw and input_ids.")
+    patches, ids = golden["pixel_values_videos"], golden["input_ids"]
+    if golden["video_grid_thw"].shape != (1, 3) or len(ids) != 1:
+        raise JvidpruneError(f"an io file of {loaded.family} holds one video and one prompt.")
+    model, config = loaded.model, loaded.config
+    t, h, w = (int(x) for x in golden["video_grid_thw"][0])
+    grid, needs = (t, h, w), frozenset({"attention_last"})
+    video = functools.cache(lambda: jax.device_get(_encode(model, patches, grid, needs)))
+    visual = ids == config.video_token
+    rows = np.where(visual, visual.cumsum(axis=1) - 1, -1)
+    seconds = float(golden["second_per_grid_ts"][0]) if golden.has("second_per_grid_ts") else 0.0
+    pieces = prompt_pieces(ids[0], config.video_token, config.blocks(grid, seconds))
+
+    @functools.cache
+    def embeds() -> np.ndarray:
+        tokens = video().features.reshape(-1, config.text.width)
+        return np.where(visual[..., None], tokens[np.maximum(rows, 0)], _embed_text(model, ids))
+
+    @functools.cache
+    def levels() -> np.ndarray:
+        found = video().evidence["features_deepstack"]
+        return np.asarray(spread_levels(found.reshape(-1, *found.shape[2:]), rows))
+
+    added = levels if config.vision.taps else None
+    stages = _vision_stages(loaded, patches, grid, video, golden)
+
+    def read(rule: MropeRule, golden: Golden) -> Stages:
+        found = config.positions(pieces, rule)
+        reads = decoder_stages(model, embeds, found.ids[:, None], golden, added, attention=_LM_ATTENTION)
+        return _position_stages(found, golden) | reads
+
+    stages |= read("max", golden)
+    ends = {key: key.replace("_tf5", "") for key in golden.arrays if "_tf5" in key}
+    if ends:
+        arrays = {"input_ids": ids} | {name: golden[key] for key, name in ends.items()}
+        other = read("tf5", Golden(arrays, golden.config))
+        stages |= {
+            key: lambda key=key, name=name: _renamed(other[name], key) for key, name in ends.items() if name in other
+        }
+    return stages, _INPUTS
