@@ -74,7 +74,7 @@ def ask(
 
     Args:
       question: what to ask.
-      reducer: method name (`jvidprune methods`), or "none" for all tokens.
+      reducer: method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5"; "none" keeps all tokens.
       ratio: retention ratio in (0, 1].
       max_new_tokens: longest answer.
       temperature: 0 answers greedily, above 0 samples.
@@ -116,14 +116,15 @@ def reduce(
     """Show which tokens of a video are kept and which are merged into which, drawn on its frames.
 
     Args:
-      reducer: method name (`jvidprune methods`).
-      compare: several names separated by commas, drawn side by side; replaces `reducer`.
+      reducer: method (`jvidprune methods`), with settings as in "stop:base=fastvid".
+      compare: several methods separated by commas, drawn side by side; replaces `reducer`.
       ratio: retention ratio in (0, 1].
     """
     from jvidprune.inference import run
+    from jvidprune.reducers.presets import split_texts
 
     console = out.console()
-    names = [name.strip() for name in compare.split(",") if name.strip()] or [reducer]
+    names = split_texts(compare) or [reducer]
     record = run.draw_reduction(video, names, ratio, save, model=dataclasses.asdict(model), console=console)
     if out.json:
         _print_json(record)

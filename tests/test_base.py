@@ -11,7 +11,7 @@ import pytest
 import jvidprune
 from jvidprune import JvidpruneError, Layout, VideoTokens, reducers
 from jvidprune.ops.compact import selection_plan
-from jvidprune.reducers import base
+from jvidprune.reducers import base, presets
 
 
 class KeepBudget(NamedTuple):
@@ -122,3 +122,14 @@ def test_every_method_describes_itself():
         assert info.summary
         assert isinstance(hash(reducers.get(name)), int)
         assert reducers.get(name).needs <= jvidprune.EVIDENCE.keys()
+
+
+def test_methods_are_written_with_their_settings_as_text():
+    texts = presets.split_texts("aot, flashvid:alpha=0.5,distinct=True,stop:base=fastvid , none")
+    assert texts == ["aot", "flashvid:alpha=0.5,distinct=True", "stop:base=fastvid", "none"]
+    flashvid = presets.from_text(texts[1], backbone="qwen2_5_vl")
+    assert (flashvid.alpha, flashvid.distinct, flashvid.min_segments) == (0.5, True, 4)
+    with pytest.raises(JvidpruneError, match="key=value"):
+        presets.from_text("flashvid:fast")
+    with pytest.raises(JvidpruneError, match="Did you mean 'alpha'"):
+        presets.from_text("flashvid:alhpa=1")

@@ -119,9 +119,9 @@ def test_decisions_count_per_frame_and_read_links_and_sinks_from_diagnostics():
     from jvidprune.reducers.base import reduce
 
     reduced = reduce(reducers.get("none"), video, 1.0, diagnostics=True)
-    reduced = reduced._replace(diagnostics={"parent": jnp.arange(8).reshape(2, 4), "sink_score": jnp.ones((2, 4))})
+    reduced = reduced._replace(diagnostics={"link": jnp.arange(8).reshape(2, 4), "sink_score": jnp.ones((2, 4))})
     read = Decision.from_reduced(reduced, method="none", ratio=1.0, frames=2, grid=(2, 2))
-    assert read.parent.tolist() == list(range(8))
+    assert read.link.tolist() == list(range(8))
     assert read.sink is not None
     assert read.sink.tolist() == [1.0] * 8
 

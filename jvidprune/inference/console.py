@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console as RichConsole
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -89,11 +90,11 @@ class Console:
         for row in rows:
             paper = f"arXiv {row['paper']}" if row["paper"] != "-" else ""
             self._out.print(f"[bold]{row['name']}[/bold]  {_escape(row['title'])}  [dim]{paper}[/dim]", highlight=False)
-            self._out.print(f"  {_escape(row['summary'])}", highlight=False)
+            self._out.print(Padding(_escape(row["summary"]), (0, 0, 0, 2)), highlight=False)
             facts = [f"needs {', '.join(row['needs'])}" if row["needs"] else "needs the features alone"]
             facts.append("merges tokens" if row["merges"] else "selects tokens")
             facts += ["nested in the budget"] * row["nested"] + ["exact count"] * row["exact"]
-            self._out.print(f"  [dim]{_escape(' · '.join(facts))}[/dim]", highlight=False)
+            self._out.print(Padding(f"[dim]{_escape(' · '.join(facts))}[/dim]", (0, 0, 0, 2)), highlight=False)
 
     def models(self, rows: list[dict[str, Any]]) -> None:
         """The family table."""

@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvidprune import reducers
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.prompt import template
 from jvidprune.inference.sequence import SlotMap, slot_map
@@ -20,6 +19,7 @@ from jvidprune.models.load import LoadedModel, load_model
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange
 from jvidprune.reducers.base import reduce as reduce_video
+from jvidprune.reducers.presets import BACKBONES, from_text
 from jvidprune.tokens import Reduced, Reducer, VideoTokens
 from jvidprune.video.decode import Clip, read_frames
 from jvidprune.video.preprocess import llava_pixels
@@ -150,10 +150,13 @@ class VideoLLM:
         pixels = self.settings.pixels(frames, self.loaded.config)
         return _encode(self.loaded.model, jnp.asarray(pixels), needs)
 
-    def reducer(self, name: str, **overrides: Any) -> Reducer:
-        """A reducer with this family's published settings."""
-        backbone = self.loaded.family if self.loaded.family in reducers.BACKBONES else None
-        return reducers.get(name, backbone=backbone, **overrides)
+    def reducer(self, text: str) -> Reducer:
+        """A reducer with this family's published settings, from "name" or "name:key=value,...".
+
+        Raises:
+          JvidpruneError: unknown name or setting.
+        """
+        return from_text(text, self.loaded.family if self.loaded.family in BACKBONES else None)
 
     def visual_rows(self, reduced: Reduced, video: VideoTokens) -> np.ndarray:
         """(V,) rows of the reduced tokens in sequence order, -1 for newline embeddings; read back to the host."""

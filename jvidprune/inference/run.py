@@ -15,6 +15,7 @@ from jvidprune.inference.stages import StageClock, cache_folder, enable_compilat
 from jvidprune.models.generate import check_sampling
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.base import reduce as reduce_video
+from jvidprune.reducers.presets import from_text
 from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.clips import ClipSpec, default_clip, render, write_mp4
 from jvidprune.video.decode import Clip
@@ -145,11 +146,9 @@ def make_clip(path: Path, *, seed: int, frames: int) -> dict[str, Any]:
 
 
 def _check(path: Path | None, names: list[str], ratio: float) -> None:
-    from jvidprune.reducers.presets import reducer_class
-
     check_ratio(ratio)
     for name in names:
-        reducer_class(name)
+        from_text(name)
     if path is not None and not path.exists():
         raise JvidpruneError(f"no such video file: {path}.")
 

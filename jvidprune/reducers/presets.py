@@ -1,5 +1,6 @@
 """Reducers by name, with the published hyper-parameters of each backbone."""
 
+import ast
 import difflib
 import importlib
 from typing import Any
@@ -21,6 +22,8 @@ _METHODS: dict[str, tuple[str, str]] = {
     "random": ("controls", "Random"),
     "uniform": ("controls", "Uniform"),
     "frame_drop": ("controls", "FrameDrop"),
+    "inner_random": ("inner_random", "InnerRandom"),
+    "fastv": ("fastv", "FastV"),
     "attention_topk": ("controls", "AttentionTopK"),
     "flashvid": ("flashvid", "FlashVID"),
     "fastvid": ("fastvid", "FastVID"),
@@ -74,6 +77,41 @@ def get(name: str, backbone: str | None = None, **overrides: Any) -> Reducer:
         if key not in fields:
             raise JvidpruneError(unknown(f"hyper-parameter of {name}", key, tuple(fields)))
     return cls(**(settings | overrides))
+
+
+def split_texts(text: str) -> list[str]:
+    """Splits "a,b:x=1,y=2,c" into ["a", "b:x=1,y=2", "c"]: settings stay with the method they follow."""
+    parts: list[str] = []
+    for part in text.split(","):
+        part = part.strip()
+        if parts and "=" in part and ":" not in part:
+            parts[-1] += "," + part
+        elif part:
+            parts.append(part)
+    return parts
+
+
+def from_text(text: str, backbone: str | None = None) -> Reducer:
+    """A reducer from a command-line text: "flashvid", "flashvid:alpha=0.5,distinct=True", "stop:base=fastvid".
+
+    Args:
+      text: registry name, then a colon and settings as Python literals (bare words are strings).
+      backbone: as for `get`.
+
+    Raises:
+      JvidpruneError: as for `get`, or a setting without "=".
+    """
+    name, _, rest = text.partition(":")
+    settings: dict[str, Any] = {}
+    for part in filter(None, (piece.strip() for piece in rest.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise JvidpruneError(f"a reducer's settings are written name:key=value,key=value, got {text!r}.")
+        try:
+            settings[key.strip()] = ast.literal_eval(value.strip())
+        except (ValueError, SyntaxError):
+            settings[key.strip()] = value.strip()
+    return get(name.strip(), backbone, **settings)
 
 
 def info(name: str) -> MethodInfo:

@@ -19,7 +19,7 @@ class Decision:
       index: (R,) global id frame * N + token of each output row, valid rows only.
       mass: (R,) source tokens in each row.
       slot: (T * N,) output row of each source token, -1 where dropped.
-      parent: (T * N,) global id that a token was linked to in time (merge tree, transport match), -1 without a link.
+      link: (T * N,) global id that a token was linked to in time (merge tree, transport match), -1 without a link.
       sink: (T * N,) sink score in [0, 1], or None.
     """
 
@@ -30,18 +30,18 @@ class Decision:
     index: np.ndarray
     mass: np.ndarray
     slot: np.ndarray
-    parent: np.ndarray
+    link: np.ndarray
     sink: np.ndarray | None = None
 
     @classmethod
     def from_reduced(
         cls, reduced: Reduced, *, method: str, ratio: float, frames: int, grid: tuple[int, int]
     ) -> "Decision":
-        """Host copy of one `Reduced`; `parent` (T, N) and `sink_score` (T, N) are read from its diagnostics."""
+        """Host copy of one `Reduced`; `link` (T, N) and `sink_score` (T, N) are read from its diagnostics."""
         valid = np.asarray(reduced.valid)
         total = frames * grid[0] * grid[1]
         shown = reduced.diagnostics
-        parent = np.asarray(shown["parent"]).reshape(-1) if "parent" in shown else np.full(total, -1)
+        link = np.asarray(shown["link"]).reshape(-1) if "link" in shown else np.full(total, -1)
         sink = np.asarray(shown["sink_score"], np.float32).reshape(-1) if "sink_score" in shown else None
         return cls(
             method,
@@ -51,7 +51,7 @@ class Decision:
             np.asarray(reduced.index)[valid],
             np.asarray(reduced.mass)[valid],
             np.asarray(reduced.slot)[:total],
-            parent[:total],
+            link[:total],
             sink,
         )
 

@@ -57,7 +57,7 @@ def reduction_page(
             "index": decision.index.tolist(),
             "mass": decision.mass.tolist(),
             "slot": decision.slot.tolist(),
-            "parent": decision.parent.tolist(),
+            "link": decision.link.tolist(),
             "sink": None if decision.sink is None else [round(float(s), 3) for s in decision.sink],
         }
         for decision in decisions
@@ -66,7 +66,7 @@ def reduction_page(
         "images": [data_url(fit(frame, width)) for frame in frames],
         "labels": list(labels),
         "methods": methods,
-        "links": any((decision.parent >= 0).any() for decision in decisions),
+        "links": any((decision.link >= 0).any() for decision in decisions),
     }
     page = resources.files("jvidprune.viz").joinpath("page.html").read_text(encoding="utf8")
     # "</" inside a script element would end it early; JSON allows the escaped slash.
