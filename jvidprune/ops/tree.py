@@ -4,11 +4,14 @@ FlashVID's tree-based spatiotemporal token merging (TSTM, arXiv 2602.08024 secti
 unmerged features, so links, roots and counts have no sequential dependence; only merged values do.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.ops.compact import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32
 
@@ -142,38 +145,58 @@ def merged_grams(
     gram: Float[Array, "T N N"],
     linked: Bool[Array, "T N"],
     parent: Int[Array, "T N"],
-    wanted: Bool[Array, "T"],
+    wanted: Bool[Array, "T N"],
 ) -> Float[Array, "T N N"]:
     """Inner products of the undivided tree sums inside each frame, last frame first.
 
     A linked token hands its whole sum to its parent. The carry of the scan is one (N, D) frame; a frame whose tokens
-    have no children keeps its raw Gram matrix, which spares a product, and frames that are not `wanted` cost none.
+    have no children keeps its raw Gram matrix, which spares a product. On CPU the product is taken of the wanted
+    tokens alone where they fill at most a half or a quarter of the frame.
 
     Args:
       x: tokens.
       gram: their inner products, from `frame_gram`.
       linked, parent: links to the previous frame.
-      wanted: frames whose result will be read; elsewhere it has no meaning.
+      wanted: tokens whose rows and columns will be read; elsewhere the result has no meaning.
     """
     frames, n, width = x.shape
     nothing = jnp.zeros((1, n), bool)
     incoming = jnp.concatenate([linked[1:], nothing])
     target = jnp.where(incoming, jnp.concatenate([parent[1:], parent[:1]]), n)
+    sizes = (n // 4, n // 2, n) if jax.default_backend() == "cpu" and n >= 16 else (n,)
+    count = wanted.sum(-1)
+    # Branch 0 keeps the raw matrix, branch i takes the product of sizes[i - 1] rows.
+    branch = 1 + sum((count > size).astype(jnp.int32) for size in sizes[:-1])
+    branch = jnp.where(incoming.any(-1) & (count > 0), branch, 0)
 
     def frame(below: Array, inputs):
-        t, links, to, reads, hands_up = inputs
-        summed = links.any()
+        t, to, want, which, summed, hands_up = inputs
 
         def add() -> Array:
             plain = lax.dynamic_index_in_dim(x, t, keepdims=False).astype(jnp.float32)
             return lax.cond(summed, lambda: plain.at[to].add(below, mode="drop"), lambda: plain)
 
-        product = summed & reads
         # The sums of a frame matter only to its own product and to the frame before it.
-        total = lax.cond(product | hands_up, add, lambda: below)
-        raw = lambda: lax.dynamic_index_in_dim(gram, t, keepdims=False)  # noqa: E731
-        return total, lax.cond(product, lambda: dot_f32(total, total), raw)
+        total = lax.cond((which > 0) | hands_up, add, lambda: below)
 
-    inputs = (jnp.arange(frames), incoming, target, wanted, linked.any(-1))
+        def raw() -> Array:
+            return lax.dynamic_index_in_dim(gram, t, keepdims=False)
+
+        products = [functools.partial(_gram_of, total, want, size) for size in sizes]
+        return total, lax.switch(which, [raw, *products])
+
+    inputs = (jnp.arange(frames), target, wanted, branch, incoming.any(-1), linked.any(-1))
     _, grams = lax.scan(frame, jnp.zeros((n, width), jnp.float32), inputs, reverse=True)
     return grams
+
+
+def _gram_of(rows: Float[Array, "N D"], wanted: Bool[Array, "N"], size: int) -> Float[Array, "N N"]:
+    """Inner products of the wanted rows, at most `size` of them, in their places."""
+    if size == rows.shape[0]:
+        return dot_f32(rows, rows)
+    place = jnp.cumsum(wanted) - 1
+    source, _, _ = compact(wanted, size)
+    few = rows[jnp.minimum(source, rows.shape[0] - 1)]
+    product = dot_f32(few, few)
+    place = jnp.clip(place, 0, size - 1)
+    return product[place[:, None], place[None, :]]

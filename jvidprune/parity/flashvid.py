@@ -50,6 +50,11 @@ def run_config(config: Mapping[str, Any], features: np.ndarray, attention: np.nd
     return jax.tree.map(np.asarray, reduced)
 
 
+def shown_of(reduced: Reduced) -> dict[str, np.ndarray]:
+    """The diagnostics on the host."""
+    return {name: np.asarray(value) for name, value in reduced.diagnostics.items()}
+
+
 class _Outputs:
     """Rows ordered by (id, kind), kind 0 = selected, with the frames of doubtful clusters left out on request."""
 
@@ -70,15 +75,15 @@ class _Outputs:
 def our_outputs(reduced: Reduced) -> _Outputs:
     """Our valid rows; a row of an id is the picked one as often as the id was selected."""
     count, per_frame = int(reduced.count), reduced.diagnostics["selected"].shape[1]
-    ids = reduced.index[:count]
-    repeats = reduced.diagnostics["selected"].reshape(-1)
+    ids = np.asarray(reduced.index)[:count]
+    repeats = np.asarray(reduced.diagnostics["selected"]).reshape(-1)
     nth = np.arange(count) - np.searchsorted(ids, ids, side="left")
-    return _Outputs(ids, (nth >= repeats[ids]).astype(int), reduced.tokens[:count], per_frame)
+    return _Outputs(ids, (nth >= repeats[ids]).astype(int), np.asarray(reduced.tokens)[:count], per_frame)
 
 
 def _selected(reduced: Reduced, width: int) -> np.ndarray:
     """(T, A) global ids of the selected tokens, ascending, repeats included."""
-    picks = reduced.diagnostics["selected"]
+    picks = np.asarray(reduced.diagnostics["selected"])
     n = picks.shape[1]
     rows = [t * n + np.repeat(np.arange(n), row) for t, row in enumerate(picks)]
     return np.stack(rows) if all(len(row) == width for row in rows) else np.array([len(row) for row in rows])
@@ -94,7 +99,7 @@ def _compare_whole(golden: Golden) -> Iterator[Row]:
     config = golden.config
     reduced = run_config(config, golden["features"], golden["attention"])
     frames, n, _ = golden["features"].shape
-    ours, shown = our_outputs(reduced), reduced.diagnostics
+    ours, shown = our_outputs(reduced), shown_of(reduced)
     trusted = golden["dpc_exact"].astype(bool)
     budget = reducer_of(config).budget(_layout(golden["features"]), config["retention_ratio"])
     yield exact("token_budget", budget.n_select + budget.n_merge, golden["token_budget"])
@@ -113,7 +118,7 @@ def _compare_whole(golden: Golden) -> Iterator[Row]:
 
 
 def _tree_rows(golden: Golden, reduced: Reduced, n_merge: int) -> Iterator[Row]:
-    shown, n = reduced.diagnostics, golden["features"].shape[1]
+    shown, n = shown_of(reduced), golden["features"].shape[1]
     frame_segment = golden["segment_of_frame"]
     linked, merged = shown["parent"] >= 0, golden["tstm_merged"].astype(bool)
     yield exact("tstm_merged", linked, merged)
@@ -135,7 +140,7 @@ def _tree_rows(golden: Golden, reduced: Reduced, n_merge: int) -> Iterator[Row]:
 
 
 def _cluster_rows(golden: Golden, reduced: Reduced, trusted: np.ndarray, n_merge: int) -> Iterator[Row]:
-    shown, frame_segment = reduced.diagnostics, golden["segment_of_frame"]
+    shown, frame_segment = shown_of(reduced), golden["segment_of_frame"]
     sizes = golden["segment_lengths"]
     in_segment = np.bincount(frame_segment, shown["candidate"].sum(1), len(sizes))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -150,7 +155,7 @@ def _cluster_rows(golden: Golden, reduced: Reduced, trusted: np.ndarray, n_merge
     for t in np.flatnonzero(trusted):
         assign, rank = shown["cluster_centre"][t], shown["cluster_rank"][t]
         # One cluster a token: numbers follow scores that nothing reads, membership is what counts.
-        whole = shown["clusters"][t] == shown["candidate"][t].sum()
+        whole = bool(shown["clusters"][t] == shown["candidate"][t].sum())
         ours.append(_canonical(_numbers(assign, rank), _centres(assign, rank), whole))
         theirs.append(_canonical(golden["cluster_of_token"][t], centres[t] - t * n, whole))
     note = f"{len(ours)} of {len(trusted)} frames"
@@ -176,7 +181,8 @@ def _canonical(numbers: np.ndarray, centres: np.ndarray, whole: bool) -> tuple[n
 
 def _output_rows(ours: _Outputs, theirs: _Outputs, trusted: np.ndarray, frames: int) -> Iterator[Row]:
     yield exact("number of outputs", len(ours.ids), len(theirs.ids))
-    yield exact("outputs per frame", *(np.bincount(side.frame, minlength=frames) for side in (ours, theirs)))
+    mine, stored = (np.bincount(side.frame, minlength=frames) for side in (ours, theirs))
+    yield exact("outputs per frame", mine, stored)
     ours, theirs = ours.only(trusted), theirs.only(trusted)
     note = "" if trusted.all() else f"without the clusters of {int((~trusted).sum())} frames"
     yield exact("out_indices", ours.ids, theirs.ids, note)
@@ -195,7 +201,7 @@ def _compare_ablations(golden: Golden) -> Iterator[Row]:
         if not golden.has(f"{name}/adts_indices"):
             continue
         reduced = run_config(config, features, attention)
-        ours, shown = our_outputs(reduced), reduced.diagnostics
+        ours, shown = our_outputs(reduced), shown_of(reduced)
         part = {
             key.removeprefix(f"{name}/"): value for key, value in golden.arrays.items() if key.startswith(f"{name}/")
         }

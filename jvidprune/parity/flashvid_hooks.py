@@ -9,7 +9,7 @@ from jvidprune.models.attention import attend_all
 from jvidprune.ops import newline
 from jvidprune.ops.pool import pool_tokens
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact, later
-from jvidprune.parity.flashvid import VALUE_RTOL, run_config
+from jvidprune.parity.flashvid import VALUE_RTOL, run_config, shown_of
 from jvidprune.tokens import Reduced
 
 _CUT = "the decoder does not run cuts between its layers yet"
@@ -19,7 +19,8 @@ _VIDEO_ID = -200
 
 def _trusted_frames(reduced: Reduced) -> np.ndarray:
     """(T,) frames whose clusters do not hang on noise by construction: not one or two clusters of more tokens."""
-    clusters, candidates = reduced.diagnostics["clusters"], reduced.diagnostics["candidate"].sum(1)
+    shown = shown_of(reduced)
+    clusters, candidates = shown["clusters"], shown["candidate"].sum(1)
     return (clusters > 2) | (clusters == candidates)
 
 
@@ -32,14 +33,15 @@ def _rows(reduced: Reduced, ids: np.ndarray, tokens: np.ndarray, certain: np.nda
       certain: (M,) stored rows that do not hang on noise, or None where the file does not say.
     """
     count, n = int(reduced.count), reduced.diagnostics["selected"].shape[1]
-    ours, mine = reduced.index[:count], reduced.tokens[:count]
+    ours, mine = np.asarray(reduced.index)[:count], np.asarray(reduced.tokens)[:count]
     frames = len(reduced.diagnostics["clusters"])
     yield exact("number of outputs", count, len(ids))
-    yield exact("outputs per frame", *(np.bincount(side // n, minlength=frames) for side in (ours, ids)))
+    per_frame, stored = (np.bincount(side // n, minlength=frames) for side in (ours, ids))
+    yield exact("outputs per frame", per_frame, stored)
     trusted = _trusted_frames(reduced) if certain is None else np.ones(frames, bool)
     if certain is not None:
         trusted[ids[~certain.astype(bool)] // n] = False
-    selected = reduced.diagnostics["selected"].reshape(-1) > 0
+    selected = np.asarray(reduced.diagnostics["selected"]).reshape(-1) > 0
     sides = []
     for places, values in ((ours, mine), (ids, tokens)):
         keep = trusted[places // n] | selected[places]

@@ -335,7 +335,8 @@ class FlashVID(StagedReducer):
         if self.alpha == 1.0:
             return jnp.full((frames, n), -1, jnp.int32), jnp.zeros((frames, n), jnp.int32)
         # Where every candidate is a centre, distances decide nothing and their product is spared.
-        grams = tree.merged_grams(shared.features, shared.gram, trees.linked, trees.parent, n_candidates > n_clusters)
+        wanted = trees.candidate & (n_candidates > n_clusters)[:, None]
+        grams = tree.merged_grams(shared.features, shared.gram, trees.linked, trees.parent, wanted)
         divisor = trees.divisor.astype(jnp.float32)
         distance = similarity.distance_from_gram(
             grams / (divisor[:, :, None] * divisor[:, None, :]), shared.features.shape[-1]
