@@ -215,19 +215,30 @@ def stack_budgets(budgets: list[Budget]) -> Budget:
 
 @dataclasses.dataclass(frozen=True)
 class InnerStage:
-    """One cut inside the language model, declared as data: the decoder runs it, the reducer only carries it.
+    """One stage inside the language model, declared as data: the decoder runs it, the reducer only carries it.
 
-    A stage stands between two decoder layers: layers before `layer` see every position, `layer` and those after it see
+    A cut stands between two decoder layers: layers before `layer` see every position, `layer` and those after it see
     the kept ones. Text positions are always kept, position ids travel with the tokens, each side has its own length of
-    KV cache, and nothing is cut during decoding. The decoder gathers what `rule` ranks by from layer `layer - 1`.
+    KV cache, and nothing is cut during decoding. The one exception is "dynamic_decode", which leaves the prompt alone
+    and chooses at every decoding step which cached video tokens `layer` and those after it read.
+
+    Rules, and what they rank the visual positions by:
+
+    * "last_query_topk" (FastV, FlashVID): attention of the last query position in layer `layer` - 1, mean over heads.
+    * "halving_merge" (HoliTom): the same; dropped tokens are halved into their most similar kept one. Setting
+      `probe_causal=False`: layer `layer` - 1 is not causal, as in the released code.
+    * "text_in_blocks" (PruneVid): largest attention of any text token in any head of layer `layer` - 1; a share of
+      every block stays. Setting `trim_earlier`: the caches of the layers before lose the dropped tokens too.
+    * "random" (control): a draw; setting `seed`. The only rule that may stand before layer 0.
+    * "dynamic_decode" (DyCoke): attention of the new token in layer `layer` - 1; settings `threshold`, `mode`.
 
     Attributes:
       layer: 0-based index of the first decoder layer after the cut; a layer beyond the last one means no cut.
-      rule: name of the ranking, e.g. "last_query_topk": attention of the last query position over the visual
-        positions, softmax in float32, mean over heads; the ceil(keep * count) largest stay, in their order.
-      keep: share of the visual positions that stays, in (0, 1]; counts are made on the host in float64 (a table by
+      rule: one of the above.
+      keep: share of the visual positions that stays, in [0, 1]; counts are made on the host in float64 (a table by
         the number of visual positions), never from a traced ratio.
-      settings: further hyper-parameters of the rule as (name, value) pairs, hashable.
+      settings: further hyper-parameters of the rule as (name, value) pairs, hashable. All cuts know `rounding` of the
+        count ("ceil", "round" half to even, "floor"; by default "ceil") and `count`, a fixed number in its place.
     """
 
     layer: int

@@ -58,10 +58,12 @@ class Cache:
       segments: buffers in layer order; one without pruning inside the language model, else one between two boundaries,
         each with a capacity of its own.
       position: (B,) int32, position of the next token on every rotary axis.
+      policy: which cached tokens deep layers read (`inner.DecodePolicy`), or None for all.
     """
 
     segments: tuple[CacheSegment, ...]
     position: Int[Array, "B"]
+    policy: Any = None
 
 
 def empty_cache(

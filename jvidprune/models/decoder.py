@@ -11,7 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.attention import Keys, Past, attend, probe
 from jvidprune.models.cache import Cache, CacheSegment, empty_cache
+from jvidprune.models.inner import Inner
 from jvidprune.models.layers import GatedMlp, RMSNorm, linear, scan_layers, stack
+from jvidprune.models.reading import Read, read_prompt, run_cached
 from jvidprune.models.rope import RopeConfig, rope_tables, rotate
 
 
@@ -287,6 +289,7 @@ class Decoder(nnx.Module):
         *,
         added: Float[Array, "L B S D"] | None = None,
         next_position: Int[Array, "B"] | None = None,
+        inner: Inner | None = None,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Reads a prompt into an empty cache.
 
@@ -294,49 +297,44 @@ class Decoder(nnx.Module):
           embeds: (B, S, D) prompt, padded to S on either side.
           positions: (B, S) or (3, B, S) explicit rotary positions.
           valid: (B, S) which slots are real.
-          cache: from `empty_cache`, with no boundary or with boundaries that all keep the same slots.
+          cache: from `empty_cache`; its boundaries are those of `inner`, or any without cuts.
           added: (L, B, S, D) added after each of the first L layers (DeepStack).
-          next_position: (B,) position of the first generated token; by default the largest valid position plus one.
-            A prompt whose last positions were pruned away must pass it.
+          next_position: (B,) position of the first generated token; by default the largest valid position plus one,
+            whatever is cut inside the model. A prompt whose last positions were pruned away must pass it.
+          inner: stages inside the model.
 
         Returns:
           (B, V) float32 logits at each row's last valid slot, and the cache.
 
         Raises:
-          JvidpruneError: more slots than the cache or the model's positions hold.
+          JvidpruneError: more slots than the cache or the model's positions hold, or boundaries that do not fit.
         """
-        self.check_length(embeds.shape[1])
-        for segment in cache.segments:
-            if embeds.shape[1] > segment.capacity:
-                raise JvidpruneError(
-                    f"a prompt of {embeds.shape[1]} tokens does not fit a cache of {segment.capacity} slots."
-                )
-        if next_position is None:
-            seen = jnp.where(valid, positions, -1)
-            next_position = seen.max(axis=(0, 2) if positions.ndim == 3 else 1) + 1
-        x, step = embeds.astype(self.dtype), self.step(positions, valid)
-        taps, segments = 0 if added is None else added.shape[0], []
-        for segment in cache.segments:
-            found, at = [], segment.start
-            for stop in sorted({min(max(taps, at), segment.stop), segment.stop} - {at}):
-                extra = added[at:stop] if added is not None and stop <= taps else None
-                x, outputs = self.run(x, step, at, stop, added=extra)
-                found.append(outputs)
-                at = stop
-            k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))
-            segments.append(segment.append(k, v, valid))
-        logits = self.logits(x[jnp.arange(x.shape[0]), last_valid(valid)])
-        return logits, Cache(tuple(segments), next_position.astype(jnp.int32))
+        options: dict[str, Any] = {"added": added, "next_position": next_position, "inner": inner}
+        return self.read(embeds, positions, valid, cache, **options)[:2]
+
+    def read(
+        self,
+        embeds: Float[Array, "B S D"],
+        positions: Int[Array, "... B S"],
+        valid: Bool[Array, "B S"],
+        cache: Cache,
+        *,
+        added: Float[Array, "L B S D"] | None = None,
+        next_position: Int[Array, "B"] | None = None,
+        inner: Inner | None = None,
+    ) -> Read:
+        """`prefill` with what happened on the way."""
+        return read_prompt(self, embeds, positions, valid, cache, added, next_position, inner)
 
     def decode(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """One decoding step: (B,) token ids in, (B, V) float32 logits of the next token and the longer cache out."""
         x = self.embed_text(tokens)[:, None]
         valid = jnp.ones((tokens.shape[0], 1), bool)
-        step, segments = self.step(cache.position[:, None], valid), []
+        step, segments, policy = self.step(cache.position[:, None], valid), [], cache.policy
         for segment in cache.segments:
-            x, outputs = self.run(x, step, segment.start, segment.stop, past=segment)
-            segments.append(segment.append(outputs.k, outputs.v, valid))
-        return self.logits(x[:, 0]), Cache(tuple(segments), cache.position + 1)
+            x, k, v, policy = run_cached(self, x, step, segment, policy)
+            segments.append(segment.append(k, v, valid))
+        return self.logits(x[:, 0]), Cache(tuple(segments), cache.position + 1, policy)
 
     def check_length(self, length: int) -> None:
         """JvidpruneError when a sequence is longer than the model's positions."""
@@ -344,9 +342,3 @@ class Decoder(nnx.Module):
             raise JvidpruneError(
                 f"the sequence has {length} tokens, but the model has {self.config.max_positions} positions."
             )
-
-
-def last_valid(valid: Bool[Array, "B S"]) -> Int[Array, "B"]:
-    """The last valid slot of each row."""
-    slots = jnp.arange(valid.shape[1])
-    return jnp.where(valid, slots, 0).max(axis=1)

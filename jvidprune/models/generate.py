@@ -59,13 +59,19 @@ def prefill(
       embeds: (B, S, D) prompts, padded to S on either side.
       positions: (B, S) or (3, B, S).
       valid: (B, S) bool.
-      capacity: slots of the cache, at least S plus the decoding steps.
-      **options: arrays that the model's prefill takes besides (`added`, `next_position`).
+      capacity: slots of the cache, at least S plus the decoding steps; shorter where stages inside the model cut.
+      **options: what the model's prefill takes besides (`added`, `next_position`, `inner`).
 
     Raises:
       JvidpruneError: S beyond the model's positions or the capacity.
     """
-    cache = model.empty_cache(embeds.shape[0], capacity)
+    inner = options.get("inner")
+    if inner is None:
+        cache = model.empty_cache(embeds.shape[0], capacity)
+    else:
+        length = embeds.shape[1]
+        slots = inner.capacities(length, capacity - length)
+        cache = model.empty_cache(embeds.shape[0], slots, boundaries=inner.boundaries)
     return _prefill(model, embeds, positions, valid, cache, options)
 
 

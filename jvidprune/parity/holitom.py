@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.models.decoder import Decoder
+from jvidprune.models.inner import Inner
 from jvidprune.ops import newline
 from jvidprune.ops.cluster import peak_scores
 from jvidprune.ops.double_product import ceil_product, fraction_words, round_product
@@ -17,7 +19,8 @@ from jvidprune.ops.segment import per_segment_sum
 from jvidprune.ops.select import order_descending, rank_descending
 from jvidprune.ops.similarity import distance_from_gram, dot_f32
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact, later
+from jvidprune.parity.core import Comparer, Golden, Row, close, exact
+from jvidprune.parity.decoders import decoder_of
 from jvidprune.reducers.base import apply_plan
 from jvidprune.reducers.holitom import HoliTom, HoliTomBudget, static_places
 from jvidprune.tokens import Plan, Reduced, VideoTokens
@@ -230,7 +233,7 @@ def compare_merge(golden: Golden) -> Iterator[Row]:
 
 
 def compare_decoder(golden: Golden) -> Iterator[Row]:
-    """The merge inside a tiny decoder, from the hidden states and attention of the probed layer."""
+    """A tiny decoder that merges before one of its layers, and the merge alone from the stored hidden states."""
     g, c = golden, golden.config
     if g.has("layer_probe_attention"):
         yield close("attention_row", g["layer_probe_attention"].mean(axis=0)[-1], g["attention_row"], 1e-6)
@@ -238,15 +241,59 @@ def compare_decoder(golden: Golden) -> Iterator[Row]:
     yield exact("keep_ids", kept, g["keep_ids"])
     if g.has("cache_position"):
         yield exact("cache_position", np.arange(len(kept)), g["cache_position"])
-    waits = ["hidden_after_probe", "last_hidden", "kv_lengths"]
-    if kept.size != len(g["keep_ids"]) or np.array_equal(g["hidden_after_probe"][g["keep_ids"]], g["hidden_into_k"]):
-        # The reference merges in place, and the recorded input then holds the merged rows already.
-        waits.insert(1, "hidden_into_k")
-    else:
+    # The reference merges in place, so that the recorded input may hold the merged rows already.
+    in_place = np.array_equal(g["hidden_after_probe"][g["keep_ids"]], g["hidden_into_k"])
+    if not in_place:
         yield close("hidden_into_k", merged, g["hidden_into_k"], TOKENS)
-    for key in waits:
-        if g.has(key):
-            yield later(key, "needs a decoder with this merge between two of its layers")
+    if g.has("inputs_embeds", "w.norm.weight"):
+        yield from _whole_decoder(golden, in_place)
+
+
+def _whole_decoder(golden: Golden, in_place: bool) -> Iterator[Row]:
+    c, embeds = golden.config, golden["inputs_embeds"]
+    text = {
+        "hidden_size": c["hidden"],
+        "intermediate_size": c["intermediate"],
+        "num_hidden_layers": c["layers"],
+        "num_attention_heads": c["heads"],
+        "num_key_value_heads": c["kv_heads"],
+        "rope_theta": c["rope_theta"],
+        "rms_norm_eps": c["rms_eps"],
+    }
+    slots = np.arange(len(embeds))[None]
+    visual = (slots >= c["start"]) & (slots < c["start"] + c["length"])
+    valid = np.ones(slots.shape, bool)
+    reducer = HoliTom(inner_layer=c["k"], inner_dropped=c["r"], probe_causal=bool(c["probe_layer_is_causal"]))
+    inner = Inner.create(reducer.inner, visual, valid, layers=c["layers"])
+    with jax.default_matmul_precision("highest"):
+        decoder = decoder_of({k.removeprefix("w."): v for k, v in golden.arrays.items() if k.startswith("w.")}, text)
+
+        @jax.jit
+        def run(decoder: Decoder, embeds: jax.Array, inner: Inner) -> tuple[Any, ...]:
+            cache = decoder.empty_cache(1, inner.capacities(slots.size, 0), inner.boundaries)
+            read = decoder.read(embeds[None], slots, valid, cache, inner=inner)
+            x, last = embeds[None], np.full((1, 1), slots.size - 1)
+            for layer in range(c["k"]):
+                causal = reducer.probe_causal or layer < c["k"] - 1
+                x, _ = decoder.run(x, decoder.step(slots, valid), layer, layer + 1, causal=causal, rows=last)
+            return read, decoder.norm(read.hidden), x
+
+        read, last, before = run(decoder, embeds, inner)
+    survivors = np.flatnonzero(read.cuts[0].survivors[0])
+    yield close("score at the cut", read.cuts[0].score[0], golden["attention_row"], 1e-6)
+    yield exact("kept in the decoder", survivors, golden["keep_ids"])
+    if in_place:
+        others = np.setdiff1d(np.arange(slots.size), golden["keep_ids"])
+        note = "rows that are not merged into"
+    else:
+        others, note = np.arange(slots.size), ""
+    yield close("hidden_after_probe", before[0, others], golden["hidden_after_probe"][others], TOKENS, note=note)
+    if in_place:
+        merged, _ = _merge(np.asarray(before[0]), golden["attention_row"], c["start"], c["length"], c["r"])
+        yield close("hidden_into_k", merged, golden["hidden_into_k"], TOKENS)
+    yield close("last_hidden", last[0, : len(survivors)], golden["last_hidden"], TOKENS)
+    lengths = [int(part.length) for part in read.cache.segments for _ in range(part.start, part.stop)]
+    yield exact("kv_lengths", lengths, golden["kv_lengths"])
 
 
 COMPARERS = [

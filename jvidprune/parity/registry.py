@@ -10,6 +10,8 @@ _MODULES = (
     "vidcom2",
     "holov",
     "dycoke",
+    "fastv",
+    "flashvid_cut",
     "flashvid",
     "fastvid",
     "holitom",

@@ -12,7 +12,7 @@ from jax import lax
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
-from jvidprune.tokens import Budget, Layout, Plan, Reduced, Reducer, VideoTokens, stack_budgets
+from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens, stack_budgets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +67,15 @@ class StagedReducer:
     def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
         """The decisions for one video and one budget; see `Reducer.plan`."""
         return self.decide(lax.stop_gradient(self.prepare(video, capacity=capacity)), budget, capacity=capacity)
+
+
+def inner_stages(reducer: Reducer, ratio: float) -> tuple[InnerStage, ...]:
+    """What a reducer does inside the language model at a retention ratio.
+
+    `reducer.inner_at(ratio)` where the ratio is that of the cut itself (FastV), else `reducer.inner`, else nothing.
+    """
+    at = getattr(reducer, "inner_at", None)
+    return tuple(getattr(reducer, "inner", ()) if at is None else at(ratio))
 
 
 def check_ratio(ratio: float) -> float:

@@ -1,7 +1,8 @@
 """DyCoke: drop what a frame repeats from its neighbours, and read less of the cache while decoding (arXiv 2411.15024).
 
 `DyCoke` is the reducer before the language model (temporal token merging, TTM: in spite of its name it drops);
-`DynamicPruning` is the decoding-time policy (DP). Both follow `KD-TAO/DyCoke`.
+`DynamicPruning` is the decoding-time policy (DP), which the decoder runs where `decode_layer` is set. Both follow
+`KD-TAO/DyCoke`.
 """
 
 import dataclasses
@@ -13,10 +14,11 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
+from jvidprune.ops.inner_decode import choose_reading
 from jvidprune.ops.select import rank_ascending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
-from jvidprune.tokens import Layout, Plan, VideoTokens
+from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
 
 class DyCokeBudget(NamedTuple):
@@ -55,9 +57,18 @@ class DyCoke(StagedReducer):
         whole, the last of an odd number of frames is dropped, and inside a pruned frame tokens come by rising
         similarity. It needs 5 frames. `fixed` prunes every window, keeps an unpaired last frame whole, sorts by
         position and takes any number of frames.
+      decode_layer: first layer that reads a reduced cache while decoding (DP; the paper's L = 3), None for no such
+        stage.
+      decode_dropped: P, the share of the cached video tokens that a reduced cache leaves out.
+      decode_threshold: cosine of successive attentions below which the set is renewed.
+      decode_mode: `official` reads the whole cache when attention has not moved; `paper` keeps the previous set then.
     """
 
     mode: Literal["official", "fixed"] = "official"
+    decode_layer: int | None = None
+    decode_dropped: float = 0.7
+    decode_threshold: float = 0.9
+    decode_mode: Literal["official", "paper"] = "official"
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="dycoke",
@@ -78,6 +89,20 @@ class DyCoke(StagedReducer):
     def __post_init__(self) -> None:
         if self.mode not in ("official", "fixed"):
             raise JvidpruneError(f"unknown mode {self.mode!r}; known: official, fixed.")
+        if self.decode_mode not in ("official", "paper"):
+            raise JvidpruneError(f"unknown decode_mode {self.decode_mode!r}; known: official, paper.")
+        if not 0.0 <= self.decode_dropped <= 1.0:
+            raise JvidpruneError(f"decode_dropped must lie in [0, 1], got {self.decode_dropped:g}.")
+        if self.decode_layer is not None and self.decode_layer < 1:
+            raise JvidpruneError(f"decode_layer must be at least 1 or None, got {self.decode_layer}.")
+
+    @property
+    def inner(self) -> tuple[InnerStage, ...]:
+        """The decoding stage."""
+        if self.decode_layer is None:
+            return ()
+        settings = (("threshold", self.decode_threshold), ("mode", self.decode_mode))
+        return (InnerStage(self.decode_layer, "dynamic_decode", 1 - self.decode_dropped, settings),)
 
     def budget(self, layout: Layout, ratio: float) -> DyCokeBudget:
         """Tokens kept of a pruned frame for a nominal ratio.
@@ -219,13 +244,12 @@ class DynamicPruning:
         """
         places = jnp.arange(attention.shape[1])
         stop = self.start + self.prunable
-        now = jnp.mean(attention.astype(jnp.float32), axis=0)[self.start : stop]
-        norms = jnp.maximum(jnp.linalg.norm(now), 1e-8) * jnp.maximum(jnp.linalg.norm(state.previous), 1e-8)
-        cosine = jnp.where(state.started, jnp.sum(now * state.previous) / norms, 0.0)
-        renew = cosine < self.threshold
-        chosen = rank_ascending(-now) < int(self.prunable * (1 - self.share))
-        idle = jnp.ones_like(chosen) if self.mode == "official" else state.kept
-        kept = jnp.where(renew, chosen, idle)
         video = (places >= self.start) & (places < stop)
-        read = ~video | jnp.zeros(attention.shape[1], bool).at[self.start : stop].set(kept)
-        return DynamicState(now, kept, jnp.ones((), bool)), read & (places < length), cosine
+        previous, kept = jnp.zeros(places.shape), jnp.zeros(places.shape, bool)
+        previous = previous.at[self.start : stop].set(state.previous)
+        kept = kept.at[self.start : stop].set(state.kept)
+        keep = int(self.prunable * (1 - self.share))
+        settings: dict[str, Any] = {"threshold": self.threshold, "mode": self.mode}
+        chosen = choose_reading(jnp.asarray(attention), video, previous, kept, state.started, keep, **settings)
+        state = DynamicState(chosen.attention[self.start : stop], chosen.kept[self.start : stop], jnp.ones((), bool))
+        return state, chosen.read & (places < length), chosen.similarity

@@ -1,6 +1,7 @@
 """HoliTom: windows of a video in which most tokens stay the same, merged in time, then in space (arXiv 2505.21334).
 
-This is the part before the language model ("w/o M" in the paper). The merging inside it is `ops.inner_merge`.
+This is the part before the language model ("w/o M" in the paper). The merging inside it is `ops.inner_merge`, which the
+decoder runs where `inner_layer` is set.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from jvidprune.ops.similarity import (
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
-from jvidprune.tokens import Layout, Plan, VideoTokens
+from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
 
 class HoliTomBudget(NamedTuple):
@@ -109,6 +110,10 @@ class HoliTom(StagedReducer):
         ones. The released code has it but fails for any value above 0; this follows the paper's idea.
       merge: `beta`, or `mean` for the plain mean of centre and members (a switch of the released code).
       keep_static: keep at least one token of every static set; the released code drops a set whose share rounds to 0.
+      inner_layer: first decoder layer after the merging inside the language model; None merges nothing there.
+      inner_dropped: R, the share of the visual tokens, newlines included, that is merged away there.
+      probe_causal: keep the layer before that merging causal. In the released code it is not: asking it for its
+        attention takes a path that leaves the mask out.
     """
 
     layout: Literal["one_token", "grid"] = "one_token"
@@ -119,6 +124,9 @@ class HoliTom(StagedReducer):
     contextual_share: float = 0.0
     merge: Literal["beta", "mean"] = "beta"
     keep_static: bool = False
+    inner_layer: int | None = None
+    inner_dropped: float = 0.5
+    probe_causal: bool = False
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="holitom",
@@ -131,11 +139,12 @@ class HoliTom(StagedReducer):
         quirks=(
             "the static tokens of a window vanish where their share rounds to 0 (keep_static=True keeps one)",
             "contextual clusters of dynamic tokens fail in the released code and are off (contextual_share > 0)",
+            "the layer before the merging inside the model sees the future (probe_causal=True)",
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "llava_onevision": {},
-        "llava_video": {"layout": "grid"},
+        "llava_onevision": {"inner_layer": 18},
+        "llava_video": {"layout": "grid", "inner_layer": 18},
     }
     needs = frozenset({"attention_last"})
     newline_rows: ClassVar[str] = "nonempty"
@@ -149,6 +158,18 @@ class HoliTom(StagedReducer):
             raise JvidpruneError(f"HoliTom's density needs at least 1 neighbour, got {self.neighbours}.")
         if not 0.0 <= self.contextual_share <= 1.0:
             raise JvidpruneError(f"the contextual share must lie in [0, 1], got {self.contextual_share:g}.")
+        if self.inner_layer is not None and self.inner_layer < 1:
+            raise JvidpruneError(f"inner_layer must be at least 1 or None, got {self.inner_layer}.")
+        if not 0.0 <= self.inner_dropped <= 1.0:
+            raise JvidpruneError(f"inner_dropped must lie in [0, 1], got {self.inner_dropped:g}.")
+
+    @property
+    def inner(self) -> tuple[InnerStage, ...]:
+        """The merging inside the language model; round(n * (1 - R)), halves to even, of n visual tokens stay."""
+        if self.inner_layer is None:
+            return ()
+        settings = (("rounding", "round"), ("probe_causal", self.probe_causal), ("all_newlines", True))
+        return (InnerStage(self.inner_layer, "halving_merge", 1 - self.inner_dropped, settings),)
 
     def budget(self, layout: Layout, ratio: float) -> HoliTomBudget:
         """R_eff = min(ratio / (left / (T * N)), 1) for every number of tokens that can be left."""

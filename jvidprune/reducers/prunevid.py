@@ -1,7 +1,7 @@
 """PruneVid's stage before the language model: static tokens averaged over time, the rest clustered (arXiv 2412.16117).
 
-The stage inside the language model is `ops.inner_merge.text_relevance` and `top_in_blocks`; a plan's
-`diagnostics["block"]` names the block of each row for it.
+The stage inside the language model is `ops.inner_merge.text_relevance` and `top_in_blocks`, which the decoder runs
+where `selected_layer` is set; a plan's `diagnostics["block"]` names the block of each row for it.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from jvidprune.ops.select import first_argmin, order_descending, rank_of_order
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkAdjust, SinkRule
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
-from jvidprune.tokens import Layout, Plan, VideoTokens
+from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
 SMALLEST = 14
 """Sets of at most this many tokens are not clustered."""
@@ -101,6 +101,9 @@ class PruneVid(StagedReducer):
         number asked for even where the video has fewer.
       neighbours: tokens in the density, the token itself included.
       attention: evidence for a sink rule, or None.
+      selected_layer: M, the layer whose attention from text to video ranks the tokens of the second stage, whose kept
+        tokens alone go on; None has no second stage (the paper's M = 10, and none in SToP's version).
+      inner_share: alpha, the share of every block that the second stage keeps.
     """
 
     budgeting: Literal["retention", "clusters"] = "retention"
@@ -109,6 +112,8 @@ class PruneVid(StagedReducer):
     frames_asked: int | None = None
     neighbours: int = 7
     attention: str | None = None
+    selected_layer: int | None = None
+    inner_share: float = 0.4
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="prunevid",
@@ -136,6 +141,18 @@ class PruneVid(StagedReducer):
             raise JvidpruneError(f"PruneVid's density needs at least 1 neighbour, got {self.neighbours}.")
         if not 0.0 <= self.frame_share <= 1.0:
             raise JvidpruneError(f"the share of frame clusters must lie in [0, 1], got {self.frame_share:g}.")
+        if self.selected_layer is not None and self.selected_layer < 0:
+            raise JvidpruneError(f"selected_layer must be at least 0 or None, got {self.selected_layer}.")
+        if not 0.0 <= self.inner_share <= 1.0:
+            raise JvidpruneError(f"inner_share must lie in [0, 1], got {self.inner_share:g}.")
+
+    @property
+    def inner(self) -> tuple[InnerStage, ...]:
+        """The second stage; int(n * alpha) of every block of n stay, also in the caches of the layers before."""
+        if self.selected_layer is None:
+            return ()
+        settings = (("rounding", "floor"), ("trim_earlier", True))
+        return (InnerStage(self.selected_layer + 1, "text_in_blocks", self.inner_share, settings),)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

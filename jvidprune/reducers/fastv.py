@@ -1,0 +1,90 @@
+"""FastV: drop visual tokens inside the language model by the attention they get after two layers (2403.06764)."""
+
+import dataclasses
+from typing import Any, ClassVar, Literal
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.reducers.base import MethodInfo, check_ratio
+from jvidprune.reducers.full import Full
+from jvidprune.tokens import InnerStage
+
+Variant = Literal["drop", "lmms", "inplace", "mask"]
+
+
+@dataclasses.dataclass(frozen=True)
+class FastV(Full):
+    """Keeps every token before the language model and cuts before its layer `layer`.
+
+    The visual tokens are ranked by the attention of the last prompt position in layer `layer` - 1, mean over heads.
+    Kept tokens keep their positions; layers before the cut cache everything, the others what is kept; decoding keeps
+    the choice. A retention ratio is the share kept at the cut, not a mean over layers. `inner_at` is what runs.
+
+    The repository holds four implementations that select alike and count differently:
+
+    * `drop` (the port to LLaVA): round(n * (1 - R)), halves to even, before layer 2;
+    * `lmms` (the evaluation wrapper): int(n * (1 - R)), before layer 3. The original assumes 576 tokens behind 35
+      others and runs the layer before the cut twice, which stores its keys twice; the port counts the tokens there are
+      and runs it once;
+    * `inplace` and `mask`: a given `count`. The original mask keeps all hidden states and hides dropped columns, and
+      having no cache it chooses anew for every generated token; `Inner.create(compact=False)` hides columns too, but
+      the choice of the prompt stays.
+
+    Attributes:
+      layer: first layer after the cut; None takes the variant's.
+      dropped: R, the share to drop; None takes it from the ratio.
+      variant: as above.
+      count: tokens to keep, for `inplace` and `mask`.
+    """
+
+    layer: int | None = None
+    dropped: float | None = None
+    variant: Variant = "drop"
+    count: int | None = None
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="fastv",
+        title="FastV",
+        paper="2403.06764",
+        summary="Drops the visual tokens that the last position attends to least, inside the language model.",
+        nested=True,
+        merges=False,
+        exact=True,
+        quirks=(
+            "the ratio is the share kept behind the cut; the layers before it read everything",
+            "the released evaluation wrapper rounds down and cuts a layer later (variant='lmms')",
+        ),
+    )
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}, "llava_video": {}, "qwen2_5_vl": {}}
+
+    def __post_init__(self) -> None:
+        """Refuses settings that contradict each other.
+
+        Raises:
+          JvidpruneError: unknown variant, a layer below 1, a share outside [0, 1], or a count where none belongs.
+        """
+        if self.variant not in ("drop", "lmms", "inplace", "mask"):
+            raise JvidpruneError(f"unknown variant {self.variant!r}; known: drop, lmms, inplace, mask.")
+        if self.layer is not None and self.layer < 1:
+            raise JvidpruneError(
+                f"FastV reads the layer before the cut, so it cuts before layer 1 at the earliest, got {self.layer}."
+            )
+        if self.dropped is not None and not 0.0 <= self.dropped <= 1.0:
+            raise JvidpruneError(f"the share to drop must lie in [0, 1], got {self.dropped:g}.")
+        if (self.variant in ("inplace", "mask")) != (self.count is not None):
+            raise JvidpruneError(
+                f"variant {self.variant!r} with count {self.count}: inplace and mask need a count, the others none."
+            )
+
+    def inner_at(self, ratio: float) -> tuple[InnerStage, ...]:
+        """The cut for a retention ratio; 1 - R is taken in float64, as the reference does."""
+        keep = check_ratio(ratio) if self.dropped is None else 1 - self.dropped
+        layer = self.layer if self.layer is not None else 3 if self.variant == "lmms" else 2
+        settings: tuple[tuple[str, Any], ...] = (("rounding", "floor" if self.variant == "lmms" else "round"),)
+        if self.count is not None:
+            settings += (("count", self.count),)
+        return (InnerStage(layer, "last_query_topk", keep, settings),)
+
+    @property
+    def inner(self) -> tuple[InnerStage, ...]:
+        """The cut at the paper's R = 50 %, unless `dropped` says otherwise."""
+        return self.inner_at(0.5)

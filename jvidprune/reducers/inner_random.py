@@ -1,0 +1,51 @@
+"""The control of methods that prune inside the language model: a random cut at a deep layer (arXiv 2512.07580)."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.reducers.base import MethodInfo, check_ratio
+from jvidprune.reducers.full import Full
+from jvidprune.tokens import InnerStage
+
+
+@dataclasses.dataclass(frozen=True)
+class InnerRandom(Full):
+    """Keeps every token before the language model and a random share of them from layer `layer` on.
+
+    Beyond the "information horizon", about layer 20 of a 7B model, training-free selectors are reported to be no
+    better than this. The paper's code, layers and ratios are not published. The same seed keeps the tokens of a
+    smaller share in every larger one.
+
+    Attributes:
+      layer: first layer after the cut; 0 drops before the first layer.
+      seed: of the draw.
+    """
+
+    layer: int = 20
+    seed: int = 0
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="inner_random",
+        title="Random, deep",
+        paper="-",
+        summary="Drops visual tokens at random inside the language model, the control beyond its information horizon.",
+        nested=True,
+        merges=False,
+        exact=True,
+    )
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise JvidpruneError(f"the layer of a cut must not be negative, got {self.layer}.")
+
+    def inner_at(self, ratio: float) -> tuple[InnerStage, ...]:
+        """The cut for a retention ratio."""
+        settings = (("rounding", "round"), ("seed", self.seed))
+        return (InnerStage(self.layer, "random", check_ratio(ratio), settings),)
+
+    @property
+    def inner(self) -> tuple[InnerStage, ...]:
+        """The cut that keeps half of the tokens."""
+        return self.inner_at(0.5)
