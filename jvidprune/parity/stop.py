@@ -63,7 +63,8 @@ def _base(config: dict[str, Any]) -> StagedReducer:
     grid = config.get("newline", "one_token") == "grid"
     match config["base"]:
         case "visionzip":
-            return VisionZip(layout="grid" if grid else "one_token", tower="none")
+            # The reference files tokens under each other's places in the grid layout; the ids are those places.
+            return VisionZip(layout="grid" if grid else "one_token", tower="none", official_permutation=grid)
         case "fastvid":
             given = {ours: config[name] for name, ours in _FASTVID.items() if name in config}
             return FastVID(attention="attention_last", **given)
@@ -155,8 +156,9 @@ def _sequence(
     if ids is None or not (ids < 0).any():
         kind = "no_token"
     rows = "nonempty" if config["base"] == "holitom" else "all"
+    places = plan.diagnostics.get("place", plan.ids)
     laid = newline.arrange(
-        plan.ids, plan.valid, kind=kind, grid=video.grid, frames=len(video.features), rows=rows, capacity=None
+        places, plan.valid, kind=kind, grid=video.grid, frames=len(video.features), rows=rows, capacity=None
     )
     count = int(laid.count)
     if not steady:
@@ -164,7 +166,7 @@ def _sequence(
         return
     vector = np.full(video.features.shape[-1], NEWLINE, np.float32)
     ours = np.asarray(newline.sequence(laid, reduced.tokens, vector))[:count]
-    ours_ids = np.append(np.asarray(plan.ids), -1)[np.asarray(laid.source)[:count]]
+    ours_ids = np.append(np.asarray(places), -1)[np.asarray(laid.source)[:count]]
     if ids is not None:
         yield exact(f"{prefix} token_ids", ours_ids, ids)
         if config["base"] in ("flashvid", "fastvid") and len(ours) == len(tokens):
