@@ -111,12 +111,8 @@ def compare(reducer, video, ratio):
 @pytest.mark.parametrize("path", checks.golden_files("holitom"), ids=lambda path: path.stem)
 def test_golden(path):
     report = core.report_file(path.name, core.load_golden(path), parity.COMPARERS)
-    waiting = (
-        {"hidden_after_probe", "hidden_into_k", "last_hidden", "kv_lengths"} if "inner_llm" in path.stem else set()
-    )
     assert report.rows
-    assert {row.what for row in report.rows if row.verdict == "later"} == waiting
-    assert [row for row in report.rows if not row.passed] == []
+    assert [row for row in report.rows if row.verdict != "ok"] == []
 
 
 def test_comparers_take_no_other_methods_files():

@@ -1,4 +1,4 @@
-"""Golden files of FlashVID inside its backbones: what surrounds the compression, and the cut inside the model."""
+"""Golden files of FlashVID inside its backbones: what surrounds the compression, and the places kept at the cut."""
 
 from collections.abc import Iterator
 
@@ -10,9 +10,9 @@ from jvidprune.ops import newline
 from jvidprune.ops.pool import pool_tokens
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact, later
 from jvidprune.parity.flashvid import VALUE_RTOL, run_config, shown_of
+from jvidprune.parity.flashvid_cut import kept_of
 from jvidprune.tokens import Reduced
 
-_CUT = "the decoder does not run cuts between its layers yet"
 _PROMPT = "rotary positions, masks and DeepStack levels of a reduced prompt wait for this backbone's model"
 _VIDEO_ID = -200
 
@@ -121,17 +121,22 @@ def _compare_qwen(golden: Golden) -> Iterator[Row]:
     certain = golden["out_exact"] if golden.has("out_exact") else None
     yield from _rows(reduced, golden["compressed_indices"], golden["compressed_tokens"], certain)
     yield later("kept_position_ids, inputs_embeds, next_position_ids", _PROMPT)
-    yield later("llm_keep, cache_lengths", _CUT)
+    yield from _cut_rows(golden)
 
 
-def _compare_cut(golden: Golden) -> Iterator[Row]:
-    cases = sorted({key.split("/")[0] for key in golden.arrays if key.endswith("/out/keep")})
-    for case in cases:
-        yield later(f"{case}: keep", _CUT)
-
-
-def _compare_decoder(golden: Golden) -> Iterator[Row]:
-    yield later("keep, key caches, logits", _CUT)
+def _cut_rows(golden: Golden) -> Iterator[Row]:
+    """The cut inside the model: places in the compressed prompt, and the caches on its two sides."""
+    if golden.has("visual_pos_mask"):
+        visual = golden["visual_pos_mask"][0].astype(bool)
+    else:
+        visual = golden["input_ids"][0][golden["kept_cache_position"]] == golden.config["video_token"]
+    state = kept_of(golden["llm_last_query_attention"], visual, golden.config["llm_retention_ratio"])
+    keep = np.asarray(state.source)[0]
+    yield exact("llm_keep", keep, golden["llm_keep"])
+    stored, layer = golden["cache_lengths"], golden.config["pruning_layer"]
+    steps = stored[0] - len(visual)
+    ours = np.where(np.arange(len(stored)) < layer, len(visual), len(keep)) + steps
+    yield exact("cache_lengths", ours, stored, f"{steps} generated tokens included")
 
 
 COMPARERS = [
@@ -140,11 +145,5 @@ COMPARERS = [
         "flashvid",
         lambda golden: golden.has("last_block_q", "last_block_k", "cls_attention", "compressed_indices"),
         _compare_qwen,
-    ),
-    Comparer("flashvid", lambda golden: golden.has("case0/in/visual_mask", "case0/out/keep"), _compare_cut),
-    Comparer(
-        "flashvid",
-        lambda golden: golden.has("last_query_attention", "key_cache_before", "key_cache_after", "keep"),
-        _compare_decoder,
     ),
 ]

@@ -13,6 +13,7 @@ _MODULES = (
     "fastv",
     "flashvid_cut",
     "flashvid",
+    "flashvid_hooks",
     "fastvid",
     "holitom",
     "prunevid",
