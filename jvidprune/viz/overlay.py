@@ -10,6 +10,7 @@ from jvidprune.viz.decision import Decision
 
 _DROPPED = 0.28
 _MERGED_TINT = 0.45
+_LEGEND = "(outlined: kept · tinted: merged into the token outlined in that colour · dark: dropped)"
 
 
 def row_colours(decision: Decision) -> np.ndarray:
@@ -60,17 +61,21 @@ def draw_frame(frame: np.ndarray, decision: Decision, t: int) -> np.ndarray:
     merged = (1 - _MERGED_TINT) * (0.6 * grey) + _MERGED_TINT * tint[cell]
     out = np.where(state == 2, image, np.where(state == 1, merged, _DROPPED * grey))
 
-    # An outline only where the neighbour is of another kind or row: blocks of kept tokens stay readable.
-    edge_y = np.append(rows[1:] != rows[:-1], True)
-    edge_x = np.append(columns[1:] != columns[:-1], True)
-    outline = (edge_y[:, None] | edge_x[None, :]) & (state[..., 0] == 2)
+    border = _cell_borders(rows)[:, None] | _cell_borders(columns)[None, :]
+    outline = border & (state[..., 0] == 2)
     line = np.where(slot >= 0, 1, 0)[:, None] * tint
     line[kept & (slot < 0)] = 255
     out[outline] = 0.35 * out[outline] + 0.65 * line[cell][outline]
     if decision.sink is not None:
         ring = decision.sink[t * n : (t + 1) * n] > 0.5
-        out[(edge_y[:, None] | edge_x[None, :]) & ring[cell]] = (255, 60, 60)
+        out[border & ring[cell]] = (255, 60, 60)
     return np.clip(out, 0, 255).astype(np.uint8)
+
+
+def _cell_borders(cells: np.ndarray) -> np.ndarray:
+    """True on the first and last pixel of every cell along one axis."""
+    change = cells[1:] != cells[:-1]
+    return np.append(change, True) | np.append(True, change)
 
 
 def contact_sheet(
@@ -101,7 +106,7 @@ def contact_sheet(
     for number, decision in enumerate(decisions):
         top = number * block + gap
         pen.text((gap, top), f"{decision.method} at {decision.ratio:.0%}", fill=(20, 20, 20), font=big)
-        pen.text((gap, top + 30), decision.summary(), fill=(90, 90, 90), font=plain)
+        pen.text((gap, top + 30), f"{decision.summary()}    {_LEGEND}", fill=(90, 90, 90), font=plain)
         per_frame = decision.per_frame()
         for t, frame in enumerate(small):
             x = gap + (t % columns) * (width + gap)
