@@ -48,7 +48,7 @@ def synthetic_tokens(
     if frames < 1 or scenes < 1:
         raise JvidpruneError(f"a synthetic video needs at least one frame and one scene, got {frames} and {scenes}.")
     rng = np.random.default_rng(seed)
-    full = tuple(unpooled_grid or grid)
+    full = grid if unpooled_grid is None else unpooled_grid
     kind = find_pooling(full, grid)
     shared = rng.normal(size=dim)
     cuts = np.sort(rng.permutation(np.arange(1, frames))[: scenes - 1])
@@ -83,7 +83,7 @@ def synthetic_tokens(
         "text": (x[rng.integers(frames), rng.integers(tokens)] + rng.normal(size=(text, dim))).astype(np.float32),
         "newline": rng.normal(size=dim).astype(np.float32),
     }
-    return VideoTokens.create(pooled(x), evidence, grid=tuple(grid), unpooled_grid=full)
+    return VideoTokens.create(pooled(x), evidence, grid=grid, unpooled_grid=full)
 
 
 def _scene(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.ops.newline import arrange, sequence
-from jvidprune.ops.pool import pool_tokens, pooled_side
+from jvidprune.ops.pool import PoolKind, pool_tokens, pooled_side
 from jvidprune.ops.transport import ClipCost, Rows, Sinkhorn, TokenCost, Uniform
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.reducers import aot_inter, aot_intra
@@ -56,11 +56,11 @@ def _square(tokens: int, case: Mapping[str, Any]) -> tuple[int, int]:
     return side, side
 
 
-def _video(
-    features: np.ndarray, shallow: np.ndarray, deep: np.ndarray, case: Mapping[str, Any], pool: Any
-) -> VideoTokens:
-    x, grid = jnp.asarray(features), _square(features.shape[1], case)
-    evidence = {"features_unpooled": x, "attention_shallow": shallow, "attention_deep": deep}
+def _video(golden: Golden, name: str, case: Mapping[str, Any], pool: PoolKind) -> VideoTokens:
+    x = jnp.asarray(golden[f"{name}_features"])
+    grid = _square(x.shape[1], case)
+    evidence: dict[str, Any] = {"features_unpooled": x}
+    evidence |= {f"attention_{kind}": golden[f"{name}_attn_{kind}"] for kind in ("shallow", "deep")}
     evidence["newline"] = np.full(x.shape[-1], NEWLINE, np.float32)
     pooled = pooled_side(grid[0], pool), pooled_side(grid[1], pool)
     return VideoTokens.create(pool_tokens(x, grid, pool), evidence, grid=pooled, unpooled_grid=grid)
@@ -180,8 +180,7 @@ def _inter(golden: Golden) -> Iterator[Row]:
 def _pipeline(golden: Golden) -> Iterator[Row]:
     for name, case in _cases(golden).items():
         given = case.get("inputs") or name
-        arrays = (golden[f"{given}_{key}"] for key in ("features", "attn_shallow", "attn_deep"))
-        video = _video(*arrays, case, case["pool"])
+        video = _video(golden, given, case, case["pool"])
         lines, inter = case["newline"] == "grid", bool(case["inter"])
         reducer = _reducer(
             case,

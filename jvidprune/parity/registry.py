@@ -19,6 +19,7 @@ _MODULES = (
     "prunevid",
     "preprocess",
     "ottvid",
+    "aot",
     "stop",
 )
 

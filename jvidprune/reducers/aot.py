@@ -144,7 +144,7 @@ class AOT(StagedReducer):
                 f"{pooled_side(unpooled[1], kind)}, but the video has {grid[0]}x{grid[1]}."
             )
         windows = unpooled[0] // self.window, unpooled[1] // self.window
-        return aot_ratio.Geometry(tuple(unpooled), tuple(grid), kind, windows, grid[0] if self.row_newlines else 0)
+        return aot_ratio.Geometry(unpooled, grid, kind, windows, grid[0] if self.row_newlines else 0)
 
     def visual_tokens_for(self, layout: Layout, ratio: float) -> int:
         """V for a retention ratio: the field `visual_tokens`, a published row, or the V that is nearest on average.

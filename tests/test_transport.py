@@ -1,0 +1,242 @@
+"""Transport in parts: native solvers against ott-jax and numpy, unbalanced, dustbin, low rank, gradients, sweeps."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ott.geometry import costs, geometry
+
+from jvidprune import JvidpruneError
+from jvidprune.ops import transport as tr
+
+R, A, D = 14, 5, 8
+RNG = np.random.default_rng(3)
+COST = RNG.uniform(0, 1.2, (3, R, A)).astype(np.float32)
+MU = RNG.dirichlet(np.ones(R), 3).astype(np.float32)
+NU = RNG.dirichlet(np.ones(A), 3).astype(np.float32)
+
+
+def rows(n: int, seed: int, time: float = 0.0, mask: np.ndarray | None = None) -> tr.Rows:
+    rng = np.random.default_rng(seed)
+    return tr.Rows(
+        jnp.asarray(rng.normal(size=(n, D)) + 0.5, jnp.float32),
+        jnp.asarray(rng.random((n, 2)), jnp.float32),
+        jnp.full(n, time),
+        jnp.asarray(rng.random(n), jnp.float32),
+        jnp.ones(n, bool) if mask is None else jnp.asarray(mask),
+    )
+
+
+def scalings(cost, mu, nu, epsilon, iterations, tau=(1.0, 1.0)):
+    kernel = np.exp(-cost.astype(np.float64) / epsilon)
+    c = np.ones(nu.shape)
+    for _ in range(iterations):
+        r = (mu / np.einsum("bra,ba->br", kernel, c)) ** tau[0]
+        c = (nu / np.einsum("bra,br->ba", kernel, r)) ** tau[1]
+    return r[..., None] * kernel * c[:, None]
+
+
+@pytest.mark.parametrize("stop", ["joint", "each"])
+def test_stop_counts_the_mean_change_of_the_row_scaling(stop):
+    result = jax.jit(tr.Sinkhorn(0.08, stop=stop, threshold=3e-3))(COST, MU, NU)
+    kernel = np.exp(-COST.astype(np.float64) / 0.08)
+    groups = [[0, 1, 2]] if stop == "joint" else [[0], [1], [2]]
+    for group in groups:
+        r, c, steps, change = np.ones((len(group), R)), np.ones((len(group), A)), 0, np.inf
+        while change >= 3e-3:
+            old = r
+            r = MU[group] / np.einsum("bra,ba->br", kernel[group], c)
+            c = NU[group] / np.einsum("bra,br->ba", kernel[group], r)
+            change, steps = np.abs(r - old).mean(), steps + 1
+        np.testing.assert_array_equal(np.asarray(result.iterations)[group], steps)
+        np.testing.assert_allclose(
+            np.asarray(result.plan)[group], r[..., None] * kernel[group] * c[:, None], rtol=1e-4, atol=1e-9
+        )
+    assert bool(result.converged.all())
+
+
+@pytest.mark.parametrize("iterations", [1, 6])
+def test_native_scalings_equal_ott_and_numpy_after_the_same_number_of_updates(iterations):
+    native = jax.jit(tr.Sinkhorn(0.1, max_iterations=iterations, stop="never"))(COST, MU, NU)
+    np.testing.assert_allclose(native.plan, scalings(COST, MU, NU, 0.1, iterations), rtol=2e-5)
+    for lse_mode in (True, False):
+        ott = jax.jit(tr.OttSinkhorn.aot(iterations, 0.1, lse_mode))(COST, MU, NU)
+        np.testing.assert_allclose(native.plan, ott.plan, rtol=1e-5)
+        np.testing.assert_array_equal(ott.iterations, iterations)
+    np.testing.assert_allclose(native.column_error, 0, atol=1e-6)
+    np.testing.assert_allclose(native.row_error, np.abs(np.asarray(native.plan).sum(-1) - MU).sum(-1), rtol=1e-5)
+
+
+def test_exact_side_is_the_one_updated_last():
+    sources = jax.jit(tr.Sinkhorn(0.1, max_iterations=3, stop="never", exact="sources"))(COST, MU, NU)
+    np.testing.assert_allclose(sources.row_error, 0, atol=1e-6)
+    assert float(sources.column_error.max()) > 1e-3
+    swapped = jax.jit(tr.OttSinkhorn(0.1, 3, exact="sources", unrolled=True))(COST, MU, NU)
+    np.testing.assert_allclose(sources.plan, swapped.plan, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("epsilon", "iterations"), [(0.01, 60), (0.1, 20)])
+def test_ottvid_preset_equals_its_ott_call(epsilon, iterations):
+    native = jax.jit(tr.FixedSinkhorn.ottvid(epsilon, iterations))(COST, MU, NU)
+    ott = jax.jit(tr.OttSinkhorn.ottvid(epsilon, iterations))(COST, MU, NU)
+    np.testing.assert_allclose(native.plan, ott.plan, atol=2e-6)
+    np.testing.assert_allclose(native.row_error, 0, atol=1e-5)
+
+
+def test_zero_marginals_are_padding():
+    mu, nu = MU.copy(), NU.copy()
+    mu[:, 9:], nu[:, 3:] = 0, 0
+    mu, nu = mu / mu.sum(-1, keepdims=True), nu / nu.sum(-1, keepdims=True)
+    small = COST[:, :9, :3], mu[:, :9], nu[:, :3]
+    for solver in map(jax.jit, (tr.Sinkhorn(), tr.FixedSinkhorn(0.05, 30), tr.OttSinkhorn.aot(6))):
+        padded, plain = solver(COST, mu, nu), solver(*small)
+        np.testing.assert_array_equal(padded.iterations, plain.iterations)
+        np.testing.assert_allclose(np.asarray(padded.plan)[:, :9, :3], plain.plan, rtol=1e-5, atol=1e-8)
+        assert float(np.abs(np.asarray(padded.plan)[:, 9:]).max()) == 0
+        assert float(np.abs(np.asarray(padded.plan)[:, :, 3:]).max()) == 0
+
+
+def test_unbalanced_tau_is_traced_and_equals_the_kernel_step_of_ott():
+    solve = jax.jit(
+        jax.vmap(lambda tau: tr.Sinkhorn(0.1, tau_sources=tau, max_iterations=50, stop="never")(COST, MU, NU).plan)
+    )
+    plans = solve(jnp.array([0.5, 0.9]))
+    for plan, tau in zip(plans, (0.5, 0.9), strict=True):
+        ott = jax.jit(tr.OttSinkhorn(0.1, 50, tau_sources=tau, lse_mode=False, unrolled=True))(COST, MU, NU)
+        np.testing.assert_allclose(plan, ott.plan, rtol=2e-5)
+    sent = np.asarray(plans).sum(-1)
+    assert np.abs(sent[0] - MU).sum() > np.abs(sent[1] - MU).sum() > 0
+
+
+def test_dustbin_takes_its_share_from_the_sources_that_match_worst():
+    cost = COST[0].copy()
+    cost[:4] += 3.0
+    result = jax.vmap(lambda s: tr.Dustbin(tr.Sinkhorn(threshold=1e-5), mass=s)(cost, MU[0], NU[0]))(
+        jnp.array([0.1, 0.3])
+    )
+    np.testing.assert_allclose(result.unmatched.sum(-1), [0.1, 0.3], rtol=1e-4)
+    share = np.asarray(result.unmatched[0]) / MU[0]
+    assert share[:4].min() > 3 * share[4:].max()
+    np.testing.assert_allclose(np.asarray(result.plan).sum((1, 2)), [0.9, 0.7], rtol=1e-4)
+
+
+def test_low_rank_plan_meets_both_marginals_through_few_anchors():
+    result = jax.jit(tr.LowRank(rank=2, iterations=400))(COST[:1], MU[:1], NU[:1])
+    assert float(result.row_error[0]) < 5e-3
+    assert float(result.column_error[0]) < 5e-3
+    assert np.linalg.svd(np.asarray(result.plan[0]), compute_uv=False)[2] < 1e-5
+
+
+def test_costs_are_what_they_say():
+    x, y = rows(R, 0, 2.0), rows(A, 1, 0.0)
+    unit = [np.asarray(v.features) / np.linalg.norm(v.features, axis=1, keepdims=True) for v in (x, y)]
+    cosines = unit[0] @ unit[1].T
+    apart = np.linalg.norm(np.asarray(x.position)[:, None] - np.asarray(y.position)[None], axis=-1)
+    late = 1 - np.exp(-4 / (2 * 1.5**2))
+    cost = tr.TokenCost(1.0, 0.5, 0.3)
+    np.testing.assert_allclose(tr.cost_matrix(cost, x, y), 1 - cosines + 0.5 * apart + 0.3 * late, atol=2e-6)
+    clip = (cosines.max() - cosines) * late
+    np.testing.assert_allclose(tr.cost_matrix(tr.ClipCost(), x, y), clip, atol=2e-6)
+    masked = x._replace(mask=jnp.arange(R) != int(np.unravel_index(cosines.argmax(), cosines.shape)[0]))
+    assert float(tr.cost_matrix(tr.ClipCost(), masked, y)[masked.mask].min()) == pytest.approx(0, abs=1e-7)
+
+
+def test_ott_costs_and_geometries_work_as_they_are():
+    x, y = rows(R, 0), rows(A, 1)
+    np.testing.assert_allclose(tr.cost_matrix(costs.Cosine(), x, y), 1 - np.asarray(tr.cosine(x, y)), atol=1e-6)
+    whole = [np.concatenate([r.features, r.position[:, ::-1], r.time[:, None]], 1) for r in (x, y)]
+    squared = ((whole[0][:, None] - whole[1][None]) ** 2).sum(-1)
+    np.testing.assert_allclose(tr.cost_matrix(tr.OnRows(costs.SqEuclidean()), x, y), squared, rtol=1e-4)
+    matrix = jnp.asarray(COST[0])
+    made = tr.cost_matrix(lambda a, b: geometry.Geometry(cost_matrix=matrix), x, y)
+    np.testing.assert_array_equal(made, matrix)
+    own = geometry.Geometry(cost_matrix=matrix, epsilon=0.1)
+    result = tr.OttSinkhorn(threshold=1e-5).on_geometry(own, jnp.asarray(MU[0]), jnp.asarray(NU[0]))
+    assert float(result.column_error) < 1e-4
+    np.testing.assert_allclose(result.plan, scalings(COST[:1], MU[:1], NU[:1], 0.1, 400)[0], atol=1e-4)
+
+
+def test_marginals_mask_and_normalise():
+    mask = np.arange(R) < 10
+    x, y = rows(R, 0, mask=mask), rows(A, 1)
+    for marginals in (tr.Uniform(), tr.Saliency(2.0, -1.0), tr.Given(jnp.asarray(MU[0]), jnp.asarray(NU[0]))):
+        mu, nu = marginals(x, y)
+        assert float(mu.sum()) == pytest.approx(1, abs=1e-6)
+        assert float(nu.sum()) == pytest.approx(1, abs=1e-6)
+        np.testing.assert_array_equal(np.asarray(mu) > 0, mask)
+    salient = np.asarray(x.saliency) ** 2 * mask
+    np.testing.assert_allclose(tr.Saliency(2.0, 0.0)(x, y)[0], salient / salient.sum(), rtol=1e-5)
+
+
+def test_projections_normalise_as_named():
+    plan = tr.Sinkhorn()(COST[0], MU[0], NU[0]).plan
+    assert tr.normalise_plan(plan, "mass") is plan
+    np.testing.assert_allclose(tr.normalise_plan(plan, "row").sum(-1), 1, rtol=1e-5)
+    np.testing.assert_allclose(tr.normalise_plan(plan, "column").sum(-2), 1, rtol=1e-5)
+    hard = np.asarray(tr.normalise_plan(plan, "hard"))
+    np.testing.assert_array_equal(hard.argmax(-1), np.asarray(plan).argmax(-1))
+    np.testing.assert_array_equal(hard.sum(-1), 1)
+    np.testing.assert_array_equal(tr.normalise_plan(plan, lambda p: 2 * p), 2 * plan)
+    with pytest.raises(JvidpruneError, match="unknown projection 'soft'"):
+        tr.normalise_plan(plan, "soft")
+    with pytest.raises(JvidpruneError, match="stop must be"):
+        tr.Sinkhorn(stop="sometimes")(COST, MU, NU)
+
+
+def test_aggregate_is_the_blend_of_its_parts():
+    x = rows(R, 5)
+    anchors = np.arange(R) % 3 == 0
+    out = tr.aggregate(x.features, jnp.asarray(anchors), position=x.position, cost=tr.TokenCost(), projection="mass")
+    features, plan = np.asarray(x.features), np.asarray(out.result.plan)
+    assert np.abs(plan[anchors]).max() == 0
+    assert np.abs(plan[:, ~anchors]).max() == 0
+    expected = features.copy()
+    for a in np.flatnonzero(anchors):
+        expected[a] = (features[a] + plan[:, a] @ features) / (1 + plan[:, a].sum())
+    np.testing.assert_allclose(out.features, expected, atol=1e-5)
+    # Anchor loads are exact: every anchor receives the same mass, as uniform marginals ask.
+    np.testing.assert_allclose(plan.sum(0)[anchors], 1 / anchors.sum(), rtol=1e-5)
+
+
+def test_gradients_reach_cost_weights_epsilon_and_features():
+    x, anchors = rows(R, 7), jnp.arange(R) < A
+
+    def loss(weight, epsilon, features):
+        solver = tr.Sinkhorn(epsilon, max_iterations=8, stop="never")
+        out = tr.aggregate(features, anchors, position=x.position, cost=tr.TokenCost(w_pos=weight), solver=solver)
+        return jnp.sum(out.features**2)
+
+    value = (jnp.float32(0.5), jnp.float32(0.1), x.features)
+    loss = jax.jit(loss)
+    grads = jax.grad(loss, argnums=(0, 1, 2))(*value)
+    for gradient in grads:
+        assert bool(jnp.isfinite(gradient).all())
+        assert float(jnp.abs(gradient).max()) > 0
+    step = 1e-2
+    difference = (loss(0.5 + step, *value[1:]) - loss(0.5 - step, *value[1:])) / (2 * step)
+    assert float(grads[0]) == pytest.approx(float(difference), rel=0.05)
+
+
+def test_epsilon_and_cost_weights_vmap_in_one_compilation():
+    x, anchors = rows(R, 8), jnp.arange(R) < A
+
+    @jax.jit
+    def run(cost, solver):
+        return jax.vmap(lambda c, s: tr.aggregate(x.features, anchors, position=x.position, cost=c, solver=s).features)(
+            cost, solver
+        )
+
+    def stack(*parts):
+        return jax.tree.map(lambda *v: jnp.stack(v), *(tr.numeric_leaves(part) for part in parts))
+
+    settings = [(tr.TokenCost(w_pos=p), tr.Sinkhorn(e)) for p, e in ((0.0, 0.1), (0.5, 0.2), (2.0, 0.05))]
+    many = run(stack(*(c for c, _ in settings)), stack(*(s for _, s in settings)))
+    run(stack(*(dataclasses.replace(c, w_feat=0.5) for c, _ in settings)), stack(*(s for _, s in settings)))
+    assert run._cache_size() == 1
+    for out, (cost, solver) in zip(many, settings, strict=True):
+        one = tr.aggregate(x.features, anchors, position=x.position, cost=cost, solver=solver).features
+        np.testing.assert_allclose(out, one, atol=2e-6)
+    assert tr.numeric_leaves(lambda x, y: x) is None
+    assert tr.numeric_leaves(tr.Uniform()) is None
