@@ -21,8 +21,8 @@ _INPUTS = frozenset({"pixel_values_videos", "video_grid_thw", "second_per_grid_t
 
 
 _LM_ATTENTION = 5e-6
-"""Attention of the language model starts from the tower's output: the noise of two float32 towers (1e-6 on tokens) comes
-on top of the model's own (5e-7 for either side against float64); measured up to 1.8e-6."""
+"""Attention of the language model starts from the tower's output: the noise of two float32 towers (1e-6 on tokens)
+comes on top of the model's own (5e-7 for either side against float64); measured up to 1.8e-6."""
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "needs"))
@@ -124,7 +124,7 @@ def qwen_vl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozens
     @functools.cache
     def levels() -> np.ndarray:
         found = video().evidence["features_deepstack"]
-        return np.asarray(spread_levels(found.reshape(-1, *found.shape[2:]), rows))
+        return np.asarray(spread_levels(found.reshape(-1, *found.shape[2:]), jnp.asarray(rows)))
 
     added = levels if config.vision.taps else None
     stages = _vision_stages(loaded, patches, grid, video, golden)
