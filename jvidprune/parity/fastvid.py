@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.ops import newline
@@ -12,13 +13,13 @@ from jvidprune.ops.saliency import PoolingHead, mean_query_attention, pooling_he
 from jvidprune.ops.similarity import distance_from_gram, frame_gram
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.reducers.base import apply_plan
-from jvidprune.reducers.fastvid import FastVID, FastVIDBudget
+from jvidprune.reducers.fastvid import FastVID, FastVIDBudget, Variant
 from jvidprune.tokens import Plan, Reduced, VideoTokens
 
 TOKENS = 1e-4
 SCORES = 2e-4
 
-_VARIANTS = {
+_VARIANTS: dict[str, Variant] = {
     "llava_onevision": "llava_onevision",
     "llava_video": "llava_video",
     "qwen25vl": "qwen2_5_vl",
@@ -116,7 +117,7 @@ def _with_newlines(golden: Golden, video: VideoTokens, plan: Plan, reduced: Redu
     yield exact("is_newline", is_newline, golden["is_newline"])
     yield exact("is_anchor", merged[source], golden["is_anchor"])
     yield exact("sequence_index", np.asarray(arranged.position[:count]), golden["sequence_index"])
-    tokens = np.asarray(newline.sequence(arranged, reduced.tokens, np.asarray(golden["newline"])))
+    tokens = np.asarray(newline.sequence(arranged, reduced.tokens, jnp.asarray(golden["newline"])))
     yield close("tokens", tokens[:count], golden["tokens"], TOKENS)
 
 
@@ -133,7 +134,9 @@ def _densities(golden: Golden, reducer: FastVID, video: VideoTokens) -> Iterator
     @jax.jit
     def peaks(x: jax.Array, free: jax.Array) -> tuple[jax.Array, jax.Array]:
         distance = distance_from_gram(frame_gram(x), x.shape[-1])
-        rho = jax.vmap(lambda d, f: density(d, f, reducer.neighbours, max_neighbours=reducer.neighbours))(distance, free)
+        rho = jax.vmap(lambda d, f: density(d, f, reducer.neighbours, max_neighbours=reducer.neighbours))(
+            distance, free
+        )
         return rho, jax.vmap(lambda d, f, r: separation(d, f, r, break_ties=False))(distance, free, rho)
 
     rho, delta = (np.take_along_axis(np.asarray(v), filtered, 1) for v in peaks(video.features, free))
@@ -151,10 +154,10 @@ def compare_head(golden: Golden) -> Iterator[Row]:
     )  # fmt: skip
     weights = [golden[f"weight.{name}"] for name in names]
     weights[2] = weights[2].reshape(-1)
-    head = PoolingHead(*(jax.numpy.asarray(weight) for weight in weights))
+    head = PoolingHead(*(jnp.asarray(weight) for weight in weights))
     config = golden.config
     pooled, attention = pooling_head_attention(
-        golden["hidden"], head, heads=config["heads"], eps=config.get("eps", 1e-6)
+        jnp.asarray(golden["hidden"]), head, heads=config["heads"], eps=config.get("eps", 1e-6)
     )
     yield close("global_features", pooled, golden["global_features"], 1e-5, 1e-5)
     yield close("attention", attention[:, None, :], golden["attention"], 1e-6)
@@ -168,7 +171,8 @@ def compare_head(golden: Golden) -> Iterator[Row]:
 def compare_pseudo_cls(golden: Golden) -> Iterator[Row]:
     """Attention of the mean query after the rotary embedding."""
     steps = golden.config["thw"][0]
-    q, k = (rotate_half(golden[name], golden["cos"], golden["sin"]) for name in ("q", "k"))
+    q, k, cos, sin = (jnp.asarray(golden[name]) for name in ("q", "k", "cos", "sin"))
+    q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
     q, k = (v.reshape(steps, -1, *v.shape[1:]) for v in (q, k))
     unit = q.shape[1] // golden["attention"].shape[1]
     yield close("attention", mean_query_attention(q, k, unit=unit), golden["attention"], 1e-5)

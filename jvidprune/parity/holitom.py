@@ -181,7 +181,7 @@ def compare_temporal(golden: Golden) -> Iterator[Row]:
 def compare_spatial(golden: Golden) -> Iterator[Row]:
     """Density-peak clusters of one set; most attended tokens of a stack of frames."""
     for name, g, c in cases(golden):
-        ratio = jnp.asarray(fraction_words(np.float64(c["ratio"])))
+        ratio = jnp.asarray(fraction_words(np.asarray(c["ratio"], np.float64)))
         x = jnp.asarray(g["features"])
         if "attention" in g:
             kept = int(ceil_product(ratio, jnp.int32(x.shape[1])))
@@ -271,11 +271,12 @@ def _whole_decoder(golden: Golden, in_place: bool) -> Iterator[Row]:
         @jax.jit
         def run(decoder: Decoder, embeds: jax.Array, inner: Inner) -> tuple[Any, ...]:
             cache = decoder.empty_cache(1, inner.capacities(slots.size, 0), inner.boundaries)
-            read = decoder.read(embeds[None], slots, valid, cache, inner=inner)
-            x, last = embeds[None], np.full((1, 1), slots.size - 1)
+            places, every = jnp.asarray(slots), jnp.asarray(valid)
+            read = decoder.read(embeds[None], places, every, cache, inner=inner)
+            x, last = embeds[None], jnp.full((1, 1), slots.size - 1)
             for layer in range(c["k"]):
                 causal = reducer.probe_causal or layer < c["k"] - 1
-                x, _ = decoder.run(x, decoder.step(slots, valid), layer, layer + 1, causal=causal, rows=last)
+                x, _ = decoder.run(x, decoder.step(places, every), layer, layer + 1, causal=causal, rows=last)
             return read, decoder.norm(read.hidden), x
 
         read, last, before = run(decoder, embeds, inner)

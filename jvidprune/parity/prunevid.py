@@ -1,6 +1,7 @@
 """PruneVid's golden files: the stage before the language model and the selection inside it."""
 
 from collections.abc import Iterator
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jvidprune.tokens import Plan, Reduced, VideoTokens
 
 TOKENS = 1e-4
 
-_BUDGETING = {"pllava": "clusters", "stop": "retention"}
+_BUDGETING: dict[str, Literal["retention", "clusters"]] = {"pllava": "clusters", "stop": "retention"}
 
 
 def is_prunevid(golden: Golden) -> bool:

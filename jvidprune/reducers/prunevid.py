@@ -5,7 +5,7 @@ where `selected_layer` is set; a plan's `diagnostics["block"]` names the block o
 """
 
 import dataclasses
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -206,7 +206,7 @@ class PruneVid(StagedReducer):
         is_dynamic = real[:, None] & ~static.member[jnp.minimum(ids, most - 1)]
         penalty = jnp.zeros((frames, n)) if adjusted is None else adjusted.anchor_penalty
         dynamic = over_frames(self._set, x, is_dynamic, penalty)
-        return PruneVidShared(raw, label, ids, length, start, similarity, static, dynamic, real)
+        return PruneVidShared(raw, label, ids, length, start, similarity, static, cast(_Sets, dynamic), real)
 
     def _frame_labels(self, x: Float[Array, "T N D"], real: Bool[Array, "T"]) -> Int[Array, "T"]:
         frames, _, dim = x.shape
