@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.reducers.base import apply_plan
+from jvidprune.parity.planned import planned
 from jvidprune.reducers.dycoke import DyCoke, DynamicPruning
 from jvidprune.tokens import VideoTokens
 
@@ -30,7 +31,7 @@ def compare_selection(golden: Golden) -> Iterator[Row]:
     reducer = DyCoke()
     budget = reducer.budget_of(video.layout(), float(golden.config["k"]))
     capacity = reducer.count(video.layout(), int(budget.keep))
-    plan = reducer.decide(reducer.prepare(video, capacity=capacity), budget, capacity=capacity)
+    plan, reduced = planned(reducer, video, budget, capacity=capacity)
     similarity = np.asarray(plan.diagnostics["similarity"])
     yield close("similarity_pairs", similarity[1::2], golden["similarity_pairs"], 1e-5)
     if "similarity_quads" in golden.arrays:
@@ -40,7 +41,6 @@ def compare_selection(golden: Golden) -> Iterator[Row]:
     yield exact("tokens_per_frame", np.bincount(ids // tokens, minlength=frames), golden["tokens_per_frame"])
     yield exact("index", ids, golden["index"])
     if "tokens" in golden.arrays:
-        reduced = apply_plan(reducer, plan, video)
         yield close("tokens", np.asarray(reduced.tokens)[: int(plan.count)], golden["tokens"], 0.0)
 
 
@@ -54,9 +54,9 @@ def compare_decoding(golden: Golden) -> Iterator[Row]:
         layer=int(config.get("layer", 3)),
         threshold=float(config["threshold"]),
     )
-    state, read, cosines = policy.init(), [], []
+    state, read, cosines, step = policy.init(), [], [], jax.jit(policy.step)
     for rows, length in zip(golden["rows"], golden["row_length"], strict=True):
-        state, mask, cosine = policy.step(state, rows, int(length))
+        state, mask, cosine = step(state, rows, int(length))
         read.append(np.asarray(mask))
         cosines.append(float(cosine))
     yield close("similarity", cosines, golden["similarity"], 1e-5)

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
+from jvidprune.parity.planned import planned
 from jvidprune.reducers.evs import EVS, EVSBudget, keep_count, media_positions, prompt_positions
 from jvidprune.tokens import VideoTokens
 
@@ -24,7 +24,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     yield exact("keep", keep, golden["keep"])
     reducer = EVS()
     video = VideoTokens.create(features, grid=grid)
-    plan = reducer.decide(reducer.prepare(video, capacity=keep), EVSBudget(np.int32(keep)), capacity=keep)
+    plan, _ = planned(reducer, video, EVSBudget(np.int32(keep)), capacity=keep)
     ids = np.asarray(plan.ids)[: int(plan.count)]
     dissimilarity = np.asarray(plan.diagnostics["dissimilarity"])
     yield close("dissimilarity", dissimilarity, golden["dissimilarity"], 1e-6)
@@ -40,7 +40,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     if "frame_counts" in golden.arrays:
         yield exact("frame_counts", np.bincount(ids // tokens, minlength=frames), golden["frame_counts"])
     if "order" in golden.arrays:
-        yield _order(np.asarray(jnp.argsort(plan.diagnostics["rank"]))[:keep], golden)
+        yield _order(np.argsort(np.asarray(plan.diagnostics["rank"]))[:keep], golden)
     if "kept_positions" in golden.arrays:
         yield from _positions(ids, golden)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.reducers.base import apply_plan
+from jvidprune.parity.planned import planned
 from jvidprune.reducers.holov import HoloV
 from jvidprune.tokens import VideoTokens
 
@@ -36,9 +36,7 @@ def compare(golden: Golden) -> Iterator[Row]:
         yield exact("num_crops", rule.crops, min(crops, length))
 
     capacity = sequences * keep
-    plan = reducer.decide(
-        reducer.prepare(video, capacity=capacity), reducer.budget_of(length, keep, crops), capacity=capacity
-    )
+    plan, reduced = planned(reducer, video, reducer.budget_of(length, keep, crops), capacity=capacity)
     found = {name: np.asarray(value) for name, value in plan.diagnostics.items()}
     existing = golden["crop_scores"].shape[1]
     yield close("crop_scores", found["crop_scores"][:, :existing], golden["crop_scores"], 0.0, SCORES)
@@ -46,7 +44,6 @@ def compare(golden: Golden) -> Iterator[Row]:
         yield close("crop_weights", found["crop_weights"][:, :existing], golden["crop_weights"], 0.0, SCORES)
     yield exact("quota", found["quota"][:, :existing], golden["quota"])
 
-    reduced = apply_plan(reducer, plan, video)
     ids = np.asarray(reduced.index).reshape(sequences, keep)
     yield exact("indices", np.where(ids == frames * tokens, -1, ids), golden["indices"])
     if "tokens" in golden.arrays:

@@ -6,6 +6,7 @@ import numpy as np
 
 from jvidprune.ops import newline
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
+from jvidprune.parity.planned import planned
 from jvidprune.reducers.vidcom2 import VidCom2
 from jvidprune.tokens import Plan, VideoTokens
 
@@ -34,7 +35,7 @@ def _variant(golden: Golden, variant: str) -> Iterator[Row]:
     ratio = float(config["ratio"])
     budget = reducer.budget_of(video.layout(), ratio, float(config.get("vllm_q", 1.0 - ratio)))
     capacity = frames * tokens
-    plan = reducer.decide(reducer.prepare(video, capacity=capacity), budget, capacity=capacity)
+    plan, _ = planned(reducer, video, budget, capacity=capacity)
     found = {name: np.asarray(value) for name, value in plan.diagnostics.items()}
     ids = np.asarray(plan.ids)[: int(plan.count)]
     counts = np.bincount(ids // tokens, minlength=frames)

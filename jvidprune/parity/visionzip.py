@@ -10,7 +10,7 @@ from jvidprune.ops import newline
 from jvidprune.ops.pool import pool_tokens
 from jvidprune.ops.sink import SinkRule
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.reducers.base import apply_plan
+from jvidprune.parity.planned import planned
 from jvidprune.reducers.visionzip import VisionZip
 from jvidprune.tokens import Plan, Reduced, VideoTokens
 
@@ -49,9 +49,7 @@ def run(
     sink = None
     if golden.config.get("variant") == "stop":
         sink = SinkRule(mu_s=golden.config["mu_s"], gamma=golden.config["gamma"], blocked=20)
-    shared = reducer.prepare(video, capacity=capacity, sink=sink)
-    plan = reducer.decide(shared, budget, capacity=capacity)
-    return plan, apply_plan(reducer, plan, video), video
+    return *planned(reducer, video, budget, capacity=capacity, sink=sink), video
 
 
 def choices(plan: Plan, golden: Golden, tokens: int, dominant: int, contextual: int, *, local: bool) -> Iterator[Row]:
