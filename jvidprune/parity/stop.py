@@ -202,18 +202,15 @@ def _details(
         case "fastvid":
             yield from _fastvid(wanted, d, shared, reducer)
         case "flashvid":
-            yield (
-                exact("segment_lengths", np.bincount(d["segments"]), wanted["segment_lengths"])
-                if ("segment_lengths" in wanted)
-                else exact("frames", len(d["segments"]), frames)
-            )
-            if "selected" in wanted:
-                picked = np.asarray(shared.order)[:, : int(wanted["num_selected"])]
-                yield exact("selected", np.sort(picked, axis=1), np.sort(wanted["selected"], axis=1))
             if "num_selected" in wanted:
                 budget = reducer.budget(video.layout(), config["ratio"])
                 yield exact("num_selected", budget.n_select, wanted["num_selected"])
                 yield exact("num_merged", budget.n_merge, wanted["num_merged"])
+            if "segment_lengths" in wanted:
+                yield exact("segment_lengths", np.bincount(d["segments"]), wanted["segment_lengths"])
+            if "selected" in wanted:
+                picked = np.asarray(shared.order)[:, : int(wanted["num_selected"])]
+                yield exact("selected", np.sort(picked, axis=1), np.sort(wanted["selected"], axis=1))
         case "holitom":
             yield from _holitom(wanted, d, video, plan)
         case "qwen25vl":
