@@ -68,13 +68,16 @@ def main(out: Path = Path("new_ot_cost.png"), frames: int = 16, dim: int = 64, s
     for name, values in zip(COSTS, kept, strict=True):
         print(name.ljust(16) + "".join(f"{value:8.4f}" for value in values))
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, x, y in zip(COSTS, achieved, kept, strict=True):
-        axes.plot(x, y, marker="o", label=name)
-    axes.set(xlabel="retained ratio", ylabel="mean cosine to the nearest output token", title="AOT with three costs")
-    axes.grid(alpha=0.3)
-    axes.legend()
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(achieved[0], kept[0], marker="o", label="AOT")
+    left.set(xlabel="retained ratio", ylabel="mean cosine to the nearest output token")
+    for number, name in enumerate(COSTS):
+        right.plot(achieved[number], 1e3 * (kept[number] - kept[0]), marker="o", label=name)
+    right.set(xlabel="retained ratio", ylabel="difference to AOT's cost, in thousandths")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend()
     figure.savefig(out, dpi=120)
     print(f"wrote {out}")
 
