@@ -86,8 +86,8 @@ class Cut:
       settings: of the rule; static.
     """
 
-    table: Int[Array | np.ndarray, "Q"]
-    seed: Int[Array | np.ndarray, ""]
+    table: Int[Array, "Q"]
+    seed: Int[Array, ""]
     layer: int = dataclasses.field(metadata=_STATIC)
     rule: str = dataclasses.field(metadata=_STATIC)
     capacity: int | None = dataclasses.field(metadata=_STATIC)
@@ -210,11 +210,11 @@ class DecodePolicy:
       mode: see `ops.inner_decode.choose_reading`; static.
     """
 
-    video: Bool[Array | np.ndarray, "B M"]
-    keep: Int[Array | np.ndarray, "B"]
-    previous: Float[Array | np.ndarray, "B M"]
-    kept: Bool[Array | np.ndarray, "B M"]
-    started: Bool[Array | np.ndarray, ""]
+    video: Bool[Array, "B M"]
+    keep: Int[Array, "B"]
+    previous: Float[Array, "B M"]
+    kept: Bool[Array, "B M"]
+    started: Bool[Array, ""]
     layer: int = dataclasses.field(metadata=_STATIC)
     threshold: float = dataclasses.field(default=0.9, metadata=_STATIC)
     mode: DecodeMode = dataclasses.field(default="official", metadata=_STATIC)
@@ -252,9 +252,9 @@ class Inner:
     """
 
     cuts: tuple[Cut, ...]
-    visual: Bool[Array | np.ndarray, "B S"]
-    asking: Bool[Array | np.ndarray, "B S"]
-    block: Int[Array | np.ndarray, "B S"]
+    visual: Bool[Array, "B S"]
+    asking: Bool[Array, "B S"]
+    block: Int[Array, "B S"]
     policy: DecodePolicy | None = None
     asking_rows: int = dataclasses.field(default=0, metadata=_STATIC)
 
@@ -300,8 +300,8 @@ class Inner:
             if stage.rule == DECODE_RULE:
                 continue
             settings = dict(stage.settings)
-            seed = np.int32(settings.pop("seed", 0))
-            table = kept_table(slots, stage.keep, settings.pop("rounding", "ceil"), settings.pop("count", None))
+            seed: Any = np.int32(settings.pop("seed", 0))
+            table: Any = kept_table(slots, stage.keep, settings.pop("rounding", "ceil"), settings.pop("count", None))
             # floor is superadditive: whatever the blocks, they keep no more than one block of all tokens would.
             length, count = length - count + table[count], table[count]
             if compact:
@@ -311,7 +311,9 @@ class Inner:
             cuts.append(Cut(table, seed, stage.layer, stage.rule, capacity, tuple(settings.items())))
         policy = [_policy(stage, visual) for stage in acting if stage.rule == DECODE_RULE]
         rows = int(asking.sum(axis=1).max())
-        return cls(tuple(cuts), visual, asking, block, policy[0] if policy else None, rows)
+        rows = rows if bucket is None else bucket(rows)
+        roles: dict[str, Any] = {"visual": visual, "asking": asking, "block": block}
+        return cls(tuple(cuts), **roles, policy=policy[0] if policy else None, asking_rows=rows)
 
     @property
     def boundaries(self) -> tuple[int, ...]:
@@ -361,8 +363,9 @@ def _policy(stage: InnerStage, visual: np.ndarray) -> DecodePolicy:
     counts = video.sum(axis=1)
     table = kept_table(visual.shape[1], stage.keep, "floor")
     settings = {name: value for name, value in stage.settings if name in ("threshold", "mode")}
-    empty = np.zeros(visual.shape, np.float32)
-    return DecodePolicy(video, table[counts], empty, video, np.zeros((), bool), layer=stage.layer, **settings)
+    nothing: Any = np.zeros(visual.shape, np.float32)
+    arrays: tuple[Any, ...] = (video, table[counts], nothing, video, np.zeros((), bool))
+    return DecodePolicy(*arrays, layer=stage.layer, **settings)
 
 
 def _check(stages: Sequence[InnerStage]) -> None:

@@ -125,6 +125,6 @@ class LlavaOnevision(nnx.Module):
         """One decoding step, see `Decoder.decode`."""
         return self.lm.decode(tokens, cache)
 
-    def empty_cache(self, batch: int, capacity: int, **options: Any) -> Cache:
-        """A cache for `batch` prompts of at most `capacity` tokens, answers included."""
+    def empty_cache(self, batch: int, capacity: int | tuple[int, ...], **options: Any) -> Cache:
+        """A cache for `batch` prompts of at most `capacity` tokens (of each segment), answers included."""
         return self.lm.empty_cache(batch, capacity, **options)
