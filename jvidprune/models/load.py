@@ -40,6 +40,10 @@ def _is_llava_onevision(config: Mapping[str, Any]) -> bool:
     return _is_lmms_lab(config) and not _has_video_layout(config)
 
 
+def _is_llava_video(config: Mapping[str, Any]) -> bool:
+    return _is_lmms_lab(config) and _has_video_layout(config)
+
+
 def _is_lmms_lab(config: Mapping[str, Any]) -> bool:
     return bool(_names(config) & {"llava_qwen", "LlavaQwenForCausalLM"})
 
@@ -60,6 +64,7 @@ def _is_qwen3_vl(config: Mapping[str, Any]) -> bool:
 
 FAMILIES: dict[str, Family] = {
     "llava_onevision": Family("llava_onevision", _is_llava_onevision),
+    "llava_video": Family("llava_video", _is_llava_video),
     "qwen2_5_vl": Family("qwen2_5_vl", _is_qwen2_5_vl),
     "qwen3_vl": Family("qwen3_vl", _is_qwen3_vl),
 }

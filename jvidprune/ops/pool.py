@@ -1,4 +1,4 @@
-"""Spatial pooling of token grids as the LLaVA towers do it: 2x2 bilinear (ceil) or 2x2 average (floor)."""
+"""Spatial pooling of token grids as the LLaVA towers do it: 2x2 bilinear (ceil), 2x2 average or maximum (floor)."""
 
 import functools
 from typing import Literal
@@ -10,22 +10,22 @@ from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
 
-PoolKind = Literal["bilinear", "average", "none"]
+PoolKind = Literal["bilinear", "average", "max", "none"]
 
 
 def pooled_side(side: int, kind: PoolKind) -> int:
-    """Side of the pooled grid: 27 -> 14 (bilinear), 13 (average), 27 (none)."""
+    """Side of the pooled grid: 27 -> 14 (bilinear), 13 (average, max), 27 (none)."""
     if kind == "bilinear":
         return -(-side // 2)
-    if kind == "average":
+    if kind in ("average", "max"):
         return side // 2
     if kind == "none":
         return side
-    raise JvidpruneError(f"unknown pooling {kind!r}; known: bilinear, average, none.")
+    raise JvidpruneError(f"unknown pooling {kind!r}; known: bilinear, average, max, none.")
 
 
 def find_pooling(grid: tuple[int, int], pooled: tuple[int, int]) -> PoolKind:
-    """The pooling that turns one grid into the other; on even sides bilinear and average are the same.
+    """The linear pooling that turns one grid into the other; on even sides bilinear and average are the same.
 
     Raises:
       JvidpruneError: none does.
@@ -41,7 +41,7 @@ def find_pooling(grid: tuple[int, int], pooled: tuple[int, int]) -> PoolKind:
 
 @functools.lru_cache
 def pooling_matrix(side: int, kind: PoolKind) -> np.ndarray:
-    """(pooled side, side) float32 weights of one axis.
+    """(pooled side, side) float32 weights of one axis, for the linear kinds.
 
     bilinear: half-pixel centres, no antialiasing, edges clamped; average: mean of two neighbours, an odd last row is
     dropped.
@@ -74,6 +74,10 @@ def pool_tokens(x: Float[Array, "T M ..."], grid: tuple[int, int], kind: PoolKin
     if kind == "none":
         return x
     h, w = grid
+    if kind == "max":
+        cells = x.reshape(x.shape[0], h, w, -1)[:, : h // 2 * 2, : w // 2 * 2]
+        cells = cells.reshape(x.shape[0], h // 2, 2, w // 2, 2, -1).max(axis=(2, 4))
+        return cells.reshape(x.shape[0], (h // 2) * (w // 2), *x.shape[2:])
     rows, columns = jnp.asarray(pooling_matrix(h, kind)), jnp.asarray(pooling_matrix(w, kind))
     image = x.reshape(x.shape[0], h, w, -1).astype(jnp.float32)
     # Rows first: the larger intermediate is avoided and each einsum is one matmul a frame.

@@ -217,8 +217,15 @@ def _qwen_vl(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str
     return qwen_vl_stages(loaded, golden)
 
 
+def _llava_video(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
+    from jvidprune.parity.models_llava_video import llava_video_stages
+
+    return llava_video_stages(loaded, golden)
+
+
 _FAMILIES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]]] = {
     "llava_onevision": _llava_onevision,
+    "llava_video": _llava_video,
     "qwen2_5_vl": _qwen_vl,
     "qwen3_vl": _qwen_vl,
 }
