@@ -279,6 +279,7 @@ class AOT(StagedReducer):
             inter = self._inter(shared, budget, y, used, cells[chosen], clips)
             diagnostics |= {f"inter_{name}": value for name, value in inter._asdict().items() if name != "mix"}
             diagnostics["segments"] = clips.ids
+            diagnostics["link"] = aot_inter.strongest_links(inter, used, cells[chosen], clips, geometry.cells)
             own = jnp.where(clips.key[:, None], used & ~(self.drop_original & clips.merges[:, None]), inter.keep)
             merged = (clips.last & clips.merges)[:, None] & used[clips.lead]
             mix = inter.mix

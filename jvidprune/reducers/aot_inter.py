@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops.segment import segment_ids
+from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import cosine_from_gram, dot_f32, squared_norms
 from jvidprune.ops.transport import Projection, Rows, TransportResult, blend, cost_matrix, normalise_plan
 from jvidprune.reducers.aot_intra import weigh
@@ -117,6 +118,18 @@ def step(anchors: Rows, sources: Rows, parts: ClipParts) -> Step:
     own, taken = blend(weight, parts.scale)
     moved = own[:, None] * anchors.features + weigh(taken.T, sources.features)
     return Step(moved, taken, 1.0 / own, keep, score, result)
+
+
+def strongest_links(
+    inter: "Inter", used: Bool[Array, "T n"], cell: Int[Array, "T n"], clips: Clips, cells: int
+) -> Int[Array, "T*P"]:
+    """For every merged token the anchor that took most of it, as frame * P + cell; -1 for all others."""
+    frames = jnp.arange(used.shape[0], dtype=jnp.int32)[:, None]
+    moved = used & ~inter.keep & (clips.later & clips.merges)[:, None] & (cell < cells)
+    anchor = jnp.take_along_axis(cell[clips.lead], first_argmax(inter.plan), axis=1)
+    total = used.shape[0] * cells
+    links = jnp.full(total + 1, -1, jnp.int32)
+    return links.at[jnp.where(moved, frames * cells + cell, total)].set(clips.lead[:, None] * cells + anchor)[:total]
 
 
 class Inter(NamedTuple):

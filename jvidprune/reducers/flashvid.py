@@ -279,12 +279,14 @@ class FlashVID(StagedReducer):
         size = jnp.zeros(frames * n + 1, jnp.int32).at[centre_of].add(1)
         weight = 1.0 / (size[target] * trees.divisor.reshape(-1)[trees.root])
         merged = (assign == jnp.arange(n)).reshape(-1)
+        linked = jnp.where(trees.linked, first - n + trees.parent, -1)
         diagnostics = {
             "segments": shared.segments,
             "transition": shared.transition,
             "selected": picks,
             "similarity": trees.similarity,
-            "parent": jnp.where(trees.linked, first - n + trees.parent, -1),
+            "parent": linked,
+            "link": linked,
             "raised_threshold": trees.raised,
             "candidate": trees.candidate,
             "divisor": trees.divisor,

@@ -240,6 +240,9 @@ class OTTVid(StagedReducer):
             root_id, dropped = _roots(self_id, matched, parent, absorbed)
             alive = alive & ~dropped
             diagnostics |= extra
+            parent_id = jnp.take_along_axis(self_id[:-1], parent, axis=1)
+            child = jnp.where(matched, self_id[1:], total)
+            diagnostics["link"] = jnp.full(total + 1, -1, jnp.int32).at[child].set(parent_id)[:total]
         diagnostics["root"] = root_id
         root_id = jnp.where(alive, root_id, total)
         size = jnp.zeros(total + 1, jnp.float32).at[root_id.reshape(-1)].add(1.0)

@@ -4,12 +4,13 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.ops.sink import SinkRule
+from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.reducers import presets
 from jvidprune.reducers.base import MethodInfo, StagedReducer
 from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens
@@ -37,6 +38,18 @@ _BASE_SETTINGS: dict[str, dict[str, Any]] = {
 _KAPPA = 0.3
 _BLOCKED = 20
 _STATIC_THRESHOLD = 0.8
+
+
+class SToPShared(NamedTuple):
+    """Ratio-independent work.
+
+    Attributes:
+      base: the base's own.
+      score: (T, N) float32 sink scores over the whole video, zeros for a base without attention.
+    """
+
+    base: Any
+    score: Float[Array, "T N"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +181,9 @@ class SToP(StagedReducer):
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
         """The base's shared work under the sink rule; for a reducer without stages, the adjusted video itself."""
         rule = self.rule if sink is None else sink
+        return SToPShared(self._prepare_base(video, rule, capacity), self._scores(video, rule))
+
+    def _prepare_base(self, video: VideoTokens, rule: SinkRule, capacity: int) -> Any:
         if not isinstance(self.base, StagedReducer):
             return adjust_video(video, rule, self.base.needs)
         if "sink" in inspect.signature(self.base.prepare).parameters:
@@ -175,10 +191,20 @@ class SToP(StagedReducer):
         return self.base.prepare(adjust_video(video, rule, self.base.needs), capacity=capacity)
 
     def decide(self, shared: Any, budget: Budget, *, capacity: int) -> Plan:
-        """The base's decisions."""
+        """The base's decisions, with the sink scores of the whole video among the diagnostics."""
         if isinstance(self.base, StagedReducer):
-            return self.base.decide(shared, budget, capacity=capacity)
-        return self.base.plan(shared, budget, capacity=capacity)
+            plan = self.base.decide(shared.base, budget, capacity=capacity)
+        else:
+            plan = self.base.plan(shared.base, budget, capacity=capacity)
+        return plan._replace(diagnostics=plan.diagnostics | {"sink_score": shared.score})
+
+    def _scores(self, video: VideoTokens, rule: SinkRule) -> Float[Array, "T N"]:
+        frames, tokens, _ = video.features.shape
+        for name in sorted(self.base.needs):
+            if name.startswith("attention_") and video.evidence[name].shape == (frames, tokens):
+                groups = jnp.zeros(frames, jnp.int32)
+                return sink_scores(video.evidence[name], groups, video.frame_mask, rule.gamma)
+        return jnp.zeros((frames, tokens), jnp.float32)
 
     @property
     def apply(self) -> Callable[[Plan, VideoTokens], Reduced] | None:

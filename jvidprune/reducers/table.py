@@ -14,15 +14,26 @@ _MARK = "<!-- methods-table -->"
 
 def markdown() -> str:
     """One row a method: paper, evidence, nesting, gradients, parity, quirks."""
-    head = ["method", "paper", "needs", "merges", "nested", "exact count", "gradients", "parity", "quirks of the reference"]
+    head = [
+        "method",
+        "paper",
+        "needs",
+        "merges",
+        "nested",
+        "exact count",
+        "gradients",
+        "parity",
+        "quirks kept by default",
+    ]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for name in presets.names():
         info, reducer = presets.info(name), presets.get(name)
         needs = ", ".join(f"`{evidence}`" for evidence in sorted(reducer.needs)) or "–"
-        paper = f"[{info.paper}](https://arxiv.org/abs/{info.paper})" if re.fullmatch(r"\d{4}\.\d{5}", info.paper) else "–"
+        published = re.fullmatch(r"\d{4}\.\d{5}", info.paper)
+        paper = f"[{info.paper}](https://arxiv.org/abs/{info.paper})" if published else "–"
         yes = ["yes" if flag else "no" for flag in (info.merges, info.nested, info.exact)]
         gradients = "kept and merged tokens" if info.merges else "kept tokens"
-        parity = "golden files" if paper != "–" else "control"
+        parity = "golden files" if published else "control"
         quirks = "; ".join(info.quirks) or "–"
         lines.append(" | ".join([f"`{name}` {info.title}", paper, needs, *yes, gradients, parity, quirks]))
     return "\n".join(f"| {line} |" for line in lines)
@@ -32,7 +43,7 @@ def rewrite(path: Path) -> None:
     """Replaces the table below the mark."""
     before, after = path.read_text(encoding="utf8").split(_MARK)
     rest = re.sub(r"\A\n*(\|.*\n)*", "", after)
-    path.write_text(f"{before}{_MARK}\n{markdown()}\n{rest if rest.startswith(chr(10)) else chr(10) + rest}", encoding="utf8")
+    path.write_text(f"{before}{_MARK}\n{markdown()}\n\n{rest.lstrip()}", encoding="utf8")
 
 
 if __name__ == "__main__":
