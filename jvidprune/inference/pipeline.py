@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.inference import qwen
+from jvidprune.inference.inner import prompt_inner
 from jvidprune.inference.prompt import template
 from jvidprune.inference.sequence import SlotMap, slot_map
 from jvidprune.inference.stages import Stage, StageClock
@@ -18,11 +20,12 @@ from jvidprune.models.generate import check_sampling, decode, prefill
 from jvidprune.models.load import LoadedModel, load_model
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange
+from jvidprune.reducers.base import inner_stages
 from jvidprune.reducers.base import reduce as reduce_video
 from jvidprune.reducers.presets import BACKBONES, from_text
 from jvidprune.tokens import Reduced, Reducer, VideoTokens
 from jvidprune.video.decode import Clip, read_frames
-from jvidprune.video.preprocess import llava_pixels
+from jvidprune.video.preprocess import Patches, llava_pixels
 from jvidprune.video.sampling import Rule
 
 UNTRAINED_MARK = "untrained"
@@ -40,6 +43,7 @@ class FamilySettings:
       frames: frames its published evaluations use.
       rule: frame sampling rule of `jvidprune.video.sampling`.
       pixels: (T, H, W, 3) uint8 frames and the model's config to what its tower reads.
+      woven: the prompt carries three-axis positions, time stamps and vision markers (the Qwen-VL families).
     """
 
     template: str
@@ -47,7 +51,8 @@ class FamilySettings:
     newline_rows: NewlineRows
     frames: int
     rule: Rule
-    pixels: Callable[[np.ndarray, Any], np.ndarray]
+    pixels: Callable[[np.ndarray, Any], np.ndarray | Patches]
+    woven: bool = False
 
 
 def _squashed(frames: np.ndarray, config: Any) -> np.ndarray:
@@ -56,6 +61,10 @@ def _squashed(frames: np.ndarray, config: Any) -> np.ndarray:
 
 FAMILIES: dict[str, FamilySettings] = {
     "llava_onevision": FamilySettings("qwen_1_5", "one_token", "all", 32, "llava_video_force", _squashed),
+    "llava_video": FamilySettings("qwen_1_5", "grid", "all", 64, "llava_video_force", _squashed),
+    # These have no newline embeddings: nothing stands behind the video.
+    "qwen2_5_vl": FamilySettings("qwen2_5_vl", "no_token", "all", 32, "qwen_utils", qwen.patches, woven=True),
+    "qwen3_vl": FamilySettings("qwen3_vl", "no_token", "all", 32, "hf_qwen3", qwen.patches, woven=True),
 }
 
 
@@ -148,6 +157,9 @@ class VideoLLM:
           JvidpruneError: evidence this checkpoint cannot give.
         """
         pixels = self.settings.pixels(frames, self.loaded.config)
+        if isinstance(pixels, Patches):
+            rows, columns, frames = int(pixels.grid[1]), int(pixels.grid[2]), int(pixels.grid[0])
+            return _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (frames, rows, columns), needs)
         return _encode(self.loaded.model, jnp.asarray(pixels), needs)
 
     def reducer(self, text: str) -> Reducer:
@@ -172,8 +184,13 @@ class VideoLLM:
         valid = np.asarray(layout.valid)
         return np.where(np.asarray(layout.is_newline), -1, np.asarray(layout.source))[valid]
 
-    def lay_out(self, reduced: Reduced, video: VideoTokens, question: str, reserve: int) -> tuple[SlotMap, np.ndarray]:
-        """The slots of a prompt and its text ids (before, then after)."""
+    def lay_out(
+        self, reduced: Reduced, video: VideoTokens, question: str, reserve: int, clip: Clip | None = None
+    ) -> tuple[SlotMap, np.ndarray]:
+        """The slots of a prompt and its text ids in order; families that write time read it from `clip`."""
+        if self.settings.woven:
+            prompt = template(self.settings.template)
+            return qwen.weave(self.tokenizer, self.loaded.config, prompt, video, reduced, question, clip, reserve)
         before, after = (self.tokenizer.encode(text) for text in template(self.settings.template).parts(question))
         rows = self.visual_rows(reduced, video)
         slots = slot_map(
@@ -193,8 +210,11 @@ class VideoLLM:
         top_p: float = 1.0,
         seed: int = 0,
         clock: StageClock | None = None,
+        clip: Clip | None = None,
     ) -> Answer:
         """Answers one question about encoded tokens; call it again with the same `video` for another question.
+
+        `clip` is what was encoded; the Qwen-VL families take the times of its frames into the prompt.
 
         Raises:
           JvidpruneError: an impossible ratio or budget, or a prompt longer than the model's positions.
@@ -202,16 +222,32 @@ class VideoLLM:
         clock = clock or StageClock()
         check_sampling(max_new_tokens, temperature, top_p)
         with clock("reduce") as stage:
-            reduced = jax.block_until_ready(reduce_video(reducer, video, ratio))
+            inner = inner_stages(reducer, ratio)
+            blocks = any(stage.rule == "text_in_blocks" for stage in inner)
+            reduced = jax.block_until_ready(reduce_video(reducer, video, ratio, diagnostics=blocks))
             stage.tokens = kept = int(reduced.count)
         with clock("prefill") as stage:
-            slots, text = self.lay_out(reduced, video, question, max_new_tokens)
+            slots, text = self.lay_out(reduced, video, question, max_new_tokens, clip)
             model = self.loaded.model
             embeds = _assemble(model, jnp.asarray(text), reduced.tokens, jnp.asarray(slots.source))
             size = len(slots.source)
-            positions = np.minimum(np.arange(size), slots.length - 1)
             valid = slots.valid[None]
-            logits, cache = prefill(model, embeds[None], positions[None], valid, capacity=size + max_new_tokens - 1)
+            stages = prompt_inner(
+                inner,
+                slots,
+                len(text),
+                newline=self.settings.newline,
+                layers=self.loaded.config.text.layers,
+                block=np.asarray(reduced.diagnostics["block"]) if "block" in reduced.diagnostics else None,
+            )
+            options: dict[str, Any] = {} if stages is None else {"inner": stages}
+            if slots.next_position is not None:
+                options["next_position"] = np.asarray([slots.next_position], np.int32)
+            levels = qwen.kept_levels(video, reduced, slots, len(text))
+            if levels is not None:
+                options["added"] = levels
+            capacity = size + max_new_tokens - 1
+            logits, cache = prefill(model, embeds[None], slots.rotary, valid, capacity=capacity, **options)
             jax.block_until_ready(logits)
             stage.tokens = slots.length
         with clock("generate") as stage:
@@ -247,7 +283,15 @@ def _encode(model: Any, pixels: jax.Array, needs: frozenset[str]) -> VideoTokens
     return model.encode(pixels, needs)
 
 
+@functools.partial(jax.jit, static_argnames=("grid", "needs"))
+def _encode_grid(model: Any, patches: jax.Array, grid: tuple[int, int, int], needs: frozenset[str]) -> VideoTokens:
+    return model.encode(patches, grid, needs)
+
+
 @jax.jit
 def _assemble(model: Any, text: jax.Array, tokens: jax.Array, source: jax.Array) -> jax.Array:
-    table = [model.embed_text(text), model.newline[None], tokens]
+    words = model.embed_text(text)
+    # A family without newline embeddings has a row that no slot points at.
+    newline = getattr(model, "newline", None)
+    table = [words, jnp.zeros_like(words[:1]) if newline is None else newline[None], tokens]
     return jnp.concatenate([part.astype(table[0].dtype) for part in table])[source]

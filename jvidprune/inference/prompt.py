@@ -28,6 +28,12 @@ TEMPLATES: dict[str, PromptTemplate] = {
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
         "\n{question}<|im_end|>\n<|im_start|>assistant\n",
     ),
+    # Chat templates of the Qwen-VL families, without the vision markers, which stand around each video block.
+    "qwen2_5_vl": PromptTemplate(
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
+        "{question}<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "qwen3_vl": PromptTemplate("<|im_start|>user\n", "{question}<|im_end|>\n<|im_start|>assistant\n"),
     # Chat template shipped with the llava-hf checkpoints: a space after the role, no system turn.
     "llava_hf": PromptTemplate("<|im_start|>user ", "\n{question}<|im_end|><|im_start|>assistant\n"),
 }

@@ -78,8 +78,8 @@ def ask(
         llm = open_model(model, console)
         method = llm.reducer(reducer)
         clock = StageClock(console.start)
-        _, video = read_video(path, llm, method.needs, model, clock, console)
-        return llm.ask(video, question, reducer=method, ratio=ratio, clock=clock, **sampling)
+        clip, video = read_video(path, llm, method.needs, model, clock, console)
+        return llm.ask(video, question, reducer=method, ratio=ratio, clock=clock, clip=clip, **sampling)
 
 
 def draw_reduction(
@@ -101,20 +101,22 @@ def draw_reduction(
                 decisions.append(decide(method, video, ratio))
                 stage.tokens = decisions[-1].count
         console.start("drawing")
-        labels = [f"{time:.2f} s" for time in clip.timestamps]
+        # A grid frame of Qwen stands for a pair of frames and is drawn on the first.
+        every = -(-len(clip.frames) // video.features.shape[0])
+        frames, labels = clip.frames[::every], [f"{time:.2f} s" for time in clip.timestamps[::every]]
         with atomic_output(out) as part:
             if out.suffix.lower() == ".html":
                 page = reduction_page(
-                    clip.frames,
+                    frames,
                     decisions,
                     labels,
                     title=f"What {_listing([d.method for d in decisions])} {'keep' if len(decisions) > 1 else 'keeps'}",
-                    subtitle=f"{path.name if path else 'generated clip'} · {len(clip.frames)} frames of "
+                    subtitle=f"{path.name if path else 'generated clip'} · {len(frames)} frames of "
                     f"{video.grid[0]}×{video.grid[1]} tokens · {llm.loaded.family} · retention ratio {ratio:.0%}",
                 )
                 part.write_text(page, encoding="utf8")
             else:
-                write_picture(part, clip.frames, decisions, labels, lambda p, film: write_mp4(p, film, 4.0))
+                write_picture(part, frames, decisions, labels, lambda p, film: write_mp4(p, film, 4.0))
     rows = [
         {
             "method": decision.method,
@@ -126,7 +128,7 @@ def draw_reduction(
         for decision in decisions
     ]
     stages = [dataclasses.asdict(stage) for stage in clock.stages]
-    return {"out": str(out), "frames": len(clip.frames), "methods": rows, "stages": stages}
+    return {"out": str(out), "frames": len(frames), "methods": rows, "stages": stages}
 
 
 def decide(method: Reducer, video: VideoTokens, ratio: float) -> Decision:

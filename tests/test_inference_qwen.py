@@ -1,0 +1,154 @@
+"""From frames to an answer with the Qwen-VL families: prompts, positions of kept tokens, time stamps, DeepStack."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jvidprune import reducers
+from jvidprune.inference import qwen
+from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.inference.prompt import template
+from jvidprune.models import generate
+from jvidprune.models.positions import prompt_pieces
+from jvidprune.models.qwen_vl import spread_levels
+from jvidprune.reducers.base import reduce
+from jvidprune.video.decode import Clip
+
+ROOT = Path(__file__).parent / "golden" / "models"
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
+PAD = 256 + SPECIAL.index("<|video_pad|>")
+
+
+def tokenizer():
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    return made
+
+
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
+def llm(request, tmp_path_factory):
+    """The golden checkpoint with a vocabulary of bytes and the markers of a prompt."""
+    folder = tmp_path_factory.mktemp("model")
+    tensors = load_file(ROOT / request.param / "model.safetensors")
+    config = json.loads((ROOT / request.param / "config.json").read_text())
+    for name, value in tensors.items():
+        if "embed_tokens" in name or "lm_head" in name:
+            tensors[name] = np.concatenate([value, value[:100] * 1.1])
+    config.get("text_config", config)["vocab_size"] = 300
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config | {"video_token_id": PAD}))
+    tokenizer().save(str(folder / "tokenizer.json"))
+    return VideoLLM.load(folder)
+
+
+@pytest.fixture(scope="module")
+def clip():
+    """Five frames of a file of 50 frames at 10 a second: three grid frames, the last frame twice."""
+    rng = np.random.default_rng(0)
+    indices = np.array([0, 12, 24, 37, 49])
+    return Clip(rng.integers(0, 256, (5, 80, 120, 3), dtype=np.uint8), indices, indices / 10, 10.0, 50)
+
+
+@pytest.fixture(scope="module")
+def video(llm, clip):
+    return llm.encode(clip.frames, frozenset({"attention_last"}))
+
+
+def whole_prompt(llm, video, question):
+    """The prompt of one string, as the processor writes it."""
+    frames, tokens = video.features.shape[:2]
+    block = "<|vision_start|>{}<|vision_end|>"
+    if llm.loaded.family == "qwen2_5_vl":
+        shown = block.format("<|video_pad|>" * frames * tokens)
+    else:
+        stamps = ["<0.6 seconds>", "<3.0 seconds>", "<4.9 seconds>"]
+        shown = "".join(text + block.format("<|video_pad|>" * tokens) for text in stamps)
+    before, after = template(llm.settings.template).parts(question)
+    return np.array(llm.tokenizer.encode(before + shown + after))
+
+
+def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, clip, video):
+    model, config, ratio = llm.loaded.model, llm.loaded.config, 0.2
+    reducer = reducers.get("attention_topk")
+    answer = llm.ask(video, "What?", reducer=reducer, ratio=ratio, max_new_tokens=4, clip=clip)
+
+    ids = whole_prompt(llm, video, "What?")
+    visual = ids == PAD
+    grid = (3, 2 * video.grid[0], 2 * video.grid[1])
+    # Two of five frames in five seconds: 2 s a grid step.
+    where = config.positions(prompt_pieces(ids, PAD, config.blocks(grid, 2.0)))
+    reduced = reduce(reducer, video, ratio)
+    index = np.sort(np.asarray(reduced.index)[np.asarray(reduced.valid)])
+    keep = np.sort(np.concatenate([np.flatnonzero(~visual), np.flatnonzero(visual)[index]]))
+    rows = np.where(visual, np.cumsum(visual) - 1, -1)
+    embeds = jnp.where(
+        visual[:, None], video.features.reshape(-1, 64)[np.maximum(rows, 0)], model.embed_text(jnp.asarray(ids))
+    )
+    options = {"next_position": np.array([where.next], np.int32)}
+    if llm.loaded.family == "qwen3_vl":
+        levels = video.evidence["features_deepstack"].reshape(-1, 2, 64)
+        options["added"] = spread_levels(levels, jnp.asarray(rows[None]))[:, :, keep]
+    valid = np.ones((1, len(keep)), bool)
+    expected = generate(
+        model, embeds[None, keep], where.ids[:, None, keep], valid, max_new_tokens=4, eos_ids=llm.eos_ids, **options
+    )
+    found = [int(i) for i in np.asarray(expected)[0] if i >= 0 and i not in llm.eos_ids]
+    assert list(answer.token_ids) == found
+    assert (answer.kept, answer.visual, answer.prompt) == (len(index), int(visual.sum()), len(keep))
+
+    slots, text = llm.lay_out(reduced, video, "What?", 4, clip)
+    np.testing.assert_array_equal(slots.positions[:, : slots.length], where.ids[:, keep])
+    np.testing.assert_array_equal(text, ids[~visual])
+
+
+def test_levels_of_merged_tokens_are_gathered_or_weighed(llm, clip, video):
+    reducer, ratio = reducers.get("flashvid", method="attn_div", min_segments=1), 0.3
+    reduced = reduce(reducer, video, ratio)
+    slots, text = llm.lay_out(reduced, video, "What?", 4, clip)
+    gathered = qwen.kept_levels(video, reduced, slots, len(text))
+    if llm.loaded.family == "qwen2_5_vl":
+        assert gathered is None
+        return
+    capacity = reduced.index.shape[0]
+    weighed = qwen.merged_levels(reducer, video, ratio, slots, len(text), capacity=capacity)
+    rows = slots.source[: slots.length] - len(text) - 1
+    flat = np.asarray(video.evidence["features_deepstack"]).reshape(-1, 2, 64)
+    same, index = np.asarray(reduced.mass) == 1, np.asarray(reduced.index)
+    for slot, row in enumerate(rows):
+        if row < 0:
+            assert not gathered[:, 0, slot].any()
+            continue
+        np.testing.assert_array_equal(gathered[:, 0, slot], flat[index[row]])
+        if same[row]:
+            np.testing.assert_allclose(weighed[:, 0, slot], flat[index[row]], atol=1e-6)
+    assert np.abs(np.asarray(weighed) - np.asarray(gathered)).max() > 1e-3
+
+
+def test_without_a_clip_time_is_what_the_processors_assume(llm, video):
+    reduced = reduce(reducers.get("attention_topk"), video, 0.2)
+    slots, text = llm.lay_out(reduced, video, "?", 4)
+    if llm.loaded.family == "qwen3_vl":
+        assert "<0.0 seconds>" in llm.tokenizer.decode(text)
+        return
+    times = np.unique(slots.positions[0, slots.visual[0] : slots.visual[1]])
+    assert np.diff(times).tolist() == [2, 2]
+
+
+def test_jit_sees_one_shape_for_many_ratios(llm, video, clip):
+    reducer = reducers.get("attention_topk")
+    sizes = set()
+    for ratio in (0.1, 0.11, 0.12):
+        slots, _ = llm.lay_out(reduce(reducer, video, ratio), video, "What?", 4, clip)
+        sizes.add(len(slots.source))
+    assert len(sizes) == 1
+    assert jax.tree.leaves(slots.rotary)[0].shape == (3, 1, len(slots.source))
