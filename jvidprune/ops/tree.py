@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.ops.compact import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32
 
@@ -194,9 +193,10 @@ def _gram_of(rows: Float[Array, "N D"], wanted: Bool[Array, "N"], size: int) -> 
     """Inner products of the wanted rows, at most `size` of them, in their places."""
     if size == rows.shape[0]:
         return dot_f32(rows, rows)
+    n = rows.shape[0]
     place = jnp.cumsum(wanted) - 1
-    source, _, _ = compact(wanted, size)
-    few = rows[jnp.minimum(source, rows.shape[0] - 1)]
+    source = jnp.zeros(size, jnp.int32).at[jnp.where(wanted, place, size)].set(jnp.arange(n), mode="drop")
+    few = rows[source]
     product = dot_f32(few, few)
     place = jnp.clip(place, 0, size - 1)
     return product[place[:, None], place[None, :]]
