@@ -118,9 +118,7 @@ def _pairs(values: Any, run: Mapping[str, Any], mask: np.ndarray) -> np.ndarray:
 
 def _intra(golden: Golden) -> Iterator[Row]:
     for name, case in _cases(golden).items():
-        video = _video(
-            *(golden[f"{name}_{key}"] for key in ("features", "attn_shallow", "attn_deep")), case, "bilinear"
-        )
+        video = _video(golden, name, case, "bilinear")
         cost = TokenCost(w_pos=float(case["spatial_weight"]))
         reducer = _reducer(case, inter=False, cost=cost, nearest=float(case["nearest_weight"]))
         run = _run(reducer, video)

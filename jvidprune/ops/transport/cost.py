@@ -139,4 +139,4 @@ def _whole(rows: Rows) -> Float[Array, "n W"]:
 def _pairwise(cost_fn: Any, x: Array, y: Array) -> Array:
     from ott.geometry import pointcloud
 
-    return pointcloud.PointCloud(x, y, cost_fn=cost_fn, epsilon=1.0).cost_matrix
+    return jnp.asarray(pointcloud.PointCloud(x, y, cost_fn=cost_fn, epsilon=1.0).cost_matrix)
