@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout
+from jvidprune.ops.facility import facility_order
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
 from jvidprune.parity import ottvid as parity
 from jvidprune.reducers import presets
-from jvidprune.reducers.ottvid import OTTVid, facility_order, split_removals
+from jvidprune.reducers.ottvid import OTTVid
+from jvidprune.reducers.ottvid_pairs import split_removals
 
 PAPER = OTTVid(iterations=40)
 
@@ -221,7 +223,7 @@ def test_a_capacity_always_leaves_room_for_its_own_budget(frames, tokens, ratio,
 def test_too_small_a_capacity_shows_in_the_count():
     video = checks.make_video()
     budget = PAPER.budget(video.layout(), 0.5)
-    plan = PAPER.plan(video, budget, capacity=10)
+    plan = jax.jit(lambda v: PAPER.plan(v, budget, capacity=10))(video)
     assert int(plan.count) > 10
 
 
@@ -257,7 +259,7 @@ def test_a_sink_rule_lowers_the_weight_of_sinks():
     attention = np.array(video.evidence["attention_last"]) * 0.01
     attention[:, 3] = 1.0
     video = jvidprune.VideoTokens.create(video.features, {"attention_last": attention}, grid=video.grid)
-    shared = PAPER.prepare(video, capacity=30, sink=SinkRule(mu_s=1.0))
+    shared = jax.jit(lambda v: PAPER.prepare(v, capacity=30, sink=SinkRule(mu_s=1.0)))(video)
     assert np.asarray(shared.attention)[:, 3].max() < 0.01
     assert (np.asarray(shared.attention) >= 0).all()
 

@@ -5,13 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.ops import newline
 from jvidprune.ops.cluster import peak_scores
 from jvidprune.ops.sink import sink_scores
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.reducers.base import StagedReducer, apply_plan
+from jvidprune.reducers.base import apply_plan
 from jvidprune.reducers.fastvid import FastVID
 from jvidprune.reducers.flashvid import FlashVID
 from jvidprune.reducers.holitom import HoliTom
@@ -55,11 +56,12 @@ def _compare_sink(golden: Golden) -> Iterator[Row]:
     for name in _prefixes(golden):
         attention = golden[f"{name}_attention"]
         frames = len(attention)
-        ours = sink_scores(attention, np.zeros(frames, np.int32), np.ones(frames, bool), _config(golden, name)["gamma"])
+        groups, mask = jnp.zeros(frames, jnp.int32), jnp.ones(frames, bool)
+        ours = sink_scores(jnp.asarray(attention), groups, mask, _config(golden, name)["gamma"])
         yield close(f"{name}_sink", np.asarray(ours)[0], golden[f"{name}_sink"], 2e-6)
 
 
-def _base(config: dict[str, Any]) -> StagedReducer:
+def _base(config: dict[str, Any]) -> Any:
     grid = config.get("newline", "one_token") == "grid"
     match config["base"]:
         case "visionzip":
@@ -95,7 +97,7 @@ def _tau(config: dict[str, Any]) -> float:
     return config.get("tau", 0.8)
 
 
-def _reducer(config: dict[str, Any]) -> StagedReducer:
+def _reducer(config: dict[str, Any]) -> Any:
     base = _base(config)
     if config.get("without_stop", False) or config["base"] == "qwen25vl":
         return base
@@ -133,7 +135,7 @@ def _compare_runs(golden: Golden) -> Iterator[Row]:
             budget, capacity = reducer.budget(layout, config["ratio"]), reducer.capacity(layout, config["ratio"])
 
         def both(
-            video: VideoTokens, budget: Any, reducer: StagedReducer = reducer, capacity: int = capacity
+            video: VideoTokens, budget: Any, reducer: Any = reducer, capacity: int = capacity
         ) -> tuple[Any, Plan, Reduced]:
             shared = reducer.prepare(video, capacity=capacity)
             plan = reducer.decide(shared, budget, capacity=capacity)
@@ -164,7 +166,7 @@ def _sequence(
     if not steady:
         yield exact(f"{prefix} count", count, len(tokens), "ties: tokens are not compared")
         return
-    vector = np.full(video.features.shape[-1], NEWLINE, np.float32)
+    vector = jnp.full(video.features.shape[-1], NEWLINE, jnp.float32)
     ours = np.asarray(newline.sequence(laid, reduced.tokens, vector))[:count]
     ours_ids = np.append(np.asarray(places), -1)[np.asarray(laid.source)[:count]]
     if ids is not None:
@@ -179,7 +181,7 @@ def _details(
     golden: Golden,
     prefix: str,
     config: dict[str, Any],
-    reducer: StagedReducer,
+    reducer: Any,
     video: VideoTokens,
     shared: Any,
     plan: Plan,
@@ -189,7 +191,7 @@ def _details(
     frames = len(video.features)
     if "sink" in wanted and isinstance(reducer, SToP):
         segmented = config["base"] == "flashvid"
-        groups = d["segments"] if segmented else np.zeros(frames, np.int32)
+        groups = jnp.asarray(d["segments"]) if segmented else jnp.zeros(frames, jnp.int32)
         attention = video.evidence["attention_last"]
         adjusted = reducer.rule.adjust(attention, groups, video.frame_mask)
         score = np.asarray(sink_scores(attention, groups, video.frame_mask, config["gamma"]))

@@ -7,16 +7,24 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import similarity
 from jvidprune.ops.compact import ascending_plan
+from jvidprune.ops.facility import coverage_weights, facility_order
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.ottvid_pairs import (
+    centroids,
+    cross_cosine,
+    locality_cost,
+    pair_weights,
+    roots,
+    split_removals,
+)
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 
@@ -218,9 +226,9 @@ class OTTVid(StagedReducer):
         columns = jnp.take_along_axis(cosine, order[:, :, None], axis=1)
         norms = jnp.maximum(jnp.sqrt(squared), 1e-12)
         weight = pair_weights(x, norms, rounded=self.model_dtype_pair_weight)
-        cross = _cross_cosine(x, order, norms)
+        cross = cross_cosine(x, order, norms)
         grid = video.grid if self.centroid_grid is None else self.centroid_grid
-        return OTTVidShared(order, columns, cross, weight, attention, _centroids(tokens, grid), video.frame_mask)
+        return OTTVidShared(order, columns, cross, weight, attention, centroids(tokens, grid), video.frame_mask)
 
     def decide(self, shared: OTTVidShared, budget: OTTVidBudget, *, capacity: int) -> Plan:
         """Stage 2 on the prefix of the greedy order; see the specification's sections 4.2 to 4.8 for each step."""
@@ -237,7 +245,7 @@ class OTTVid(StagedReducer):
         root_id, alive = self_id, valid & shared.frame_mask[:, None]
         if frames > 1 and self.temporal:
             matched, parent, absorbed, extra = self._match(shared, budget, place, position, kept)
-            root_id, dropped = _roots(self_id, matched, parent, absorbed)
+            root_id, dropped = roots(self_id, matched, parent, absorbed)
             alive = alive & ~dropped
             diagnostics |= extra
             parent_id = jnp.take_along_axis(self_id[:-1], parent, axis=1)
@@ -269,7 +277,7 @@ class OTTVid(StagedReducer):
         valid = jnp.arange(steps) < kept
         cosine = jnp.take_along_axis(shared.cross, place[:-1, :, None], axis=1)
         cosine = jnp.take_along_axis(cosine, place[1:, None, :], axis=2)
-        cost = _locality_cost(cosine, shared.pair_weight, shared.centroids[position])
+        cost = locality_cost(cosine, shared.pair_weight, shared.centroids[position])
         mass = self._mass(shared, place, position, kept)
         normal = mass / jnp.maximum(mass.sum(-1, keepdims=True), 1e-12)
         # The switch at 0.05 belongs to the reference: the two forms round differently.
@@ -277,7 +285,9 @@ class OTTVid(StagedReducer):
         plan = solve(cost, normal[:-1], normal[1:], self.epsilon, self.iterations)
         difficulty = jnp.sum(plan * cost, axis=(-2, -1))
         pairs = shared.frame_mask[1:] & shared.frame_mask[:-1]
-        budgets = split_removals(difficulty, pairs, budget.removals, jnp.maximum(kept - 1, 0), self.budget_temperature)
+        budgets = split_removals(
+            difficulty, pairs, jnp.asarray(budget.removals), jnp.maximum(kept - 1, 0), self.budget_temperature
+        )
         score = jnp.where(valid, jnp.max(plan, axis=-2), -jnp.inf)
         # Rows are unrestricted, so the reference's descending walk over plan entries is a top-k of column maxima.
         parent = first_argmax(jnp.swapaxes(jnp.where(valid[:, None], plan, -jnp.inf), -1, -2))
@@ -330,147 +340,7 @@ class OTTVid(StagedReducer):
         return jax.nn.softmax(jnp.where(valid, -scaled / self.mass_temperature, -jnp.inf), axis=-1)
 
 
-def coverage_weights(attention: Float[Array, "T N"]) -> Float[Array, "T N"]:
-    """Saliency normalised inside each frame."""
-    return attention / (jnp.sum(attention, -1, keepdims=True) + 1e-8)
-
-
-def facility_order(cosine: Float[Array, "T N N"], weight: Float[Array, "T N"], steps: int) -> Int[Array, "T steps"]:
-    """Greedy maximisation of sum_i weight_i * max_j cosine_ij over chosen j, per frame; the prefix of any budget.
-
-    Args:
-      cosine: symmetric similarities; negative ones never count.
-      weight: weight of covering each token.
-      steps: tokens to choose, static.
-
-    Returns:
-      (T, steps) int32 in the order of choice, equal gains by index.
-    """
-    tokens = cosine.shape[-1]
-
-    def frame(similar, weight):
-        def step(state, _):
-            covered, taken = state
-            gain = jnp.matmul(jnp.maximum(similar - covered, 0.0), weight, precision=lax.Precision.HIGHEST)
-            best = jnp.minimum(first_argmax(jnp.where(taken, -jnp.inf, gain)), tokens - 1)
-            return (jnp.maximum(covered, similar[best]), taken | (jnp.arange(tokens) == best)), best
-
-        start = jnp.zeros_like(weight), jnp.zeros(tokens, bool)
-        return lax.scan(step, start, None, length=steps)[1]
-
-    return similarity.over_frames(frame, cosine, weight)
-
-
-def pair_weights(x: Float[Array, "T N D"], norms: Float[Array, "T N"], *, rounded: bool) -> Float[Array, "P"]:
-    """alpha in [0.5, 1]: how much the feature term weighs against the distance, larger the less neighbours agree."""
-    frames = x.shape[0]
-    if frames < 2:
-        return jnp.zeros(0, jnp.float32)
-
-    def step(value):
-        return value.astype(x.dtype).astype(jnp.float32) if rounded else value
-
-    cosine = step(_same_position_inner(x) / jnp.maximum(norms[:-1] * norms[1:], 1e-8))
-    change = step(jnp.clip(step(1.0 - step(cosine.mean(-1))), 0.0, 1.0))
-    return step(0.5 + step(0.5 * change))
-
-
-def split_removals(
-    difficulty: Float[Array, "P"],
-    active: Bool[Array, "P"],
-    removals: Int[Array, ""],
-    cap: Int[Array, ""],
-    temperature: float,
-) -> Int[Array, "P"]:
-    """Splits the removals over frame pairs, cheap ones first: softmax shares by largest remainder, in rounds.
-
-    Args:
-      difficulty: transport cost of each pair.
-      active: pairs of real frames.
-      removals: tokens to remove in all; what fits nowhere is given up.
-      cap: most removals of one pair.
-      temperature: of the softmax.
-    """
-
-    def rounds(state):
-        given, active, left, _ = state
-        share = jax.nn.softmax(jnp.where(active, -difficulty / temperature, -jnp.inf)) * left
-        share = jnp.where(active, share, 0.0)
-        whole = jnp.floor(share)
-        rest = left - whole.sum().astype(jnp.int32)
-        extra = active & (rank_descending(jnp.where(active, share - whole, -1.0)) < rest)
-        quota = whole.astype(jnp.int32) + extra
-        give = jnp.where(active, jnp.minimum(quota, cap - given), 0)
-        given = given + give
-        # A negative remainder (float rounding) may hand out more than is left; the reference lets it.
-        left = jnp.sum(quota - give)
-        return given, active & (given < cap), left, give.sum()
-
-    def more(state):
-        _, active, left, moved = state
-        return (left > 0) & active.any() & (moved > 0)
-
-    zeros = jnp.zeros(difficulty.shape, jnp.int32)
-    start = (zeros, active, jnp.asarray(removals, jnp.int32), jnp.int32(1))
-    return lax.while_loop(more, rounds, start)[0]
-
-
-def _same_position_inner(x: Float[Array, "T N D"]) -> Float[Array, "P N"]:
-    frames, tokens, dim = x.shape
-    lanes = next(size for size in (64, 32, 16, 8, 4, 2, 1) if dim % size == 0)
-
-    def pair(a, b):
-        product = a.astype(jnp.float32) * b.astype(jnp.float32)
-        # Two-step sum: the inner one runs over a leading axis and vectorises on CPU.
-        return product.reshape(tokens, dim // lanes, lanes).sum(1).sum(-1)
-
-    if jax.default_backend() == "cpu":
-        return lax.map(lambda t: pair(x[t], x[t + 1]), jnp.arange(frames - 1))
-    return jax.vmap(pair)(x[:-1], x[1:])
-
-
-def _cross_cosine(x: Float[Array, "T N D"], order: Int[Array, "T K"], norms: Float[Array, "T N"]) -> Array:
-    """(T-1, K, K) cosine of chosen token i of frame t with chosen token j of frame t + 1."""
-    frames, steps = order.shape
-    if frames < 2:
-        return jnp.zeros((0, steps, steps), jnp.float32)
-    chosen = jnp.take_along_axis(x, order[:, :, None], axis=1)
-    size = jnp.take_along_axis(norms, order, axis=1)
-    gram = jnp.swapaxes(similarity.neighbour_gram(chosen), -1, -2)
-    return gram / (size[:-1, :, None] * size[1:, None, :])
-
-
-def _centroids(tokens: int, grid: tuple[int, int]) -> Float[Array, "N 2"]:
-    rows, columns = np.divmod(np.arange(tokens), grid[1])
-    places = np.stack([rows / max(1, grid[0] - 1), columns / max(1, grid[1] - 1)], axis=-1)
-    return jnp.asarray(places.astype(np.float32))
-
-
-def _locality_cost(cosine: Array, pair_weight: Array, places: Float[Array, "T K 2"]) -> Float[Array, "P K K"]:
-    gap = places[:-1, :, None] - places[1:, None, :]
-    distance = jnp.sqrt(jnp.sum(gap * gap, axis=-1)) / jnp.sqrt(jnp.float32(2.0))
-    alpha = pair_weight[:, None, None]
-    return alpha * (1.0 - jnp.maximum(cosine, 0.0)) + (1.0 - alpha) * distance
-
-
 def _mark(position: Int[Array, "T K"], valid: Bool[Array, "T K"], tokens: int) -> Bool[Array, "T N"]:
     rows = jnp.arange(position.shape[0])[:, None]
     marks = jnp.zeros((position.shape[0], tokens + 1), bool)
     return marks.at[rows, jnp.where(valid, position, tokens)].set(True)[:, :tokens]
-
-
-def _roots(
-    self_id: Int[Array, "T K"], matched: Bool[Array, "P K"], parent: Int[Array, "P K"], absorbed: Bool[Array, "P K"]
-) -> tuple[Int[Array, "T K"], Bool[Array, "T K"]]:
-    """Global id at the end of each token's parent chain, and whether that end is a dropped child."""
-
-    def frame(before, now):
-        own, matched, parent, absorbed = now
-        root, dropped = before
-        after = jnp.where(absorbed, root[parent], own), jnp.where(absorbed, dropped[parent], matched)
-        return after, after
-
-    first = self_id[0], jnp.zeros(self_id.shape[1], bool)
-    _, later = lax.scan(frame, first, (self_id[1:], matched, parent, absorbed))
-    root, dropped = (jnp.concatenate([start[None], rest]) for start, rest in zip(first, later, strict=True))
-    return root, dropped
