@@ -1,22 +1,23 @@
 """One compiled call from a video and explicit counts to the plan and its tokens, as the comparers need it."""
 
 import functools
+from typing import Any
 
 import jax
 
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import StagedReducer, apply_plan
+from jvidprune.reducers.base import apply_plan
 from jvidprune.tokens import Budget, Plan, Reduced, VideoTokens
 
 
 @functools.partial(jax.jit, static_argnames=("reducer", "capacity"))
 def planned(
-    reducer: StagedReducer, video: VideoTokens, budget: Budget, *, capacity: int, sink: SinkRule | None = None
+    reducer: Any, video: VideoTokens, budget: Budget, *, capacity: int, sink: SinkRule | None = None
 ) -> tuple[Plan, Reduced]:
     """The plan with its diagnostics, and the reduced tokens.
 
     Args:
-      reducer: any staged reducer.
+      reducer: any `StagedReducer`.
       video: one video.
       budget: integers of the reducer's own kind, made from what a golden file states.
       capacity: static number of rows.
