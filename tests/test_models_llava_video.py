@@ -28,7 +28,7 @@ def raw():
 def test_every_layout_agrees_with_the_reference():
     (report,) = compare_model_folder(GOLDEN)
     keys = set(np.load(GOLDEN / "io.npz").files) - {"config", "frames_uint8", "input_ids"}
-    assert (report.family, {row.what for row in report.rows}) == ("llava_video", keys)
+    assert (report.method, {row.what for row in report.rows}) == ("llava_video", keys)
     assert [row for row in report.rows if row.verdict != "ok"] == []
 
 
