@@ -265,7 +265,6 @@ def _whole_decoder(golden: Golden, in_place: bool) -> Iterator[Row]:
     valid = np.ones(slots.shape, bool)
     reducer = HoliTom(inner_layer=c["k"], inner_dropped=c["r"], probe_causal=bool(c["probe_layer_is_causal"]))
     inner = Inner.create(reducer.inner, visual, valid, layers=c["layers"])
-    places, everywhere = jnp.asarray(slots), jnp.asarray(valid)
     with jax.default_matmul_precision("highest"):
         decoder = decoder_of({k.removeprefix("w."): v for k, v in golden.arrays.items() if k.startswith("w.")}, text)
 
