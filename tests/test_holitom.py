@@ -241,8 +241,10 @@ def test_gradients_are_those_of_the_frozen_plan():
 def test_a_sink_rule_leaves_windows_alone_and_moves_what_is_static():
     video = make_video()
     reducer, total = HoliTom(tau=0.7), video.layout().total
-    budget = reducer.budget(video.layout(), 0.5)
+    # At a larger share every static token is a centre, and a penalty could move none.
+    budget = reducer.budget(video.layout(), 0.25)
 
+    @jax.jit
     def plan(sink):
         return reducer.decide(reducer.prepare(video, capacity=total, sink=sink), budget, capacity=total)
 
