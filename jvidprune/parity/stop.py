@@ -16,7 +16,7 @@ from jvidprune.reducers.base import apply_plan
 from jvidprune.reducers.fastvid import FastVID
 from jvidprune.reducers.flashvid import FlashVID
 from jvidprune.reducers.holitom import HoliTom
-from jvidprune.reducers.stop import SToP
+from jvidprune.reducers.stop import SToP, SToPShared
 from jvidprune.reducers.stop_qwen import VisionZipQwen
 from jvidprune.reducers.visionzip import VisionZip
 from jvidprune.tokens import Plan, Reduced, VideoTokens
@@ -139,7 +139,8 @@ def _compare_runs(golden: Golden) -> Iterator[Row]:
         ) -> tuple[Any, Plan, Reduced]:
             shared = reducer.prepare(video, capacity=capacity)
             plan = reducer.decide(shared, budget, capacity=capacity)
-            return shared, plan, apply_plan(reducer, plan, video)
+            own = shared.base if isinstance(shared, SToPShared) else shared
+            return own, plan, apply_plan(reducer, plan, video)
 
         shared, plan, reduced = jax.jit(both)(video, budget)
         steady = config.get("stable_under_1e-5", True)
