@@ -49,12 +49,10 @@ def video_tokens(config: Config, reducer: Reducer) -> VideoTokens:
     t, n, m, d = config.frames, config.grid**2, config.unpooled_grid**2, config.dim
 
     def tokens(count: int) -> np.ndarray:
-        scene = rng.normal(size=(1, count, d)).astype(np.float32)
-        noise = rng.normal(size=(t, count, d), dtype=np.float32)
+        scene = rng.standard_normal((1, count, d), np.float32)
+        noise = rng.standard_normal((t, count, d), np.float32)
         return (
-            scene
-            + 0.4 * noise
-            + (np.arange(t) >= t // 2)[:, None, None] * rng.normal(size=(1, 1, d)).astype(np.float32)
+            scene + 0.4 * noise + (np.arange(t) >= t // 2)[:, None, None] * rng.standard_normal((1, 1, d), np.float32)
         )
 
     def saliency(count: int) -> np.ndarray:

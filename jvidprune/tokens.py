@@ -133,7 +133,7 @@ class VideoTokens:
 
 
 class Plan(NamedTuple):
-    """Everything a reducer decided, independent of D: the same plan reduces features, position ids and DeepStack levels.
+    """What a reducer decided, independent of D: one plan reduces features, position ids and DeepStack levels alike.
 
     Shapes: K static capacity, A static slots (targets a token may contribute to; 0 for methods that only select).
 

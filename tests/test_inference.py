@@ -37,7 +37,9 @@ def test_slot_map_puts_every_part_in_its_place():
 
 
 def test_a_prompt_longer_than_the_models_positions_is_refused():
-    with pytest.raises(JvidpruneError, match=r"has 13 tokens \(10 visual\) and 8 may be generated, but .* has 20 positions"):
+    with pytest.raises(
+        JvidpruneError, match=r"has 13 tokens \(10 visual\) and 8 may be generated, but .* has 20 positions"
+    ):
         slot_map(2, 1, np.arange(10), max_positions=20, reserve=8)
 
 
@@ -130,7 +132,9 @@ def test_pictures_and_pages_hold_every_method_and_frame():
     frames = np.random.default_rng(0).integers(0, 256, (2, 24, 32, 3), dtype=np.uint8)
     sheet = contact_sheet(frames, [decision(), decision(np.ones(8, np.float32))], ["0 s", "1 s"], width=64, columns=2)
     assert sheet.shape[0] > 2 * 48
-    page = reduction_page(frames, [decision()], ["0 s", "</script>"], title="A <b> title", subtitle="s", extra="<p>end</p>")
+    page = reduction_page(
+        frames, [decision()], ["0 s", "</script>"], title="A <b> title", subtitle="s", extra="<p>end</p>"
+    )
     assert page.count("data:image/jpeg;base64,") == 2
     assert "A &lt;b&gt; title" in page
     assert page.count("</script>") == 1

@@ -1,4 +1,4 @@
-"""The README's promises: snippets that run as they stand, a table that matches the code, exactly two set-up commands."""
+"""The README's promises: snippets run as they stand, the table matches the code, there are two set-up commands."""
 
 import re
 from pathlib import Path
