@@ -122,7 +122,9 @@ class VideoTokens:
             if name not in ("text", "newline") and value.shape[0] != frames:
                 raise JvidpruneError(f"evidence {name!r} has {value.shape[0]} rows, but the video has {frames} frames.")
         mask = jnp.ones(frames, bool) if frame_mask is None else jnp.asarray(frame_mask, bool)
-        return cls(features, arrays, mask, tuple(grid), unpooled_grid and tuple(unpooled_grid))
+        # Grids are static jit data: lists would not hash.
+        wide = None if unpooled_grid is None else (unpooled_grid[0], unpooled_grid[1])
+        return cls(features, arrays, mask, (grid[0], grid[1]), wide)
 
     def layout(self, frames: int | None = None) -> Layout:
         """The static facts a budget is made from; `frames` is the number of real frames where padding follows them."""

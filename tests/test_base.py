@@ -133,3 +133,9 @@ def test_methods_are_written_with_their_settings_as_text():
         presets.from_text("flashvid:fast")
     with pytest.raises(JvidpruneError, match="Did you mean 'alpha'"):
         presets.from_text("flashvid:alhpa=1")
+
+
+def test_reduce_can_be_called_inside_jit():
+    tokens = video()
+    inside = jax.jit(lambda v: jvidprune.reduce(EveryNth(), v, 0.5))(tokens)
+    np.testing.assert_array_equal(inside.index, jvidprune.reduce(EveryNth(), tokens, 0.5).index)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jvidprune.errors import JvidpruneError
@@ -111,7 +112,7 @@ def check_video(reducer: Reducer, video: VideoTokens, *, finite: bool = True) ->
             f"{_name(reducer)} needs the evidence {', '.join(missing)}, which the video does not carry "
             f"(it has {', '.join(sorted(video.evidence)) or 'none'})."
         )
-    if not finite or isinstance(video.features, jax.core.Tracer):
+    if not finite or _on_host(video.frame_mask) is None:
         return
     for name, array in [("features", video.features), *((n, video.evidence[n]) for n in sorted(reducer.needs))]:
         bad = int(jnp.size(array) - jnp.isfinite(array).sum())
@@ -265,11 +266,23 @@ def _layout(video: VideoTokens) -> Layout:
     return video.layout(None if frames == video.features.shape[-3] else frames)
 
 
+def _on_host(array: jax.Array) -> np.ndarray | None:
+    """The values, or None while tracing."""
+    try:
+        return np.asarray(array)
+    except jax.errors.TracerArrayConversionError:
+        return None
+
+
 def _real_frames(mask: jax.Array) -> int:
-    frames = int(mask.sum())
+    known = _on_host(mask)
+    if known is None:
+        # Inside jit the mask has no values: the caller's frames all count as real.
+        return mask.shape[0]
+    frames = int(known.sum())
     if frames == 0:
         raise JvidpruneError("the video has no real frame: its frame mask is all False.")
-    if not bool(mask[:frames].all()):
+    if not known[:frames].all():
         raise JvidpruneError("padding frames must follow all real frames in the frame mask.")
     return frames
 
