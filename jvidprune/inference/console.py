@@ -54,7 +54,9 @@ class Console:
 
         def update(done: int, total: int | None = None) -> None:
             if self._progress is not None:
-                self._progress.update(task_id, completed=done, **({} if total is None else {"total": total}))
+                self._progress.update(task_id, completed=done)
+                if total is not None:
+                    self._progress.update(task_id, total=total)
 
         return update
 

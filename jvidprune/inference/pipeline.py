@@ -158,8 +158,8 @@ class VideoLLM:
         """
         pixels = self.settings.pixels(frames, self.loaded.config)
         if isinstance(pixels, Patches):
-            rows, columns, frames = int(pixels.grid[1]), int(pixels.grid[2]), int(pixels.grid[0])
-            return _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (frames, rows, columns), needs)
+            steps, rows, columns = (int(side) for side in pixels.grid)
+            return _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (steps, rows, columns), needs)
         return _encode(self.loaded.model, jnp.asarray(pixels), needs)
 
     def reducer(self, text: str) -> Reducer:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
@@ -116,7 +117,7 @@ def draw_reduction(
                 )
                 part.write_text(page, encoding="utf8")
             else:
-                write_picture(part, frames, decisions, labels, lambda p, film: write_mp4(p, film, 4.0))
+                write_picture(part, frames, decisions, labels, _save_film)
     rows = [
         {
             "method": decision.method,
@@ -129,6 +130,10 @@ def draw_reduction(
     ]
     stages = [dataclasses.asdict(stage) for stage in clock.stages]
     return {"out": str(out), "frames": len(frames), "methods": rows, "stages": stages}
+
+
+def _save_film(path: Path, film: np.ndarray) -> None:
+    write_mp4(path, film, 4.0)
 
 
 def decide(method: Reducer, video: VideoTokens, ratio: float) -> Decision:

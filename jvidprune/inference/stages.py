@@ -13,10 +13,10 @@ _compile_seconds = 0.0
 _listening = False
 
 
-def _on_duration(event: str, seconds: float, **_: Any) -> None:
+def _on_duration(event: str, duration_secs: float, **_: Any) -> None:
     global _compile_seconds
     if event.startswith("/jax/core/compile/"):
-        _compile_seconds += seconds
+        _compile_seconds += duration_secs
 
 
 def _listen() -> None:
@@ -83,6 +83,6 @@ def cache_folder() -> Path:
 
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk between runs, unless JAX was already told where to."""
-    if jax.config.jax_compilation_cache_dir is None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

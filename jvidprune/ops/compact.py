@@ -130,7 +130,7 @@ def combine(plan: Plan, x: Float[Array, "M D"]) -> Float[Array, "K D"]:
     if plan.row.shape[0] == 0:
         return jnp.where(plan.is_pick[:, None], picked, 0)
     capacity = plan.ids.shape[0]
-    total = row_sums(plan.row, plan.weight, x, capacity)
+    total = jnp.asarray(row_sums(plan.row, plan.weight, x, capacity))  # pyright: ignore[reportArgumentType]
     merged = jnp.where(plan.valid[:, None], total, 0.0).astype(x.dtype)
     return jnp.where(plan.is_pick[:, None], picked, merged)
 
@@ -177,7 +177,7 @@ def _looped_sums(capacity: int):
     def batched(axis_size, in_batched, row, weight, x):
         # A batched loop would select over the whole output at every step; a batched scatter also keeps shards apart.
         axes = tuple(0 if flag else None for flag in in_batched)
-        return jax.vmap(lambda *args: _scattered_sums(*args, capacity), axes)(row, weight, x), True
+        return jax.vmap(lambda r, w, v: _scattered_sums(r, w, v, capacity), axes)(row, weight, x), True
 
     return sums
 
@@ -190,7 +190,9 @@ def _row_sums_backward(capacity: int, saved, cotangent: Array):
     row, weight, x = saved
     padded = jnp.concatenate([cotangent, jnp.zeros_like(cotangent[:1])])
     spread = [padded[jnp.minimum(slot, capacity)] for slot in row]
-    to_x = sum(w[:, None] * g for w, g in zip(weight, spread, strict=True))
+    to_x = jnp.zeros(x.shape, jnp.float32)
+    for slot_weight, slot_spread in zip(weight, spread, strict=True):
+        to_x = to_x + slot_weight[:, None] * slot_spread
     to_weight = jnp.stack([jnp.sum(g * x.astype(jnp.float32), -1) for g in spread])
     return np.zeros(row.shape, jax.dtypes.float0), to_weight.astype(weight.dtype), to_x.astype(x.dtype)
 

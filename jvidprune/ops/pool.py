@@ -31,7 +31,9 @@ def find_pooling(grid: tuple[int, int], pooled: tuple[int, int]) -> PoolKind:
       JvidpruneError: none does.
     """
     kinds: tuple[PoolKind, ...] = ("none", "bilinear", "average")
-    results = {kind: (pooled_side(grid[0], kind), pooled_side(grid[1], kind)) for kind in kinds}
+    results: dict[PoolKind, tuple[int, int]] = {
+        kind: (pooled_side(grid[0], kind), pooled_side(grid[1], kind)) for kind in kinds
+    }
     for kind, result in results.items():
         if result == tuple(pooled):
             return kind
