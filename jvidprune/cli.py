@@ -12,7 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from jvidprune.errors import JvidpruneError
 
 if TYPE_CHECKING:
-    from jvidprune.inference.console import Console
+    from jvidprune.commands.console import Console
 
 app = tyro.extras.SubcommandApp()
 
@@ -31,7 +31,7 @@ class Output:
     """Show the traceback of an error."""
 
     def console(self) -> "Console":
-        from jvidprune.inference.console import Console
+        from jvidprune.commands.console import Console
 
         return Console(quiet=self.quiet or self.json)
 
@@ -81,7 +81,7 @@ def ask(
       top_p: share of probability that sampling draws from.
       seed: seed of sampling.
     """
-    from jvidprune.inference import run
+    from jvidprune.commands import run
 
     console = out.console()
     answer = run.ask(
@@ -120,7 +120,7 @@ def reduce(
       compare: several methods separated by commas, drawn side by side; replaces `reducer`.
       ratio: retention ratio in (0, 1].
     """
-    from jvidprune.inference import run
+    from jvidprune.commands import run
     from jvidprune.reducers.presets import split_texts
 
     console = out.console()
@@ -145,7 +145,7 @@ def clip(
       seed: equal seeds give equal clips.
       frames: length in frames.
     """
-    from jvidprune.inference import run
+    from jvidprune.commands import run
 
     record = run.make_clip(path, seed=seed, frames=frames)
     if out.json:
@@ -194,7 +194,7 @@ def parity(folder: Annotated[Path, Positional], /, *, model: bool = False, out: 
       folder: golden files; with `--model` a tiny checkpoint folder with io*.npz.
       model: the folder is a checkpoint.
     """
-    from jvidprune.inference.console import parity_tables
+    from jvidprune.commands.console import parity_tables
     from jvidprune.parity import run as parity_run
 
     reports = parity_run.reports(folder, model=model)

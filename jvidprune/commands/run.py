@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.commands.console import Console
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
-from jvidprune.inference.console import Console
 from jvidprune.inference.pipeline import Answer, VideoLLM
 from jvidprune.inference.stages import StageClock, cache_folder, enable_compilation_cache
 from jvidprune.models.generate import check_sampling
