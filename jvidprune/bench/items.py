@@ -1,0 +1,107 @@
+"""What a video question-answering task is made of: questions, items with a clip, and the protocol of a task."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, Protocol
+
+from jvidprune.video.decode import Clip
+
+Kind = Literal["choice", "short", "yes_no"]
+LETTERS = "ABCDEFGHIJ"
+
+POST_PROMPTS: Mapping[str, str] = {
+    "choice": "answer with the letter.",
+    "short": "answer with one word.",
+    "yes_no": "answer yes or no.",
+}
+"""Short instructions for a model of few words."""
+LMMS_POST_PROMPTS: Mapping[str, str] = {
+    "choice": "Answer with the option's letter from the given choices directly.",
+    "short": "Answer the question using a single word or phrase.",
+    "yes_no": "Answer the question using yes or no.",
+}
+"""Instructions as lmms-eval puts them after a question."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question about a clip.
+
+    Attributes:
+      id: unique in its task.
+      text: the bare question.
+      category: what it asks about; accuracies are reported for each.
+      kind: "choice" (answered by a letter), "yes_no", or "short" (answered by a word or two).
+      options: the choices in the order of their letters; for "yes_no" yes and no; for "short" the closed set of answers
+        that the question admits, never shown to the model, empty where there is none.
+      answer: the letter, "yes" or "no", or the word.
+    """
+
+    id: str
+    text: str
+    category: str
+    kind: Kind
+    options: tuple[str, ...]
+    answer: str
+
+    def prompt(self, post: Mapping[str, str] = POST_PROMPTS) -> str:
+        """What the model is asked: the question, options with letters on lines of their own, an instruction.
+
+        Args:
+          post: instruction for each kind, e.g. `POST_PROMPTS` or `LMMS_POST_PROMPTS`; an absent kind gets none.
+        """
+        lines = [self.text]
+        if self.kind == "choice":
+            lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=False)]
+        return "\n".join([*lines, post[self.kind]] if post.get(self.kind) else lines)
+
+    @property
+    def content(self) -> str:
+        """The answer in words: for "choice" the option that the letter stands for."""
+        return self.options[LETTERS.index(self.answer)] if self.kind == "choice" else self.answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A clip and what is asked about it.
+
+    Attributes:
+      id: unique in its task.
+      questions: one or more.
+      load: reads or draws the clip.
+    """
+
+    id: str
+    questions: tuple[Question, ...]
+    load: Callable[[], Clip]
+
+
+class Task(Protocol):
+    """Items that a model is measured on."""
+
+    @property
+    def name(self) -> str:
+        """Short name, as in tables."""
+        ...
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Categories of the questions, in the order of tables."""
+        ...
+
+    def chance(self, question: Question) -> float:
+        """Accuracy of a uniform guess among the admitted answers, 0 where answers are open."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Item: ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Settings that change results, as values that JSON can hold."""
+        ...
+
+
+def chance(question: Question) -> float:
+    """Accuracy of a uniform guess among a question's admitted answers, 0 where answers are open."""
+    return 1 / len(question.options) if question.options else 0.0

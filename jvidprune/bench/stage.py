@@ -1,0 +1,253 @@
+"""Staging: a clip from its focus, the category it is made for.
+
+A template of the focus decides what has to happen (k circles, a flash in a given second, a change of colour).
+Everything else is drawn so that no answer is likelier than another: colours and shapes from permutations, places and
+directions from a square without preferred sides.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int64
+
+from jvidprune.bench.world import COLOURS, DIRECTIONS, GREY, SHAPES, STILL, Knobs, Scene, Thing
+from jvidprune.video.drawing import BACKDROPS
+
+_SKIES = ((206, 210, 214), (214, 206, 194), (150, 154, 162), (104, 108, 116), (58, 60, 70), (188, 198, 186))
+# Layouts drawn at once, of which the first good one is taken.
+_LAYOUTS = 32
+
+
+def stage(rng: np.random.Generator, knobs: Knobs, focus: str, template: str) -> Scene:
+    """Decides what happens in a clip made for a template of its focus."""
+    cuts = _cuts(rng, knobs, template)
+    cast, flash = _cast(rng, knobs, template, cuts)
+    reach = round(knobs.camera * knobs.side / 84)
+    camera = _camera(rng, knobs.frames, reach)
+    things = _place(rng, knobs, cast, template, int(np.abs(camera).max()), camera)
+    scale, shots = knobs.side / 84, len(cuts) + 1
+    clutter = []
+    for x, y in rng.uniform(3, knobs.side - 3, (knobs.clutter, 2)):
+        shape = tuple(SHAPES)[rng.integers(len(SHAPES))]
+        path = np.array([x, y]) - camera
+        clutter.append(
+            Thing(GREY, shape, "clutter", 0, knobs.frames, radius=float(rng.uniform(2.5, 4.5) * scale), centre=path)
+        )
+    skies = tuple(_SKIES[i] for i in rng.permutation(len(_SKIES))[:shots].tolist())
+    backdrops = tuple((BACKDROPS[i % len(BACKDROPS)], i) for i in rng.integers(96, size=shots).tolist())
+    posts = []
+    if knobs.posts and rng.random() < 0.3:
+        width = round(6 * scale)
+        posts = [(int(x), width) for x in rng.uniform(0.2, 0.75, rng.integers(1, knobs.posts + 1)) * knobs.side]
+    noise = int(rng.integers(1 << 30))
+    return Scene(
+        knobs, focus, template, (*clutter, *things), cuts, flash, camera, skies, backdrops, tuple(posts), noise
+    )
+
+
+# Stories that cuts would spoil: what appears, vanishes or is counted has to be told from what a cut replaces.
+_UNCUT = frozenset({"count_shape", "count_colour", "first", "last", "appear_second", "appear_quarter"}) | frozenset(
+    {"changed", "now", "before", "did_change", "vanished", "relation", "is_relation"}
+)
+
+
+def _cuts(rng: np.random.Generator, knobs: Knobs, template: str) -> tuple[int, ...]:
+    # A shot lasts four frames at least, so that its objects can be seen to move.
+    most = min(knobs.cuts, knobs.frames // 4 - 1)
+    if template in _UNCUT or most < 1:
+        return ()
+    count = int(rng.integers(most + 1))
+    slack = knobs.frames - 4 * (count + 1)
+    starts = np.sort(rng.integers(slack + 1, size=count))
+    return tuple((starts + 4 * np.arange(1, count + 1)).tolist())
+
+
+def _cast(
+    rng: np.random.Generator, knobs: Knobs, template: str, cuts: tuple[int, ...]
+) -> tuple[list[Thing], int | None]:
+    """Objects without places yet, and the frame of a flash."""
+    frames = knobs.frames
+    colours = [tuple(COLOURS)[i] for i in rng.permutation(len(COLOURS)).tolist()]
+    shapes = [tuple(SHAPES)[i] for i in rng.permutation(len(SHAPES)).tolist()]
+    if template == "tiny_colour" or template == "tiny_where":
+        shapes.remove("circle")
+    if template in ("count_shape", "count_colour"):
+        many = int(rng.integers(1, 5))
+        more = int(rng.integers(0, 2)) + (many < 3)
+        if template == "count_shape":
+            kinds = [(colours[i], shapes[0]) for i in range(many)]
+            kinds += [(colours[many + i], shapes[1 + i]) for i in range(more)]
+        else:
+            kinds = [(colours[0], shapes[i]) for i in range(many)]
+            kinds += [(colours[1 + i], shapes[-1 - i]) for i in range(more)]
+        return [_thing(rng, kind, 0, frames) for kind in kinds], None
+    edges, things = (0, *cuts, frames), []
+    special = template in ("needle_colour", "needle_shape", "tiny_colour", "tiny_where")
+    shots = len(edges) - 1
+    total = (
+        min(int(rng.integers(2, knobs.objects + 1)) + (shots > 1), 4)
+        if special
+        else int(rng.integers(2, knobs.objects + 1)) + (shots > 1)
+    )
+    total = min(max(total, shots), len(colours) - 2)
+    # Now and then two objects share a shape: then only both words together tell them apart.
+    kinds = [(colours[i], shapes[i % len(shapes)]) for i in range(total)]
+    if total > 2 and rng.random() < 0.25 and template not in ("changed", "now", "before", "did_change"):
+        kinds[-1] = (colours[total - 1], kinds[-2][1])
+    for i, kind in enumerate(kinds):
+        things.append(_thing(rng, kind, edges[i % shots], edges[i % shots + 1]))
+    flash = None
+    if template.startswith("flash"):
+        flash = moment(rng, template, frames)
+    elif template == "was_flash":
+        flash = int(rng.integers(frames)) if rng.random() < 0.5 else None
+    elif template.startswith("appear"):
+        things[0] = dataclasses.replace(things[0], start=moment(rng, template, frames))
+    elif template in ("first", "last"):
+        starts = _apart(rng, 1, frames - 2, 2, 2)
+        things[:2] = [dataclasses.replace(thing, start=start) for thing, start in zip(things, starts, strict=False)]
+    elif template == "vanished":
+        things[0] = dataclasses.replace(things[0], stop=int(rng.integers(max(2, frames // 4), frames - 1)))
+    elif template in ("changed", "now", "before", "did_change"):
+        when = int(rng.integers(2, frames - 1))
+        things[0] = dataclasses.replace(things[0], change=when, after=colours[total])
+    elif template in ("direction", "mover"):
+        things[0] = dataclasses.replace(things[0], direction=_direction(rng))
+        if template == "mover":
+            things[1:] = [
+                dataclasses.replace(thing, direction=STILL) if thing.direction == things[0].direction else thing
+                for thing in things[1:]
+            ]
+    elif template in ("needle_colour", "needle_shape"):
+        at = int(rng.integers(frames))
+        things.append(Thing(colours[total], shapes[total % len(shapes)], "needle", at, at + 1))
+    elif template in ("tiny_colour", "tiny_where"):
+        start, stop = _span(rng, frames)
+        things.append(Thing(colours[total], "circle", "tiny", start, stop))
+    return things, flash
+
+
+def moment(rng: np.random.Generator, template: str, frames: int) -> int:
+    """Frame of an event, uniform over `moments` or, where quarters are asked for, over quarters."""
+    allowed = moments(template, frames)
+    if not template.endswith("quarter"):
+        return allowed[int(rng.integers(len(allowed)))]
+    quarter = int(rng.integers(4))
+    within = [frame for frame in allowed if frame * 4 // frames == quarter]
+    return within[int(rng.integers(len(within)))]
+
+
+def moments(template: str, frames: int) -> list[int]:
+    """Frames that an event can fall on: nothing appears in the first frame, and what appears stays two frames."""
+    return list(range(1, frames - 1)) if template.startswith("appear") else list(range(frames))
+
+
+def _apart(rng: np.random.Generator, low: int, high: int, count: int, gap: int) -> list[int]:
+    """Frames of low..high in random order, at least `gap` apart."""
+    slack = high - low - gap * (count - 1)
+    spots = np.sort(rng.integers(slack + 1, size=count)) + gap * np.arange(count) + low
+    return rng.permutation(spots).tolist()
+
+
+def _span(rng: np.random.Generator, frames: int) -> tuple[int, int]:
+    length = int(rng.integers(min(3, frames), frames + 1))
+    start = int(rng.integers(frames - length + 1))
+    return start, start + length
+
+
+def _direction(rng: np.random.Generator) -> str:
+    return tuple(DIRECTIONS)[int(rng.integers(len(DIRECTIONS)))]
+
+
+def _thing(rng: np.random.Generator, kind: tuple[str, str], start: int, stop: int) -> Thing:
+    return Thing(*kind, "main", start, stop, _direction(rng) if rng.random() < 0.5 else STILL)
+
+
+def _camera(rng: np.random.Generator, frames: int, reach: int) -> Int64[np.ndarray, "frames 2"]:
+    """A slow pan, a shake or neither."""
+    style = int(rng.integers(3))
+    if reach == 0 or style == 0:
+        return np.zeros((frames, 2), np.int64)
+    if style == 1:
+        return rng.integers(-1, 2, (frames, 2))
+    turn = rng.uniform(0, 2 * np.pi)
+    way = np.linspace(-0.5, 0.5, frames)[:, None] * reach * np.array([np.cos(turn), np.sin(turn)])
+    return np.rint(way).astype(np.int64)
+
+
+def _place(
+    rng: np.random.Generator, knobs: Knobs, cast: list[Thing], template: str, slack: int, camera: np.ndarray
+) -> list[Thing]:
+    """Places and ways for a cast: the first of many random layouts in which everyone can be seen."""
+    frames, side, scale, count = knobs.frames, knobs.side, knobs.side / 84, len(cast)
+    big = 11.0 if count <= 3 else 9.6
+    radius = rng.uniform(7.8, big, count) * scale
+    tiny = np.array([thing.role == "tiny" for thing in cast])
+    radius = np.where(tiny, rng.uniform(4.2, 4.9) * scale, radius)
+    radius *= [SHAPES[thing.shape] for thing in cast]
+    start, stop = np.array([(thing.start, thing.stop) for thing in cast]).T
+    # What is in view for less than four frames has no time to move.
+    still = (stop - start < 4) | tiny
+    direction = [STILL if halt else thing.direction for thing, halt in zip(cast, still, strict=True)]
+    way = np.array([DIRECTIONS.get(name, (0, 0)) for name in direction], np.float64)
+    length = rng.uniform(20, 34, (_LAYOUTS, count, 1)) * scale * np.abs(way)
+    low = radius[:, None] + 1 + slack + length / 2
+    middle = low + rng.random((_LAYOUTS, count, 2)) * (side - 2 * low)
+    # A tiny dot keeps off the middle lines: it lies in one quarter of the image.
+    corner = rng.choice([-1.0, 1.0], (_LAYOUTS, count, 2)) * rng.uniform(0.13, 0.42, (_LAYOUTS, count, 2)) * side
+    middle = np.where(tiny[:, None], side / 2 + corner, middle)
+    progress = (np.arange(frames) - start[:, None]) / np.maximum(stop - start - 1, 1)[:, None] - 0.5
+    path = middle[:, :, None] + (way * length)[:, :, None] * progress[:, :, None]
+    path = np.where(np.abs(progress[:, :, None]) <= 0.5, path, middle[:, :, None])
+    layout = path[_choose(knobs, path, radius, tiny, start, stop, template)]
+    return [
+        dataclasses.replace(thing, direction=direction[i], radius=float(radius[i]), centre=layout[i] - camera)
+        for i, thing in enumerate(cast)
+    ]
+
+
+def _choose(
+    knobs: Knobs,
+    path: Float64[np.ndarray, "layouts things frames 2"],
+    radius: Float64[np.ndarray, "things"],
+    tiny: Bool[np.ndarray, "things"],
+    start: np.ndarray,
+    stop: np.ndarray,
+    template: str,
+) -> int:
+    frames = np.arange(knobs.frames)
+    shown = (frames >= start[:, None]) & (frames < stop[:, None])
+    gap = path[:, :, None] - path[:, None]
+    near = np.sqrt(np.square(gap).sum(-1)) / (radius[:, None] + radius)[:, :, None]
+    both = shown[:, None] & shown[None] & ~np.eye(len(radius), dtype=bool)[:, :, None]
+    touched = ((near < 1) & both).any(2).sum(-1) / shown.sum(-1)
+    hidden = ((near < 0.5) & both).any(2).sum(-1) / shown.sum(-1)
+    # Whatever is tiny or in view for a moment is never touched.
+    allowed = np.where(tiny | (stop - start < 3), 0.0, knobs.crowding)
+    excess = np.maximum(touched - allowed, 0).sum(-1) + np.maximum(hidden - allowed / 2, 0).sum(-1)
+    if template in ("relation", "is_relation"):
+        excess += ~related(gap, both, knobs.side).any((1, 2, 3))
+    return int(np.argmin(excess))
+
+
+def related(
+    gap: Float64[np.ndarray, "*layouts things things frames 2"],
+    both: Bool[np.ndarray, "things things frames"],
+    side: int,
+) -> Bool[np.ndarray, "*layouts things things 4"]:
+    """Which of left, right, above, below holds between which things, clearly and whenever both are in view.
+
+    Args:
+      gap: x and y of the first thing minus those of the second.
+      both: frames with both in view.
+      side: of the image in pixels; a relation is clear from 0.2 sides on, and where it is 1.6 times as wide as the
+        offset across.
+    """
+    x, y = gap[..., 0], gap[..., 1]
+    clear, wide = 0.2 * side, 1.6
+    holds = [
+        (sign * along > clear) & (sign * along > wide * np.abs(across))
+        for along, across in ((x, y), (y, x))
+        for sign in (-1, 1)
+    ]
+    return np.stack([(hold | ~both).all(-1) & both.any(-1) for hold in holds], -1)
