@@ -66,7 +66,7 @@ def _base(config: dict[str, Any]) -> Any:
     match config["base"]:
         case "visionzip":
             # The reference files tokens under each other's places in the grid layout; the ids are those places.
-            return VisionZip(layout="grid" if grid else "one_token", tower="none", official_permutation=grid)
+            return VisionZip(layout="grid" if grid else "one_token", tower="none")
         case "fastvid":
             given = {ours: config[name] for name, ours in _FASTVID.items() if name in config}
             return FastVID(attention="attention_last", **given)

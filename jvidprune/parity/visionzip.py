@@ -97,7 +97,7 @@ def compare_video(golden: Golden) -> Iterator[Row]:
     kind = config["newline"]
     places = reduced.index
     if kind == "grid":
-        reducer = VisionZip(layout="grid", dominant_share=share, official_permutation=True)
+        reducer = VisionZip(layout="grid", dominant_share=share)
         plan, reduced, _ = run(reducer, golden, features, golden["attention"], dominant, contextual)
         places = plan.diagnostics["place"]
         base = np.arange(frames)[:, None] * tokens

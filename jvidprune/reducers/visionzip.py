@@ -79,15 +79,15 @@ class VisionZip(StagedReducer):
         144. Frames of any other size, and `none`: int(N * ratio).
       cls_token: token 0 of each frame is a CLS token: always dominant, counted in d (the original for images).
       official_permutation: in `grid`, file the dominant tokens under each other's places as the reference does: it
-        sorts places in attention order together with tokens in position order. Off by default, since the row a token
-        is read in is then wrong for most; `diagnostics["place"]` holds the places.
+        sorts places in attention order together with tokens in position order, so that most are read in a wrong row;
+        `diagnostics["place"]` holds the places. False orders every token by its own position.
     """
 
     layout: Literal["one_token", "frame", "grid", "no_token"] = "one_token"
     dominant_share: float = 54 / 64
     tower: Tower = "siglip"
     cls_token: bool = False
-    official_permutation: bool = False
+    official_permutation: bool = True
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="visionzip",
@@ -100,16 +100,16 @@ class VisionZip(StagedReducer):
         quirks=(
             "a contextual token is seed + mean of members, about twice the norm of an ordinary token",
             "the published ratio table gives 20 of 169 tokens for 10 % (tower='none' for int(N * ratio))",
-            "grid layout files dominant tokens under wrong places (only with official_permutation=True)",
+            "grid layout files dominant tokens under wrong places (official_permutation=False orders them by position)",
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"layout": "one_token", "tower": "siglip"},
         "llava_video": {"layout": "grid", "tower": "siglip"},
         # No reference exists on the other families: SToP's "VisionZip" for Qwen2.5-VL is a different algorithm.
-        "qwen2_5_vl": {"layout": "grid", "tower": "none"},
-        "qwen3_vl": {"layout": "grid", "tower": "none"},
-        "molmo2": {"layout": "grid", "tower": "none"},
+        "qwen2_5_vl": {"layout": "grid", "tower": "none", "official_permutation": False},
+        "qwen3_vl": {"layout": "grid", "tower": "none", "official_permutation": False},
+        "molmo2": {"layout": "grid", "tower": "none", "official_permutation": False},
     }
     needs = frozenset({"attention_last", "keys"})
     newline_rows: ClassVar[str] = "all"
