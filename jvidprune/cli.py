@@ -187,6 +187,42 @@ def models(*, out: Common = Output()) -> None:
 
 
 @app.command
+def bench(
+    action: Annotated[Literal["export", "baselines"], Positional],
+    folder: Annotated[Path, Positional] = Path("benchmark"),
+    /,
+    *,
+    split: Literal["train", "validation", "test"] = "test",
+    clips: int = 200,
+    frames: int = 8,
+    difficulty: float = 0.5,
+    out: Common = Output(),
+) -> None:
+    """The procedural benchmark as mp4 files with annotations, or what its questions give away without their clips.
+
+    Args:
+      action: "export" writes files; "baselines" measures chance and text-only guessing on the split.
+      folder: where to export to.
+      split: seeds of different splits never overlap.
+      clips: number of clips.
+      frames: frames of a clip, one a second.
+      difficulty: 0 to 1.
+    """
+    from jvidprune.commands import benchmark
+
+    settings: Any = {"frames": frames, "difficulty": difficulty}
+    if action == "baselines":
+        record, text = benchmark.baselines(split, clips, settings)
+    else:
+        record = benchmark.export(folder, split, clips, settings, console=out.console())
+        text = record["path"]
+    if out.json:
+        _print_json(record)
+    else:
+        print(text)
+
+
+@app.command
 def parity(folder: Annotated[Path, Positional], /, *, model: bool = False, out: Common = Output()) -> None:
     """Run a folder of golden .npz files through the port and compare.
 

@@ -1,10 +1,12 @@
 """Pixels and dense labels of a scene: sprites are drawn once per shape, size and half pixel, then only blended in."""
 
 import functools
+import itertools
 import math
+import threading
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int8, Int16, UInt8
+from jaxtyping import Bool, Float32, Int8, Int16, Int64, UInt8
 
 from jvidprune.bench.world import COLOUR_IDS, COLOURS, DIRECTION_IDS, GREY, SHAPE_IDS, Scene, Thing
 from jvidprune.video.drawing import Backdrop, backdrop, stamp
@@ -22,20 +24,27 @@ def paint(scene: Scene) -> tuple[UInt8[np.ndarray, "frames side side 3"], Int16[
       background and clutter.
     """
     frames, side = scene.knobs.frames, scene.knobs.side
-    pad = _size(max((thing.radius for thing in scene.things), default=0.0))
-    wide = side + 2 * pad
-    canvas = np.empty((frames, wide, wide, 3), np.float32)
-    owner = np.zeros((frames, wide, wide), np.int16)
-    _background(scene, canvas, pad)
+    canvas = _canvas((frames, side, side, 3))
+    owner = np.zeros((frames, side, side), np.int16)
+    _background(scene, canvas)
     for number, thing in enumerate(scene.things, 1):
-        _blend(thing, canvas, owner, pad, 0 if thing.role == "clutter" else number)
+        _blend(thing, canvas, owner, 0 if thing.role == "clutter" else number)
     for left, width in scene.posts:
-        _post(canvas, owner, left + pad, width)
-    canvas, owner = canvas[:, pad:-pad, pad:-pad], owner[:, pad:-pad, pad:-pad]
+        _post(canvas, owner, left, width)
     if scene.flash is not None:
         canvas[scene.flash] = 0.3 * canvas[scene.flash] + 0.7 * 255
-    canvas = canvas + _noise(scene, frames * side * side).reshape(frames, side, side, 1)
+    canvas += _noise(scene, frames * side * side).reshape(frames, side, side, 1)
     return np.clip(canvas, 0, 255, out=canvas).astype(np.uint8), owner
+
+
+_own = threading.local()
+
+
+def _canvas(shape: tuple[int, ...]) -> Float32[np.ndarray, "frames side side 3"]:
+    """A thread's canvas, kept from clip to clip: fresh memory of this size costs as much as drawing on it."""
+    if getattr(_own, "shape", None) != shape:
+        _own.shape, _own.canvas = shape, np.empty(shape, np.float32)
+    return _own.canvas
 
 
 def dense_labels(
@@ -51,9 +60,8 @@ def dense_labels(
     high, wide = side // rows, side // columns
     owner = owner[:, : rows * high, : columns * wide]
     count = len(scene.things) + 1
-    cell = np.arange(rows * high)[:, None] // high * columns + np.arange(columns * wide) // wide
-    cell = (np.arange(frames)[:, None, None] * (rows * columns) + cell) * count
-    votes = np.bincount((cell + owner).ravel(), minlength=frames * rows * columns * count)
+    cell = _cells(frames, (rows, columns), (high, wide)) * count
+    votes = np.bincount(np.add(cell, owner, dtype=np.intp).ravel(), minlength=frames * rows * columns * count)
     votes = votes.reshape(frames, rows, columns, count)
     votes[..., 0] = math.ceil(COVER * high * wide) - 1
     # Ids of every object in every frame; colours can change on the way.
@@ -64,6 +72,13 @@ def dense_labels(
             if thing.change is not None and thing.after is not None:
                 table[thing.change :, number, 0] = COLOUR_IDS[thing.after]
     return table[np.arange(frames)[:, None, None], votes.argmax(-1)]
+
+
+@functools.lru_cache(maxsize=8)
+def _cells(frames: int, grid: tuple[int, int], size: tuple[int, int]) -> Int64[np.ndarray, "frames height width"]:
+    """Number of the cell of each pixel, counted through all frames."""
+    rows, columns = (np.arange(cells * side) // side for cells, side in zip(grid, size, strict=True))
+    return np.arange(frames)[:, None, None] * (grid[0] * grid[1]) + rows[:, None] * grid[1] + columns
 
 
 def _size(radius: float) -> int:
@@ -90,28 +105,32 @@ def _sprite(
     return keep, add, add[..., 0] > 0.4
 
 
-def _blend(thing: Thing, canvas: np.ndarray, owner: np.ndarray, pad: int, number: int) -> None:
+def _blend(thing: Thing, canvas: np.ndarray, owner: np.ndarray, number: int) -> None:
     halves = max(2, round(2 * thing.radius))
-    reach = _size(halves / 2)
-    spots = np.rint(2 * (thing.centre + pad)).astype(np.int64)
+    reach, side = _size(halves / 2), canvas.shape[1]
+    spots = np.rint(2 * thing.centre).astype(np.int64)
     corners, offsets = (spots // 2 - reach).tolist(), (spots % 2).tolist()
-    first, last = thing.start, thing.stop
-    changes = [first] if thing.change is None else [first, thing.change]
-    for begin, end in zip(changes, [*changes[1:], last], strict=True):
+    changes = [thing.start] if thing.change is None else [thing.start, thing.change]
+    for begin, end in zip(changes, [*changes[1:], thing.stop], strict=True):
         name = thing.colour_at(begin)
         rgb = np.asarray((_GREY_LEVEL,) * 3 if name == GREY else COLOURS[name], np.float32)
-        same = thing.direction == "still" and not np.any(spots[begin:end] != spots[begin])
-        # An object that stays where it is goes into all its frames at once.
-        groups = [slice(begin, end)] if same else [slice(frame, frame + 1) for frame in range(begin, end)]
-        for group in groups:
+        for group in _groups(spots[begin:end], begin):
             (x, y), (right, down) = corners[group.start], offsets[group.start]
-            if min(x, y) < 0 or max(x, y) + 2 * reach > canvas.shape[1]:
+            high, wide = slice(max(y, 0), min(y + 2 * reach, side)), slice(max(x, 0), min(x + 2 * reach, side))
+            if high.start >= high.stop or wide.start >= wide.stop:
                 continue
-            keep, add, solid = _sprite(thing.shape, halves, right, down)
-            region = canvas[group, y : y + 2 * reach, x : x + 2 * reach]
+            inside = slice(high.start - y, high.stop - y), slice(wide.start - x, wide.stop - x)
+            keep, add, solid = (layer[inside] for layer in _sprite(thing.shape, halves, right, down))
+            region = canvas[group, high, wide]
             region *= keep
             region += add * rgb
-            owner[group, y : y + 2 * reach, x : x + 2 * reach][:, solid] = number
+            owner[group, high, wide][:, solid] = number
+
+
+def _groups(way: Int64[np.ndarray, "frames 2"], begin: int) -> list[slice]:
+    """Runs of frames in which nothing moves, from frame `begin` on: each is drawn at once."""
+    edges = [0, *(np.flatnonzero((way[1:] != way[:-1]).any(1)) + 1).tolist(), len(way)]
+    return [slice(begin + start, begin + stop) for start, stop in itertools.pairwise(edges)]
 
 
 def _post(canvas: np.ndarray, owner: np.ndarray, left: int, width: int) -> None:
@@ -120,25 +139,22 @@ def _post(canvas: np.ndarray, owner: np.ndarray, left: int, width: int) -> None:
     owner[:, :, left : left + width] = 0
 
 
-def _background(scene: Scene, canvas: np.ndarray, pad: int) -> None:
-    frames, wide = canvas.shape[:2]
-    edges = (0, *scene.cuts, frames)
-    light = np.linspace(1.08, 0.92, wide, dtype=np.float32)[:, None, None]
-    for shot, (sky, (name, number)) in enumerate(zip(scene.skies, scene.backdrops, strict=True)):
-        begin, end = edges[shot], edges[shot + 1]
-        pattern = _pattern(name, number, wide + 2 * pad, scene.knobs.side)
-        ground = light * np.asarray(sky, np.float32)
-        moves = scene.camera[begin:end]
-        still = not np.any(moves != moves[0])
-        for group in [slice(begin, end)] if still else [slice(frame, frame + 1) for frame in range(begin, end)]:
-            right, down = np.clip(scene.camera[group.start] + pad, 0, 2 * pad)
-            view = pattern[down : down + wide, right : right + wide, None]
-            canvas[group] = ground + np.float32(30 * scene.knobs.texture) * view
+def _background(scene: Scene, canvas: np.ndarray) -> None:
+    frames, side = canvas.shape[:2]
+    light = np.linspace(1.08, 0.92, side, dtype=np.float32)[:, None, None]
+    # The pattern is larger than the image by what the camera moves at most.
+    slack = int(np.abs(scene.camera).max())
+    for shot, (begin, end) in enumerate(itertools.pairwise((0, *scene.cuts, frames))):
+        pattern = np.float32(30 * scene.knobs.texture) * _pattern(*scene.backdrops[shot], side)
+        ground = light * np.asarray(scene.skies[shot], np.float32)
+        for group in _groups(scene.camera[begin:end], begin):
+            right, down = scene.camera[group.start] + slack
+            canvas[group] = ground + pattern[down : down + side, right : right + side, None]
 
 
 @functools.lru_cache(maxsize=256)
-def _pattern(name: Backdrop, number: int, size: int, side: int) -> Float32[np.ndarray, "size size"]:
-    axis = np.arange(size, dtype=np.float32)
+def _pattern(name: Backdrop, number: int, side: int) -> Float32[np.ndarray, "size size"]:
+    axis = np.arange(side + side // 2, dtype=np.float32)
     return np.array(backdrop(name, np.random.default_rng([9, number]), axis[None], axis[:, None], side), np.float32)
 
 
@@ -149,9 +165,8 @@ def _static() -> Float32[np.ndarray, "length"]:
 
 def _noise(scene: Scene, length: int) -> Float32[np.ndarray, "length"]:
     table = _static()
-    begin = scene.noise % len(table)
-    piece = table[begin : begin + length]
-    if len(piece) < length:
-        piece = np.resize(np.concatenate([piece, table]), length)
+    if length > len(table):
+        table = np.resize(table, length)
+    begin = scene.noise % (len(table) - length + 1)
     # Half a grey level: what follows rounds down.
-    return piece * np.float32(scene.knobs.noise) + np.float32(0.5)
+    return table[begin : begin + length] * np.float32(scene.knobs.noise) + np.float32(0.5)

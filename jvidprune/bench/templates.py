@@ -109,11 +109,16 @@ _CATEGORY = {template: category for category, templates in FOCUS.items() for tem
 
 
 def template_of(question: Question) -> str:
-    """Name of the template that a question's text comes from."""
-    return next(name for name, pattern in _PATTERNS if pattern.fullmatch(question.text))
+    """Name of the template that a question's text comes from, "" if it comes from none."""
+    return next((name for name, pattern in _PATTERNS if pattern.fullmatch(question.text)), "")
 
 
-_PATTERNS = [(name, re.compile(re.sub(r"\\\{\w+\\\}", "(.+)", re.escape(text)))) for name, text in TEXTS.items()]
+def _pattern(text: str) -> re.Pattern[str]:
+    text = re.sub(r"\\\{(a|b|phrase)\\\}", r"\\w+(?: \\w+)?", re.escape(text))
+    return re.compile(re.sub(r"\\\{\w+\\\}", r"\\w+", text))
+
+
+_PATTERNS = [(name, _pattern(text)) for name, text in TEXTS.items()]
 
 
 class _Ask:

@@ -1,0 +1,32 @@
+"""The procedural benchmark's verbs."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from jvidprune.bench import Procedural
+from jvidprune.bench.procedural import Split
+from jvidprune.commands.console import Console
+
+# Clips that the text-only baseline is fitted on; only their questions are made.
+_FITTED = 8000
+
+
+def export(folder: Path, split: Split, clips: int, settings: dict[str, Any], *, console: Console) -> dict[str, Any]:
+    """Writes clips and annotations."""
+    from jvidprune.bench.export import export as write
+
+    task = Procedural(split, clips, **settings)
+    with console.working():
+        path = write(task, folder, progress=console.task("clips", clips))
+    return {"path": str(path), "clips": clips, "questions": sum(len(task[i].questions) for i in range(clips))}
+
+
+def baselines(split: Split, clips: int, settings: dict[str, Any]) -> tuple[list[dict[str, Any]], str]:
+    """Chance and text-only guessing, as records and as a table."""
+    from jvidprune.bench.baselines import baselines as measure
+    from jvidprune.bench.baselines import table
+
+    fitted = Procedural("validation" if split == "train" else "train", _FITTED, **settings)
+    rows = measure(fitted, Procedural(split, clips, **settings))
+    return [dataclasses.asdict(row) for row in rows], table(rows)
