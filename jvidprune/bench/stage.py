@@ -14,8 +14,14 @@ from jvidprune.bench.world import COLOURS, DIRECTIONS, GREY, SHAPES, STILL, Knob
 from jvidprune.video.drawing import BACKDROPS
 
 _SKIES = ((206, 210, 214), (214, 206, 194), (150, 154, 162), (104, 108, 116), (58, 60, 70), (188, 198, 186))
-# Layouts drawn at once, of which the first good one is taken.
-_LAYOUTS = 32
+# Shapes that no question asks about.
+_CLUTTER = ("diamond", "star")
+# Layouts drawn at once for a number of objects, of which the first good one is taken.
+_LAYOUTS = (1, 1, 12, 24, 48, 96, 128)
+# Times that layouts are drawn before the best is taken though it is not good.
+_TRIES = 4
+# Share of objects that move, and of those where objects are counted: many that move cannot keep apart.
+_MOVING, _MOVING_COUNTED = 0.5, 0.25
 
 
 def stage(rng: np.random.Generator, knobs: Knobs, focus: str, template: str) -> Scene:
@@ -28,21 +34,14 @@ def stage(rng: np.random.Generator, knobs: Knobs, focus: str, template: str) -> 
     scale, shots = knobs.side / 84, len(cuts) + 1
     clutter = []
     for x, y in rng.uniform(3, knobs.side - 3, (knobs.clutter, 2)):
-        shape = tuple(SHAPES)[rng.integers(len(SHAPES))]
-        path = np.array([x, y]) - camera
-        clutter.append(
-            Thing(GREY, shape, "clutter", 0, knobs.frames, radius=float(rng.uniform(2.5, 4.5) * scale), centre=path)
-        )
+        shape, radius = _CLUTTER[rng.integers(len(_CLUTTER))], float(rng.uniform(3, 5) * scale)
+        way = np.array([x, y]) - camera
+        clutter.append(Thing(GREY, shape, "clutter", 0, knobs.frames, radius=radius, centre=way))
     skies = tuple(_SKIES[i] for i in rng.permutation(len(_SKIES))[:shots].tolist())
     backdrops = tuple((BACKDROPS[i % len(BACKDROPS)], i) for i in rng.integers(96, size=shots).tolist())
-    posts = []
-    if knobs.posts and rng.random() < 0.3:
-        width = round(6 * scale)
-        posts = [(int(x), width) for x in rng.uniform(0.2, 0.75, rng.integers(1, knobs.posts + 1)) * knobs.side]
+    posts = _posts(rng, knobs, things)
     noise = int(rng.integers(1 << 30))
-    return Scene(
-        knobs, focus, template, (*clutter, *things), cuts, flash, camera, skies, backdrops, tuple(posts), noise
-    )
+    return Scene(knobs, focus, template, (*clutter, *things), cuts, flash, camera, skies, backdrops, posts, noise)
 
 
 # Stories that cuts would spoil: what appears, vanishes or is counted has to be told from what a cut replaces.
@@ -80,7 +79,7 @@ def _cast(
         else:
             kinds = [(colours[0], shapes[i]) for i in range(many)]
             kinds += [(colours[1 + i], shapes[-1 - i]) for i in range(more)]
-        return [_thing(rng, kind, 0, frames) for kind in kinds], None
+        return [_thing(rng, kind, 0, frames, _MOVING_COUNTED) for kind in kinds], None
     edges, things = (0, *cuts, frames), []
     special = template in ("needle_colour", "needle_shape", "tiny_colour", "tiny_where")
     shots = len(edges) - 1
@@ -159,8 +158,8 @@ def _direction(rng: np.random.Generator) -> str:
     return tuple(DIRECTIONS)[int(rng.integers(len(DIRECTIONS)))]
 
 
-def _thing(rng: np.random.Generator, kind: tuple[str, str], start: int, stop: int) -> Thing:
-    return Thing(*kind, "main", start, stop, _direction(rng) if rng.random() < 0.5 else STILL)
+def _thing(rng: np.random.Generator, kind: tuple[str, str], start: int, stop: int, moving: float = _MOVING) -> Thing:
+    return Thing(*kind, "main", start, stop, _direction(rng) if rng.random() < moving else STILL)
 
 
 def _camera(rng: np.random.Generator, frames: int, reach: int) -> Int64[np.ndarray, "frames 2"]:
@@ -175,13 +174,29 @@ def _camera(rng: np.random.Generator, frames: int, reach: int) -> Int64[np.ndarr
     return np.rint(way).astype(np.int64)
 
 
+def _posts(rng: np.random.Generator, knobs: Knobs, things: list[Thing]) -> tuple[tuple[int, int], ...]:
+    """Posts in three of ten clips, where none hides an object for more than a third of its time."""
+    if not knobs.posts or rng.random() > 0.3:
+        return ()
+    width = round(6 * knobs.side / 84)
+    spots = rng.integers(width, knobs.side - 2 * width, 8)
+    shadow = np.zeros(len(spots), bool)
+    for thing in things:
+        off = np.abs(thing.centre[thing.start : thing.stop, 0] - (spots[:, None] + width / 2))
+        behind = (off < 0.5 * width + 0.6 * thing.radius).mean(1)
+        shadow |= behind > (1 / 3 if thing.role == "main" and thing.stop - thing.start > 2 else 0)
+    chosen = spots[~shadow][: int(rng.integers(1, knobs.posts + 1))]
+    return tuple((int(x), width) for x in chosen)
+
+
 def _place(
     rng: np.random.Generator, knobs: Knobs, cast: list[Thing], template: str, slack: int, camera: np.ndarray
 ) -> list[Thing]:
     """Places and ways for a cast: the first of many random layouts in which everyone can be seen."""
     frames, side, scale, count = knobs.frames, knobs.side, knobs.side / 84, len(cast)
-    big = 11.0 if count <= 3 else 9.6
-    radius = rng.uniform(7.8, big, count) * scale
+    layouts = _LAYOUTS[min(count, len(_LAYOUTS) - 1)]
+    small, big = (7.8, 11.0) if count <= 3 else (7.6, 9.6) if count == 4 else (7.2, 8.6)
+    radius = rng.uniform(small, big, count) * scale
     tiny = np.array([thing.role == "tiny" for thing in cast])
     radius = np.where(tiny, rng.uniform(4.2, 4.9) * scale, radius)
     radius *= [SHAPES[thing.shape] for thing in cast]
@@ -190,23 +205,29 @@ def _place(
     still = (stop - start < 4) | tiny
     direction = [STILL if halt else thing.direction for thing, halt in zip(cast, still, strict=True)]
     way = np.array([DIRECTIONS.get(name, (0, 0)) for name in direction], np.float64)
-    length = rng.uniform(20, 34, (_LAYOUTS, count, 1)) * scale * np.abs(way)
-    low = radius[:, None] + 1 + slack + length / 2
-    middle = low + rng.random((_LAYOUTS, count, 2)) * (side - 2 * low)
-    # A tiny dot keeps off the middle lines: it lies in one quarter of the image.
-    corner = rng.choice([-1.0, 1.0], (_LAYOUTS, count, 2)) * rng.uniform(0.13, 0.42, (_LAYOUTS, count, 2)) * side
-    middle = np.where(tiny[:, None], side / 2 + corner, middle)
     progress = (np.arange(frames) - start[:, None]) / np.maximum(stop - start - 1, 1)[:, None] - 0.5
-    path = middle[:, :, None] + (way * length)[:, :, None] * progress[:, :, None]
-    path = np.where(np.abs(progress[:, :, None]) <= 0.5, path, middle[:, :, None])
-    layout = path[_choose(knobs, path, radius, tiny, start, stop, template)]
+    best, layout = np.inf, np.zeros((count, frames, 2))
+    for _ in range(_TRIES):
+        length = rng.uniform(20, 34, (layouts, count, 1)) * scale * np.abs(way)
+        low = radius[:, None] + 1 + slack + length / 2
+        middle = low + rng.random((layouts, count, 2)) * (side - 2 * low)
+        # A tiny dot keeps off the middle lines: it lies in one quarter of the image.
+        corner = rng.choice([-1.0, 1.0], (layouts, count, 2)) * rng.uniform(0.13, 0.42, (layouts, count, 2)) * side
+        middle = np.where(tiny[:, None], side / 2 + corner, middle)
+        path = middle[:, :, None] + (way * length)[:, :, None] * progress[:, :, None]
+        path = np.where(np.abs(progress[:, :, None]) <= 0.5, path, middle[:, :, None])
+        excess = _excess(knobs, path, radius, tiny, start, stop, template)
+        if excess.min() < best:
+            best, layout = excess.min(), path[excess.argmin()]
+        if best == 0:
+            break
     return [
         dataclasses.replace(thing, direction=direction[i], radius=float(radius[i]), centre=layout[i] - camera)
         for i, thing in enumerate(cast)
     ]
 
 
-def _choose(
+def _excess(
     knobs: Knobs,
     path: Float64[np.ndarray, "layouts things frames 2"],
     radius: Float64[np.ndarray, "things"],
@@ -214,20 +235,22 @@ def _choose(
     start: np.ndarray,
     stop: np.ndarray,
     template: str,
-) -> int:
+) -> Float64[np.ndarray, "layouts"]:
+    """How far each layout is from one in which everyone can be seen; 0 is good."""
     frames = np.arange(knobs.frames)
     shown = (frames >= start[:, None]) & (frames < stop[:, None])
     gap = path[:, :, None] - path[:, None]
     near = np.sqrt(np.square(gap).sum(-1)) / (radius[:, None] + radius)[:, :, None]
     both = shown[:, None] & shown[None] & ~np.eye(len(radius), dtype=bool)[:, :, None]
-    touched = ((near < 1) & both).any(2).sum(-1) / shown.sum(-1)
+    touched = ((near < 1.08) & both).any(2).sum(-1) / shown.sum(-1)
     hidden = ((near < 0.5) & both).any(2).sum(-1) / shown.sum(-1)
-    # Whatever is tiny or in view for a moment is never touched.
-    allowed = np.where(tiny | (stop - start < 3), 0.0, knobs.crowding)
+    # What is tiny, in view for a moment or counted is not touched.
+    alone = tiny | (stop - start < 3) | template.startswith("count")
+    allowed = np.where(alone, 0.0, knobs.crowding)
     excess = np.maximum(touched - allowed, 0).sum(-1) + np.maximum(hidden - allowed / 2, 0).sum(-1)
     if template in ("relation", "is_relation"):
         excess += ~related(gap, both, knobs.side).any((1, 2, 3))
-    return int(np.argmin(excess))
+    return excess
 
 
 def related(

@@ -4,6 +4,7 @@ Within a template every answer is equally likely whatever the text says: what is
 colours, shapes, places and directions, coins decide between yes and no, and options stand in random order.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -110,7 +111,12 @@ _CATEGORY = {template: category for category, templates in FOCUS.items() for tem
 
 def template_of(question: Question) -> str:
     """Name of the template that a question's text comes from, "" if it comes from none."""
-    return next((name for name, pattern in _PATTERNS if pattern.fullmatch(question.text)), "")
+    return _template(question.text)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _template(text: str) -> str:
+    return next((name for name, pattern in _PATTERNS if pattern.fullmatch(text)), "")
 
 
 def _pattern(text: str) -> re.Pattern[str]:
