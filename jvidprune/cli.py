@@ -48,6 +48,8 @@ class ModelChoice:
     """Frames sampled from the video; by default what the family was evaluated with."""
     fps: float | None = None
     """Sample at this rate instead of a fixed number of frames."""
+    template: str | None = None
+    """Prompt template by name, or "chat" for the checkpoint's own; by default that of the family's evaluations."""
 
 
 Common = Annotated[Output, OmitArgPrefixes]

@@ -106,21 +106,21 @@ def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, clip, video)
     assert list(answer.token_ids) == found
     assert (answer.kept, answer.visual, answer.prompt) == (len(index), int(visual.sum()), len(keep))
 
-    slots, text = llm.lay_out(reduced, video, "What?", 4, clip)
+    slots, text = llm.lay_out([llm.reduce(video, reducer=reducer, ratio=ratio, clip=clip)], "What?", 4)
     np.testing.assert_array_equal(slots.positions[:, : slots.length], where.ids[:, keep])
     np.testing.assert_array_equal(text, ids[~visual])
 
 
 def test_levels_of_merged_tokens_are_gathered_or_weighed(llm, clip, video):
     reducer, ratio = reducers.get("flashvid", method="attn_div", min_segments=1), 0.3
-    reduced = reduce(reducer, video, ratio)
-    slots, text = llm.lay_out(reduced, video, "What?", 4, clip)
-    gathered = qwen.kept_levels(video, reduced, slots, len(text))
+    one = llm.reduce(video, reducer=reducer, ratio=ratio, clip=clip)
+    reduced = one.reduced
+    slots, text = llm.lay_out([one], "What?", 4)
+    gathered = qwen.kept_levels([one], slots, len(text))
     if llm.loaded.family == "qwen2_5_vl":
         assert gathered is None
         return
-    capacity = reduced.index.shape[0]
-    weighed = qwen.merged_levels(reducer, video, ratio, slots, len(text), capacity=capacity)
+    weighed = qwen.merged_levels([one], slots, len(text))
     rows = slots.source[: slots.length] - len(text) - 1
     flat = np.asarray(video.evidence["features_deepstack"]).reshape(-1, 2, 64)
     same, index = np.asarray(reduced.mass) == 1, np.asarray(reduced.index)
@@ -135,8 +135,8 @@ def test_levels_of_merged_tokens_are_gathered_or_weighed(llm, clip, video):
 
 
 def test_without_a_clip_time_is_what_the_processors_assume(llm, video):
-    reduced = reduce(reducers.get("attention_topk"), video, 0.2)
-    slots, text = llm.lay_out(reduced, video, "?", 4)
+    one = llm.reduce(video, reducer=reducers.get("attention_topk"), ratio=0.2)
+    slots, text = llm.lay_out([one], "?", 4)
     if llm.loaded.family == "qwen3_vl":
         assert "<0.0 seconds>" in llm.tokenizer.decode(text)
         return
@@ -148,7 +148,7 @@ def test_jit_sees_one_shape_for_many_ratios(llm, video, clip):
     reducer = reducers.get("attention_topk")
     sizes = set()
     for ratio in (0.1, 0.11, 0.12):
-        slots, _ = llm.lay_out(reduce(reducer, video, ratio), video, "What?", 4, clip)
+        slots, _ = llm.lay_out([llm.reduce(video, reducer=reducer, ratio=ratio, clip=clip)], "What?", 4)
         sizes.add(len(slots.source))
     assert len(sizes) == 1
     assert jax.tree.leaves(slots.rotary)[0].shape == (3, 1, len(slots.source))

@@ -345,8 +345,9 @@ def test_an_answer_with_a_cut_equals_generation_with_the_same_tokens_hidden(llm)
     reducer = reducers.get("fastv", layer=1)
     video = llm.encode(frames)
     answer = llm.ask(video, "What?", reducer=reducer, ratio=0.25, max_new_tokens=5)
-    reduced = reducers.base.reduce(reducer, video, 0.25)
-    slots, text = llm.lay_out(reduced, video, "What?", 5)
+    one = llm.reduce(video, reducer=reducer, ratio=0.25)
+    reduced = one.reduced
+    slots, text = llm.lay_out([one], "What?", 5)
     model, length = llm.loaded.model, slots.length
     table = jnp.concatenate([model.embed_text(jnp.asarray(text)), model.newline[None], reduced.tokens])
     x, where = table[slots.source[:length]][None], np.arange(length)[None]

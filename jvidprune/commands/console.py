@@ -127,7 +127,7 @@ def stage_table(stages: Iterable["Stage"], caption: str) -> Table:
 
 def parity_tables(reports: Iterable[FileReport], *, as_json: bool, quiet: bool) -> bool:
     """Prints one table over all reports; True if every file passed."""
-    styles = {"ok": "green", "mismatch": "bold red", "later": "yellow", "not compared": "red"}
+    styles = {"ok": "green", "mismatch": "bold red", "not compared": "red"}
     table = Table(box=box.SIMPLE_HEAD, title="parity with the reference implementations")
     for name, justify in [
         ("file", "left"),

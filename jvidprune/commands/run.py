@@ -37,7 +37,12 @@ def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
         source = build_default(cache_folder())
         console.note("embedded model: a small LLaVA-OneVision with random weights, untrained")
     bar = console.task("loading the model")
-    return VideoLLM.load(source, dtype=jnp.dtype(choice["dtype"]), progress=lambda done, total, _: bar(done, total))
+    return VideoLLM.load(
+        source,
+        dtype=jnp.dtype(choice["dtype"]),
+        progress=lambda done, total, _: bar(done, total),
+        template=choice.get("template"),
+    )
 
 
 def read_video(

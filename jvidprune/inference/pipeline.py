@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +12,20 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference import qwen
+from jvidprune.inference.chat import CHAT, chat_texts
 from jvidprune.inference.inner import prompt_inner
+from jvidprune.inference.layout import lay_out, newline_kind
+from jvidprune.inference.processor import channels, square, video_processor
 from jvidprune.inference.prompt import template
-from jvidprune.inference.sequence import SlotMap, slot_map
+from jvidprune.inference.reduced import ReducedVideo, reduce_video, shared_blocks, shared_stages
+from jvidprune.inference.sequence import SlotMap
 from jvidprune.inference.stages import Stage, StageClock
 from jvidprune.models.generate import check_sampling, decode, prefill
 from jvidprune.models.load import LoadedModel, load_model
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
-from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange
-from jvidprune.reducers.base import inner_stages
-from jvidprune.reducers.base import reduce as reduce_video
+from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.reducers.presets import BACKBONES, from_text
-from jvidprune.tokens import Reduced, Reducer, VideoTokens
+from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.decode import Clip, read_frames
 from jvidprune.video.preprocess import Patches, llava_pixels
 from jvidprune.video.sampling import Rule
@@ -37,12 +39,13 @@ class FamilySettings:
     """What a family needs around its model.
 
     Attributes:
-      template: prompt template.
+      template: prompt template, a name of `prompt.TEMPLATES` or "chat" for the checkpoint's own.
       newline: where newline embeddings go among the kept tokens.
       newline_rows: with a grid layout, rows that get one.
       frames: frames its published evaluations use.
       rule: frame sampling rule of `jvidprune.video.sampling`.
-      pixels: (T, H, W, 3) uint8 frames and the model's config to what its tower reads.
+      pixels: the model's config and the settings of its folder's video processor to a function from (T, H, W, 3) uint8
+        frames to what the tower reads.
       woven: the prompt carries three-axis positions, time stamps and vision markers (the Qwen-VL families).
     """
 
@@ -51,12 +54,18 @@ class FamilySettings:
     newline_rows: NewlineRows
     frames: int
     rule: Rule
-    pixels: Callable[[np.ndarray, Any], np.ndarray | Patches]
+    pixels: Callable[[Any, Mapping[str, Any]], Callable[[np.ndarray], np.ndarray | Patches]]
     woven: bool = False
 
+    @property
+    def placeholder(self) -> str:
+        """What a chat template writes for a video."""
+        return "<|vision_start|><|video_pad|><|vision_end|>" if self.woven else "<video>"
 
-def _squashed(frames: np.ndarray, config: Any) -> np.ndarray:
-    return llava_pixels(frames, size=config.vision.image_size)
+
+def _squashed(config: Any, given: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    mean, std = channels(given)
+    return functools.partial(llava_pixels, size=square(given, config.vision.image_size), mean=mean, std=std)
 
 
 FAMILIES: dict[str, FamilySettings] = {
@@ -110,17 +119,40 @@ class VideoLLM:
 
     @classmethod
     def load(
-        cls, source: str | Path, *, dtype: Any = jnp.float32, progress: Callable[[int, int, str], None] | None = None
+        cls,
+        source: str | Path,
+        *,
+        dtype: Any = jnp.float32,
+        progress: Callable[[int, int, str], None] | None = None,
+        template: str | None = None,
     ) -> "VideoLLM":
         """Loads a checkpoint folder or hub id.
 
+        Args:
+          source: folder or hub id.
+          dtype: of parameters and activations.
+          progress: see `load_model`.
+          template: of prompts: a name of `prompt.TEMPLATES`, "chat" for the chat template in the folder, or None for
+            that of the family's published evaluations.
+
         Raises:
-          JvidpruneError: not a checkpoint of a known family, or anything wrong with its files.
+          JvidpruneError: not a checkpoint of a known family, anything wrong with its files, or an unknown template.
         """
         loaded = load_model(source, dtype=dtype, progress=progress)
         if loaded.family not in FAMILIES:
             raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
-        return cls(loaded, load_tokenizer(loaded.folder), FAMILIES[loaded.family])
+        settings = FAMILIES[loaded.family]
+        if template is not None:
+            settings = dataclasses.replace(settings, template=template)
+        llm = cls(loaded, load_tokenizer(loaded.folder), settings)
+        # Settings of the folder that make no sense and missing templates are refused here, not at the first video.
+        _ = llm.pixels, llm.prompt_texts("?")
+        return llm
+
+    @functools.cached_property
+    def pixels(self) -> Callable[[np.ndarray], np.ndarray | Patches]:
+        """(T, H, W, 3) uint8 frames to what the tower reads, with the settings of the folder's video processor."""
+        return self.settings.pixels(self.loaded.config, video_processor(self.loaded.folder))
 
     @property
     def untrained(self) -> bool:
@@ -156,7 +188,7 @@ class VideoLLM:
         Raises:
           JvidpruneError: evidence this checkpoint cannot give.
         """
-        pixels = self.settings.pixels(frames, self.loaded.config)
+        pixels = self.pixels(frames)
         if isinstance(pixels, Patches):
             steps, rows, columns = (int(side) for side in pixels.grid)
             return _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (steps, rows, columns), needs)
@@ -170,41 +202,55 @@ class VideoLLM:
         """
         return from_text(text, self.loaded.family if self.loaded.family in BACKBONES else None)
 
-    def visual_rows(self, reduced: Reduced, video: VideoTokens) -> np.ndarray:
-        """(V,) rows of the reduced tokens in sequence order, -1 for newline embeddings; read back to the host."""
-        frames = video.features.shape[0]
-        layout = arrange(
-            reduced.index,
-            reduced.valid,
-            kind=self.settings.newline,
-            grid=video.grid,
-            frames=frames,
-            rows=self.settings.newline_rows,
-        )
-        valid = np.asarray(layout.valid)
-        return np.where(np.asarray(layout.is_newline), -1, np.asarray(layout.source))[valid]
+    def reduce(self, video: VideoTokens, *, reducer: Reducer, ratio: float, clip: Clip | None = None) -> ReducedVideo:
+        """Reduces encoded tokens once, for any number of questions; `clip` is what was encoded.
 
-    def lay_out(
-        self, reduced: Reduced, video: VideoTokens, question: str, reserve: int, clip: Clip | None = None
-    ) -> tuple[SlotMap, np.ndarray]:
-        """The slots of a prompt and its text ids in order; families that write time read it from `clip`."""
+        Raises:
+          JvidpruneError: an impossible ratio or budget, or missing evidence.
+        """
+        return reduce_video(video, reducer, ratio, clip)
+
+    def lay_out(self, videos: Sequence[ReducedVideo], question: str, reserve: int) -> tuple[SlotMap, np.ndarray]:
+        """The slots of a prompt and its text ids in order; families that write time read it from the videos' clips.
+
+        Raises:
+          JvidpruneError: prompt and `reserve` tokens of an answer do not fit into the model's positions.
+        """
+        config = self.loaded.config
+        texts = self.prompt_texts(question, len(videos))
         if self.settings.woven:
-            prompt = template(self.settings.template)
-            return qwen.weave(self.tokenizer, self.loaded.config, prompt, video, reduced, question, clip, reserve)
-        before, after = (self.tokenizer.encode(text) for text in template(self.settings.template).parts(question))
-        rows = self.visual_rows(reduced, video)
-        slots = slot_map(
-            len(before), len(after), rows, max_positions=self.loaded.config.text.max_positions, reserve=reserve
-        )
-        return slots, np.asarray([*before, *after], np.int32)
+            texts = qwen.video_texts(texts, videos, config)
+        ids = [self.tokenizer.encode(text) for text in texts]
+        if self.settings.woven:
+            slots = qwen.lay_out(videos, ids, config, reserve=reserve)
+        else:
+            newlines: dict[str, Any] = {"newline": self.newline, "newline_rows": self.settings.newline_rows}
+            slots = lay_out(videos, ids, **newlines, max_positions=config.text.max_positions, reserve=reserve)
+        return slots, np.concatenate([np.asarray(part, np.int32) for part in ids])
+
+    def prompt_texts(self, question: str, videos: int = 1) -> list[str]:
+        """The texts around and between so many videos, without what a family writes around each.
+
+        Raises:
+          JvidpruneError: an unknown template, or a chat template that is not there or cannot be used.
+        """
+        if self.settings.template != CHAT:
+            return template(self.settings.template).texts(question, videos)
+        between = "" if self.settings.woven else " "
+        return chat_texts(self.loaded.folder, question, videos, placeholder=self.settings.placeholder, between=between)
+
+    @property
+    def newline(self) -> NewlineKind:
+        """Layout of the newline embeddings where a reducer declares none: the checkpoint's, else the family's."""
+        return getattr(self.loaded.config, "newline", self.settings.newline)
 
     def ask(
         self,
-        video: VideoTokens,
+        video: VideoTokens | ReducedVideo | Sequence[ReducedVideo],
         question: str,
         *,
-        reducer: Reducer,
-        ratio: float,
+        reducer: Reducer | None = None,
+        ratio: float | None = None,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
@@ -212,38 +258,54 @@ class VideoLLM:
         clock: StageClock | None = None,
         clip: Clip | None = None,
     ) -> Answer:
-        """Answers one question about encoded tokens; call it again with the same `video` for another question.
+        """Answers one question about encoded tokens.
 
-        `clip` is what was encoded; the Qwen-VL families take the times of its frames into the prompt.
+        Args:
+          video: encoded tokens, which are reduced here; or what `reduce` made of one or several videos, for another
+            question about the same tokens or for a prompt with more than one video.
+          question: what to ask.
+          reducer: of encoded tokens.
+          ratio: retention ratio of encoded tokens.
+          max_new_tokens: longest answer.
+          temperature: 0 answers greedily, above 0 samples.
+          top_p: share of probability that sampling draws from.
+          seed: of sampling.
+          clock: collects the stages' times.
+          clip: what was encoded; the Qwen-VL families take the times of its frames into the prompt.
 
         Raises:
           JvidpruneError: an impossible ratio or budget, or a prompt longer than the model's positions.
         """
         clock = clock or StageClock()
         check_sampling(max_new_tokens, temperature, top_p)
-        with clock("reduce") as stage:
-            inner = inner_stages(reducer, ratio)
-            blocks = any(stage.rule == "text_in_blocks" for stage in inner)
-            reduced = jax.block_until_ready(reduce_video(reducer, video, ratio, diagnostics=blocks))
-            stage.tokens = kept = int(reduced.count)
+        if isinstance(video, VideoTokens):
+            if reducer is None or ratio is None:
+                raise JvidpruneError("encoded tokens need a reducer and a ratio.")
+            with clock("reduce") as stage:
+                videos = [self.reduce(video, reducer=reducer, ratio=ratio, clip=clip)]
+                stage.tokens = videos[0].kept
+        else:
+            videos = [video] if isinstance(video, ReducedVideo) else list(video)
+        inner = shared_stages(videos)
         with clock("prefill") as stage:
-            slots, text = self.lay_out(reduced, video, question, max_new_tokens, clip)
+            slots, text = self.lay_out(videos, question, max_new_tokens)
             model = self.loaded.model
-            embeds = _assemble(model, jnp.asarray(text), reduced.tokens, jnp.asarray(slots.source))
+            tokens = jnp.concatenate([one.reduced.tokens for one in videos])
+            embeds = _assemble(model, jnp.asarray(text), tokens, jnp.asarray(slots.source))
             size = len(slots.source)
             valid = slots.valid[None]
             stages = prompt_inner(
                 inner,
                 slots,
                 len(text),
-                newline=self.settings.newline,
+                newline=newline_kind(videos, self.newline),
                 layers=self.loaded.config.text.layers,
-                block=np.asarray(reduced.diagnostics["block"]) if "block" in reduced.diagnostics else None,
+                block=shared_blocks(videos),
             )
             options: dict[str, Any] = {} if stages is None else {"inner": stages}
             if slots.next_position is not None:
                 options["next_position"] = np.asarray([slots.next_position], np.int32)
-            levels = qwen.kept_levels(video, reduced, slots, len(text))
+            levels = qwen.kept_levels(videos, slots, len(text))
             if levels is not None:
                 options["added"] = levels
             capacity = size + max_new_tokens - 1
@@ -268,10 +330,10 @@ class VideoLLM:
             question=question,
             text=self.tokenizer.decode(answer).strip(),
             token_ids=answer,
-            reducer=getattr(getattr(reducer, "info", None), "title", type(reducer).__name__),
-            ratio=float(ratio),
-            kept=kept,
-            visual=int(video.frame_mask.sum()) * video.features.shape[1],
+            reducer=", ".join(dict.fromkeys(one.title for one in videos)),
+            ratio=videos[0].ratio,
+            kept=sum(one.kept for one in videos),
+            visual=sum(one.visual for one in videos),
             prompt=slots.length,
             stages=tuple(clock.stages),
             untrained=self.untrained,

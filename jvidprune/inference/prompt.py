@@ -12,14 +12,21 @@ class PromptTemplate:
     Attributes:
       before: text in front of the video.
       after: text behind it, with the question.
+      between: text between two videos; a space is what lmms-eval puts between the placeholders of a LLaVA model.
     """
 
     before: str
     after: str
+    between: str = " "
 
     def parts(self, question: str) -> tuple[str, str]:
         """(text before, text after) for one question."""
         return self.before, self.after.replace("{question}", question)
+
+    def texts(self, question: str, videos: int = 1) -> list[str]:
+        """The texts around and between so many videos."""
+        before, after = self.parts(question)
+        return [before, *[self.between] * (videos - 1), after]
 
 
 TEMPLATES: dict[str, PromptTemplate] = {
@@ -32,10 +39,11 @@ TEMPLATES: dict[str, PromptTemplate] = {
     "qwen2_5_vl": PromptTemplate(
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
         "{question}<|im_end|>\n<|im_start|>assistant\n",
+        between="",
     ),
-    "qwen3_vl": PromptTemplate("<|im_start|>user\n", "{question}<|im_end|>\n<|im_start|>assistant\n"),
+    "qwen3_vl": PromptTemplate("<|im_start|>user\n", "{question}<|im_end|>\n<|im_start|>assistant\n", between=""),
     # Chat template shipped with the llava-hf checkpoints: a space after the role, no system turn.
-    "llava_hf": PromptTemplate("<|im_start|>user ", "\n{question}<|im_end|><|im_start|>assistant\n"),
+    "llava_hf": PromptTemplate("<|im_start|>user ", "\n{question}<|im_end|><|im_start|>assistant\n", "\n"),
 }
 
 
@@ -46,5 +54,5 @@ def template(name: str) -> PromptTemplate:
       JvidpruneError: unknown name.
     """
     if name not in TEMPLATES:
-        raise JvidpruneError(f"unknown prompt template {name!r}; known: {', '.join(TEMPLATES)}.")
+        raise JvidpruneError(f"unknown prompt template {name!r}; known: {', '.join(TEMPLATES)}, chat.")
     return TEMPLATES[name]

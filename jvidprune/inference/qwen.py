@@ -2,18 +2,21 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
-from jvidprune.inference.prompt import PromptTemplate
-from jvidprune.inference.sequence import SlotMap, padded_source
+from jvidprune.inference.processor import qwen_limits
+from jvidprune.inference.reduced import ReducedVideo
+from jvidprune.inference.sequence import Run, SlotMap, laid_out, weave
+from jvidprune.models.positions import VideoBlock
 from jvidprune.models.qwen_vl import QwenVLConfig, spread_levels
-from jvidprune.models.tokenizer import Tokenizer
 from jvidprune.reducers.base import apply_plan
-from jvidprune.tokens import Reduced, Reducer, VideoTokens
+from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenUtils, qwen_patches
 from jvidprune.video.sampling import DEFAULT_RATE, pair_timestamps, stamp
@@ -21,11 +24,19 @@ from jvidprune.video.sampling import DEFAULT_RATE, pair_timestamps, stamp
 _PIXELS = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
 
 
-def patches(frames: np.ndarray, config: QwenVLConfig) -> Patches:
-    """Frames to patches as the reference pipeline makes them: the sizes of qwen-vl-utils, then the processor's rule."""
+def patches(config: QwenVLConfig, given: Mapping[str, Any]) -> Callable[[np.ndarray], Patches]:
+    """Frames to patches as the reference pipeline makes them: the sizes of qwen-vl-utils, then the processor's rule.
+
+    Args:
+      config: of the model.
+      given: the settings of the folder's video processor; the published ones where they say nothing.
+
+    Raises:
+      JvidpruneError: settings that make no sense or belong to another model.
+    """
     vision = config.vision
     family = dataclasses.replace(_PIXELS[config.family], patch=vision.patch_size, merge=vision.merge, pair=vision.pair)
-    return qwen_patches(frames, family, utils=QwenUtils())
+    return functools.partial(qwen_patches, family=qwen_limits(given, family), utils=QwenUtils())
 
 
 def step_seconds(clip: Clip | None, pair: int) -> float:
@@ -39,99 +50,120 @@ def stamps(clip: Clip | None, frames: int, pair: int) -> list[str]:
     return [stamp(seconds) for seconds in pair_timestamps(indices, rate)]
 
 
-def prompt_texts(
-    template: PromptTemplate, question: str, video: VideoTokens, clip: Clip | None, config: Any
-) -> list[str]:
-    """The text before, between and behind the video blocks of a prompt.
+def video_texts(texts: Sequence[str], videos: Sequence[ReducedVideo], config: QwenVLConfig) -> list[str]:
+    """The texts of a prompt cut further, one more than there are blocks of visual tokens.
 
-    Qwen2.5-VL wraps the whole video in vision_start and vision_end; Qwen3-VL does so with every grid frame and writes
-    its time stamp before (as transformers 4.57, the format of its training).
+    Qwen2.5-VL wraps each video in vision_start and vision_end; Qwen3-VL does so with every grid frame and writes its
+    time stamp before (as transformers 4.57, the format of its training).
+
+    Args:
+      texts: before, between and behind the videos, without vision markers.
+      videos: with their clips.
+      config: of the model.
     """
-    before, after = template.parts(question)
     first, last = "<|vision_start|>", "<|vision_end|>"
-    frames, pair = video.features.shape[0], config.vision.pair
-    if config.tokens_per_second:
-        return [before + first, last + after]
-    times = [text + first for text in stamps(clip, frames, pair)]
-    return [before + times[0], *(last + text for text in times[1:]), last + after]
+    found = [texts[0]]
+    for one, text in zip(videos, texts[1:], strict=True):
+        times = [""] if config.tokens_per_second else stamps(one.clip, one.video.features.shape[0], config.vision.pair)
+        for stamped in times:
+            found[-1] += stamped + first
+            found.append(last)
+        found[-1] += text
+    return found
 
 
-def weave(
-    tokenizer: Tokenizer,
-    config: QwenVLConfig,
-    template: PromptTemplate,
-    video: VideoTokens,
-    reduced: Reduced,
-    question: str,
-    clip: Clip | None,
-    reserve: int,
-) -> tuple[SlotMap, np.ndarray]:
-    """The slots of a prompt with the positions of the unpruned one, and its text ids.
+def block_runs(index: Int[np.ndarray, "V"], blocks: Sequence[VideoBlock], first_row: int = 0) -> list[Run]:
+    """The kept tokens of a video, block by block, in the order of the reducer.
+
+    Args:
+      index: (V,) id of each kept token, frame * N + token.
+      blocks: of the video.
+      first_row: of this video among the reduced tokens of all videos.
+    """
+    size = blocks[0].tokens
+    runs = []
+    for number, block in enumerate(blocks):
+        rows = np.flatnonzero(index // size == number)
+        runs.append(Run(first_row + rows, index[rows] - number * size, block.tokens))
+    return runs
+
+
+def lay_out(videos: Sequence[ReducedVideo], texts: Sequence[Any], config: QwenVLConfig, *, reserve: int) -> SlotMap:
+    """The slots of a prompt with the positions of the unpruned one.
 
     Positions are laid out on the full prompt; text and kept tokens keep theirs, and the first generated token follows
-    the largest of the full prompt. All text stays, stamps and markers of frames without a kept token included.
+    the largest of the full prompt. All text stays, time stamps of frames without a kept token included; so do the
+    vision markers, unless a reducer declares on Qwen3-VL that they go (FlashVID).
+
+    Args:
+      videos: in the order of the prompt.
+      texts: token ids of `video_texts`.
+      config: of the model.
+      reserve: tokens that will be generated.
 
     Raises:
       JvidpruneError: prompt and answer do not fit into the model's positions.
     """
-    frames, (height, width) = video.features.shape[0], video.grid
-    merge = config.vision.merge
-    texts = [tokenizer.encode(text) for text in prompt_texts(template, question, video, clip, config)]
-    blocks = config.blocks((frames, height * merge, width * merge), step_seconds(clip, config.vision.pair))
-    pieces: list[Any] = [len(texts[0])]
+    runs, blocks, first_row = [], [], 0
+    for one in videos:
+        found = video_blocks(one, config)
+        index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
+        runs += block_runs(index, found, first_row)
+        blocks += found
+        first_row += one.capacity
+    drops = not config.tokens_per_second and any(one.rules.vision_markers == "drop" for one in videos)
+    woven = weave(texts, runs, dropped=(config.vision_start, config.vision_end) if drops else ())
+    whole = config.positions(pieces_of([len(text) for text in texts], blocks))
+    kept = whole.keep(woven.full)
+    size = config.text.max_positions
+    return laid_out(woven, max_positions=size, reserve=reserve, positions=kept.ids, next_position=whole.next)
+
+
+def video_blocks(one: ReducedVideo, config: QwenVLConfig) -> list[VideoBlock]:
+    """What shares an origin in the prompt: the video, or each grid frame."""
+    frames, (height, width), merge = one.video.features.shape[0], one.video.grid, config.vision.merge
+    return config.blocks((frames, height * merge, width * merge), step_seconds(one.clip, config.vision.pair))
+
+
+def pieces_of(texts: Sequence[int], blocks: Sequence[VideoBlock]) -> list[int | VideoBlock]:
+    """Lengths of texts and blocks in turn, as `prompt_positions` takes them."""
+    pieces: list[int | VideoBlock] = [texts[0]]
     for block, text in zip(blocks, texts[1:], strict=True):
-        pieces += [block, len(text)]
-    whole = config.positions(pieces)
-
-    count = sum(map(len, texts))
-    index = np.asarray(reduced.index)[np.asarray(reduced.valid)]
-    block_of = index // blocks[0].tokens
-    source, full, text_at, slot = [], [], 0, 0
-    for number, text in enumerate(texts):
-        source.append(np.arange(text_at, text_at + len(text)))
-        full.append(np.arange(slot, slot + len(text)))
-        text_at, slot = text_at + len(text), slot + len(text)
-        if number < len(blocks):
-            rows = np.flatnonzero(block_of == number)
-            source.append(count + 1 + rows)
-            full.append(slot + index[rows] - number * blocks[0].tokens)
-            slot += blocks[number].tokens
-    rows = padded_source(np.concatenate(source), len(index), max_positions=config.text.max_positions, reserve=reserve)
-    kept = whole.keep(np.concatenate(full))
-    length = kept.ids.shape[1]
-    positions = np.pad(kept.ids, ((0, 0), (0, len(rows) - length)))
-    inside = (len(texts[0]), length - len(texts[-1]))
-    return SlotMap(rows, length, inside, positions, whole.next), np.concatenate(texts).astype(np.int32)
+        pieces += [block, text]
+    return pieces
 
 
-def kept_levels(video: VideoTokens, reduced: Reduced, slots: SlotMap, text: int) -> jax.Array | None:
+def kept_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> jax.Array | None:
     """(S, 1, L, D) what a prefill adds behind its first S layers, or None for a model without DeepStack.
 
     The levels are those of the kept ids, also where tokens are merged, as FlashVID's code has it; `merged_levels`
     weighs them like the tokens.
 
     Args:
-      video: with the evidence "features_deepstack", or without.
-      reduced: the kept tokens.
+      videos: with the evidence "features_deepstack", or without.
       slots: of the prompt.
       text: its text tokens.
     """
-    levels = video.evidence.get("features_deepstack")
-    if levels is None:
+    if "features_deepstack" not in videos[0].video.evidence:
         return None
-    flat = levels.reshape(-1, *levels.shape[2:])
-    return _spread(flat[jnp.minimum(reduced.index, len(flat) - 1)], slots, text)
+    kept = []
+    for one in videos:
+        levels = one.video.evidence["features_deepstack"]
+        flat = levels.reshape(-1, *levels.shape[2:])
+        kept.append(flat[jnp.minimum(one.reduced.index, len(flat) - 1)])
+    return _spread(jnp.concatenate(kept), slots, text)
 
 
-def merged_levels(
-    reducer: Reducer, video: VideoTokens, ratio: float, slots: SlotMap, text: int, *, capacity: int
-) -> jax.Array:
-    """`kept_levels` with the weights that made the tokens; the reducer plans once more with the same capacity."""
-    levels = video.evidence["features_deepstack"]
-    budget = reducer.budget(video.layout(), ratio)
-    wide = levels.reshape(*levels.shape[:2], -1)
-    kept = _weighed(reducer, video, budget, wide, capacity=capacity)
-    return _spread(kept.reshape(-1, *levels.shape[2:]), slots, text)
+def merged_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> jax.Array:
+    """`kept_levels` with the weights that made the tokens; the reducers plan once more with the same capacity."""
+    kept = []
+    for one in videos:
+        levels = one.video.evidence["features_deepstack"]
+        budget = one.reducer.budget(one.video.layout(), one.ratio)
+        wide = levels.reshape(*levels.shape[:2], -1)
+        weighed = _weighed(one.reducer, one.video, budget, wide, capacity=one.capacity)
+        kept.append(weighed.reshape(-1, *levels.shape[2:]))
+    return _spread(jnp.concatenate(kept), slots, text)
 
 
 @functools.partial(jax.jit, static_argnames=("reducer", "capacity"))

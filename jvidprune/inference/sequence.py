@@ -1,8 +1,11 @@
-"""Which embedding stands in which slot of the prompt: text before, kept tokens with newlines, text after, padding."""
+"""Which embedding stands in which slot of the prompt: text and the runs of visual tokens between it, then padding."""
 
 import dataclasses
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 from jvidprune.errors import JvidpruneError
 
@@ -21,13 +24,14 @@ def bucket_length(length: int) -> int:
 class SlotMap:
     """Host-side layout of one prompt.
 
-    The prompt's embeddings are `table[source]` with table = [text before | text after | newline | reduced tokens].
+    The prompt's embeddings are `table[source]` with table = [all text | newline | reduced tokens of all videos].
 
     Attributes:
       source: (S,) int32 row of that table, S a bucket length; padding points at row 0.
       length: slots in use.
-      visual: (start, stop) slots of the visual block, newlines included; text may stand between (Qwen3-VL).
-      positions: (3, S) rotary positions, or None where slots count from 0.
+      visual: (start, stop) slots from the first visual token to the last, newlines included; text may stand between
+        (Qwen3-VL's time stamps, a second video).
+      positions: (S,) or (3, S) rotary positions, or None where slots count from 0.
       next_position: of the first generated token, where `positions` are given.
     """
 
@@ -41,7 +45,7 @@ class SlotMap:
     def rotary(self) -> np.ndarray:
         """(1, S) or (3, 1, S) positions of a batch of one."""
         if self.positions is not None:
-            return self.positions[:, None]
+            return self.positions[..., None, :]
         return np.minimum(np.arange(len(self.source)), self.length - 1)[None]
 
     @property
@@ -50,8 +54,104 @@ class SlotMap:
         return np.arange(len(self.source)) < self.length
 
 
+class Run(NamedTuple):
+    """Visual tokens that stand together in a prompt.
+
+    Attributes:
+      rows: (V,) row of the reduced tokens in sequence order, -1 for a newline embedding.
+      places: (V,) place of each in the same run without any reduction.
+      length: of the run without any reduction.
+    """
+
+    rows: Int[np.ndarray, "V"]
+    places: Int[np.ndarray, "V"]
+    length: int
+
+
+class Woven(NamedTuple):
+    """Texts and runs in the order of the prompt.
+
+    Attributes:
+      source: (L,) row of the table of `SlotMap`.
+      full: (L,) slot of each in the prompt without any reduction.
+      visual: (start, stop) from the first visual token to the last.
+      text: rows of the table that are text.
+      whole: length of the prompt without any reduction.
+    """
+
+    source: Int[np.ndarray, "L"]
+    full: Int[np.ndarray, "L"]
+    visual: tuple[int, int]
+    text: int
+    whole: int
+
+    @property
+    def visual_count(self) -> int:
+        """Slots with a visual token or a newline embedding."""
+        return int((self.source >= self.text).sum())
+
+
+def weave(texts: Sequence[Sequence[int] | np.ndarray], runs: Sequence[Run], *, dropped: Collection[int] = ()) -> Woven:
+    """Alternates texts and runs: the first text, the first run, the second text, ...
+
+    Args:
+      texts: token ids, one more text than there are runs; may be empty.
+      runs: visual tokens, possibly none of a run kept.
+      dropped: ids of text tokens that are left out (FlashVID's vision markers on Qwen3-VL).
+    """
+    count = sum(map(len, texts))
+    source, full, text_at, slot = [], [], 0, 0
+    for number, text in enumerate(texts):
+        there = ~np.isin(np.asarray(text, np.int64), list(dropped)) if dropped else np.ones(len(text), bool)
+        kept = np.flatnonzero(there)
+        source.append(text_at + kept)
+        full.append(slot + kept)
+        text_at, slot = text_at + len(text), slot + len(text)
+        if number < len(runs):
+            rows = np.asarray(runs[number].rows, np.int64)
+            source.append(np.where(rows < 0, count, count + 1 + rows))
+            full.append(slot + np.asarray(runs[number].places, np.int64))
+            slot += runs[number].length
+    starts = np.cumsum([0, *map(len, source)])
+    return Woven(np.concatenate(source), np.concatenate(full), (int(starts[1]), int(starts[-2])), count, slot)
+
+
+def laid_out(
+    woven: Woven,
+    *,
+    max_positions: int,
+    reserve: int,
+    positions: Int[np.ndarray, "... L"] | None = None,
+    next_position: int | None = None,
+) -> SlotMap:
+    """The slots of a woven prompt, padded to a bucket length.
+
+    Args:
+      woven: from `weave`.
+      max_positions: what the language model can address.
+      reserve: tokens that will be generated.
+      positions: (L,) or (3, L) rotary positions; None counts the slots from 0.
+      next_position: of the first generated token, with `positions`.
+
+    Raises:
+      JvidpruneError: prompt and answer do not fit into the model's positions.
+    """
+    length, visual = len(woven.source), woven.visual_count
+    if length + reserve > max_positions:
+        raise JvidpruneError(
+            f"the prompt has {length:,} tokens ({visual:,} visual) and {reserve:,} may be generated, but the "
+            f"model has {max_positions:,} positions: lower the ratio, the number of frames or the answer length."
+        )
+    padded = np.zeros(min(bucket_length(length), max(max_positions, length)), np.int32)
+    padded[:length] = woven.source
+    if positions is not None:
+        room = [(0, 0)] * (positions.ndim - 1) + [(0, len(padded) - length)]
+        positions = np.pad(positions.astype(np.int32), room)
+    return SlotMap(padded, length, woven.visual, positions, next_position)
+
+
 def slot_map(before: int, after: int, visual: np.ndarray, *, max_positions: int, reserve: int) -> SlotMap:
-    """Lays out one prompt.
+    """Lays out a prompt with one run of visual tokens, positions counted from 0.
 
     Args:
       before: text tokens in front of the video.
@@ -63,25 +163,6 @@ def slot_map(before: int, after: int, visual: np.ndarray, *, max_positions: int,
     Raises:
       JvidpruneError: prompt and answer do not fit into the model's positions.
     """
-    newline = before + after
-    rows = np.where(visual < 0, newline, newline + 1 + visual)
-    source = np.concatenate([np.arange(before), rows, before + np.arange(after)])
-    padded = padded_source(source, len(visual), max_positions=max_positions, reserve=reserve)
-    return SlotMap(padded, len(source), (before, before + len(visual)))
-
-
-def padded_source(source: np.ndarray, visual: int, *, max_positions: int, reserve: int) -> np.ndarray:
-    """`source` as int32, filled up with row 0 to a bucket length.
-
-    Raises:
-      JvidpruneError: prompt and answer do not fit into the model's positions.
-    """
-    length = len(source)
-    if length + reserve > max_positions:
-        raise JvidpruneError(
-            f"the prompt has {length:,} tokens ({visual:,} visual) and {reserve:,} may be generated, but the "
-            f"model has {max_positions:,} positions: lower the ratio, the number of frames or the answer length."
-        )
-    padded = np.zeros(min(bucket_length(length), max(max_positions, length)), np.int32)
-    padded[:length] = source
-    return padded
+    run = Run(visual, np.arange(len(visual)), len(visual))
+    texts = [np.zeros(before, np.int64), np.zeros(after, np.int64)]
+    return laid_out(weave(texts, [run]), max_positions=max_positions, reserve=reserve)

@@ -10,7 +10,7 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 
-Verdict = Literal["ok", "mismatch", "later", "not compared"]
+Verdict = Literal["ok", "mismatch", "not compared"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Row:
       what: what was compared, e.g. "adts_indices".
       deviation: largest absolute deviation, the number of differing entries for discrete values, or None.
       limit: what is allowed (0 for discrete values).
-      verdict: ok, mismatch, later (needs a part that is not built yet) or not compared.
+      verdict: ok, mismatch or not compared.
       note: shown behind the row.
     """
 
@@ -54,7 +54,7 @@ class Row:
     @property
     def passed(self) -> bool:
         """Whether the row lets the run succeed."""
-        return self.verdict in ("ok", "later")
+        return self.verdict == "ok"
 
 
 def exact(what: str, ours: Any, golden: Any, note: str = "") -> Row:
@@ -78,11 +78,6 @@ def close(what: str, ours: Any, golden: Any, atol: float, rtol: float = 0.0, not
         return Row(what, float("nan"), limit, "mismatch", "NaN or infinity where the other side has none")
     deviation = float(np.abs(ours[finite] - golden[finite]).max()) if finite.any() else 0.0
     return Row(what, deviation, limit, "ok" if deviation <= limit else "mismatch", note)
-
-
-def later(what: str, note: str) -> Row:
-    """A comparison that waits for a part that is not built yet; listed, never silent."""
-    return Row(what, None, None, "later", note)
 
 
 @dataclasses.dataclass(frozen=True)

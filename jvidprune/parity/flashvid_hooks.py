@@ -5,15 +5,17 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.inference.qwen import block_runs
+from jvidprune.inference.sequence import Woven, weave
 from jvidprune.models.attention import attend_all
+from jvidprune.models.positions import PromptPositions, VideoBlock, frame_blocks, prompt_pieces, prompt_positions
 from jvidprune.ops import newline
 from jvidprune.ops.pool import pool_tokens
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact, later
+from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.parity.flashvid import VALUE_RTOL, run_config, shown_of
 from jvidprune.parity.flashvid_cut import kept_of
 from jvidprune.tokens import Reduced
 
-_PROMPT = "rotary positions, masks and DeepStack levels of a reduced prompt wait for this backbone's model"
 _VIDEO_ID = -200
 
 
@@ -120,16 +122,67 @@ def _compare_qwen(golden: Golden) -> Iterator[Row]:
     reduced = run_config(golden.config, golden["video_features"], golden["cls_attention"])
     certain = golden["out_exact"] if golden.has("out_exact") else None
     yield from _rows(reduced, golden["compressed_indices"], golden["compressed_tokens"], certain)
-    yield later("kept_position_ids, inputs_embeds, next_position_ids", _PROMPT)
-    yield from _cut_rows(golden)
+    woven, whole = _woven(golden)
+    yield from _position_rows(golden, woven, whole)
+    yield from _embedding_rows(golden, woven)
+    yield from _cut_rows(golden, woven.source >= woven.text)
 
 
-def _cut_rows(golden: Golden) -> Iterator[Row]:
-    """The cut inside the model: places in the compressed prompt, and the caches on its two sides."""
+def _woven(golden: Golden) -> tuple[Woven, PromptPositions]:
+    """The prompt of the stored kept ids, by the code that answers questions, and its positions without reduction."""
+    ids, config = golden["input_ids"][0], golden.config
+    frames, height, width = (int(side) for side in golden["grid_thw"][0])
+    height, width = height // config["spatial_merge_size"], width // config["spatial_merge_size"]
+    # Qwen3-VL tells time by text; the other model had 2 time ids a second and a second between grid frames.
+    by_text = golden.has("visual_pos_mask")
+    blocks = frame_blocks(frames, height, width) if by_text else [VideoBlock(frames, height, width, 1.0)]
+    pieces = prompt_pieces(ids, config["video_token"], blocks)
+    whole = prompt_positions(pieces, tokens_per_second=0.0 if by_text else 2.0)
+    texts, text, at = [], ids[:0], 0
+    for piece in pieces:
+        if isinstance(piece, VideoBlock):
+            texts, text, at = [*texts, text], ids[:0], at + piece.tokens
+        else:
+            text, at = ids[at : at + piece], at + piece
+    dropped = (config["vision_start"], config["vision_end"]) if by_text else ()
+    return weave([*texts, text], block_runs(golden["compressed_indices"], blocks), dropped=dropped), whole
+
+
+def _position_rows(golden: Golden, woven: Woven, whole: PromptPositions) -> Iterator[Row]:
+    """Positions of the whole prompt, of what is kept of it, and of the first generated token.
+
+    Where a file holds four rows, the first is the place in the unreduced prompt.
+    """
+    yield exact("rope_full", whole.ids[:, None], golden["rope_full"])
+    yield exact("rope_delta", [whole.rope_delta], golden["rope_delta"])
+    yield exact("kept_cache_position", woven.full, golden["kept_cache_position"])
+    kept, following = golden["kept_position_ids"], golden["next_position_ids"]
+    places = [woven.full] if len(kept) == 4 else []
+    yield exact("kept_position_ids", np.stack([*places, *whole.keep(woven.full).ids])[:, None], kept)
+    ahead = [woven.whole] * len(places) + [whole.next] * 3
+    yield exact("next_position_ids", np.reshape(ahead, following.shape), following)
+    yield exact("next_cache_position", [woven.whole], golden["next_cache_position"])
+
+
+def _embedding_rows(golden: Golden, woven: Woven) -> Iterator[Row]:
+    """The reduced prompt's embeddings, and the DeepStack levels of its visual tokens.
+
+    The file has no embedding table: a text token must stand where another of the same id stands in the stored prompt.
+    """
+    visual, stored, ids = woven.source >= woven.text, golden["inputs_embeds"][0], golden["input_ids"][0]
+    words = np.where(visual, -1, ids[woven.full])
+    first = np.array([int(np.argmax(words == word)) for word in words])
+    rows = np.where(visual, woven.source - woven.text - 1, 0)
+    ours = np.where(visual[:, None], golden["compressed_tokens"][rows], stored[first])
+    yield close("inputs_embeds", ours[None], golden["inputs_embeds"], 0.0, VALUE_RTOL, "text by its first occurrence")
     if golden.has("visual_pos_mask"):
-        visual = golden["visual_pos_mask"][0].astype(bool)
-    else:
-        visual = golden["input_ids"][0][golden["kept_cache_position"]] == golden.config["video_token"]
+        yield exact("visual_pos_mask", visual[None], golden["visual_pos_mask"])
+        index = golden["compressed_indices"]
+        yield close("deepstack_kept", golden["deepstack_full"][:, index], golden["deepstack_kept"], 0.0)
+
+
+def _cut_rows(golden: Golden, visual: np.ndarray) -> Iterator[Row]:
+    """The cut inside the model: places in the reduced prompt, and the caches on its two sides."""
     state = kept_of(golden["llm_last_query_attention"], visual, golden.config["llm_retention_ratio"])
     keep = np.asarray(state.source)[0]
     yield exact("llm_keep", keep, golden["llm_keep"])

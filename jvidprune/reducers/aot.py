@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
+from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.pool import PoolKind, find_pooling, pool_tokens, pooled_side
 from jvidprune.ops.segment import mask_cuts, smallest_cuts
 from jvidprune.ops.similarity import normalise
@@ -48,6 +49,8 @@ class AOT(StagedReducer):
       drop_original: leave out the unmerged key-frame tokens, which the reference emits besides the merged ones (Q5).
       row_newlines: newline slots behind each row take part as tokens, as the reference does for LLaVA-Video when its
         clip stage is on (Q13); needs the evidence newline. False leaves newlines to the model.
+      newline: layout of LLaVA's newline embeddings, None for the family's (where newlines take part as tokens, no
+        others). The published test never appends the closing newline of LLaVA-OneVision: "no_token" (Q2).
       cost, marginals, solver, projection: parts of the transport inside frames, see `ops.transport`. Their float fields
         travel in the budget and can be vmapped over. The reference's solver stops all frames together (Q3;
         `stop="each"` does not) and its plan keeps mass 1/A an anchor (Q14; "row" and "column" normalise).
@@ -70,6 +73,7 @@ class AOT(StagedReducer):
     anchors_only: bool = False
     drop_original: bool = False
     row_newlines: bool = False
+    newline: NewlineKind | None = None
     cost: Any = _COST
     marginals: Any = _MARGINALS
     solver: Any = _SOLVER
@@ -104,6 +108,8 @@ class AOT(StagedReducer):
     }
 
     def __post_init__(self) -> None:
+        if self.row_newlines and self.newline is None:
+            object.__setattr__(self, "newline", "no_token")
         for name in ("global_ratio", "keep_ratio", "nearest"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise JvidpruneError(f"AOT's {name} must lie in [0, 1], got {getattr(self, name)!r}.")

@@ -14,6 +14,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.prompting import prompt_rules
 from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
 
 _PER_TOKEN = ("attention_last", "attention_pooling_head", "attention_mean_query", "keys", "features_deepstack")
@@ -103,9 +104,24 @@ class Sequential(StagedReducer):
         return self.first.needs | self.second.needs
 
     @property
-    def newline_rows(self) -> str:
+    def newline(self) -> Any:
+        """The second stage's layout of newline embeddings, as all that is declared of a prompt."""
+        return prompt_rules(self.second).newline
+
+    @property
+    def newline_rows(self) -> Any:
         """The second stage's rule for newline rows."""
-        return getattr(self.second, "newline_rows", "nonempty")
+        return prompt_rules(self.second).newline_rows
+
+    @property
+    def positions(self) -> str:
+        """The second stage's rule for positions."""
+        return prompt_rules(self.second).positions
+
+    @property
+    def vision_markers(self) -> str:
+        """The second stage's rule for vision markers."""
+        return prompt_rules(self.second).vision_markers
 
     @property
     def inner(self) -> tuple[Any, ...]:

@@ -145,6 +145,8 @@ class FastVID(StagedReducer):
         "molmo2": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
     }
     newline_rows: ClassVar[str] = "nonempty"
+    # Positions are those of the unpruned sequence on every backbone, for the text behind the video too.
+    positions: ClassVar[str] = "original"
 
     def __post_init__(self) -> None:
         if self.variant not in ("llava_onevision", "llava_video", "qwen2_5_vl"):

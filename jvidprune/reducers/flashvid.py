@@ -13,9 +13,11 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops import cluster, maxmin, segment, similarity, tree
 from jvidprune.ops.compact import ascending_plan
 from jvidprune.ops.exact import ceil_scaled
+from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.select import order_descending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.prompting import MarkerRule
 from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
 Method = Literal["attn", "div", "attn_div", "attn_div_v2"]
@@ -110,6 +112,8 @@ class FlashVID(StagedReducer):
       pruning_layer: first decoder layer after the cut inside the language model; None means no cut.
       llm_retention_ratio: share of the visual positions that the cut keeps; see `inner_retention`.
       protect_newlines: the cut always keeps the frame newlines of LLaVA-Video (the official code lets them compete).
+      newline: layout of LLaVA's newline embeddings, None for the family's; "frame" on LLaVA-Video.
+      vision_markers: "drop" leaves out the vision start and end tokens of Qwen3-VL, as the official code does.
     """
 
     expansion: float = 1.25
@@ -128,6 +132,8 @@ class FlashVID(StagedReducer):
     pruning_layer: int | None = 20
     llm_retention_ratio: float = 0.3
     protect_newlines: bool = False
+    newline: NewlineKind | None = None
+    vision_markers: MarkerRule = "keep"
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="flashvid",
@@ -143,13 +149,20 @@ class FlashVID(StagedReducer):
             "one-frame segments cluster selected tokens too (exclude_selected_single=True)",
             "zero tokens have NaN similarities (eps > 0)",
             "frame newlines compete at the cut inside the model (protect_newlines=True)",
+            'on Qwen3-VL all vision start and end tokens are left out (vision_markers="keep")',
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"method": "attn_div_v2", "min_segments": 8},
-        "llava_video": {"method": "attn_div_v2", "min_segments": 8},
+        "llava_video": {"method": "attn_div_v2", "min_segments": 8, "newline": "frame"},
         "qwen2_5_vl": {"method": "attn_div", "min_segments": 4},
-        "qwen3_vl": {"method": "attn_div", "min_segments": 4, "pruning_layer": 28, "llm_retention_ratio": 0.1},
+        "qwen3_vl": {
+            "method": "attn_div",
+            "min_segments": 4,
+            "pruning_layer": 28,
+            "llm_retention_ratio": 0.1,
+            "vision_markers": "drop",
+        },
     }
 
     def __post_init__(self) -> None:

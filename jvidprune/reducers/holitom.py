@@ -149,6 +149,11 @@ class HoliTom(StagedReducer):
     needs = frozenset({"attention_last"})
     newline_rows: ClassVar[str] = "nonempty"
 
+    @property
+    def newline(self) -> str:
+        """Layout of LLaVA's newline embeddings."""
+        return self.layout
+
     def __post_init__(self) -> None:
         if self.layout not in ("one_token", "grid"):
             raise JvidpruneError(f"unknown layout {self.layout!r}; known: one_token, grid.")

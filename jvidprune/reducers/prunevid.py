@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact, segment
 from jvidprune.ops.cluster import peak_scores
+from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.runs import refine_labels
 from jvidprune.ops.select import first_argmin, order_descending, rank_of_order
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, over_frames, squared_norms
@@ -104,6 +105,8 @@ class PruneVid(StagedReducer):
       selected_layer: M, the layer whose attention from text to video ranks the tokens of the second stage, whose kept
         tokens alone go on; None has no second stage (the paper's M = 10, and none in SToP's version).
       inner_share: alpha, the share of every block that the second stage keeps.
+      newline: layout of LLaVA's newline embeddings, None for the family's. SToP's version has none where LLaVA-Video
+        closes rows.
     """
 
     budgeting: Literal["retention", "clusters"] = "retention"
@@ -114,6 +117,7 @@ class PruneVid(StagedReducer):
     attention: str | None = None
     selected_layer: int | None = None
     inner_share: float = 0.4
+    newline: NewlineKind | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="prunevid",
@@ -131,7 +135,7 @@ class PruneVid(StagedReducer):
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"budgeting": "retention"},
-        "llava_video": {"budgeting": "retention"},
+        "llava_video": {"budgeting": "retention", "newline": "no_token"},
     }
 
     def __post_init__(self) -> None:

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.reducers import presets
 from jvidprune.reducers.base import MethodInfo, StagedReducer
+from jvidprune.reducers.prompting import prompt_rules
 from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens
 
 _WEIGHTS: dict[str, tuple[float, float]] = {
@@ -140,9 +142,16 @@ class SToP(StagedReducer):
         return tuple(getattr(self.base, "inner", ())) if self.keep_inner else ()
 
     @property
-    def newline_rows(self) -> str:
+    def newline(self) -> NewlineKind | None:
+        """The base's layout of newline embeddings; on LLaVA-Video SToP's copies of all but two methods insert none."""
+        if self.backbone == "llava_video" and _base_name(self.base) not in ("visionzip", "holitom"):
+            return "no_token"
+        return prompt_rules(self.base).newline
+
+    @property
+    def newline_rows(self) -> NewlineRows | None:
         """The base's rule for newline rows."""
-        return getattr(self.base, "newline_rows", "nonempty")
+        return prompt_rules(self.base).newline_rows
 
     @property
     def rule(self) -> SinkRule:

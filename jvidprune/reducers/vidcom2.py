@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
+from jvidprune.ops.newline import NewlineRows
 from jvidprune.ops.select import rank_ascending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
@@ -68,11 +69,14 @@ class VidCom2(StagedReducer):
         until min(max(T, int(T * N * (1 - q))), T * N) stay, q = 1 - ratio in float64.
       temperature: of the softmax over frames.
       deepstack: score the features and the DeepStack levels side by side, as vLLM does for Qwen3-VL.
+      newline_rows: on LLaVA-Video, `after_frame` puts all row newlines of a frame behind its tokens; `all` and
+        `nonempty` put them behind their rows.
     """
 
     variant: Literal["official", "vllm"] = "official"
     temperature: float = 0.01
     deepstack: bool = False
+    newline_rows: NewlineRows = "after_frame"
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="vidcom2",
@@ -85,7 +89,7 @@ class VidCom2(StagedReducer):
         quirks=(
             "the count depends on the data (variant='vllm' makes it exact)",
             "one token a frame stays at any ratio",
-            "on LLaVA-Video all row newlines of a frame follow its tokens (newline rows 'after_frame')",
+            "on LLaVA-Video all row newlines of a frame follow its tokens (newline_rows='all' puts them behind rows)",
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {

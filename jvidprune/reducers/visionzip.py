@@ -114,6 +114,11 @@ class VisionZip(StagedReducer):
     needs = frozenset({"attention_last", "keys"})
     newline_rows: ClassVar[str] = "all"
 
+    @property
+    def newline(self) -> str:
+        """Layout of LLaVA's newline embeddings."""
+        return self.layout
+
     def __post_init__(self) -> None:
         if self.layout not in ("one_token", "frame", "grid", "no_token"):
             raise JvidpruneError(f"unknown layout {self.layout!r}; known: one_token, frame, grid, no_token.")

@@ -127,16 +127,22 @@ class QwenUtils:
 
     Attributes:
       min_pixels: smallest area; default 128 blocks of `factor` x `factor` pixels.
-      max_pixels: largest area; clamped to 768 blocks and to the share of a frame in the token budget of the util.
+      max_pixels: largest area; clamped to 768 blocks and to the share of a frame in `total_pixels`.
+      total_pixels: of the whole video; default 90 % of 128,000 blocks.
     """
 
     min_pixels: int | None = None
     max_pixels: int | None = None
+    total_pixels: float | None = None
 
     def size(self, frames: int, height: int, width: int, factor: int) -> tuple[int, int]:
         """Target height and width in pixels."""
         low, high = resize.qwen_utils_limits(
-            frames, factor=factor, min_pixels=self.min_pixels, max_pixels=self.max_pixels
+            frames,
+            factor=factor,
+            min_pixels=self.min_pixels,
+            max_pixels=self.max_pixels,
+            total_pixels=self.total_pixels,
         )
         return resize.qwen_utils_size(height, width, factor=factor, min_pixels=low, max_pixels=high)
 

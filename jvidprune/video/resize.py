@@ -293,9 +293,18 @@ def capped_volume(frames: int, *, factor: int, min_pixels: int, max_pixels: int)
 
 
 def qwen_utils_limits(
-    frames: int, *, factor: int, min_pixels: int | None = None, max_pixels: int | None = None
+    frames: int,
+    *,
+    factor: int,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    total_pixels: float | None = None,
 ) -> tuple[int, float]:
-    """Smallest and largest area of a frame in qwen-vl-utils; a wanted `max_pixels` cannot pass its own."""
+    """Smallest and largest area of a frame in qwen-vl-utils; a wanted `max_pixels` cannot pass its own.
+
+    The area of a frame is also limited to the share of `frames` pairs in `total_pixels`, 90 % of 128,000 blocks.
+    """
     low = 128 * factor**2 if min_pixels is None else min_pixels
-    high = max(min(768 * factor**2, 0.9 * 128_000 * factor**2 / frames * 2), int(1.05 * low))
+    total = 0.9 * 128_000 * factor**2 if total_pixels is None else total_pixels
+    high = max(min(768 * factor**2, total / frames * 2), int(1.05 * low))
     return low, high if max_pixels is None else min(max_pixels, high)

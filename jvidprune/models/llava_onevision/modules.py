@@ -18,7 +18,9 @@ from jvidprune.tokens import VideoTokens
 FRAME_CHUNK = 8
 """Frames that go through the tower at once: bounds its attention weights to 8 x heads x M x M float32."""
 
-_TOWER_EVIDENCE = frozenset({"attention_last", "attention_shallow", "attention_deep", "keys", "features_unpooled"})
+_TOWER_EVIDENCE = frozenset(
+    {"attention_last", "attention_shallow", "attention_deep", "keys", "features_unpooled", "newline"}
+)
 _HEAD_EVIDENCE = frozenset({"attention_pooling_head", "frame_embedding"})
 
 
@@ -85,6 +87,8 @@ class LlavaOnevision(nnx.Module):
         features = arrays.pop("features")
         if text is not None and "text" in needs:
             arrays["text"] = text
+        if "newline" in needs:
+            arrays["newline"] = self.newline
         mask = jnp.ones(frames, bool) if frame_mask is None else frame_mask
         return VideoTokens(features, arrays, mask, self.config.grid, self.config.unpooled_grid)
 

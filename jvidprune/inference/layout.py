@@ -1,0 +1,60 @@
+"""From reduced videos and texts to the slots of a prompt, for families with newline embeddings (LLaVA)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jvidprune.inference.reduced import ReducedVideo
+from jvidprune.inference.sequence import Run, SlotMap, laid_out, weave
+from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange, full_length
+
+
+def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_row: int = 0) -> Run:
+    """The kept tokens of a video with newline embeddings between them.
+
+    Args:
+      one: the video; what its reducer declares goes before the family's layout.
+      kind: the family's layout.
+      rows: the family's rule for rows of a grid.
+      first_row: of this video among the reduced tokens of all videos.
+    """
+    kind, rows = one.rules.newline or kind, one.rules.newline_rows or rows
+    grid, frames = one.video.grid, one.video.features.shape[0]
+    real = int(one.video.frame_mask.sum())
+    reduced = one.reduced
+    layout = arrange(reduced.index, reduced.valid, kind=kind, grid=grid, frames=frames, rows=rows, real_frames=real)
+    valid = np.asarray(layout.valid)
+    found = np.where(np.asarray(layout.is_newline), -1, first_row + np.asarray(layout.source))
+    return Run(found[valid], np.asarray(layout.position)[valid], full_length(kind, grid, real))
+
+
+def newline_kind(videos: Sequence[ReducedVideo], kind: NewlineKind) -> NewlineKind:
+    """The layout that decides which newlines compete at a cut inside the language model: that of the first video."""
+    return videos[0].rules.newline or kind
+
+
+def lay_out(
+    videos: Sequence[ReducedVideo],
+    texts: Sequence[Any],
+    *,
+    newline: NewlineKind,
+    newline_rows: NewlineRows,
+    max_positions: int,
+    reserve: int,
+) -> SlotMap:
+    """The slots of a prompt of texts and videos in turn.
+
+    Slots count from 0, as the LLaVA models do after any reduction, unless a reducer declares that its tokens and the
+    text behind them keep the positions of the unpruned prompt.
+
+    Raises:
+      JvidpruneError: prompt and answer do not fit into the model's positions.
+    """
+    firsts = np.cumsum([0, *(one.capacity for one in videos)])
+    runs = [newline_run(one, newline, newline_rows, int(at)) for one, at in zip(videos, firsts, strict=False)]
+    woven = weave(texts, runs)
+    where: dict[str, Any] = {}
+    if any(one.rules.positions == "original" for one in videos):
+        where = {"positions": woven.full, "next_position": woven.whole}
+    return laid_out(woven, max_positions=max_positions, reserve=reserve, **where)

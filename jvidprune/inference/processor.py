@@ -1,0 +1,90 @@
+"""What a checkpoint folder says about pixels, read from the file that transformers would read."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.checkpoint import read_json
+from jvidprune.video.preprocess import HALF, Channels, QwenPixels
+
+_NESTED, _VIDEO, _IMAGE = "processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json"
+
+
+def video_processor(folder: Path) -> dict[str, Any]:
+    """The settings of a folder's video processor; empty where it has none.
+
+    In the order of transformers: the `video_processor` part of processor_config.json, video_preprocessor_config.json,
+    preprocessor_config.json (that of images, which the published Qwen2.5-VL and LLaVA-OneVision folders use for both).
+
+    Raises:
+      JvidpruneError: a file that is no JSON object.
+    """
+    if (folder / _NESTED).exists():
+        nested = read_json(folder / _NESTED).get("video_processor")
+        if isinstance(nested, dict):
+            return nested
+    for name in (_VIDEO, _IMAGE):
+        if (folder / name).exists():
+            return read_json(folder / name)
+    return {}
+
+
+def qwen_limits(given: Mapping[str, Any], family: QwenPixels) -> QwenPixels:
+    """A Qwen family's pixels with what a video processor's settings change.
+
+    `min_pixels` and `max_pixels` go before `size`, whose keys are `shortest_edge` and `longest_edge`; both are areas,
+    of a frame (Qwen2.5-VL) or of the whole video (Qwen3-VL), as the family's rule has it.
+
+    Raises:
+      JvidpruneError: limits that are no positive numbers in order, or sizes of patches that are not the model's.
+    """
+    size = given.get("size") or {}
+    low = _first(given.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels"), family.min_pixels)
+    high = _first(given.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels"), family.max_pixels)
+    if not all(isinstance(limit, int) and limit > 0 for limit in (low, high)) or low > high:
+        raise JvidpruneError(f"the folder's video processor limits pixels to {low}..{high}, which is no range.")
+    model = {"patch_size": family.patch, "merge_size": family.merge, "temporal_patch_size": family.pair}
+    if wrong := [name for name, value in model.items() if given.get(name, value) != value]:
+        raise JvidpruneError(
+            f"the folder's video processor has {wrong[0]} {given[wrong[0]]}, but the model was built for "
+            f"{model[wrong[0]]}."
+        )
+    mean, std = channels(given, family.mean, family.std)
+    capped = bool(given.get("cap_pixels_per_frame", family.cap_pixels_per_frame))
+    changed: dict[str, Any] = {"min_pixels": low, "max_pixels": high, "cap_pixels_per_frame": capped}
+    return dataclasses.replace(family, **changed, mean=mean, std=std)
+
+
+def channels(given: Mapping[str, Any], mean: Channels = HALF, std: Channels = HALF) -> tuple[Channels, Channels]:
+    """Mean and standard deviation of a processor's settings, those of the family where it has none.
+
+    Raises:
+      JvidpruneError: not three numbers, or a deviation that is not positive.
+    """
+    found = []
+    for name, default in (("image_mean", mean), ("image_std", std)):
+        value = given.get(name) or default
+        numbers = isinstance(value, list | tuple) and all(isinstance(part, int | float) for part in value)
+        if not numbers or len(value) != 3 or (name == "image_std" and min(value) <= 0):
+            raise JvidpruneError(f"the folder's video processor has {name} {value!r}; it must hold three numbers.")
+        found.append((float(value[0]), float(value[1]), float(value[2])))
+    return found[0], found[1]
+
+
+def square(given: Mapping[str, Any], side: int) -> int:
+    """The side that LLaVA frames are squashed to, which must be the tower's.
+
+    Raises:
+      JvidpruneError: another size than the tower's.
+    """
+    size = given.get("size") or side
+    sides = {size.get(key, side) for key in ("height", "width")} if isinstance(size, dict) else {size}
+    if sides != {side}:
+        raise JvidpruneError(f"the folder's video processor makes frames of {size}, but the tower reads {side} pixels.")
+    return side
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)

@@ -1,0 +1,97 @@
+"""A video that was encoded and reduced once and can be asked about any number of times."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.reducers.base import inner_stages
+from jvidprune.reducers.base import reduce as reduce_tokens
+from jvidprune.reducers.prompting import PromptRules, prompt_rules
+from jvidprune.tokens import InnerStage, Reduced, Reducer, VideoTokens
+from jvidprune.video.decode import Clip
+
+
+@dataclasses.dataclass(frozen=True)
+class ReducedVideo:
+    """Encoded tokens with what a reducer made of them.
+
+    Attributes:
+      video: the encoded tokens.
+      reduced: the kept ones.
+      reducer: what reduced them.
+      ratio: retention ratio.
+      inner: the reducer's stages inside the language model.
+      clip: what was encoded, for families that write the times of frames into the prompt.
+    """
+
+    video: VideoTokens
+    reduced: Reduced
+    reducer: Reducer
+    ratio: float
+    inner: tuple[InnerStage, ...]
+    clip: Clip | None = None
+
+    @property
+    def rules(self) -> PromptRules:
+        """How the reducer's tokens stand in a prompt."""
+        return prompt_rules(self.reducer)
+
+    @property
+    def kept(self) -> int:
+        """Tokens kept."""
+        return int(self.reduced.count)
+
+    @property
+    def visual(self) -> int:
+        """Tokens there were."""
+        return int(self.video.frame_mask.sum()) * self.video.features.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """Rows of the reduced tokens, padding included."""
+        return self.reduced.tokens.shape[0]
+
+    @property
+    def title(self) -> str:
+        """Name of the method."""
+        return getattr(getattr(self.reducer, "info", None), "title", type(self.reducer).__name__)
+
+
+def reduce_video(video: VideoTokens, reducer: Reducer, ratio: float, clip: Clip | None = None) -> ReducedVideo:
+    """Reduces encoded tokens and waits for the result.
+
+    Raises:
+      JvidpruneError: an impossible ratio or budget, or missing evidence.
+    """
+    inner = inner_stages(reducer, ratio)
+    blocks = any(stage.rule == "text_in_blocks" for stage in inner)
+    reduced = jax.block_until_ready(reduce_tokens(reducer, video, ratio, diagnostics=blocks))
+    return ReducedVideo(video, reduced, reducer, float(ratio), inner, clip)
+
+
+def shared_stages(videos: list[ReducedVideo]) -> tuple[InnerStage, ...]:
+    """The stages inside the language model, which all videos of a prompt must agree on.
+
+    Raises:
+      JvidpruneError: no video, or videos with different stages.
+    """
+    if not videos:
+        raise JvidpruneError("a question needs at least one video.")
+    if any(video.inner != videos[0].inner for video in videos):
+        titles = ", ".join(video.title for video in videos)
+        raise JvidpruneError(f"the videos of one prompt have different stages inside the language model ({titles}).")
+    return videos[0].inner
+
+
+def shared_blocks(videos: list[ReducedVideo]) -> np.ndarray | None:
+    """(K,) group of each row of all videos' reduced tokens, for stages that keep a share of every group."""
+    if "block" not in videos[0].reduced.diagnostics:
+        return None
+    parts, first = [], 0
+    for video in videos:
+        block = np.asarray(video.reduced.diagnostics["block"])
+        parts.append(np.where(block >= 0, block + first, -1))
+        first = int(parts[-1].max(initial=first - 1)) + 1
+    return np.concatenate(parts)
