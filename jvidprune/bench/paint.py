@@ -124,7 +124,7 @@ def _blend(thing: Thing, canvas: np.ndarray, owner: np.ndarray, number: int) -> 
             region = canvas[group, high, wide]
             region *= keep
             region += add * rgb
-            owner[group, high, wide][:, solid] = number
+            np.copyto(owner[group, high, wide], number, where=solid)
 
 
 def _groups(way: Int64[np.ndarray, "frames 2"], begin: int) -> list[slice]:
