@@ -1,6 +1,16 @@
-"""Shared by all tests: nothing reaches a hub, and files jvidprune caches go to a folder of the run."""
+"""Shared by all tests: nothing reaches a hub, and small programs are compiled without being optimised."""
 
+import importlib.util
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+# Nearly all of a run is compilation of programs that then run once: unoptimised they compile in a quarter of the time.
+# `XLA_FLAGS= python -m pytest` tests what users run; with an accelerator's plugin everything stays as it is. The extra
+# option is free text, so that a jaxlib that no longer knows it passes over it instead of aborting.
+if importlib.util.find_spec("jax_plugins") is None:
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
+    )
