@@ -1,5 +1,6 @@
 """Which slots of a prompt take part in the stages inside the language model."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,3 +59,26 @@ def prompt_inner(
         block=group[None],
         bucket=bucket_length,
     )
+
+
+def join_inner(rows: Sequence[Inner]) -> Inner:
+    """The stages of a batch of prompts of one padded length; each prompt keeps its own counts, seeds and blocks.
+
+    Args:
+      rows: from `prompt_inner`, with the same layers, rules and settings; lengths behind the cuts become the largest.
+    """
+    cuts = []
+    for same in zip(*(row.cuts for row in rows), strict=True):
+        tables, seeds = np.stack([cut.table for cut in same]), np.stack([cut.seed for cut in same])
+        lengths = [cut.capacity for cut in same if cut.capacity is not None]
+        changed: dict[str, Any] = {"table": tables, "seed": seeds, "capacity": max(lengths, default=None)}
+        cuts.append(dataclasses.replace(same[0], **changed))
+    roles: dict[str, Any] = {
+        name: np.concatenate([getattr(row, name) for row in rows]) for name in ("visual", "asking", "block")
+    }
+    policy, policies = rows[0].policy, [row.policy for row in rows]
+    if policy is not None:
+        names = ("video", "keep", "previous", "kept")
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in policies]) for name in names}
+        policy = dataclasses.replace(policy, **arrays)
+    return Inner(tuple(cuts), **roles, policy=policy, asking_rows=max(row.asking_rows for row in rows))

@@ -3,11 +3,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from jvidprune.inference.reduced import ReducedVideo
 from jvidprune.inference.sequence import Run, SlotMap, laid_out, weave
 from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange, full_length
+
+_arrange = jax.jit(arrange, static_argnames=("kind", "grid", "frames", "rows"))
 
 
 def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_row: int = 0) -> Run:
@@ -23,7 +26,7 @@ def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_r
     grid, frames = one.video.grid, one.video.features.shape[0]
     real = int(one.video.frame_mask.sum())
     reduced = one.reduced
-    layout = arrange(reduced.index, reduced.valid, kind=kind, grid=grid, frames=frames, rows=rows, real_frames=real)
+    layout = _arrange(reduced.index, reduced.valid, kind=kind, grid=grid, frames=frames, rows=rows, real_frames=real)
     valid = np.asarray(layout.valid)
     found = np.where(np.asarray(layout.is_newline), -1, first_row + np.asarray(layout.source))
     return Run(found[valid], np.asarray(layout.position)[valid], full_length(kind, grid, real))

@@ -12,15 +12,15 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference import qwen
+from jvidprune.inference.batch import Prompt, answer_many
 from jvidprune.inference.chat import CHAT, chat_texts
-from jvidprune.inference.inner import prompt_inner
-from jvidprune.inference.layout import lay_out, newline_kind
+from jvidprune.inference.layout import lay_out
 from jvidprune.inference.processor import channels, square, video_processor
 from jvidprune.inference.prompt import template
-from jvidprune.inference.reduced import ReducedVideo, reduce_video, shared_blocks, shared_stages
+from jvidprune.inference.reduced import ReducedVideo, reduce_video
 from jvidprune.inference.sequence import SlotMap
 from jvidprune.inference.stages import Stage, StageClock
-from jvidprune.models.generate import check_sampling, decode, prefill
+from jvidprune.models.generate import check_sampling
 from jvidprune.models.load import LoadedModel, load_model
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind, NewlineRows
@@ -286,55 +286,17 @@ class VideoLLM:
                 stage.tokens = videos[0].kept
         else:
             videos = [video] if isinstance(video, ReducedVideo) else list(video)
-        inner = shared_stages(videos)
-        with clock("prefill") as stage:
-            slots, text = self.lay_out(videos, question, max_new_tokens)
-            model = self.loaded.model
-            tokens = jnp.concatenate([one.reduced.tokens for one in videos])
-            embeds = _assemble(model, jnp.asarray(text), tokens, jnp.asarray(slots.source))
-            size = len(slots.source)
-            valid = slots.valid[None]
-            stages = prompt_inner(
-                inner,
-                slots,
-                len(text),
-                newline=newline_kind(videos, self.newline),
-                layers=self.loaded.config.text.layers,
-                block=shared_blocks(videos),
-            )
-            options: dict[str, Any] = {} if stages is None else {"inner": stages}
-            if slots.next_position is not None:
-                options["next_position"] = np.asarray([slots.next_position], np.int32)
-            levels = qwen.kept_levels(videos, slots, len(text))
-            if levels is not None:
-                options["added"] = levels
-            capacity = size + max_new_tokens - 1
-            logits, cache = prefill(model, embeds[None], slots.rotary, valid, capacity=capacity, **options)
-            jax.block_until_ready(logits)
-            stage.tokens = slots.length
-        with clock("generate") as stage:
-            ids, _ = decode(
-                model,
-                logits,
-                cache,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                key=jax.random.key(seed),
-                eos_ids=self.eos_ids,
-            )
-            ids = [int(i) for i in np.asarray(ids[0]) if i >= 0]
-            stage.tokens = len(ids)
-        answer = tuple(i for i in ids if i not in self.eos_ids)
+        options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seeds": seed, "clock": clock}
+        (reply,) = answer_many(self, [Prompt(videos, question)], max_new_tokens=max_new_tokens, **options)
         return Answer(
             question=question,
-            text=self.tokenizer.decode(answer).strip(),
-            token_ids=answer,
+            text=reply.text,
+            token_ids=reply.token_ids,
             reducer=", ".join(dict.fromkeys(one.title for one in videos)),
             ratio=videos[0].ratio,
-            kept=sum(one.kept for one in videos),
-            visual=sum(one.visual for one in videos),
-            prompt=slots.length,
+            kept=reply.kept,
+            visual=reply.visual,
+            prompt=reply.prompt,
             stages=tuple(clock.stages),
             untrained=self.untrained,
         )
@@ -348,12 +310,3 @@ def _encode(model: Any, pixels: jax.Array, needs: frozenset[str]) -> VideoTokens
 @functools.partial(jax.jit, static_argnames=("grid", "needs"))
 def _encode_grid(model: Any, patches: jax.Array, grid: tuple[int, int, int], needs: frozenset[str]) -> VideoTokens:
     return model.encode(patches, grid, needs)
-
-
-@jax.jit
-def _assemble(model: Any, text: jax.Array, tokens: jax.Array, source: jax.Array) -> jax.Array:
-    words = model.embed_text(text)
-    # A family without newline embeddings has a row that no slot points at.
-    newline = getattr(model, "newline", None)
-    table = [words, jnp.zeros_like(words[:1]) if newline is None else newline[None], tokens]
-    return jnp.concatenate([part.astype(table[0].dtype) for part in table])[source]

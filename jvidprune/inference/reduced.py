@@ -1,13 +1,14 @@
 """A video that was encoded and reduced once and can be asked about any number of times."""
 
 import dataclasses
+import operator
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.base import inner_stages
-from jvidprune.reducers.base import reduce as reduce_tokens
+from jvidprune.reducers.base import inner_stages, sweep
 from jvidprune.reducers.prompting import PromptRules, prompt_rules
 from jvidprune.tokens import InnerStage, Reduced, Reducer, VideoTokens
 from jvidprune.video.decode import Clip
@@ -65,13 +66,27 @@ def reduce_video(video: VideoTokens, reducer: Reducer, ratio: float, clip: Clip 
     Raises:
       JvidpruneError: an impossible ratio or budget, or missing evidence.
     """
-    inner = inner_stages(reducer, ratio)
-    blocks = any(stage.rule == "text_in_blocks" for stage in inner)
-    reduced = jax.block_until_ready(reduce_tokens(reducer, video, ratio, diagnostics=blocks))
-    return ReducedVideo(video, reduced, reducer, float(ratio), inner, clip)
+    return sweep_video(video, reducer, [ratio], clip)[0]
 
 
-def shared_stages(videos: list[ReducedVideo]) -> tuple[InnerStage, ...]:
+def sweep_video(
+    video: VideoTokens, reducer: Reducer, ratios: Sequence[float], clip: Clip | None = None
+) -> list[ReducedVideo]:
+    """Reduces encoded tokens to several retention ratios in one compiled program.
+
+    Raises:
+      JvidpruneError: an impossible ratio or budget, or missing evidence.
+    """
+    stages = [inner_stages(reducer, ratio) for ratio in ratios]
+    blocks = any(stage.rule == "text_in_blocks" for inner in stages for stage in inner)
+    swept = jax.block_until_ready(sweep(reducer, video, ratios, diagnostics=blocks))
+    return [
+        ReducedVideo(video, jax.tree.map(operator.itemgetter(i), swept), reducer, float(ratio), inner, clip)
+        for i, (ratio, inner) in enumerate(zip(ratios, stages, strict=True))
+    ]
+
+
+def shared_stages(videos: Sequence[ReducedVideo]) -> tuple[InnerStage, ...]:
     """The stages inside the language model, which all videos of a prompt must agree on.
 
     Raises:
@@ -85,7 +100,7 @@ def shared_stages(videos: list[ReducedVideo]) -> tuple[InnerStage, ...]:
     return videos[0].inner
 
 
-def shared_blocks(videos: list[ReducedVideo]) -> np.ndarray | None:
+def shared_blocks(videos: Sequence[ReducedVideo]) -> np.ndarray | None:
     """(K,) group of each row of all videos' reduced tokens, for stages that keep a share of every group."""
     if "block" not in videos[0].reduced.diagnostics:
         return None

@@ -53,6 +53,14 @@ class SlotMap:
         """(S,) bool."""
         return np.arange(len(self.source)) < self.length
 
+    def widened(self, size: int) -> "SlotMap":
+        """The same prompt padded to `size` slots, at least as many as it has."""
+        more = size - len(self.source)
+        positions = self.positions
+        if positions is not None:
+            positions = np.pad(positions, [(0, 0)] * (positions.ndim - 1) + [(0, more)])
+        return dataclasses.replace(self, source=np.pad(self.source, (0, more)), positions=positions)
+
 
 class Run(NamedTuple):
     """Visual tokens that stand together in a prompt.

@@ -336,6 +336,18 @@ class Decoder(nnx.Module):
             segments.append(segment.append(k, v, valid))
         return self.logits(x[:, 0]), Cache(tuple(segments), cache.position + 1, policy)
 
+    def look_ahead(self, tokens: Int[Array, "B L"], cache: Cache) -> Float[Array, "B L D"]:
+        """Hidden states, before the final norm, of tokens that follow what the cache holds, without writing them there.
+
+        All tokens are read at once, so a cache whose policy renews what is read at every step does not serve; rows may
+        be filled up behind their last token.
+        """
+        positions = cache.position[:, None] + jnp.arange(tokens.shape[1])
+        x, step = self.embed_text(tokens), self.step(positions, jnp.ones(tokens.shape, bool))
+        for segment in cache.segments:
+            x, _ = self.run(x, step, segment.start, segment.stop, past=segment)
+        return x
+
     def check_length(self, length: int) -> None:
         """JvidpruneError when a sequence is longer than the model's positions."""
         if length > self.config.max_positions:

@@ -31,11 +31,21 @@ def top_p_logits(logits: Float[Array, "... V"], top_p: Any) -> Float[Array, "...
 
 
 def sample(logits: Float[Array, "B V"], key: Array, temperature: Any, top_p: Any, *, greedy: bool) -> Int[Array, "B"]:
-    """One token a row: the most probable one (lowest id among equals), or a draw after temperature and top-p."""
+    """One token a row: the most probable one (lowest id among equals), or a draw after temperature and top-p.
+
+    `key` is one key for all rows, or (B,) keys, with which a row's draw does not depend on the rows beside it.
+    """
     if greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     kept = top_p_logits(logits.astype(jnp.float32) / temperature, top_p)
-    return jax.random.categorical(key, kept, axis=-1).astype(jnp.int32)
+    draw = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
+    return draw(key, kept).astype(jnp.int32)
+
+
+def _step_key(key: Array, step: Any) -> Array:
+    if key.ndim:
+        return jax.vmap(lambda one: jax.random.fold_in(one, step))(key)
+    return jax.random.fold_in(key, step)
 
 
 @functools.partial(jax.jit, donate_argnames="cache")
@@ -89,7 +99,7 @@ def _decode(
     greedy: bool,
 ) -> tuple[Array, Cache]:
     def pick(i: Any, logits: Array, done: Array) -> tuple[Array, Array]:
-        token = sample(logits, jax.random.fold_in(key, i), temperature, top_p, greedy=greedy)
+        token = sample(logits, _step_key(key, i), temperature, top_p, greedy=greedy)
         return token, done | (token[:, None] == eos_ids).any(axis=1)
 
     rows = logits.shape[0]
@@ -130,7 +140,7 @@ def decode(
       max_new_tokens: at least 1.
       temperature: 0 takes the most probable token; above, logits are divided by it.
       top_p: share of probability to draw from, in (0, 1].
-      key: jax.random key; needed unless temperature is 0.
+      key: jax.random key, or (B,) keys, one a row; needed unless temperature is 0.
       eos_ids: ids that end a row.
 
     Returns:

@@ -78,16 +78,16 @@ class Cut:
     """One cut between two layers.
 
     Attributes:
-      table: (Q,) int32 how many of n visual tokens stay (of a block's n with a rule that works in blocks).
-      seed: () int32 of a rule that draws.
+      table: (Q,) int32 how many of n visual tokens stay (of a block's n with a rule that works in blocks), or (B, Q).
+      seed: () int32 of a rule that draws, or (B,).
       layer: first layer after the cut; static.
       rule: key of `RULES`; static.
       capacity: slots after the cut, or None to mark dropped tokens invalid and keep the length; static.
       settings: of the rule; static.
     """
 
-    table: Int[Array, "Q"]
-    seed: Int[Array, ""]
+    table: Int[Array, "*B Q"]
+    seed: Int[Array, "*B"]
     layer: int = dataclasses.field(metadata=_STATIC)
     rule: str = dataclasses.field(metadata=_STATIC)
     capacity: int | None = dataclasses.field(metadata=_STATIC)
@@ -117,7 +117,13 @@ class Cut:
         choose = RULES[self.rule].choose
         rows = None if weights is None else weights.astype(jnp.float32)
         per_prompt = (state.hidden, state.visual & state.valid, state.source, state.asking & state.valid, state.block)
-        chosen = jax.vmap(lambda w, *parts: choose(self, w, *parts))(rows, *per_prompt)
+
+        def one(table: Array, seed: Array, weights: Any, *parts: Array) -> Chosen:
+            return choose(dataclasses.replace(self, table=table, seed=seed), weights, *parts)
+
+        shape = (state.hidden.shape[0],)
+        table = jnp.broadcast_to(self.table, (*shape, self.table.shape[-1]))
+        chosen = jax.vmap(one)(table, jnp.broadcast_to(self.seed, shape), rows, *per_prompt)
         survivors = chosen.survivors & state.valid
         record = CutRecord(chosen.score, survivors, state.source)
         state = state._replace(hidden=chosen.hidden, valid=survivors, visual=state.visual & survivors)
