@@ -1,0 +1,30 @@
+"""LongVideoBench (longvideobench/LongVideoBench).
+
+From memory of the dataset card: lvb_val.json, a list of {"video_id", "video_path", "question", "candidates",
+"correct_choice" (index), "question_category", "topic_category", "duration_group" (15, 60, 600, 3600), "id"}; the
+parquet split has option0 ... option4 with "N/A" for those that do not exist. Videos lie in videos/. The test split has
+no answers.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jvidprune.bench.datasets.annotations import find_files, read_rows, require
+from jvidprune.bench.datasets.task import Entry
+from jvidprune.bench.datasets.wording import DIRECTLY, choice, lettered
+
+EXTRACTION = "letters"
+
+
+def entries(folder: Path) -> Iterator[Entry]:
+    """Its questions by duration group; subtitles are not given."""
+    for path in find_files(folder, "lvb_val.json", "validation*.parquet"):
+        for row in require(read_rows(path), path, "id", "video_path", "question", "correct_choice"):
+            listed = row.get("candidates") or [row.get(f"option{i}") for i in range(5)]
+            options = [text for text in listed if text not in (None, "N/A")]
+            asked = "\n".join([row["question"], *lettered(options), DIRECTLY])
+            group = row.get("duration_group")
+            category = "all lengths" if group is None else f"{group} s"
+            name = str(row["id"])
+            question = choice(name, row["question"], category, options, int(row["correct_choice"]), asked=asked)
+            yield Entry((f"videos/{row['video_path']}", row["video_path"]), question)

@@ -1,0 +1,38 @@
+"""MLVU, multiple-choice tasks (MLVU/MVLU, sy1998/MLVU_dev).
+
+From memory of the dataset cards: json/<n>_<task>.json (1_plotQA, 2_needle, 3_ego, 4_count, 5_order, 6_anomaly_reco,
+7_topic_reasoning), lists of {"video", "duration", "question", "candidates", "answer" (text of a candidate),
+"question_type"}, videos in video/<n>_<task>/; the parquet copy has video_name, question, candidates, answer and
+task_type in one table. 8_sub_scene and 9_summary ask for open answers and are not read.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jvidprune.bench.datasets.annotations import find_files, read_rows, require
+from jvidprune.bench.datasets.task import Entry
+from jvidprune.bench.datasets.wording import choice
+
+EXTRACTION = "letters"
+
+_LEAD = (
+    "Carefully watch this video and pay attention to every detail. Based on your observations, select the best option "
+    "that accurately addresses the question."
+)
+
+
+def entries(folder: Path) -> Iterator[Entry]:
+    """Its multiple-choice questions by task."""
+    for path in find_files(folder, "json/[1-7]_*.json", "*.parquet", "[1-7]_*.json"):
+        for number, row in enumerate(require(read_rows(path), path, "question", "candidates", "answer")):
+            video = str(row.get("video_name") or row.get("video"))
+            task = str(row.get("task_type") or row.get("question_type") or path.stem.partition("_")[2])
+            options = [str(text) for text in row["candidates"]]
+            listed = [f"({letter}) {text}" for letter, text in zip("ABCDEFGHIJ", options, strict=False)]
+            text = row["question"].strip()
+            # The parquet copy writes the options into the question.
+            whole = text if listed[0] in text else "\n".join([text, *listed])
+            asked = f"{_LEAD}\n{whole}\nOnly give the best option.\nBest option: ("
+            name = str(row.get("question_id") or f"{path.stem}-{number}")
+            question = choice(name, text.split("\n(A)")[0], task, options, str(row["answer"]), asked=asked)
+            yield Entry((f"video/{path.stem}/{video}", video, Path(video).stem), question)

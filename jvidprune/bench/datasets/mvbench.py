@@ -1,0 +1,57 @@
+"""MVBench (OpenGVLab/MVBench).
+
+From memory of the dataset card: json/<task>.json, twenty files, each a list of {"video", "question", "candidates",
+"answer"} where the answer is the text of a candidate; tasks made from STAR, Charades-STA and TVQA also give "start" and
+"end" in seconds. Videos lie in a folder for each source; episodic_reasoning has folders of frames, three a second.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jvidprune.bench.datasets.annotations import find_files, read_rows, require
+from jvidprune.bench.datasets.task import Entry
+from jvidprune.bench.datasets.wording import choice, lettered
+
+EXTRACTION = "letters"
+
+SOURCES: dict[str, str] = {
+    "action_sequence": "star/Charades_v1_480",
+    "action_prediction": "star/Charades_v1_480",
+    "action_antonym": "ssv2_video",
+    "fine_grained_action": "Moments_in_Time_Raw/videos",
+    "unexpected_action": "FunQA_test/test",
+    "object_existence": "clevrer/video_validation",
+    "object_interaction": "star/Charades_v1_480",
+    "object_shuffle": "perception/videos",
+    "moving_direction": "clevrer/video_validation",
+    "action_localization": "sta/sta_video",
+    "scene_transition": "scene_qa/video",
+    "action_count": "perception/videos",
+    "moving_count": "clevrer/video_validation",
+    "moving_attribute": "clevrer/video_validation",
+    "state_change": "perception/videos",
+    "fine_grained_pose": "nturgbd",
+    "character_order": "perception/videos",
+    "egocentric_navigation": "vlnqa",
+    "episodic_reasoning": "tvqa/frames_fps3_hq",
+    "counterfactual_inference": "clevrer/video_validation",
+}
+"""Task -> folder of its videos, below video/ or the data folder itself."""
+
+
+def entries(folder: Path) -> Iterator[Entry]:
+    """Its questions by task; where an annotation gives seconds, only that part of the video is looked at."""
+    for path in find_files(folder, "json/*.json", *(f"{task}.json" for task in SOURCES)):
+        task = path.stem
+        source = SOURCES.get(task, task)
+        for number, row in enumerate(require(read_rows(path), path, "video", "question", "candidates", "answer")):
+            options = lettered(row["candidates"])
+            asked = "\n".join([row["question"], *options, "Only give the best option."])
+            name = f"{task}-{number}"
+            question = choice(name, row["question"], task, row["candidates"], str(row["answer"]), asked=asked)
+            places = (f"video/{source}/{row['video']}", f"{source}/{row['video']}", row["video"])
+            yield Entry(places, question, _seconds(row.get("start")), _seconds(row.get("end")))
+
+
+def _seconds(value: float | str | None) -> float | None:
+    return None if value is None else float(value)

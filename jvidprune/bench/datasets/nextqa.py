@@ -1,0 +1,30 @@
+"""NExT-QA, multiple choice (lmms-lab/NExTQA, and the authors' CSV files).
+
+From memory of the dataset card: columns video (number, the name of the file), frame_count, width, height, question,
+answer (index 0 to 4), qid, type (CW, CH: causal; TN, TC, TP: temporal; DC, DL, DO: descriptive) and a0 ... a4. Videos
+lie in NExTVideo/, with a map from numbers to folders in the authors' copy.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jvidprune.bench.datasets.annotations import find_files, read_rows, require
+from jvidprune.bench.datasets.task import Entry
+from jvidprune.bench.datasets.wording import DIRECTLY, choice, lettered
+
+EXTRACTION = "letters"
+
+_KINDS = {"C": "causal", "T": "temporal", "D": "descriptive"}
+
+
+def entries(folder: Path) -> Iterator[Entry]:
+    """Its questions by causal, temporal and descriptive."""
+    for path in find_files(folder, "MC/test*.parquet", "*MC*.parquet", "*.parquet", "test.csv", "val.csv"):
+        columns = ("video", "question", "answer", "qid", "type", "a0", "a1", "a2", "a3", "a4")
+        for row in require(read_rows(path), path, *columns):
+            options = [str(row[f"a{i}"]).strip() for i in range(5)]
+            text = str(row["question"]).strip()
+            asked = "\n".join([text, *lettered(options), DIRECTLY])
+            name, kind = f"{row['video']}-{row['qid']}", _KINDS.get(str(row["type"])[:1], str(row["type"]))
+            question = choice(name, text, kind, options, int(row["answer"]), asked=asked)
+            yield Entry((f"NExTVideo/{row['video']}.mp4", str(row["video"])), question)

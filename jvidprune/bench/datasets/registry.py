@@ -1,0 +1,52 @@
+"""Published benchmarks by name."""
+
+import importlib
+from pathlib import Path
+
+from jvidprune.bench.datasets.task import VideoTask
+from jvidprune.errors import JvidpruneError
+from jvidprune.reducers.presets import unknown
+from jvidprune.video.sampling import Rule
+
+_NAMES = ("videomme", "mvbench", "egoschema", "longvideobench", "mlvu", "nextqa", "eventhallusion")
+
+
+def names() -> tuple[str, ...]:
+    """The benchmarks that there are loaders for."""
+    return _NAMES
+
+
+def open_dataset(
+    name: str,
+    folder: Path | None,
+    *,
+    frames: int,
+    fps: float | None = None,
+    rule: Rule | None = None,
+    clips: int | None = None,
+) -> VideoTask:
+    """A local copy of a benchmark as a task.
+
+    Args:
+      name: one of `names()`, written with or without dashes.
+      folder: the copy: annotation files and videos, at the places where they are published or anywhere below.
+      frames, fps, rule: frames that are read of each video.
+      clips: only the first so many clips whose videos are there.
+
+    Raises:
+      JvidpruneError: an unknown name, no folder, no annotations, unexpected columns, or no video at all.
+    """
+    key = name.lower().replace("-", "").replace("_", "")
+    if key not in _NAMES:
+        raise JvidpruneError(unknown("task", name, ("procedural", *_NAMES)))
+    if folder is None:
+        raise JvidpruneError(f"{name} is read from a local copy: say where with --data.")
+    module = importlib.import_module(f"jvidprune.bench.datasets.{key}")
+    try:
+        entries = list(module.entries(Path(folder)))
+    except ValueError as error:
+        if isinstance(error, JvidpruneError):
+            raise
+        raise JvidpruneError(f"{name} in {folder} cannot be read: {error}.") from error
+    wish = {"frames": frames, "fps": fps, "rule": rule}
+    return VideoTask(key, entries, Path(folder), **wish, clips=clips, extraction=module.EXTRACTION)

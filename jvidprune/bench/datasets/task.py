@@ -1,0 +1,119 @@
+"""A benchmark of video files as a task: questions grouped by clip, missing videos left out and listed."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jvidprune.bench.datasets.videos import VideoIndex, read_clip
+from jvidprune.bench.items import POST_PROMPTS, Item, Question, chance
+from jvidprune.errors import JvidpruneError
+from jvidprune.video.sampling import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class AskedQuestion(Question):
+    """A question with the whole text that the model is given, as the benchmark's evaluation words it.
+
+    Attributes:
+      asked: prompt, options and instructions included.
+    """
+
+    asked: str = ""
+
+    def prompt(self, post: Mapping[str, str] = POST_PROMPTS) -> str:
+        """The benchmark's own text; `post` is ignored."""
+        return self.asked
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One annotated question.
+
+    Attributes:
+      videos: names under which its video may lie, the likeliest first.
+      question: what is asked.
+      start, end: seconds of the part that is looked at.
+    """
+
+    videos: tuple[str, ...]
+    question: AskedQuestion
+    start: float | None = None
+    end: float | None = None
+
+
+class VideoTask:
+    """Entries of a benchmark whose videos are there."""
+
+    def __init__(
+        self,
+        name: str,
+        entries: Iterable[Entry],
+        folder: Path,
+        *,
+        frames: int,
+        fps: float | None = None,
+        rule: Rule | None = None,
+        clips: int | None = None,
+        extraction: str = "letters",
+    ):
+        """Looks for the videos.
+
+        Args:
+          name: of the benchmark.
+          entries: in the order of the annotations.
+          folder: the local copy; videos are searched below it.
+          frames, fps, rule: frames that are read of each.
+          clips: only the first so many of those that are there.
+          extraction: rule of `bench.extract.RULES` for choice letters.
+
+        Raises:
+          JvidpruneError: no entry has its video.
+        """
+        index = VideoIndex(folder)
+        groups: dict[tuple[Path, float | None, float | None], list[AskedQuestion]] = {}
+        missing: dict[str, None] = {}
+        for entry in entries:
+            path = index.find(entry.videos)
+            if path is None:
+                missing[entry.videos[0]] = None
+            else:
+                groups.setdefault((path, entry.start, entry.end), []).append(entry.question)
+        if not groups:
+            raise JvidpruneError(f"none of the {len(missing)} videos of {name} lies below {folder}.")
+        self.name = name
+        self.missing = tuple(missing)
+        """Names of the videos that are not there."""
+        self.extraction = extraction
+        self._folder = folder
+        self._groups = list(groups.items())[:clips]
+        self._wish: dict[str, Any] = {"frames": frames, "fps": fps, "rule": rule}
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Categories of the questions, in the order they occur."""
+        return tuple(dict.fromkeys(q.category for _, questions in self._groups for q in questions))
+
+    def chance(self, question: Question) -> float:
+        """Accuracy of a uniform guess among the options, 0 where answers are open."""
+        return chance(question)
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, index: int) -> Item:
+        (path, start, end), questions = self._groups[index]
+        part = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else f'{end:g}'}"
+        name = path.relative_to(self._folder).as_posix() + part
+        return Item(name, tuple(questions), lambda: read_clip(path, **self._wish, start=start, end=end))
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Frames that are read, the letter rule, and a hash of every question and the size of every video."""
+        digest = hashlib.sha256()
+        for (path, start, end), questions in self._groups:
+            size = path.stat().st_size if path.is_file() else 0
+            digest.update(repr((path.relative_to(self._folder).as_posix(), size, start, end)).encode())
+            for question in questions:
+                digest.update(repr(dataclasses.astuple(question)).encode())
+        return self._wish | {"extraction": self.extraction, "clips": len(self), "questions": digest.hexdigest()[:16]}

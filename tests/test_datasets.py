@@ -1,0 +1,200 @@
+"""Loaders of published benchmarks, on small files in their layouts with generated videos."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jvidprune.bench.datasets import names, open_dataset
+from jvidprune.bench.datasets.videos import part_indices
+from jvidprune.errors import JvidpruneError
+from jvidprune.video.clips import ClipSpec, render
+from jvidprune.video.encode import write_mp4
+
+WISH = {"frames": 4, "rule": "llava_video_force"}
+
+
+@pytest.fixture(scope="module")
+def film():
+    return render(ClipSpec(seed=1, frames=12, size=(48, 64))).frames
+
+
+def place(folder, film, *paths):
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        write_mp4(folder / path, film, 6.0)
+
+
+def write(folder, path, rows):
+    target = folder / path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(rows), target)
+    elif target.suffix == ".csv":
+        lines = [",".join(map(str, row.values())) for row in rows]
+        target.write_text("\n".join([",".join(rows[0]), *lines]))
+    else:
+        target.write_text(json.dumps(rows))
+
+
+OPTIONS = ["a cat", "a dog", "a bird", "a fish"]
+
+
+def videomme(folder, film):
+    row = {"video_id": "001", "duration": "short", "videoID": "fFjv93ACGo8", "question_id": "001-1"}
+    row |= {"question": "What barks?", "options": [f"{x}. {o}" for x, o in zip("ABCD", OPTIONS, strict=True)]}
+    rows = [
+        row | {"answer": "B"},
+        row | {"question_id": "001-2", "answer": "D"},
+        row | {"videoID": "gone", "answer": "A"},
+    ]
+    write(folder, "videomme/test-00000-of-00001.parquet", rows)
+    place(folder, film, "data/fFjv93ACGo8.mp4")
+
+
+def mvbench(folder, film):
+    row = {"video": "a.mp4", "question": "What barks?", "candidates": OPTIONS, "answer": "a dog"}
+    write(folder, "json/action_sequence.json", [row | {"start": 0.5, "end": 1.5}, row | {"answer": "a fish"}])
+    write(
+        folder, "json/episodic_reasoning.json", [row | {"video": "show", "start": 0, "end": 2}, row | {"video": "no"}]
+    )
+    place(folder, film, "video/star/Charades_v1_480/a.mp4", "video/perception/videos/a.mp4")
+    frames = folder / "video/tvqa/frames_fps3_hq/show"
+    frames.mkdir(parents=True)
+    for i in range(9):
+        Image.fromarray(np.full((20, 20, 3), 10 * i, np.uint8)).save(frames / f"{i:05d}.png")
+
+
+def egoschema(folder, film):
+    row = {"question_idx": "7", "question": "What barks?", "video_idx": "q7", "option": [*OPTIONS, "nobody"]}
+    rows = [row | {"answer": "1"}, row | {"question_idx": "8", "answer": None}]
+    write(folder, "Subset/test-00000-of-00001.parquet", [*rows, row | {"video_idx": "gone", "answer": "0"}])
+    place(folder, film, "videos/q7.mp4")
+
+
+def longvideobench(folder, film):
+    row = {"id": "v_0", "video_path": "v.mp4", "question": "What barks?", "candidates": OPTIONS, "correct_choice": 1}
+    rows = [row | {"duration_group": 15}, row | {"id": "v_1", "video_path": "gone.mp4", "duration_group": 3600}]
+    write(folder, "lvb_val.json", rows)
+    place(folder, film, "videos/v.mp4")
+
+
+def mlvu(folder, film):
+    row = {"video": "needle_1.mp4", "question": "What barks?", "candidates": OPTIONS, "answer": "a dog"}
+    row |= {"question_type": "findNeedle"}
+    write(folder, "json/2_needle.json", [row, row | {"video": "gone.mp4"}])
+    place(folder, film, "video/2_needle/needle_1.mp4")
+
+
+def nextqa(folder, film):
+    row = {"video": 4010069381, "frame_count": 12, "width": 64, "height": 48, "question": "what barks", "answer": 1}
+    row |= {"qid": 6, "type": "TN"} | {f"a{i}": o for i, o in enumerate([*OPTIONS, "nobody"])}
+    write(folder, "MC/test-00000-of-00001.parquet", [row, row | {"video": 1, "type": "CW"}])
+    place(folder, film, "NExTVideo/4010069381.mp4")
+
+
+def eventhallusion(folder, film):
+    asked = [
+        {"question": "Did it bark? Please answer yes or no.", "answer": "yes"},
+        {"question": "Did it fly?", "answer": "No"},
+    ]
+    write(folder, "questions/entire_questions.json", [{"id": "entire_1", "questions": asked}])
+    write(folder, "questions/misleading_questions.json", [{"id": "gone", "questions": asked}])
+    place(folder, film, "videos/entire/entire_1.mp4")
+
+
+LAYOUTS = {f.__name__: f for f in (videomme, mvbench, egoschema, longvideobench, mlvu, nextqa, eventhallusion)}
+EXPECTED = {
+    # (clips, answers of the first clip, categories, missing, a line of the first prompt)
+    "videomme": (1, "BD", ("short",), 1, "The best answer is:"),
+    "mvbench": (3, "B", ("action_sequence", "episodic_reasoning"), 1, "Only give the best option."),
+    "egoschema": (1, "B", ("egoschema",), 1, "Answer with the option's letter from the given choices directly."),
+    "longvideobench": (1, "B", ("15 s",), 1, "Answer with the option's letter from the given choices directly."),
+    "mlvu": (1, "B", ("findNeedle",), 1, "Best option: ("),
+    "nextqa": (1, "B", ("temporal",), 1, "Answer with the option's letter from the given choices directly."),
+    "eventhallusion": (1, ["yes", "no"], ("entire",), 1, "Did it bark? Please answer yes or no."),
+}
+
+
+@pytest.mark.parametrize("name", names())
+def test_published_layouts_are_read(tmp_path, film, name):
+    LAYOUTS[name](tmp_path, film)
+    task = open_dataset(name, tmp_path, **WISH)
+    clips, answers, categories, missing, line = EXPECTED[name]
+    assert (len(task), len(task.missing), task.categories) == (clips, missing, categories)
+    item = task[0]
+    assert [q.answer for q in item.questions] == list(answers)
+    first = item.questions[0]
+    assert line in first.prompt().splitlines()
+    if first.kind == "choice":
+        assert first.options[1] == "a dog"
+        assert any("B" in text and text.endswith("a dog") for text in first.prompt().splitlines())
+        assert task.chance(first) == pytest.approx(1 / len(first.options))
+    clip = item.load()
+    assert clip.frames.shape == (4, 48, 64, 3)
+    assert len({q.id for i in range(len(task)) for q in task[i].questions}) == sum(
+        len(task[i].questions) for i in range(clips)
+    )
+    assert json.loads(json.dumps(task.fingerprint())) == task.fingerprint()
+
+
+def test_parts_and_folders_of_frames(tmp_path, film):
+    mvbench(tmp_path, film)
+    task = open_dataset("mvbench", tmp_path, **WISH)
+    part, whole, show = (task[i].load() for i in range(3))
+    assert part.indices.tolist() == [3, 5, 6, 7]
+    assert whole.indices.tolist() == [0, 3, 7, 11]
+    assert show.indices.tolist() == [0, 2, 3, 4]
+    assert show.frames[:, 0, 0, 0].tolist() == [0, 20, 30, 40]
+    assert part_indices(10, 5.0, 4, None, 99.0).tolist() == [1, 3, 5, 8]
+
+
+def test_the_authors_files_of_egoschema_and_nextqa(tmp_path, film):
+    rows = [
+        {"q_uid": uid, "question": "?", **{f"option {i}": o for i, o in enumerate(OPTIONS)}} for uid in ("u1", "u2")
+    ]
+    write(tmp_path / "ego", "questions.json", rows)
+    write(tmp_path / "ego", "subset_answers.json", {"u2": 3})
+    place(tmp_path / "ego", film, "u1.mp4", "u2.mp4")
+    ego = open_dataset("EgoSchema", tmp_path / "ego", **WISH)
+    assert [(q.id, q.answer) for q in ego[0].questions] == [("u2", "D")]
+    row = {"video": "7", "question": "q", "answer": "4", "qid": "0", "type": "DC", **{f"a{i}": i for i in range(5)}}
+    write(tmp_path / "next", "test.csv", [row])
+    place(tmp_path / "next", film, "0001/7.mp4")
+    assert open_dataset("next-qa", tmp_path / "next", **WISH)[0].questions[0].answer == "E"
+
+
+def test_the_fingerprint_follows_questions_videos_and_sampling(tmp_path, film):
+    longvideobench(tmp_path, film)
+    known = open_dataset("longvideobench", tmp_path, **WISH).fingerprint()
+    assert open_dataset("longvideobench", tmp_path, **WISH).fingerprint() == known
+    assert open_dataset("longvideobench", tmp_path, **(WISH | {"frames": 5})).fingerprint() != known
+    place(tmp_path, film[:10], "videos/v.mp4")
+    changed = open_dataset("longvideobench", tmp_path, **WISH).fingerprint()
+    assert changed != known
+    place(tmp_path, film[:10], "videos/gone.mp4")
+    assert open_dataset("longvideobench", tmp_path, **WISH).fingerprint() != changed
+
+
+def test_refusals_are_sentences(tmp_path, film):
+    with pytest.raises(JvidpruneError, match="Did you mean 'videomme'"):
+        open_dataset("videome", tmp_path, **WISH)
+    with pytest.raises(JvidpruneError, match="no annotations in"):
+        open_dataset("videomme", tmp_path, **WISH)
+    with pytest.raises(JvidpruneError, match="--data"):
+        open_dataset("videomme", None, **WISH)
+    with pytest.raises(JvidpruneError, match="no folder"):
+        open_dataset("videomme", tmp_path / "none", **WISH)
+    write(tmp_path, "json/2_needle.json", [{"video": "x.mp4", "question": "?"}])
+    with pytest.raises(JvidpruneError, match="has no candidates, answer; its columns are video, question"):
+        open_dataset("mlvu", tmp_path, **WISH)
+    write(tmp_path, "json/2_needle.json", [{"video": "x.mp4", "question": "?", "candidates": ["a"], "answer": "b"}])
+    with pytest.raises(JvidpruneError, match="'b' is none of the options"):
+        open_dataset("mlvu", tmp_path, **WISH)
+    write(tmp_path, "json/2_needle.json", [{"video": "x.mp4", "question": "?", "candidates": ["a"], "answer": "a"}])
+    with pytest.raises(JvidpruneError, match="none of the 1 videos"):
+        open_dataset("mlvu", tmp_path, **WISH)
