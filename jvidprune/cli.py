@@ -136,6 +136,47 @@ def reduce(
         console.reduction(record)
 
 
+@app.command(name="sweep")
+def sweep_methods(
+    *,
+    methods: str = "",
+    ratios: str = "0.25,0.2,0.15,0.1,0.05",
+    task: str = "procedural",
+    data: Path | None = None,
+    clips: int | None = None,
+    max_new_tokens: int = 8,
+    save: Annotated[
+        Path | None, arg(name="out", help="Folder of the run; by default runs/<hash of what changes results>.")
+    ] = None,
+    model: Model = ModelChoice(),
+    out: Common = Output(),
+) -> None:
+    """Compare methods by accuracy at retention ratios: a table, a CSV file, plots and report.html; resumes if stopped.
+
+    Args:
+      methods: names with settings, separated by commas; by default all that read the video before the language model.
+      ratios: retention ratios in (0, 1], separated by commas.
+      task: "procedural", or a published benchmark: videomme, mvbench, egoschema, longvideobench, mlvu, nextqa,
+        eventhallusion.
+      data: folder with a published benchmark's annotations and videos.
+      clips: look at the first so many clips only.
+      max_new_tokens: longest answer.
+    """
+    from jvidprune.commands import sweep
+    from jvidprune.reducers.presets import split_texts
+
+    console = out.console()
+    chosen = split_texts(methods or sweep.METHODS)
+    choice = sweep.SweepChoice(chosen, sweep.read_ratios(ratios), task, data, clips, max_new_tokens, save)
+    table, record = sweep.sweep(choice, model=dataclasses.asdict(model), console=console)
+    if out.json:
+        _print_json(record)
+    elif out.quiet:
+        print(record["report"])
+    else:
+        console.sweep(table, record)
+
+
 @app.command
 def clip(
     path: Annotated[Path, Positional] = Path("clip.mp4"), /, *, seed: int = 0, frames: int = 64, out: Common = Output()

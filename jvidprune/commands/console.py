@@ -16,6 +16,8 @@ from rich.table import Table
 from jvidprune.parity.core import FileReport
 
 if TYPE_CHECKING:
+    from jvidprune.bench.metrics import Cell
+    from jvidprune.bench.results import SweepTable
     from jvidprune.inference.pipeline import Answer
     from jvidprune.inference.stages import Stage
 
@@ -87,6 +89,19 @@ class Console:
         self._out.print(table)
         self._out.print(f"drawn on {record['frames']} frames: [bold]{_escape(record['out'])}[/bold]")
 
+    def sweep(self, table: "SweepTable", record: dict[str, Any]) -> None:
+        """Accuracy of every method at every ratio with its interval, and where the files are."""
+        self._out.print(sweep_table(table))
+        for method, reasons in table.refused.items():
+            self._out.print(f"[dim]{method}: {_escape(next(iter(reasons.values())))}[/dim]", highlight=False)
+        if record["untrained"]:
+            self._out.print(
+                "[yellow]The embedded model is untrained: its accuracies are noise, its costs are real.[/yellow]"
+            )
+        resumed = f" ({record['resumed_samples']:,} were there)" if record["resumed_samples"] else ""
+        self._out.print(f"{record['samples']:,} answers{resumed} · table.csv, plots and records beside the report")
+        self._out.print(f"report: [bold]{_escape(record['report'])}[/bold]", soft_wrap=True)
+
     def methods(self, rows: list[dict[str, Any]]) -> None:
         """Every method in three lines: name and paper, what it does, what it needs and promises."""
         for row in rows:
@@ -123,6 +138,49 @@ def stage_table(stages: Iterable["Stage"], caption: str) -> Table:
             f"{stage.rate:,.0f}",
         )
     return table
+
+
+def sweep_table(table: "SweepTable") -> Table:
+    """Methods by ratios; the best published number of a column is bold, intervals stand beside."""
+    full = table.cell("none", 1.0)
+    blind = table.cell("no video", 0.0)
+    caption = [f"{table.clips} clips, {full.questions} questions" if full else f"{table.clips} clips"]
+    caption += ["accuracy in per cent with 95 % intervals; rel: share of the unpruned accuracy at the smallest ratio"]
+    out = Table(box=box.SIMPLE_HEAD, caption=" · ".join(caption), caption_justify="left")
+    out.add_column("method")
+    for ratio in table.ratios:
+        out.add_column(f"{100 * ratio:g} %", justify="right")
+    for name in ("rel", "tokens", "ms"):
+        out.add_column(name, justify="right")
+    smallest = min(table.ratios)
+    swept = [method for method in table.methods if method not in ("none", "no video")]
+    best = {r: max((c.accuracy for m in swept if (c := table.cell(m, r))), default=-1.0) for r in table.ratios}
+    for name, cell in (("unpruned", full), ("question alone", blind)):
+        if cell is not None:
+            row = [_accuracy(cell), *[""] * (len(table.ratios) - 1), "", f"{cell.kept:,.0f}"]
+            cost = table.costs[cell.method, cell.ratio]
+            out.add_row(name, *row, f"{1000 * cost.answer:,.1f}", style="dim", end_section=cell is blind)
+    for method in swept:
+        cells = [table.cell(method, ratio) for ratio in table.ratios]
+        texts = ["–" if c is None else _accuracy(c, bold=c.accuracy == best[c.ratio]) for c in cells]
+        last = next((c for c in reversed(cells) if c is not None), None)
+        if last is not None:
+            at = last.ratio
+            rel = f"{100 * last.relative:.0f} %" if last.relative == last.relative and at == smallest else ""
+            out.add_row(
+                _escape(table.titles.get(method, method)),
+                *texts,
+                rel,
+                f"{last.kept:,.0f}",
+                f"{1000 * table.costs[method, at].answer:,.1f}",
+            )
+    return out
+
+
+def _accuracy(cell: "Cell", *, bold: bool = False) -> str:
+    number = f"{100 * cell.accuracy:.1f}"
+    text = f"[bold]{number}[/bold]" if bold else number
+    return f"{text} [dim]{100 * cell.low:.0f}–{100 * cell.high:.0f}[/dim]"
 
 
 def parity_tables(reports: Iterable[FileReport], *, as_json: bool, quiet: bool) -> bool:

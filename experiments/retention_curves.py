@@ -1,0 +1,64 @@
+"""Which methods hold at 25, 20, 15, 10 and 5 % of the tokens, and which categories of questions collapse first.
+
+    python experiments/retention_curves.py --clips 200 --out experiments/results
+
+Runs (or resumes) a sweep of the embedded model on the procedural test split and writes retention_curves.csv and
+retention_curves.md.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from jvidprune.bench.markdown import accuracy_table, category_table, grid
+from jvidprune.bench.plan import SweepPlan
+from jvidprune.bench.procedural import Procedural
+from jvidprune.bench.results import make_table, write_csv
+from jvidprune.bench.runner import run_sweep
+from jvidprune.commands.console import Console
+from jvidprune.commands.run import open_model
+from jvidprune.commands.sweep import METHODS, title
+from jvidprune.viz.sweep_style import CONTROLS
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser.add_argument("--clips", type=int, default=200)
+parser.add_argument("--methods", default=METHODS)
+parser.add_argument("--model", default=None)
+parser.add_argument("--out", type=Path, default=Path("experiments/results"))
+args = parser.parse_args()
+
+console = Console()
+with console.working():
+    llm = open_model({"model": args.model, "dtype": "float32"}, console)
+    task = Procedural("test", clips=args.clips)
+    names = args.methods.split(",")
+    plan = SweepPlan({name: llm.reducer(name) for name in names})
+    found = run_sweep(llm, task, plan, progress=lambda text, done, total: console.task(text, total)(done, total))
+table = make_table(found, task, {name: title(name) for name in names})
+published = [name for name in names if name not in CONTROLS]
+
+
+def collapse(category: str, share: float = 0.9) -> list[str]:
+    """Mean relative accuracy of the published methods at every ratio, and the first ratio where it is below `share`."""
+    found = {r: [c.relative for m in published if (c := table.cell(m, r, category))] for r in table.ratios}
+    means = {r: float(np.nanmean(values)) for r, values in found.items() if values}
+    first = next((f"{100 * r:g} %" for r in sorted(means, reverse=True) if means[r] < share), "never")
+    return [category, first, *(f"{100 * means[r]:.0f}" if r in means else "–" for r in table.ratios)]
+
+
+rows = sorted((collapse(category) for category in table.categories), key=lambda row: row[-1].rjust(4))
+parts = [
+    "# Accuracy at few tokens\n",
+    f"{table.clips} clips of the procedural test split, {len(found.samples) // len(table.runs)} questions; accuracy in "
+    "per cent with 95 % bootstrap intervals over clips. Written by `experiments/retention_curves.py`.\n",
+    accuracy_table(table),
+    "\n## Categories that collapse first\n",
+    "Mean accuracy of the published methods in per cent of the unpruned model's, and the first ratio below 90 %.\n",
+    grid(["category", "below 90 % at", *(f"{100 * r:g} %" for r in table.ratios)], rows),
+    *(f"\n## By category at {100 * r:g} %\n\n{category_table(table, r)}" for r in table.ratios),
+]
+args.out.mkdir(parents=True, exist_ok=True)
+write_csv(table, args.out / "retention_curves.csv")
+(args.out / "retention_curves.md").write_text("\n".join(parts) + "\n", encoding="utf8")
+print(args.out / "retention_curves.md")

@@ -1,0 +1,112 @@
+"""What a sweep runs: methods and ratios, checked, and the record that identifies the run."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jvidprune
+from jvidprune.bench.identity import code_fingerprint, model_fingerprint, plain
+from jvidprune.bench.metrics import FULL
+from jvidprune.errors import JvidpruneError
+from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.ops import compact
+from jvidprune.reducers.base import check_ratio
+from jvidprune.reducers.full import Full
+from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
+
+BLIND = "no video"
+"""The run that gives the model the question alone; what it answers right needs no video."""
+
+RATIOS = (0.25, 0.20, 0.15, 0.10, 0.05)
+"""Retention ratios that the papers of the field report."""
+
+
+@dataclasses.dataclass(frozen=True)
+class NoVideo:
+    """Keeps no token at all, whatever the ratio: a baseline of text alone."""
+
+    needs = frozenset()
+
+    def budget(self, layout: Layout, ratio: float) -> Budget:
+        """Nothing."""
+        return np.int32(0)
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """One row, never used."""
+        return 1
+
+    def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
+        """Drops everything."""
+        return compact.selection_plan(jnp.zeros(video.features.shape[0] * video.features.shape[1], bool), capacity)
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepPlan:
+    """Methods by shown name, ratios and how answers are made.
+
+    The unpruned model and the question without video are always part of a sweep.
+
+    Attributes:
+      methods: shown name -> reducer, without the two that are always there.
+      ratios: in (0, 1], in the order of the tables.
+      max_new_tokens: longest answer.
+
+    Raises:
+      JvidpruneError: no ratio, a ratio out of range or twice, or a method with a reserved name.
+    """
+
+    methods: dict[str, Reducer]
+    ratios: tuple[float, ...] = RATIOS
+    max_new_tokens: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.ratios:
+            raise JvidpruneError("a sweep needs at least one retention ratio, got none.")
+        if len(set(self.ratios)) < len(self.ratios):
+            raise JvidpruneError(f"every retention ratio may be given once, got {', '.join(map(str, self.ratios))}.")
+        for ratio in self.ratios:
+            check_ratio(ratio)
+        if self.max_new_tokens < 1:
+            raise JvidpruneError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+        for name in (FULL, BLIND):
+            if name in self.methods:
+                raise JvidpruneError(f"{name!r} is part of every sweep and need not be asked for.")
+
+    def groups(self) -> list[tuple[str, Reducer, tuple[float, ...]]]:
+        """(name, reducer, ratios) that are run together, the two baselines first."""
+        fixed = [(FULL, Full(), (1.0,)), (BLIND, NoVideo(), (0.0,))]
+        return [*fixed, *((name, method, self.ratios) for name, method in self.methods.items())]
+
+    def runs(self) -> list[tuple[str, float]]:
+        """(name, ratio) of everything that is run, in the order of the tables."""
+        return [(name, ratio) for name, _, ratios in self.groups() for ratio in ratios]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Evidence that any of the methods reads."""
+        return frozenset().union(*(method.needs for method in self.methods.values()))
+
+
+def identity(llm: VideoLLM, task: Any, plan: SweepPlan) -> dict[str, Any]:
+    """Everything that changes the results of a run, as plain values.
+
+    That is the model's files, family and type; the task's own fingerprint; each method with all its settings; the
+    ratios; the prompt and the length of answers; the sources of the package, the version of JAX and the backend.
+    """
+    return {
+        "model": {
+            "family": llm.loaded.family,
+            "files": model_fingerprint(llm.loaded.folder),
+            "dtype": str(jax.tree.leaves(llm.loaded.model)[0].dtype),
+        },
+        "task": {"name": task.name, "settings": plain(task.fingerprint())},
+        "methods": {name: plain(method) for name, method in plan.methods.items()},
+        "ratios": list(plan.ratios),
+        "prompt": {"texts": llm.prompt_texts("{question}"), "newline": llm.newline},
+        "max_new_tokens": plan.max_new_tokens,
+        "code": {"jvidprune": jvidprune.__version__, "sources": code_fingerprint(), "jax": jax.__version__},
+        "backend": jax.default_backend(),
+    }

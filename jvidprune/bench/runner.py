@@ -1,0 +1,256 @@
+"""The sweep: clips one by one, each encoded once, every method at every ratio on it; resumes where it was stopped."""
+
+import dataclasses
+import json
+import resource
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jvidprune.bench import plan as plans
+from jvidprune.bench.answering import answer_all, compile_all
+from jvidprune.bench.extract import is_correct
+from jvidprune.bench.identity import run_hash
+from jvidprune.bench.plan import SweepPlan
+from jvidprune.bench.store import Record, RecordStore, only_writer
+from jvidprune.errors import JvidpruneError
+from jvidprune.files import atomic_output
+from jvidprune.inference.batch import Reply
+from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.inference.stages import StageClock
+from jvidprune.tokens import Reducer, VideoTokens
+
+Group = tuple[str, Reducer, tuple[float, ...]]
+"""Name, reducer and ratios that are run together."""
+
+SAMPLE_KEY = ("clip", "question", "method", "ratio")
+BATCH_KEY = ("clip", "method", "ratio")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, and how many (clip, method) pairs are done of how many."""
+
+
+@dataclasses.dataclass(frozen=True)
+class RunFiles:
+    """The files of a run in its folder."""
+
+    folder: Path
+
+    @property
+    def settings(self) -> Path:
+        """What the run is."""
+        return self.folder / "run.json"
+
+    @property
+    def samples(self) -> Path:
+        """One record a clip, question, method and ratio."""
+        return self.folder / "samples.jsonl"
+
+    @property
+    def batches(self) -> Path:
+        """One record a clip, method and ratio: times, memory, or why the method refused."""
+        return self.folder / "batches.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepRecords:
+    """What a run has written.
+
+    Attributes:
+      files: where.
+      identity: what the run is.
+      runs: (method, ratio) in the order of the tables.
+      samples: one record a clip, question, method and ratio.
+      batches: one record a clip, method and ratio.
+      resumed: samples that were there before this process started.
+    """
+
+    files: RunFiles
+    identity: dict[str, Any]
+    runs: list[tuple[str, float]]
+    samples: list[Record]
+    batches: list[Record]
+    resumed: int
+
+
+def run_sweep(
+    llm: VideoLLM, task: Any, plan: SweepPlan, out: Path | None = None, *, progress: Progress | None = None
+) -> SweepRecords:
+    """Runs what is not yet on disk of a sweep.
+
+    Records reach the disk after every clip and method. A process that is killed loses the pair it was at; started again
+    it makes the same batches and writes the records that are missing, so the final table is that of an uninterrupted
+    run.
+
+    Args:
+      llm: the model.
+      task: a `bench.items.Task`.
+      plan: methods, ratios and length of answers.
+      out: folder of the run; by default runs/<hash of everything that changes results>.
+      progress: called before every clip and method.
+
+    Raises:
+      JvidpruneError: another process writes there, the folder holds another run, or a video cannot be read.
+    """
+    identity = plans.identity(llm, task, plan)
+    files = RunFiles(out or Path("runs") / run_hash(identity))
+    with only_writer(files.folder):
+        _write_settings(files.settings, identity)
+        samples, batches = RecordStore(files.samples, SAMPLE_KEY), RecordStore(files.batches, BATCH_KEY)
+        try:
+            resumed = len(samples)
+            _run_missing(llm, task, plan, samples, batches, progress or (lambda text, done, total: None))
+            return SweepRecords(files, identity, plan.runs(), samples.records(), batches.records(), resumed)
+        finally:
+            samples.close()
+            batches.close()
+
+
+def _write_settings(path: Path, identity: dict[str, Any]) -> None:
+    text = json.dumps({"hash": run_hash(identity)} | identity, indent=1, ensure_ascii=False) + "\n"
+    if path.exists():
+        try:
+            known = json.loads(path.read_text(encoding="utf8")).get("hash")
+        except (ValueError, AttributeError):
+            known = "?"
+        if known != run_hash(identity):
+            raise JvidpruneError(f"{path.parent} holds another run ({known}); choose another --out for this one.")
+        return
+    with atomic_output(path) as part:
+        part.write_text(text, encoding="utf8")
+
+
+def _run_missing(
+    llm: VideoLLM, task: Any, plan: SweepPlan, samples: RecordStore, batches: RecordStore, progress: Progress
+) -> None:
+    groups = plan.groups()
+    total = len(task) * len(groups)
+    compiled: dict[str, float] | None = None
+    for number in range(len(task)):
+        item = task[number]
+        waiting = [group for group in groups if _missing(item, group, samples, batches)]
+        done = (number + 1) * len(groups) - len(waiting)
+        if not waiting:
+            progress("reading what is there", done, total)
+            continue
+        progress(f"{item.id} · encoding", done, total)
+        clip = item.load()
+        clock = StageClock()
+        with clock("encode"):
+            video = jax.block_until_ready(llm.encode(clip.frames, plan.needs))
+        jobs = [_Job(name, reducer, *_possible(reducer, video, ratios)) for name, reducer, ratios in waiting]
+        if compiled is None:
+            progress(f"{item.id} · compiling {len(jobs)} reducers", done, total)
+            compiled = compile_all([(job.name, job.reducer, job.asked) for job in jobs if job.ratios], video)
+        for job in jobs:
+            progress(f"{item.id} · {job.name}", done, total)
+            known = {"clip": item.id, "method": job.name, "encode": clock.stages[0].seconds}
+            batches.append([known | {"ratio": ratio, "refused": reason} for ratio, reason in job.refused.items()])
+            if job.ratios:
+                new, costs = _answer(llm, task, item, clip, video, job, plan)
+                costs[0]["compile"] += compiled.pop(job.name, 0.0)
+                batches.append([known | cost for cost in costs])
+                samples.append(new)
+            done += 1
+
+
+class _Job(NamedTuple):
+    """A method on a clip: the ratios it can be asked for, and why not the others."""
+
+    name: str
+    reducer: Reducer
+    ratios: tuple[float, ...]
+    refused: dict[float, str]
+
+    @property
+    def asked(self) -> list[float]:
+        """The question without video stands at ratio 0, which no budget can be made from."""
+        return [ratio or 1.0 for ratio in self.ratios]
+
+
+def _missing(item: Any, group: Group, samples: RecordStore, batches: RecordStore) -> bool:
+    name, _, ratios = group
+    refused = {ratio for ratio in ratios if (batches.get((item.id, name, ratio)) or {}).get("refused")}
+    keys = ((item.id, q.id, name, ratio) for q in item.questions for ratio in ratios if ratio not in refused)
+    return any(key not in samples for key in keys)
+
+
+def _possible(
+    reducer: Reducer, video: VideoTokens, ratios: tuple[float, ...]
+) -> tuple[tuple[float, ...], dict[float, str]]:
+    """The ratios a method can be asked for on a video, and why not the others."""
+    possible: list[float] = []
+    refused: dict[float, str] = {}
+    for ratio in ratios:
+        try:
+            reducer.budget(video.layout(), ratio or 1.0)
+            possible.append(ratio)
+        except ValueError as error:
+            refused[ratio] = str(error)
+    return tuple(possible), refused
+
+
+def _answer(
+    llm: VideoLLM,
+    task: Any,
+    item: Any,
+    clip: Any,
+    video: VideoTokens,
+    job: _Job,
+    plan: SweepPlan,
+) -> tuple[list[Record], list[Record]]:
+    clock = StageClock()
+    texts = [question.prompt() for question in item.questions]
+    options: dict[str, Any] = {"max_new_tokens": plan.max_new_tokens, "clock": clock}
+    replies = answer_all(llm, video, clip, job.reducer, job.asked, texts, **options)
+    compiled = sum(stage.compile_seconds for stage in clock.stages)
+    reduce_seconds = sum(stage.seconds for stage in clock.stages if stage.name == "reduce") / len(job.ratios)
+    rule = getattr(task, "extraction", "letters")
+    records, batches = [], []
+    for ratio, row in zip(job.ratios, replies, strict=True):
+        for question, reply in zip(item.questions, row, strict=True):
+            right = is_correct(reply.text, question.answer, question.kind, question.options, rule=rule)
+            records.append(
+                {
+                    "clip": item.id,
+                    "question": question.id,
+                    "method": job.name,
+                    "ratio": ratio,
+                    "category": question.category,
+                    "prediction": reply.text,
+                    "answer": question.answer,
+                    "correct": right,
+                    "kept": reply.kept,
+                    "visual": video.features.shape[0] * video.features.shape[1],
+                    "prompt": reply.prompt,
+                }
+            )
+        batches.append(
+            {
+                "ratio": ratio,
+                "refused": "",
+                "reduce": reduce_seconds,
+                "prefill": _mean(row, "prefill_seconds"),
+                "generate": _mean(row, "generate_seconds"),
+                "compile": compiled,
+                "memory": peak_memory(),
+            }
+        )
+        compiled = 0.0
+    return records, batches
+
+
+def _mean(replies: list[Reply], name: str) -> float:
+    return sum(getattr(reply, name) for reply in replies) / max(1, len(replies))
+
+
+def peak_memory() -> int:
+    """Most bytes in use since the process started: of the device where it tells, else of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024

@@ -1,0 +1,155 @@
+"""The sweep as a user meets it: choose a task and methods, run or resume, print, write the report."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jvidprune.bench.metrics import FULL
+from jvidprune.bench.plan import BLIND, SweepPlan
+from jvidprune.bench.procedural import Procedural
+from jvidprune.bench.results import SweepTable, make_table, write_csv
+from jvidprune.bench.runner import SweepRecords, run_sweep
+from jvidprune.commands.console import Console
+from jvidprune.commands.run import open_model
+from jvidprune.errors import JvidpruneError
+from jvidprune.files import atomic_output
+from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.inference.reduced import sweep_video
+from jvidprune.reducers import presets
+from jvidprune.reducers.base import check_ratio
+from jvidprune.viz.decision import Decision
+from jvidprune.viz.sweep_examples import disagreements, draw_examples
+from jvidprune.viz.sweep_plots import nearest_ratio, retention_plot, standalone, time_plot
+from jvidprune.viz.sweep_report import sweep_page
+
+METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
+"""What is compared unless the user says otherwise."""
+
+CLIPS = 24
+"""Clips of the procedural benchmark in a default run: all of it stays below five minutes on two cores."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepChoice:
+    """What to sweep, as it was written on the command line."""
+
+    methods: Sequence[str]
+    ratios: tuple[float, ...]
+    task: str
+    data: Path | None
+    clips: int | None
+    max_new_tokens: int
+    out: Path | None
+
+
+def read_ratios(text: str) -> tuple[float, ...]:
+    """Ratios from "0.25,0.1".
+
+    Raises:
+      JvidpruneError: something that is no number in (0, 1].
+    """
+    return tuple(check_ratio(part.strip()) for part in text.split(",") if part.strip())  # type: ignore[arg-type]
+
+
+def sweep(choice: SweepChoice, *, model: dict[str, Any], console: Console) -> tuple[SweepTable, dict[str, Any]]:
+    """Runs or resumes a sweep and writes table.csv, retention.svg, time.svg and report.html into its folder.
+
+    Returns:
+      The table, and a plain record for machines.
+
+    Raises:
+      JvidpruneError: unknown names, impossible numbers, or anything wrong with the files.
+    """
+    for text in choice.methods:
+        presets.from_text(text)
+    for ratio in choice.ratios:
+        check_ratio(ratio)
+    with console.working():
+        llm = open_model(model, console)
+        task = open_task(choice, llm, model, console)
+        names = [name for name in dict.fromkeys(choice.methods) if name not in (FULL, BLIND)]
+        plan = SweepPlan({name: llm.reducer(name) for name in names}, choice.ratios, choice.max_new_tokens)
+        bar, text = None, ""
+
+        def progress(doing: str, done: int, total: int) -> None:
+            nonlocal bar, text
+            if bar is None or doing != text:
+                bar, text = console.task(doing, total), doing
+            bar(done, total)
+
+        found = run_sweep(llm, task, plan, choice.out, progress=progress)
+        console.start("writing the report")
+        table = make_table(found, task, {name: title(name) for name in names})
+        shown = "the embedded model" if model["model"] is None else llm.loaded.folder.name
+        record = write_outputs(llm, task, plan, found, table, shown)
+    return table, record
+
+
+def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console: Console) -> Any:
+    """The procedural benchmark at the size of the model's tower, or a local copy of a published one.
+
+    Raises:
+      JvidpruneError: an unknown task, or files that are not there.
+    """
+    if choice.clips is not None and choice.clips < 1:
+        raise JvidpruneError(f"a sweep needs at least 1 clip, got {choice.clips}.")
+    if choice.task == "procedural":
+        if choice.data is not None:
+            raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
+        # Towers of any resolution (the Qwen-VL families) get as many tokens a frame as LLaVA's.
+        side = getattr(llm.loaded.config.vision, "image_size", 392)
+        frames = model["frames"] or 8
+        return Procedural("test", clips=choice.clips or CLIPS, frames=frames, side=max(56, side))
+    from jvidprune.bench.datasets import open_dataset
+
+    wish = {"frames": model["frames"] or llm.settings.frames, "fps": model["fps"], "rule": llm.settings.rule}
+    task = open_dataset(choice.task, choice.data, clips=choice.clips, **wish)
+    if task.missing:
+        some = ", ".join(task.missing[:3])
+        more = f" and {len(task.missing) - 3} more" if len(task.missing) > 3 else ""
+        console.note(f"{len(task.missing)} videos are missing and left out: {some}{more}")
+    return task
+
+
+def title(text: str) -> str:
+    """A method's name for people: that of its paper, with the settings that were asked for."""
+    name, _, settings = text.partition(":")
+    shown = presets.info(name).title
+    return f"{shown} ({settings.replace(',', ', ')})" if settings else shown
+
+
+def write_outputs(
+    llm: VideoLLM, task: Any, plan: SweepPlan, found: SweepRecords, table: SweepTable, model: str
+) -> dict[str, Any]:
+    """Everything a reader opens; each file appears whole."""
+    folder = found.files.folder
+    write_csv(table, folder / "table.csv")
+
+    def decide(clip: Any, methods: Sequence[str], ratio: float) -> dict[str, Decision]:
+        video = llm.encode(clip.frames, plan.needs)
+        out = {}
+        for name in methods:
+            possible = [r for r in plan.ratios if r not in table.refused.get(name, {})]
+            reduced = sweep_video(video, plan.methods[name], possible)[possible.index(ratio)].reduced
+            shape = {"frames": video.features.shape[0], "grid": video.grid}
+            out[name] = Decision.from_reduced(reduced, method=table.titles[name], ratio=ratio, **shape)
+        return out
+
+    examples = draw_examples(disagreements(found.samples, nearest_ratio(table)), task, decide)
+    note = "The weights of this model are random: accuracies are noise, token counts and times are real."
+    page = sweep_page(table, examples, model=model, note=note if llm.untrained else "")
+    files = {"retention.svg": standalone(retention_plot(table)), "time.svg": standalone(time_plot(table))}
+    for name, text in (files | {"report.html": page}).items():
+        with atomic_output(folder / name) as part:
+            part.write_text(text, encoding="utf8")
+    return {
+        "folder": str(folder),
+        "report": str(folder / "report.html"),
+        "untrained": llm.untrained,
+        "resumed_samples": found.resumed,
+        "samples": len(found.samples),
+        "rows": [dataclasses.asdict(table.cells[run[0], run[1], "all"]) for run in table.runs],
+        "costs": [dataclasses.asdict(table.costs[run]) for run in table.runs],
+        "refused": table.refused,
+    }

@@ -1,0 +1,218 @@
+"""The sweep: killed at any moment and started again it gives the same table; a run is named by what changes results."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from jvidprune import cli
+from jvidprune.bench.metrics import bootstrap_ratio, clip_draws, summarise
+from jvidprune.bench.store import RecordStore
+from jvidprune.errors import JvidpruneError
+
+WORDS = ["--clips", "4", "--methods", "random,dycoke", "--ratios", "0.25,0.1", "--max-new-tokens", "2"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def model(home):
+    from jvidprune.models.llava_onevision.default import build_default
+
+    return build_default(home, "test")
+
+
+@pytest.fixture(scope="module")
+def whole(home, model):
+    """The folder of a run nobody disturbed."""
+    return sweep(home, model, home / "whole")
+
+
+def sweep(home, model, out, *words):
+    """Runs the verb in this process and returns the folder it wrote to."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JVIDPRUNE_CACHE", str(home))
+        patch.setattr(sys, "argv", ["jvidprune", "sweep", "--model", str(model), *WORDS, *words, "--out", str(out)])
+        with contextlib.redirect_stdout(open(os.devnull, "w")), contextlib.suppress(SystemExit):
+            cli.main()
+    return out
+
+
+def results(folder):
+    """What a run found, without times."""
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    return sorted(samples, key=lambda r: (r["clip"], r["question"], r["method"], r["ratio"]))
+
+
+def table(folder):
+    """The accuracy columns of table.csv."""
+    return [line.split(",")[:12] for line in (folder / "table.csv").read_text().splitlines()]
+
+
+def test_killed_at_several_moments_and_resumed_gives_the_undisturbed_table(home, model, whole, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "jvidprune.cli", "sweep", "--model", str(model), *WORDS, "--out", str(out)]
+    environment = os.environ | {"JVIDPRUNE_CACHE": str(home)}
+    for lines in (0, 4, 17):
+        child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while child.poll() is None and not has_lines(out / "samples.jsonl", lines):
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL, "the run ended before it could be killed"
+    there = len(results(out))
+    assert 17 <= there < len(results(whole))
+    sweep(home, model, out)
+    assert results(out) == results(whole)
+    assert table(out) == table(whole)
+
+
+def has_lines(path, count):
+    return path.exists() and path.read_bytes().count(b"\n") >= count
+
+
+def test_torn_files_are_mended_wherever_they_are_cut(home, model, whole, tmp_path):
+    out = tmp_path / "torn"
+    out.mkdir()
+    full = {name: (whole / name).read_bytes() for name in ("run.json", "samples.jsonl", "batches.jsonl")}
+    for share, tail in [(0.0, b""), (0.31, b""), (0.74, b'{"clip":"test-9'), (1.0, b"\x00\x00\x00")]:
+        for name, data in full.items():
+            (out / name).write_bytes(data if name == "run.json" else data[: int(share * len(data))] + tail)
+        sweep(home, model, out)
+        assert results(out) == results(whole)
+        assert table(out) == table(whole)
+
+
+def test_every_sample_is_there_once_and_refusals_are_told(whole):
+    samples = results(whole)
+    keys = [(r["clip"], r["question"], r["method"], r["ratio"]) for r in samples]
+    assert len(keys) == len(set(keys))
+    questions = {(r["clip"], r["question"]) for r in samples}
+    runs = {(r["method"], r["ratio"]) for r in samples}
+    assert runs == {("none", 1.0), ("no video", 0.0), ("random", 0.25), ("random", 0.1), ("dycoke", 0.25)}
+    assert len(samples) == len(questions) * len(runs)
+    assert {r["kept"] for r in samples if r["method"] == "no video"} == {0}
+    assert {r["kept"] for r in samples if (r["method"], r["ratio"]) == ("random", 0.25)} == {32}
+    refused = [json.loads(line) for line in (whole / "batches.jsonl").read_text().splitlines()]
+    assert {r["ratio"] for r in refused if r["refused"]} == {0.1}
+
+
+def test_the_report_is_whole_and_needs_nothing_beside_it(whole):
+    page = (whole / "report.html").read_text()
+    for word in ("Random", "DyCoke", "unpruned", "question alone", "prefers-color-scheme", "0.25", "are random"):
+        assert word in page
+    assert page.count("<svg") == 2
+    assert "keeps every fourth frame whole" in page
+    assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
+    assert "__" not in re.sub(r"<script>.*</script>", "", re.sub(r"data:image[^\"]*", "", page), flags=re.S)
+    for name in ("retention.svg", "time.svg"):
+        assert (whole / name).read_text().startswith("<svg")
+
+
+def test_a_run_keeps_its_folder_and_another_one_is_refused(home, model, whole, capfd):
+    before = results(whole)
+    sweep(home, model, whole, "--max-new-tokens", "3")
+    assert "holds another run" in capfd.readouterr().err
+    assert results(whole) == before
+
+
+def test_the_hash_changes_with_everything_that_changes_results(model):
+    from jvidprune.bench.identity import run_hash
+    from jvidprune.bench.plan import SweepPlan, identity
+    from jvidprune.bench.procedural import Procedural
+    from jvidprune.inference.pipeline import VideoLLM
+    from jvidprune.reducers import presets
+
+    llm = VideoLLM.load(model)
+    plan, task = SweepPlan({"flashvid": presets.get("flashvid")}, (0.2, 0.1)), Procedural("test", clips=3)
+    known = run_hash(identity(llm, task, plan))
+    assert known == run_hash(identity(llm, Procedural("test", clips=3), dataclasses.replace(plan)))
+    other = [
+        dataclasses.replace(plan, ratios=(0.1, 0.2)),
+        dataclasses.replace(plan, max_new_tokens=9),
+        dataclasses.replace(plan, methods={"flashvid": presets.get("flashvid", alpha=0.6)}),
+        dataclasses.replace(plan, methods={"flashvid": presets.get("fastvid")}),
+    ]
+    hashes = {run_hash(identity(llm, task, one)) for one in other}
+    hashes |= {
+        run_hash(identity(llm, one, plan)) for one in (Procedural("test", clips=4), Procedural("train", clips=3))
+    }
+    settings = dataclasses.replace(llm.settings, template="qwen3_vl")
+    hashes.add(run_hash(identity(dataclasses.replace(llm, settings=settings), task, plan)))
+    (model / "generation_config.json").write_text('{"eos_token_id": [1]}')
+    hashes.add(run_hash(identity(llm, task, plan)))
+    assert len(hashes - {known}) == 8
+
+
+def test_two_writers_of_one_folder_are_kept_apart(tmp_path):
+    from jvidprune.bench.store import only_writer
+
+    with only_writer(tmp_path), pytest.raises(JvidpruneError, match="another sweep"), only_writer(tmp_path):
+        pass
+    with only_writer(tmp_path):
+        pass
+
+
+def test_records_are_not_written_twice_and_damage_costs_only_what_it_hit(tmp_path):
+    path = tmp_path / "records.jsonl"
+    store = RecordStore(path, ("a", "b"))
+    store.append([{"a": 1, "b": i, "value": i} for i in range(4)])
+    store.append([{"a": 1, "b": 3, "value": 99}, {"a": 2, "b": 0, "value": 5}])
+    store.close()
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 5
+    path.write_bytes(b"".join([lines[0], lines[1][:9] + b"\n", lines[2], lines[3], lines[3], lines[4][:-1]]))
+    mended = RecordStore(path, ("a", "b"))
+    assert mended.dropped == 3
+    assert [(r["a"], r["b"], r["value"]) for r in mended.records()] == [(1, 0, 0), (1, 2, 2), (1, 3, 3)]
+    mended.append([{"a": 2, "b": 0, "value": 5}])
+    mended.close()
+    assert len(RecordStore(path, ("a", "b"))) == 4
+
+
+def test_bootstrap_is_that_of_resampling_clips_one_by_one():
+    rng = np.random.default_rng(3)
+    clips, draws = 7, 400
+    right, count = rng.integers(0, 4, (clips, 2)).astype(float), rng.integers(1, 5, (clips, 2)).astype(float)
+    count[:, 1] = 0
+    counts = clip_draws(clips, draws, seed=5)
+    assert (counts.sum(1) == clips).all()
+    low, high = bootstrap_ratio(counts, right, count, 0.9)
+    values = []
+    for draw in counts.astype(int):
+        chosen = [clip for clip in range(clips) for _ in range(draw[clip])]
+        values.append(sum(right[clip, 0] for clip in chosen) / sum(count[clip, 0] for clip in chosen))
+    assert (low[0], high[0]) == pytest.approx(tuple(np.quantile(values, [0.05, 0.95])), abs=1e-12)
+    assert np.isnan([low[1], high[1]]).all()
+
+
+def test_summary_pairs_methods_with_the_unpruned_model_on_the_same_questions():
+    def record(clip, question, method, ratio, category, correct, kept):
+        names = ("clip", "question", "method", "ratio", "category", "correct", "kept", "prompt")
+        return dict(zip(names, (clip, question, method, ratio, category, correct, kept, kept + 5), strict=True))
+
+    rows = []
+    for clip in range(4):
+        for question, category in enumerate(("colour", "count")):
+            name = f"{clip}-{question}"
+            rows.append(record(str(clip), name, "none", 1.0, category, clip < 3, 100))
+            if clip != 1:
+                rows.append(record(str(clip), name, "random", 0.1, category, clip == 0 and question == 0, 10))
+    cells = {(c.method, c.category): c for c in summarise(rows, [("none", 1.0), ("random", 0.1)], draws=50)}
+    assert (cells["none", "all"].accuracy, cells["none", "all"].relative) == (0.75, 1.0)
+    swept = cells["random", "all"]
+    assert (swept.questions, swept.accuracy, swept.kept, swept.prompt) == (6, 1 / 6, 10, 15)
+    assert swept.relative == pytest.approx(1 / 4)  # the unpruned model has 4 of these 6 right
+    assert cells["random", "count"].accuracy == 0
+    shuffled = summarise(rows[::-1], [("none", 1.0), ("random", 0.1)], draws=50)
+    assert shuffled == list(cells.values())
