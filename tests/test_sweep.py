@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jvidprune import cli
-from jvidprune.bench.metrics import bootstrap_ratio, clip_draws, summarise
+from jvidprune.bench.metrics import bootstrap_ratio, clip_draws, paired_difference, summarise
 from jvidprune.bench.store import RecordStore
 from jvidprune.errors import JvidpruneError
 
@@ -216,3 +216,10 @@ def test_summary_pairs_methods_with_the_unpruned_model_on_the_same_questions():
     assert cells["random", "count"].accuracy == 0
     shuffled = summarise(rows[::-1], [("none", 1.0), ("random", 0.1)], draws=50)
     assert shuffled == list(cells.values())
+    change = paired_difference(rows, "none", "random", 0.1)
+    assert change is None  # the unpruned model stands at ratio 1
+    again = [row | {"ratio": 0.1} for row in rows]
+    change = paired_difference(again, "none", "random", 0.1, draws=200)
+    assert (change.questions, change.change) == (6, pytest.approx(1 / 6 - 4 / 6))
+    # Changes of the three clips are -1, -2 and 0 of two questions; one resample in 27 has the last alone.
+    assert (change.low, change.high, change.clear) == (-1.0, 0.0, False)

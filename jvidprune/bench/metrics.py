@@ -189,6 +189,7 @@ def paired_difference(
     sums = np.zeros((2, len(clips), 1))
     for (clip, _), found in pairs:
         sums[:, clips[clip], 0] += found[second] - found[first], 1
-    low, high = bootstrap_ratio(clip_draws(len(clips), draws, seed), *sums, level)
-    change = float(sums[0].sum() / sums[1].sum())
+    gained, asked = sums
+    low, high = bootstrap_ratio(clip_draws(len(clips), draws, seed), gained, asked, level)
+    change = float(gained.sum() / asked.sum())
     return Difference(ratio, category, len(pairs), change, float(low[0]), float(high[0]))
