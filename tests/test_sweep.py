@@ -219,7 +219,7 @@ def test_summary_pairs_methods_with_the_unpruned_model_on_the_same_questions():
     change = paired_difference(rows, "none", "random", 0.1)
     assert change is None  # the unpruned model stands at ratio 1
     again = [row | {"ratio": 0.1} for row in rows]
-    change = paired_difference(again, "none", "random", 0.1, draws=200)
+    change = paired_difference(again, "none", "random", 0.1, draws=5000)
     assert (change.questions, change.change) == (6, pytest.approx(1 / 6 - 4 / 6))
     # Changes of the three clips are -1, -2 and 0 of two questions; one resample in 27 has the last alone.
     assert (change.low, change.high, change.clear) == (-1.0, 0.0, False)
