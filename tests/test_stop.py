@@ -29,7 +29,7 @@ from jvidprune.reducers.stop_qwen import VisionZipQwen
 from jvidprune.reducers.visionzip import VisionZip
 
 ZIP = VisionZip(tower="none")
-SHORT_EDGES = ("visionzip_strong", "holitom_tau_065", "fastvid_cut", "flashvid_cut", "qwen25vl_static")
+EDGES = json.loads(str(np.load(checks.GOLDEN / "stop" / "edges.npz")["cases"]))
 
 
 @pytest.mark.parametrize("name", ["sink", "qwen25vl", "holitom_grid", "visionzip_grid"])
@@ -37,13 +37,7 @@ def test_golden_files_match(name):
     checks.check_golden(checks.GOLDEN / "stop" / f"{name}.npz", parity.COMPARERS)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, marks=() if case in SHORT_EDGES else pytest.mark.long)
-        for case in json.loads(str(np.load(checks.GOLDEN / "stop" / "edges.npz")["cases"]))
-    ],
-)
+@pytest.mark.parametrize("case", EDGES)
 def test_edge_cases_match(case):
     golden = core.load_golden(checks.GOLDEN / "stop" / "edges.npz")
     arrays = {key: value for key, value in golden.arrays.items() if key.startswith(case)}

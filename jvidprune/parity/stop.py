@@ -1,5 +1,6 @@
 """SToP's golden files (arXiv 2604.20937): sink scores alone, and every base with and without the modifier."""
 
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -118,6 +119,15 @@ def _video(golden: Golden, prefix: str, config: dict[str, Any]) -> VideoTokens:
     return VideoTokens.create(features, found, grid=tuple(grid) if grid else None)
 
 
+@functools.partial(jax.jit, static_argnames=("reducer", "capacity"))
+def _run(reducer: Any, video: VideoTokens, budget: Any, *, capacity: int) -> tuple[Any, Plan, Reduced]:
+    """The base's shared work, the plan and its tokens; runs of one setting and shape share a compilation."""
+    shared = reducer.prepare(video, capacity=capacity)
+    plan = reducer.decide(shared, budget, capacity=capacity)
+    own = shared.base if isinstance(shared, SToPShared) else shared
+    return own, plan, apply_plan(reducer, plan, video)
+
+
 def _compare_runs(golden: Golden) -> Iterator[Row]:
     for prefix in _prefixes(golden):
         config = _config(golden, prefix)
@@ -134,15 +144,7 @@ def _compare_runs(golden: Golden) -> Iterator[Row]:
         else:
             budget, capacity = reducer.budget(layout, config["ratio"]), reducer.capacity(layout, config["ratio"])
 
-        def both(
-            video: VideoTokens, budget: Any, reducer: Any = reducer, capacity: int = capacity
-        ) -> tuple[Any, Plan, Reduced]:
-            shared = reducer.prepare(video, capacity=capacity)
-            plan = reducer.decide(shared, budget, capacity=capacity)
-            own = shared.base if isinstance(shared, SToPShared) else shared
-            return own, plan, apply_plan(reducer, plan, video)
-
-        shared, plan, reduced = jax.jit(both)(video, budget)
+        shared, plan, reduced = _run(reducer, video, budget, capacity=capacity)
         steady = config.get("stable_under_1e-5", True)
         if steady:
             for row in _details(golden, prefix, config, reducer, video, shared, plan):
