@@ -266,6 +266,43 @@ def bench(
 
 
 @app.command
+def flops(
+    *,
+    model: str = "llava-onevision-7b",
+    reducer: str = "flashvid",
+    ratio: float = 0.1,
+    frames: int | None = None,
+    size: str = "448x448",
+    kept: int | None = None,
+    text: int = 57,
+    new_tokens: int = 64,
+    out: Common = Output(),
+) -> None:
+    """Count what an answer costs, stage by stage, from a model's config alone.
+
+    Args:
+      model: a published model such as qwen2.5-vl-7b, or a folder with config.json.
+      reducer: method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5"; "none" keeps all tokens.
+      ratio: retention ratio in (0, 1].
+      frames: frames of the video; by default what the family was evaluated with.
+      size: frames in pixels, HEIGHTxWIDTH; only the Qwen families read more than one size.
+      kept: visual tokens kept, where they are known; by default the count or bound of the method.
+      text: text tokens of the prompt.
+      new_tokens: length of the answer.
+    """
+    from jvidprune.commands import costs
+
+    numbers = {"frames": frames, "size": size, "kept": kept, "text": text, "new_tokens": new_tokens}
+    report = costs.of_config(model, reducer=reducer, ratio=ratio, **numbers)
+    if out.json:
+        _print_json(report.record())
+    elif out.quiet:
+        print(f"{report.total:.0f}")
+    else:
+        out.console().flops(report)
+
+
+@app.command
 def parity(folder: Annotated[Path, Positional], /, *, model: bool = False, out: Common = Output()) -> None:
     """Run a folder of golden .npz files through the port and compare.
 

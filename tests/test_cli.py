@@ -56,7 +56,7 @@ def clip(home):
 def test_ask_answers_and_prints_the_stage_table(run, model, clip):
     code, out, _ = run("ask", clip, "What moves?", "--model", model, "--frames", 4, "--max-new-tokens", 4)
     assert code == 0
-    for word in ("What moves?", "decode", "encode", "reduce", "prefill", "generate", "FlashVID kept"):
+    for word in ("What moves?", "decode", "encode", "reduce", "prefill", "generate", "FlashVID kept", "GFLOP"):
         assert word in out
 
 
@@ -67,6 +67,8 @@ def test_ask_json_is_one_object_and_quiet_prints_the_answer_alone(run, model, cl
     assert (code, err) == (0, "")
     assert [stage["name"] for stage in record["stages"]] == ["decode", "encode", "reduce", "prefill", "generate"]
     assert record["kept"] == record["visual"]
+    assert [stage["flops"] is None for stage in record["stages"]] == [True, False, False, False, False]
+    assert all(stage["flops"] > 0 for stage in record["stages"] if stage["name"] in ("encode", "prefill"))
     code, out, err = run(*words, "--quiet")
     assert (code, err) == (0, "")
     assert out.strip() == record["text"]
@@ -99,6 +101,8 @@ def one_sentence(err):
         (["ask", "--reducer", "flashvit"], "Did you mean 'flashvid'"),
         (["reduce", "--out", "x.gif"], ".html, .png, .mp4"),
         (["clip", "x.avi"], "must be .mp4"),
+        (["flops", "--model", "llava"], "nor one of llava-onevision-0.5b"),
+        (["flops", "--kept", "9999"], "more than the 6272"),
         (["parity", "nowhere"], "no folder nowhere"),
         (["ask", "CLIP", "?", "--model", "nothing/here/at/all"], "nothing/here/at/all"),
         (["ask", "BROKEN", "?", "--model", "MODEL"], "broken.mp4"),
@@ -133,6 +137,18 @@ def test_methods_and_models_list_what_there_is(run):
     assert next(row for row in rows if row["name"] == "flashvid")["needs"] == ["attention_last"]
     code, out, _ = run("models", "--quiet")
     assert "llava_onevision" in out.split()
+
+
+def test_flops_counts_a_config_without_weights(run):
+    words = ("flops", "--model", "qwen3-vl-8b", "--reducer", "flashvid", "--frames", 8, "--size", "640x480")
+    code, out, _ = run(*words, "--ratio", 0.2)
+    assert code == 0
+    for word in ("DeepStack", "layers 28-35", "at most", "as in fastv's tables"):
+        assert word in out
+    record = json.loads(run(*words, "--kept", 300, "--json")[1])
+    # 640 x 480 in units of 32 pixels, two frames a grid frame
+    assert (record["visual"], record["kept"], record["exact"]) == (4 * 20 * 15, 300, True)
+    assert int(run(*words, "--kept", 300, "--quiet")[1]) == pytest.approx(record["total"], abs=1)
 
 
 def test_parity_fails_on_what_it_does_not_recognise_and_on_a_changed_number(run, tmp_path):

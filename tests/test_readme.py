@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jvidprune.inference import coverage
 from jvidprune.reducers import table
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
@@ -25,3 +26,7 @@ def test_there_are_exactly_two_set_up_commands():
 
 def test_the_methods_table_is_the_generated_one():
     assert table.markdown() in README, "run: python -m jvidprune.reducers.table README.md"
+
+
+def test_the_families_table_is_the_generated_one():
+    assert coverage.markdown() in README, "run: python -m jvidprune.inference.coverage README.md"

@@ -16,6 +16,7 @@ from rich.table import Table
 from jvidprune.parity.core import FileReport
 
 if TYPE_CHECKING:
+    from jvidprune.bench.flops import FlopReport
     from jvidprune.bench.metrics import Cell
     from jvidprune.bench.results import SweepTable
     from jvidprune.inference.pipeline import Answer
@@ -113,6 +114,10 @@ class Console:
             facts += ["nested in the budget"] * row["nested"] + ["exact count"] * row["exact"]
             self._out.print(Padding(f"[dim]{_escape(' · '.join(facts))}[/dim]", (0, 0, 0, 2)), highlight=False)
 
+    def flops(self, report: "FlopReport") -> None:
+        """The breakdown of an answer's cost."""
+        self._out.print(report)
+
     def models(self, rows: list[dict[str, Any]]) -> None:
         """The family table."""
         table = Table(box=box.SIMPLE_HEAD)
@@ -124,10 +129,10 @@ class Console:
 
 
 def stage_table(stages: Iterable["Stage"], caption: str) -> Table:
-    """Seconds, compile seconds, what was produced and its rate, a row a stage."""
+    """Seconds, compile seconds, what was produced, its rate and the GFLOP it took, a row a stage."""
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
     table.add_column("stage")
-    for name in ("seconds", "compile s", "produced", "per second"):
+    for name in ("seconds", "compile s", "produced", "per second", "GFLOP"):
         table.add_column(name, justify="right")
     for stage in stages:
         table.add_row(
@@ -136,6 +141,7 @@ def stage_table(stages: Iterable["Stage"], caption: str) -> Table:
             f"{stage.compile_seconds:.2f}",
             f"{stage.tokens:,} {stage.unit}",
             f"{stage.rate:,.0f}",
+            "" if stage.flops is None else f"{stage.flops / 1e9:,.3g}",
         )
     return table
 

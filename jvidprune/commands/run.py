@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.commands import costs
 from jvidprune.commands.console import Console
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
@@ -85,7 +86,8 @@ def ask(
         method = llm.reducer(reducer)
         clock = StageClock(console.start)
         clip, video = read_video(path, llm, method.needs, model, clock, console)
-        return llm.ask(video, question, reducer=method, ratio=ratio, clock=clock, clip=clip, **sampling)
+        answer = llm.ask(video, question, reducer=method, ratio=ratio, clock=clock, clip=clip, **sampling)
+    return costs.priced(answer, llm.loaded.config, video.layout(), method)
 
 
 def draw_reduction(

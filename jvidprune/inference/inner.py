@@ -12,6 +12,18 @@ from jvidprune.ops.newline import NewlineKind
 from jvidprune.tokens import InnerStage
 
 
+def newlines_compete(stages: Sequence[InnerStage], newline: NewlineKind) -> bool:
+    """Whether newline embeddings are cut like video tokens, which is where the references put them into the range.
+
+    Those of "grid" and "frame" layouts are, unless a stage protects them; the one behind a whole video only for a stage
+    that says `all_newlines` (HoliTom); none where blocks of tokens are cut or the cache is read in part.
+    """
+    settings: dict[str, Any] = {name: value for stage in stages for name, value in stage.settings}
+    if settings.get("protect_newlines") or any(stage.rule in ("text_in_blocks", "dynamic_decode") for stage in stages):
+        return False
+    return newline != "one_token" or bool(settings.get("all_newlines", False))
+
+
 def prompt_inner(
     stages: Sequence[InnerStage],
     slots: SlotMap,
@@ -22,10 +34,6 @@ def prompt_inner(
     block: np.ndarray | None = None,
 ) -> Inner | None:
     """The stages of one prompt, or None where they do nothing.
-
-    Newline embeddings compete with the video tokens where the references put them into the range that is cut: those of
-    "grid" and "frame" layouts, unless the stage protects them; the one behind a whole video only for a stage that says
-    `all_newlines` (HoliTom); none where blocks of tokens are cut or the cache is read in part.
 
     Args:
       stages: of the reducer, from `reducers.base.inner_stages`.
@@ -38,13 +46,10 @@ def prompt_inner(
     acting = [stage for stage in stages if stage.layer < layers]
     if not acting:
         return None
-    settings: dict[str, Any] = {name: value for stage in acting for name, value in stage.settings}
     places = np.arange(len(slots.source))
     inside = (places >= slots.visual[0]) & (places < slots.visual[1])
     row = np.where(inside, slots.source - text - 1, -1)
-    competing = newline != "one_token" or bool(settings.get("all_newlines", False))
-    if settings.get("protect_newlines") or any(stage.rule in ("text_in_blocks", "dynamic_decode") for stage in acting):
-        competing = False
+    competing = newlines_compete(acting, newline)
     # Row -1 is the newline embedding; text between video blocks (Qwen3-VL's time stamps) has smaller ones.
     visual = inside & ((row >= 0) | ((row == -1) & competing))
     group = np.zeros(len(places), np.int32)

@@ -18,7 +18,7 @@ from jvidprune.models.qwen_vl import QwenVLConfig, spread_levels
 from jvidprune.reducers.base import apply_plan
 from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.decode import Clip
-from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenUtils, qwen_patches
+from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenPixels, QwenUtils, qwen_patches
 from jvidprune.video.sampling import DEFAULT_RATE, pair_timestamps, stamp
 
 _PIXELS = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
@@ -34,9 +34,22 @@ def patches(config: QwenVLConfig, given: Mapping[str, Any]) -> Callable[[np.ndar
     Raises:
       JvidpruneError: settings that make no sense or belong to another model.
     """
+    return functools.partial(qwen_patches, family=_rules(config, given), utils=QwenUtils())
+
+
+def grid_of(
+    config: QwenVLConfig, frames: int, height: int, width: int, given: Mapping[str, Any] | None = None
+) -> tuple[int, int]:
+    """(rows, columns) of tokens that `patches` makes of a grid frame of a video of this size in pixels."""
+    family = _rules(config, given or {})
+    sides = family.size(frames, *QwenUtils().size(frames, height, width, family.factor))
+    return sides[0] // family.factor, sides[1] // family.factor
+
+
+def _rules(config: QwenVLConfig, given: Mapping[str, Any]) -> QwenPixels:
     vision = config.vision
     family = dataclasses.replace(_PIXELS[config.family], patch=vision.patch_size, merge=vision.merge, pair=vision.pair)
-    return functools.partial(qwen_patches, family=qwen_limits(given, family), utils=QwenUtils())
+    return qwen_limits(given, family)
 
 
 def step_seconds(clip: Clip | None, pair: int) -> float:

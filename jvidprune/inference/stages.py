@@ -36,6 +36,7 @@ class Stage:
       compile_seconds: tracing and compilation inside the stage.
       tokens: what the stage produced, in its own unit.
       unit: the unit of `tokens`.
+      flops: what it computed, where that was counted (`bench.flops`).
     """
 
     name: str
@@ -43,6 +44,7 @@ class Stage:
     compile_seconds: float
     tokens: int = 0
     unit: str = "tokens"
+    flops: float | None = None
 
     @property
     def rate(self) -> float:

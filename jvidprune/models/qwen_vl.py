@@ -47,6 +47,11 @@ class QwenVLConfig:
         return dataclasses.replace(self, text=dataclasses.replace(self.text, tied="lm_head.weight" not in names))
 
     @property
+    def provides(self) -> frozenset[str]:
+        """Evidence that a model of this config can attach."""
+        return _EVIDENCE | (frozenset({"features_deepstack"}) if self.vision.taps else frozenset())
+
+    @property
     def units(self) -> dict[str, int]:
         """Pieces of the logical axes that sharding must not cut."""
         return {"heads": self.text.heads, "kv_heads": self.text.kv_heads, "vit_heads": self.vision.heads}
@@ -86,7 +91,7 @@ class QwenVL(nnx.Module):
     @property
     def provides(self) -> frozenset[str]:
         """Names of `tokens.EVIDENCE` that `encode` can attach (besides "text", which needs the caller's array)."""
-        return _EVIDENCE | (frozenset({"features_deepstack"}) if self.config.vision.taps else frozenset())
+        return self.config.provides
 
     def encode(
         self,

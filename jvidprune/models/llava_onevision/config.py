@@ -24,6 +24,14 @@ TOWERS: dict[str, dict[str, int]] = {
 
 _DEFAULT_TOWER = TOWERS["google/siglip-so400m-patch14-384"]
 
+TOWER_EVIDENCE = frozenset(
+    {"attention_last", "attention_shallow", "attention_deep", "keys", "features_unpooled", "newline"}
+)
+"""What every checkpoint gives."""
+
+HEAD_EVIDENCE = frozenset({"attention_pooling_head", "frame_embedding"})
+"""What SigLIP's own pooling head gives, which LLaVA checkpoints lack (`load_model(pooling_head=...)`)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LlavaOnevisionConfig:
@@ -81,6 +89,11 @@ class LlavaOnevisionConfig:
             vision=dataclasses.replace(self.vision, pooling_head=head),
             text=dataclasses.replace(self.text, tied="language_model.lm_head.weight" not in names),
         )
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Evidence that a model of this config can attach."""
+        return TOWER_EVIDENCE | (HEAD_EVIDENCE if self.vision.pooling_head else frozenset())
 
     @property
     def grid(self) -> tuple[int, int]:

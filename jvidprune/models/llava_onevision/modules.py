@@ -10,18 +10,13 @@ from jvidprune.models.cache import Cache
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import Mlp, map_chunks
-from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
+from jvidprune.models.llava_onevision.config import HEAD_EVIDENCE, LlavaOnevisionConfig
 from jvidprune.models.siglip import Siglip
 from jvidprune.ops.pool import pool_tokens
 from jvidprune.tokens import VideoTokens
 
 FRAME_CHUNK = 8
 """Frames that go through the tower at once: bounds its attention weights to 8 x heads x M x M float32."""
-
-_TOWER_EVIDENCE = frozenset(
-    {"attention_last", "attention_shallow", "attention_deep", "keys", "features_unpooled", "newline"}
-)
-_HEAD_EVIDENCE = frozenset({"attention_pooling_head", "frame_embedding"})
 
 
 class LlavaOnevision(nnx.Module):
@@ -44,7 +39,7 @@ class LlavaOnevision(nnx.Module):
     @property
     def provides(self) -> frozenset[str]:
         """Names of `tokens.EVIDENCE` that `encode` can attach (besides "text", which needs the caller's array)."""
-        return _TOWER_EVIDENCE | (_HEAD_EVIDENCE if self.config.vision.pooling_head else frozenset())
+        return self.config.provides
 
     def encode(
         self,
@@ -105,10 +100,10 @@ class LlavaOnevision(nnx.Module):
             out["keys"] = self.pool(tapped[blocks["keys"]].keys)
         if "features_unpooled" in needs:
             out["features_unpooled"] = projected
-        if needs & _HEAD_EVIDENCE and self.vision.head is not None:
+        if needs & HEAD_EVIDENCE and self.vision.head is not None:
             pooled, attention = self.vision.head(hidden)
             found = {"frame_embedding": pooled, "attention_pooling_head": self.pool(attention)}
-            out |= {name: found[name] for name in needs & _HEAD_EVIDENCE}
+            out |= {name: found[name] for name in needs & HEAD_EVIDENCE}
         return out
 
     def pool(self, x: Float[Array, "T M ..."]) -> Float[Array, "T N ..."]:

@@ -1,0 +1,102 @@
+"""What an answer costs in FLOPs: the column of the stage table, and the breakdown of a config without weights."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+from jvidprune.bench.flops import FlopReport, count, count_ratio, newline_tokens
+from jvidprune.errors import JvidpruneError
+from jvidprune.inference.pipeline import FAMILIES, Answer
+from jvidprune.inference.qwen import grid_of
+from jvidprune.models.checkpoint import read_json
+from jvidprune.models.published import PUBLISHED, config_of, published
+from jvidprune.reducers.presets import from_text
+from jvidprune.tokens import Layout, Reducer
+
+
+def priced(answer: Answer, config: Any, layout: Layout, reducer: Reducer) -> Answer:
+    """The answer with the FLOPs of each stage that is counted.
+
+    Args:
+      answer: from `VideoLLM.ask`.
+      config: of the model.
+      layout: of the video.
+      reducer: that was used.
+    """
+    sizes = {"kept": answer.kept, "prompt": answer.prompt, "ratio": answer.ratio}
+    steps = next((stage.tokens for stage in answer.stages if stage.name == "generate"), 1)
+    newlines = min(newline_tokens(config, layout, reducer), answer.prompt - answer.kept)
+    report = count(config, layout, reducer=reducer, new_tokens=steps, newlines=newlines, **sizes)
+    stages = (dataclasses.replace(stage, flops=report.timed(stage.name)) for stage in answer.stages)
+    return dataclasses.replace(answer, stages=tuple(stages))
+
+
+def of_config(
+    model: str,
+    *,
+    reducer: str,
+    ratio: float,
+    frames: int | None,
+    size: str,
+    kept: int | None,
+    text: int,
+    new_tokens: int,
+) -> FlopReport:
+    """The breakdown of a published model, or of a folder's config.json; no weights are read.
+
+    Args:
+      model: key of `PUBLISHED`, or a folder with config.json.
+      reducer: as for `jvidprune ask`.
+      ratio: retention ratio.
+      frames: of the video; by default what the family was evaluated with.
+      size: "HEIGHTxWIDTH" of the frames in pixels, for families whose tokens depend on it.
+      kept: visual tokens kept, where known.
+      text: text tokens of the prompt.
+      new_tokens: generated tokens.
+
+    Raises:
+      JvidpruneError: an unknown model or reducer, or impossible numbers.
+    """
+    config = _config(model)
+    layout = layout_of(config, FAMILIES[config.family].frames if frames is None else frames, _sides(size))
+    if min(text, new_tokens) < 1:
+        raise JvidpruneError(f"text and new tokens must be at least 1, got {text} and {new_tokens}.")
+    method = from_text(reducer, config.family)
+    options: dict[str, Any] = {"kept": kept, "text": text, "new_tokens": new_tokens, "name": model}
+    return count_ratio(config, layout, reducer=method, ratio=ratio, **options)
+
+
+def layout_of(config: Any, frames: int, size: tuple[int, int]) -> Layout:
+    """Frames and tokens of a video as a family's preprocessing makes them.
+
+    Args:
+      config: of a family.
+      frames: video frames; a Qwen grid frame takes two.
+      size: (height, width) in pixels; LLaVA squashes every size to a square.
+
+    Raises:
+      JvidpruneError: no frame, or a size that the family's rule refuses.
+    """
+    if frames < 1:
+        raise JvidpruneError(f"a video has at least one frame, got {frames}.")
+    if FAMILIES[config.family].woven:
+        rows, columns = grid_of(config, frames, *size)
+        return Layout(math.ceil(frames / config.vision.pair), (rows, columns))
+    return Layout(frames, config.grid, config.unpooled_grid)
+
+
+def _config(model: str) -> Any:
+    if model.lower() in PUBLISHED:
+        return published(model)
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        raise JvidpruneError(f"{model!r} is neither a folder with a config.json nor one of {', '.join(PUBLISHED)}.")
+    return config_of(read_json(folder / "config.json"))
+
+
+def _sides(size: str) -> tuple[int, int]:
+    height, _, width = size.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise JvidpruneError(f"a size is written HEIGHTxWIDTH in pixels, got {size!r}.")
+    return int(height), int(width)

@@ -1,0 +1,181 @@
+"""Every reducer on every family, from frames to generated tokens, with the exact count of tokens everywhere.
+
+The clip is one still frame, so that every count follows from a method's definition: nothing moves, all frames are
+alike. There are 6 (grid) frames of 4 x 4 tokens, 96 in all, and the ratio is 0.3.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+import tiny_checkpoints as tiny
+
+from jvidprune import JvidpruneError, reducers
+from jvidprune.inference import coverage, pipeline, qwen
+from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.inference.prompt import template
+from jvidprune.models.load import FAMILIES
+from jvidprune.reducers.base import inner_stages
+from jvidprune.video.preprocess import qwen_patches
+
+FRAMES, TOKENS, RATIO = 6, 16, 0.3
+QUESTION = "What?"
+
+# The last layer of the checkpoints here; the published cuts lie behind their end.
+CUT = {"inner_random": {"layer": 1}, "fastv": {"layer": 1}, "flashvid": {"pruning_layer": 1}}
+
+KEPT = {
+    "none": 96,
+    "visionzip": 24,  # int(16 * 0.3) = 4 a frame
+    "evs": 28,  # int(96 * (1 - (1 - 0.3))) in float64
+    "vidcom2": 30,  # round(4.8) a frame where no frame is unusual
+    "holov": 24,  # int(16 * 0.3) a frame
+    "dycoke": 36,  # frames 0 and 4 whole, int((1 - 4 * 0.7 / 3) * 16) = 1 of the others
+    "random": 29,  # floor(28.8 + 1 / 2)
+    "uniform": 29,
+    "frame_drop": 32,  # floor(1.8 + 1 / 2) frames
+    "inner_random": 96,
+    "fastv": 96,
+    "attention_topk": 29,
+    "flashvid": 36,  # ceil(16 * 0.3 * 1.25) a frame
+    "fastvid": 24,  # int(16 * 0.3) a frame
+    "holitom": 16,  # one window: all 16 places static, of which more than all may stay
+    "prunevid": 16,  # the same
+    "ottvid": 29,  # round(28.8), or round(6 * 7 * 0.3 ** 0.3) with 7 a frame before the transport
+    "visionzip_qwen": 16,  # as holitom
+}
+
+
+def stop_kept(family):
+    """SToP's base is VisionZip on LLaVA and its own wrapper on Qwen."""
+    return KEPT["visionzip" if family.startswith("llava") else "visionzip_qwen"]
+
+
+def aot_kept(video, reducer):
+    """Without windows and clips: blocks of 2 x 2 with at least two of the V - V // 2 most attended patches."""
+    attention = np.asarray(video.evidence["attention_deep"])
+    visual = reducer.visual_tokens_for(video.layout(), RATIO)
+    anchors = np.zeros(attention.shape)
+    most = np.argsort(-attention, axis=1, kind="stable")[:, : visual - visual // 2]
+    np.put_along_axis(anchors, most, 1, axis=1)
+    return int((anchors.reshape(FRAMES, 4, 2, 4, 2).sum(axis=(2, 4)) >= 2).sum())
+
+
+# Visual tokens behind the cut: the share of what came in, newlines included where they compete.
+BEHIND = {
+    "inner_random": lambda n: round(n * RATIO),
+    "fastv": lambda n: round(n * RATIO),
+    "flashvid": lambda n: int(np.ceil(n * 0.3)),
+    "holitom": lambda n: round(n * 0.5),
+}
+
+
+def small_patches(frames, config):
+    """Qwen's pixels without the lower limit of 128 tokens a frame."""
+    rules = dataclasses.replace(qwen._PIXELS[config.family], patch=config.vision.patch_size, min_pixels=64)
+    return qwen_patches(frames, rules)
+
+
+def load(family, folder):
+    llm = VideoLLM.load(tiny.write(family, folder / family, pooling_head=family.startswith("llava")))
+    if llm.settings.woven:
+        llm = dataclasses.replace(llm, settings=dataclasses.replace(llm.settings, pixels=small_patches))
+    return llm
+
+
+def text_tokens(llm, video):
+    prompt = template(llm.settings.template)
+    parts = prompt.parts(QUESTION)
+    if llm.settings.woven:
+        parts = qwen.prompt_texts(prompt, QUESTION, video, None, llm.loaded.config)
+    return sum(len(llm.tokenizer.encode(part)) for part in parts)
+
+
+def trimmed(video, needs):
+    """The evidence that a method asked for and what the decoder reads, as `encode` attaches it for one method.
+
+    Families then share the compiled reducers, whose settings are often the same.
+    """
+    evidence = {k: v for k, v in video.evidence.items() if k in needs or k == "features_deepstack"}
+    wide = video.unpooled_grid if "features_unpooled" in needs else None
+    return dataclasses.replace(video, evidence=evidence, unpooled_grid=wide)
+
+
+def method_on(family, name):
+    settings = dict(CUT.get(name, {}))
+    if name == "holitom" and family.startswith("llava"):
+        settings["inner_layer"] = 1
+    return reducers.get(name, family, **settings)
+
+
+def run_family(family, folder, read):
+    """(method, what, found, expected) of everything that is wrong on one family."""
+    llm = load(family, folder)
+    pair = 2 if llm.settings.woven else 1
+    still = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8).repeat(FRAMES * pair, 0)
+    methods = {name: method_on(family, name) for name in reducers.names()}
+    gives = llm.loaded.model.provides
+    video = llm.encode(still, frozenset().union(*(m.needs for m in methods.values() if m.needs <= gives)))
+    assert video.features.shape == (FRAMES, TOKENS, tiny.WIDTH)
+    newlines = {"one_token": 1, "grid": FRAMES * 4, "no_token": 0}[llm.settings.newline]
+    text, wrong = text_tokens(llm, video), []
+
+    def check(name, **pairs):
+        wrong.extend((family, name, what, *pair) for what, pair in pairs.items() if pair[0] != pair[1])
+
+    for name, method in methods.items():
+        cell = coverage.cell(family, name)
+        if not method.needs <= gives:
+            with pytest.raises(JvidpruneError, match=f"{family} cannot give evidence") as refused:
+                llm.encode(still, method.needs)
+            named = [need for need in sorted(method.needs - gives) if f" {need}" in str(refused.value)]
+            check(name, cell=(cell, "needs " + ", ".join(f"`{need}`" for need in named)))
+            continue
+        expected = {"aot": lambda m: aot_kept(video, m), "stop": lambda m: stop_kept(family)}
+        kept = expected[name](method) if name in expected else KEPT[name]
+        shown = trimmed(video, method.needs)
+        answer = llm.ask(shown, QUESTION, reducer=method, ratio=RATIO, max_new_tokens=2)
+        prompt = text + kept + newlines
+        inside = bool(inner_stages(method, RATIO))
+        before = after = prompt
+        if inside:
+            competing = kept + newlines * (llm.settings.newline == "grid" or name == "holitom")
+            keep = BEHIND[name] if (name, family) != ("flashvid", "qwen3_vl") else lambda n: int(np.ceil(n * 0.1))
+            after = prompt - competing + keep(competing)
+        check(
+            name,
+            cell=(cell.startswith("yes"), True),
+            inside=("in the LLM" in cell, inside),
+            kept=(answer.kept, kept),
+            visual=(answer.visual, FRAMES * TOKENS),
+            prompt=(answer.prompt, prompt),
+            cached=(read.pop(), [before, after] if inside else [before]),
+            generated=(answer.stages[-1].tokens in (1, 2), True),
+        )
+    return wrong
+
+
+def test_every_method_on_every_family_keeps_what_its_definition_says(tmp_path, monkeypatch):
+    """Frames in, tokens out: kept tokens, prompt, cached tokens before and behind cuts, and the README's cells."""
+    read, prefill = [], pipeline.prefill
+
+    def spy(*args, **options):
+        logits, cache = prefill(*args, **options)
+        read.append([int(segment.valid.sum()) for segment in cache.segments])
+        return logits, cache
+
+    monkeypatch.setattr(pipeline, "prefill", spy)
+    assert KEPT.keys() | {"aot", "stop"} == set(reducers.names())
+    assert tiny.CONFIGS.keys() == FAMILIES.keys()
+    wrong = [found for family in FAMILIES for found in run_family(family, tmp_path, read)]
+    assert not wrong, "\n".join(map(str, wrong))
+
+
+@pytest.fixture(autouse=True)
+def quick_compiles():
+    """Tokens are counted here, not timed: XLA's optimisations cost more than they save."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)

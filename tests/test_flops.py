@@ -1,0 +1,269 @@
+"""FLOP accounting against XLA's own count, against costs worked out by hand, and against the papers' tables."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from jvidprune import JvidpruneError, VideoTokens, reducers
+from jvidprune.bench import flops_model
+from jvidprune.bench.flops import count_ratio
+from jvidprune.bench.flops_papers import paper_prefill
+from jvidprune.bench.flops_reducer import reducer_flops
+from jvidprune.commands import costs
+from jvidprune.models.decoder import Decoder
+from jvidprune.models.inner import Inner
+from jvidprune.models.llava_onevision import LlavaOnevisionConfig
+from jvidprune.models.llava_onevision import Model as Llava
+from jvidprune.models.published import PUBLISHED, config_of, published
+from jvidprune.models.qwen_vl import QwenVL
+from jvidprune.reducers.base import run_budgets, stack_budgets
+from jvidprune.tokens import InnerStage, Layout
+
+OV = Layout(32, (14, 14), (27, 27))
+ELEMENTWISE = 0.10
+"""XLA also counts norms, activations, rotary and softmax: up to a tenth of the matrix products at these sizes."""
+
+
+def shape(*sizes, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(sizes, dtype)
+
+
+def xla(fn, *args):
+    """FLOPs of the compiled program, nothing runs. A scan's body counts once: loops here have one turn."""
+    return jax.jit(fn).lower(*args).compile().cost_analysis()["flops"]
+
+
+def close(counted, expected):
+    return expected <= counted <= (1 + ELEMENTWISE) * expected
+
+
+@pytest.fixture(scope="module")
+def text():
+    return dataclasses.replace(
+        published("llava-onevision-7b").text, width=512, mlp=1024, layers=2, heads=8, kv_heads=2, head_dim=64, vocab=640
+    )
+
+
+def test_prefill_between_cuts_and_decoding_agree_with_xla(text):
+    """Two layers with a cut between them: every stretch is one layer, so that XLA's count is whole."""
+    decoder = nnx.eval_shape(lambda: Decoder(text, dtype=jnp.float32, rngs=nnx.Rngs(0)))
+    slots = np.arange(192)[None]
+    stages = (InnerStage(1, "random", 0.25, (("rounding", "round"),)),)
+    inner = Inner.create(stages, (slots >= 16) & (slots < 176), np.ones((1, 192), bool), layers=2)
+    parts = flops_model.segments(stages, 2, tokens=192, visual=160)
+    assert [(p.start, p.stop, p.tokens, p.visual) for p in parts] == [(0, 1, 192, 160), (1, 2, 72, 40)]
+
+    def prefill(decoder, embeds):
+        cache = decoder.empty_cache(1, inner.capacities(192, 1), boundaries=inner.boundaries)
+        return decoder.prefill(embeds, slots, np.ones((1, 192), bool), cache, inner=inner)
+
+    counted = xla(prefill, decoder, shape(1, 192, 512))
+    assert close(counted, sum(sum(t.values()) for t in flops_model.prefill(text, parts, causal=False)))
+
+    cache = jax.eval_shape(prefill, decoder, shape(1, 192, 512))[1]
+    counted = xla(lambda d, token, cache: d.decode(token, cache)[0], decoder, shape(1, dtype=jnp.int32), cache)
+    # One step over caches with one free slot, which a plain implementation reads too.
+    roomy = tuple(part._replace(cached=part.cached + 1) for part in parts)
+    assert close(counted, sum(flops_model.decode(text, roomy, 2).values()))
+
+
+def test_llavas_tower_and_projector_agree_with_xla(text):
+    vision = dataclasses.replace(
+        published("llava-onevision-7b").vision, width=256, mlp=512, layers=1, heads=4, image_size=112
+    )
+    config = LlavaOnevisionConfig(vision, text, 1, pool="average")
+    model = nnx.eval_shape(lambda: Llava(config, dtype=jnp.float32))
+    terms = flops_model.vision_terms(config, Layout(2, config.grid, config.unpooled_grid))
+    assert close(
+        xla(lambda m, x: m.encode(x).features, model, shape(2, 3, 112, 112)), sum(sum(t.values()) for t in terms)
+    )
+
+
+@pytest.mark.parametrize("kind", ["qwen2.5-vl-7b windows", "qwen2.5-vl-7b frames", "qwen3-vl-8b"])
+def test_qwens_towers_and_mergers_agree_with_xla(text, kind):
+    name, _, scope = kind.partition(" ")
+    config = published(name)
+    vision = dataclasses.replace(
+        config.vision,
+        width=256,
+        mlp=512,
+        layers=1,
+        heads=4,
+        out=512,
+        full_blocks=() if scope == "windows" else (0,),
+        taps=(0,) if name.startswith("qwen3") else (),
+    )
+    config = dataclasses.replace(config, vision=vision, text=dataclasses.replace(text, rope=config.text.rope))
+    grid = (2, 16, 16)
+    model = nnx.eval_shape(lambda: QwenVL(config, dtype=jnp.float32))
+    tower, after = flops_model.vision_terms(config, Layout(2, (8, 8)))
+    assert ("attention in windows" in tower) == (scope == "windows")
+    assert ("DeepStack" in after) == name.startswith("qwen3")
+    counted = xla(lambda m, x: m.encode(x, grid), model, shape(512, vision.patch_values))
+    assert close(counted, sum(tower.values()) + sum(after.values()))
+
+
+# Terms whose loop XLA counts once, and its turns; the others are unrolled or batched.
+FRAMES = 6
+LOOPS = {
+    "flashvid": {"distances of merged tokens (at most)": FRAMES - 1},
+    "ottvid": {"coverage steps": np.inf, "transport iterations": np.inf},
+    "aot": {"transport iterations (at most)": np.inf, "clip similarities and sums": FRAMES},
+}
+
+
+@pytest.mark.parametrize("name", ["evs", "vidcom2", "holov", "flashvid", "fastvid", "holitom", "ottvid", "aot"])
+def test_reducers_terms_agree_with_xla(monkeypatch, name):
+    """Within a tenth and three passes over the features, on the batched form, whose loops over frames are unrolled."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    tokens, wide, width = 49, 196, 2048
+    sizes = {
+        "attention_shallow": (wide,),
+        "attention_deep": (wide,),
+        "features_unpooled": (wide, width),
+        "frame_embedding": (64,),
+    }
+    reducer, layout = reducers.get(name, "llava_onevision"), Layout(FRAMES, (7, 7), (14, 14))
+    evidence = {need: shape(FRAMES, *sizes.get(need, (tokens,))) for need in reducer.needs}
+    mask = shape(FRAMES, dtype=jnp.bool_)
+    video = VideoTokens(shape(FRAMES, tokens, width), evidence, mask, layout.grid, layout.unpooled_grid)
+    budgets = stack_budgets([reducer.budget(layout, 0.3)])
+    lowered = run_budgets.lower(reducer, video, budgets, capacity=reducer.capacity(layout, 0.3))
+    counted = lowered.cost_analysis()["flops"]
+    terms = reducer_flops(reducer, layout, width, 0.3)
+    expected = sum(flops / LOOPS.get(name, {}).get(term, 1) for term, flops in terms.items())
+    assert abs(counted - expected) <= 0.1 * expected + 3 * layout.total * width
+
+
+PARAMETERS = {
+    "llava-onevision-0.5b": 0.8937,
+    "llava-onevision-7b": 8.0308,
+    "llava-video-7b": 8.03,
+    "qwen2.5-vl-3b": 3.7546,
+    "qwen2.5-vl-7b": 8.2922,
+    "qwen3-vl-2b": 2.1275,
+    "qwen3-vl-4b": 4.4378,
+    "qwen3-vl-8b": 8.7671,
+}
+
+
+def test_published_configs_have_the_published_number_of_parameters():
+    assert PARAMETERS.keys() == PUBLISHED.keys()
+    for name, billions in PARAMETERS.items():
+        config = published(name)
+        model = Llava if name.startswith("llava") else QwenVL
+        state = nnx.state(nnx.eval_shape(lambda model=model, config=config: model(config, dtype=jnp.bfloat16)))
+        assert sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e9 == pytest.approx(billions, rel=2e-4), name
+
+
+def test_numbers_of_the_published_models():
+    """Costs that were worked out by hand for the models' papers' settings, in TFLOP."""
+    report = count_ratio(published("llava-onevision-7b"), OV, reducer=reducers.get("none"), ratio=1.0)
+    assert report.prompt == 6330
+    assert report.of("tower") / 1e12 == pytest.approx(20.5, abs=0.05)
+    lm = report.stages[3].terms
+    assert lm["matrices"] / 1e12 == pytest.approx(82.6, abs=0.05)
+    assert lm["attention"] / 1e12 == pytest.approx(8.0, abs=0.05)
+    video = Layout(64, (13, 13), (27, 27))
+    report = count_ratio(published("llava-video-7b"), video, reducer=reducers.get("none"), ratio=1.0, text=502)
+    assert report.prompt == 12150
+    assert report.of("tower") / 1e12 == pytest.approx(41, abs=0.5)
+    lm = report.stages[3].terms
+    assert (lm["matrices"] / 1e12, lm["attention"] / 1e12) == pytest.approx((159, 30), abs=0.5)
+    tower, _ = flops_model.vision_terms(published("qwen2.5-vl-7b"), Layout(1, (16, 16)))
+    assert tower["matrices"] / 1e12 == pytest.approx(1.29, abs=0.005)
+    assert tower["attention"] / 1e12 == pytest.approx(0.021, abs=0.0005)
+    assert tower["attention in windows"] / 1e12 == pytest.approx(0.009, abs=0.0005)
+
+
+@pytest.mark.parametrize(
+    ("visual", "stage", "convention", "published_tera"),
+    [
+        (6272, None, "fastv", 40.8),  # HoliTom and AOT: LLaVA-OneVision-7B, all tokens
+        (10816, None, "fastv", 80.2),  # AOT: LLaVA-Video-7B, all tokens
+        (1568, None, "fastv", 8.7),  # 25 %
+        (627, None, "fastv", 3.4),
+        (6272, (2, 0.2), "fastv", 9.3),  # FastV
+        (1568, (18, 0.5), "fastv", 7.1),  # HoliTom with its merging inside the model
+        (627, (18, 0.5), "fastv", 2.8),
+        (6272, None, "fastvid", 48.8),  # FastVID
+        (608, None, "fastvid", 4.0),
+        (6272, (2, 0.1), "fastvid", 7.4),
+    ],
+)
+def test_the_papers_column_reproduces_their_tables(visual, stage, convention, published_tera):
+    """HoliTom's rows at 20 and 15 % (7.0, 5.2) are left out: the formula gives 6.9 and 5.1 at those shares of 6272."""
+    text = published("llava-onevision-7b").text
+    stages = () if stage is None else (InnerStage(stage[0], "last_query_topk", stage[1], (("rounding", "round"),)),)
+    parts = flops_model.segments(stages, text.layers, tokens=visual, visual=visual)
+    assert round(sum(paper_prefill(text, parts, convention)) / 1e12, 1) == published_tera
+
+
+def test_a_report_sums_prints_and_goes_to_json(capsys):
+    from rich.console import Console
+
+    reducer = reducers.get("flashvid", "llava_onevision")
+    report = count_ratio(published("llava-onevision-7b"), OV, reducer=reducer, ratio=0.1, new_tokens=5)
+    record = json.loads(json.dumps(report.record()))
+    assert record["total"] == pytest.approx(sum(stage["flops"] for stage in record["stages"]))
+    assert [stage["part"].split(",")[0] for stage in record["stages"] if stage["name"] == "prefill"] == [
+        "layers 0-19",
+        "layers 20-27",
+    ]
+    assert report.timed("encode") == report.of("tower", "projector")
+    assert report.timed("decode") is None
+    Console(width=120).print(report)
+    shown = capsys.readouterr().out
+    assert "at most" in shown
+    assert "as in fastvid's tables" in shown
+    whole = count_ratio(published("llava-onevision-7b"), OV, reducer=reducers.get("none"), ratio=1.0)
+    assert report.paper() < 0.15 * whole.paper() == pytest.approx(0.15 * 40.8e12, rel=1e-2)
+
+
+def test_a_stage_that_trims_earlier_caches_makes_decoding_cheaper():
+    text = published("llava-onevision-7b").text
+    settings = (("rounding", "floor"), ("trim_earlier", True))
+    parts = flops_model.segments(
+        (InnerStage(11, "text_in_blocks", 0.4, settings),), text.layers, tokens=1100, visual=1000
+    )
+    assert [(p.stop, p.tokens, p.cached) for p in parts] == [(11, 1100, 500), (28, 500, 500)]
+
+
+class Priced:
+    needs = frozenset()
+
+    def budget(self, layout, ratio):
+        return np.int32(1)
+
+    def capacity(self, layout, ratio):
+        return 1
+
+    def flops(self, layout, width, ratio):
+        return {"everything": 7.0 * layout.total * width}
+
+
+def test_a_reducer_of_ones_own_counts_for_itself():
+    assert reducer_flops(Priced(), OV, 10, 0.5) == {"everything": 7.0 * OV.total * 10}
+
+
+def test_configs_and_sizes_are_refused_in_one_sentence(tmp_path):
+    with pytest.raises(JvidpruneError, match="unknown published model 'gpt'"):
+        published("gpt")
+    words = {"reducer": "none", "ratio": 1.0, "frames": 4, "kept": None, "text": 9, "new_tokens": 1}
+    with pytest.raises(JvidpruneError, match="written HEIGHTxWIDTH"):
+        costs.of_config("qwen3-vl-8b", size="big", **words)
+    with pytest.raises(JvidpruneError, match="neither a folder"):
+        costs.of_config(str(tmp_path), size="448x448", **words)
+    (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["qwen3-vl-8b"]))
+    report = costs.of_config(str(tmp_path), size="448x448", **words)
+    named = costs.of_config("qwen3-vl-8b", size="448x448", **words)
+    assert report.stages == named.stages
+    assert report.visual == 2 * 14 * 14
+    assert config_of(PUBLISHED["qwen3-vl-8b"]) == published("QWEN3-VL-8B")
+    with pytest.raises(JvidpruneError, match="more than the 392 of the video"):
+        costs.of_config("qwen3-vl-8b", size="448x448", **(words | {"kept": 393}))
