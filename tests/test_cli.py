@@ -143,7 +143,7 @@ def test_flops_counts_a_config_without_weights(run):
     words = ("flops", "--model", "qwen3-vl-8b", "--reducer", "flashvid", "--frames", 8, "--size", "640x480")
     code, out, _ = run(*words, "--ratio", 0.2)
     assert code == 0
-    for word in ("DeepStack", "layers 28-35", "at most", "as in fastv's tables"):
+    for word in ("DeepStack", "layers 28-35", "at most", "as fastv"):
         assert word in out
     record = json.loads(run(*words, "--kept", 300, "--json")[1])
     # 640 x 480 in units of 32 pixels, two frames a grid frame

@@ -107,16 +107,16 @@ class FlopReport:
         table = Table(
             box=box.SIMPLE_HEAD,
             title=f"{self.model}, {self.method}: {amount}, prompt of {self.prompt:,}",
-            caption="papers count the visual tokens of the prefill alone, a product with its sum as one operation",
+            caption="papers count the prefill's visual tokens alone, a product with its sum as one",
         )
         for name, justify in (("stage", "left"), ("", "left"), ("TFLOP", "right")):
             table.add_column(name, justify=justify)  # type: ignore[arg-type]
         for name in CONVENTIONS:
-            table.add_column(f"as in {name}'s tables", justify="right")
+            table.add_column(f"as {name}", justify="right", no_wrap=True)
         for stage in self.stages:
             papers = [tera(stage.papers[name]) if name in stage.papers else "" for name in CONVENTIONS]
             table.add_row(stage.name, stage.part, tera(stage.flops), *papers)
-            for term, flops in stage.terms.items():
+            for term, flops in filter(lambda item: item[1], stage.terms.items()):
                 table.add_row("", f"[dim]{term}[/dim]", f"[dim]{tera(flops)}[/dim]")
         table.add_section()
         table.add_row("all", "", tera(self.total), *(tera(self.paper(name)) for name in CONVENTIONS), style="bold")
@@ -182,7 +182,7 @@ def count(
     for number, (part, terms) in enumerate(zip(parts, prefill(text, parts, causal=causal), strict=True)):
         numbers = {convention: values[number] for convention, values in papers.items()}
         counted.append(StageFlops("prefill", _stretch(part), terms, numbers))
-    counted.append(StageFlops("decode", f"{new_tokens} tokens", decode(text, parts, new_tokens)))
+    counted.append(StageFlops("decode", f"{new_tokens} token{'s' * (new_tokens != 1)}", decode(text, parts, new_tokens)))
     title = getattr(getattr(reducer, "info", None), "title", type(reducer).__name__)
     return FlopReport(name or config.family, title, layout.total, kept, prompt, exact, tuple(counted))
 

@@ -4,7 +4,6 @@ python -m jvidprune.inference.coverage README.md    rewrites the table in place.
 """
 
 import dataclasses
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from jvidprune.models.published import published
 from jvidprune.models.siglip import SiglipConfig
 from jvidprune.reducers import presets
 from jvidprune.reducers.base import inner_stages
+from jvidprune.reducers.table import rewrite
 
 _MARK = "<!-- families-table -->"
 
@@ -52,13 +52,6 @@ def markdown() -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def rewrite(path: Path) -> None:
-    """Replaces the table below the mark."""
-    before, after = path.read_text(encoding="utf8").split(_MARK)
-    rest = re.sub(r"\A\n*(\|.*\n)*", "", after)
-    path.write_text(f"{before}{_MARK}\n{markdown()}\n\n{rest.lstrip()}", encoding="utf8")
-
-
 def _with_head(config: Any) -> Any:
     if not isinstance(config.vision, SiglipConfig):
         return config
@@ -66,4 +59,4 @@ def _with_head(config: Any) -> Any:
 
 
 if __name__ == "__main__":
-    rewrite(Path(sys.argv[1]))
+    rewrite(Path(sys.argv[1]), _MARK, markdown())

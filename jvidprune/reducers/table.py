@@ -39,12 +39,12 @@ def markdown() -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def rewrite(path: Path) -> None:
-    """Replaces the table below the mark."""
-    before, after = path.read_text(encoding="utf8").split(_MARK)
+def rewrite(path: Path, mark: str, table: str) -> None:
+    """Replaces the table below a mark."""
+    before, after = path.read_text(encoding="utf8").split(mark)
     rest = re.sub(r"\A\n*(\|.*\n)*", "", after)
-    path.write_text(f"{before}{_MARK}\n{markdown()}\n\n{rest.lstrip()}", encoding="utf8")
+    path.write_text(f"{before}{mark}\n{table}\n\n{rest.lstrip()}", encoding="utf8")
 
 
 if __name__ == "__main__":
-    rewrite(Path(sys.argv[1]))
+    rewrite(Path(sys.argv[1]), _MARK, markdown())
