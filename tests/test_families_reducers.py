@@ -6,6 +6,7 @@ is that of the cut inside the model).
 """
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -15,7 +16,6 @@ import tiny_checkpoints as tiny
 from jvidprune import JvidpruneError, reducers
 from jvidprune.inference import coverage, pipeline, qwen, sequence
 from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.prompt import template
 from jvidprune.models.load import FAMILIES
 from jvidprune.reducers.base import inner_stages
 from jvidprune.video.preprocess import qwen_patches
@@ -72,10 +72,10 @@ BEHIND = {
 }
 
 
-def small_patches(frames, config):
+def small_patches(config, given):
     """Qwen's pixels without the lower limit of 128 tokens a frame."""
     rules = dataclasses.replace(qwen._PIXELS[config.family], patch=config.vision.patch_size, min_pixels=64)
-    return qwen_patches(frames, rules)
+    return functools.partial(qwen_patches, family=rules)
 
 
 def load(family, folder):
@@ -85,12 +85,21 @@ def load(family, folder):
     return llm
 
 
-def text_tokens(llm, video):
-    prompt = template(llm.settings.template)
-    parts = prompt.parts(QUESTION)
+def text_tokens(llm, one):
+    texts = llm.prompt_texts(QUESTION)
     if llm.settings.woven:
-        parts = qwen.prompt_texts(prompt, QUESTION, video, None, llm.loaded.config)
-    return sum(len(llm.tokenizer.encode(part)) for part in parts)
+        texts = qwen.video_texts(texts, [one], llm.loaded.config)
+    return sum(len(llm.tokenizer.encode(part)) for part in texts)
+
+
+def newline_tokens(family, name, one):
+    """One behind the video, or on LLaVA-Video behind every row, or where the method's reference has them."""
+    if family != "llava_video":
+        return int(family == "llava_onevision")
+    index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
+    rows_with_a_token = len(np.unique(index // 4))
+    nonempty = dict.fromkeys(("holitom", "fastvid", "ottvid"), rows_with_a_token)
+    return ({"flashvid": FRAMES, "prunevid": 0} | nonempty).get(name, FRAMES * 4)
 
 
 def trimmed(video, needs):
@@ -119,10 +128,7 @@ def run_family(family, folder, read, monkeypatch):
     gives = llm.loaded.model.provides
     video = llm.encode(still, frozenset().union(*(m.needs for m in methods.values() if m.needs <= gives)))
     assert video.features.shape == (FRAMES, TOKENS, tiny.WIDTH)
-    newlines = {"one_token": 1, "grid": FRAMES * 4, "no_token": 0}[llm.settings.newline]
-    text, wrong = text_tokens(llm, video), []
-    # One length for all prompts, one for all that is left behind cuts: a family's methods share their programs.
-    monkeypatch.setattr(sequence, "_BUCKETS", (text + newlines + 15, text + newlines + FRAMES * TOKENS))
+    wrong = []
 
     def check(name, **pairs):
         wrong.extend((family, name, what, *pair) for what, pair in pairs.items() if pair[0] != pair[1])
@@ -139,12 +145,18 @@ def run_family(family, folder, read, monkeypatch):
         kept = expected[name](method) if name in expected else KEPT[name]
         shown = trimmed(video, method.needs)
         ratio = CUT_RATIO if name in ("inner_random", "fastv") else RATIO
-        answer = llm.ask(shown, QUESTION, reducer=method, ratio=ratio, max_new_tokens=2)
+        one = llm.reduce(shown, reducer=method, ratio=ratio)
+        text, newlines = text_tokens(llm, one), newline_tokens(family, name, one)
+        # One length for all prompts, one for all that is left behind cuts: a family's methods share their programs.
+        monkeypatch.setattr(sequence, "_BUCKETS", (text + 15, text + FRAMES * (TOKENS + 6)))
+        if (name, family) == ("flashvid", "qwen3_vl"):
+            text -= 2 * FRAMES  # vision markers
+        answer = llm.ask(one, QUESTION, max_new_tokens=2)
         prompt = text + kept + newlines
         inside = bool(inner_stages(method, ratio))
         before = after = prompt
         if inside:
-            competing = kept + newlines * (llm.settings.newline == "grid" or name == "holitom")
+            competing = kept + newlines * (family == "llava_video" or name == "holitom")
             keep = BEHIND[name] if (name, family) != ("flashvid", "qwen3_vl") else lambda n: int(np.ceil(n * 0.1))
             after = prompt - competing + keep(competing)
         check(

@@ -44,7 +44,11 @@ _VIT = {
     "patch_size": 4,
     "out_hidden_size": WIDTH,
 }
-_IDS = {"video_token_id": 256 + SPECIAL.index("<|video_pad|>")}
+_IDS = {
+    "video_token_id": 256 + SPECIAL.index("<|video_pad|>"),
+    "vision_start_token_id": 256 + SPECIAL.index("<|vision_start|>"),
+    "vision_end_token_id": 256 + SPECIAL.index("<|vision_end|>"),
+}
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "llava_onevision": {"model_type": "llava_onevision", "text_config": _TEXT, "vision_config": _SIGLIP},
