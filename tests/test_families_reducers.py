@@ -8,13 +8,12 @@ is that of the cut inside the model).
 import dataclasses
 import functools
 
-import jax
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
 
 from jvidprune import JvidpruneError, reducers
-from jvidprune.inference import coverage, pipeline, qwen, sequence
+from jvidprune.inference import batch, coverage, qwen, sequence
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.models.load import FAMILIES
 from jvidprune.reducers.base import inner_stages
@@ -174,24 +173,15 @@ def run_family(family, folder, read, monkeypatch):
 
 def test_every_method_on_every_family_keeps_what_its_definition_says(tmp_path, monkeypatch):
     """Frames in, tokens out: kept tokens, prompt, cached tokens before and behind cuts, and the README's cells."""
-    read, prefill = [], pipeline.prefill
+    read, prefill = [], batch.prefill
 
     def spy(*args, **options):
         logits, cache = prefill(*args, **options)
         read.append([int(segment.valid.sum()) for segment in cache.segments])
         return logits, cache
 
-    monkeypatch.setattr(pipeline, "prefill", spy)
+    monkeypatch.setattr(batch, "prefill", spy)
     assert KEPT.keys() | {"aot", "stop"} == set(reducers.names())
     assert tiny.CONFIGS.keys() == FAMILIES.keys()
     wrong = [found for family in FAMILIES for found in run_family(family, tmp_path, read, monkeypatch)]
     assert not wrong, "\n".join(map(str, wrong))
-
-
-@pytest.fixture(autouse=True)
-def quick_compiles():
-    """Tokens are counted here, not timed: XLA's optimisations cost more than they save."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
