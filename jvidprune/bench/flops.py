@@ -182,9 +182,8 @@ def count(
     for number, (part, terms) in enumerate(zip(parts, prefill(text, parts, causal=causal), strict=True)):
         numbers = {convention: values[number] for convention, values in papers.items()}
         counted.append(StageFlops("prefill", _stretch(part), terms, numbers))
-    counted.append(
-        StageFlops("decode", f"{new_tokens} token{'s' * (new_tokens != 1)}", decode(text, parts, new_tokens))
-    )
+    answer = "1 token" if new_tokens == 1 else f"{new_tokens:,} tokens"
+    counted.append(StageFlops("decode", answer, decode(text, parts, new_tokens)))
     title = getattr(getattr(reducer, "info", None), "title", type(reducer).__name__)
     return FlopReport(name or config.family, title, layout.total, kept, prompt, exact, tuple(counted))
 
