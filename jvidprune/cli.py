@@ -48,6 +48,8 @@ class ModelChoice:
     """Frames sampled from the video; by default what the family was evaluated with."""
     fps: float | None = None
     """Sample at this rate instead of a fixed number of frames."""
+    pooling_head: str | None = None
+    """Folder or hub id of the original SigLIP, whose pooling head FastVID needs on the LLaVA families."""
     template: str | None = None
     """Prompt template by name, or "chat" for the checkpoint's own; by default that of the family's evaluations."""
 
@@ -69,6 +71,7 @@ def ask(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seed: int = 0,
+    times: bool = False,
     model: Model = ModelChoice(),
     out: Common = Output(),
 ) -> None:
@@ -82,6 +85,7 @@ def ask(
       temperature: 0 answers greedily, above 0 samples.
       top_p: share of probability that sampling draws from.
       seed: seed of sampling.
+      times: put the times of the frames before the question, as LLaVA-Video's training did.
     """
     from jvidprune.commands import run
 
@@ -94,6 +98,7 @@ def ask(
         model=dataclasses.asdict(model),
         sampling={"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed},
         console=console,
+        times=times,
     )
     if out.json:
         _print_json(answer.record())

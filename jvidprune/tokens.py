@@ -227,12 +227,16 @@ class InnerStage:
     Rules, and what they rank the visual positions by:
 
     * "last_query_topk" (FastV, FlashVID): attention of the last query position in layer `layer` - 1, mean over heads.
+      Setting `reselect`: the choice is renewed while decoding ("recompute", "bank"; with `shift`), see
+      `models.decode_policy.Reselection`.
     * "halving_merge" (HoliTom): the same; dropped tokens are halved into their most similar kept one. Setting
       `probe_causal=False`: layer `layer` - 1 is not causal, as in the released code.
     * "text_in_blocks" (PruneVid): largest attention of any text token in any head of layer `layer` - 1; a share of
       every block stays. Setting `trim_earlier`: the caches of the layers before lose the dropped tokens too.
     * "random" (control): a draw; setting `seed`. The only rule that may stand before layer 0.
     * "dynamic_decode" (DyCoke): attention of the new token in layer `layer` - 1; settings `threshold`, `mode`.
+
+    A rule of one's own is a `models.inner.Rule` in place of a name.
 
     Attributes:
       layer: 0-based index of the first decoder layer after the cut; a layer beyond the last one means no cut.
@@ -244,6 +248,6 @@ class InnerStage:
     """
 
     layer: int
-    rule: str
+    rule: Any
     keep: float
     settings: tuple[tuple[str, Any], ...] = ()

@@ -87,6 +87,16 @@ def test_two_questions_reuse_the_encoded_video_and_each_is_timed(llm, frames):
         assert 0 < answer.kept < answer.visual
         json.dumps(answer.record())
     assert answers[0].kept == answers[1].kept
+    one = llm.reduce(video, reducer=reducers.get("flashvid"), ratio=0.3)
+    again = [llm.ask(one, answer.question, max_new_tokens=3) for answer in answers]
+    assert [answer.token_ids for answer in again] == [answer.token_ids for answer in answers]
+    assert [stage.name for stage in again[0].stages] == ["prefill", "generate"]
+    both = llm.ask([one, one], answers[0].question, max_new_tokens=3)
+    assert (both.kept, both.visual) == (2 * again[0].kept, 2 * again[0].visual)
+    # The second video with its newline, and a space between the two.
+    assert both.prompt == again[0].prompt + one.kept + 1 + len(llm.tokenizer.encode(" "))
+    with pytest.raises(JvidpruneError, match="need a reducer and a ratio"):
+        llm.ask(video, "What?")
 
 
 def test_sampling_is_seeded(llm, frames):

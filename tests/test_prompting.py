@@ -157,6 +157,24 @@ def test_a_qwen_prompt_is_the_processors_with_places_left_out(config, name, kept
     assert (fed[fed > len(text)] - len(text) - 1).tolist() == rows.tolist()
 
 
+def test_prompts_of_transformers_5_keep_the_templates_markers_and_its_positions(config):
+    """Qwen2.5-VL goes on at the larger side behind a video; Qwen3-VL has one more pair of markers around all of it."""
+    one = reduced_video(reducers.get("random"), list(range(3 * N))[:ROOM])
+    texts = template(config.family).texts("?")
+    old, new = (qwen.video_texts(texts, [one], config, rule) for rule in ("max", "tf5"))
+    if config.family == "qwen3_vl":
+        assert new[0].startswith(texts[0] + "<|vision_start|><0.0 seconds>")
+        assert new[1:-1] == old[1:-1]
+        assert new[-1] == "<|vision_end|>" + old[-1]
+        return
+    assert new == old
+    ids = [encoded(text) for text in new]
+    slots = [qwen.lay_out([one], ids, config, reserve=1, rule=rule) for rule in ("max", "tf5")]
+    behind = [int(one.positions[0, one.length - len(ids[1])]) - len(ids[0]) for one in slots]
+    # Three grid frames a second apart, on the time axis of the config; four rows.
+    assert behind == [int(2 * config.tokens_per_second) + 1, 4]
+
+
 def test_videos_of_one_prompt_must_agree_on_what_happens_inside_the_model():
     fastv, plain = reducers.get("fastv"), reducers.get("random")
     cut = reduced_video(fastv, KEPT, inner=fastv.inner)

@@ -14,6 +14,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 from jvidprune.inference.pipeline import Answer, VideoLLM
 from jvidprune.inference.stages import StageClock, cache_folder, enable_compilation_cache
+from jvidprune.inference.times import with_times
 from jvidprune.models.generate import check_sampling
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.base import reduce as reduce_video
@@ -43,6 +44,7 @@ def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
         dtype=jnp.dtype(choice["dtype"]),
         progress=lambda done, total, _: bar(done, total),
         template=choice.get("template"),
+        pooling_head=choice.get("pooling_head"),
     )
 
 
@@ -77,6 +79,7 @@ def ask(
     model: dict[str, Any],
     sampling: dict[str, Any],
     console: Console,
+    times: bool = False,
 ) -> Answer:
     """One question from file to answer; bad names and numbers are refused before anything is loaded."""
     _check(path, [reducer], ratio)
@@ -86,6 +89,7 @@ def ask(
         method = llm.reducer(reducer)
         clock = StageClock(console.start)
         clip, video = read_video(path, llm, method.needs, model, clock, console)
+        question = with_times(question, clip) if times else question
         answer = llm.ask(video, question, reducer=method, ratio=ratio, clock=clock, clip=clip, **sampling)
     return costs.priced(answer, llm.loaded.config, video.layout(), method)
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jvidprune.inference.sequence import SlotMap, bucket_length
+from jvidprune.models.decode_policy import Reselection
 from jvidprune.models.inner import Inner
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.tokens import InnerStage
@@ -83,7 +84,7 @@ def join_inner(rows: Sequence[Inner]) -> Inner:
     }
     policy, policies = rows[0].policy, [row.policy for row in rows]
     if policy is not None:
-        names = ("video", "keep", "previous", "kept")
+        names = ("visual", "keep") if isinstance(policy, Reselection) else ("video", "keep", "previous", "kept")
         arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in policies]) for name in names}
         policy = dataclasses.replace(policy, **arrays)
     return Inner(tuple(cuts), **roles, policy=policy, asking_rows=max(row.asking_rows for row in rows))

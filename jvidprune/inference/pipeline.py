@@ -22,6 +22,7 @@ from jvidprune.inference.sequence import SlotMap
 from jvidprune.inference.stages import Stage, StageClock
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.load import LoadedModel, load_model
+from jvidprune.models.positions import MropeRule
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.reducers.presets import BACKBONES, from_text
@@ -47,6 +48,7 @@ class FamilySettings:
       pixels: the model's config and the settings of its folder's video processor to a function from (T, H, W, 3) uint8
         frames to what the tower reads.
       woven: the prompt carries three-axis positions, time stamps and vision markers (the Qwen-VL families).
+      rule_of_positions: with `woven`, how text goes on behind a video; "max" is that of the released models.
     """
 
     template: str
@@ -56,6 +58,7 @@ class FamilySettings:
     rule: Rule
     pixels: Callable[[Any, Mapping[str, Any]], Callable[[np.ndarray], np.ndarray | Patches]]
     woven: bool = False
+    rule_of_positions: MropeRule = "max"
 
     @property
     def placeholder(self) -> str:
@@ -125,6 +128,7 @@ class VideoLLM:
         dtype: Any = jnp.float32,
         progress: Callable[[int, int, str], None] | None = None,
         template: str | None = None,
+        pooling_head: str | Path | None = None,
     ) -> "VideoLLM":
         """Loads a checkpoint folder or hub id.
 
@@ -134,11 +138,12 @@ class VideoLLM:
           progress: see `load_model`.
           template: of prompts: a name of `prompt.TEMPLATES`, "chat" for the chat template in the folder, or None for
             that of the family's published evaluations.
+          pooling_head: folder or hub id of the original SigLIP, for methods that need its head; see `load_model`.
 
         Raises:
           JvidpruneError: not a checkpoint of a known family, anything wrong with its files, or an unknown template.
         """
-        loaded = load_model(source, dtype=dtype, progress=progress)
+        loaded = load_model(source, dtype=dtype, progress=progress, pooling_head=pooling_head)
         if loaded.family not in FAMILIES:
             raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
         settings = FAMILIES[loaded.family]
@@ -182,17 +187,31 @@ class VideoLLM:
         count = self.settings.frames if frames is None else frames
         return read_frames(path, num_frames=count, rule=self.settings.rule, progress=progress)
 
-    def encode(self, frames: np.ndarray, needs: frozenset[str] = frozenset()) -> VideoTokens:
+    def encode(
+        self, frames: np.ndarray, needs: frozenset[str] = frozenset(), question: str | None = None
+    ) -> VideoTokens:
         """(T, H, W, 3) uint8 frames to tokens with the evidence asked for.
+
+        Args:
+          frames: of the video.
+          needs: names of `tokens.EVIDENCE`.
+          question: what "text" holds the embeddings of, for reducers that read it.
 
         Raises:
           JvidpruneError: evidence this checkpoint cannot give.
         """
+        asked = needs if question is None else needs - {"text"}
         pixels = self.pixels(frames)
         if isinstance(pixels, Patches):
             steps, rows, columns = (int(side) for side in pixels.grid)
-            return _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (steps, rows, columns), needs)
-        return _encode(self.loaded.model, jnp.asarray(pixels), needs)
+            video = _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (steps, rows, columns), asked)
+        else:
+            video = _encode(self.loaded.model, jnp.asarray(pixels), asked)
+        if asked == needs:
+            return video
+        # Attached here, so that the tower does not compile anew for every length of a question.
+        text = self.loaded.model.embed_text(jnp.asarray(self.tokenizer.encode(question or ""), jnp.int32))
+        return dataclasses.replace(video, evidence=video.evidence | {"text": text})
 
     def reducer(self, text: str) -> Reducer:
         """A reducer with this family's published settings, from "name" or "name:key=value,...".
@@ -219,10 +238,10 @@ class VideoLLM:
         config = self.loaded.config
         texts = self.prompt_texts(question, len(videos))
         if self.settings.woven:
-            texts = qwen.video_texts(texts, videos, config)
+            texts = qwen.video_texts(texts, videos, config, self.settings.rule_of_positions)
         ids = [self.tokenizer.encode(text) for text in texts]
         if self.settings.woven:
-            slots = qwen.lay_out(videos, ids, config, reserve=reserve)
+            slots = qwen.lay_out(videos, ids, config, reserve=reserve, rule=self.settings.rule_of_positions)
         else:
             newlines: dict[str, Any] = {"newline": self.newline, "newline_rows": self.settings.newline_rows}
             slots = lay_out(videos, ids, **newlines, max_positions=config.text.max_positions, reserve=reserve)

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from jvidprune.inference.processor import qwen_limits
 from jvidprune.inference.reduced import ReducedVideo
 from jvidprune.inference.sequence import Run, SlotMap, laid_out, weave
-from jvidprune.models.positions import VideoBlock
+from jvidprune.models.positions import MropeRule, VideoBlock
 from jvidprune.models.qwen_vl import QwenVLConfig, spread_levels
 from jvidprune.reducers.base import apply_plan
 from jvidprune.tokens import Reducer, VideoTokens
@@ -63,25 +63,32 @@ def stamps(clip: Clip | None, frames: int, pair: int) -> list[str]:
     return [stamp(seconds) for seconds in pair_timestamps(indices, rate)]
 
 
-def video_texts(texts: Sequence[str], videos: Sequence[ReducedVideo], config: QwenVLConfig) -> list[str]:
+def video_texts(
+    texts: Sequence[str], videos: Sequence[ReducedVideo], config: QwenVLConfig, rule: MropeRule = "max"
+) -> list[str]:
     """The texts of a prompt cut further, one more than there are blocks of visual tokens.
 
     Qwen2.5-VL wraps each video in vision_start and vision_end; Qwen3-VL does so with every grid frame and writes its
-    time stamp before (as transformers 4.57, the format of its training).
+    time stamp before (as transformers 4.57, the format of its training; 5.23 leaves the markers of the template around
+    all of it).
 
     Args:
       texts: before, between and behind the videos, without vision markers.
       videos: with their clips.
       config: of the model.
+      rule: whose prompts and positions.
     """
     first, last = "<|vision_start|>", "<|vision_end|>"
     found = [texts[0]]
     for one, text in zip(videos, texts[1:], strict=True):
-        times = [""] if config.tokens_per_second else stamps(one.clip, one.video.features.shape[0], config.vision.pair)
+        by_text = not config.tokens_per_second
+        times = stamps(one.clip, one.video.features.shape[0], config.vision.pair) if by_text else [""]
+        around = by_text and rule == "tf5"
+        found[-1] += first * around
         for stamped in times:
             found[-1] += stamped + first
             found.append(last)
-        found[-1] += text
+        found[-1] += last * around + text
     return found
 
 
@@ -101,7 +108,9 @@ def block_runs(index: Int[np.ndarray, "V"], blocks: Sequence[VideoBlock], first_
     return runs
 
 
-def lay_out(videos: Sequence[ReducedVideo], texts: Sequence[Any], config: QwenVLConfig, *, reserve: int) -> SlotMap:
+def lay_out(
+    videos: Sequence[ReducedVideo], texts: Sequence[Any], config: QwenVLConfig, *, reserve: int, rule: MropeRule = "max"
+) -> SlotMap:
     """The slots of a prompt with the positions of the unpruned one.
 
     Positions are laid out on the full prompt; text and kept tokens keep theirs, and the first generated token follows
@@ -113,9 +122,10 @@ def lay_out(videos: Sequence[ReducedVideo], texts: Sequence[Any], config: QwenVL
       texts: token ids of `video_texts`.
       config: of the model.
       reserve: tokens that will be generated.
+      rule: how text goes on behind a video, see `models.positions.MropeRule`.
 
     Raises:
-      JvidpruneError: prompt and answer do not fit into the model's positions.
+      JvidpruneError: prompt and answer do not fit into the model's positions, or an unknown rule.
     """
     runs, blocks, first_row = [], [], 0
     for one in videos:
@@ -126,7 +136,7 @@ def lay_out(videos: Sequence[ReducedVideo], texts: Sequence[Any], config: QwenVL
         first_row += one.capacity
     drops = not config.tokens_per_second and any(one.rules.vision_markers == "drop" for one in videos)
     woven = weave(texts, runs, dropped=(config.vision_start, config.vision_end) if drops else ())
-    whole = config.positions(pieces_of([len(text) for text in texts], blocks))
+    whole = config.positions(pieces_of([len(text) for text in texts], blocks), rule)
     kept = whole.keep(woven.full)
     size = config.text.max_positions
     return laid_out(woven, max_positions=size, reserve=reserve, positions=kept.ids, next_position=whole.next)

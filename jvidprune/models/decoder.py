@@ -332,7 +332,7 @@ class Decoder(nnx.Module):
         valid = jnp.ones((tokens.shape[0], 1), bool)
         step, segments, policy = self.step(cache.position[:, None], valid), [], cache.policy
         for segment in cache.segments:
-            x, k, v, policy = run_cached(self, x, step, segment, policy)
+            x, k, v, policy = run_cached(self, x, step, segment, policy, cache.position)
             segments.append(segment.append(k, v, valid))
         return self.logits(x[:, 0]), Cache(tuple(segments), cache.position + 1, policy)
 

@@ -8,7 +8,7 @@ Rotary positions and source ids travel with the tokens, and every stretch of lay
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.decode_policy import DecodePolicy, Reselection, ReselectMode
 from jvidprune.ops.compact import compact as pack
-from jvidprune.ops.inner_decode import DecodeMode, choose_reading
 from jvidprune.ops.inner_merge import halving_merge, text_relevance, top_in_blocks
 from jvidprune.ops.inner_select import keep_top, kept_table, random_scores
 from jvidprune.tokens import InnerStage
@@ -39,6 +39,8 @@ class TokenState(NamedTuple):
       source: (B, S) slot of the prompt that the token came from.
       asking: (B, S) text tokens whose attention ranks visual ones (PruneVid).
       block: (B, S) group of each visual token (PruneVid), 0 where there are none.
+      side: what a rule put aside for a later one, any pytree with a leading axis B; it goes round the layers and is
+        neither cut nor gathered (states of bypassed tokens, groups; SwiftVLM, arXiv 2602.03134).
     """
 
     hidden: Float[Array, "B S D"]
@@ -48,6 +50,7 @@ class TokenState(NamedTuple):
     source: Int[Array, "B S"]
     asking: Bool[Array, "B S"]
     block: Int[Array, "B S"]
+    side: Any = None
 
 
 class CutRecord(NamedTuple):
@@ -65,11 +68,15 @@ class CutRecord(NamedTuple):
 
 
 class Chosen(NamedTuple):
-    """A rule's answer for one prompt: hidden states (merged or as they were), survivors, scores."""
+    """A rule's answer for one prompt: hidden states (merged or as they were), survivors, scores, what it puts aside.
+
+    A rule that brings back tokens marks them as survivors; their slots must still be there (no cut compacted them).
+    """
 
     hidden: Float[Array, "S D"]
     survivors: Bool[Array, "S"]
     score: Float[Array, "S"]
+    side: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -81,7 +88,7 @@ class Cut:
       table: (Q,) int32 how many of n visual tokens stay (of a block's n with a rule that works in blocks), or (B, Q).
       seed: () int32 of a rule that draws, or (B,).
       layer: first layer after the cut; static.
-      rule: key of `RULES`; static.
+      rule: key of `RULES`, or a `Rule` of one's own; static.
       capacity: slots after the cut, or None to mark dropped tokens invalid and keep the length; static.
       settings: of the rule; static.
     """
@@ -89,7 +96,7 @@ class Cut:
     table: Int[Array, "*B Q"]
     seed: Int[Array, "*B"]
     layer: int = dataclasses.field(metadata=_STATIC)
-    rule: str = dataclasses.field(metadata=_STATIC)
+    rule: Any = dataclasses.field(metadata=_STATIC)
     capacity: int | None = dataclasses.field(metadata=_STATIC)
     settings: tuple[tuple[str, Any], ...] = dataclasses.field(default=(), metadata=_STATIC)
 
@@ -100,7 +107,7 @@ class Cut:
     @property
     def probe(self) -> Literal["none", "last", "asking"]:
         """Which rows of the attention in layer `layer` - 1 the rule reads."""
-        return RULES[self.rule].probe
+        return rule_of(self.rule).probe
 
     @property
     def causal(self) -> bool:
@@ -114,19 +121,23 @@ class Cut:
 
     def apply(self, state: TokenState, weights: Float[Array, "B H R S"] | None) -> tuple[TokenState, CutRecord, Any]:
         """The state after the cut, a record, and the (B, capacity) slots kept and their validity, or None."""
-        choose = RULES[self.rule].choose
+        choose, brings_back = rule_of(self.rule).choose, rule_of(self.rule).brings_back
         rows = None if weights is None else weights.astype(jnp.float32)
-        per_prompt = (state.hidden, state.visual & state.valid, state.source, state.asking & state.valid, state.block)
+        zero: Any = 0
+        axes = TokenState(*[zero] * len(TokenState._fields))._replace(positions=1 if state.positions.ndim == 3 else 0)
+        shown = state._replace(visual=state.visual & state.valid, asking=state.asking & state.valid)
 
-        def one(table: Array, seed: Array, weights: Any, *parts: Array) -> Chosen:
-            return choose(dataclasses.replace(self, table=table, seed=seed), weights, *parts)
+        def one(table: Array, seed: Array, weights: Any, prompt: TokenState) -> Chosen:
+            return choose(dataclasses.replace(self, table=table, seed=seed), weights, prompt)
 
         shape = (state.hidden.shape[0],)
-        table = jnp.broadcast_to(self.table, (*shape, self.table.shape[-1]))
-        chosen = jax.vmap(one)(table, jnp.broadcast_to(self.seed, shape), rows, *per_prompt)
-        survivors = chosen.survivors & state.valid
+        own = jnp.broadcast_to(self.table, (*shape, self.table.shape[-1])), jnp.broadcast_to(self.seed, shape)
+        chosen = jax.vmap(one, in_axes=(0, 0, 0, axes))(*own, rows, shown)
+        survivors = chosen.survivors if brings_back else chosen.survivors & state.valid
         record = CutRecord(chosen.score, survivors, state.source)
-        state = state._replace(hidden=chosen.hidden, valid=survivors, visual=state.visual & survivors)
+        visual = state.visual if brings_back or rule_of(self.rule).keeps_roles else state.visual & survivors
+        side = state.side if chosen.side is None else chosen.side
+        state = state._replace(hidden=chosen.hidden, valid=survivors, visual=visual, side=side)
         if self.capacity is None:
             return state, record, None
         index, valid, _ = jax.vmap(lambda mask: pack(mask, self.capacity or 0))(survivors)
@@ -147,47 +158,56 @@ def _gather(state: TokenState, index: Int[Array, "B C"], valid: Bool[Array, "B C
         source=take(state.source),
         asking=take(state.asking) & valid,
         block=take(state.block),
+        side=state.side,
     )
 
 
 class Rule(NamedTuple):
-    """How a cut chooses.
+    """How a cut chooses; one's own is passed as `InnerStage.rule` in place of a name.
 
     Attributes:
       probe: rows of attention wanted of the layer before: none, of the last valid position, or of the asking text.
-      choose: (cut, (H, R, S) weights or None, hidden, visual, source, asking, block) of one prompt -> `Chosen`.
+      choose: (cut, (H, R, S) weights or None, the `TokenState` of one prompt) -> `Chosen`. The state has no batch axis,
+        and its `visual` and `asking` are False outside `valid`.
+      keeps_roles: dropped tokens stay marked as visual, so that a later rule finds their slots.
+      brings_back: survivors may be slots that were dropped before.
     """
 
     probe: Literal["none", "last", "asking"]
     choose: Callable[..., Chosen]
+    keeps_roles: bool = False
+    brings_back: bool = False
+
+
+def rule_of(rule: str | Rule) -> Rule:
+    """The rule behind a name, or the rule itself."""
+    return RULES[rule] if isinstance(rule, str) else rule
 
 
 def _kept(cut: Cut, visual: Array) -> Array:
     return jnp.asarray(cut.table)[jnp.sum(visual, dtype=jnp.int32)]
 
 
-def _by_attention(cut: Cut, weights: Array, hidden: Array, visual: Array, *_: Array) -> Chosen:
+def _by_attention(cut: Cut, weights: Array, state: TokenState) -> Chosen:
     score = weights[:, 0].mean(axis=0)
-    return Chosen(hidden, keep_top(score, visual, _kept(cut, visual)), score)
+    return Chosen(state.hidden, keep_top(score, state.visual, _kept(cut, state.visual)), score)
 
 
-def _by_chance(cut: Cut, weights: None, hidden: Array, visual: Array, source: Array, *_: Array) -> Chosen:
-    score = random_scores(jnp.asarray(cut.seed), source)
-    return Chosen(hidden, keep_top(score, visual, _kept(cut, visual)), score)
+def _by_chance(cut: Cut, weights: None, state: TokenState) -> Chosen:
+    score = random_scores(jnp.asarray(cut.seed), state.source)
+    return Chosen(state.hidden, keep_top(score, state.visual, _kept(cut, state.visual)), score)
 
 
-def _by_merging(cut: Cut, weights: Array, hidden: Array, visual: Array, *_: Array) -> Chosen:
+def _by_merging(cut: Cut, weights: Array, state: TokenState) -> Chosen:
     score = weights[:, 0].mean(axis=0)
-    merged, survivors = halving_merge(hidden, score, visual, _kept(cut, visual))
+    merged, survivors = halving_merge(state.hidden, score, state.visual, _kept(cut, state.visual))
     return Chosen(merged, survivors, score)
 
 
-def _by_text(
-    cut: Cut, weights: Array, hidden: Array, visual: Array, source: Array, asking: Array, block: Array
-) -> Chosen:
-    rows = jnp.arange(weights.shape[1]) < jnp.sum(asking)
+def _by_text(cut: Cut, weights: Array, state: TokenState) -> Chosen:
+    rows, visual = jnp.arange(weights.shape[1]) < jnp.sum(state.asking), state.visual
     score = text_relevance(jnp.where(rows[:, None], weights, 0.0))
-    return Chosen(hidden, ~visual | top_in_blocks(score, block, visual, jnp.asarray(cut.table)), score)
+    return Chosen(state.hidden, ~visual | top_in_blocks(score, state.block, visual, jnp.asarray(cut.table)), score)
 
 
 RULES: dict[str, Rule] = {
@@ -197,50 +217,6 @@ RULES: dict[str, Rule] = {
     "text_in_blocks": Rule("asking", _by_text),
 }
 """Rules of `InnerStage` that cut the prompt: FastV and FlashVID, the random control, HoliTom, PruneVid."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class DecodePolicy:
-    """DyCoke's decoding stage with its state: layers from `layer` on read a changing part of the cached video.
-
-    Nothing leaves the cache. State is reset for every prompt (the released code carries it to the next video).
-
-    Attributes:
-      video: (B, M) slots that may be left out: the visual tokens but the last, which counts as text.
-      keep: (B,) int32 how many are read when the set is renewed.
-      previous, kept: (B, M) attention and set of the last step.
-      started: () False before the first step.
-      layer: first layer that reads the set; static.
-      threshold: cosine of successive attentions below which the set is renewed; static.
-      mode: see `ops.inner_decode.choose_reading`; static.
-    """
-
-    video: Bool[Array, "B M"]
-    keep: Int[Array, "B"]
-    previous: Float[Array, "B M"]
-    kept: Bool[Array, "B M"]
-    started: Bool[Array, ""]
-    layer: int = dataclasses.field(metadata=_STATIC)
-    threshold: float = dataclasses.field(default=0.9, metadata=_STATIC)
-    mode: DecodeMode = dataclasses.field(default="official", metadata=_STATIC)
-
-    def sized(self, slots: int) -> "DecodePolicy":
-        """The policy of a cache with this many slots a row."""
-        pad = ((0, 0), (0, slots - self.video.shape[1]))
-        arrays = {name: jnp.pad(jnp.asarray(getattr(self, name)), pad) for name in ("video", "previous", "kept")}
-        return dataclasses.replace(self, **arrays)
-
-    def step(self, attention: Float[Array, "B H M"]) -> tuple["DecodePolicy", Bool[Array, "B M"]]:
-        """The next state, and the slots that the deep layers may read (those not written yet included)."""
-
-        def one(weights: Array, video: Array, previous: Array, kept: Array, keep: Array) -> Any:
-            settings: dict[str, Any] = {"threshold": self.threshold, "mode": self.mode}
-            return choose_reading(weights, video, previous, kept, self.started, keep, **settings)
-
-        chosen = jax.vmap(one)(attention, self.video, self.previous, self.kept, self.keep)
-        changed = {"previous": chosen.attention, "kept": chosen.kept, "started": jnp.ones((), bool)}
-        return dataclasses.replace(self, **changed), chosen.read
 
 
 @jax.tree_util.register_dataclass
@@ -261,7 +237,7 @@ class Inner:
     visual: Bool[Array, "B S"]
     asking: Bool[Array, "B S"]
     block: Int[Array, "B S"]
-    policy: DecodePolicy | None = None
+    policy: DecodePolicy | Reselection | None = None
     asking_rows: int = dataclasses.field(default=0, metadata=_STATIC)
 
     @classmethod
@@ -300,7 +276,9 @@ class Inner:
         block = np.zeros(visual.shape, np.int32) if block is None else np.asarray(block, np.int32)
         acting = sorted((stage for stage in stages if stage.layer < layers), key=lambda stage: stage.layer)
         _check(acting)
+        compact = compact and not any(rule_of(stage.rule).brings_back for stage in acting if stage.rule != DECODE_RULE)
         count, length, cuts = visual.sum(axis=1), valid.sum(axis=1), []
+        policies: list[Any] = [_policy(stage, visual) for stage in acting if stage.rule == DECODE_RULE]
         width = slots
         for stage in acting:
             if stage.rule == DECODE_RULE:
@@ -313,13 +291,17 @@ class Inner:
             if compact:
                 most = int(length.max())
                 width = min(width, most if bucket is None else bucket(most))
-            capacity = width if compact else None
+            again = settings.pop("reselect", None)
+            shift = settings.pop("shift", 0.0)
+            if again is not None:
+                slots_and_counts: Any = (visual, count)
+                policies.append(Reselection(*slots_and_counts, layer=stage.layer, mode=again, shift=shift))
+            capacity = width if compact and again is None else None
             cuts.append(Cut(table, seed, stage.layer, stage.rule, capacity, tuple(settings.items())))
-        policy = [_policy(stage, visual) for stage in acting if stage.rule == DECODE_RULE]
         rows = int(asking.sum(axis=1).max())
         rows = rows if bucket is None else bucket(rows)
         roles: dict[str, Any] = {"visual": visual, "asking": asking, "block": block}
-        return cls(tuple(cuts), **roles, policy=policy[0] if policy else None, asking_rows=rows)
+        return cls(tuple(cuts), **roles, policy=policies[0] if policies else None, asking_rows=rows)
 
     @property
     def boundaries(self) -> tuple[int, ...]:
@@ -377,11 +359,11 @@ def _policy(stage: InnerStage, visual: np.ndarray) -> DecodePolicy:
 def _check(stages: Sequence[InnerStage]) -> None:
     known = (*RULES, DECODE_RULE)
     for stage in stages:
-        if stage.rule not in known:
+        if isinstance(stage.rule, str) and stage.rule not in known:
             raise JvidpruneError(
                 f"unknown rule {stage.rule!r} of a stage inside the language model; known: {', '.join(known)}."
             )
-        reads = stage.rule == DECODE_RULE or RULES[stage.rule].probe != "none"
+        reads = stage.rule == DECODE_RULE or rule_of(stage.rule).probe != "none"
         if stage.layer < (1 if reads else 0):
             raise JvidpruneError(
                 f"{stage.rule} reads the layer before it, so its layer is at least 1, not {stage.layer}."
@@ -391,5 +373,12 @@ def _check(stages: Sequence[InnerStage]) -> None:
         raise JvidpruneError(f"two cuts stand before one layer: {[stage.layer for stage in cuts]}.")
     if len(stages) - len(cuts) > 1 or (cuts and len(stages) > len(cuts)):
         raise JvidpruneError("a decoding stage stands alone: its slots are those of an uncut prompt.")
+    again = [dict(stage.settings)["reselect"] for stage in cuts if dict(stage.settings).get("reselect") is not None]
+    if again and (len(cuts) > 1 or cuts[0].rule != "last_query_topk"):
+        raise JvidpruneError(
+            "a cut that is renewed while decoding stands alone and goes by the last query's attention."
+        )
+    if unknown := [mode for mode in again if mode not in get_args(ReselectMode)]:
+        raise JvidpruneError(f"unknown reselect {unknown[0]!r}; known: {', '.join(get_args(ReselectMode))}.")
     if any(dict(stage.settings).get("trim_earlier") for stage in cuts[1:]):
         raise JvidpruneError("only the first cut can also cut the caches of the layers before it.")

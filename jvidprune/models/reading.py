@@ -9,7 +9,8 @@ from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.cache import Cache, CacheSegment
-from jvidprune.models.inner import Cut, CutRecord, DecodePolicy, Inner, TokenState, last_valid
+from jvidprune.models.decode_policy import Reselection
+from jvidprune.models.inner import Cut, CutRecord, Inner, TokenState, last_valid
 
 
 class Read(NamedTuple):
@@ -48,6 +49,12 @@ def read_prompt(
 ) -> Read:
     """See `Decoder.prefill`."""
     decoder.check_length(embeds.shape[1])
+    renewed = inner.policy if inner is not None and isinstance(inner.policy, Reselection) else None
+    if renewed is not None and added is not None and renewed.mode == "recompute" and added.shape[0] > renewed.layer:
+        raise JvidpruneError(
+            f"layers from {renewed.layer} on are computed anew while decoding, but levels are added up to layer "
+            f"{added.shape[0] - 1}."
+        )
     if next_position is None:
         seen = jnp.where(valid, positions, -1)
         next_position = seen.max(axis=(0, 2) if positions.ndim == 3 else 1) + 1
@@ -59,10 +66,13 @@ def read_prompt(
     waiting = list(inner.cuts)
     records: list[CutRecord] = []
     written: list[_Written] = []
+    choice: list[Any] = []
 
     def cut_now(cut: Cut, state: TokenState, weights: Any, added: Any) -> tuple[TokenState, Any]:
         state, record, kept = cut.apply(state, weights)
         records.append(record)
+        if isinstance(inner.policy, Reselection):
+            choice.append((record.survivors, record.score, state.hidden, state.positions))
         if cut.trims:
             written[:] = [_trimmed(part, record, kept) for part in written]
         if added is not None and kept is not None:
@@ -82,7 +92,11 @@ def read_prompt(
             state, added = cut_now(cut, state, weights, added)
     segments = tuple(_append(segment, part) for segment, part in zip(cache.segments, written, strict=True))
     logits = decoder.logits(state.hidden[jnp.arange(valid.shape[0]), last_valid(state.valid)])
-    policy = None if inner.policy is None else inner.policy.sized(cache.segments[0].capacity)
+    policy, room = inner.policy, cache.segments[0].capacity
+    if isinstance(policy, Reselection):
+        policy = policy.begin(*choice[0], slots=room)
+    elif policy is not None:
+        policy = policy.sized(room)
     return Read(logits, Cache(segments, next_position.astype(jnp.int32), policy), tuple(records), state.hidden)
 
 
@@ -110,8 +124,8 @@ def _run_stretch(
 
 
 def run_cached(
-    decoder: Any, x: Array, step: Any, segment: CacheSegment, policy: DecodePolicy | None
-) -> tuple[Array, Array, Array, DecodePolicy | None]:
+    decoder: Any, x: Array, step: Any, segment: CacheSegment, policy: Any, position: Array
+) -> tuple[Array, Array, Array, Any]:
     """The layers of one cache segment in a decoding step: hidden states, fresh keys and values, the policy's new state.
 
     With a policy the layers from `policy.layer` on read what it lets them, chosen by the layer before.
@@ -119,14 +133,20 @@ def run_cached(
     if policy is None:
         x, outputs = decoder.run(x, step, segment.start, segment.stop, past=segment)
         return x, outputs.k, outputs.v, None
+    if segment.start == policy.layer and isinstance(policy, Reselection):
+        return policy.run_deep(decoder, x, step, position, segment)
     found, read = [], None
     for start, stop in itertools.pairwise(sorted({0, policy.layer - 1, policy.layer, segment.stop})):
         rows = jnp.zeros((x.shape[0], 1), jnp.int32) if stop == policy.layer else None
         x, outputs = decoder.run(x, step, start, stop, past=segment, past_valid=read, rows=rows)
         found.append(outputs)
         if rows is not None:
-            policy, chosen = policy.step(outputs.attention[-1, :, :, 0, : segment.capacity])
-            read = segment.valid & chosen
+            attention = outputs.attention[-1, :, :, 0, : segment.capacity]
+            if isinstance(policy, Reselection):
+                policy = policy.step(attention, segment.valid)
+            else:
+                policy, chosen = policy.step(attention)
+                read = segment.valid & chosen
     k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))
     return x, k, v, policy
 
@@ -135,7 +155,10 @@ def _check_boundaries(inner: Inner, cache: Cache) -> None:
     starts = tuple(segment.start for segment in cache.segments)
     if missing := sorted(set(inner.boundaries) - set(starts)):
         raise JvidpruneError(f"the cache has no boundary at layer {missing[0]}, before which the prompt is cut.")
-    if inner.policy is not None and len(starts) > 1:
+    if isinstance(inner.policy, Reselection):
+        if len(starts) != 2:
+            raise JvidpruneError("a cut that is renewed while decoding needs a cache of two segments.")
+    elif inner.policy is not None and len(starts) > 1:
         raise JvidpruneError("a decoding stage needs a cache of one segment.")
 
 

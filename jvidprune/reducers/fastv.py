@@ -25,21 +25,28 @@ class FastV(Full):
     * `lmms` (the evaluation wrapper): int(n * (1 - R)), before layer 3. The original assumes 576 tokens behind 35
       others and runs the layer before the cut twice, which stores its keys twice; the port counts the tokens there are
       and runs it once;
-    * `inplace` and `mask`: a given `count`. The original mask keeps all hidden states and hides dropped columns, and
-      having no cache it chooses anew for every generated token; `Inner.create(compact=False)` hides columns too, but
-      the choice of the prompt stays.
+    * `inplace` and `mask`: a given `count`. Both originals have no cache, so they choose anew for every generated
+      token, by its own attention, and run the layers behind the cut over the whole sequence again; `mask` hides the
+      columns of dropped tokens where `inplace` removes their states, to the same numbers. `reselect="never"` keeps the
+      choice of the prompt and the price of a cached step.
 
     Attributes:
       layer: first layer after the cut; None takes the variant's.
       dropped: R, the share to drop; None takes it from the ratio.
       variant: as above.
       count: tokens to keep, for `inplace` and `mask`.
+      reselect: when the choice is renewed while decoding: `auto` as the variant's original, `never`, `recompute` at
+        every step with the layers behind the cut run anew, or `bank` where attention has moved, reading cached keys
+        and values of all tokens (`models.decode_policy.Reselection`).
+      shift: with `bank`, renew above this value of 1 - cosine of the attention to that of the last choice.
     """
 
     layer: int | None = None
     dropped: float | None = None
     variant: Variant = "drop"
     count: int | None = None
+    reselect: Literal["auto", "never", "recompute", "bank"] = "auto"
+    shift: float = 0.0
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="fastv",
@@ -60,7 +67,8 @@ class FastV(Full):
         """Refuses settings that contradict each other.
 
         Raises:
-          JvidpruneError: unknown variant, a layer below 1, a share outside [0, 1], or a count where none belongs.
+          JvidpruneError: unknown variant or way to reselect, a layer below 1, a share outside [0, 1], or a count where
+            none belongs.
         """
         if self.variant not in ("drop", "lmms", "inplace", "mask"):
             raise JvidpruneError(f"unknown variant {self.variant!r}; known: drop, lmms, inplace, mask.")
@@ -70,6 +78,8 @@ class FastV(Full):
             )
         if self.dropped is not None and not 0.0 <= self.dropped <= 1.0:
             raise JvidpruneError(f"the share to drop must lie in [0, 1], got {self.dropped:g}.")
+        if self.reselect not in ("auto", "never", "recompute", "bank"):
+            raise JvidpruneError(f"unknown reselect {self.reselect!r}; known: auto, never, recompute, bank.")
         if (self.variant in ("inplace", "mask")) != (self.count is not None):
             raise JvidpruneError(
                 f"variant {self.variant!r} with count {self.count}: inplace and mask need a count, the others none."
@@ -82,6 +92,11 @@ class FastV(Full):
         settings: tuple[tuple[str, Any], ...] = (("rounding", "floor" if self.variant == "lmms" else "round"),)
         if self.count is not None:
             settings += (("count", self.count),)
+        again = self.reselect
+        if again == "auto":
+            again = "recompute" if self.count is not None else "never"
+        if again != "never":
+            settings += (("reselect", again), ("shift", self.shift))
         return (InnerStage(layer, "last_query_topk", keep, settings),)
 
     @property

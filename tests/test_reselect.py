@@ -1,0 +1,158 @@
+"""Hooks of the decoder: cuts renewed while decoding, and rules of one's own that put states aside and restore them."""
+
+import itertools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_inner import (
+    CONFIG,
+    LAYERS,
+    STEPS,
+    TOKENS,
+    VALID,
+    VISUAL,
+    S,
+    create,
+    decoder,  # noqa: F401
+    embeds,  # noqa: F401
+    plain,  # noqa: F401
+    read_and_decode,
+    top,
+)
+
+from jvidprune import JvidpruneError
+from jvidprune.models.inner import Chosen, Rule
+from jvidprune.reducers.fastv import FastV
+from jvidprune.tokens import InnerStage
+
+KEEP = 0.3
+
+
+@pytest.fixture(scope="module")
+def by_hand(decoder, embeds):  # noqa: F811
+    """FastV's original: no cache, the whole sequence again for every token, chosen by its newest row."""
+    slots = jnp.broadcast_to(jnp.arange(S + STEPS), (2, S + STEPS))
+    visual = np.pad(VISUAL, ((0, 0), (0, STEPS)))
+    # The second prompt is shorter: its answer follows slots of padding, its positions do not.
+    positions = np.where(slots < S, slots, slots - S + VALID.sum(axis=1, keepdims=True))
+
+    @jax.jit
+    def shallow(x, valid, row):
+        x, out = decoder.run(x, decoder.step(positions, valid), 0, 2, rows=row)
+        return x, out.attention[1, :, :, 0].mean(axis=1)
+
+    @jax.jit
+    def deep(x, seen):
+        x, _ = decoder.run(x, decoder.step(positions, seen), 2, LAYERS)
+        return decoder.logits(x)
+
+    logits, choices = [], []
+    x = jnp.concatenate([embeds, jnp.zeros((2, STEPS, CONFIG.width))], axis=1)
+    for step in range(STEPS + 1):
+        valid = np.concatenate([VALID, np.arange(STEPS)[None].repeat(2, 0) < step], axis=1)
+        if step:
+            x = x.at[:, S + step - 1].set(decoder.embed_text(jnp.asarray(TOKENS[step - 1])))
+        last = np.where(valid, np.arange(S + STEPS), 0).max(axis=1)
+        hidden, score = shallow(x, jnp.asarray(valid), jnp.asarray(last)[:, None])
+        seen = valid & ~visual
+        for row in range(2):
+            places = np.flatnonzero(visual[row])
+            order = np.argsort(-np.asarray(score)[row][places], kind="stable")
+            seen[row, places[order[: math.ceil(len(places) * KEEP)]]] = True
+        logits.append(np.asarray(deep(hidden, jnp.asarray(seen)))[np.arange(2), last])
+        choices.append(seen[:, :S])
+    return np.stack(logits), choices
+
+
+def test_recomputing_gives_the_numbers_of_a_model_without_a_cache(decoder, embeds, by_hand):  # noqa: F811
+    logits, _, _ = read_and_decode(decoder, embeds, create(top(2, KEEP, reselect="recompute")))
+    expected, choices = by_hand
+    np.testing.assert_allclose(logits, expected, atol=3e-5)
+    assert any((a != b).any() for a, b in itertools.pairwise(choices))
+
+
+def test_a_bank_that_is_always_renewed_chooses_alike_and_reads_what_it_chose(decoder, embeds, by_hand):  # noqa: F811
+    stage = top(2, KEEP, reselect="bank", shift=-1.0)
+    logits, cache, _ = read_and_decode(decoder, embeds, create(stage))
+    active = np.asarray(cache.policy.active)[:, :S]
+    assert (active[VALID] == by_hand[1][-1][VALID]).all()
+    np.testing.assert_allclose(logits[0], by_hand[0][0], atol=3e-5)
+    assert np.abs(np.asarray(logits)[1:] - by_hand[0][1:]).max() > 1e-4
+
+
+def test_a_bank_that_never_moves_is_the_host_pruner(decoder, embeds):  # noqa: F811
+    """With an infinite threshold of the shift, cached keys of dropped tokens are there and never read."""
+    never = read_and_decode(decoder, embeds, create(top(2, KEEP, reselect="bank", shift=math.inf)))[0]
+    host = read_and_decode(decoder, embeds, create(top(2, KEEP)))[0]
+    np.testing.assert_allclose(never, host, atol=3e-5)
+
+
+def aside(cut, weights, state):
+    """Drops the visual tokens in odd slots and keeps their states."""
+    low = state.visual & (state.source % 2 == 1)
+    return Chosen(state.hidden, state.valid & ~low, state.hidden[:, 0], {"hidden": state.hidden, "low": low})
+
+
+def back(cut, weights, state):
+    """Puts the states back into their slots as they were."""
+    hidden = jnp.where(state.side["low"][:, None], state.side["hidden"], state.hidden)
+    return Chosen(hidden, state.valid | state.side["low"], state.hidden[:, 0])
+
+
+def moved(cut, weights, state):
+    """SwiftVLM with a group for each token: restored with the change of its own merged token."""
+    change = state.hidden - state.side["hidden"]
+    hidden = jnp.where(state.side["low"][:, None], state.side["hidden"] + change, state.hidden)
+    return Chosen(hidden, state.valid, state.hidden[:, 0])
+
+
+def stays(cut, weights, state):
+    return aside(cut, weights, state)._replace(survivors=state.valid)
+
+
+def test_tokens_put_aside_come_back_as_they_were(decoder, embeds):  # noqa: F811
+    stages = (InnerStage(1, Rule("none", aside, True), 1.0), InnerStage(3, Rule("none", back, True, True), 1.0))
+    logits = read_and_decode(decoder, embeds, create(*stages))[0]
+    low = VISUAL & (np.arange(S) % 2 == 1)
+    slots = jnp.broadcast_to(jnp.arange(S), (2, S))
+
+    @jax.jit
+    def whole(x):
+        everything, thinned = (decoder.step(slots, jnp.asarray(mask)) for mask in (VALID, VALID & ~low))
+        first, _ = decoder.run(x, everything, 0, 1)
+        x, _ = decoder.run(first, thinned, 1, 3)
+        x, _ = decoder.run(jnp.where(low[..., None], first, x), everything, 3, LAYERS)
+        return decoder.logits(x)
+
+    np.testing.assert_allclose(logits[0], np.asarray(whole(embeds))[np.arange(2), VALID.sum(axis=1) - 1], atol=3e-5)
+
+
+def test_restoring_each_token_by_its_own_change_is_the_identity(decoder, embeds, plain):  # noqa: F811
+    stages = (InnerStage(1, Rule("none", stays, True), 1.0), InnerStage(3, Rule("none", moved, True, True), 1.0))
+    np.testing.assert_allclose(read_and_decode(decoder, embeds, create(*stages))[0], plain, atol=3e-5)
+
+
+def test_stages_that_cannot_be_renewed_are_refused():
+    with pytest.raises(JvidpruneError, match="renewed while decoding stands alone"):
+        create(top(1, reselect="bank"), top(2))
+    with pytest.raises(JvidpruneError, match="unknown reselect 'often'"):
+        create(top(1, reselect="often"))
+    with pytest.raises(JvidpruneError, match="unknown reselect 'often'"):
+        FastV(reselect="often")
+
+
+def test_fastv_renews_where_its_original_has_no_cache():
+    def way(**settings):
+        return dict(FastV(**settings).inner[0].settings).get("reselect")
+
+    assert [way(), way(variant="lmms"), way(variant="mask", count=3), way(variant="inplace", count=3)] == [
+        None,
+        None,
+        "recompute",
+        "recompute",
+    ]
+    assert way(variant="mask", count=3, reselect="never") is None
+    assert way(reselect="bank", shift=0.1) == "bank"
