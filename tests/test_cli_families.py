@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -11,15 +10,6 @@ from test_cli import clip, home, one_sentence, run  # noqa: F401
 from test_inference_qwen import ROOT, tokenizer
 
 FAMILIES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl")
-
-
-@pytest.fixture(autouse=True)
-def quick_compiles():
-    """Nothing is timed here: XLA's optimisations cost more than they save."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
 
 
 def checkpoint(folder, family, *, shards=1):
