@@ -46,7 +46,7 @@ KEPT = [1, 2, 8, 2 * N + 12, 2 * N + 15]
     [
         ("flashvid", [0, 1, 2, -1, -1, 3, 4, -1]),
         ("flashvid:newline=grid", [0, 1, -1, -1, 2, -1, -1] + [-1] * 7 + [3, 4, -1]),
-        ("visionzip", [0, 1, -1, -1, 2, -1, -1] + [-1] * 7 + [3, 4, -1]),
+        ("visionzip:official_permutation=False", [0, 1, -1, -1, 2, -1, -1] + [-1] * 7 + [3, 4, -1]),
         ("attention_topk", [0, 1, -1, -1, 2, -1, -1] + [-1] * 7 + [3, 4, -1]),
         ("vidcom2", [0, 1, 2] + [-1] * 8 + [3, 4] + [-1] * 4),
         ("vidcom2:newline_rows=nonempty", [0, 1, -1, 2, -1, 3, 4, -1]),
@@ -63,6 +63,14 @@ def test_newlines_on_llava_video_are_the_methods_own(name, rows):
     run = layout.newline_run(reduced_video(reducers.presets.from_text(name, "llava_video"), KEPT), "grid", "all", 7)
     assert run.rows.tolist() == [row + 7 if row >= 0 else -1 for row in rows]
     assert run.length == 3 * N + {"flashvid": 3}.get(name, 0 if -1 not in rows else 12)
+
+
+def test_rows_filed_under_other_places_stand_before_the_newlines_of_those():
+    one = reduced_video(reducers.get("visionzip", "llava_video"), [3, 0, 9])
+    one.reduced.diagnostics["place"] = np.array([0, 6, 9] + [3 * N] * (ROOM - 3))
+    run = layout.newline_run(one, "grid", "all")
+    assert run.rows.tolist() == [0, -1, 1, -1, 2, -1, -1] + [-1] * 8
+    assert not prompt_rules(reducers.get("visionzip", "llava_onevision")).filed
 
 
 def test_only_flashvid_drops_markers_and_one_newline_stands_behind_an_onevision_video():

@@ -26,7 +26,8 @@ def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_r
     grid, frames = one.video.grid, one.video.features.shape[0]
     real = int(one.video.frame_mask.sum())
     reduced = one.reduced
-    layout = _arrange(reduced.index, reduced.valid, kind=kind, grid=grid, frames=frames, rows=rows, real_frames=real)
+    places = reduced.diagnostics["place"] if one.rules.filed else reduced.index
+    layout = _arrange(places, reduced.valid, kind=kind, grid=grid, frames=frames, rows=rows, real_frames=real)
     valid = np.asarray(layout.valid)
     found = np.where(np.asarray(layout.is_newline), -1, first_row + np.asarray(layout.source))
     return Run(found[valid], np.asarray(layout.position)[valid], full_length(kind, grid, real))

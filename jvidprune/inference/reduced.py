@@ -78,8 +78,9 @@ def sweep_video(
       JvidpruneError: an impossible ratio or budget, or missing evidence.
     """
     stages = [inner_stages(reducer, ratio) for ratio in ratios]
-    blocks = any(stage.rule == "text_in_blocks" for inner in stages for stage in inner)
-    swept = jax.block_until_ready(sweep(reducer, video, ratios, diagnostics=blocks))
+    in_blocks = any(stage.rule == "text_in_blocks" for inner in stages for stage in inner)
+    shown = in_blocks or prompt_rules(reducer).filed
+    swept = jax.block_until_ready(sweep(reducer, video, ratios, diagnostics=shown))
     return [
         ReducedVideo(video, jax.tree.map(operator.itemgetter(i), swept), reducer, float(ratio), inner, clip)
         for i, (ratio, inner) in enumerate(zip(ratios, stages, strict=True))

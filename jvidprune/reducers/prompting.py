@@ -7,6 +7,8 @@ of them optional:
 * `newline_rows`: with the "grid" layout, the rows that get one;
 * `positions`: "original" keeps the positions of the unpruned prompt on LLaVA too (FastVID). The Qwen-VL families always
   keep them, because all published methods do;
+* `filed`: True where rows stand under other places than their tokens' own, told by the diagnostic "place" (VisionZip's
+  grid layout);
 * `vision_markers`: "drop" leaves out all vision start and end tokens of Qwen3-VL (FlashVID's released code).
 """
 
@@ -25,6 +27,7 @@ class PromptRules(NamedTuple):
     newline_rows: NewlineRows | None = None
     positions: PositionRule = "family"
     vision_markers: MarkerRule = "keep"
+    filed: bool = False
 
 
 def prompt_rules(reducer: Any) -> PromptRules:

@@ -149,6 +149,11 @@ class SToP(StagedReducer):
         return prompt_rules(self.base).newline
 
     @property
+    def filed(self) -> bool:
+        """Whether the base files rows under other places than their own."""
+        return prompt_rules(self.base).filed
+
+    @property
     def newline_rows(self) -> NewlineRows | None:
         """The base's rule for newline rows."""
         return prompt_rules(self.base).newline_rows

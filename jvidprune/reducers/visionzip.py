@@ -119,6 +119,11 @@ class VisionZip(StagedReducer):
         """Layout of LLaVA's newline embeddings."""
         return self.layout
 
+    @property
+    def filed(self) -> bool:
+        """Whether rows stand under the places of `diagnostics["place"]`."""
+        return self.official_permutation and self.layout == "grid"
+
     def __post_init__(self) -> None:
         if self.layout not in ("one_token", "frame", "grid", "no_token"):
             raise JvidpruneError(f"unknown layout {self.layout!r}; known: one_token, frame, grid, no_token.")
