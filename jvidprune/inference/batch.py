@@ -78,8 +78,8 @@ class Reply:
     kept: int
     visual: int
     prompt: int
-    prefill_seconds: float
-    generate_seconds: float
+    prefill_seconds: float = dataclasses.field(compare=False)
+    generate_seconds: float = dataclasses.field(compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
