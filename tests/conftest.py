@@ -1,7 +1,8 @@
-"""Shared by all tests: nothing reaches a hub, and small programs are compiled without being optimised."""
+"""Shared by all tests: nothing reaches a hub or the user's cache; small programs are compiled without optimisation."""
 
 import importlib.util
 import os
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
@@ -14,3 +15,8 @@ if importlib.util.find_spec("jax_plugins") is None:
         "XLA_FLAGS",
         "--xla_backend_optimization_level=0 --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters",
     )
+
+# Compiled programs and generated models of a run, shared by its processes.
+if "JVIDPRUNE_CACHE" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="jvidprune-tests-", ignore_cleanup_errors=True)
+    os.environ["JVIDPRUNE_CACHE"] = _cache.name

@@ -80,7 +80,7 @@ def test_a_batch_answers_like_one_by_one(tmp_path, family):
     together = answer_many(llm, prompts, max_new_tokens=8, min_fill=0.0)
     assert together == alone(answer_many, llm, prompts, max_new_tokens=8)
     assert len({reply.token_ids for reply in together}) > 1
-    assert [(reply.kept, reply.visual) for reply in together] == [(prompt.kept, total) for prompt in prompts]
+    assert [(reply.kept, reply.visual) for reply in together] == [(prompt.video.kept, total) for prompt in prompts]
     if family in ("llava_onevision", "qwen3_vl"):
         choices = [CHOICES, CHOICES[:1], CHOICES[1:], CHOICES]
         scores = score_many(llm, prompts, choices, min_fill=0.0)

@@ -1,6 +1,9 @@
 """From file to answer on the small embedded model: prompts, slots, repeated questions, and the drawing of decisions."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -161,3 +164,41 @@ def test_stage_clock_tells_compilation_from_running():
     (stage,) = clock.stages
     assert stage.compile_seconds > 0
     assert stage.seconds >= 0
+
+
+CACHED = """
+import jax, jax.numpy as jnp
+{before}
+jnp.ones(3) + 1
+from jvidprune.inference.pipeline import VideoLLM
+try:
+    VideoLLM.load({folder!r})
+except Exception as error:
+    print(type(error).__name__)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((4, 4)))
+print(jax.config.jax_compilation_cache_dir)
+"""
+
+
+@pytest.mark.parametrize("who", ["library", "user", "off"])
+def test_compiled_programs_are_kept_unless_the_user_decided(tmp_path, who):
+    """In a process of its own, where something was compiled before a model is opened."""
+    before = {
+        "library": "",
+        "user": f"jax.config.update('jax_compilation_cache_dir', {str(tmp_path / 'mine')!r})",
+        "off": "jax.config.update('jax_enable_compilation_cache', False)",
+    }[who]
+    code = CACHED.format(before=before, folder=str(tmp_path))
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"JVIDPRUNE_CACHE": str(tmp_path / "ours"), "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    kept = {"library": tmp_path / "ours" / "xla", "user": tmp_path / "mine", "off": None}[who]
+    assert out == ["JvidpruneError", str(kept)]
+    files = set(tmp_path.rglob("*-cache"))
+    assert files == (set() if kept is None else set(kept.glob("*-cache")))
+    assert bool(files) == (who != "off")

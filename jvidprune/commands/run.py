@@ -12,8 +12,9 @@ from jvidprune.commands import costs
 from jvidprune.commands.console import Console
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
+from jvidprune.inference.fits import check_question
 from jvidprune.inference.pipeline import Answer, VideoLLM
-from jvidprune.inference.stages import StageClock, cache_folder, enable_compilation_cache
+from jvidprune.inference.stages import StageClock, cache_folder
 from jvidprune.inference.times import with_times
 from jvidprune.models.generate import check_sampling
 from jvidprune.reducers.base import check_ratio
@@ -31,7 +32,6 @@ _FORMATS = (".html", ".png", ".mp4")
 
 def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
     """The chosen checkpoint, or the embedded one, loaded with progress."""
-    enable_compilation_cache()
     source = choice["model"]
     if source is None:
         from jvidprune.models.llava_onevision.default import build_default
@@ -85,6 +85,10 @@ def ask(
     _check(path, [reducer], ratio)
     check_sampling(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
     with console.working():
+        if model["model"] is not None:
+            sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
+            options = sizes | {"reducer": reducer, "ratio": ratio, "max_new_tokens": sampling["max_new_tokens"]}
+            check_question(model["model"], path or default_clip(cache_folder()), question, **options)
         llm = open_model(model, console)
         method = llm.reducer(reducer)
         clock = StageClock(console.start)

@@ -19,7 +19,8 @@ from jvidprune.inference.processor import channels, square, video_processor
 from jvidprune.inference.prompt import template
 from jvidprune.inference.reduced import ReducedVideo, reduce_video
 from jvidprune.inference.sequence import SlotMap
-from jvidprune.inference.stages import Stage, StageClock
+from jvidprune.inference.stages import Stage, StageClock, enable_compilation_cache
+from jvidprune.models.fused import AttentionKind
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.load import LoadedModel, load_model
 from jvidprune.models.positions import MropeRule
@@ -129,8 +130,9 @@ class VideoLLM:
         progress: Callable[[int, int, str], None] | None = None,
         template: str | None = None,
         pooling_head: str | Path | None = None,
+        attention: AttentionKind = "auto",
     ) -> "VideoLLM":
-        """Loads a checkpoint folder or hub id.
+        """Loads a checkpoint folder or hub id; from here on compiled programs are kept on disk between runs.
 
         Args:
           source: folder or hub id.
@@ -139,11 +141,14 @@ class VideoLLM:
           template: of prompts: a name of `prompt.TEMPLATES`, "chat" for the chat template in the folder, or None for
             that of the family's published evaluations.
           pooling_head: folder or hub id of the original SigLIP, for methods that need its head; see `load_model`.
+          attention: which code computes attention, see `models.fused.AttentionKind`.
 
         Raises:
           JvidpruneError: not a checkpoint of a known family, anything wrong with its files, or an unknown template.
         """
-        loaded = load_model(source, dtype=dtype, progress=progress, pooling_head=pooling_head)
+        enable_compilation_cache()
+        options: dict[str, Any] = {"pooling_head": pooling_head, "attention": attention}
+        loaded = load_model(source, dtype=dtype, progress=progress, **options)
         if loaded.family not in FAMILIES:
             raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
         settings = FAMILIES[loaded.family]

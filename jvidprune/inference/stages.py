@@ -9,6 +9,9 @@ from typing import Any
 
 import jax
 
+_JAX_MIN_SECONDS = 1.0
+"""JAX's own shortest compilation that is kept; another value is a user's."""
+
 _compile_seconds = 0.0
 _listening = False
 
@@ -84,7 +87,18 @@ def cache_folder() -> Path:
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs on disk between runs, unless JAX was already told where to."""
-    if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    """Keeps compiled programs on disk between runs, unless JAX was told where to or not to.
+
+    Whoever set `jax_compilation_cache_dir` (or JAX_COMPILATION_CACHE_DIR) keeps it, and whoever switched
+    `jax_enable_compilation_cache` off has none.
+    """
+    config: Any = jax.config
+    if not config.jax_enable_compilation_cache or config.jax_compilation_cache_dir is not None:
+        return
+    from jax.experimental.compilation_cache import compilation_cache
+
+    config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
+    if config.jax_persistent_cache_min_compile_time_secs == _JAX_MIN_SECONDS:
+        config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    # A program compiled before has settled that there is no cache; only a reset makes JAX look again.
+    compilation_cache.reset_cache()

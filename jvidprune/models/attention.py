@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.models.fused import AttentionKind, fused_attention, implementation
+
 _MASKED = -1e30
 """Score of a masked key: finite, so that a row without any visible key yields garbage instead of NaN."""
 
@@ -26,11 +28,15 @@ class Past(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Fresh keys of one layer: k and v (B, S, K, d) after rotary, valid (B, S)."""
+    """Fresh keys of one layer: k and v (B, S, K, d) after rotary, valid (B, S).
+
+    `packed` (static) promises that the valid slots of each row are its first ones.
+    """
 
     k: Float[Array, "B S K d"]
     v: Float[Array, "B S K d"]
     valid: Bool[Array, "B S"]
+    packed: bool = False
 
 
 def _weights(
@@ -53,7 +59,14 @@ def _weights(
     return jax.nn.softmax(scores, axis=-1)
 
 
-def attend(q: Float[Array, "B S H d"], keys: Keys, past: Past | None = None, *, causal: bool = True) -> Array:
+def attend(
+    q: Float[Array, "B S H d"],
+    keys: Keys,
+    past: Past | None = None,
+    *,
+    causal: bool = True,
+    kind: AttentionKind = "auto",
+) -> Array:
     """Attention of S fresh queries over the past and the fresh keys.
 
     Causality is by slot: fresh query i sees the valid past slots and the valid fresh slots 0..i. Scores accumulate and
@@ -64,10 +77,15 @@ def attend(q: Float[Array, "B S H d"], keys: Keys, past: Past | None = None, *, 
       keys: fresh keys and values.
       past: what the cache holds, or None.
       causal: False lets every query see all valid fresh keys.
+      kind: which code computes it, see `fused.AttentionKind`.
 
     Returns:
       (B, S, H, d).
     """
+    which = implementation(kind, q, simple=keys.packed and past is None)
+    if which != "plain":
+        lengths = None if causal else keys.valid.sum(axis=1, dtype=jnp.int32)
+        return fused_attention(q, keys.k, keys.v, which=which, causal=causal, lengths=lengths)
     batch, length, heads, dim = q.shape
 
     def block(queries: Array, rows: Array) -> Array:
@@ -114,6 +132,7 @@ def attend_all(
     *,
     valid: Bool[Array, "T M"] | None = None,
     received: bool = False,
+    kind: AttentionKind = "auto",
 ) -> tuple[Float[Array, "T M H d"], Any]:
     """Attention of every token of a frame (or window) over the same frame.
 
@@ -123,11 +142,15 @@ def attend_all(
       q: (T, M, H, d) queries; k and v alike.
       valid: (T, M) bool, False on tokens that fill a window up; by default all are real.
       received: also return the column means of the weights.
+      kind: which code computes it, see `fused.AttentionKind`.
 
     Returns:
       The output (T, M, H, d), and (T, H, M) float32 attention received by each token, mean over the valid queries, or
       None. Rows of filling tokens hold garbage.
     """
+    which = implementation(kind, q, simple=valid is None and not received)
+    if which != "plain":
+        return fused_attention(q, k, v, which=which, causal=False), None
     scale, tokens = q.shape[-1] ** -0.5, q.shape[1]
 
     def block(queries: Array, counted: Array | None) -> tuple[Array, Any]:

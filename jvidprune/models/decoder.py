@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.attention import Keys, Past, attend, probe
 from jvidprune.models.cache import Cache, CacheSegment, empty_cache
+from jvidprune.models.fused import AttentionKind
 from jvidprune.models.inner import Inner
 from jvidprune.models.layers import GatedMlp, RMSNorm, linear, scan_layers, stack
 from jvidprune.models.reading import Read, read_prompt, run_cached
@@ -35,6 +36,7 @@ class DecoderConfig:
       qkv_bias: biases on q, k, v (Qwen2).
       qk_norm: RMSNorm on every q and k head before rotary (Qwen3).
       tied: the head is the transposed embedding.
+      attention: which code computes attention, see `fused.AttentionKind`.
     """
 
     vocab: int
@@ -50,6 +52,7 @@ class DecoderConfig:
     qkv_bias: bool = True
     qk_norm: bool = False
     tied: bool = False
+    attention: AttentionKind = "auto"
 
     @classmethod
     def from_hf(cls, text: Mapping[str, Any], *, qk_norm: bool = False) -> "DecoderConfig":
@@ -85,11 +88,15 @@ class DecoderConfig:
 
 
 class Step(NamedTuple):
-    """What all layers of a run share: rotary tables (B, S, d), validity of the fresh slots (B, S)."""
+    """What all layers of a run share: rotary tables (B, S, d), validity of the fresh slots (B, S).
+
+    `packed` (static) promises that the valid slots of each row are its first ones.
+    """
 
     cos: Float[Array, "B S d"]
     sin: Float[Array, "B S d"]
     valid: Bool[Array, "B S"]
+    packed: bool = False
 
 
 class LayerOutputs(NamedTuple):
@@ -127,7 +134,7 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
         q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.head_dim = config.head_dim
+        self.head_dim, self.kind = config.head_dim, config.attention
         self.q = linear(config.width, q_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.k = linear(config.width, kv_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.v = linear(config.width, kv_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
@@ -140,7 +147,7 @@ class Attention(nnx.Module):
         q, k, v = (part(x).reshape(*x.shape[:2], -1, self.head_dim) for part in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, step.cos, step.sin), Keys(rotate(k, step.cos, step.sin), v, step.valid)
+        return rotate(q, step.cos, step.sin), Keys(rotate(k, step.cos, step.sin), v, step.valid, step.packed)
 
 
 class DecoderLayer(nnx.Module):
@@ -158,7 +165,8 @@ class DecoderLayer(nnx.Module):
         """The new residual, the fresh keys, and the attention weights of `rows` if given."""
         q, keys = self.attn.project(self.norm1(x), step)
         weights = None if rows is None else probe(q, rows, keys, past, causal=causal)
-        x = x + self.attn.o(attend(q, keys, past, causal=causal).reshape(*x.shape[:2], -1))
+        out = attend(q, keys, past, causal=causal, kind=self.attn.kind)
+        x = x + self.attn.o(out.reshape(*x.shape[:2], -1))
         return x + self.mlp(self.norm2(x)), keys, weights
 
 
@@ -192,9 +200,9 @@ class Decoder(nnx.Module):
             return jnp.einsum("...d,vd->...v", x, self.embed.embedding[...], preferred_element_type=jnp.float32)
         return jnp.einsum("...d,dv->...v", x, self.head.kernel[...], preferred_element_type=jnp.float32)
 
-    def step(self, positions: Int[Array, "... B S"], valid: Bool[Array, "B S"]) -> Step:
+    def step(self, positions: Int[Array, "... B S"], valid: Bool[Array, "B S"], *, packed: bool = False) -> Step:
         """Rotary tables and validity that every layer of a run reads."""
-        return Step(*rope_tables(self.config.rope, self.config.head_dim, positions, self.dtype), valid)
+        return Step(*rope_tables(self.config.rope, self.config.head_dim, positions, self.dtype), valid, packed)
 
     def run(
         self,
@@ -290,6 +298,7 @@ class Decoder(nnx.Module):
         added: Float[Array, "L B S D"] | None = None,
         next_position: Int[Array, "B"] | None = None,
         inner: Inner | None = None,
+        packed: bool = False,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Reads a prompt into an empty cache.
 
@@ -302,6 +311,7 @@ class Decoder(nnx.Module):
           next_position: (B,) position of the first generated token; by default the largest valid position plus one,
             whatever is cut inside the model. A prompt whose last positions were pruned away must pass it.
           inner: stages inside the model.
+          packed: static; promises that prompts are padded behind their ends alone, so that a fused kernel may serve.
 
         Returns:
           (B, V) float32 logits at each row's last valid slot, and the cache.
@@ -309,7 +319,7 @@ class Decoder(nnx.Module):
         Raises:
           JvidpruneError: more slots than the cache or the model's positions hold, or boundaries that do not fit.
         """
-        options: dict[str, Any] = {"added": added, "next_position": next_position, "inner": inner}
+        options: dict[str, Any] = {"added": added, "next_position": next_position, "inner": inner, "packed": packed}
         return self.read(embeds, positions, valid, cache, **options)[:2]
 
     def read(
@@ -322,9 +332,10 @@ class Decoder(nnx.Module):
         added: Float[Array, "L B S D"] | None = None,
         next_position: Int[Array, "B"] | None = None,
         inner: Inner | None = None,
+        packed: bool = False,
     ) -> Read:
         """`prefill` with what happened on the way."""
-        return read_prompt(self, embeds, positions, valid, cache, added, next_position, inner)
+        return read_prompt(self, embeds, positions, valid, cache, added, next_position, inner, packed=packed)
 
     def decode(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """One decoding step: (B,) token ids in, (B, V) float32 logits of the next token and the longer cache out."""

@@ -48,9 +48,11 @@ def _step_key(key: Array, step: Any) -> Array:
     return jax.random.fold_in(key, step)
 
 
-@functools.partial(jax.jit, donate_argnames="cache")
-def _prefill(model: Any, embeds: Array, positions: Array, valid: Array, cache: Cache, options: dict[str, Any]) -> Any:
-    return model.prefill(embeds, positions, valid, cache, **options)
+@functools.partial(jax.jit, static_argnames="packed", donate_argnames="cache")
+def _prefill(
+    model: Any, embeds: Array, positions: Array, valid: Array, cache: Cache, options: dict[str, Any], *, packed: bool
+) -> Any:
+    return model.prefill(embeds, positions, valid, cache, packed=packed, **options)
 
 
 def prefill(
@@ -68,7 +70,7 @@ def prefill(
       model: any model with `prefill` and `empty_cache`.
       embeds: (B, S, D) prompts, padded to S on either side.
       positions: (B, S) or (3, B, S).
-      valid: (B, S) bool.
+      valid: (B, S) bool; read on the host, to see whether a fused kernel may serve.
       capacity: slots of the cache, at least S plus the decoding steps; shorter where stages inside the model cut.
       **options: what the model's prefill takes besides (`added`, `next_position`, `inner`).
 
@@ -82,7 +84,9 @@ def prefill(
         length = embeds.shape[1]
         slots = inner.capacities(length, capacity - length)
         cache = model.empty_cache(embeds.shape[0], slots, boundaries=inner.boundaries)
-    return _prefill(model, embeds, positions, valid, cache, options)
+    there = np.asarray(valid)
+    packed = not (there[:, 1:] & ~there[:, :-1]).any()
+    return _prefill(model, embeds, positions, valid, cache, options, packed=packed)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "greedy"), donate_argnames="cache")

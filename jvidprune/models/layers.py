@@ -127,16 +127,21 @@ def scan_layers(
     return lax.scan(step, carry, (jnp.arange(start, stop), xs))
 
 
+def chunk_frames(count: int, chunk: int) -> int:
+    """Frames of each chunk when `count` frames go through in chunks of at most `chunk`, as even as can be."""
+    return -(-count // -(-count // chunk))
+
+
 def map_chunks(encode: Any, frames: Array, chunk: int) -> dict[str, Array]:
     """`encode` over chunks of frames, one after the other; the last chunk is filled up with zero frames.
 
     Chunks are evened out (33 frames in chunks of at most 8 run as 5 times 7), so that little of the filling is wasted.
     """
     count = frames.shape[0]
-    chunks = -(-count // chunk)
+    size = chunk_frames(count, chunk)
+    chunks = -(-count // size)
     if chunks == 1:
         return encode(frames)
-    size = -(-count // chunks)
     padded = jnp.pad(frames, ((0, chunks * size - count), *((0, 0),) * (frames.ndim - 1)))
     out = lax.map(encode, padded.reshape(chunks, size, *frames.shape[1:]))
     return {name: x.reshape(chunks * size, *x.shape[2:])[:count] for name, x in out.items()}

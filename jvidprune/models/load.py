@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint import Checkpoint, read_json, resolve_folder
+from jvidprune.models.fused import AttentionKind
 from jvidprune.models.weights import NameTable, load_parameters
 
 
@@ -104,6 +105,19 @@ def family_of(config: Mapping[str, Any]) -> str:
     raise JvidpruneError(f"unknown architecture ({kind}); supported: {', '.join(FAMILIES)}.{hint}")
 
 
+def read_config(source: str | Path, revision: str | None = None) -> tuple[str, Any, Path]:
+    """Family, config and folder of a checkpoint, from config.json alone.
+
+    Raises:
+      JvidpruneError: no such checkpoint, an unknown architecture, or an option that is not supported.
+    """
+    folder = resolve_folder(source, revision)
+    raw = read_json(folder / "config.json")
+    family = family_of(raw)
+    package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
+    return family, package.Config.from_hf(raw), folder
+
+
 def load_model(
     source: str | Path,
     *,
@@ -112,6 +126,7 @@ def load_model(
     progress: Callable[[int, int, str], None] | None = None,
     revision: str | None = None,
     pooling_head: str | Path | None = None,
+    attention: AttentionKind = "auto",
 ) -> LoadedModel:
     """Loads a checkpoint, safetensors only, shard by shard onto a device or a mesh.
 
@@ -123,16 +138,14 @@ def load_model(
       revision: of a hub id.
       pooling_head: folder or hub id of the original SigLIP, whose attention-pooling head is put next to a LLaVA tower
         (LLaVA checkpoints lack it, FastVID needs it); None uses what the checkpoint itself holds.
+      attention: which code computes attention in tower and language model.
 
     Raises:
       JvidpruneError: unknown architecture, pickles, missing or broken files, or tensors that do not fit, all of them
         in one message.
     """
-    folder = resolve_folder(source, revision)
-    raw = read_json(folder / "config.json")
-    family = family_of(raw)
+    family, config, folder = read_config(source, revision)
     package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
-    config = package.Config.from_hf(raw)
     table: NameTable = package.name_table(config)
     checkpoint = Checkpoint(folder, table.canonical)
     if pooling_head is not None:
@@ -140,6 +153,11 @@ def load_model(
             raise JvidpruneError(f"{family} has no SigLIP tower that a pooling head could be put next to.")
         checkpoint.add(Checkpoint(resolve_folder(pooling_head), table.canonical), package.HEAD_TENSORS)
     config = config.with_tensors(checkpoint.names)
+    config = dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, attention=attention),
+        text=dataclasses.replace(config.text, attention=attention),
+    )
     table = package.name_table(config)
     _check_family(family, checkpoint)
     model = load_parameters(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.attention import FRAME_QUERIES, QUERY_CHUNK, attend_all
+from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import GatedMlp, Mlp, RMSNorm, layer_norm, linear, scan_layers, stack
 from jvidprune.models.rope import grid_rope_tables, rotate
 from jvidprune.ops.saliency import mean_query_attention
@@ -46,6 +47,7 @@ class QwenVisionConfig:
       table_side: side of the learned position table, 0 for none.
       taps: blocks whose outputs become DeepStack levels, increasing.
       eps: of the norms.
+      attention: which code computes attention, see `fused.AttentionKind`.
     """
 
     width: int
@@ -64,6 +66,7 @@ class QwenVisionConfig:
     table_side: int = 0
     taps: tuple[int, ...] = ()
     eps: float = 1e-6
+    attention: AttentionKind = "auto"
 
     @property
     def unit(self) -> int:
@@ -217,7 +220,7 @@ class VisionAttention(nnx.Module):
     """Multi-head attention over frames or windows; the kernel holds the columns of all queries, keys, then values."""
 
     def __init__(self, config: QwenVisionConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.heads, self.unit = config.heads, config.unit
+        self.heads, self.unit, self.kind = config.heads, config.unit, config.attention
         self.qkv = linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
         self.o = linear(config.width, config.width, dtype=dtype, rngs=rngs)
 
@@ -233,11 +236,12 @@ class VisionAttention(nnx.Module):
         v = qkv[:, :, 2]
 
         def over_frames(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
-            return attend_all(q, k, v, received=tap)
+            return attend_all(q, k, v, received=tap, kind=self.kind)
 
         def over_windows(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
             cut = tables.windows
-            out, received = attend_all(*map(cut.split, (q, k, v)), valid=cut.valid(frames), received=tap)
+            options: dict[str, Any] = {"valid": cut.valid(frames), "received": tap, "kind": self.kind}
+            out, received = attend_all(*map(cut.split, (q, k, v)), **options)
             if received is not None:
                 received = cut.join(received.swapaxes(1, 2)).swapaxes(1, 2)
             return cut.join(out), received

@@ -46,6 +46,8 @@ def read_prompt(
     added: Array | None,
     next_position: Array | None,
     inner: Inner | None,
+    *,
+    packed: bool = False,
 ) -> Read:
     """See `Decoder.prefill`."""
     decoder.check_length(embeds.shape[1])
@@ -80,16 +82,20 @@ def read_prompt(
         return state, added
 
     if waiting and waiting[0].layer == 0:
+        packed = packed and waiting[0].capacity is not None
         state, added = cut_now(waiting.pop(0), state, None, added)
     for segment in cache.segments:
         cut = waiting.pop(0) if waiting and waiting[0].layer == segment.stop else None
         rows = None if cut is None else inner.rows(cut, state)
         causal = cut is None or cut.causal
-        hidden, k, v, weights = _run_stretch(decoder, state, segment.start, segment.stop, added, rows, causal)
+        options: dict[str, Any] = {"causal": causal, "packed": packed}
+        hidden, k, v, weights = _run_stretch(decoder, state, segment.start, segment.stop, added, rows, **options)
         written.append(_Written(k, v, state.valid))
         state = state._replace(hidden=hidden)
         if cut is not None:
             state, added = cut_now(cut, state, weights, added)
+            # A cut that only marks what it drops leaves holes.
+            packed = packed and cut.capacity is not None
     segments = tuple(_append(segment, part) for segment, part in zip(cache.segments, written, strict=True))
     logits = decoder.logits(state.hidden[jnp.arange(valid.shape[0]), last_valid(state.valid)])
     policy, room = inner.policy, cache.segments[0].capacity
@@ -101,13 +107,13 @@ def read_prompt(
 
 
 def _run_stretch(
-    decoder: Any, state: TokenState, start: int, stop: int, added: Any, rows: Any, causal: bool
+    decoder: Any, state: TokenState, start: int, stop: int, added: Any, rows: Any, *, causal: bool, packed: bool
 ) -> tuple[Array, Array, Array, Any]:
     """Layers [start, stop): hidden states, keys, values, and the last layer's attention of `rows` if given.
 
     The last layer runs on its own where it is probed or not causal.
     """
-    x, step = state.hidden, decoder.step(state.positions, state.valid)
+    x, step = state.hidden, decoder.step(state.positions, state.valid, packed=packed)
     taps = 0 if added is None else added.shape[0]
     alone = rows is not None or not causal
     edges = {stop, min(max(taps, start), stop), stop - 1 if alone else stop} - {start}

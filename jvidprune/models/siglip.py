@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.attention import attend_all
+from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import Mlp, check_activation, layer_norm, linear, scan_layers, stack
 from jvidprune.ops import saliency as ops
 
@@ -30,6 +31,7 @@ class SiglipConfig:
       activation: of the MLP, by its name in config.json.
       eps: of the LayerNorms.
       pooling_head: whether the weights of SigLIP's own attention-pooling head are there.
+      attention: which code computes attention, see `fused.AttentionKind`.
     """
 
     width: int
@@ -42,6 +44,7 @@ class SiglipConfig:
     activation: str = "gelu_pytorch_tanh"
     eps: float = 1e-6
     pooling_head: bool = False
+    attention: AttentionKind = "auto"
 
     @classmethod
     def from_hf(cls, vision: Mapping[str, Any]) -> "SiglipConfig":
@@ -97,7 +100,7 @@ class SiglipAttention(nnx.Module):
     """Projections of one block, all with biases."""
 
     def __init__(self, config: SiglipConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.heads = config.heads
+        self.heads, self.kind = config.heads, config.attention
         self.q = linear(config.width, config.width, dtype=dtype, rngs=rngs)
         self.k = linear(config.width, config.width, dtype=dtype, rngs=rngs)
         self.v = linear(config.width, config.width, dtype=dtype, rngs=rngs)
@@ -106,7 +109,7 @@ class SiglipAttention(nnx.Module):
     def __call__(self, x: Array, *, tap: bool) -> tuple[Array, Any, Any]:
         """Output, attention received and mean keys (the latter two None without `tap`)."""
         q, k, v = (part(x).reshape(*x.shape[:2], self.heads, -1) for part in (self.q, self.k, self.v))
-        out, received = attend_all(q, k, v, received=tap)
+        out, received = attend_all(q, k, v, received=tap, kind=self.kind)
         keys = k.astype(jnp.float32).mean(axis=2) if tap else None
         return self.o(out.reshape(x.shape)), received, keys
 
