@@ -52,7 +52,8 @@ def check_question(
     """
     family, config, folder = read_config(source)
     settings = FAMILIES[family]
-    count = settings.frames if frames is None else frames
+    # Impossible numbers of frames are refused where frames are sampled.
+    count = settings.frames if frames is None else max(1, frames)
     info = probe(video) if fps is not None or settings.woven else None
     if fps is not None and info is not None:
         count = max(1, round(info.duration * fps))
