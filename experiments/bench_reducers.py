@@ -1,139 +1,224 @@
 """How long every reducer takes, in units of one similarity product measured in the same run.
 
-python experiments/bench_reducers.py [--frames 32 --grid 14 --dim 3584 --methods flashvid fastvid ... --json out.json]
+python experiments/bench_reducers.py [--methods flashvid fastvid ...] [--scenes 25 1 1 1 1 1 1 1] [--json-file out.json]
 
-Columns: compile seconds (8-ratio program), milliseconds for one ratio and for eight in one call, both divided by the
-time of one float32 similarity product (all pairs of tokens inside each frame), eight divided by one, and the peak
-temporary memory of the 8-ratio program beyond its outputs as XLA's memory analysis reports it.
+The product is all float32 inner products of the tokens inside each frame, (T, N, D) x (T, N, D) -> (T, N, N), of the
+tokens that a reducer starts from (AOT: those before pooling). Two programs are measured apart: `plans` decides alone,
+`tokens` also forms the output tokens, whose bytes no formulation can save. Both run for one ratio and for all in one call. A round runs the product and all programs one after the other; the fastest of the rounds counts, in CPU time of
+the process, which other work on the machine disturbs less than wall time. Every method's row is saved as soon as it is
+known, and a rerun with the same settings measures only what is missing.
 """
 
+import dataclasses
+import gc
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from jax import lax
 
-from jvidprune import Reducer, VideoTokens, reducers
+from jvidprune import VideoTokens, reducers
+from jvidprune.errors import JvidpruneError
+from jvidprune.files import atomic_output
 from jvidprune.ops.similarity import frame_gram
-from jvidprune.reducers.base import run_budgets
-from jvidprune.tokens import stack_budgets
+from jvidprune.reducers.base import StagedReducer, run_budgets
+from jvidprune.tokens import Layout, stack_budgets
 
-RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+SEPARATE_STAGES = {"aot": ("aot intra",)}
+"""Rows for a stage of a method, measured right after the method."""
 
 
-@dataclass
+@dataclasses.dataclass(frozen=True)
 class Config:
     """What to measure."""
 
-    frames: int = 32
+    scenes: tuple[int, ...] = (6, 10, 4, 12)
+    """Lengths of the video's scenes in frames; they sum to T."""
     grid: int = 14
     unpooled_grid: int = 27
     dim: int = 3584
-    methods: tuple[str, ...] = ()
-    """Registry names; all by default."""
-    repeats: int = 3
-    json: Path | None = None
-    ratios: tuple[float, ...] = field(default=RATIOS)
+    ratios: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
+    """The programs for one ratio take the middle one."""
+    rounds: int = 5
 
 
-def video_tokens(config: Config, reducer: Reducer) -> VideoTokens:
-    """Correlated random features with just the evidence the reducer needs."""
+def video_tokens(config: Config, needs: frozenset[str]) -> VideoTokens:
+    """Scenes of random tokens, a part of whose places change from frame to frame, with just the evidence needed."""
     rng = np.random.default_rng(0)
-    t, n, m, d = config.frames, config.grid**2, config.unpooled_grid**2, config.dim
+    n, m, d = config.grid**2, config.unpooled_grid**2, config.dim
+    scene = np.repeat(np.arange(len(config.scenes)), config.scenes)
+    t = len(scene)
 
     def tokens(count: int) -> np.ndarray:
-        scene = rng.standard_normal((1, count, d), np.float32)
-        noise = rng.standard_normal((t, count, d), np.float32)
-        return (
-            scene + 0.4 * noise + (np.arange(t) >= t // 2)[:, None, None] * rng.standard_normal((1, 1, d), np.float32)
-        )
+        out = np.empty((t, count, d), np.float32)
+        change = rng.uniform(0.2, 0.9, (count, 1)).astype(np.float32)
+        for number in range(len(config.scenes)):
+            place = rng.standard_normal((count, d), np.float32) + rng.standard_normal(d, np.float32)
+            for frame in np.flatnonzero(scene == number):
+                out[frame] = place + change * rng.standard_normal((count, d), np.float32)
+        return out
 
     def saliency(count: int) -> np.ndarray:
         return rng.dirichlet(np.full(count, 0.5), size=t).astype(np.float32)
 
-    makers = {
+    features = tokens(n)
+    makers: dict[str, Callable[[], np.ndarray]] = {
         "attention_shallow": lambda: saliency(m) * m,
         "attention_deep": lambda: saliency(m) * m,
-        "keys": lambda: rng.normal(size=(t, n, 72)).astype(np.float32),
+        "keys": lambda: rng.standard_normal((t, n, 72), np.float32),
         "features_unpooled": lambda: tokens(m),
-        "frame_embedding": lambda: rng.normal(size=(t, 1152)).astype(np.float32),
+        "frame_embedding": lambda: features.mean(1),
     }
-    evidence = {name: makers.get(name, lambda: saliency(n))() for name in reducer.needs}
+    evidence = {name: makers.get(name, lambda: saliency(n))() for name in needs}
     unpooled = (config.unpooled_grid, config.unpooled_grid)
-    return VideoTokens.create(tokens(n), evidence, grid=(config.grid, config.grid), unpooled_grid=unpooled)
+    return VideoTokens.create(features, evidence, grid=(config.grid, config.grid), unpooled_grid=unpooled)
 
 
-def fastest(call, repeats: int) -> float:
-    """Milliseconds of the fastest of some calls, compilation done before."""
-    jax.block_until_ready(call())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(1e3 * (time.perf_counter() - start))
-    return min(times)
+@partial(jax.jit, static_argnames=("reducer", "capacity"))
+def run_plans(reducer: Any, video: VideoTokens, budgets: Any, *, capacity: int) -> Any:
+    """What `run_budgets` decides, without the tokens."""
+    if not isinstance(reducer, StagedReducer):
+        return lax.map(lambda b: reducer.plan(video, b, capacity=capacity)._replace(diagnostics={}), budgets)
+    shared = reducer.prepare(video, capacity=capacity)
+    return lax.map(lambda b: reducer.decide(shared, b, capacity=capacity)._replace(diagnostics={}), budgets)
 
 
-def measure(name: str, config: Config) -> dict:
-    """One row of the table."""
-    reducer = reducers.get(name)
-    video = video_tokens(config, reducer)
-    layout = video.layout()
-    unit_input = video.evidence.get("features_unpooled", video.features)
-    capacity = max(reducer.capacity(layout, r) for r in config.ratios)
-    unit = fastest(lambda: product(unit_input), config.repeats)
+@partial(jax.jit, static_argnames=("reducer", "capacity"))
+def run_intra(reducer: Any, video: VideoTokens, budgets: Any, *, capacity: int) -> Any:
+    """AOT's transport inside frames: the weights of every token in every anchor."""
+    shared = reducer.prepare(video, capacity=capacity)
 
-    def program(ratios):
-        budgets = stack_budgets([reducer.budget(layout, r) for r in ratios])
-        start = time.perf_counter()
-        compiled = run_budgets.lower(reducer, video, budgets, capacity=capacity).compile()
-        seconds = time.perf_counter() - start
-        return seconds, fastest(lambda: compiled(video, budgets), config.repeats), compiled.memory_analysis()
+    def one(budget: Any) -> Any:
+        intra = reducer.intra(shared, budget)
+        return intra.anchors, intra.own, intra.taken
 
-    _, one, _ = program(config.ratios[len(config.ratios) // 2 - 1 :][:1])
-    compile_seconds, many, memory = program(config.ratios)
-    unit = min(unit, fastest(lambda: product(unit_input), config.repeats))
-    return {
-        "method": name,
-        "product ms": unit,
-        "compile s": compile_seconds,
-        "one ms": one,
-        f"{len(config.ratios)} ratios ms": many,
-        "one / product": one / unit,
-        "all / product": many / unit,
-        "all / one": many / one,
-        "temporaries MiB": memory.temp_size_in_bytes / 2**20 if memory is not None else float("nan"),
-    }
+    return lax.map(one, budgets)
 
 
 product = jax.jit(frame_gram)
 
 
-def main(config: Config) -> None:
-    console = Console(width=None if Console().is_terminal else 140)
-    shape = f"T={config.frames} N={config.grid**2} D={config.dim} float32"
-    title = f"{shape}, {jax.devices()[0].device_kind}, jax {jax.__version__}"
-    table, rows = Table(box=box.SIMPLE_HEAD, title=title), []
-    for name in config.methods or reducers.names():
-        row = measure(name, config)
-        if not rows:
-            for key in row:
-                table.add_column(key, justify="left" if key == "method" else "right")
-        rows.append(row)
-        table.add_row(*(value if isinstance(value, str) else f"{value:.2f}" for value in row.values()))
-        console.print(f"[dim]{name}: {row['one / product']:.2f} products, x{row['all / one']:.2f} for all ratios[/dim]")
-    console.print(table)
-    if config.json is not None:
-        config.json.write_text(json.dumps({"title": title, "rows": rows}, indent=1))
+def fastest(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of the fastest of some interleaved rounds, by CPU and by wall clock."""
+    best = {name: {"cpu": float("inf"), "wall": float("inf")} for name in calls}
+    for number in range(rounds + 1):
+        for name, call in calls.items():
+            gc.collect()
+            wall, cpu = time.perf_counter(), time.process_time()
+            out = jax.block_until_ready(call())
+            spent = {"cpu": 1e3 * (time.process_time() - cpu), "wall": 1e3 * (time.perf_counter() - wall)}
+            del out
+            # The first round warms caches up.
+            if number:
+                best[name] = {clock: min(best[name][clock], spent[clock]) for clock in spent}
+    return best
+
+
+def possible(reducer: Any, layout: Layout, ratios: tuple[float, ...]) -> tuple[float, ...]:
+    """The ratios that the reducer accepts; DyCoke keeps at least a quarter."""
+
+    def accepts(ratio: float) -> bool:
+        try:
+            reducer.budget(layout, ratio)
+        except JvidpruneError:
+            return False
+        return True
+
+    return tuple(filter(accepts, ratios))
+
+
+def measure(name: str, config: Config) -> dict[str, Any]:
+    """One row of the table."""
+    reducer = reducers.get(name.split()[0])
+    video = video_tokens(config, reducer.needs)
+    layout = video.layout()
+    many = possible(reducer, layout, config.ratios)
+    capacity = max(reducer.capacity(layout, r) for r in many)
+    start = "features_unpooled" if "features_unpooled" in video.evidence else None
+    unit_input = video.features if start is None else video.evidence[start]
+    programs = {"plans": run_plans, "tokens": run_budgets}
+    if name == "aot intra":
+        programs = {"plans": run_intra}
+    calls: dict[str, Callable[[], Any]] = {"product": lambda: product(unit_input)}
+    row: dict[str, Any] = {"method": name, "ratios": many}
+    for kind, program in programs.items():
+        for label, ratios in (("one", many[(len(many) - 1) // 2 :][:1]), ("all", many)):
+            budgets = stack_budgets([reducer.budget(layout, r) for r in ratios])
+            began = time.process_time()
+            compiled = program.lower(reducer, video, budgets, capacity=capacity).compile()
+            row[f"{kind} {label} compile s"] = time.process_time() - began
+            memory = compiled.memory_analysis()
+            if memory is not None:
+                row[f"{kind} {label} temporaries MiB"] = memory.temp_size_in_bytes / 2**20
+                row[f"{kind} {label} output MiB"] = memory.output_size_in_bytes / 2**20
+            calls[f"{kind} {label}"] = partial(compiled, video, budgets)
+    for call, clocks in fastest(calls, config.rounds).items():
+        row[call] = clocks
+    return row
+
+
+def load(path: Path, setting: dict[str, Any]) -> dict[str, Any]:
+    """Rows of an earlier run with the same settings, by method."""
+    if not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+    return earlier["rows"] if earlier["setting"] == json.loads(json.dumps(setting)) else {}
+
+
+def table(rows: dict[str, Any]) -> str:
+    """Markdown: everything in similarity products but the last four columns and the quotients."""
+    head = ["method", "ratios", "plan, one", "plans, all", "all / one", "tokens, one", "tokens, all", "all / one"]
+    head += ["temporaries MiB", "compile s", "product ms", "all, wall ms"]
+    lines = [head, ["---", *["---:"] * (len(head) - 1)]]
+    for row in rows.values():
+        unit = row["product"]["cpu"]
+        cells = [row["method"], str(len(row["ratios"]))]
+        for kind in ("plans", "tokens"):
+            one, many = (row.get(f"{kind} {label}", {}).get("cpu") for label in ("one", "all"))
+            cells += ["–"] * 3 if one is None else [f"{one / unit:.2f}", f"{many / unit:.2f}", f"{many / one:.2f}"]
+        last = "tokens" if "tokens all" in row else "plans"
+        cells += [f"{row.get(f'{last} all temporaries MiB', float('nan')):.0f}", f"{row[f'{last} all compile s']:.1f}"]
+        cells += [f"{unit:.0f}", f"{row[f'{last} all']['wall']:.0f}"]
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main(
+    config: Annotated[Config, tyro.conf.OmitArgPrefixes] = Config(),
+    methods: tuple[str, ...] = (),
+    json_file: Path = Path("bench_reducers.json"),
+    fresh: bool = False,
+) -> None:
+    """Measures what the file does not hold yet and prints the table of all of it.
+
+    Args:
+      config: what to measure.
+      methods: registry names; all by default.
+      json_file: where rows are kept.
+      fresh: measure again.
+    """
+    setting = dataclasses.asdict(config) | {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    rows = load(json_file, setting)
+    for method in methods or reducers.names():
+        for name in (method, *SEPARATE_STAGES.get(method, ())):
+            if name in rows and not fresh:
+                continue
+            rows[name] = measure(name, config)
+            with atomic_output(json_file) as part:
+                part.write_text(json.dumps({"setting": setting, "rows": rows}, indent=1))
+            print(table({name: rows[name]}).splitlines()[-1], flush=True)
+            jax.clear_caches()
+    shape = f"T={sum(config.scenes)} N={config.grid**2} D={config.dim} float32, AOT from {config.unpooled_grid**2}"
+    print(f"\n{shape}, {setting['device']}, jax {setting['jax']}\n\n{table(rows)}")
 
 
 if __name__ == "__main__":
     jnp.zeros(1).block_until_ready()
-    main(tyro.cli(Config))
+    tyro.cli(main)

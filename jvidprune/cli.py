@@ -79,7 +79,8 @@ def ask(
 
     Args:
       question: what to ask.
-      reducer: method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5"; "none" keeps all tokens.
+      reducer: method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5", or a chain as in
+        "visionzip+flashvid"; "none" keeps all tokens.
       ratio: retention ratio in (0, 1].
       max_new_tokens: longest answer.
       temperature: 0 answers greedily, above 0 samples.
@@ -123,7 +124,8 @@ def reduce(
     """Show which tokens of a video are kept and which are merged into which, drawn on its frames.
 
     Args:
-      reducer: method (`jvidprune methods`), with settings as in "stop:base=fastvid".
+      reducer: method (`jvidprune methods`), with settings as in "stop:base=fastvid", or a chain as in
+        "visionzip+flashvid".
       compare: several methods separated by commas, drawn side by side; replaces `reducer`.
       ratio: retention ratio in (0, 1].
     """

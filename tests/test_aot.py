@@ -347,6 +347,47 @@ def test_dynamic_clips_cut_where_the_scene_changes():
     assert bool(reducer._dynamic_starts(far).all())
 
 
+def test_a_medoid_key_frame_is_the_frame_nearest_to_its_clip_and_merges_like_one_that_comes_first():
+    # Without a temporal term the order of the other frames is the one that a video with the medoid in front has.
+    settings = {"window": 3, "clips": 3, "inter_cost": TokenCost(w_pos=0.0)}
+    medoid, first = AOT(key_frame="medoid", **settings), AOT(**settings)
+    means = np.asarray(VIDEO.evidence["features_unpooled"]).mean(1)
+    means = means / np.linalg.norm(means, axis=1, keepdims=True)
+    order = []
+    for clip in (np.arange(3), np.arange(3, 6)):
+        best = clip[np.argmax((means[clip] @ means[clip].T).sum(1))]
+        order += [best, *clip[clip != best]]
+    assert order != list(range(6))
+    turned = dataclasses.replace(
+        VIDEO,
+        features=VIDEO.features[np.array(order)],
+        evidence={k: VIDEO.evidence[k][np.array(order)] for k in first.needs},
+    )
+    ids, tokens = rows(run(medoid, VIDEO, medoid.budget_of(VIDEO.layout(), 40)))
+    other, expected = rows(run(first, turned, first.budget_of(VIDEO.layout(), 40)))
+    other = np.array(order)[other // 20] * 20 + other % 20
+    assert len(ids) > 10
+    np.testing.assert_array_equal(np.sort(ids), np.sort(other))
+    tokens, expected = (t[np.lexsort((t[:, 0], i))] for i, t in ((ids, tokens), (other, expected)))
+    np.testing.assert_allclose(tokens, expected, atol=2e-6)
+
+
+def test_flows_name_the_strongest_targets_of_tokens_that_are_no_output():
+    out = run(REDUCER, VIDEO, budget(40))
+    flow, share = np.asarray(out.diagnostics["flow"]), np.asarray(out.diagnostics["flow_share"])
+    ids = np.unique(rows(out)[0])
+    assert not (flow[ids] >= 0).any()
+    gone = np.setdiff1d(np.arange(FRAMES * 20), ids)
+    assert (flow[gone, 0] >= 0).all()
+    assert np.isin(flow[gone, 0], ids).all()
+    assert (np.diff(share, axis=1) <= 0).all()
+    assert ((share.sum(1)[gone] > 0.3) & (share.sum(1)[gone] < 1 + 1e-5)).all()
+    # Tokens merged along a clip go to its key frame, all others stay in their frame.
+    merged = np.asarray(out.slot)[gone] >= 0
+    assert merged.any()
+    np.testing.assert_array_equal(flow[gone, 0] // 20, np.where(merged, gone // 60 * 3, gone // 20))
+
+
 def test_sinks_lose_their_place_among_the_anchors():
     made = budget(20)
 

@@ -131,6 +131,24 @@ def test_methods_are_written_with_their_settings_as_text():
     assert (flashvid.alpha, flashvid.distinct, flashvid.min_segments) == (0.5, True, 4)
     with pytest.raises(JvidpruneError, match="key=value"):
         presets.from_text("flashvid:fast")
+
+
+def test_texts_nest_and_chain_reducers():
+    texts = ["stop:base=(flashvid:alpha=0.5,eps=1e-6),mu_s=0.1", "visionzip+flashvid:eps=1e+3,distinct=True", "evs"]
+    assert presets.split_texts(",".join(texts)) == texts
+    stop, chain, _ = (presets.from_text(text, "llava_video") for text in texts)
+    assert (stop.base.alpha, stop.base.eps, stop.mu_s) == (0.5, 1e-6, 0.1)
+    assert stop.base.pruning_layer is None, "the settings of SToP's runs hold where none is given"
+    assert chain.first == reducers.get("visionzip", "llava_video")
+    assert chain.second == reducers.get("flashvid", "llava_video", eps=1000.0, distinct=True)
+    written = "sequential:first=(stop:base=visionzip),second=(visionzip+flashvid),split=0.3"
+    nested = presets.from_text(written, "llava_video")
+    assert (nested.first.base.layout, nested.second.second.method, nested.split) == ("grid", "attn_div_v2", 0.3)
+    with pytest.raises(JvidpruneError, match="cannot be the first stage"):
+        presets.from_text("flashvid+visionzip")
+
+
+def test_unknown_settings_in_a_text_are_refused():
     with pytest.raises(JvidpruneError, match="Did you mean 'alpha'"):
         presets.from_text("flashvid:alhpa=1")
 

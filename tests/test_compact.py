@@ -58,15 +58,15 @@ def test_slots_prefer_a_tokens_own_row_and_mark_dropped_tokens():
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000))
-def test_keyed_plan_sorts_by_key_and_keeps_ties_in_slot_order(seed):
+def test_a_keyed_plan_sorts_by_key_and_keeps_ties_in_slot_order(seed):
     rng = np.random.default_rng(seed)
     s = 10
     key, token = rng.integers(0, 5, s), rng.permutation(M)[:s]
     present, pick = rng.random(s) < 0.6, rng.random(s) < 0.5
     target = rng.integers(0, s + 1, (1, M))
     x = rng.normal(size=(1, M, D)).astype(np.float32)
-    arrays = [jnp.asarray(a) for a in (key, token, present, pick, target)]
-    reduced = compact.apply(compact.keyed_plan(*arrays, jnp.ones((1, M)), K), jnp.asarray(x))
+    arrays = [jnp.asarray(a) for a in (token, present, pick, target)]
+    reduced = compact.apply(compact.slotted_plan(*arrays, jnp.ones((1, M)), K, key=jnp.asarray(key)), jnp.asarray(x))
     order = [i for i in np.argsort(key, kind="stable") if present[i]][:K]
     assert np.asarray(reduced.index)[: len(order)].tolist() == token[order].tolist()
     for row, slot in enumerate(order):

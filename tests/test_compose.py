@@ -191,7 +191,9 @@ def test_what_cannot_be_chained_is_refused_in_one_sentence():
     with pytest.raises(jv.JvidpruneError, match="cannot be the first stage"):
         Sequential(AttentionTopK(), ZIP)
     with pytest.raises(jv.JvidpruneError, match="chains reducers"):
-        Sequential(TOP, "flashvid")
+        Sequential(TOP, 3)
+    with pytest.raises(jv.JvidpruneError, match="Did you mean 'flashvid'"):
+        Sequential(TOP, "flashvit")
     with pytest.raises(jv.JvidpruneError, match="cannot be the first stage"):
         Sequential(Sequential(TOP, OTT), ZIP)
     with pytest.raises(jv.JvidpruneError, match="split"):

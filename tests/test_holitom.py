@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import VideoTokens, reducers
-from jvidprune.ops.double_product import ceil_product, fraction_words, round_product
+from jvidprune.ops.exact import ceil_product, fraction_words, round_product
 from jvidprune.ops.inner_merge import halving_merge
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains

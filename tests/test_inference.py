@@ -1,5 +1,6 @@
 """From file to answer on the small embedded model: prompts, slots, repeated questions, and the drawing of decisions."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -112,7 +113,7 @@ def test_sampling_is_seeded(llm, frames):
 def decision(sink=None):
     index, mass = np.array([0, 5]), np.array([1, 3])
     slot = np.array([0, 1, -1, -1, 1, 1, -1, -1])
-    return Decision("Test", 0.25, 2, (2, 2), index, mass, slot, np.full(8, -1), sink)
+    return Decision("Test", 0.25, 2, (2, 2), index, mass, slot, np.full((8, 1), -1), np.zeros((8, 1)), sink)
 
 
 def test_drawing_keeps_colours_of_kept_tokens_and_darkens_dropped_ones():
@@ -136,9 +137,31 @@ def test_decisions_count_per_frame_and_read_links_and_sinks_from_diagnostics():
     reduced = reduce(reducers.get("none"), video, 1.0, diagnostics=True)
     reduced = reduced._replace(diagnostics={"link": jnp.arange(8).reshape(2, 4), "sink_score": jnp.ones((2, 4))})
     read = Decision.from_reduced(reduced, method="none", ratio=1.0, frames=2, grid=(2, 2))
-    assert read.link.tolist() == list(range(8))
+    assert read.flow[:, 0].tolist() == list(range(8))
+    assert read.share.tolist() == [[1.0]] * 8
     assert read.sink is not None
     assert read.sink.tolist() == [1.0] * 8
+
+
+def test_flows_are_drawn_by_their_share_and_listed_in_the_page():
+    one = decision()
+    flow, share = np.full((8, 2), -1), np.zeros((8, 2), np.float32)
+    flow[4], share[4] = (1, 3), (0.9, 0.1)
+    flow[6], share[6] = (5, -1), (1.0, 0.0)
+    one = dataclasses.replace(one, flow=flow, share=share)
+    assert one.summary() == "2 of 8 tokens (25.0%) · 2 merged · 1 spread over kept ones of their frame · 3 dropped"
+    blank = np.zeros((100, 100, 3), np.uint8)
+    drawn = draw_frame(blank, one, 1).astype(int)
+    # Lines from the middle of token 0 to those of tokens 1 and 3.
+    strong, weak = drawn[25, 40].sum(), drawn[40, 40].sum()
+    assert strong > 2 * weak > 0
+    inside = drawn[40, 60]
+    assert inside[2] > inside[0], "a flow inside the frame is blue"
+    page = reduction_page(np.stack([blank] * 2), [one], ["0", "1"], title="t", subtitle="s")
+    assert json.loads(page.split("const DATA = ")[1].split(";\n")[0])["methods"][0]["flow"] == {
+        "4": [[1, 0.9], [3, 0.1]],
+        "6": [[5, 1.0]],
+    }
 
 
 def test_pictures_and_pages_hold_every_method_and_frame():

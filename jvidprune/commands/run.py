@@ -112,9 +112,9 @@ def draw_reduction(
         clock = StageClock(console.start)
         clip, video = read_video(path, llm, needs, model, clock, console)
         decisions = []
-        for method in methods.values():
+        for name, method in methods.items():
             with clock("reduce") as stage:
-                decisions.append(decide(method, video, ratio))
+                decisions.append(decide(method, video, ratio, name))
                 stage.tokens = decisions[-1].count
         console.start("drawing")
         # A grid frame of Qwen stands for a pair of frames and is drawn on the first.
@@ -151,10 +151,10 @@ def _save_film(path: Path, film: np.ndarray) -> None:
     write_mp4(path, film, 4.0)
 
 
-def decide(method: Reducer, video: VideoTokens, ratio: float) -> Decision:
-    """One reduction on the host, with its diagnostics."""
+def decide(method: Reducer, video: VideoTokens, ratio: float, text: str) -> Decision:
+    """One reduction on the host, with its diagnostics; a text with settings or a chain is its own title."""
     reduced = jax.block_until_ready(reduce_video(method, video, ratio, diagnostics=True))
-    title = getattr(getattr(method, "info", None), "title", type(method).__name__)
+    title = text if set(text) & set(":+") else getattr(getattr(method, "info", None), "title", text)
     return Decision.from_reduced(reduced, method=title, ratio=ratio, frames=video.features.shape[0], grid=video.grid)
 
 

@@ -31,6 +31,45 @@ def selection_plan(multiplicity: Int[Array, "M"], capacity: int, diagnostics: di
     return Plan(ids, valid, count, valid, nothing.astype(jnp.int32), nothing, diagnostics or {})
 
 
+def slotted_plan(
+    token: Int[Array, "S"],
+    present: Int[Array, "S"],
+    pick: Bool[Array, "S"],
+    target: Int[Array, "A M"],
+    weight: Float[Array, "A M"],
+    capacity: int,
+    diagnostics: dict[str, Array] | None = None,
+    *,
+    key: Int[Array, "S"] | None = None,
+) -> Plan:
+    """Plan of candidate slots in output order, or in the order of a key.
+
+    Args:
+      token: global id the slot stands for.
+      present: how many rows the slot becomes; a bool mask, or more than 1 where a reference repeats itself.
+      pick: slots that copy their token verbatim.
+      target: slot (0..S-1) that each source token contributes to; S or a slot that is not present means none.
+      weight: its weight there.
+      capacity: static number of rows.
+      diagnostics: passed through.
+      key: int32 sort key of each slot, stable and ascending; without it slots lie in output order already, and a
+        cumulative sum takes the place of two sorts.
+    """
+    s, m = token.shape[0], target.shape[-1]
+    target = jnp.clip(target, 0, s)
+    if key is not None:
+        order = jnp.argsort(key, stable=True).astype(jnp.int32)
+        place = jnp.append(jnp.argsort(order, stable=True).astype(jnp.int32), s)
+        token, present, pick, target = token[order], present[order], pick[order], place[target]
+    slots = present.astype(jnp.int32)
+    source, valid, count = compact(slots, capacity)
+    before = jnp.minimum(jnp.cumsum(slots) - slots, capacity)
+    row_of = jnp.append(jnp.where(slots > 0, before, capacity), capacity).astype(jnp.int32)
+    slot = jnp.minimum(source, s - 1)
+    ids = jnp.where(valid, token[slot], m).astype(jnp.int32)
+    return Plan(ids, valid, count, valid & pick[slot], row_of[target], weight.astype(jnp.float32), diagnostics or {})
+
+
 def ascending_plan(
     pick: Int[Array, "M"],
     merged: Bool[Array, "M"],
@@ -39,80 +78,18 @@ def ascending_plan(
     capacity: int,
     diagnostics: dict[str, Array] | None = None,
 ) -> Plan:
-    """Plan whose rows ascend by token id, a picked row before a merged row of the same id.
+    """`slotted_plan` whose rows ascend by token id, a picked row before a merged row of the same id.
 
     Args:
-      pick: how often each token is copied verbatim (0, 1, or more where the reference repeats itself).
+      pick: how often each token is copied verbatim.
       merged: tokens that stand for a weighted sum.
       target: token id of the merged row that a token contributes to; any id that is not `merged` (or M) means none.
-      weight: its weight there.
-      capacity: static number of rows.
-      diagnostics: passed through.
+      weight, capacity, diagnostics: as there.
     """
     m = pick.shape[0]
-    slots = jnp.stack([pick.astype(jnp.int32), merged.astype(jnp.int32)], axis=1).reshape(2 * m)
-    source, valid, count = compact(slots, capacity)
-    before = jnp.cumsum(slots) - slots
-    row_of = jnp.append(jnp.where(merged, jnp.minimum(before[1::2], capacity), capacity), capacity)
-    row = row_of[jnp.clip(target, 0, m)].astype(jnp.int32)
-    ids = jnp.where(valid, source // 2, m).astype(jnp.int32)
-    return Plan(ids, valid, count, valid & (source % 2 == 0), row, weight.astype(jnp.float32), diagnostics or {})
-
-
-def keyed_plan(
-    key: Int[Array, "S"],
-    token: Int[Array, "S"],
-    present: Bool[Array, "S"],
-    pick: Bool[Array, "S"],
-    target: Int[Array, "A M"],
-    weight: Float[Array, "A M"],
-    capacity: int,
-    diagnostics: dict[str, Array] | None = None,
-) -> Plan:
-    """Plan in an arbitrary output order, given by an int32 key per candidate slot (stable, ascending).
-
-    Args:
-      key: sort key of each candidate slot.
-      token: global id the slot stands for.
-      present: slots that are output.
-      pick: slots that copy their token verbatim.
-      target: slot (0..S-1) that each source token contributes to, S for none.
-      weight: its weight there.
-      capacity: static number of rows.
-      diagnostics: passed through.
-    """
-    s, m = key.shape[0], target.shape[-1]
-    order = jnp.argsort(jnp.where(present, key, jnp.iinfo(jnp.int32).max), stable=True).astype(jnp.int32)
-    place = jnp.argsort(order, stable=True).astype(jnp.int32)
-    count = present.sum(dtype=jnp.int32)
-    row_of = jnp.append(jnp.where(present, jnp.minimum(place, capacity), capacity), capacity).astype(jnp.int32)
-    row = row_of[jnp.clip(target, 0, s)]
-    rows = jnp.arange(capacity, dtype=jnp.int32)
-    slot = order[jnp.minimum(rows, s - 1)]
-    valid = (rows < count) & (rows < s)
-    ids = jnp.where(valid, token[slot], m).astype(jnp.int32)
-    return Plan(ids, valid, count, valid & pick[slot], row, weight.astype(jnp.float32), diagnostics or {})
-
-
-def slotted_plan(
-    token: Int[Array, "S"],
-    present: Bool[Array, "S"],
-    pick: Bool[Array, "S"],
-    target: Int[Array, "A M"],
-    weight: Float[Array, "A M"],
-    capacity: int,
-    diagnostics: dict[str, Array] | None = None,
-) -> Plan:
-    """`keyed_plan` for candidate slots that lie in output order already: a cumulative sum instead of two sorts."""
-    s, m = token.shape[0], target.shape[-1]
-    source, valid, count = compact(present, capacity)
-    slots = present.astype(jnp.int32)
-    before = jnp.minimum(jnp.cumsum(slots) - slots, capacity)
-    row_of = jnp.append(jnp.where(present, before, capacity), capacity).astype(jnp.int32)
-    slot = jnp.minimum(source, s - 1)
-    ids = jnp.where(valid, token[slot], m).astype(jnp.int32)
-    row = row_of[jnp.clip(target, 0, s)]
-    return Plan(ids, valid, count, valid & pick[slot], row, weight.astype(jnp.float32), diagnostics or {})
+    present = jnp.stack([pick.astype(jnp.int32), merged.astype(jnp.int32)], axis=1).reshape(2 * m)
+    slot = jnp.arange(2 * m, dtype=jnp.int32)
+    return slotted_plan(slot // 2, present, slot % 2 == 0, 2 * target + 1, weight, capacity, diagnostics)
 
 
 def gather_rows(plan: Plan, x: Float[Array, "M ..."]) -> Array:

@@ -13,7 +13,7 @@ from jvidprune.models.decoder import Decoder
 from jvidprune.models.inner import Inner
 from jvidprune.ops import newline
 from jvidprune.ops.cluster import peak_scores
-from jvidprune.ops.double_product import ceil_product, fraction_words, round_product
+from jvidprune.ops.exact import ceil_product, fraction_words, round_product
 from jvidprune.ops.inner_merge import halving_merge
 from jvidprune.ops.segment import per_segment_sum
 from jvidprune.ops.select import order_descending, rank_descending

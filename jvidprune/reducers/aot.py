@@ -5,7 +5,7 @@ parts.
 """
 
 import dataclasses
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.pool import PoolKind, find_pooling, pool_tokens, pooled_side
 from jvidprune.ops.segment import mask_cuts, smallest_cuts
-from jvidprune.ops.similarity import normalise
+from jvidprune.ops.similarity import dot_f32, normalise
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.transport import ClipCost, Projection, Sinkhorn, TokenCost, Uniform, numeric_leaves
 from jvidprune.reducers import aot_inter, aot_intra, aot_ratio
@@ -41,6 +41,8 @@ class AOT(StagedReducer):
       inter: run the stage along clips.
       clips: "fixed" (T / 8 frames; the reference has only T = 32 and 64), "dyseg" (cuts at the 7 smallest similarities
         of neighbouring frames and below 0.8; needs the evidence frame_embedding), a length, or a tuple of lengths.
+      key_frame: the frame whose tokens are a clip's anchors: its "first" with tokens, or its "medoid", the frame whose
+        mean token is most similar (cosine) to those of the others; the others then follow in their order.
       window: side of the local windows.
       nearest: share of the nearest-anchor mean in merged anchors, the rest is transport.
       intra_scale, inter_scale: weights of the received mass. The reference overwrites the first by 1 (Q4).
@@ -65,6 +67,7 @@ class AOT(StagedReducer):
     keep_ratio: float = 0.3
     inter: bool = True
     clips: aot_ratio.Clips = "fixed"
+    key_frame: Literal["first", "medoid"] = "first"
     window: int = 9
     nearest: float = 0.1
     intra_scale: float = 1.0
@@ -115,6 +118,8 @@ class AOT(StagedReducer):
                 raise JvidpruneError(f"AOT's {name} must lie in [0, 1], got {getattr(self, name)!r}.")
         if self.window < 1:
             raise JvidpruneError(f"AOT's window must be at least 1, got {self.window}.")
+        if self.key_frame not in ("first", "medoid"):
+            raise JvidpruneError(f"AOT's key_frame must be 'first' or 'medoid', got {self.key_frame!r}.")
         if self.distinct not in aot_inter.DISTINCT:
             raise JvidpruneError(
                 f"unknown criterion {self.distinct!r} for distinct tokens; known: {', '.join(aot_inter.DISTINCT)}."
@@ -241,7 +246,12 @@ class AOT(StagedReducer):
             deep = sink.adjust(deep / geometry.tokens, group, video.frame_mask).attention
         selection = aot_intra.select(x, shallow, deep, geometry, self.window, limit)
         newline = video.evidence["newline"].astype(jnp.float32) if self.row_newlines else None
-        return AOTShared(x, selection, deep, video.frame_mask, self._dynamic_starts(video), newline, geometry, limit)
+        likeness = None
+        if self.inter and self.key_frame == "medoid":
+            means = normalise(jnp.mean(x, axis=1, dtype=jnp.float32), 1e-12)
+            likeness = dot_f32(means, means)
+        starts = self._dynamic_starts(video)
+        return AOTShared(x, selection, deep, video.frame_mask, starts, likeness, newline, geometry, limit)
 
     def intra(self, shared: AOTShared, budget: AOTBudget) -> aot_intra.Intra:
         """The stage inside frames for one budget."""
@@ -279,24 +289,29 @@ class AOT(StagedReducer):
             "intra_converged": intra.result.converged,
         }
         starts = budget.clip_start.astype(bool) if shared.starts is None else shared.starts
-        clips = aot_inter.clip_roles(starts, used.any(1))
+        clips = aot_inter.clip_roles(starts, used.any(1), shared.likeness)
         if self.inter:
             y = aot_intra.place_newlines(aot_intra.pool_features(pooled, shared.x), newline, shared.newline)
             inter = self._inter(shared, budget, y, used, cells[chosen], clips)
             diagnostics |= {f"inter_{name}": value for name, value in inter._asdict().items() if name != "mix"}
             diagnostics["segments"] = clips.ids
-            diagnostics["link"] = aot_inter.strongest_links(inter, used, cells[chosen], clips, geometry.cells)
             own = jnp.where(clips.key[:, None], used & ~(self.drop_original & clips.merges[:, None]), inter.keep)
             merged = (clips.last & clips.merges)[:, None] & used[clips.lead]
             mix = inter.mix
         else:
             own, merged = used, jnp.zeros_like(used)
             mix = jnp.zeros((t, *used.shape[1:], used.shape[1]))
+            inter = None
+        table = jnp.asarray(aot_intra.cell_pooling(geometry))
+        diagnostics["flow"], diagnostics["flow_share"] = aot_inter.flows(
+            inter, pooled, table, used & ~newline, cells[chosen], clips
+        )
         order = arrange(own, merged, used, mix, clips, cells[chosen], newline, geometry.cells, capacity, self.inter)
         # Anchors beyond what the capacity allows for are cut silently; the count then says that it was too small.
         short = budget.visual_tokens > shared.limit.visual_tokens
         order["count"] = jnp.where(short, jnp.maximum(order["count"], capacity + 1), order["count"])
-        return AOTPlan(diagnostics=diagnostics, pooled=pooled, newline=newline, mix=mix, key=clips.key, **order)
+        roles = {"key": clips.key, "order": clips.order}
+        return AOTPlan(diagnostics=diagnostics, pooled=pooled, newline=newline, mix=mix, **roles, **order)
 
     def apply(self, plan: AOTPlan, video: VideoTokens) -> Reduced:
         """Tokens of a plan: pools every frame and mixes every clip under the plan's weights; linear in the features."""
@@ -308,7 +323,7 @@ class AOT(StagedReducer):
         frame, merged, slot = source // (2 * n), (source // n) % 2, source % n
         tokens = y.reshape(-1, width)[frame * n + slot]
         if self.inter:
-            final = aot_inter.merged_anchors(plan.mix, y, plan.key).reshape(-1, width)
+            final = aot_inter.merged_anchors(plan.mix, y, plan.key, plan.order).reshape(-1, width)
             tokens = jnp.where((merged == 1)[:, None], final[frame * n + slot], tokens)
         tokens = jnp.where(plan.valid[:, None], tokens, 0.0).astype(x.dtype)
         _, slots = compact.source_slots(Plan(*plan[:7]))

@@ -9,9 +9,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops.segment import segment_ids
-from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import cosine_from_gram, dot_f32, squared_norms
-from jvidprune.ops.transport import Projection, Rows, TransportResult, blend, cost_matrix, normalise_plan
+from jvidprune.ops.transport import Projection, Rows, TransportResult, blend, cost_matrix, normalise_plan, strongest
 from jvidprune.reducers.aot_intra import weigh
 
 Distinct = Literal["pmax", "entropy", "cost", "unmatched"]
@@ -63,13 +62,14 @@ class Clips(NamedTuple):
     """Which frame leads which.
 
     Attributes:
-      key: (T,) bool, the frame whose tokens are the anchors: the first of its clip that has any (Q7).
+      key: (T,) bool, the frame whose tokens are the anchors: the first of its clip that has any (Q7), or the medoid.
       later: (T,) bool, other frames that have tokens.
       last: (T,) bool, last frame of its clip.
       merges: (T,) bool, its clip has a key frame and at least one later frame.
       lead: (T,) int32 key frame of its clip.
       end: (T,) int32 last frame of its clip.
       ids: (T,) int32 clip.
+      order: (T,) int32 frames as they are merged, the key frame of every clip first, or None where that is their order.
     """
 
     key: Bool[Array, "T"]
@@ -79,22 +79,38 @@ class Clips(NamedTuple):
     lead: Int[Array, "T"]
     end: Int[Array, "T"]
     ids: Int[Array, "T"]
+    order: Int[Array, "T"] | None
 
 
-def clip_roles(starts: Bool[Array, "T"], occupied: Bool[Array, "T"]) -> Clips:
-    """Roles of the frames; `starts` marks the first frame of every clip but the first, which starts anyway."""
+def clip_roles(
+    starts: Bool[Array, "T"], occupied: Bool[Array, "T"], likeness: Float[Array, "T T"] | None = None
+) -> Clips:
+    """Roles of the frames.
+
+    Args:
+      starts: first frame of every clip but the first, which starts anyway.
+      occupied: frames that have tokens; others are no key frames.
+      likeness: similarities of the frames; with them the key frame is the medoid of its clip, the frame of the largest
+        sum over the clip, the earliest of equals.
+    """
     frames = jnp.arange(starts.shape[0], dtype=jnp.int32)
     ids = segment_ids(starts[1:])
-    before = jnp.cumsum(occupied) - occupied
+    fits = occupied
+    if likeness is not None:
+        together = (ids[:, None] == ids[None]) & occupied
+        central = jnp.where(occupied, jnp.where(together, likeness, 0.0).sum(1), -jnp.inf)
+        fits = occupied & (central == jax.ops.segment_max(central, ids, num_segments=ids.shape[0])[ids])
+    before = jnp.cumsum(fits) - fits
     first = lax.cummax(jnp.where(jnp.append(True, ids[1:] != ids[:-1]), frames, 0))
     turn = before - before[first]
-    key = occupied & (turn == 0)
+    key = fits & (turn == 0)
     later = occupied & ~key
     last = jnp.append(ids[1:] != ids[:-1], True)
     count = jax.ops.segment_sum(occupied.astype(jnp.int32), ids, num_segments=ids.shape[0])
     lead = jax.ops.segment_max(jnp.where(key, frames, -1), ids, num_segments=ids.shape[0])
     end = jax.ops.segment_max(frames, ids, num_segments=ids.shape[0])
-    return Clips(key, later, last, count[ids] > 1, jnp.maximum(lead[ids], 0), end[ids], ids)
+    order = None if likeness is None else jnp.argsort(2 * ids + ~key, stable=True).astype(jnp.int32)
+    return Clips(key, later, last, count[ids] > 1, jnp.maximum(lead[ids], 0), end[ids], ids, order)
 
 
 def step(anchors: Rows, sources: Rows, parts: ClipParts) -> Step:
@@ -118,18 +134,6 @@ def step(anchors: Rows, sources: Rows, parts: ClipParts) -> Step:
     own, taken = blend(weight, parts.scale)
     moved = own[:, None] * anchors.features + weigh(taken.T, sources.features)
     return Step(moved, taken, 1.0 / own, keep, score, result)
-
-
-def strongest_links(
-    inter: "Inter", used: Bool[Array, "T n"], cell: Int[Array, "T n"], clips: Clips, cells: int
-) -> Int[Array, "T*P"]:
-    """For every merged token the anchor that took most of it, as frame * P + cell; -1 for all others."""
-    frames = jnp.arange(used.shape[0], dtype=jnp.int32)[:, None]
-    moved = used & ~inter.keep & (clips.later & clips.merges)[:, None] & (cell < cells)
-    anchor = jnp.take_along_axis(cell[clips.lead], first_argmax(inter.plan), axis=1)
-    total = used.shape[0] * cells
-    links = jnp.full(total + 1, -1, jnp.int32)
-    return links.at[jnp.where(moved, frames * cells + cell, total)].set(clips.lead[:, None] * cells + anchor)[:total]
 
 
 class Inter(NamedTuple):
@@ -163,6 +167,19 @@ def merge_clips(
 ) -> Inter:
     """All clips of a video by one scan over its frames, whose carry is a clip's anchors."""
     times = jnp.arange(y.shape[0], dtype=jnp.float32)
+    if clips.order is not None:
+        # A clip keeps its frames, so that its last place is still that of its last frame.
+        turned = clips._replace(key=clips.key[clips.order], later=clips.later[clips.order], order=None)
+        y, mask, place, saliency, times = (v[clips.order] for v in (y, mask, place, saliency, times))
+        done = _merge_in_order(y, mask, place, saliency, times, turned, parts)
+        back = jnp.argsort(clips.order)
+        return Inter(*(v[back] for v in done))
+    return _merge_in_order(y, mask, place, saliency, times, clips, parts)
+
+
+def _merge_in_order(
+    y: Array, mask: Array, place: Array, saliency: Array, times: Array, clips: Clips, parts: ClipParts
+) -> Inter:
 
     def frame(carry: Rows, args: tuple) -> tuple[Rows, tuple]:
         current, key, later = args
@@ -199,10 +216,52 @@ def merge_clips(
     return Inter(keep, mix, score, steps, row, column, plan)
 
 
+def flows(
+    inter: Inter | None,
+    pooled: Float[Array, "T n N"],
+    table: Float[Array, "P N"],
+    used: Bool[Array, "T n"],
+    cell: Int[Array, "T n"],
+    clips: Clips,
+) -> tuple[Int[Array, "M F"], Float[Array, "M F"]]:
+    """Where tokens that are no output went, for drawing: their strongest anchors and the share that each took.
+
+    A pooled token that did not stay an anchor flows to slots of its own frame, as far as its tokens before pooling have
+    weight there; a token that was merged along a clip flows to anchors of the key frame.
+
+    Args:
+      inter: the stage along clips, or None.
+      pooled: weights of a frame's tokens in its slots.
+      table: pooling weights of each pooled token.
+      used, cell: slots in use and the pooled token of each.
+      clips: roles of the frames.
+
+    Returns:
+      (T * P, F) targets as frame * P + cell, -1 for none, and their shares.
+    """
+    t, cells = used.shape[0], table.shape[0]
+    frames = jnp.arange(t, dtype=jnp.int32)[:, None]
+    part = table / jnp.maximum(table.sum(0), 1e-9)
+    inside = jnp.einsum("tsj,pj->tps", pooled, part, precision=lax.Precision.HIGHEST)
+    kept = jnp.zeros((t, cells + 1), bool).at[frames, jnp.where(used, cell, cells)].set(True)[:, :cells]
+    share = jnp.where(~kept[..., None] & used[:, None], inside, 0.0)
+    target, share = strongest(share, jnp.broadcast_to((frames * cells + cell)[:, None], share.shape))
+    target, share = target.reshape(t * cells, -1), share.reshape(t * cells, -1)
+    if inter is None:
+        return target, share
+    moved = used & ~inter.keep & (clips.later & clips.merges)[:, None] & (cell < cells)
+    anchors = jnp.broadcast_to((clips.lead[:, None] * cells + cell[clips.lead])[:, None], inter.plan.shape)
+    along, along_share = strongest(jnp.where(moved[..., None], inter.plan, 0.0), anchors)
+    place = jnp.where(moved, frames * cells + cell, t * cells)
+    return target.at[place].set(along, mode="drop"), share.at[place].set(along_share, mode="drop")
+
+
 def merged_anchors(
-    mix: Float[Array, "T n n"], y: Float[Array, "T n D"], key: Bool[Array, "T"]
+    mix: Float[Array, "T n n"], y: Float[Array, "T n D"], key: Bool[Array, "T"], order: Int[Array, "T"] | None
 ) -> Float[Array, "T n D"]:
     """Running anchors of each frame's clip under final weights; on a clip's last frame they are its merged anchors."""
+    if order is not None:
+        mix, y, key = mix[order], y[order], key[order]
 
     def frame(total: Array, args: tuple) -> tuple[Array, Array]:
         weight, tokens, first = args

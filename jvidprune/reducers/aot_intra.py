@@ -178,11 +178,16 @@ def transport(
     return Intra(anchors, active, own, taken, result, priced)
 
 
+def cell_pooling(geometry: Geometry) -> np.ndarray:
+    """(P, N) float32 pooling weights of a frame's pooled tokens in raster order."""
+    rows, columns = pooling_matrix(geometry.grid[0], geometry.kind), pooling_matrix(geometry.grid[1], geometry.kind)
+    return np.kron(rows, columns)
+
+
 def slot_pooling(geometry: Geometry) -> np.ndarray:
     """(S + 1, N) float32 pooling weights by slot: pooled cells in raster order, a newline slot (zeros) behind each row
     if newlines take part, and a last row of zeros for padding."""
-    rows, columns = pooling_matrix(geometry.grid[0], geometry.kind), pooling_matrix(geometry.grid[1], geometry.kind)
-    weights = np.kron(rows, columns).reshape(*geometry.pooled, -1)
+    weights = cell_pooling(geometry).reshape(*geometry.pooled, -1)
     if geometry.newlines:
         weights = np.pad(weights, ((0, 0), (0, 1), (0, 0)))
     weights = weights.reshape(-1, weights.shape[-1])

@@ -42,6 +42,7 @@ class AOTShared:
     saliency: Float[Array, "T N"]
     frame_mask: Bool[Array, "T"]
     starts: Bool[Array, "T"] | None
+    likeness: Float[Array, "T T"] | None
     newline: Float[Array, "D"] | None
     geometry: aot_ratio.Geometry = dataclasses.field(metadata={"static": True})
     limit: aot_ratio.Limits = dataclasses.field(metadata={"static": True})
@@ -60,6 +61,7 @@ class AOTPlan(NamedTuple):
       newline: (T, n) bool.
       mix: (T, n, n) float32, see `aot_inter.Inter`.
       key: (T,) bool.
+      order: see `aot_inter.Clips`.
     """
 
     ids: Int[Array, "K"]
@@ -75,3 +77,4 @@ class AOTPlan(NamedTuple):
     newline: Bool[Array, "T n"]
     mix: Float[Array, "T n n"]
     key: Bool[Array, "T"]
+    order: Int[Array, "T"] | None

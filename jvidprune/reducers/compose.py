@@ -13,6 +13,7 @@ from jax import lax
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers import presets
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
 from jvidprune.reducers.prompting import prompt_rules
 from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
@@ -53,28 +54,35 @@ class Sequential(StagedReducer):
 
     Attributes:
       first: VisionZip, OTTVid(temporal=False), AttentionTopK(scope="frame"), SToP of such a method, or a reducer of
-        your own with `tokens_per_frame(layout, ratio) -> int` and plans that are weightings of their input.
-      second: any reducer whose plans are weightings of their input, another Sequential included.
+        your own with `tokens_per_frame(layout, ratio) -> int` and plans that are weightings of their input. A text
+        such as "visionzip:dominant_share=0.5" is built for `backbone`, see `presets.from_text`.
+      second: any reducer whose plans are weightings of their input, another Sequential included; or a text.
       split: share of log(ratio) that the first stage is to take, in [0, 1].
       ladder: ratios that the first stage may run at, each in (0, 1].
+      backbone: for stages given by a text.
     """
 
-    first: Any
-    second: Any
+    first: Any = "visionzip"
+    second: Any = "flashvid"
     split: float = 0.5
     ladder: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
+    backbone: str | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="sequential",
         title="Sequential",
         paper="-",
-        summary="Runs one reducer on the tokens that another leaves, under one total ratio.",
+        summary="Runs one reducer on the tokens that another leaves, under one ratio: visionzip+flashvid for short.",
         nested=False,
         merges=True,
         exact=False,
     )
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {name: {"backbone": name} for name in presets.BACKBONES}
 
     def __post_init__(self) -> None:
+        for name in ("first", "second"):
+            if isinstance(getattr(self, name), str):
+                object.__setattr__(self, name, presets.from_text(getattr(self, name), self.backbone))
         for stage in (self.first, self.second):
             if not isinstance(stage, Reducer):
                 raise JvidpruneError(f"Sequential chains reducers, got {type(stage).__name__}.")

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact, segment
 from jvidprune.ops.cluster import assign_to_centres, centre_mask, peak_scores
-from jvidprune.ops.double_product import ceil_product, fraction_words, round_product
+from jvidprune.ops.exact import ceil_product, fraction_words, round_product
 from jvidprune.ops.select import rank_descending
 from jvidprune.ops.similarity import (
     distance_from_gram,

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
@@ -16,6 +17,7 @@ from jvidprune.ops.facility import coverage_weights, facility_order
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
+from jvidprune.ops.transport import strongest
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
 from jvidprune.reducers.ottvid_pairs import (
     centroids,
@@ -26,6 +28,10 @@ from jvidprune.reducers.ottvid_pairs import (
     split_removals,
 )
 from jvidprune.tokens import Layout, Plan, VideoTokens
+
+
+_LONG = 64
+"""Places from which the transport is sized to the budget: below, compiling it several times costs more than it saves."""
 
 
 class OTTVidBudget(NamedTuple):
@@ -244,13 +250,16 @@ class OTTVid(StagedReducer):
         total = frames * tokens
         root_id, alive = self_id, valid & shared.frame_mask[:, None]
         if frames > 1 and self.temporal:
-            matched, parent, absorbed, extra = self._match(shared, budget, place, position, kept)
+            matched, parent, absorbed, extra = self._matched(shared, budget, place, position, kept)
             root_id, dropped = roots(self_id, matched, parent, absorbed)
             alive = alive & ~dropped
             diagnostics |= extra
-            parent_id = jnp.take_along_axis(self_id[:-1], parent, axis=1)
+            sent = jnp.swapaxes(extra["transport_plan"], -1, -2)
+            target, share = strongest(sent, jnp.broadcast_to(self_id[:-1, None], sent.shape))
             child = jnp.where(matched, self_id[1:], total)
-            diagnostics["link"] = jnp.full(total + 1, -1, jnp.int32).at[child].set(parent_id)[:total]
+            nothing = jnp.full((total, target.shape[-1]), -1, jnp.int32)
+            diagnostics["flow"] = nothing.at[child].set(target, mode="drop")
+            diagnostics["flow_share"] = jnp.zeros(nothing.shape).at[child].set(share, mode="drop")
         diagnostics["root"] = root_id
         root_id = jnp.where(alive, root_id, total)
         size = jnp.zeros(total + 1, jnp.float32).at[root_id.reshape(-1)].add(1.0)
@@ -263,6 +272,34 @@ class OTTVid(StagedReducer):
         # A per-frame count above the inferred bound means that the capacity was too small: say so through the count.
         missing = (budget.per_frame - kept) * shared.frame_mask.sum()
         return plan._replace(count=plan.count + missing)
+
+    def _matched(
+        self,
+        shared: OTTVidShared,
+        budget: OTTVidBudget,
+        place: Int[Array, "T K"],
+        position: Int[Array, "T K"],
+        kept: Int[Array, ""],
+    ) -> tuple[Bool[Array, "P K"], Int[Array, "P K"], Bool[Array, "P K"], dict[str, Array]]:
+        """`_match` on as many of the K places as a budget fills, to a quarter; the transport costs their square.
+
+        Only where one branch of a switch runs: on accelerators ratios run side by side, and all branches would.
+        """
+        steps = place.shape[1]
+        sizes = [steps]
+        if jax.default_backend() == "cpu" and steps >= _LONG:
+            sizes = [-(-steps * quarter // 4) for quarter in (1, 2, 3, 4)]
+
+        def branch(size: int) -> Callable[[], tuple]:
+            def run() -> tuple:
+                part = shared._replace(order=shared.order[:, :size], columns=shared.columns[:, :size])
+                out = self._match(part, budget, place[:, :size], position[:, :size], kept)
+                return jax.tree.map(lambda leaf: _widen(leaf, size, steps), out)
+
+            return run
+
+        which = sum((kept > size).astype(jnp.int32) for size in sizes[:-1])
+        return lax.switch(which, [branch(size) for size in sizes]) if len(sizes) > 1 else branch(steps)()
 
     def _match(
         self,
@@ -338,6 +375,11 @@ class OTTVid(StagedReducer):
         contribution = jnp.where(valid, contribution, 0.0)
         scaled = contribution / (jnp.max(contribution, -1, keepdims=True) + 1e-8)
         return jax.nn.softmax(jnp.where(valid, -scaled / self.mass_temperature, -jnp.inf), axis=-1)
+
+
+def _widen(leaf: Array, size: int, steps: int) -> Array:
+    """Pads the axes over places back to `steps`; frame pairs have one axis in front of them."""
+    return jnp.pad(leaf, [(0, 0)] + [(0, steps - size)] * (leaf.ndim - 1))
 
 
 def _mark(position: Int[Array, "T K"], valid: Bool[Array, "T K"], tokens: int) -> Bool[Array, "T N"]:

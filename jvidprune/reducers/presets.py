@@ -3,6 +3,7 @@
 import ast
 import difflib
 import importlib
+import re
 from typing import Any
 
 from jvidprune.errors import JvidpruneError
@@ -32,6 +33,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "ottvid": ("ottvid", "OTTVid"),
     "aot": ("aot", "AOT"),
     "stop": ("stop", "SToP"),
+    "sequential": ("compose", "Sequential"),
     "visionzip_qwen": ("stop_qwen", "VisionZipQwen"),
 }
 """Registry name -> (module in this package, class). A class carries `info` and `PRESETS`, backbone -> settings."""
@@ -82,36 +84,75 @@ def get(name: str, backbone: str | None = None, **overrides: Any) -> Reducer:
 def split_texts(text: str) -> list[str]:
     """Splits "a,b:x=1,y=2,c" into ["a", "b:x=1,y=2", "c"]: settings stay with the method they follow."""
     parts: list[str] = []
-    for part in text.split(","):
-        part = part.strip()
-        if parts and "=" in part and ":" not in part:
+    for part in _pieces(text, ","):
+        if parts and re.match(r"\w+\s*=", part):
             parts[-1] += "," + part
         elif part:
             parts.append(part)
     return parts
 
 
+def split_chain(text: str) -> list[str]:
+    """Splits "a:x=1+b" into its stages ["a:x=1", "b"]."""
+    return _pieces(text, "+")
+
+
+def _pieces(text: str, separator: str) -> list[str]:
+    """Splits at a separator outside of brackets, a plus only in front of a name (not that of "1e+3")."""
+    parts, depth = [""], 0
+    for place, mark in enumerate(text):
+        depth += (mark in "([{") - (mark in ")]}")
+        between = mark == separator and depth == 0
+        if between and separator == "+":
+            between = not re.match(r"\s*[\d.]", text[place + 1 :])
+        if between:
+            parts.append("")
+        else:
+            parts[-1] += mark
+    return [part.strip() for part in parts]
+
+
 def from_text(text: str, backbone: str | None = None) -> Reducer:
-    """A reducer from a command-line text: "flashvid", "flashvid:alpha=0.5,distinct=True", "stop:base=fastvid".
+    """A reducer from a command-line text.
+
+    "flashvid", "flashvid:alpha=0.5,distinct=True"; a modifier names what it wraps, in brackets where that has settings
+    of its own: "stop:base=fastvid", "stop:base=(flashvid:alpha=0.5),mu_s=0.03"; a plus chains reducers under one ratio
+    in equal shares: "visionzip+flashvid:alpha=0.5" (see `compose.chain`; "sequential:first=visionzip,second=flashvid,
+    split=0.3" for other shares).
 
     Args:
-      text: registry name, then a colon and settings as Python literals (bare words are strings).
+      text: registry name, then a colon and settings as Python literals (bare words and bracketed texts are strings).
       backbone: as for `get`.
 
     Raises:
-      JvidpruneError: as for `get`, or a setting without "=".
+      JvidpruneError: as for `get`, a setting without "=", or reducers that cannot be chained.
+    """
+    stages = split_chain(text)
+    if len(stages) > 1:
+        from jvidprune.reducers.compose import chain
+
+        return chain(*(from_text(stage, backbone) for stage in stages))
+    name, settings = read_settings(text)
+    return get(name, backbone, **settings)
+
+
+def read_settings(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of "name:key=value,key=value".
+
+    Raises:
+      JvidpruneError: a setting without "=".
     """
     name, _, rest = text.partition(":")
     settings: dict[str, Any] = {}
-    for part in filter(None, (piece.strip() for piece in rest.split(","))):
-        key, equals, value = part.partition("=")
+    for part in filter(None, _pieces(rest, ",")):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals:
             raise JvidpruneError(f"a reducer's settings are written name:key=value,key=value, got {text!r}.")
         try:
-            settings[key.strip()] = ast.literal_eval(value.strip())
+            settings[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
-            settings[key.strip()] = value.strip()
-    return get(name.strip(), backbone, **settings)
+            settings[key] = value[1:-1].strip() if value.startswith("(") and value.endswith(")") else value
+    return name.strip(), settings
 
 
 def info(name: str) -> MethodInfo:

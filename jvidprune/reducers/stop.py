@@ -77,7 +77,8 @@ class SToP(StagedReducer):
     mu_s = mu_t = 0 is exactly the base. The paper's tables "without SToP" come from the ungated code.
 
     Attributes:
-      base: any reducer, or a registry name, which is built for `backbone` with the settings of SToP's runs.
+      base: any reducer, or a text such as "fastvid" or "flashvid:alpha=0.5", which is built for `backbone` with the
+        settings of SToP's runs.
       mu_s: weight in the attention, in units of maps whose unpooled rows sum to 1; None takes the reference's value for
         the base (0.02 to 0.04; the paper's text names 0.2 and 0.3 for maps of another scale).
       mu_t: weight in static tests; None as for mu_s.
@@ -231,15 +232,24 @@ class SToP(StagedReducer):
         return getattr(self.base, "tokens_per_frame", None)
 
 
-def base_reducer(name: str, backbone: str | None = None, **overrides: Any) -> Reducer:
-    """A reducer by name with the settings that SToP's runs pass to it, where it has them.
+def base_reducer(text: str, backbone: str | None = None, **overrides: Any) -> Reducer:
+    """A reducer from a text with the settings that SToP's runs pass to it, where it has them.
+
+    Args:
+      text: registry name, with settings that win over SToP's ("flashvid:alpha=0.5"), or a chain; see
+        `presets.from_text`.
+      backbone: as for `presets.get`.
+      **overrides: settings that win over all others.
 
     Raises:
       JvidpruneError: unknown name, backbone or hyper-parameter.
     """
+    if len(presets.split_chain(text)) > 1:
+        return presets.from_text(text, backbone)
+    name, given = presets.read_settings(text)
     fields = getattr(presets.reducer_class(name), "__dataclass_fields__", {})
     settings = {key: value for key, value in _BASE_SETTINGS.get(name, {}).items() if key in fields}
-    return presets.get(name, backbone, **(settings | overrides))
+    return presets.get(name, backbone, **(settings | given | overrides))
 
 
 def adjust_video(video: VideoTokens, rule: SinkRule, needs: frozenset[str]) -> VideoTokens:

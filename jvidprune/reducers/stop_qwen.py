@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import segment, similarity
 from jvidprune.ops.compact import slotted_plan
-from jvidprune.ops.double_product import fraction_words, round_product
+from jvidprune.ops.exact import fraction_words, round_product
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains

@@ -248,7 +248,7 @@ class VisionZip(StagedReducer):
             places = jnp.sort(jnp.where(present, key, frames * n), axis=None)
             places = jnp.concatenate([places, jnp.full(max(capacity - places.size, 0), frames * n, jnp.int32)])
             diagnostics["place"] = places[:capacity]
-        return compact.keyed_plan(key.reshape(-1), *slots, capacity, diagnostics)
+        return compact.slotted_plan(*slots, capacity, diagnostics, key=key.reshape(-1))
 
     def _most_seeds(self, tokens: int, capacity: int) -> int:
         # c = S - int(S * share) <= S * (1 - share) + 1, and S fits both the frame and the capacity.

@@ -19,7 +19,9 @@ class Decision:
       index: (R,) global id frame * N + token of each output row, valid rows only.
       mass: (R,) source tokens in each row.
       slot: (T * N,) output row of each source token, -1 where dropped.
-      link: (T * N,) global id that a token was linked to in time (merge tree, transport match), -1 without a link.
+      flow: (T * N, F) global ids that a token went to (parent in a merge tree, targets of a transport plan), -1 for
+        none.
+      share: (T * N, F) part of the token that each of them took, in [0, 1].
       sink: (T * N,) sink score in [0, 1], or None.
     """
 
@@ -30,18 +32,24 @@ class Decision:
     index: np.ndarray
     mass: np.ndarray
     slot: np.ndarray
-    link: np.ndarray
+    flow: np.ndarray
+    share: np.ndarray
     sink: np.ndarray | None = None
 
     @classmethod
     def from_reduced(
         cls, reduced: Reduced, *, method: str, ratio: float, frames: int, grid: tuple[int, int]
     ) -> "Decision":
-        """Host copy of one `Reduced`; `link` (T, N) and `sink_score` (T, N) are read from its diagnostics."""
+        """Host copy of one `Reduced`.
+
+        Of its diagnostics `sink_score` (T, N) is read, and either `flow` and `flow_share` (T * N, F) or `link` (T, N),
+        one target that takes all.
+        """
         valid = np.asarray(reduced.valid)
         total = frames * grid[0] * grid[1]
         shown = reduced.diagnostics
-        link = np.asarray(shown["link"]).reshape(-1) if "link" in shown else np.full(total, -1)
+        flow = np.asarray(shown.get("flow", shown.get("link", np.full(total, -1)))).reshape(total, -1)
+        share = np.asarray(shown.get("flow_share", np.ones(flow.shape)), np.float32) * (flow >= 0)
         sink = np.asarray(shown["sink_score"], np.float32).reshape(-1) if "sink_score" in shown else None
         return cls(
             method,
@@ -51,7 +59,8 @@ class Decision:
             np.asarray(reduced.index)[valid],
             np.asarray(reduced.mass)[valid],
             np.asarray(reduced.slot)[:total],
-            link[:total],
+            flow,
+            share,
             sink,
         )
 
@@ -84,5 +93,8 @@ class Decision:
         """One line for people."""
         total = self.frames * self.tokens_per_frame
         merged = int(((self.slot >= 0) & ~self.kept().reshape(-1)).sum())
-        dropped = int((self.slot < 0).sum())
-        return f"{self.count:,} of {total:,} tokens ({self.achieved:.1%}) · {merged:,} merged · {dropped:,} dropped"
+        inside = (self.flow // self.tokens_per_frame == (np.arange(total) // self.tokens_per_frame)[:, None]).any(1)
+        gone, spread = int((self.slot < 0).sum()), int((inside & (self.slot < 0)).sum())
+        parts = [f"{self.count:,} of {total:,} tokens ({self.achieved:.1%})", f"{merged:,} merged"]
+        parts += [f"{spread:,} spread over kept ones of their frame"] * (spread > 0)
+        return " · ".join([*parts, f"{gone - spread:,} dropped"])

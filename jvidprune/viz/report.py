@@ -29,6 +29,15 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><thead><tr>{line}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def flow_lists(decision: Decision) -> dict[int, list[list[float]]]:
+    """Targets and shares of every token that went somewhere, as [[id, share], ...] by token."""
+    found: dict[int, list[list[float]]] = {}
+    for token, place in zip(*np.nonzero(decision.flow >= 0), strict=True):
+        target = [int(decision.flow[token, place]), round(float(decision.share[token, place]), 3)]
+        found.setdefault(int(token), []).append(target)
+    return found
+
+
 def reduction_page(
     frames: np.ndarray,
     decisions: Sequence[Decision],
@@ -57,7 +66,7 @@ def reduction_page(
             "index": decision.index.tolist(),
             "mass": decision.mass.tolist(),
             "slot": decision.slot.tolist(),
-            "link": decision.link.tolist(),
+            "flow": flow_lists(decision),
             "sink": None if decision.sink is None else [round(float(s), 3) for s in decision.sink],
         }
         for decision in decisions
@@ -66,7 +75,7 @@ def reduction_page(
         "images": [data_url(fit(frame, width)) for frame in frames],
         "labels": list(labels),
         "methods": methods,
-        "links": any((decision.link >= 0).any() for decision in decisions),
+        "links": any((decision.flow >= 0).any() for decision in decisions),
     }
     page = resources.files("jvidprune.viz").joinpath("page.html").read_text(encoding="utf8")
     # "</" inside a script element would end it early; JSON allows the escaped slash.

@@ -7,7 +7,7 @@ from jvidprune.ops.transport.aggregate import Aggregated, aggregate
 from jvidprune.ops.transport.cost import ClipCost, Cost, OnRows, Rows, TokenCost, cosine, cost_matrix, distance, lag
 from jvidprune.ops.transport.marginals import Given, Marginals, Saliency, Uniform
 from jvidprune.ops.transport.ott_solvers import LowRank, OttSinkhorn
-from jvidprune.ops.transport.projection import PROJECTIONS, Projection, blend, normalise_plan
+from jvidprune.ops.transport.projection import PROJECTIONS, Projection, blend, normalise_plan, strongest
 from jvidprune.ops.transport.solvers import (
     Dustbin,
     FixedSinkhorn,
@@ -46,5 +46,6 @@ __all__ = [
     "lag",
     "normalise_plan",
     "numeric_leaves",
+    "strongest",
     "transport_result",
 ]

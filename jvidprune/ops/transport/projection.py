@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax import lax
+from jaxtyping import Array, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops.select import first_argmax
@@ -45,3 +46,24 @@ def blend(
     """Coefficients of (x_a + scale * sum_r w_ra x_r) / (1 + scale * sum_r w_ra): the anchor's own, the sources'."""
     divisor = 1.0 + scale * jnp.maximum(weights.sum(-2), 1e-9)
     return 1.0 / divisor, scale * weights / divisor[..., None, :]
+
+
+def strongest(
+    plan: Float[Array, "... R A"], target: Int[Array, "... R A"], most: int = 4
+) -> tuple[Int[Array, "... R F"], Float[Array, "... R F"]]:
+    """The largest entries of each source, for drawing a plan.
+
+    Args:
+      plan: transported mass, or any non-negative weights.
+      target: id behind each entry.
+      most: F, entries of a source.
+
+    Returns:
+      ids, -1 where a source sends nothing more, and the shares of the source's mass that they stand for.
+    """
+    missing = max(most - plan.shape[-1], 0)
+    plan = jnp.pad(plan, [(0, 0)] * (plan.ndim - 1) + [(0, missing)])
+    target = jnp.pad(target, [(0, 0)] * (target.ndim - 1) + [(0, missing)])
+    mass, place = lax.top_k(plan, most)
+    share = mass / jnp.maximum(plan.sum(-1, keepdims=True), 1e-30)
+    return jnp.where(mass > 0, jnp.take_along_axis(target, place, axis=-1), -1), share
