@@ -4,13 +4,13 @@ python experiments/bench_reducers.py [--methods flashvid fastvid ...] [--scenes 
 
 The product is all float32 inner products of the tokens inside each frame, (T, N, D) x (T, N, D) -> (T, N, N), of the
 tokens that a reducer starts from (AOT: those before pooling). Two programs are measured apart: `plans` decides alone,
-`tokens` also forms the output tokens, whose bytes no formulation can save. Both run for one ratio and for all in one call. A round runs the product and all programs one after the other; the fastest of the rounds counts, in CPU time of
+`tokens` also forms the output tokens, whose bytes no formulation can save. Both run for one ratio and for all in one
+call. A round runs the product and all programs one after the other; the fastest of the rounds counts, in CPU time of
 the process, which other work on the machine disturbs less than wall time. Every method's row is saved as soon as it is
 known, and a rerun with the same settings measures only what is missing.
 """
 
 import dataclasses
-import gc
 import json
 import time
 from collections.abc import Callable
@@ -46,7 +46,9 @@ class Config:
     dim: int = 3584
     ratios: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
     """The programs for one ratio take the middle one."""
-    rounds: int = 5
+    rounds: int = 6
+    seconds: float = 30.0
+    """CPU time of a method after which no further round begins."""
 
 
 def video_tokens(config: Config, needs: frozenset[str]) -> VideoTokens:
@@ -105,19 +107,19 @@ def run_intra(reducer: Any, video: VideoTokens, budgets: Any, *, capacity: int) 
 product = jax.jit(frame_gram)
 
 
-def fastest(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, dict[str, float]]:
+def fastest(calls: dict[str, Callable[[], Any]], config: Config) -> dict[str, dict[str, float]]:
     """Milliseconds of the fastest of some interleaved rounds, by CPU and by wall clock."""
     best = {name: {"cpu": float("inf"), "wall": float("inf")} for name in calls}
-    for number in range(rounds + 1):
+    began = time.process_time()
+    for number in range(config.rounds):
+        if number and time.process_time() - began > config.seconds:
+            break
         for name, call in calls.items():
-            gc.collect()
             wall, cpu = time.perf_counter(), time.process_time()
             out = jax.block_until_ready(call())
             spent = {"cpu": 1e3 * (time.process_time() - cpu), "wall": 1e3 * (time.perf_counter() - wall)}
             del out
-            # The first round warms caches up.
-            if number:
-                best[name] = {clock: min(best[name][clock], spent[clock]) for clock in spent}
+            best[name] = {clock: min(best[name][clock], spent[clock]) for clock in spent}
     return best
 
 
@@ -159,7 +161,7 @@ def measure(name: str, config: Config) -> dict[str, Any]:
                 row[f"{kind} {label} temporaries MiB"] = memory.temp_size_in_bytes / 2**20
                 row[f"{kind} {label} output MiB"] = memory.output_size_in_bytes / 2**20
             calls[f"{kind} {label}"] = partial(compiled, video, budgets)
-    for call, clocks in fastest(calls, config.rounds).items():
+    for call, clocks in fastest(calls, config).items():
         row[call] = clocks
     return row
 
@@ -205,6 +207,8 @@ def main(
       fresh: measure again.
     """
     setting = dataclasses.asdict(config) | {"jax": jax.__version__, "device": jax.devices()[0].device_kind}
+    for patience in ("rounds", "seconds"):
+        del setting[patience]
     rows = load(json_file, setting)
     for method in methods or reducers.names():
         for name in (method, *SEPARATE_STAGES.get(method, ())):

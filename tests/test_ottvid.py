@@ -234,6 +234,25 @@ def test_sweep_padding_batch_and_gradient():
     checks.check_gradient(PAPER, video, 0.3)
 
 
+def test_a_transport_sized_to_the_budget_equals_one_of_the_whole_capacity():
+    video = checks.make_video(frames=3, grid=(10, 10))
+    reducer = OTTVid(iterations=12)
+    ratio, capacity = 0.2, reducer.capacity(video.layout(), 0.6)
+    kept = int(reducer.budget(video.layout(), ratio).per_frame)
+    steps = reducer._largest_kept(3, 100, capacity)
+    assert steps >= 64 > steps // 2 > kept, "the case this test is about"
+    sized = jvidprune.reduce(reducer, video, ratio, capacity=capacity, diagnostics=True)
+    tight = jvidprune.reduce(reducer, video, ratio, capacity=reducer.capacity(video.layout(), ratio))
+    count = int(tight.count)
+    assert int(sized.count) == count
+    np.testing.assert_array_equal(sized.index[:count], tight.index[:count])
+    np.testing.assert_allclose(sized.tokens[:count], tight.tokens[:count], atol=2e-6)
+    plan = np.asarray(sized.diagnostics["transport_plan"])
+    assert plan.shape == (2, steps, steps)
+    np.testing.assert_allclose(plan[:, :kept, :kept].sum((1, 2)), 1.0, atol=1e-4)
+    assert not plan[:, kept:].any()
+
+
 def test_bf16_features():
     checks.check_bf16(OTTVid(iterations=20, model_dtype_pair_weight=True), checks.make_video(frames=4), 0.3)
 

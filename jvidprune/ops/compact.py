@@ -1,7 +1,5 @@
 """From masks to plans: static-capacity compaction, and the one `apply` that turns a plan into tokens."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -103,75 +101,87 @@ def combine(plan: Plan, x: Float[Array, "M D"]) -> Float[Array, "K D"]:
 
     Linear in `x` and differentiable with the plan held fixed.
     """
-    picked = gather_rows(plan, x)
     if plan.row.shape[0] == 0:
-        return jnp.where(plan.is_pick[:, None], picked, 0)
+        return jnp.where(plan.is_pick[:, None], gather_rows(plan, x), 0)
     capacity = plan.ids.shape[0]
-    total = jnp.asarray(row_sums(plan.row, plan.weight, x, capacity))  # pyright: ignore[reportArgumentType]
-    merged = jnp.where(plan.valid[:, None], total, 0.0).astype(x.dtype)
-    return jnp.where(plan.is_pick[:, None], picked, merged)
+    summed = jnp.append(plan.valid & ~plan.is_pick, False)
+    row = jnp.where(summed[jnp.minimum(plan.row, capacity)], plan.row, capacity)
+    pick = jnp.where(plan.is_pick, plan.ids, x.shape[0])
+    return jnp.asarray(row_sums(row, plan.weight, pick, x)).astype(x.dtype)  # pyright: ignore[reportArgumentType]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@jax.custom_vjp
 def row_sums(
-    row: Int[Array, "A M"], weight: Float[Array, "A M"], x: Float[Array, "M D"], capacity: int
+    row: Int[Array, "A M"], weight: Float[Array, "A M"], pick: Int[Array, "K"], x: Float[Array, "M D"]
 ) -> Float[Array, "K D"]:
-    """Sum of weight * x over the tokens and slots that point to each row, float32; rows >= capacity swallow the rest.
+    """Sum of weight * x over the tokens and slots that point to each of K rows, float32; rows >= K swallow the rest.
 
-    On CPU one video's sum is a loop over the tokens that contribute, which reads nothing else and is several times
-    faster than a scatter of all tokens; under vmap and on accelerators it is the scatter.
+    A row whose `pick` is a token (below M) is a copy of it and must not be pointed to.
+
+    On CPU one video's sum is a loop over the copies and the tokens that contribute, which reads and writes nothing else
+    and is several times faster than a gather and a scatter of all tokens; under vmap and on accelerators it is these.
     """
     if jax.default_backend() == "cpu":
-        return _looped_sums(capacity)(row, weight, x)
-    return _scattered_sums(row, weight, x, capacity)
+        return _looped_sums(row, weight, pick, x)
+    return _scattered_sums(row, weight, pick, x)
 
 
-def _scattered_sums(row: Array, weight: Array, x: Array, capacity: int) -> Array:
-    total = jnp.zeros((capacity + 1, x.shape[-1]), jnp.float32)
+def _scattered_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
+    tokens, capacity = x.shape[0], pick.shape[0]
+    copies = jnp.where((pick < tokens)[:, None], x[jnp.minimum(pick, tokens - 1)].astype(jnp.float32), 0.0)
+    total = jnp.concatenate([copies, jnp.zeros((1, x.shape[-1]), jnp.float32)])
     for slot_row, slot_weight in zip(row, weight, strict=True):
         total = total.at[slot_row].add(slot_weight[:, None] * x.astype(jnp.float32))
     return total[:capacity]
 
 
-@functools.cache
-def _looped_sums(capacity: int):
-    @jax.custom_batching.custom_vmap
-    def sums(row: Array, weight: Array, x: Array) -> Array:
-        tokens, width = x.shape
-        entry, _, used = compact(row.reshape(-1) < capacity, row.size)
-        rows, weights = row.reshape(-1), weight.reshape(-1)
+@jax.custom_batching.custom_vmap
+def _looped_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
+    (tokens, width), capacity = x.shape, pick.shape[0]
+    entry, _, used = compact(row.reshape(-1) < capacity, row.size)
+    copied, _, copies = compact(pick < tokens, capacity)
+    rows, weights = row.reshape(-1), weight.reshape(-1)
 
-        def add(i, total):
-            at = entry[i]
-            place = (rows[at], jnp.zeros_like(at))
-            term = lax.dynamic_slice(x, (at % tokens, jnp.zeros_like(at)), (1, width)).astype(jnp.float32)
-            now = lax.dynamic_slice(total, place, (1, width))
-            return lax.dynamic_update_slice(total, now + weights[at] * term, place)
+    def token(at: Array) -> Array:
+        return lax.dynamic_slice(x, (at, jnp.zeros_like(at)), (1, width)).astype(jnp.float32)
 
-        return lax.fori_loop(0, used, add, jnp.zeros((capacity, width), jnp.float32))
+    def copy(i: Array, total: Array) -> Array:
+        place = copied[i]
+        return lax.dynamic_update_slice(total, token(pick[place]), (place, jnp.zeros_like(place)))
 
-    @sums.def_vmap
-    def batched(axis_size, in_batched, row, weight, x):
-        # A batched loop would select over the whole output at every step; a batched scatter also keeps shards apart.
-        axes = tuple(0 if flag else None for flag in in_batched)
-        return jax.vmap(lambda r, w, v: _scattered_sums(r, w, v, capacity), axes)(row, weight, x), True
+    def add(i: Array, total: Array) -> Array:
+        at = entry[i]
+        place = (rows[at], jnp.zeros_like(at))
+        now = lax.dynamic_slice(total, place, (1, width))
+        return lax.dynamic_update_slice(total, now + weights[at] * token(at % tokens), place)
 
-    return sums
+    total = lax.fori_loop(0, copies, copy, jnp.zeros((capacity, width), jnp.float32))
+    return lax.fori_loop(0, used, add, total)
 
 
-def _row_sums_forward(row: Array, weight: Array, x: Array, capacity: int):
-    return row_sums(row, weight, x, capacity), (row, weight, x)
+@_looped_sums.def_vmap
+def _batched_sums(axis_size, in_batched, row, weight, pick, x):
+    # A batched loop would select over the whole output at every step; a batched scatter also keeps shards apart.
+    axes = tuple(0 if flag else None for flag in in_batched)
+    return jax.vmap(_scattered_sums, axes)(row, weight, pick, x), True
 
 
-def _row_sums_backward(capacity: int, saved, cotangent: Array):
-    row, weight, x = saved
+def _row_sums_forward(row: Array, weight: Array, pick: Array, x: Array):
+    return row_sums(row, weight, pick, x), (row, weight, pick, x)
+
+
+def _row_sums_backward(saved, cotangent: Array):
+    row, weight, pick, x = saved
+    tokens, capacity = x.shape[0], pick.shape[0]
     padded = jnp.concatenate([cotangent, jnp.zeros_like(cotangent[:1])])
     spread = [padded[jnp.minimum(slot, capacity)] for slot in row]
-    to_x = jnp.zeros(x.shape, jnp.float32)
+    to_x = jnp.zeros(x.shape, jnp.float32).at[jnp.where(pick < tokens, pick, tokens)].add(cotangent, mode="drop")
     for slot_weight, slot_spread in zip(weight, spread, strict=True):
         to_x = to_x + slot_weight[:, None] * slot_spread
     to_weight = jnp.stack([jnp.sum(g * x.astype(jnp.float32), -1) for g in spread])
-    return np.zeros(row.shape, jax.dtypes.float0), to_weight.astype(weight.dtype), to_x.astype(x.dtype)
+    nothing = (np.zeros(indices.shape, jax.dtypes.float0) for indices in (row, pick))
+    to_row, to_pick = nothing
+    return to_row, to_weight.astype(weight.dtype), to_pick, to_x.astype(x.dtype)
 
 
 row_sums.defvjp(_row_sums_forward, _row_sums_backward)

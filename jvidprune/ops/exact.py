@@ -62,9 +62,7 @@ def quotient_words(a: Int[Array, "..."], b: Int[Array, "..."]) -> Int[Array, "..
         rest, taken, left_over = state
         # Where a word ends the significant bits, its share of the last place is known.
         before = taken
-        word, rest, taken, left_over = lax.fori_loop(
-            0, _WORD_BITS, divide, (jnp.zeros_like(a), rest, taken, left_over)
-        )
+        word, rest, taken, left_over = lax.fori_loop(0, _WORD_BITS, divide, (jnp.zeros_like(a), rest, taken, left_over))
         ends = (before < _MANTISSA) & (taken >= _MANTISSA)
         place = jnp.left_shift(1, jnp.clip(taken - _MANTISSA, 0, _WORD_BITS - 1))
         return (rest, taken, left_over), (word, jnp.where(ends, place, 0))

@@ -291,8 +291,8 @@ class AOT(StagedReducer):
         starts = budget.clip_start.astype(bool) if shared.starts is None else shared.starts
         clips = aot_inter.clip_roles(starts, used.any(1), shared.likeness)
         if self.inter:
-            y = aot_intra.place_newlines(aot_intra.pool_features(pooled, shared.x), newline, shared.newline)
-            inter = self._inter(shared, budget, y, used, cells[chosen], clips)
+            tokens = aot_intra.frame_tokens(pooled, shared.x, newline, shared.newline)
+            inter = self._inter(shared, budget, tokens, used, cells[chosen], clips)
             diagnostics |= {f"inter_{name}": value for name, value in inter._asdict().items() if name != "mix"}
             diagnostics["segments"] = clips.ids
             own = jnp.where(clips.key[:, None], used & ~(self.drop_original & clips.merges[:, None]), inter.keep)
@@ -310,27 +310,21 @@ class AOT(StagedReducer):
         # Anchors beyond what the capacity allows for are cut silently; the count then says that it was too small.
         short = budget.visual_tokens > shared.limit.visual_tokens
         order["count"] = jnp.where(short, jnp.maximum(order["count"], capacity + 1), order["count"])
-        roles = {"key": clips.key, "order": clips.order}
+        roles = {"key": clips.key, "start": jnp.append(True, clips.last[:-1])}
         return AOTPlan(diagnostics=diagnostics, pooled=pooled, newline=newline, mix=mix, **roles, **order)
 
     def apply(self, plan: AOTPlan, video: VideoTokens) -> Reduced:
         """Tokens of a plan: pools every frame and mixes every clip under the plan's weights; linear in the features."""
         newline = video.evidence["newline"].astype(jnp.float32) if self.row_newlines else None
         x = self._input(video)
-        y = aot_intra.place_newlines(aot_intra.pool_features(plan.pooled, x), plan.newline, newline)
-        n, width = y.shape[1:]
-        source = jnp.minimum(plan.source, 2 * y.shape[0] * n - 1)
-        frame, merged, slot = source // (2 * n), (source // n) % 2, source % n
-        tokens = y.reshape(-1, width)[frame * n + slot]
-        if self.inter:
-            final = aot_inter.merged_anchors(plan.mix, y, plan.key, plan.order).reshape(-1, width)
-            tokens = jnp.where((merged == 1)[:, None], final[frame * n + slot], tokens)
-        tokens = jnp.where(plan.valid[:, None], tokens, 0.0).astype(x.dtype)
+        frame = aot_intra.frame_tokens(plan.pooled, x, plan.newline, newline)
+        mix = plan.mix if self.inter else None
+        tokens = aot_inter.output_rows(frame, mix, plan.start, plan.source, plan.pooled.shape[1], x.dtype)
         _, slots = compact.source_slots(Plan(*plan[:7]))
         return Reduced(tokens, plan.ids, plan.valid, plan.mass, slots, plan.diagnostics)
 
     def _inter(
-        self, shared: AOTShared, budget: AOTBudget, y: Array, used: Array, cell: Array, clips: aot_inter.Clips
+        self, shared: AOTShared, budget: AOTBudget, tokens: Any, used: Array, cell: Array, clips: aot_inter.Clips
     ) -> aot_inter.Inter:
         _, _, _, cost, marginals, solver = self._resolve(budget)
         parts = aot_inter.ClipParts(
@@ -339,7 +333,7 @@ class AOT(StagedReducer):
         inside = jnp.minimum(cell, shared.geometry.cells - 1)
         place = jnp.asarray(aot_intra.positions(shared.geometry.pooled))[inside]
         saliency = pool_tokens(shared.saliency, shared.geometry.grid, shared.geometry.kind)
-        return aot_inter.merge_clips(y, used, place, jnp.take_along_axis(saliency, inside, axis=1), clips, parts)
+        return aot_inter.merge_clips(tokens, used, place, jnp.take_along_axis(saliency, inside, axis=1), clips, parts)
 
     def _parts(self) -> tuple:
         marginals = self.marginals if self.inter_marginals is None else self.inter_marginals

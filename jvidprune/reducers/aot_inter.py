@@ -158,31 +158,30 @@ class Inter(NamedTuple):
 
 
 def merge_clips(
-    y: Float[Array, "T n D"],
+    tokens: Callable[[Int[Array, ""]], Float[Array, "n D"]],
     mask: Bool[Array, "T n"],
     place: Float[Array, "T n 2"],
     saliency: Float[Array, "T n"],
     clips: Clips,
     parts: ClipParts,
 ) -> Inter:
-    """All clips of a video by one scan over its frames, whose carry is a clip's anchors."""
-    times = jnp.arange(y.shape[0], dtype=jnp.float32)
-    if clips.order is not None:
-        # A clip keeps its frames, so that its last place is still that of its last frame.
-        turned = clips._replace(key=clips.key[clips.order], later=clips.later[clips.order], order=None)
-        y, mask, place, saliency, times = (v[clips.order] for v in (y, mask, place, saliency, times))
-        done = _merge_in_order(y, mask, place, saliency, times, turned, parts)
-        back = jnp.argsort(clips.order)
-        return Inter(*(v[back] for v in done))
-    return _merge_in_order(y, mask, place, saliency, times, clips, parts)
+    """All clips of a video by one scan over its frames, whose carry is a clip's anchors.
 
+    Args:
+      tokens: pooled tokens of a frame, so that one frame of them exists at a time.
+      mask, place, saliency: of every slot.
+      clips: roles of the frames.
+      parts: the transport.
+    """
+    t, n = mask.shape
+    order = jnp.arange(t, dtype=jnp.int32) if clips.order is None else clips.order
 
-def _merge_in_order(
-    y: Array, mask: Array, place: Array, saliency: Array, times: Array, clips: Clips, parts: ClipParts
-) -> Inter:
+    def rows(t: Array) -> Rows:
+        return Rows(tokens(t), place[t], jnp.full(n, t, jnp.float32), saliency[t], mask[t])
 
     def frame(carry: Rows, args: tuple) -> tuple[Rows, tuple]:
-        current, key, later = args
+        number, key, later = args
+        current = rows(number)
         done = step(carry, current, parts)
         features = jnp.where(key, current.features, jnp.where(later, done.anchors, carry.features))
         following = jax.tree.map(lambda new, old: jnp.where(key, new, old), current, carry)
@@ -198,12 +197,9 @@ def _merge_in_order(
         )
         return following._replace(features=features), out
 
-    n = y.shape[1]
-    frames = Rows(y, place, jnp.broadcast_to(times[:, None], mask.shape), saliency, mask)
-    start = jax.tree.map(lambda leaf: jnp.zeros_like(leaf[0]), frames)
-    _, (keep, weight, divisor, score, steps, row, column, plan) = lax.scan(
-        frame, start, (frames, clips.key, clips.later)
-    )
+    start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(rows, order[0]))
+    turned = order, clips.key[order], clips.later[order]
+    _, (keep, weight, divisor, score, steps, row, column, plan) = lax.scan(frame, start, turned)
 
     def backwards(growth: Array, args: tuple) -> tuple[Array, Array]:
         weight, divisor, key, last = args
@@ -211,9 +207,52 @@ def _merge_in_order(
         final = jnp.where(key, jnp.diag(growth), weight * growth[None])
         return growth / divisor, final
 
-    _, mix = lax.scan(backwards, jnp.ones(n), (weight, divisor, clips.key, clips.last), reverse=True)
-    mix = jnp.where(mask[..., None], mix, 0.0)
-    return Inter(keep, mix, score, steps, row, column, plan)
+    # The place of a clip's last frame is the last in the order of merging too.
+    inputs = weight, divisor, turned[1], clips.last
+    _, mix = lax.scan(backwards, jnp.ones(n), inputs, reverse=True)
+    done = Inter(keep, mix, score, steps, row, column, plan)
+    if clips.order is not None:
+        done = jax.tree.map(lambda leaf: leaf[jnp.argsort(order)], done)
+    return done._replace(mix=jnp.where(mask[..., None], done.mix, 0.0))
+
+
+def output_rows(
+    tokens: Callable[[Int[Array, ""]], Float[Array, "n D"]],
+    mix: Float[Array, "T n n"] | None,
+    starts: Bool[Array, "T"],
+    source: Int[Array, "K"],
+    slots: int,
+    dtype: Any,
+) -> Float[Array, "K D"]:
+    """Output tokens, a frame at a time: its own and, behind the last frame of a clip, the clip's merged anchors.
+
+    Args:
+      tokens: pooled tokens of a frame.
+      mix: final weights of the tokens in the anchors of their clip, None where nothing is merged along clips.
+      starts: first frames of the clips.
+      source: what each row is, ascending; see `aot_types.AOTPlan`.
+      slots: n.
+      dtype: of the output.
+    """
+    t, k, span = starts.shape[0], source.shape[0], 2 * slots
+    begins = jnp.searchsorted(source, jnp.arange(t) * span).astype(jnp.int32)
+    listed = jnp.append(source, jnp.full(span, t * span))[begins[:, None] + jnp.arange(span)]
+    local = jnp.where(listed // span == jnp.arange(t)[:, None], listed % span, span)
+    width = jax.eval_shape(tokens, begins[0]).shape[1]
+
+    def frame(state: tuple, args: tuple) -> tuple[tuple, None]:
+        total, out = state
+        number, begin, rows, start = args
+        own = tokens(number)
+        if mix is not None:
+            total = jnp.where(start, 0.0, total) + weigh(mix[number].T, own)
+        block = jnp.concatenate([own, total, jnp.zeros((1, width))])[rows].astype(dtype)
+        # Rows of zeros behind those of the frame are overwritten by the next one.
+        return (total, lax.dynamic_update_slice(out, block, (begin, 0))), None
+
+    state = jnp.zeros((slots, width)), jnp.zeros((k + span, width), dtype)
+    (_, out), _ = lax.scan(frame, state, (jnp.arange(t, dtype=jnp.int32), begins, local, starts))
+    return out[:k]
 
 
 def flows(

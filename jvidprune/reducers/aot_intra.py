@@ -4,6 +4,7 @@ Everything after the cosines is a matter of weights: a pooled token is a fixed c
 D-wide array is formed here (arXiv 2603.01400; reference `llava_arch.py`).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -242,13 +243,23 @@ def pooled_weights(
     return over_frames(frame, chosen, candidates, intra.anchors, intra.active, intra.own, intra.taken)
 
 
-def pool_features(weights: Float[Array, "T n N"], x: Float[Array, "T N D"]) -> Float[Array, "T n D"]:
-    """The D-wide half of the stage: (T, n, D) float32 output tokens of every frame."""
-    return over_frames(lambda w, frame: weigh(w, frame.astype(jnp.float32)), weights, x)
+def frame_tokens(
+    weights: Float[Array, "T n N"],
+    x: Float[Array, "T N D"],
+    newline: Bool[Array, "T n"],
+    vector: Float[Array, "D"] | None,
+) -> Callable[[Int[Array, ""]], Float[Array, "n D"]]:
+    """The D-wide half of the stage: a function of the frame's number to its (n, D) float32 output tokens.
 
+    Args:
+      weights: from `pooled_weights`.
+      x: tokens before pooling.
+      newline: newline slots, which hold `vector`; without a vector there are none.
+      vector: the model's newline embedding.
+    """
 
-def place_newlines(
-    y: Float[Array, "T n D"], newline: Bool[Array, "T n"], vector: Float[Array, "D"] | None
-) -> Float[Array, "T n D"]:
-    """Puts the model's newline vector into newline slots; without a vector there are none."""
-    return y if vector is None else jnp.where(newline[..., None], vector, y)
+    def tokens(t: Array) -> Array:
+        y = weigh(weights[t], x[t].astype(jnp.float32))
+        return y if vector is None else jnp.where(newline[t][:, None], vector, y)
+
+    return tokens

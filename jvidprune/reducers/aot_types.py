@@ -61,7 +61,7 @@ class AOTPlan(NamedTuple):
       newline: (T, n) bool.
       mix: (T, n, n) float32, see `aot_inter.Inter`.
       key: (T,) bool.
-      order: see `aot_inter.Clips`.
+      start: (T,) bool, first frames of the clips.
     """
 
     ids: Int[Array, "K"]
@@ -77,4 +77,4 @@ class AOTPlan(NamedTuple):
     newline: Bool[Array, "T n"]
     mix: Float[Array, "T n n"]
     key: Bool[Array, "T"]
-    order: Int[Array, "T"] | None
+    start: Bool[Array, "T"]

@@ -29,9 +29,8 @@ from jvidprune.reducers.ottvid_pairs import (
 )
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
-
 _LONG = 64
-"""Places from which the transport is sized to the budget: below, compiling it several times costs more than it saves."""
+"""Places from which the transport is sized to the budget; below, several compilations cost more than they save."""
 
 
 class OTTVidBudget(NamedTuple):

@@ -32,6 +32,10 @@ class OttSinkhorn:
     ott updates its first axis last. `exact="anchors"` hands it the transposed problem, which reproduces AOT's iterates;
     `exact="sources"` reproduces OTT-Vid's.
 
+    AOT's stop cannot be expressed: ott ends on the error of a marginal and takes no criterion of the caller's, while
+    AOT ends on the mean change of the scalings, over all problems of a batch, which vmapped solves do not see. Its plan
+    needs the number of updates at which `Sinkhorn` stops: `OttSinkhorn.aot(result.iterations)`.
+
     Attributes:
       epsilon: temperature, traced.
       iterations: exactly so many updates, or None for ott's own stop; static.
