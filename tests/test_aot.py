@@ -351,20 +351,22 @@ def test_a_medoid_key_frame_is_the_frame_nearest_to_its_clip_and_merges_like_one
     # Without a temporal term the order of the other frames is the one that a video with the medoid in front has.
     settings = {"window": 3, "clips": 3, "inter_cost": TokenCost(w_pos=0.0)}
     medoid, first = AOT(key_frame="medoid", **settings), AOT(**settings)
-    means = np.asarray(VIDEO.evidence["features_unpooled"]).mean(1)
+
+    def turn(video, order):
+        evidence = {k: video.evidence[k][np.array(order)] for k in first.needs}
+        return dataclasses.replace(video, features=video.features[np.array(order)], evidence=evidence)
+
+    video = turn(VIDEO, [1, 0, 2, 4, 5, 3])
+    means = np.asarray(video.evidence["features_unpooled"]).mean(1)
     means = means / np.linalg.norm(means, axis=1, keepdims=True)
     order = []
     for clip in (np.arange(3), np.arange(3, 6)):
         best = clip[np.argmax((means[clip] @ means[clip].T).sum(1))]
         order += [best, *clip[clip != best]]
-    assert order != list(range(6))
-    turned = dataclasses.replace(
-        VIDEO,
-        features=VIDEO.features[np.array(order)],
-        evidence={k: VIDEO.evidence[k][np.array(order)] for k in first.needs},
-    )
-    ids, tokens = rows(run(medoid, VIDEO, medoid.budget_of(VIDEO.layout(), 40)))
-    other, expected = rows(run(first, turned, first.budget_of(VIDEO.layout(), 40)))
+    assert order[0] != 0, "the case this test is about"
+    assert order[3] != 3, "the case this test is about"
+    ids, tokens = rows(run(medoid, video, medoid.budget_of(VIDEO.layout(), 40)))
+    other, expected = rows(run(first, turn(video, order), first.budget_of(VIDEO.layout(), 40)))
     other = np.array(order)[other // 20] * 20 + other % 20
     assert len(ids) > 10
     np.testing.assert_array_equal(np.sort(ids), np.sort(other))
@@ -379,7 +381,8 @@ def test_flows_name_the_strongest_targets_of_tokens_that_are_no_output():
     assert not (flow[ids] >= 0).any()
     gone = np.setdiff1d(np.arange(FRAMES * 20), ids)
     assert (flow[gone, 0] >= 0).all()
-    assert np.isin(flow[gone, 0], ids).all()
+    # What goes to a token of its frame goes on from there if that one is merged along its clip.
+    assert (np.isin(flow[gone, 0], ids) | (np.asarray(out.slot)[flow[gone, 0]] >= 0)).all()
     assert (np.diff(share, axis=1) <= 0).all()
     assert ((share.sum(1)[gone] > 0.3) & (share.sum(1)[gone] < 1 + 1e-5)).all()
     # Tokens merged along a clip go to its key frame, all others stay in their frame.

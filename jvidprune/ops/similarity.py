@@ -75,14 +75,32 @@ def distance_from_gram(gram: Float[Array, "... n n"], dim: int) -> Float[Array, 
     return jnp.sqrt(squared) / jnp.sqrt(jnp.float32(dim))
 
 
+def same_position_inner(x: Float[Array, "T N D"]) -> Float[Array, "T-1 N"]:
+    """Inner product of each token with the token at the same place one frame later, float32.
+
+    Frame by frame on CPU, where XLA would form all products before it sums them.
+    """
+    frames, tokens, dim = x.shape
+    lanes = next(size for size in (64, 32, 16, 8, 4, 2, 1) if dim % size == 0)
+
+    def pair(a: Array, b: Array) -> Array:
+        product = a.astype(jnp.float32) * b.astype(jnp.float32)
+        # Two-step sum: the inner one runs over a leading axis and vectorises on CPU.
+        return product.reshape(tokens, dim // lanes, lanes).sum(1).sum(-1)
+
+    if frames < 2:
+        return jnp.zeros((0, tokens), jnp.float32)
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda t: pair(x[t], x[t + 1]), jnp.arange(frames - 1))
+    return jax.vmap(pair)(x[:-1], x[1:])
+
+
 def same_position_cosine(x: Float[Array, "T N D"], eps: float = 1e-8) -> Float[Array, "T-1 N"]:
     """Cosine of each token with the token at the same place one frame later, float32, norms floored at `eps`."""
-    x32 = x.astype(jnp.float32)
     norms = jnp.sqrt(squared_norms(x))
     if eps > 0:
         norms = jnp.maximum(norms, eps)
-    inner = jnp.sum(x32[:-1] * x32[1:], axis=-1)
-    return inner / (norms[:-1] * norms[1:])
+    return same_position_inner(x) / (norms[:-1] * norms[1:])
 
 
 def neighbour_cosine(x: Float[Array, "T D"], eps: float = 0.0) -> Float[Array, "T-1"]:

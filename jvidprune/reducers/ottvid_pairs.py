@@ -19,7 +19,7 @@ def pair_weights(x: Float[Array, "T N D"], norms: Float[Array, "T N"], *, rounde
     def step(value):
         return value.astype(x.dtype).astype(jnp.float32) if rounded else value
 
-    cosine = step(_same_position_inner(x) / jnp.maximum(norms[:-1] * norms[1:], 1e-8))
+    cosine = step(similarity.same_position_inner(x) / jnp.maximum(norms[:-1] * norms[1:], 1e-8))
     change = step(jnp.clip(step(1.0 - step(cosine.mean(-1))), 0.0, 1.0))
     return step(0.5 + step(0.5 * change))
 
@@ -62,20 +62,6 @@ def split_removals(
     zeros = jnp.zeros(difficulty.shape, jnp.int32)
     start = (zeros, active, jnp.asarray(removals, jnp.int32), jnp.int32(1))
     return lax.while_loop(more, rounds, start)[0]
-
-
-def _same_position_inner(x: Float[Array, "T N D"]) -> Float[Array, "P N"]:
-    frames, tokens, dim = x.shape
-    lanes = next(size for size in (64, 32, 16, 8, 4, 2, 1) if dim % size == 0)
-
-    def pair(a, b):
-        product = a.astype(jnp.float32) * b.astype(jnp.float32)
-        # Two-step sum: the inner one runs over a leading axis and vectorises on CPU.
-        return product.reshape(tokens, dim // lanes, lanes).sum(1).sum(-1)
-
-    if jax.default_backend() == "cpu":
-        return lax.map(lambda t: pair(x[t], x[t + 1]), jnp.arange(frames - 1))
-    return jax.vmap(pair)(x[:-1], x[1:])
 
 
 def cross_cosine(x: Float[Array, "T N D"], order: Int[Array, "T K"], norms: Float[Array, "T N"]) -> Array:
