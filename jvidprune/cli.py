@@ -210,7 +210,7 @@ def methods(*, out: Common = Output()) -> None:
     from jvidprune import reducers
 
     rows = []
-    for name in reducers.names():
+    for name in (*reducers.names(), *reducers.presets.combinators()):
         info, reducer = reducers.info(name), reducers.get(name)
         row = dataclasses.asdict(info) | {"needs": sorted(reducer.needs)}
         rows.append(row)

@@ -133,7 +133,7 @@ def test_methods_and_models_list_what_there_is(run):
     code, out, _ = run("methods", "--json")
     rows = json.loads(out)
     assert code == 0
-    assert {"flashvid", "visionzip"} <= {row["name"] for row in rows}
+    assert {"flashvid", "visionzip", "sequential"} <= {row["name"] for row in rows}
     assert next(row for row in rows if row["name"] == "flashvid")["needs"] == ["attention_last"]
     code, out, _ = run("models", "--quiet")
     assert "llava_onevision" in out.split()

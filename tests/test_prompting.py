@@ -78,8 +78,7 @@ def test_only_flashvid_drops_markers_and_one_newline_stands_behind_an_onevision_
         assert prompt_rules(reducers.get(name, "llava_onevision")).newline in (None, "one_token")
         for backbone in ("qwen2_5_vl", "qwen3_vl"):
             drops = prompt_rules(reducers.get(name, backbone)).vision_markers == "drop"
-            # The chain in the registry ends in FlashVID.
-            assert drops == (name in ("flashvid", "sequential") and backbone == "qwen3_vl")
+            assert drops == ((name, backbone) == ("flashvid", "qwen3_vl"))
 
 
 def lay_out(reducer, kept, **options):

@@ -33,10 +33,17 @@ _METHODS: dict[str, tuple[str, str]] = {
     "ottvid": ("ottvid", "OTTVid"),
     "aot": ("aot", "AOT"),
     "stop": ("stop", "SToP"),
-    "sequential": ("compose", "Sequential"),
     "visionzip_qwen": ("stop_qwen", "VisionZipQwen"),
 }
 """Registry name -> (module in this package, class). A class carries `info` and `PRESETS`, backbone -> settings."""
+
+_COMBINATORS: dict[str, tuple[str, str]] = {"sequential": ("compose", "Sequential")}
+"""What builds a method from several others, in the same form."""
+
+
+def combinators() -> tuple[str, ...]:
+    """Names that `get` and `from_text` know besides `names`: ways of chaining methods, which make no row of tables."""
+    return tuple(_COMBINATORS)
 
 
 def names() -> tuple[str, ...]:
@@ -51,9 +58,10 @@ def reducer_class(name: str) -> Any:
       JvidpruneError: unknown name; the sentence offers the nearest one.
     """
     key = name.lower().replace("-", "_")
-    if key not in _METHODS:
-        raise JvidpruneError(unknown("reducer", name, names()))
-    module, attribute = _METHODS[key]
+    known = _METHODS | _COMBINATORS
+    if key not in known:
+        raise JvidpruneError(unknown("reducer", name, tuple(known)))
+    module, attribute = known[key]
     return getattr(importlib.import_module(f"jvidprune.reducers.{module}"), attribute)
 
 
