@@ -18,7 +18,7 @@ from jvidprune.parity.core import FileReport
 if TYPE_CHECKING:
     from jvidprune.bench.flops import FlopReport
     from jvidprune.bench.metrics import Cell
-    from jvidprune.bench.results import SweepTable
+    from jvidprune.bench.results import Cost, SweepTable
     from jvidprune.inference.pipeline import Answer
     from jvidprune.inference.stages import Stage
 
@@ -165,7 +165,7 @@ def sweep_table(table: "SweepTable") -> Table:
         if cell is not None:
             row = [_accuracy(cell), *[""] * (len(table.ratios) - 1), "", f"{cell.kept:,.0f}"]
             cost = table.costs[cell.method, cell.ratio]
-            out.add_row(name, *row, f"{1000 * cost.answer:,.1f}", style="dim", end_section=cell is blind)
+            out.add_row(name, *row, _milliseconds(cost), style="dim", end_section=cell is blind)
     for method in swept:
         cells = [table.cell(method, ratio) for ratio in table.ratios]
         texts = ["–" if c is None else _accuracy(c, bold=c.accuracy == best[c.ratio]) for c in cells]
@@ -178,9 +178,13 @@ def sweep_table(table: "SweepTable") -> Table:
                 *texts,
                 rel,
                 f"{last.kept:,.0f}",
-                f"{1000 * table.costs[method, at].answer:,.1f}",
+                _milliseconds(table.costs[method, at]),
             )
     return out
+
+
+def _milliseconds(cost: "Cost") -> str:
+    return f"{1000 * cost.answer:,.1f}" if cost.answer == cost.answer else ""
 
 
 def _accuracy(cell: "Cell", *, bold: bool = False) -> str:

@@ -53,7 +53,7 @@ def retention_plot(table: SweepTable) -> str:
 
 
 def time_plot(table: SweepTable) -> str:
-    """Accuracy over milliseconds from encoded tokens to an answer; an `<svg>` element.
+    """Accuracy over milliseconds from encoded tokens to the answer of one question; an `<svg>` element.
 
     Every method is a path through its ratios; the marked and named point is the ratio nearest to 10 %.
     """
@@ -64,6 +64,7 @@ def time_plot(table: SweepTable) -> str:
     for method, style in styles.items():
         runs = [(method, ratio) for ratio in sorted(table.ratios, reverse=True) if (method, ratio) in table.costs]
         found = [(1000 * table.costs[run].answer, 100 * cell.accuracy) for run in runs if (cell := table.cell(*run))]
+        found = [point for point in found if point[0] > 0]
         if not found:
             continue
         x, y = zip(*found, strict=True)
@@ -88,7 +89,7 @@ def time_plot(table: SweepTable) -> str:
     axes.margins(x=0.12, y=0.1)
     _time_ticks(axes, [x for x, *_ in points])
     _place_names(figure, axes, points)
-    axes.set_xlabel("milliseconds from encoded video to answer (reduce, prefill, generate)", color=SOFT)
+    axes.set_xlabel("milliseconds from encoded video to the answer of one question (reduce, prefill, generate)", color=SOFT)
     axes.set_ylabel("accuracy, %", color=SOFT)
     return _svg(figure)
 
