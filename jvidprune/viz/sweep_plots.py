@@ -89,7 +89,7 @@ def time_plot(table: SweepTable) -> str:
     axes.margins(x=0.12, y=0.1)
     _time_ticks(axes, [x for x, *_ in points])
     _place_names(figure, axes, points)
-    axes.set_xlabel("milliseconds from encoded video to the answer of one question (reduce, prefill, generate)", color=SOFT)
+    axes.set_xlabel("milliseconds from encoded video to one answer (reduce, prefill, generate)", color=SOFT)
     axes.set_ylabel("accuracy, %", color=SOFT)
     return _svg(figure)
 

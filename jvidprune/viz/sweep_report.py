@@ -248,9 +248,9 @@ def _costs(table: SweepTable) -> str:
     peak = max((cost.memory for cost in table.costs.values()), default=0)
     line = "".join(f"<th>{html.escape(text)}</th>" for text in head)
     note = (
-        f"Times are medians without compilation: of encoding a clip, of this ratio's share in the one compiled call that "
-        f"reduces to all of them, and of one question asked alone. TFLOPs are counted for an answer of mean length, "
-        f"encoding included. Peak memory of the run: {peak / 2**20:,.0f} MiB."
+        f"Times are medians without compilation: of encoding a clip, of this ratio's share in the one call that reduces "
+        f"to all of them, and of one question asked alone. TFLOPs are counted for an answer of mean length, encoding "
+        f"included. Peak memory of the run: {peak / 2**20:,.0f} MiB."
     )
     refused = "".join(
         f"<li>{html.escape(shown_name(table, method))}: {html.escape(next(iter(reasons.values())))}</li>"
