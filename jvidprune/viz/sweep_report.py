@@ -248,8 +248,8 @@ def _costs(table: SweepTable) -> str:
     peak = max((cost.memory for cost in table.costs.values()), default=0)
     line = "".join(f"<th>{html.escape(text)}</th>" for text in head)
     note = (
-        f"Times are medians without compilation: of encoding a clip, of this ratio's share in the one call that reduces "
-        f"to all of them, and of one question asked alone. TFLOPs are counted for an answer of mean length, encoding "
+        "Times are medians without compilation: of encoding a clip, of this ratio's share in the one call that reduces "
+        "to all of them, and of one question asked alone. TFLOPs are counted for an answer of mean length, encoding "
         f"included. Peak memory of the run: {peak / 2**20:,.0f} MiB."
     )
     refused = "".join(
