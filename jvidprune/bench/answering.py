@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from jvidprune.inference.batch import Prompt, Reply, answer_many
@@ -18,17 +18,21 @@ MIN_FILL = 0.3
 """Prompts join longer ones from this share of their padded length: a sweep has few compiled programs."""
 
 
-def compile_all(methods: Sequence[tuple[str, Reducer, Sequence[float]]], video: VideoTokens) -> dict[str, float]:
+def compile_all(
+    methods: Sequence[tuple[str, Reducer, Sequence[float]]], video: VideoTokens, finished: Callable[[str], None]
+) -> dict[str, float]:
     """Compiles the reductions of several methods side by side, and says how many seconds each took.
 
     Args:
       methods: (name, reducer, ratios that are possible for it).
       video: one clip; others of its shape run the same programs.
+      finished: called with the name of a method when it is compiled.
     """
 
     def one(method: tuple[str, Reducer, Sequence[float]]) -> float:
         start = time.perf_counter()
         sweep_video(video, method[1], method[2])
+        finished(method[0])
         return time.perf_counter() - start
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:

@@ -148,8 +148,14 @@ def _run_missing(
             video = jax.block_until_ready(llm.encode(clip.frames, plan.needs))
         jobs = [_Job(name, reducer, *_possible(reducer, video, ratios)) for name, reducer, ratios in waiting]
         if compiled is None:
-            progress(f"{item.id} · compiling {len(jobs)} reducers", done, total)
-            compiled = compile_all([(job.name, job.reducer, job.asked) for job in jobs if job.ratios], video)
+            progress("compiling the reducers", 0, len(jobs))
+            names: list[str] = []
+
+            def finished(name: str, names: list[str] = names, of: int = len(jobs)) -> None:
+                names.append(name)
+                progress("compiling the reducers", len(names), of)
+
+            compiled = compile_all([(job.name, job.reducer, job.asked) for job in jobs if job.ratios], video, finished)
         for job in jobs:
             progress(f"{item.id} · {job.name}", done, total)
             known = {"clip": item.id, "method": job.name, "encode": clock.stages[0].seconds}

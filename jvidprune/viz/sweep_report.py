@@ -138,7 +138,7 @@ def _headline(table: SweepTable) -> str:
 
 
 def _number(cell: Cell) -> str:
-    return f"{100 * cell.accuracy:.1f} <small>{_bounds(cell)}</small>"
+    return f"{100 * cell.accuracy:.1f} <small>{_bounds(cell)}</small><br><small>{cell.kept:,.0f} tokens</small>"
 
 
 def _relative(cell: Cell) -> str:
