@@ -108,7 +108,8 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
     if task.missing:
         some = ", ".join(task.missing[:3])
         more = f" and {len(task.missing) - 3} more" if len(task.missing) > 3 else ""
-        console.note(f"{len(task.missing)} videos are missing and left out: {some}{more}")
+        many = f"{len(task.missing)} videos are" if len(task.missing) > 1 else "1 video is"
+        console.note(f"{many} missing and left out: {some}{more}")
     return task
 
 
