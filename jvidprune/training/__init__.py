@@ -1,0 +1,1 @@
+"""The project's own training: a small LLaVA-OneVision on the procedural benchmark, with optax and orbax."""

@@ -1,0 +1,99 @@
+"""Accuracy of a checkpoint on held-out clips, through the same path as any question."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jvidprune import reducers
+from jvidprune.bench.items import Question, chance
+from jvidprune.bench.procedural import Procedural
+from jvidprune.inference.batch import Prompt, answer_many
+from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.tokens import Reducer
+
+CLIPS = 16
+"""Clips whose questions are asked together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One answered question.
+
+    Attributes:
+      question: what was asked.
+      said: the model's answer.
+    """
+
+    question: Question
+    said: str
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer is the expected word or letter."""
+        return self.said.strip().lower() == self.question.answer.lower()
+
+
+def answers(
+    model: VideoLLM,
+    task: Procedural,
+    *,
+    reducer: Reducer | None = None,
+    ratio: float = 1.0,
+    blind: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Result]:
+    """Asks every question of a task, decoding greedily.
+
+    Args:
+      model: with its tokenizer.
+      task: clips and questions.
+      reducer: by default none: all visual tokens are read.
+      ratio: retention ratio.
+      blind: visual tokens are zeros: what the text alone gives away.
+      progress: called as (clips done, clips in all).
+    """
+    method = reducers.get("none") if reducer is None else reducer
+    found = []
+    for start in range(0, len(task), CLIPS):
+        items = [task[index] for index in range(start, min(start + CLIPS, len(task)))]
+        asked, prompts = [], []
+        for item in items:
+            video = model.encode(item.load().frames, method.needs)
+            if blind:
+                video = dataclasses.replace(video, features=video.features * 0)
+            reduced = model.reduce(video, reducer=method, ratio=ratio)
+            asked += item.questions
+            prompts += [Prompt(reduced, question.prompt()) for question in item.questions]
+        replies = answer_many(model, prompts, max_new_tokens=3, batch=16, min_fill=0)
+        found += [Result(question, reply.text) for question, reply in zip(asked, replies, strict=True)]
+        if progress:
+            progress(start + len(items), len(task))
+    return found
+
+
+def accuracy_table(results: list[Result]) -> list[dict[str, Any]]:
+    """Rows of category, kind, questions, right, accuracy and chance; "all" sums over kinds and over categories."""
+    names = ["all", *dict.fromkeys(result.question.category for result in results)]
+    rows = []
+    for category in names:
+        for kind in ("all", "choice", "short", "yes_no"):
+            part = [
+                result
+                for result in results
+                if category in ("all", result.question.category) and kind in ("all", result.question.kind)
+            ]
+            if part:
+                right = sum(result.right for result in part)
+                rows.append(
+                    {
+                        "category": category,
+                        "kind": kind,
+                        "questions": len(part),
+                        "right": right,
+                        "accuracy": round(right / len(part), 4),
+                        "chance": round(float(np.mean([chance(result.question) for result in part])), 4),
+                    }
+                )
+    return rows
