@@ -16,6 +16,7 @@ from jvidprune.inference.fits import check_question
 from jvidprune.inference.pipeline import Answer, VideoLLM
 from jvidprune.inference.stages import StageClock, cache_folder
 from jvidprune.inference.times import with_times
+from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.base import reduce as reduce_video
@@ -34,10 +35,8 @@ def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
     """The chosen checkpoint, or the embedded one, loaded with progress."""
     source = choice["model"]
     if source is None:
-        from jvidprune.models.llava_onevision.default import build_default
-
-        source = build_default(cache_folder())
-        console.note("embedded model: a small LLaVA-OneVision with random weights, untrained")
+        source = EMBEDDED
+        console.note("embedded model: a tiny LLaVA-OneVision, trained on generated clips of moving shapes")
     bar = console.task("loading the model")
     return VideoLLM.load(
         source,

@@ -154,6 +154,9 @@ class VideoLLM:
         settings = FAMILIES[loaded.family]
         if template is not None:
             settings = dataclasses.replace(settings, template=template)
+        # Published processors leave num_frames open; a folder that names it was made for so many.
+        if isinstance(frames := video_processor(loaded.folder).get("num_frames"), int):
+            settings = dataclasses.replace(settings, frames=frames)
         llm = cls(loaded, load_tokenizer(loaded.folder), settings)
         # Settings of the folder that make no sense and missing templates are refused here, not at the first video.
         _ = llm.pixels, llm.prompt_texts("?")

@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: config, modules, name table, and the untrained default checkpoint."""
+"""LLaVA-OneVision: config, modules, name table, and an untrained checkpoint for tests."""
 
 from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
 from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig as Config

@@ -1,4 +1,4 @@
-"""The embedded default model: a small, seeded, UNTRAINED LLaVA-OneVision in the published folder layout."""
+"""A small, seeded LLaVA-OneVision with RANDOM weights in the published folder layout, for tests of code paths."""
 
 import hashlib
 import json
