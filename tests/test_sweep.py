@@ -126,6 +126,23 @@ def test_a_run_keeps_its_folder_and_another_one_is_refused(home, model, whole, c
     assert results(whole) == before
 
 
+def test_a_published_benchmark_runs_through_the_same_verb(home, model, whole, tmp_path, capfd):
+    from jvidprune.video.clips import ClipSpec, render
+    from jvidprune.video.encode import write_mp4
+
+    asked = [{"question": "Did it bark?", "answer": "yes"}, {"question": "Did it fly?", "answer": "no"}]
+    rows = [{"id": "entire_1", "questions": asked}, {"id": "not_there", "questions": asked}]
+    (tmp_path / "data" / "questions").mkdir(parents=True)
+    (tmp_path / "data" / "questions" / "entire_questions.json").write_text(json.dumps(rows))
+    write_mp4(tmp_path / "data" / "entire_1.mp4", render(ClipSpec(seed=2, frames=10, size=(64, 64))).frames, 5.0)
+    words = ["--task", "eventhallusion", "--data", str(tmp_path / "data"), "--frames", "8"]
+    samples = results(sweep(home, model, tmp_path / "out", *words))
+    assert {(r["clip"], r["category"]) for r in samples} == {("entire_1.mp4", "entire")}
+    assert len(samples) == 2 * 5
+    assert re.search(r"1 videos? (is|are) missing and left out: videos/entire/not_there.mp4", capfd.readouterr().err)
+    assert "entire" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_the_hash_changes_with_everything_that_changes_results(model):
     from jvidprune.bench.identity import run_hash
     from jvidprune.bench.plan import SweepPlan, identity

@@ -2,34 +2,37 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from jvidprune.inference.batch import Prompt, Reply, answer_many
 from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.reduced import sweep_video
+from jvidprune.inference.reduced import ReducedVideo, sweep_video
 from jvidprune.inference.stages import StageClock
 from jvidprune.tokens import Reducer, VideoTokens
-from jvidprune.video.decode import Clip
 
 BATCH = 16
 """Prompts read together."""
 
-MIN_FILL = 0.4
+MIN_FILL = 0.3
 """Prompts join longer ones from this share of their padded length: a sweep has few compiled programs."""
 
 
-def compile_all(methods: Sequence[tuple[str, Reducer, Sequence[float]]], video: VideoTokens) -> dict[str, float]:
+def compile_all(
+    methods: Sequence[tuple[str, Reducer, Sequence[float]]], video: VideoTokens, finished: Callable[[str], None]
+) -> dict[str, float]:
     """Compiles the reductions of several methods side by side, and says how many seconds each took.
 
     Args:
       methods: (name, reducer, ratios that are possible for it).
       video: one clip; others of its shape run the same programs.
+      finished: called with the name of a method when it is compiled.
     """
 
     def one(method: tuple[str, Reducer, Sequence[float]]) -> float:
         start = time.perf_counter()
         sweep_video(video, method[1], method[2])
+        finished(method[0])
         return time.perf_counter() - start
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -37,35 +40,34 @@ def compile_all(methods: Sequence[tuple[str, Reducer, Sequence[float]]], video: 
 
 
 def answer_all(
-    llm: VideoLLM,
-    video: VideoTokens,
-    clip: Clip,
-    reducer: Reducer,
-    ratios: Sequence[float],
-    questions: Sequence[str],
-    *,
-    max_new_tokens: int,
-    clock: StageClock,
+    llm: VideoLLM, videos: Sequence[ReducedVideo], questions: Sequence[str], *, max_new_tokens: int
 ) -> list[list[Reply]]:
-    """Asks every question at every ratio about one encoded clip.
+    """Asks every question about every reduced video, in as few batches as their lengths allow.
 
     Args:
       llm: the model.
-      video: the clip, encoded with the evidence the reducer needs.
-      clip: its frames, whose times some families put into the prompt.
-      reducer: the method; its plans for all ratios come from one compiled call.
-      ratios: at least one, all possible for the method.
+      videos: one clip reduced to several ratios, from `sweep_video`.
       questions: whole texts as the model is asked.
       max_new_tokens: longest answer.
-      clock: gets the stages "reduce", "prefill" and "generate".
 
     Returns:
       Replies [ratio][question].
     """
-    with clock("reduce") as stage:
-        reduced = sweep_video(video, reducer, ratios, clip)
-        stage.tokens = sum(one.kept for one in reduced)
-    prompts = [Prompt(one, question) for one in reduced for question in questions]
-    options = {"batch": BATCH, "min_fill": MIN_FILL}
-    replies = answer_many(llm, prompts, max_new_tokens=max_new_tokens, clock=clock, **options)
+    prompts = [Prompt(video, question) for video in videos for question in questions]
+    replies = answer_many(llm, prompts, max_new_tokens=max_new_tokens, batch=BATCH, min_fill=MIN_FILL)
     return [replies[i : i + len(questions)] for i in range(0, len(replies), len(questions))]
+
+
+def time_alone(
+    llm: VideoLLM, videos: Sequence[ReducedVideo], question: str, *, max_new_tokens: int
+) -> list[tuple[float, float]]:
+    """Seconds of prefill and of generation for one question at each ratio, asked alone, compilation left out.
+
+    Batches mix ratios, so what a ratio costs is measured apart from them.
+    """
+    found = []
+    for video in videos:
+        clock = StageClock()
+        answer_many(llm, [Prompt(video, question)], max_new_tokens=max_new_tokens, clock=clock)
+        found.append((clock.stages[0].seconds, clock.stages[1].seconds))
+    return found

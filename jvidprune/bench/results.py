@@ -23,12 +23,13 @@ class Cost:
       method, ratio: of the run.
       encode: seconds of encoding a clip.
       reduce: seconds of reducing a clip to this ratio; all ratios of a method share one call, this is its share.
-      prefill: seconds of reading one prompt.
-      generate: seconds of writing one answer.
+      prefill: seconds of reading one prompt, asked alone.
+      generate: seconds of writing one answer, asked alone.
       compile: seconds of compilation that the method caused, encoding left out; at its first ratio.
       memory: most bytes in use until then.
+      tflops, prefill_tflops: 10^12 floating-point operations of an answer from frames on, and of its prefill.
 
-    Seconds are medians over clips, compilation left out.
+    Seconds are medians over clips (those of questions asked alone over the first few), compilation left out.
     """
 
     method: str
@@ -39,6 +40,8 @@ class Cost:
     generate: float
     compile: float
     memory: int
+    tflops: float
+    prefill_tflops: float
 
     @property
     def answer(self) -> float:
@@ -123,10 +126,13 @@ def make_table(
 
 def _cost(run: tuple[str, float], batches: Sequence[Record]) -> Cost:
     mine = [b for b in batches if (b["method"], b["ratio"]) == run and not b["refused"]]
-    names = ("encode", "reduce", "prefill", "generate")
-    seconds = {name: float(np.median([b[name] for b in mine])) for name in names}
+    seconds = {
+        name: float(np.median([b[name] for b in mine if name in b] or [np.nan]))
+        for name in ("encode", "reduce", "prefill", "generate")
+    }
+    counted = {name: float(np.mean([b[name] for b in mine])) for name in ("tflops", "prefill_tflops")}
     compiled, memory = math.fsum(b["compile"] for b in mine), max(b["memory"] for b in mine)
-    return Cost(method=run[0], ratio=run[1], compile=compiled, memory=memory, **seconds)
+    return Cost(method=run[0], ratio=run[1], compile=compiled, memory=memory, **seconds, **counted)
 
 
 def _chance(task: Any) -> dict[str, float]:

@@ -4,15 +4,16 @@ import dataclasses
 import json
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 
 from jvidprune.bench import plan as plans
-from jvidprune.bench.answering import answer_all, compile_all
+from jvidprune.bench.answering import answer_all, compile_all, time_alone
 from jvidprune.bench.extract import is_correct
+from jvidprune.bench.flops import count
 from jvidprune.bench.identity import run_hash
 from jvidprune.bench.plan import SweepPlan
 from jvidprune.bench.store import Record, RecordStore, only_writer
@@ -20,11 +21,15 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 from jvidprune.inference.batch import Reply
 from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.inference.reduced import sweep_video
 from jvidprune.inference.stages import StageClock
 from jvidprune.tokens import Reducer, VideoTokens
 
 Group = tuple[str, Reducer, tuple[float, ...]]
 """Name, reducer and ratios that are run together."""
+
+TIMED = 3
+"""Clips on which one question is asked alone at every ratio, to see what a ratio costs."""
 
 SAMPLE_KEY = ("clip", "question", "method", "ratio")
 BATCH_KEY = ("clip", "method", "ratio")
@@ -143,14 +148,20 @@ def _run_missing(
             video = jax.block_until_ready(llm.encode(clip.frames, plan.needs))
         jobs = [_Job(name, reducer, *_possible(reducer, video, ratios)) for name, reducer, ratios in waiting]
         if compiled is None:
-            progress(f"{item.id} · compiling {len(jobs)} reducers", done, total)
-            compiled = compile_all([(job.name, job.reducer, job.asked) for job in jobs if job.ratios], video)
+            progress("compiling the reducers", 0, len(jobs))
+            names: list[str] = []
+
+            def finished(name: str, names: list[str] = names, of: int = len(jobs)) -> None:
+                names.append(name)
+                progress("compiling the reducers", len(names), of)
+
+            compiled = compile_all([(job.name, job.reducer, job.asked) for job in jobs if job.ratios], video, finished)
         for job in jobs:
             progress(f"{item.id} · {job.name}", done, total)
             known = {"clip": item.id, "method": job.name, "encode": clock.stages[0].seconds}
             batches.append([known | {"ratio": ratio, "refused": reason} for ratio, reason in job.refused.items()])
             if job.ratios:
-                new, costs = _answer(llm, task, item, clip, video, job, plan)
+                new, costs = _answer(llm, task, item, clip, video, job, plan, timed=number < TIMED)
                 costs[0]["compile"] += compiled.pop(job.name, 0.0)
                 batches.append([known | cost for cost in costs])
                 samples.append(new)
@@ -194,57 +205,41 @@ def _possible(
 
 
 def _answer(
-    llm: VideoLLM,
-    task: Any,
-    item: Any,
-    clip: Any,
-    video: VideoTokens,
-    job: _Job,
-    plan: SweepPlan,
+    llm: VideoLLM, task: Any, item: Any, clip: Any, video: VideoTokens, job: _Job, plan: SweepPlan, *, timed: bool
 ) -> tuple[list[Record], list[Record]]:
+    """Records of the samples and of the batches of one method on one clip."""
+    questions = [question.prompt() for question in item.questions]
     clock = StageClock()
-    texts = [question.prompt() for question in item.questions]
-    options: dict[str, Any] = {"max_new_tokens": plan.max_new_tokens, "clock": clock}
-    replies = answer_all(llm, video, clip, job.reducer, job.asked, texts, **options)
-    compiled = sum(stage.compile_seconds for stage in clock.stages)
-    reduce_seconds = sum(stage.seconds for stage in clock.stages if stage.name == "reduce") / len(job.ratios)
+    with clock("reduce"):
+        videos = sweep_video(video, job.reducer, job.asked, clip)
+    with clock("answer"):
+        replies = answer_all(llm, videos, questions, max_new_tokens=plan.max_new_tokens)
+    reduce, answer = clock.stages
+    alone = time_alone(llm, videos, questions[0], max_new_tokens=plan.max_new_tokens) if timed else []
     rule = getattr(task, "extraction", "letters")
-    records, batches = [], []
-    for ratio, row in zip(job.ratios, replies, strict=True):
+    samples, batches = [], []
+    for i, (ratio, row) in enumerate(zip(job.ratios, replies, strict=True)):
         for question, reply in zip(item.questions, row, strict=True):
             right = is_correct(reply.text, question.answer, question.kind, question.options, rule=rule)
-            records.append(
-                {
-                    "clip": item.id,
-                    "question": question.id,
-                    "method": job.name,
-                    "ratio": ratio,
-                    "category": question.category,
-                    "prediction": reply.text,
-                    "answer": question.answer,
-                    "correct": right,
-                    "kept": reply.kept,
-                    "visual": video.features.shape[0] * video.features.shape[1],
-                    "prompt": reply.prompt,
-                }
-            )
-        batches.append(
-            {
-                "ratio": ratio,
-                "refused": "",
-                "reduce": reduce_seconds,
-                "prefill": _mean(row, "prefill_seconds"),
-                "generate": _mean(row, "generate_seconds"),
-                "compile": compiled,
-                "memory": peak_memory(),
-            }
-        )
-        compiled = 0.0
-    return records, batches
+            record = {"clip": item.id, "question": question.id, "method": job.name, "ratio": ratio}
+            record |= {"category": question.category, "prediction": reply.text, "answer": question.answer}
+            counts = {"kept": reply.kept, "visual": reply.visual, "prompt": reply.prompt}
+            samples.append(record | {"correct": right} | counts)
+        costs = {"ratio": ratio, "refused": "", "reduce": reduce.seconds / len(job.ratios)}
+        if timed:
+            costs |= {"prefill": alone[i][0], "generate": alone[i][1]}
+        costs |= {"compile": (reduce.compile_seconds + answer.compile_seconds) * (i == 0), "memory": peak_memory()}
+        batches.append(costs | _tflops(llm, video, job, ratio, row))
+    return samples, batches
 
 
-def _mean(replies: list[Reply], name: str) -> float:
-    return sum(getattr(reply, name) for reply in replies) / max(1, len(replies))
+def _tflops(llm: VideoLLM, video: VideoTokens, job: _Job, ratio: float, replies: Sequence[Reply]) -> dict[str, float]:
+    """TFLOPs of an answer of mean length, and of its prefill; nothing for a method that cannot be counted."""
+    means = {name: round(sum(getattr(r, name) for r in replies) / len(replies)) for name in ("prompt", "generated")}
+    sizes = {"kept": replies[0].kept, "prompt": means["prompt"], "new_tokens": max(1, means["generated"])}
+    reducer = {"reducer": job.reducer, "ratio": ratio or 1.0}
+    report = count(llm.loaded.config, video.layout(), **sizes, **reducer)
+    return {"tflops": report.total / 1e12, "prefill_tflops": report.of("prefill") / 1e12}
 
 
 def peak_memory() -> int:

@@ -18,7 +18,7 @@ from jvidprune.parity.core import FileReport
 if TYPE_CHECKING:
     from jvidprune.bench.flops import FlopReport
     from jvidprune.bench.metrics import Cell
-    from jvidprune.bench.results import SweepTable
+    from jvidprune.bench.results import Cost, SweepTable
     from jvidprune.inference.pipeline import Answer
     from jvidprune.inference.stages import Stage
 
@@ -92,7 +92,7 @@ class Console:
 
     def sweep(self, table: "SweepTable", record: dict[str, Any]) -> None:
         """Accuracy of every method at every ratio with its interval, and where the files are."""
-        self._out.print(sweep_table(table))
+        self._out.print(sweep_table(table, intervals=self._out.width >= 130))
         for method, reasons in table.refused.items():
             self._out.print(f"[dim]{method}: {_escape(next(iter(reasons.values())))}[/dim]", highlight=False)
         if record["untrained"]:
@@ -146,29 +146,30 @@ def stage_table(stages: Iterable["Stage"], caption: str) -> Table:
     return table
 
 
-def sweep_table(table: "SweepTable") -> Table:
-    """Methods by ratios; the best published number of a column is bold, intervals stand beside."""
+def sweep_table(table: "SweepTable", *, intervals: bool) -> Table:
+    """Methods by ratios, the best of a column bold; tokens and times are those of the smallest ratio."""
     full = table.cell("none", 1.0)
     blind = table.cell("no video", 0.0)
     caption = [f"{table.clips} clips, {full.questions} questions" if full else f"{table.clips} clips"]
-    caption += ["accuracy in per cent with 95 % intervals; rel: share of the unpruned accuracy at the smallest ratio"]
+    caption += ["accuracy in per cent" + " with 95 % intervals" * intervals]
+    caption += [f"share of unpruned, tokens and ms an answer at {100 * min(table.ratios):g} %"]
     out = Table(box=box.SIMPLE_HEAD, caption=" · ".join(caption), caption_justify="left")
-    out.add_column("method")
+    out.add_column("method", no_wrap=True)
     for ratio in table.ratios:
-        out.add_column(f"{100 * ratio:g} %", justify="right")
-    for name in ("rel", "tokens", "ms"):
-        out.add_column(name, justify="right")
+        out.add_column(f"{100 * ratio:g} %", justify="right", no_wrap=True)
+    for name in ("share", "tokens", "ms"):
+        out.add_column(name, justify="right", no_wrap=True)
     smallest = min(table.ratios)
     swept = [method for method in table.methods if method not in ("none", "no video")]
     best = {r: max((c.accuracy for m in swept if (c := table.cell(m, r))), default=-1.0) for r in table.ratios}
     for name, cell in (("unpruned", full), ("question alone", blind)):
         if cell is not None:
-            row = [_accuracy(cell), *[""] * (len(table.ratios) - 1), "", f"{cell.kept:,.0f}"]
+            row = [_accuracy(cell, intervals), *[""] * (len(table.ratios) - 1), "", f"{cell.kept:,.0f}"]
             cost = table.costs[cell.method, cell.ratio]
-            out.add_row(name, *row, f"{1000 * cost.answer:,.1f}", style="dim", end_section=cell is blind)
+            out.add_row(name, *row, _milliseconds(cost), style="dim", end_section=cell is blind)
     for method in swept:
         cells = [table.cell(method, ratio) for ratio in table.ratios]
-        texts = ["–" if c is None else _accuracy(c, bold=c.accuracy == best[c.ratio]) for c in cells]
+        texts = ["–" if c is None else _accuracy(c, intervals, bold=c.accuracy == best[c.ratio]) for c in cells]
         last = next((c for c in reversed(cells) if c is not None), None)
         if last is not None:
             at = last.ratio
@@ -178,15 +179,19 @@ def sweep_table(table: "SweepTable") -> Table:
                 *texts,
                 rel,
                 f"{last.kept:,.0f}",
-                f"{1000 * table.costs[method, at].answer:,.1f}",
+                _milliseconds(table.costs[method, at]),
             )
     return out
 
 
-def _accuracy(cell: "Cell", *, bold: bool = False) -> str:
+def _milliseconds(cost: "Cost") -> str:
+    return f"{1000 * cost.answer:,.1f}" if cost.answer == cost.answer else ""
+
+
+def _accuracy(cell: "Cell", interval: bool, *, bold: bool = False) -> str:
     number = f"{100 * cell.accuracy:.1f}"
     text = f"[bold]{number}[/bold]" if bold else number
-    return f"{text} [dim]{100 * cell.low:.0f}–{100 * cell.high:.0f}[/dim]"
+    return f"{text} [dim]{100 * cell.low:.0f}–{100 * cell.high:.0f}[/dim]" if interval else text
 
 
 def parity_tables(reports: Iterable[FileReport], *, as_json: bool, quiet: bool) -> bool:

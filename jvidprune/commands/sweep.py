@@ -26,7 +26,7 @@ from jvidprune.viz.sweep_report import sweep_page
 METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
 """What is compared unless the user says otherwise."""
 
-CLIPS = 24
+CLIPS = 50
 """Clips of the procedural benchmark in a default run: all of it stays below five minutes on two cores."""
 
 
@@ -108,7 +108,8 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
     if task.missing:
         some = ", ".join(task.missing[:3])
         more = f" and {len(task.missing) - 3} more" if len(task.missing) > 3 else ""
-        console.note(f"{len(task.missing)} videos are missing and left out: {some}{more}")
+        many = f"{len(task.missing)} videos are" if len(task.missing) > 1 else "1 video is"
+        console.note(f"{many} missing and left out: {some}{more}")
     return task
 
 
@@ -149,7 +150,12 @@ def write_outputs(
         "untrained": llm.untrained,
         "resumed_samples": found.resumed,
         "samples": len(found.samples),
-        "rows": [dataclasses.asdict(table.cells[run[0], run[1], "all"]) for run in table.runs],
-        "costs": [dataclasses.asdict(table.costs[run]) for run in table.runs],
+        "rows": [_known(table.cells[run[0], run[1], "all"]) for run in table.runs],
+        "costs": [_known(table.costs[run]) for run in table.runs],
         "refused": table.refused,
     }
+
+
+def _known(row: Any) -> dict[str, Any]:
+    """Fields of a row; numbers that do not exist are None, as JSON has no NaN."""
+    return {key: None if value != value else value for key, value in dataclasses.asdict(row).items()}

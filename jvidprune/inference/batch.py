@@ -69,7 +69,6 @@ class Reply:
       generated: ids generated, end of sequence included.
       kept, visual: visual tokens kept and there were, newlines not counted.
       prompt: prompt length in tokens.
-      prefill_seconds, generate_seconds: wall-clock of its batch without compilation, over the prompts in it.
     """
 
     text: str
@@ -78,8 +77,6 @@ class Reply:
     kept: int
     visual: int
     prompt: int
-    prefill_seconds: float = dataclasses.field(compare=False)
-    generate_seconds: float = dataclasses.field(compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,18 +137,16 @@ def answer_many(
     clock = clock or StageClock()
     replies: list[Any] = [None] * len(prompts)
     for rows in _batches(llm, prompts, reserve=max_new_tokens, batch=batch, min_fill=min_fill):
-        with clock("prefill") as reading:
+        with clock("prefill") as stage:
             logits, cache = jax.block_until_ready(_read(llm, rows, max_new_tokens - 1))
-            reading.tokens = sum(row.slots.length for row in rows.used)
-        with clock("generate") as writing:
+            stage.tokens = sum(row.slots.length for row in rows.used)
+        with clock("generate") as stage:
             if temperature > 0:
                 options["key"] = jnp.stack(rows.filled([jax.random.key(seed[row.number]) for row in rows.used]))
             found, _ = decode(llm.loaded.model, logits, cache, max_new_tokens=max_new_tokens, **options)
-            found = np.asarray(found)[: len(rows.used)]
-            writing.tokens = int((found >= 0).sum())
-        seconds = [stage.seconds / len(rows.used) for stage in (reading, writing)]
-        for row, ids in zip(rows.used, found, strict=True):
-            replies[row.number] = _reply(llm, row, [int(i) for i in ids if i >= 0], *seconds)
+            for row, ids in zip(rows.used, np.asarray(found), strict=False):
+                replies[row.number] = _reply(llm, row, [int(i) for i in ids if i >= 0])
+            stage.tokens = sum(replies[row.number].generated for row in rows.used)
     return replies
 
 
@@ -304,10 +299,10 @@ def _embed(model: Any, ids: jax.Array, held: jax.Array, parts: list[jax.Array]) 
     return jnp.where((held >= 0)[:, None], tokens[jnp.maximum(held, 0)].astype(words.dtype), words)
 
 
-def _reply(llm: "VideoLLM", row: _Row, ids: list[int], *seconds: float) -> Reply:
+def _reply(llm: "VideoLLM", row: _Row, ids: list[int]) -> Reply:
     answer = tuple(i for i in ids if i not in llm.eos_ids)
     kept, visual = (sum(getattr(one, name) for one in row.videos) for name in ("kept", "visual"))
-    return Reply(llm.tokenizer.decode(answer).strip(), answer, len(ids), kept, visual, row.slots.length, *seconds)
+    return Reply(llm.tokenizer.decode(answer).strip(), answer, len(ids), kept, visual, row.slots.length)
 
 
 def _row_seeds(seeds: int | Sequence[int], count: int) -> list[int]:

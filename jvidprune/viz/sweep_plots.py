@@ -19,41 +19,48 @@ HALO = "svg text{paint-order:stroke;stroke:var(--panel);stroke-width:3px;stroke-
 
 
 def retention_plot(table: SweepTable) -> str:
-    """Accuracy at each retention ratio, one line a method, named at its end; an `<svg>` element.
+    """Accuracy over the share of visual tokens that is really kept, one line a method, named at its end; an `<svg>`.
 
-    The band is the bootstrap interval of the unpruned model; those of the methods are in the table. Dotted lines are
-    what the question alone and a guess reach.
+    Methods read a nominal ratio differently (some keep half of it, some half as much again), so that points stand where
+    their token counts put them. The band is the bootstrap interval of the unpruned model, those of the methods show on
+    pointing. Dotted lines are what the question alone and a guess reach.
     """
     figure, axes = _figure()
-    ratios = sorted(table.ratios, reverse=True)
-    places = {ratio: i for i, ratio in enumerate(ratios)}
-    right = len(ratios) - 1
-    styles = series_styles(swept(table))
+    full = table.cell(FULL, 1.0)
+    visual = full.kept if full else 1.0
     ends = []
-    for method, style in styles.items():
-        cells = [(places[r], c) for r in ratios if (c := table.cell(method, r)) is not None]
+    for method, style in series_styles(swept(table)).items():
+        cells = [c for r in sorted(table.ratios, reverse=True) if (c := table.cell(method, r)) is not None]
         if not cells:
             continue
-        x, y = [i for i, _ in cells], [100 * c.accuracy for _, c in cells]
+        x, y = [_halvings(c.kept / visual) for c in cells], [100 * c.accuracy for c in cells]
         _line(axes, method, x, y, style)
-        low, high = ([100 * getattr(c, name) for _, c in cells] for name in ("low", "high"))
+        low, high = ([100 * getattr(c, name) for c in cells] for name in ("low", "high"))
         axes.fill_between(x, low, high, color=style.colour, alpha=0.16, lw=0, gid=f"band-{method}")
         ends.append((method, x[-1], y[-1], style))
-    lowest, highest = _levels(axes, table, 0, right)
-    values = [y for *_, y, _ in ends] + [100 * c.accuracy for r in table.runs if (c := table.cell(*r))]
-    low, high = min([*values, lowest]), max([*values, highest])
-    pad = max(2.0, 0.06 * (high - low))
-    axes.set_ylim(low - pad, high + pad)
-    axes.set_xlim(-0.15, right + max(0.2, 0.32 * right))
-    axes.set_xticks(range(len(ratios)), [f"{100 * ratio:g} %" for ratio in ratios])
-    _name_ends(axes, table, ends, right + 0.06 * max(right, 1))
-    axes.set_xlabel("visual tokens kept", color=SOFT)
+    places = [x for line in axes.lines for x in line.get_xdata()]
+    nominal = [_halvings(ratio) for ratio in table.ratios]
+    left, right = min([*places, *nominal]), max([*places, *nominal])
+    width = max(right - left, 0.5)
+    levels = _levels(axes, table, left, right)
+    values = [y for line in axes.lines for y in line.get_ydata()]
+    pad = max(2.0, 0.06 * (max(values) - min(values)))
+    axes.set_ylim(min([*values, *levels]) - pad, max([*values, *levels]) + pad)
+    axes.set_xlim(left - 0.03 * width, right + 0.34 * width)
+    axes.set_xticks(nominal, [f"{100 * ratio:g} %" for ratio in table.ratios])
+    _name_ends(axes, table, ends, right + 0.05 * width)
+    axes.set_xlabel("visual tokens kept, on a log scale", color=SOFT)
     axes.set_ylabel("accuracy, %", color=SOFT)
     return _svg(figure)
 
 
+def _halvings(share: float) -> float:
+    """How often all tokens are halved to leave a share of them."""
+    return -float(np.log2(max(share, 1e-6)))
+
+
 def time_plot(table: SweepTable) -> str:
-    """Accuracy over milliseconds from encoded tokens to an answer; an `<svg>` element.
+    """Accuracy over milliseconds from encoded tokens to the answer of one question; an `<svg>` element.
 
     Every method is a path through its ratios; the marked and named point is the ratio nearest to 10 %.
     """
@@ -64,6 +71,7 @@ def time_plot(table: SweepTable) -> str:
     for method, style in styles.items():
         runs = [(method, ratio) for ratio in sorted(table.ratios, reverse=True) if (method, ratio) in table.costs]
         found = [(1000 * table.costs[run].answer, 100 * cell.accuracy) for run in runs if (cell := table.cell(*run))]
+        found = [point for point in found if point[0] > 0]
         if not found:
             continue
         x, y = zip(*found, strict=True)
@@ -88,7 +96,7 @@ def time_plot(table: SweepTable) -> str:
     axes.margins(x=0.12, y=0.1)
     _time_ticks(axes, [x for x, *_ in points])
     _place_names(figure, axes, points)
-    axes.set_xlabel("milliseconds from encoded video to answer (reduce, prefill, generate)", color=SOFT)
+    axes.set_xlabel("milliseconds from encoded video to one answer (reduce, prefill, generate)", color=SOFT)
     axes.set_ylabel("accuracy, %", color=SOFT)
     return _svg(figure)
 
@@ -165,15 +173,14 @@ def _name_ends(axes: Any, table: SweepTable, ends: list[tuple[str, float, float,
     if not ends:
         return
     ends = sorted(ends, key=lambda end: end[2])
-    ratios = sorted(table.ratios, reverse=True)
-    last = len(ratios) - 1
     bottom, top = axes.get_ylim()
     gap = (top - bottom) * 0.046
     places = spread([y for _, _, y, _ in ends], gap, bottom + gap / 2, top - gap / 2)
     for (method, end, y, style), place in zip(ends, places, strict=True):
-        axes.plot([end, x - 0.02], [y, place], color=style.colour, lw=0.7, ls=(0, (1, 3)), gid=f"lead-{method}")
+        axes.plot([end, x - 0.01], [y, place], color=style.colour, lw=0.7, ls=(0, (1, 3)), gid=f"lead-{method}")
         # A method that refuses the smallest ratio ends earlier; its name says where.
-        where = "" if end == last else f" at {100 * ratios[round(end)]:g} %"
+        last = min(ratio for name, ratio in table.runs if name == method)
+        where = "" if last == min(table.ratios) else f" at {100 * last:g} %"
         text = f"{table.titles.get(method, method)}  {y:.1f}{where}"
         weight = "normal" if style.control else "bold"
         axes.text(x, place, text, color=style.colour, va="center", fontsize=10.5, weight=weight, gid=f"name-{method}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from importlib import resources
 
 from jvidprune.bench.extract import option_letter
+from jvidprune.bench.flops import tera
 from jvidprune.bench.metrics import ALL, FULL, Cell
 from jvidprune.bench.plan import BLIND
 from jvidprune.bench.results import SweepTable
@@ -137,7 +138,7 @@ def _headline(table: SweepTable) -> str:
 
 
 def _number(cell: Cell) -> str:
-    return f"{100 * cell.accuracy:.1f} <small>{_bounds(cell)}</small>"
+    return f"{100 * cell.accuracy:.1f} <small>{_bounds(cell)}</small><br><small>{cell.kept:,.0f} tokens</small>"
 
 
 def _relative(cell: Cell) -> str:
@@ -231,17 +232,8 @@ def _example_row(name: str, verdict: str, small: str, url: str, alt: str) -> str
 
 def _costs(table: SweepTable) -> str:
     """Tokens and stage times at every ratio."""
-    head = [
-        "method",
-        "retention",
-        "tokens",
-        "prompt",
-        "encode ms",
-        "reduce ms",
-        "prefill ms",
-        "generate ms",
-        "compile s",
-    ]
+    head = ["method", "retention", "tokens", "prompt", "encode ms", "reduce ms", "prefill ms", "generate ms"]
+    head += ["TFLOP", "of it prefill", "compile s"]
     rows = []
     for run in table.runs:
         cell, cost = table.cell(*run), table.costs[run]
@@ -249,14 +241,16 @@ def _costs(table: SweepTable) -> str:
             continue
         seconds = (cost.encode, cost.reduce, cost.prefill, cost.generate)
         texts = [shown_name(table, run[0]), _percent(run[1]), f"{cell.kept:,.1f}", f"{cell.prompt:,.1f}"]
-        texts += [f"{1000 * value:,.1f}" for value in seconds]
+        texts += ["" if math.isnan(value) else f"{1000 * value:,.1f}" for value in seconds]
+        texts += [tera(1e12 * cost.tflops), tera(1e12 * cost.prefill_tflops)]
         texts += [f"{cost.compile:.1f}" if cost.compile else ""]
         rows.append("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>")
     peak = max((cost.memory for cost in table.costs.values()), default=0)
     line = "".join(f"<th>{html.escape(text)}</th>" for text in head)
     note = (
-        f"Seconds are medians over clips without compilation. A batch's time is shared by its prompts; all ratios of a "
-        f"method are reduced by one compiled call, which they share. Peak memory of the run: {peak / 2**20:,.0f} MiB."
+        "Times are medians without compilation: of encoding a clip, of this ratio's share in the one call that reduces "
+        "to all of them, and of one question asked alone. TFLOPs are counted for an answer of mean length, encoding "
+        f"included. Peak memory of the run: {peak / 2**20:,.0f} MiB."
     )
     refused = "".join(
         f"<li>{html.escape(shown_name(table, method))}: {html.escape(next(iter(reasons.values())))}</li>"
