@@ -122,7 +122,8 @@ RECIPE = Recipe(
 NOTES = (
     "The run was ended before it had converged: several categories are still guessed, and many choices.",
     "The stage 'tower' was trained on clips of the benchmark's first layout; the later stages and all accuracies use "
-    "the present one. Running the recipe again therefore gives a model that is alike but not equal bit for bit.",
+    "the present one, and what that stage leaves untouched was set to the present initial values behind it. Running "
+    "the recipe again therefore gives a model that is alike but not equal bit for bit.",
     "Three quarters of the visual tokens, background first, were left out in training, at their own positions; "
     "all of them are read where 'all tokens' is measured.",
 )
