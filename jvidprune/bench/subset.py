@@ -1,0 +1,74 @@
+"""The questions of a task that a model can answer at all: where it is at chance, pruning tokens cannot show."""
+
+import csv
+import math
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from jvidprune.bench.items import Item, Question, Task
+
+Pair = tuple[str, str]
+"""Category and kind of a question."""
+
+
+class Subset:
+    """The questions of a task that are of certain categories and kinds; clips without any are passed over."""
+
+    def __init__(self, task: Task, pairs: Collection[Pair], clips: int | None = None):
+        """Looks through the items of a task.
+
+        Args:
+          task: whose questions are asked in part.
+          pairs: (category, kind) that are kept.
+          clips: only the first so many clips with a question.
+        """
+        self._task = task
+        self.pairs = tuple(sorted(pairs))
+        """What is asked."""
+        self.name = task.name
+        self._items: list[Item] = []
+        for i in range(len(task)):
+            item = task[i]
+            kept = tuple(q for q in item.questions if (q.category, q.kind) in self.pairs)
+            if kept:
+                self._items.append(Item(item.id, kept, item.load))
+            if len(self._items) == clips:
+                break
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Categories that are asked about, in the task's order."""
+        asked = {category for category, _ in self.pairs}
+        return tuple(category for category in self._task.categories if category in asked)
+
+    def chance(self, question: Question) -> float:
+        """As the task has it."""
+        return self._task.chance(question)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> Item:
+        return self._items[index]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the task, what is asked, and how many clips."""
+        pairs = [" ".join(pair) for pair in self.pairs]
+        return {**self._task.fingerprint(), "asked": pairs, "asked_clips": len(self)}
+
+
+def answerable(accuracies: Path) -> list[Pair]:
+    """(category, kind) that a model was measured to answer above chance: by more than two standard errors.
+
+    Args:
+      accuracies: accuracy.csv of a checkpoint, with the columns given, category, kind, questions, accuracy and chance;
+        rows "all tokens" of one category and one kind count.
+    """
+    with accuracies.open(newline="", encoding="utf8") as file:
+        rows = [r for r in csv.DictReader(file) if r["given"] == "all tokens" and "all" not in (r["category"], r["kind"])]
+    return [(r["category"], r["kind"]) for r in rows if _above(float(r["accuracy"]), float(r["chance"]), int(r["questions"]))]
+
+
+def _above(accuracy: float, chance: float, questions: int) -> bool:
+    return accuracy - chance > 2 * math.sqrt(chance * (1 - chance) / questions)
