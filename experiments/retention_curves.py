@@ -13,12 +13,11 @@ import numpy as np
 
 from jvidprune.bench.markdown import accuracy_table, category_table, grid
 from jvidprune.bench.plan import SweepPlan
-from jvidprune.bench.procedural import Procedural
 from jvidprune.bench.results import make_table, write_csv
 from jvidprune.bench.runner import run_sweep
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import open_model
-from jvidprune.commands.sweep import METHODS, title
+from jvidprune.commands.sweep import METHODS, answerable_part, title
 from jvidprune.viz.sweep_style import CONTROLS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -31,7 +30,7 @@ args = parser.parse_args()
 console = Console()
 with console.working():
     llm = open_model({"model": args.model, "dtype": "float32"}, console)
-    task = Procedural("test", clips=args.clips)
+    task = answerable_part(llm.loaded.folder / "accuracy.csv", args.clips)
     names = args.methods.split(",")
     plan = SweepPlan({name: llm.reducer(name) for name in names})
     found = run_sweep(llm, task, plan, progress=lambda text, done, total: console.task(text, total)(done, total))
@@ -50,8 +49,9 @@ def collapse(category: str, share: float = 0.9) -> list[str]:
 rows = sorted((collapse(category) for category in table.categories), key=lambda row: row[-1].rjust(4))
 parts = [
     "# Accuracy at few tokens\n",
-    f"{table.clips} clips of the procedural test split, {len(found.samples) // len(table.runs)} questions; accuracy in "
-    "per cent with 95 % bootstrap intervals over clips. Written by `experiments/retention_curves.py`.\n",
+    f"{table.clips} clips of the procedural test split, {len(found.samples) // len(table.runs)} questions of the kinds "
+    "that the embedded model answers above chance; accuracy in per cent with 95 % bootstrap intervals over clips. "
+    "Written by `experiments/retention_curves.py`.\n",
     accuracy_table(table),
     "\n## Categories that collapse first\n",
     "Mean accuracy of the published methods in per cent of the unpruned model's, and the first ratio below 90 %.\n",

@@ -13,11 +13,11 @@ from pathlib import Path
 from jvidprune.bench.markdown import accuracy_table, difference_table
 from jvidprune.bench.metrics import paired_difference
 from jvidprune.bench.plan import SweepPlan
-from jvidprune.bench.procedural import Procedural
 from jvidprune.bench.results import make_table, write_csv
 from jvidprune.bench.runner import run_sweep
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import open_model
+from jvidprune.commands.sweep import answerable_part
 from jvidprune.ops.transport import Sinkhorn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -56,7 +56,7 @@ with console.working():
     methods["flashvid all three"] = dataclasses.replace(flashvid, **clean)
     pairs += [("flashvid released", f"flashvid {name}") for name in (*clean, "all three")]
 
-    task = Procedural("test", clips=args.clips)
+    task = answerable_part(llm.loaded.folder / "accuracy.csv", args.clips)
     found = run_sweep(
         llm, task, SweepPlan(methods), progress=lambda text, done, total: console.task(text, total)(done, total)
     )

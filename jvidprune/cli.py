@@ -151,6 +151,7 @@ def sweep_methods(
     task: str = "procedural",
     data: Path | None = None,
     clips: int | None = None,
+    questions: Literal["answerable", "all"] = "answerable",
     max_new_tokens: int = 8,
     save: Annotated[
         Path | None, arg(name="out", help="Folder of the run; by default runs/<hash of what changes results>.")
@@ -167,6 +168,7 @@ def sweep_methods(
         eventhallusion.
       data: folder with a published benchmark's annotations and videos.
       clips: look at the first so many clips only.
+      questions: of the procedural benchmark: those that the embedded model was measured to answer above chance, or all.
       max_new_tokens: longest answer.
     """
     from jvidprune.commands import sweep
@@ -174,7 +176,7 @@ def sweep_methods(
 
     console = out.console()
     chosen = split_texts(methods or sweep.METHODS)
-    choice = sweep.SweepChoice(chosen, sweep.read_ratios(ratios), task, data, clips, max_new_tokens, save)
+    choice = sweep.SweepChoice(chosen, sweep.read_ratios(ratios), task, data, clips, questions, max_new_tokens, save)
     table, record = sweep.sweep(choice, model=dataclasses.asdict(model), console=console)
     if out.json:
         _print_json(record)

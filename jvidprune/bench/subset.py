@@ -13,7 +13,11 @@ Pair = tuple[str, str]
 
 
 class Subset:
-    """The questions of a task that are of certain categories and kinds; clips without any are passed over."""
+    """The questions of a task that are of certain categories and kinds.
+
+    Clips whose first question, the one they were made for, is not asked are passed over, so that categories that go
+    with every clip do not drown the others.
+    """
 
     def __init__(self, task: Task, pairs: Collection[Pair], clips: int | None = None):
         """Looks through the items of a task.
@@ -21,7 +25,7 @@ class Subset:
         Args:
           task: whose questions are asked in part.
           pairs: (category, kind) that are kept.
-          clips: only the first so many clips with a question.
+          clips: only the first so many clips.
         """
         self._task = task
         self.pairs = tuple(sorted(pairs))
@@ -31,7 +35,7 @@ class Subset:
         for i in range(len(task)):
             item = task[i]
             kept = tuple(q for q in item.questions if (q.category, q.kind) in self.pairs)
-            if kept:
+            if kept and kept[0] == item.questions[0]:
                 self._items.append(Item(item.id, kept, item.load))
             if len(self._items) == clips:
                 break
@@ -66,9 +70,11 @@ def answerable(accuracies: Path) -> list[Pair]:
         rows "all tokens" of one category and one kind count.
     """
     with accuracies.open(newline="", encoding="utf8") as file:
-        rows = [r for r in csv.DictReader(file) if r["given"] == "all tokens" and "all" not in (r["category"], r["kind"])]
-    return [(r["category"], r["kind"]) for r in rows if _above(float(r["accuracy"]), float(r["chance"]), int(r["questions"]))]
+        rows = [row for row in csv.DictReader(file) if row["given"] == "all tokens"]
+    pairs = [row for row in rows if "all" not in (row["category"], row["kind"])]
+    return [(row["category"], row["kind"]) for row in pairs if _above(row)]
 
 
-def _above(accuracy: float, chance: float, questions: int) -> bool:
+def _above(row: dict[str, str]) -> bool:
+    accuracy, chance, questions = (float(row[name]) for name in ("accuracy", "chance", "questions"))
     return accuracy - chance > 2 * math.sqrt(chance * (1 - chance) / questions)

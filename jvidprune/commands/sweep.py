@@ -3,13 +3,14 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jvidprune.bench.metrics import FULL
 from jvidprune.bench.plan import BLIND, SweepPlan
 from jvidprune.bench.procedural import Procedural
 from jvidprune.bench.results import SweepTable, make_table, write_csv
 from jvidprune.bench.runner import SweepRecords, run_sweep
+from jvidprune.bench.subset import Subset, answerable
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import open_model
 from jvidprune.errors import JvidpruneError
@@ -26,7 +27,7 @@ from jvidprune.viz.sweep_report import sweep_page
 METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
 """What is compared unless the user says otherwise."""
 
-CLIPS = 50
+CLIPS = 60
 """Clips of the procedural benchmark in a default run: all of it stays below five minutes on two cores."""
 
 
@@ -39,6 +40,7 @@ class SweepChoice:
     task: str
     data: Path | None
     clips: int | None
+    questions: Literal["answerable", "all"]
     max_new_tokens: int
     out: Path | None
 
@@ -99,8 +101,12 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
             raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
         # Towers of any resolution (the Qwen-VL families) get as many tokens a frame as LLaVA's.
         side = getattr(llm.loaded.config.vision, "image_size", 392)
-        frames = model["frames"] or 8
-        return Procedural("test", clips=choice.clips or CLIPS, frames=frames, side=max(56, side))
+        settings = {"frames": model["frames"] or 8, "side": max(56, side)}
+        clips = choice.clips or CLIPS
+        measured = llm.loaded.folder / "accuracy.csv"
+        if choice.questions == "all" or not measured.exists():
+            return Procedural("test", clips=clips, **settings)
+        return answerable_part(measured, clips, **settings)
     from jvidprune.bench.datasets import open_dataset
 
     wish = {"frames": model["frames"] or llm.settings.frames, "fps": model["fps"], "rule": llm.settings.rule}
@@ -111,6 +117,15 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
         many = f"{len(task.missing)} videos are" if len(task.missing) > 1 else "1 video is"
         console.note(f"{many} missing and left out: {some}{more}")
     return task
+
+
+def answerable_part(measured: Path, clips: int, **settings: Any) -> Subset:
+    """So many clips of the procedural benchmark with the questions that a model was measured to answer above chance."""
+    pairs = answerable(measured)
+    if not pairs:
+        raise JvidpruneError(f"{measured} has no question above chance; ask --questions all.")
+    categories = tuple(dict.fromkeys(category for category, _ in pairs))
+    return Subset(Procedural("test", clips=20 * clips, categories=categories, **settings), pairs, clips)
 
 
 def title(text: str) -> str:
@@ -138,8 +153,14 @@ def write_outputs(
         return out
 
     examples = draw_examples(disagreements(found.samples, nearest_ratio(table)), task, decide)
-    note = "The weights of this model are random: accuracies are noise, token counts and times are real."
-    page = sweep_page(table, examples, model=model, note=note if llm.untrained else "")
+    note = ""
+    if llm.untrained:
+        note = "The weights of this model are random: accuracies are noise, token counts and times are real."
+    elif isinstance(task, Subset):
+        asked = ", ".join(f"{category} ({kind.replace('_', '/')})" for category, kind in task.pairs)
+        note = f"Asked are the questions that this model was measured to answer above chance: {asked}; on the others "
+        note += "nothing can be seen of pruning (--questions all asks them too)."
+    page = sweep_page(table, examples, model=model, note=note)
     files = {"retention.svg": standalone(retention_plot(table)), "time.svg": standalone(time_plot(table))}
     for name, text in (files | {"report.html": page}).items():
         with atomic_output(folder / name) as part:
