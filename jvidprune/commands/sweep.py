@@ -129,9 +129,11 @@ def answerable_part(measured: Path, clips: int, **settings: Any) -> Subset:
 
 
 def title(text: str) -> str:
-    """A method's name for people: that of its paper, with the settings that were asked for."""
+    """A method's name for people: that of its paper, with the settings that were asked for; chains with an arrow."""
+    if "+" in text and "(" not in text:
+        return " → ".join(map(title, text.split("+")))
     name, _, settings = text.partition(":")
-    shown = presets.info(name).title
+    shown = presets.info(name.strip()).title
     return f"{shown} ({settings.replace(',', ', ')})" if settings else shown
 
 
