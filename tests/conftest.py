@@ -4,6 +4,8 @@ import importlib.util
 import os
 import tempfile
 
+import pytest
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
@@ -20,3 +22,16 @@ if importlib.util.find_spec("jax_plugins") is None:
 if "JVIDPRUNE_CACHE" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="jvidprune-tests-", ignore_cleanup_errors=True)
     os.environ["JVIDPRUNE_CACHE"] = _cache.name
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs of a file are freed behind it.
+
+    Each keeps several memory maps; those of the whole run exceed what Linux grants a process (65,530), and the next
+    compilation then ends in a segmentation fault.
+    """
+    yield
+    import jax
+
+    jax.clear_caches()
