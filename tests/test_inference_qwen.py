@@ -1,13 +1,10 @@
 """From frames to an answer with the Qwen-VL families: prompts, positions of kept tokens, time stamps, DeepStack."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from tiny import PAD, write_checkpoint
 
 from jvidprune import reducers
 from jvidprune.inference import qwen
@@ -19,36 +16,11 @@ from jvidprune.models.qwen_vl import spread_levels
 from jvidprune.reducers.base import reduce
 from jvidprune.video.decode import Clip
 
-ROOT = Path(__file__).parent / "golden" / "models"
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
-PAD = 256 + SPECIAL.index("<|video_pad|>")
-
-
-def tokenizer():
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return made
-
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
 def llm(request, tmp_path_factory):
     """The golden checkpoint with a vocabulary of bytes and the markers of a prompt."""
-    folder = tmp_path_factory.mktemp("model")
-    tensors = load_file(ROOT / request.param / "model.safetensors")
-    config = json.loads((ROOT / request.param / "config.json").read_text())
-    for name, value in tensors.items():
-        if "embed_tokens" in name or "lm_head" in name:
-            tensors[name] = np.concatenate([value, value[:100] * 1.1])
-    config.get("text_config", config)["vocab_size"] = 300
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config | {"video_token_id": PAD}))
-    tokenizer().save(str(folder / "tokenizer.json"))
-    return VideoLLM.load(folder)
+    return VideoLLM.load(write_checkpoint(tmp_path_factory.mktemp("model"), request.param))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_inference_qwen import SPECIAL, tokenizer
+from tiny import SPECIAL, tokenizer
 
 from jvidprune import JvidpruneError, reducers
 from jvidprune.inference import layout, qwen

@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from safetensors.numpy import save_file
+from tiny import SPECIAL, tokenizer
 
 from jvidprune.models.load import FAMILIES
 
 WIDTH, LAYERS = 16, 2
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>")
 
 _TEXT = {
     "hidden_size": WIDTH,
@@ -109,15 +109,3 @@ def write(family: str, folder: Path, *, pooling_head: bool = False) -> Path:
     (folder / "config.json").write_text(json.dumps(CONFIGS[family]))
     tokenizer().save(str(folder / "tokenizer.json"))
     return folder
-
-
-def tokenizer() -> Any:
-    """256 bytes and the markers of a prompt."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    return made
