@@ -232,14 +232,13 @@ class SToP(StagedReducer):
         return getattr(self.base, "tokens_per_frame", None)
 
 
-def base_reducer(text: str, backbone: str | None = None, **overrides: Any) -> Reducer:
+def base_reducer(text: str, backbone: str | None = None) -> Reducer:
     """A reducer from a text with the settings that SToP's runs pass to it, where it has them.
 
     Args:
       text: registry name, with settings that win over SToP's ("flashvid:alpha=0.5"), or a chain; see
         `presets.from_text`.
       backbone: as for `presets.get`.
-      **overrides: settings that win over all others.
 
     Raises:
       JvidpruneError: unknown name, backbone or hyper-parameter.
@@ -249,7 +248,7 @@ def base_reducer(text: str, backbone: str | None = None, **overrides: Any) -> Re
     name, given = presets.read_settings(text)
     fields = getattr(presets.reducer_class(name), "__dataclass_fields__", {})
     settings = {key: value for key, value in _BASE_SETTINGS.get(name, {}).items() if key in fields}
-    return presets.get(name, backbone, **(settings | given | overrides))
+    return presets.get(name, backbone, **(settings | given))
 
 
 def adjust_video(video: VideoTokens, rule: SinkRule, needs: frozenset[str]) -> VideoTokens:
