@@ -1,6 +1,6 @@
 """Which methods hold at 25, 20, 15, 10 and 5 % of the tokens, and which categories of questions collapse first.
 
-    python experiments/retention_curves.py --clips 200 --out experiments/results
+    python experiments/retention_curves.py --clips 120
 
 Runs (or resumes) a sweep of the embedded model on the procedural test split and writes retention_curves.csv and
 retention_curves.md.
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jvidprune.bench.markdown import accuracy_table, category_table, grid
+from jvidprune.bench.markdown import accuracy_table, category_table, difference_table, grid
+from jvidprune.bench.metrics import Difference, paired_difference
 from jvidprune.bench.plan import SweepPlan
 from jvidprune.bench.results import make_table, write_csv
 from jvidprune.bench.runner import run_sweep
@@ -21,10 +22,10 @@ from jvidprune.commands.sweep import METHODS, answerable_part, title
 from jvidprune.viz.sweep_style import CONTROLS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--clips", type=int, default=200)
+parser.add_argument("--clips", type=int, default=120)
 parser.add_argument("--methods", default=METHODS)
 parser.add_argument("--model", default=None)
-parser.add_argument("--out", type=Path, default=Path("experiments/results"))
+parser.add_argument("--out", type=Path, default=Path("experiments"))
 args = parser.parse_args()
 
 console = Console()
@@ -46,6 +47,17 @@ def collapse(category: str, share: float = 0.9) -> list[str]:
     return [category, first, *(f"{100 * means[r]:.0f}" if r in means else "–" for r in table.ratios)]
 
 
+def over_random(method: str) -> list[Difference | None]:
+    """Paired differences at every ratio."""
+    return [paired_difference(found.samples, "random", method, ratio) for ratio in table.ratios]
+
+
+def kept(method: str) -> list[str]:
+    """Mean tokens at every ratio."""
+    cells = (table.cell(method, ratio) for ratio in table.ratios)
+    return [table.titles[method], *("–" if cell is None else f"{cell.kept:.0f}" for cell in cells)]
+
+
 rows = sorted((collapse(category) for category in table.categories), key=lambda row: row[-1].rjust(4))
 parts = [
     "# Accuracy at few tokens\n",
@@ -53,6 +65,12 @@ parts = [
     "that the embedded model answers above chance; accuracy in per cent with 95 % bootstrap intervals over clips. "
     "Written by `experiments/retention_curves.py`.\n",
     accuracy_table(table),
+    "\n## Against tokens chosen at random\n",
+    "Points of accuracy over `random` at the same nominal ratio, paired; bold where zero lies outside. Methods read a "
+    "ratio differently: the tokens they really keep stand in the table below.\n",
+    difference_table([table.titles[m] for m in published], [over_random(m) for m in published]),
+    "\n## Tokens kept of 288\n",
+    grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [kept(m) for m in names]),
     "\n## Categories that collapse first\n",
     "Mean accuracy of the published methods in per cent of the unpruned model's, and the first ratio below 90 %.\n",
     grid(["category", "below 90 % at", *(f"{100 * r:g} %" for r in table.ratios)], rows),

@@ -1,6 +1,6 @@
 """What SToP changes on each base, what AOT's quirks cost or bring, how much FlashVID's corrected options change.
 
-    python experiments/sink_tokens.py --clips 200 --out experiments/results
+    python experiments/sink_tokens.py --clips 80
 
 Every row compares two settings on the same questions of the procedural test split with the embedded model; the change
 of accuracy comes with a paired bootstrap interval over clips. Writes sink_tokens.csv and sink_tokens.md.
@@ -21,9 +21,9 @@ from jvidprune.commands.sweep import answerable_part
 from jvidprune.ops.transport import Sinkhorn
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--clips", type=int, default=200)
+parser.add_argument("--clips", type=int, default=80)
 parser.add_argument("--model", default=None)
-parser.add_argument("--out", type=Path, default=Path("experiments/results"))
+parser.add_argument("--out", type=Path, default=Path("experiments"))
 parser.add_argument("--bases", default="visionzip,fastvid,flashvid,holitom")
 args = parser.parse_args()
 
