@@ -1,6 +1,6 @@
 """Which methods hold at 25, 20, 15, 10 and 5 % of the tokens, and which categories of questions collapse first.
 
-    python experiments/retention_curves.py --clips 120
+    python experiments/retention_curves.py --clips 60
 
 Runs (or resumes) a sweep of the embedded model on the procedural test split and writes retention_curves.csv and
 retention_curves.md.
@@ -22,7 +22,7 @@ from jvidprune.commands.sweep import METHODS, answerable_part, title
 from jvidprune.viz.sweep_style import CONTROLS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("--clips", type=int, default=120)
+parser.add_argument("--clips", type=int, default=60)
 parser.add_argument("--methods", default=METHODS)
 parser.add_argument("--model", default=None)
 parser.add_argument("--out", type=Path, default=Path("experiments"))
@@ -63,7 +63,8 @@ parts = [
     "# Accuracy at few tokens\n",
     f"{table.clips} clips of the procedural test split, {len(found.samples) // len(table.runs)} questions of the kinds "
     "that the embedded model answers above chance; accuracy in per cent with 95 % bootstrap intervals over clips. "
-    "Written by `experiments/retention_curves.py`.\n",
+    "Written by `experiments/retention_curves.py`; "
+    f"model files {found.identity['model']['files']}.\n",
     accuracy_table(table),
     "\n## Against tokens chosen at random\n",
     "Points of accuracy over `random` at the same nominal ratio, paired; bold where zero lies outside. Methods read a "
