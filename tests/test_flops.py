@@ -113,7 +113,11 @@ FRAMES = 6
 LOOPS = {
     "flashvid": {"distances of merged tokens (at most)": FRAMES - 1},
     "ottvid": {"coverage steps": np.inf, "transport iterations": np.inf},
-    "aot": {"transport iterations (at most)": np.inf, "clip similarities and sums": FRAMES},
+    "aot": {
+        "transport iterations (at most)": np.inf,
+        "clip similarities and sums": FRAMES,
+        "weighted sums": FRAMES,
+    },
 }
 
 

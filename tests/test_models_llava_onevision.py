@@ -531,14 +531,17 @@ def test_attention_in_query_chunks_with_a_past_equals_a_brute_force_map(monkeypa
     weights = np.where(seen[:, None], np.exp(scores), 0)
     weights /= weights.sum(-1, keepdims=True)
     expected = np.einsum("bhqk,bkhd->bqhd", weights, all_v)
-    keys, past = attention.Keys(k, v, valid), attention.Past(pk, pv, old)
+    past = attention.Past(pk, pv, old)
     for chunk in (256, 4):
         monkeypatch.setattr(attention, "QUERY_CHUNK", chunk)
-        ours = jax.jit(lambda *args: attention.attend(*args))(q, keys, past)
+        # A function of its own each time, so that it is traced with this chunk.
+        attend = jax.jit(lambda q, k, v, past: attention.attend(q, attention.Keys(k, v, valid), past))
+        ours = attend(q, k, v, past)
         np.testing.assert_allclose(ours, expected, atol=1e-5)
     rows = jnp.asarray([[10, 3], [2, 7]])
     picked = np.stack([weights[i][:, np.asarray(rows[i])] for i in range(b)])
-    np.testing.assert_allclose(jax.jit(attention.probe)(q, rows, keys, past), picked, atol=1e-6)
+    probe = jax.jit(lambda q, k, v, past: attention.probe(q, rows, attention.Keys(k, v, valid), past))
+    np.testing.assert_allclose(probe(q, k, v, past), picked, atol=1e-6)
 
 
 def test_bfloat16_follows_float32(tiny, tiny_folder, tiny_video):
