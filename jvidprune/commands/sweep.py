@@ -27,7 +27,7 @@ from jvidprune.viz.sweep_report import sweep_page
 METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
 """What is compared unless the user says otherwise."""
 
-CLIPS = 60
+CLIPS = 50
 """Clips of the procedural benchmark in a default run: all of it stays below five minutes on two cores."""
 
 
