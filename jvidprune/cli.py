@@ -210,9 +210,10 @@ def clip(
 def methods(*, out: Common = Output()) -> None:
     """List the reducers: paper, the evidence they need, whether they merge and nest."""
     from jvidprune import reducers
+    from jvidprune.reducers.presets import combinators
 
     rows = []
-    for name in (*reducers.names(), *reducers.presets.combinators()):
+    for name in (*reducers.names(), *combinators()):
         info, reducer = reducers.info(name), reducers.get(name)
         row = dataclasses.asdict(info) | {"needs": sorted(reducer.needs)}
         rows.append(row)

@@ -101,7 +101,7 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
             raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
         # Towers of any resolution (the Qwen-VL families) get as many tokens a frame as LLaVA's.
         side = getattr(llm.loaded.config.vision, "image_size", 392)
-        settings = {"frames": model["frames"] or 8, "side": max(56, side)}
+        settings: dict[str, Any] = {"frames": model["frames"] or 8, "side": max(56, side)}
         clips = choice.clips or CLIPS
         measured = llm.loaded.folder / "accuracy.csv"
         if choice.questions == "all" or not measured.exists():

@@ -134,7 +134,8 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
         q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.head_dim, self.kind = config.head_dim, config.attention
+        self.head_dim = config.head_dim
+        self.kind: AttentionKind = config.attention
         self.q = linear(config.width, q_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.k = linear(config.width, kv_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.v = linear(config.width, kv_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)

@@ -220,7 +220,8 @@ class VisionAttention(nnx.Module):
     """Multi-head attention over frames or windows; the kernel holds the columns of all queries, keys, then values."""
 
     def __init__(self, config: QwenVisionConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.heads, self.unit, self.kind = config.heads, config.unit, config.attention
+        self.heads, self.unit = config.heads, config.unit
+        self.kind: AttentionKind = config.attention
         self.qkv = linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
         self.o = linear(config.width, config.width, dtype=dtype, rngs=rngs)
 

@@ -100,7 +100,8 @@ class SiglipAttention(nnx.Module):
     """Projections of one block, all with biases."""
 
     def __init__(self, config: SiglipConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.heads, self.kind = config.heads, config.attention
+        self.heads = config.heads
+        self.kind: AttentionKind = config.attention
         self.q = linear(config.width, config.width, dtype=dtype, rngs=rngs)
         self.k = linear(config.width, config.width, dtype=dtype, rngs=rngs)
         self.v = linear(config.width, config.width, dtype=dtype, rngs=rngs)
