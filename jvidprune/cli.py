@@ -133,7 +133,9 @@ def reduce(
     from jvidprune.reducers.presets import split_texts
 
     console = out.console()
-    names = split_texts(compare) or [reducer]
+    names = split_texts(compare) if compare else [reducer]
+    if not names:
+        raise JvidpruneError(f"compare takes methods separated by commas, got {compare!r}.")
     record = run.draw_reduction(video, names, ratio, save, model=dataclasses.asdict(model), console=console)
     if out.json:
         _print_json(record)

@@ -21,6 +21,7 @@ from jvidprune.models.llava_onevision import LlavaOnevisionConfig
 from jvidprune.models.llava_onevision import Model as Llava
 from jvidprune.models.published import PUBLISHED, config_of, published
 from jvidprune.models.qwen_vl import QwenVL
+from jvidprune.reducers import presets
 from jvidprune.reducers.base import run_budgets, stack_budgets
 from jvidprune.tokens import InnerStage, Layout
 
@@ -253,6 +254,18 @@ class Priced:
 
 def test_a_reducer_of_ones_own_counts_for_itself():
     assert reducer_flops(Priced(), OV, 10, 0.5) == {"everything": 7.0 * OV.total * 10}
+
+
+def test_a_chain_costs_what_its_stages_cost_on_what_they_are_given():
+    chain = presets.from_text("visionzip+flashvid", "llava_onevision")
+    terms = reducer_flops(chain, OV, 896, 0.1, keys=72)
+    first = reducer_flops(chain.first, OV, 896, 0.25, keys=72)
+    assert {name: terms[f"first: {name}"] for name in first} == first
+    # VisionZip's table leaves 50 of 196 tokens at a quarter; the second stage sees those of a frame as one row.
+    left = OV._replace(grid=(1, 50), unpooled_grid=None)
+    second = reducer_flops(chain.second, left, 896, 0.1 * 196 / 50)
+    assert {name: terms[f"second: {name}"] for name in second} == pytest.approx(second)
+    assert len(terms) == len(first) + len(second) > 2
 
 
 def test_configs_and_sizes_are_refused_in_one_sentence(tmp_path):

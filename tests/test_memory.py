@@ -1,5 +1,6 @@
 """The memory model against XLA's own count, and the refusal of what cannot fit before anything is loaded."""
 
+import dataclasses
 import functools
 import importlib
 import json
@@ -14,7 +15,7 @@ from tiny import write_checkpoint
 
 from jvidprune import JvidpruneError
 from jvidprune.inference import memory
-from jvidprune.inference.fits import check_question
+from jvidprune.inference.fits import check_encoding, check_question
 from jvidprune.models import qwen3_vl
 from jvidprune.models.cache import empty_cache
 from jvidprune.models.llava_onevision import Config
@@ -157,6 +158,14 @@ def test_frames_of_a_qwen_model_are_sized_from_the_files_header(tmp_path):
     assert check_question(model, clip, "What?", fps=2.0, **settings) == four
     with pytest.raises(JvidpruneError, match="qwen3_vl reading 8 frames"):
         check_question(model, clip, "What?", frames=8, available=1000, **settings)
+    alone = check_encoding(model, clip, frames=8, dtype="float32")
+    assert alone == dataclasses.replace(eight, prompt=0)
+    with pytest.raises(JvidpruneError, match=r"qwen3_vl encoding 8 frames in float32 needs .* has 0\.0 GiB"):
+        check_encoding(model, clip, frames=8, dtype="float32", available=1000)
+    # Without a file frames have the size that is named.
+    named = check_question(model, None, "What?", frames=8, size=ClipSpec().size, **settings)
+    assert named == eight
+    assert check_question(model, None, "What?", frames=8, size=(144, 192), **settings).features < named.features
 
 
 class Device:

@@ -181,6 +181,16 @@ def _stop(reducer: Any, s: Sizes) -> Terms:
     return reducer_flops(reducer.base, s.layout, s.width, s.ratio, keys=s.keys, levels=s.levels)
 
 
+def _sequential(reducer: Any, s: Sizes) -> Terms:
+    """Both stages at their shares: the second on the tokens that the first leaves of every frame."""
+    first, second = reducer.shares(s.layout, s.ratio)
+    terms: Terms = {}
+    for order, stage, (layout, ratio) in (("first", reducer.first, first), ("second", reducer.second, second)):
+        found = reducer_flops(stage, layout, s.width, ratio, keys=s.keys, levels=s.levels)
+        terms |= {f"{order}: {name}": flops for name, flops in found.items()}
+    return terms
+
+
 def _visionzip_qwen(reducer: Any, s: Sizes) -> Terms:
     return {
         "neighbour cosines": s.neighbours,
@@ -202,6 +212,7 @@ COSTS: dict[str, Callable[[Any, Sizes], Terms]] = {
     "ottvid": _ottvid,
     "aot": _aot,
     "stop": _stop,
+    "sequential": _sequential,
     "visionzip_qwen": _visionzip_qwen,
 }
 """Registry name -> terms. The methods without an entry gather, draw or sort and compute nothing of width D."""

@@ -7,6 +7,7 @@ from typing import Any
 from jvidprune.bench import Procedural
 from jvidprune.bench.procedural import Split
 from jvidprune.commands.console import Console
+from jvidprune.errors import JvidpruneError
 
 # Clips that the text-only baseline is fitted on; only their questions are made.
 _FITTED = 8000
@@ -16,6 +17,7 @@ def export(folder: Path, split: Split, clips: int, settings: dict[str, Any], *, 
     """Writes clips and annotations."""
     from jvidprune.bench.export import export as write
 
+    _check(clips)
     task = Procedural(split, clips, **settings)
     with console.working():
         path = write(task, folder, progress=console.task("clips", clips))
@@ -27,6 +29,12 @@ def baselines(split: Split, clips: int, settings: dict[str, Any]) -> tuple[list[
     from jvidprune.bench.baselines import baselines as measure
     from jvidprune.bench.baselines import table
 
+    _check(clips)
     fitted = Procedural("validation" if split == "train" else "train", _FITTED, **settings)
     rows = measure(fitted, Procedural(split, clips, **settings))
     return [dataclasses.asdict(row) for row in rows], table(rows)
+
+
+def _check(clips: int) -> None:
+    if clips < 1:
+        raise JvidpruneError(f"a benchmark needs at least 1 clip, got {clips}.")

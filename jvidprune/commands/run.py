@@ -12,7 +12,7 @@ from jvidprune.commands import costs
 from jvidprune.commands.console import Console
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
-from jvidprune.inference.fits import check_question
+from jvidprune.inference.fits import check_encoding, check_question
 from jvidprune.inference.pipeline import Answer, VideoLLM
 from jvidprune.inference.stages import StageClock, cache_folder
 from jvidprune.inference.times import with_times
@@ -105,6 +105,9 @@ def draw_reduction(
         raise JvidpruneError(f"cannot draw to {out}: the suffix must be one of {', '.join(_FORMATS)}.")
     _check(path, names, ratio)
     with console.working():
+        if model["model"] is not None:
+            sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
+            check_encoding(model["model"], path or default_clip(cache_folder()), **sizes)
         llm = open_model(model, console)
         methods = {name: llm.reducer(name) for name in names}
         needs = frozenset().union(*(method.needs for method in methods.values()))

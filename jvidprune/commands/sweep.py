@@ -15,6 +15,7 @@ from jvidprune.commands.console import Console
 from jvidprune.commands.run import open_model
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
+from jvidprune.inference.fits import check_question
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.reduced import sweep_video
 from jvidprune.reducers import presets
@@ -29,6 +30,9 @@ METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,
 
 CLIPS = 50
 """Clips of the procedural benchmark in a default run: all of it stays below five minutes on two cores."""
+
+SIDE = 392
+"""Height and width of its frames for towers of any resolution (the Qwen-VL families)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +72,12 @@ def sweep(choice: SweepChoice, *, model: dict[str, Any], console: Console) -> tu
     for ratio in choice.ratios:
         check_ratio(ratio)
     with console.working():
+        if model["model"] is not None:
+            # The unpruned prompt, which every sweep asks. Frames of the procedural benchmark are small squares.
+            size = (SIDE, SIDE) if choice.task == "procedural" else None
+            count = model["frames"] or (8 if choice.task == "procedural" else None)
+            options = {"frames": count, "dtype": model["dtype"], "max_new_tokens": choice.max_new_tokens, "size": size}
+            check_question(model["model"], None, "", reducer=FULL, ratio=1.0, **options)
         llm = open_model(model, console)
         task = open_task(choice, llm, model, console)
         names = [name for name in dict.fromkeys(choice.methods) if name not in (FULL, BLIND)]
@@ -99,8 +109,7 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
     if choice.task == "procedural":
         if choice.data is not None:
             raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
-        # Towers of any resolution (the Qwen-VL families) get as many tokens a frame as LLaVA's.
-        side = getattr(llm.loaded.config.vision, "image_size", 392)
+        side = getattr(llm.loaded.config.vision, "image_size", SIDE)
         settings: dict[str, Any] = {"frames": model["frames"] or 8, "side": max(56, side)}
         clips = choice.clips or CLIPS
         measured = llm.loaded.folder / "accuracy.csv"

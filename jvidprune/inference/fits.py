@@ -1,10 +1,11 @@
-"""Whether a question about a video file fits into memory, from the checkpoint's config and the file's header alone."""
+"""Whether a video and a question about it fit into memory, from the checkpoint's config and the file's header alone."""
 
+import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jvidprune.inference import qwen
-from jvidprune.inference.memory import Need, ask_need, check_fits, tower_shape
+from jvidprune.inference.memory import Need, TowerShape, ask_need, check_fits, tower_shape
 from jvidprune.inference.pipeline import FAMILIES
 from jvidprune.inference.processor import video_processor
 from jvidprune.models.load import read_config
@@ -17,10 +18,46 @@ from jvidprune.video.decode import probe
 _WORDS, _STAMP = 64, 12
 """Tokens of a template, and of a time stamp with its markers."""
 
+NOMINAL = (720, 1280)
+"""Height and width that a video without a file is taken to have."""
+
+
+class _Planned(NamedTuple):
+    """A video as a model will read it: the model's family and config, frames sampled, its tower's shape, its grid."""
+
+    family: str
+    config: Any
+    frames: int
+    shape: TowerShape
+    layout: Layout
+
+
+def _plan(
+    source: str | Path, video: str | Path | None, frames: int | None, fps: float | None, size: tuple[int, int] | None
+) -> _Planned:
+    family, config, folder = read_config(source)
+    settings = FAMILIES[family]
+    # Impossible numbers of frames are refused where frames are sampled.
+    count = settings.frames if frames is None else max(1, frames)
+    info = None if video is None or not (fps is not None or settings.woven) else probe(video)
+    if fps is not None and info is not None:
+        count = max(1, round(info.duration * fps))
+    if not settings.woven:
+        return _Planned(family, config, count, tower_shape(config, count), _llava_layout(config, count))
+    height, width = (info.height, info.width) if info is not None else size or NOMINAL
+    height, width = qwen.grid_of(config, count, height, width, video_processor(folder))
+    layout, merge = Layout(-(-count // config.vision.pair), (height, width)), config.vision.merge
+    shape = tower_shape(config, count, (layout.frames, height * merge, width * merge))
+    return _Planned(family, config, count, shape, layout)
+
+
+def _llava_layout(config: Any, count: int) -> Layout:
+    return Layout(count, config.grid, config.unpooled_grid)
+
 
 def check_question(
     source: str | Path,
-    video: str | Path,
+    video: str | Path | None,
     question: str,
     *,
     reducer: str,
@@ -30,12 +67,13 @@ def check_question(
     fps: float | None = None,
     max_new_tokens: int = 64,
     available: int | None = None,
+    size: tuple[int, int] | None = None,
 ) -> Need:
     """Refuses a question that cannot fit, before anything is loaded or compiled.
 
     Args:
       source: checkpoint folder or hub id.
-      video: file; its header is read where the number or size of frames depends on it.
+      video: file; its header is read where the number or size of frames depends on it. None for any video.
       question: text.
       reducer: name with settings.
       ratio: retention ratio.
@@ -43,6 +81,7 @@ def check_question(
       frames, fps: as for `VideoLLM.sample`.
       max_new_tokens: longest answer.
       available: bytes; by default those of the default device.
+      size: (height, width) in pixels where there is no file; by default `NOMINAL`.
 
     Returns:
       What it needs.
@@ -50,25 +89,39 @@ def check_question(
     Raises:
       JvidpruneError: it does not fit, or the checkpoint, the file or the reducer is not what it should be.
     """
-    family, config, folder = read_config(source)
-    settings = FAMILIES[family]
-    # Impossible numbers of frames are refused where frames are sampled.
-    count = settings.frames if frames is None else max(1, frames)
-    info = probe(video) if fps is not None or settings.woven else None
-    if fps is not None and info is not None:
-        count = max(1, round(info.duration * fps))
-    if settings.woven and info is not None:
-        height, width = qwen.grid_of(config, count, info.height, info.width, video_processor(folder))
-        layout, merge = Layout(-(-count // config.vision.pair), (height, width)), config.vision.merge
-        shape = tower_shape(config, count, (layout.frames, height * merge, width * merge))
-    else:
-        shape, layout = tower_shape(config, count), Layout(count, config.grid, config.unpooled_grid)
-    method = from_text(reducer, family if family in BACKBONES else None)
+    planned = _plan(source, video, frames, fps, size)
+    settings, config, layout = FAMILIES[planned.family], planned.config, planned.layout
+    method = from_text(reducer, planned.family if planned.family in BACKBONES else None)
     newline: NewlineKind = prompt_rules(method).newline or getattr(config, "newline", settings.newline)
     kept = method.capacity(layout, ratio) + newline_count(newline, layout.grid, layout.frames)
     words = _WORDS + len(question.encode()) // 2 + (_STAMP * layout.frames if settings.woven else 0)
     options: dict[str, Any] = {"kept": kept, "text": words, "max_new_tokens": max_new_tokens, "dtype": dtype}
-    need = ask_need(config, shape, **options)
-    what = f"{family} reading {count} frames at ratio {ratio:g}"
+    need = ask_need(config, planned.shape, **options)
+    what = f"{planned.family} reading {planned.frames} frames at ratio {ratio:g}"
+    check_fits(need, what=what, dtype=dtype, available=available)
+    return need
+
+
+def check_encoding(
+    source: str | Path,
+    video: str | Path,
+    *,
+    dtype: Any,
+    frames: int | None = None,
+    fps: float | None = None,
+    available: int | None = None,
+) -> Need:
+    """Refuses a video whose tokens cannot be made in the memory there is; nothing is asked about it.
+
+    Args:
+      source, video, dtype, frames, fps, available: as for `check_question`.
+
+    Raises:
+      JvidpruneError: it does not fit, or the checkpoint or the file is not what it should be.
+    """
+    planned = _plan(source, video, frames, fps, None)
+    need = ask_need(planned.config, planned.shape, kept=0, text=0, max_new_tokens=1, dtype=dtype)
+    need = dataclasses.replace(need, prompt=0)
+    what = f"{planned.family} encoding {planned.frames} frames"
     check_fits(need, what=what, dtype=dtype, available=available)
     return need

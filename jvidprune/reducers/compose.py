@@ -145,8 +145,7 @@ class Sequential(StagedReducer):
         rule = per_frame_rule(self.second)
         if rule is None:
             raise JvidpruneError(f"{_title(self.second)} does not keep an equal number of tokens in every frame.")
-        index, rungs = self._choose(layout, ratio)
-        return rule(_inside(layout, rungs[index].kept), self._second_ratio(layout, ratio, rungs[index].kept))
+        return rule(*self.shares(layout, ratio)[1])
 
     def budget(self, layout: Layout, ratio: float) -> SequentialBudget:
         """The rung for a ratio and both stages' budgets.
@@ -164,9 +163,18 @@ class Sequential(StagedReducer):
 
     def capacity(self, layout: Layout, ratio: float) -> int:
         """The second stage's bound on the tokens of the first."""
+        return self.second.capacity(*self.shares(layout, ratio)[1])
+
+    def shares(self, layout: Layout, ratio: float) -> tuple[tuple[Layout, float], tuple[Layout, float]]:
+        """What each stage is given for a total ratio: its video and its own ratio.
+
+        Raises:
+          JvidpruneError: as for `budget`.
+        """
         index, rungs = self._choose(layout, ratio)
         kept = rungs[index].kept
-        return self.second.capacity(_inside(layout, kept), self._second_ratio(layout, ratio, kept))
+        second = _inside(layout, kept), self._second_ratio(layout, ratio, kept)
+        return (layout, rungs[index].ratio), second
 
     def _second_ratio(self, layout: Layout, ratio: float, kept: int) -> float:
         return min(1.0, ratio * layout.tokens / kept)

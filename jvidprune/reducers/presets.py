@@ -117,6 +117,10 @@ def _pieces(text: str, separator: str) -> list[str]:
             parts.append("")
         else:
             parts[-1] += mark
+        if depth < 0:
+            break
+    if depth:
+        raise JvidpruneError(f"the brackets of {text!r} do not match.")
     return [part.strip() for part in parts]
 
 
