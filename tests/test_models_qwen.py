@@ -261,6 +261,7 @@ class Dense:
             name = f"visual.blocks.{block}"
             q, k, v = np.split(self.affine(self.norm(x, f"{name}.norm1"), f"{name}.attn.qkv"), 3, axis=1)
             q, k, v = (y.reshape(-1, 2, 16) for y in (q, k, v))
+            unrotated = k
             q, k = (y * np.cos(angles) + np.concatenate([-y[..., 8:], y[..., :8]], -1) * np.sin(angles) for y in (q, k))
             segment = frame if not self.rms or block in (1, 3) else frame * 10000 + r // 8 * 100 + c // 8
             same = segment[:, None] == segment
@@ -291,7 +292,8 @@ class Dense:
         q, k = q.reshape(t, -1, 2, 16).mean(1), k.reshape(t, -1, 4, 2, 16).mean(2)
         scores = np.exp(np.einsum("thd,tnhd->thn", q, k) / 4)
         mean_query = (scores / scores.sum(-1, keepdims=True)).mean(1)
-        return np.stack(hidden), np.stack(received), tokens, np.array(taps), mean_query
+        keys = unrotated.mean(1).reshape(t, -1, 4, 16).mean(2)
+        return np.stack(hidden), np.stack(received), tokens, np.array(taps), mean_query, keys
 
 
 @pytest.fixture(scope="session")
@@ -316,15 +318,22 @@ def test_blocks_equal_a_dense_masked_computation(models, patches, dense, family)
     np.testing.assert_allclose(found.received.mean(2).reshape(4, -1), received, atol=1e-6)
 
 
+AOT_BLOCKS = {"qwen2_5_vl": (1, 3), "qwen3_vl": (0, 2)}
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_and_evidence_equal_a_dense_computation(videos, dense, family):
     video = videos[family]
-    _, received, tokens, taps, mean_query = dense[family]
+    _, received, tokens, taps, mean_query, keys = dense[family]
     assert (video.grid, video.features.shape) == ((6, 5), (3, 30, 64))
     np.testing.assert_allclose(video.features.reshape(-1, 64), tokens, atol=5e-5)
     np.testing.assert_allclose(video.evidence["attention_last"], received[-1].reshape(3, 30, 4).mean(-1), atol=1e-6)
     np.testing.assert_allclose(video.evidence["attention_last"].sum(1), 0.25, atol=1e-6)
     np.testing.assert_allclose(video.evidence["attention_mean_query"], mean_query, atol=1e-6)
+    np.testing.assert_allclose(video.evidence["keys"], keys, atol=5e-5)
+    # Blocks that see whole frames, nearest to AOT's; sums over the 120 queries of a frame.
+    for name, block in zip(("attention_shallow", "attention_deep"), AOT_BLOCKS[family], strict=True):
+        np.testing.assert_allclose(video.evidence[name], received[block].reshape(3, 30, 4).mean(-1) * 120, atol=1e-4)
     np.testing.assert_allclose(video.evidence["frame_embedding"], tokens.reshape(3, 30, 64).mean(1), atol=5e-5)
     if family == "qwen3_vl":
         levels = taps.reshape(2, 3, 30, 64).transpose(1, 2, 0, 3)

@@ -83,6 +83,21 @@ class QwenVisionConfig:
         """For each block, whether it sees whole frames."""
         return tuple(not self.window or block in self.full_blocks for block in range(self.layers))
 
+    @property
+    def shallow_block(self) -> int:
+        """For AOT, which has no Qwen version: the block with whole frames nearest to its 5 of SigLIP's 26."""
+        return self._nearest(min(5, self.layers * 5 // 26))
+
+    @property
+    def deep_block(self) -> int:
+        """For AOT, alike: the block with whole frames nearest to the last but one, the later one of two."""
+        return self._nearest(max(self.layers - 2, 0))
+
+    def _nearest(self, block: int) -> int:
+        # In a block of windows attention tells which patch of its window is salient, not which of its frame.
+        whole = [b for b, sees in enumerate(self.sees_frames) if sees] or [self.layers - 1]
+        return min(whole, key=lambda b: (abs(b - block), -b))
+
     def chunk(self, grid: Grid) -> int:
         """Frames that go through the tower at once."""
         patches = grid[1] * grid[2]
@@ -188,11 +203,13 @@ class BlockOutputs(NamedTuple):
     Attributes:
       received: (blocks, T, heads, M) float32 attention received by each patch, mean over the queries that see it.
       mean_query: (blocks, T, N) attention of the frame's mean query to the mean keys of the tokens, mean over heads.
+      keys: (blocks, T, N, d) float32 keys before the rotary, mean over heads and the patches of a token.
       hidden: (blocks, T, M, Dv) output of each block.
     """
 
     received: Any = None
     mean_query: Any = None
+    keys: Any = None
     hidden: Any = None
 
 
@@ -202,12 +219,12 @@ class TowerOutputs(NamedTuple):
     Attributes:
       hidden: (T, M, Dv) output of the last block.
       taps: (S, T, M, Dv) outputs of the tapped blocks, or None.
-      last: evidence of the last block, without the leading axis, or None.
+      evidence: of the blocks asked for, by their number, without the leading axis.
     """
 
     hidden: Float[Array, "T M Dv"]
     taps: Any
-    last: BlockOutputs | None
+    evidence: dict[int, BlockOutputs]
 
 
 def _norm(config: QwenVisionConfig, width: int, *, dtype: Any, rngs: nnx.Rngs) -> RMSNorm | nnx.LayerNorm:
@@ -225,8 +242,8 @@ class VisionAttention(nnx.Module):
         self.qkv = linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
         self.o = linear(config.width, config.width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, tables: GridTables, whole: Any, *, tap: bool) -> tuple[Array, Any, Any]:
-        """Output, attention received and mean-query attention (the latter two None without `tap`).
+    def __call__(self, x: Array, tables: GridTables, whole: Any, *, tap: bool) -> tuple[Array, BlockOutputs]:
+        """Output, and with `tap` the evidence of this block.
 
         `whole` says whether frames are seen whole: a static bool, or a traced one inside a scan over mixed blocks.
         """
@@ -251,8 +268,12 @@ class VisionAttention(nnx.Module):
             out, received = (over_frames if whole else over_windows)(q, k, v)
         else:
             out, received = lax.cond(whole, over_frames, over_windows, q, k, v)
-        mean_query = mean_query_attention(q, k, unit=self.unit) if tap else None
-        return self.o(out.reshape(x.shape)), received, mean_query
+        found = BlockOutputs()
+        if tap:
+            keys = qkv[:, :, 1].astype(jnp.float32).mean(axis=2)
+            keys = keys.reshape(frames, patches // self.unit, self.unit, -1).mean(axis=2)
+            found = BlockOutputs(received, mean_query_attention(q, k, unit=self.unit), keys)
+        return self.o(out.reshape(x.shape)), found
 
 
 class VisionBlock(nnx.Module):
@@ -267,11 +288,11 @@ class VisionBlock(nnx.Module):
         else:
             self.mlp = Mlp(config.width, config.mlp, config.width, config.activation, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, tables: GridTables, whole: Any, *, tap: bool) -> tuple[Array, Any, Any]:
+    def __call__(self, x: Array, tables: GridTables, whole: Any, *, tap: bool) -> tuple[Array, BlockOutputs]:
         """The new residual and what the attention gives."""
-        out, received, mean_query = self.attn(self.norm1(x), tables, whole, tap=tap)
+        out, found = self.attn(self.norm1(x), tables, whole, tap=tap)
         x = x + out
-        return x + self.mlp(self.norm2(x)), received, mean_query
+        return x + self.mlp(self.norm2(x)), found
 
 
 class Merger(nnx.Module):
@@ -348,26 +369,26 @@ class QwenVit(nnx.Module):
         flags = None if len(set(kinds)) == 1 else jnp.asarray(kinds)
 
         def body(block: VisionBlock, x: Array, flag: Any) -> tuple[Array, BlockOutputs]:
-            x, received, mean_query = block(x, tables, kinds[0] if flag is None else flag, tap=tap)
-            return x, BlockOutputs(received, mean_query, x if hidden else None)
+            x, found = block(x, tables, kinds[0] if flag is None else flag, tap=tap)
+            return x, found._replace(hidden=x if hidden else None)
 
         return scan_layers(self.blocks, start, stop, self.config.layers, body, x, flags)
 
-    def __call__(self, patches: Float[Array, "T M P"], grid: Grid, *, tap: bool = False) -> TowerOutputs:
-        """The last block's output, the tapped ones, and with `tap` the evidence of the last block."""
-        layers, tables = self.config.layers, self.tables(grid)
+    def __call__(self, patches: Float[Array, "T M P"], grid: Grid, evidence: tuple[int, ...] = ()) -> TowerOutputs:
+        """The last block's output, the tapped ones, and the evidence of the blocks that are named (static)."""
+        config, tables = self.config, self.tables(grid)
         x = self.embed(patches)
         x = x + self.positions(grid).astype(x.dtype)
-        levels, outputs, at = [], BlockOutputs(), 0
-        for stop in sorted({*(block + 1 for block in self.config.taps), layers} | ({layers - 1} if tap else set())):
-            if stop == 0:
-                continue
-            x, outputs = self.run(x, tables, at, stop, tap=tap and stop == layers)
-            if stop - 1 in self.config.taps:
+        levels, found, at = [], {}, 0
+        for stop in sorted({*(block + 1 for block in (*config.taps, *evidence)), *evidence, config.layers} - {0}):
+            asked = stop - 1 in evidence
+            x, outputs = self.run(x, tables, at, stop, tap=asked)
+            if asked:
+                found[stop - 1] = jax.tree.map(lambda a: a[0], outputs)
+            if stop - 1 in config.taps:
                 levels.append(x)
             at = stop
-        last = jax.tree.map(lambda a: a[0], outputs) if tap else None
-        return TowerOutputs(x, jnp.stack(levels) if levels else None, last)
+        return TowerOutputs(x, jnp.stack(levels) if levels else None, found)
 
     def merge_taps(self, taps: Float[Array, "S T M Dv"]) -> Float[Array, "S T N D"]:
         """DeepStack levels: each tap through its own merger."""

@@ -17,7 +17,9 @@ from jvidprune.models.qwen_vit import Grid, QwenVisionConfig, QwenVit
 from jvidprune.models.weights import NameTable, Rule, affine, decoder_rules, norm
 from jvidprune.tokens import VideoTokens
 
-_EVIDENCE = frozenset({"attention_last", "attention_mean_query", "frame_embedding"})
+_EVIDENCE = frozenset(
+    {"attention_last", "attention_mean_query", "attention_shallow", "attention_deep", "keys", "frame_embedding"}
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +110,11 @@ class QwenVL(nnx.Module):
         `attention_last` is the attention received in the last block, per-frame softmax in float32, mean over heads and
         queries, then over the patches of a token (rows sum to 1 / merge^2; FlashVID, OTT-Vid, HoloV);
         `attention_mean_query` is that of the frame's mean query (rows sum to 1) and `frame_embedding` the mean token
-        (FastVID). The DeepStack levels of Qwen3-VL are always attached, asked for or not: the language model cannot
-        read the video without them.
+        (FastVID). No reference exists for the rest, which follows what LLaVA's towers give: `keys` are the last block's
+        before the rotary, mean over heads and the patches of a token (VisionZip); `attention_shallow` and
+        `attention_deep` are SUMS over queries, means over heads and the patches of a token, of the blocks
+        `vision.shallow_block` and `vision.deep_block` (AOT with pooling="none"). The DeepStack levels of Qwen3-VL are
+        always attached, asked for or not: the language model cannot read the video without them.
 
         Args:
           patches: (P, V) the processor's patch vectors (`video.preprocess.qwen_patches`).
@@ -135,17 +140,28 @@ class QwenVL(nnx.Module):
         return VideoTokens(features, arrays, mask, (height, width))
 
     def _encode_chunk(self, patches: Array, grid: Grid, needs: frozenset[str]) -> dict[str, Array]:
-        tap = bool(needs & {"attention_last", "attention_mean_query"})
-        found = self.vision(patches, grid, tap=tap)
+        vision = self.config.vision
+        blocks = {
+            "attention_last": vision.layers - 1,
+            "attention_mean_query": vision.layers - 1,
+            "keys": vision.layers - 1,
+            "attention_shallow": vision.shallow_block,
+            "attention_deep": vision.deep_block,
+        }
+        asked = needs & blocks.keys()
+        found = self.vision(patches, grid, tuple(sorted({blocks[name] for name in asked})))
         features = self.vision.merger(found.hidden)
         out = {"features": features}
         if found.taps is not None:
             out["features_deepstack"] = jnp.moveaxis(self.vision.merge_taps(found.taps), 0, 2)
-        if found.last is not None:
-            received = found.last.received.mean(axis=1)
+        for name in asked:
+            block = found.evidence[blocks[name]]
+            if name in ("attention_mean_query", "keys"):
+                out[name] = block.mean_query if name == "attention_mean_query" else block.keys
+                continue
+            received = block.received.mean(axis=1)
             pooled = received.reshape(*features.shape[:2], -1).mean(axis=-1)
-            evidence = {"attention_last": pooled, "attention_mean_query": found.last.mean_query}
-            out |= {name: evidence[name] for name in needs & evidence.keys()}
+            out[name] = pooled if name == "attention_last" else pooled * received.shape[-1]
         if "frame_embedding" in needs:
             out["frame_embedding"] = features.mean(axis=1, dtype=jnp.float32)
         return out
