@@ -15,6 +15,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.pool import PoolKind, find_pooling, pool_tokens, pooled_side
+from jvidprune.ops.quarters import filled_quarter
 from jvidprune.ops.segment import mask_cuts, smallest_cuts
 from jvidprune.ops.similarity import dot_f32, normalise
 from jvidprune.ops.sink import SinkRule
@@ -291,8 +292,7 @@ class AOT(StagedReducer):
         starts = budget.clip_start.astype(bool) if shared.starts is None else shared.starts
         clips = aot_inter.clip_roles(starts, used.any(1), shared.likeness)
         if self.inter:
-            tokens = aot_intra.frame_tokens(pooled, shared.x, newline, shared.newline)
-            inter = self._inter(shared, budget, tokens, used, cells[chosen], clips)
+            inter = self._inter(shared, budget, pooled, newline, used, cells[chosen], clips)
             diagnostics |= {f"inter_{name}": value for name, value in inter._asdict().items() if name != "mix"}
             diagnostics["segments"] = clips.ids
             own = jnp.where(clips.key[:, None], used & ~(self.drop_original & clips.merges[:, None]), inter.keep)
@@ -306,26 +306,40 @@ class AOT(StagedReducer):
         diagnostics["flow"], diagnostics["flow_share"] = aot_inter.flows(
             inter, pooled, table, used & ~newline, cells[chosen], clips
         )
+        most = used.sum(1).max().astype(jnp.int32)
         order = arrange(own, merged, used, mix, clips, cells[chosen], newline, geometry.cells, capacity, self.inter)
         # Anchors beyond what the capacity allows for are cut silently; the count then says that it was too small.
         short = budget.visual_tokens > shared.limit.visual_tokens
         order["count"] = jnp.where(short, jnp.maximum(order["count"], capacity + 1), order["count"])
         roles = {"key": clips.key, "start": jnp.append(True, clips.last[:-1])}
-        return AOTPlan(diagnostics=diagnostics, pooled=pooled, newline=newline, mix=mix, **roles, **order)
+        return AOTPlan(diagnostics=diagnostics, pooled=pooled, newline=newline, mix=mix, slots=most, **roles, **order)
 
     def apply(self, plan: AOTPlan, video: VideoTokens) -> Reduced:
         """Tokens of a plan: pools every frame and mixes every clip under the plan's weights; linear in the features."""
-        newline = video.evidence["newline"].astype(jnp.float32) if self.row_newlines else None
-        x = self._input(video)
-        frame = aot_intra.frame_tokens(plan.pooled, x, plan.newline, newline)
-        mix = plan.mix if self.inter else None
-        tokens = aot_inter.output_rows(frame, mix, plan.start, plan.source, plan.pooled.shape[1], x.dtype)
-        _, slots = compact.source_slots(Plan(*plan[:7]))
-        return Reduced(tokens, plan.ids, plan.valid, plan.mass, slots, plan.diagnostics)
+        vector = video.evidence["newline"].astype(jnp.float32) if self.row_newlines else None
+        x, slots = self._input(video), plan.pooled.shape[1]
+
+        def run(size: int) -> Array:
+            frame = aot_intra.frame_tokens(plan.pooled[:, :size], x, plan.newline[:, :size], vector)
+            mix = plan.mix[:, :size, :size] if self.inter else None
+            half, slot = jnp.divmod(plan.source, slots)
+            return aot_inter.output_rows(frame, mix, plan.start, half * size + slot, size, x.dtype)
+
+        tokens = filled_quarter(plan.slots, slots, run)
+        _, rows = compact.source_slots(Plan(*plan[:7]))
+        return Reduced(tokens, plan.ids, plan.valid, plan.mass, rows, plan.diagnostics)
 
     def _inter(
-        self, shared: AOTShared, budget: AOTBudget, tokens: Any, used: Array, cell: Array, clips: aot_inter.Clips
+        self,
+        shared: AOTShared,
+        budget: AOTBudget,
+        pooled: Array,
+        newline: Array,
+        used: Array,
+        cell: Array,
+        clips: aot_inter.Clips,
     ) -> aot_inter.Inter:
+        """The stage along clips, on as many slots a frame as are in use, to a quarter: it costs up to their square."""
         _, _, _, cost, marginals, solver = self._resolve(budget)
         parts = aot_inter.ClipParts(
             cost, marginals, solver, self.inter_projection, self.distinct, budget.scales[2], budget.keep
@@ -333,7 +347,18 @@ class AOT(StagedReducer):
         inside = jnp.minimum(cell, shared.geometry.cells - 1)
         place = jnp.asarray(aot_intra.positions(shared.geometry.pooled))[inside]
         saliency = pool_tokens(shared.saliency, shared.geometry.grid, shared.geometry.kind)
-        return aot_inter.merge_clips(tokens, used, place, jnp.take_along_axis(saliency, inside, axis=1), clips, parts)
+        saliency = jnp.take_along_axis(saliency, inside, axis=1)
+
+        def run(size: int) -> aot_inter.Inter:
+            pooled_, newline_, used_, place_, saliency_ = (
+                array[:, :size] for array in (pooled, newline, used, place, saliency)
+            )
+            tokens = aot_intra.frame_tokens(pooled_, shared.x, newline_, shared.newline)
+            done = aot_inter.merge_clips(tokens, used_, place_, saliency_, clips, parts)
+            return aot_inter.widen_slots(done, used.shape[1])
+
+        # Slots are packed: those in use come first.
+        return filled_quarter(used.sum(1).max(), used.shape[1], run)
 
     def _parts(self) -> tuple:
         marginals = self.marginals if self.inter_marginals is None else self.inter_marginals

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.ops.quarters import widen
 from jvidprune.ops.segment import segment_ids
 from jvidprune.ops.similarity import cosine_from_gram, dot_f32, squared_norms
 from jvidprune.ops.transport import Projection, Rows, TransportResult, blend, cost_matrix, normalise_plan, strongest
@@ -214,6 +215,16 @@ def merge_clips(
     if clips.order is not None:
         done = jax.tree.map(lambda leaf: leaf[jnp.argsort(order)], done)
     return done._replace(mix=jnp.where(mask[..., None], done.mix, 0.0))
+
+
+def widen_slots(inter: Inter, slots: int) -> Inter:
+    """A stage on fewer slots a frame as one on `slots`, the others unused."""
+    return inter._replace(
+        keep=widen(inter.keep, slots, (1,), False),
+        mix=widen(inter.mix, slots, (1, 2)),
+        score=widen(inter.score, slots, (1,), jnp.nan),
+        plan=widen(inter.plan, slots, (1, 2)),
+    )
 
 
 def output_rows(

@@ -62,6 +62,7 @@ class AOTPlan(NamedTuple):
       mix: (T, n, n) float32, see `aot_inter.Inter`.
       key: (T,) bool.
       start: (T,) bool, first frames of the clips.
+      slots: () int32, slots of a frame in use, the most of all frames.
     """
 
     ids: Int[Array, "K"]
@@ -78,3 +79,4 @@ class AOTPlan(NamedTuple):
     mix: Float[Array, "T n n"]
     key: Bool[Array, "T"]
     start: Bool[Array, "T"]
+    slots: Int[Array, ""]

@@ -193,7 +193,7 @@ def reduce_batch(
     capacity: int | None = None,
     diagnostics: bool = False,
 ) -> Reduced:
-    """Reduces a batch of videos, padded to a common number of frames, in one vmapped call.
+    """Reduces a batch of videos, padded to a common number of frames, in one call: vmapped, on CPU one by one.
 
     Args:
       reducer: as for `reduce`.
@@ -248,6 +248,8 @@ def _run_batch(reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capaci
         plan = reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
         return _finish(apply_plan(reducer, plan, video), diagnostics)
 
+    if jax.default_backend() == "cpu":
+        return lax.map(lambda pair: one(*pair), (videos, budgets))
     return jax.vmap(one)(videos, budgets)
 
 

@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import similarity
 from jvidprune.ops.compact import ascending_plan
 from jvidprune.ops.facility import coverage_weights, facility_order
+from jvidprune.ops.quarters import filled_quarter, widen
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
@@ -28,9 +28,6 @@ from jvidprune.reducers.ottvid_pairs import (
     split_removals,
 )
 from jvidprune.tokens import Layout, Plan, VideoTokens
-
-_LONG = 64
-"""Places from which the transport is sized to the budget; below, several compilations cost more than they save."""
 
 
 class OTTVidBudget(NamedTuple):
@@ -280,25 +277,16 @@ class OTTVid(StagedReducer):
         position: Int[Array, "T K"],
         kept: Int[Array, ""],
     ) -> tuple[Bool[Array, "P K"], Int[Array, "P K"], Bool[Array, "P K"], dict[str, Array]]:
-        """`_match` on as many of the K places as a budget fills, to a quarter; the transport costs their square.
-
-        Only where one branch of a switch runs: on accelerators ratios run side by side, and all branches would.
-        """
+        """`_match` on as many of the K places as a budget fills, to a quarter; the transport costs their square."""
         steps = place.shape[1]
-        sizes = [steps]
-        if jax.default_backend() == "cpu" and steps >= _LONG:
-            sizes = [-(-steps * quarter // 4) for quarter in (1, 2, 3, 4)]
 
-        def branch(size: int) -> Callable[[], tuple]:
-            def run() -> tuple:
-                part = shared._replace(order=shared.order[:, :size], columns=shared.columns[:, :size])
-                out = self._match(part, budget, place[:, :size], position[:, :size], kept)
-                return jax.tree.map(lambda leaf: _widen(leaf, size, steps), out)
+        def run(size: int) -> tuple:
+            part = shared._replace(order=shared.order[:, :size], columns=shared.columns[:, :size])
+            out = self._match(part, budget, place[:, :size], position[:, :size], kept)
+            # Frame pairs have one axis in front of those over places.
+            return jax.tree.map(lambda leaf: widen(leaf, steps, tuple(range(1, leaf.ndim))), out)
 
-            return run
-
-        which = sum((kept > size).astype(jnp.int32) for size in sizes[:-1])
-        return lax.switch(which, [branch(size) for size in sizes]) if len(sizes) > 1 else branch(steps)()
+        return filled_quarter(kept, steps, run)
 
     def _match(
         self,
@@ -374,11 +362,6 @@ class OTTVid(StagedReducer):
         contribution = jnp.where(valid, contribution, 0.0)
         scaled = contribution / (jnp.max(contribution, -1, keepdims=True) + 1e-8)
         return jax.nn.softmax(jnp.where(valid, -scaled / self.mass_temperature, -jnp.inf), axis=-1)
-
-
-def _widen(leaf: Array, size: int, steps: int) -> Array:
-    """Pads the axes over places back to `steps`; frame pairs have one axis in front of them."""
-    return jnp.pad(leaf, [(0, 0)] + [(0, steps - size)] * (leaf.ndim - 1))
 
 
 def _mark(position: Int[Array, "T K"], valid: Bool[Array, "T K"], tokens: int) -> Bool[Array, "T N"]:
