@@ -27,16 +27,37 @@ class Past(NamedTuple):
     valid: Bool[Array, "B M"]
 
 
+class Segments(NamedTuple):
+    """Several examples in one row: which of its slots may see each other, besides causality.
+
+    Attributes:
+      segment: (B, S) int32; a slot sees its own segment alone.
+      branch: (B, S) int32; slots of branch 0 are seen by their whole segment (a video), those of another branch by that
+        branch alone (one of several questions about it).
+    """
+
+    segment: Int[Array, "B S"]
+    branch: Int[Array, "B S"]
+
+    def seen(self, rows: Int[Array, "B Q"]) -> Bool[Array, "B Q S"]:
+        """Which slots each of the slots `rows` may see, causality left aside."""
+        segment, branch = (jnp.take_along_axis(x, rows, axis=1)[:, :, None] for x in self)
+        shared = (self.branch == 0)[:, None, :] | (self.branch[:, None, :] == branch)
+        return (self.segment[:, None, :] == segment) & shared
+
+
 class Keys(NamedTuple):
     """Fresh keys of one layer: k and v (B, S, K, d) after rotary, valid (B, S).
 
-    `packed` (static) promises that the valid slots of each row are its first ones.
+    `packed` (static) promises that the valid slots of each row are its first ones; `segments` tell several examples in
+    one row apart.
     """
 
     k: Float[Array, "B S K d"]
     v: Float[Array, "B S K d"]
     valid: Bool[Array, "B S"]
     packed: bool = False
+    segments: Segments | None = None
 
 
 def _weights(
@@ -50,6 +71,8 @@ def _weights(
     seen = jnp.broadcast_to(keys.valid[:, None, :], (batch, queries, keys.k.shape[1]))
     if causal:
         seen &= jnp.arange(keys.k.shape[1]) <= rows[:, :, None]
+    if keys.segments is not None:
+        seen &= keys.segments.seen(rows)
     if past is not None:
         before = jnp.einsum("bqkgd,bskd->bkgqs", q, past.k.astype(q.dtype), preferred_element_type=jnp.float32)
         scores = jnp.concatenate([before, scores], axis=-1)
@@ -82,7 +105,7 @@ def attend(
     Returns:
       (B, S, H, d).
     """
-    which = implementation(kind, q, simple=keys.packed and past is None)
+    which = implementation(kind, q, simple=keys.packed and past is None and keys.segments is None)
     if which != "plain":
         lengths = None if causal else keys.valid.sum(axis=1, dtype=jnp.int32)
         return fused_attention(q, keys.k, keys.v, which=which, causal=causal, lengths=lengths)

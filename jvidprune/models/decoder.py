@@ -9,7 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.attention import Keys, Past, attend, probe
+from jvidprune.models.attention import Keys, Past, Segments, attend, probe
 from jvidprune.models.cache import Cache, CacheSegment, empty_cache
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.inner import Inner
@@ -37,6 +37,7 @@ class DecoderConfig:
       qk_norm: RMSNorm on every q and k head before rotary (Qwen3).
       tied: the head is the transposed embedding.
       attention: which code computes attention, see `fused.AttentionKind`.
+      remat: in training, layers are computed again in the backward pass instead of kept.
     """
 
     vocab: int
@@ -53,6 +54,7 @@ class DecoderConfig:
     qk_norm: bool = False
     tied: bool = False
     attention: AttentionKind = "auto"
+    remat: bool = False
 
     @classmethod
     def from_hf(cls, text: Mapping[str, Any], *, qk_norm: bool = False) -> "DecoderConfig":
@@ -90,13 +92,15 @@ class DecoderConfig:
 class Step(NamedTuple):
     """What all layers of a run share: rotary tables (B, S, d), validity of the fresh slots (B, S).
 
-    `packed` (static) promises that the valid slots of each row are its first ones.
+    `packed` (static) promises that the valid slots of each row are its first ones; `segments` tell several examples in
+    one row apart.
     """
 
     cos: Float[Array, "B S d"]
     sin: Float[Array, "B S d"]
     valid: Bool[Array, "B S"]
     packed: bool = False
+    segments: Segments | None = None
 
 
 class LayerOutputs(NamedTuple):
@@ -148,7 +152,8 @@ class Attention(nnx.Module):
         q, k, v = (part(x).reshape(*x.shape[:2], -1, self.head_dim) for part in (self.q, self.k, self.v))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        return rotate(q, step.cos, step.sin), Keys(rotate(k, step.cos, step.sin), v, step.valid, step.packed)
+        k = rotate(k, step.cos, step.sin)
+        return rotate(q, step.cos, step.sin), Keys(k, v, step.valid, step.packed, step.segments)
 
 
 class DecoderLayer(nnx.Module):
@@ -201,9 +206,17 @@ class Decoder(nnx.Module):
             return jnp.einsum("...d,vd->...v", x, self.embed.embedding[...], preferred_element_type=jnp.float32)
         return jnp.einsum("...d,dv->...v", x, self.head.kernel[...], preferred_element_type=jnp.float32)
 
-    def step(self, positions: Int[Array, "... B S"], valid: Bool[Array, "B S"], *, packed: bool = False) -> Step:
-        """Rotary tables and validity that every layer of a run reads."""
-        return Step(*rope_tables(self.config.rope, self.config.head_dim, positions, self.dtype), valid, packed)
+    def step(
+        self,
+        positions: Int[Array, "... B S"],
+        valid: Bool[Array, "B S"],
+        *,
+        packed: bool = False,
+        segments: Segments | None = None,
+    ) -> Step:
+        """Rotary tables, validity and examples of a row, which every layer of a run reads."""
+        tables = rope_tables(self.config.rope, self.config.head_dim, positions, self.dtype)
+        return Step(*tables, valid, packed, segments)
 
     def run(
         self,
@@ -246,7 +259,7 @@ class Decoder(nnx.Module):
             outputs = LayerOutputs(keys.k, keys.v, x if hidden else None, weights)
             return (x if added is None else x + extra["added"].astype(x.dtype)), outputs
 
-        return scan_layers(self.layers, start, stop, self.config.layers, body, x, xs)
+        return scan_layers(self.layers, start, stop, self.config.layers, body, x, xs, remat=self.config.remat)
 
     def forward(
         self,

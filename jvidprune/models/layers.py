@@ -99,6 +99,8 @@ def scan_layers(
     body: Callable[[Any, Any, Any], tuple[Any, Any]],
     carry: Any,
     xs: Any = None,
+    *,
+    remat: bool = False,
 ) -> tuple[Any, Any]:
     """Runs layers [start, stop) of a stacked module as one `lax.scan`.
 
@@ -110,21 +112,24 @@ def scan_layers(
       body: (layer module, carry, x) -> (carry, output).
       carry: initial carry.
       xs: what each layer of the segment gets besides, leading axis stop - start.
+      remat: the backward pass computes each layer again from its input, so that only inputs are kept.
 
     Returns:
       The final carry and the outputs stacked over the segment.
     """
     graph, state = nnx.split(stacked)
-    if (start, stop) == (0, layers):
-        return lax.scan(lambda c, x: body(nnx.merge(graph, x[0]), c, x[1]), carry, (state, xs))
+
+    def whole(c: Any, x: tuple[Any, Any]) -> tuple[Any, Any]:
+        return body(nnx.merge(graph, x[0]), c, x[1])
 
     # Layers are picked by index inside the loop: slicing the stack first would copy the segment's weights.
-    def step(c: Any, x: tuple[Array, Any]) -> tuple[Any, Any]:
+    def part(c: Any, x: tuple[Array, Any]) -> tuple[Any, Any]:
         index, extra = x
         params = jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, index, keepdims=False), state)
         return body(nnx.merge(graph, params), c, extra)
 
-    return lax.scan(step, carry, (jnp.arange(start, stop), xs))
+    step, inputs = (whole, state) if (start, stop) == (0, layers) else (part, jnp.arange(start, stop))
+    return lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, carry, (inputs, xs))
 
 
 def chunk_frames(count: int, chunk: int) -> int:

@@ -32,6 +32,7 @@ class SiglipConfig:
       eps: of the LayerNorms.
       pooling_head: whether the weights of SigLIP's own attention-pooling head are there.
       attention: which code computes attention, see `fused.AttentionKind`.
+      remat: in training, blocks are computed again in the backward pass instead of kept.
     """
 
     width: int
@@ -45,6 +46,7 @@ class SiglipConfig:
     eps: float = 1e-6
     pooling_head: bool = False
     attention: AttentionKind = "auto"
+    remat: bool = False
 
     @classmethod
     def from_hf(cls, vision: Mapping[str, Any]) -> "SiglipConfig":
@@ -196,7 +198,7 @@ class Siglip(nnx.Module):
             x, received, keys = block(x, tap=tap)
             return x, BlockOutputs(received, keys, x if hidden else None)
 
-        return scan_layers(self.blocks, start, stop, self.config.layers, body, x)
+        return scan_layers(self.blocks, start, stop, self.config.layers, body, x, remat=self.config.remat)
 
     def __call__(
         self, pixels: Float[Array, "T C S S"], taps: tuple[int, ...] = ()
