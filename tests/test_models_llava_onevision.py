@@ -2,9 +2,6 @@
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -18,7 +15,6 @@ from jvidprune import JvidpruneError
 from jvidprune.models import attention, end_ids, generate, load_model, load_tokenizer, prefill
 from jvidprune.models.generate import decode, sample, top_p_logits
 from jvidprune.models.llava_onevision.default import build_default
-from jvidprune.models.sharding import parameter_sharding
 from jvidprune.parity.models import compare_model_folder
 
 GOLDEN = Path(__file__).parent / "golden" / "models" / "llava_onevision"
@@ -668,49 +664,3 @@ def test_a_configured_tokenizer_is_read_by_transformers(tmp_path, tiny_folder):
     assert configured.decode(configured.encode(text)) == plain.decode(plain.encode(text))
     assert configured.token_id("<video>") == plain.token_id("<video>")
     assert configured.token_id("<nonsense>") is None
-
-
-MESH_SCRIPT = """
-import sys
-import jax, numpy as np, jax.numpy as jnp
-from flax import nnx
-from jvidprune.models import load_model
-assert jax.device_count() == 8
-mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 3)
-plain, spread = (load_model(sys.argv[1], dtype=jnp.float32, mesh=m).model for m in (None, mesh))
-flat = [dict(nnx.to_flat_state(nnx.state(m))) for m in (plain, spread)]
-for path, value in flat[0].items():
-    np.testing.assert_array_equal(value[...], flat[1][path][...], err_msg=str(path))
-kernel = spread.lm.layers.mlp.up.kernel[...]
-assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "model"), kernel.sharding
-assert kernel.addressable_shards[0].data.size * 4 == kernel.size
-forward = jax.jit(lambda m, x: m.lm.forward(x, jnp.arange(6)[None], jnp.ones((1, 6), bool)).logits)
-ids = jnp.arange(6)[None]
-a, b = (np.asarray(forward(m, m.embed_text(ids))) for m in (plain, spread))
-np.testing.assert_allclose(a, b, atol=2e-5)
-print("equal")
-"""
-
-
-def test_a_model_loads_onto_a_mesh_of_eight_devices(tiny_folder):
-    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", MESH_SCRIPT, str(tiny_folder)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "equal", done.stderr[-2000:]
-
-
-def test_sharding_never_cuts_a_head():
-    devices = np.asarray([jax.devices()[0]] * 1).reshape(1, 1)
-    mesh = jax.sharding.Mesh(devices, ("fsdp", "model"))
-    spec = parameter_sharding("lm.layers.attn.k.kernel", (3, 32, 16), mesh, {"kv_heads": 2}).spec
-    assert spec == jax.sharding.PartitionSpec(None, "fsdp", "model")
-
-    class Wide:
-        shape = {"model": 4}  # noqa: RUF012
-
-    names = {"lm.layers.attn.k.kernel": {"kv_heads": 2}, "lm.layers.attn.q.kernel": {"heads": 6}}
-    for path, units in names.items():
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("jvidprune.models.sharding.NamedSharding", lambda mesh, spec: spec)
-            assert parameter_sharding(path, (3, 32, 16), Wide(), units) == jax.sharding.PartitionSpec(None, None, None)  # pyright: ignore

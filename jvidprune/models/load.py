@@ -14,6 +14,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint import Checkpoint, read_json, resolve_folder
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.weights import NameTable, load_parameters
+from jvidprune.parallel import check_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +134,7 @@ def load_model(
     Args:
       source: a folder, or a hub id such as "llava-hf/llava-onevision-qwen2-0.5b-ov-hf".
       dtype: of parameters and activations, bfloat16 or float32.
-      mesh: where the parameters go, see `jvidprune.models.sharding`; None means the default device.
+      mesh: where the parameters go, see `jvidprune.parallel`; None means the default device.
       progress: called as (bytes done, bytes in all, parameter) after each parameter.
       revision: of a hub id.
       pooling_head: folder or hub id of the original SigLIP, whose attention-pooling head is put next to a LLaVA tower
@@ -141,8 +142,8 @@ def load_model(
       attention: which code computes attention in tower and language model.
 
     Raises:
-      JvidpruneError: unknown architecture, pickles, missing or broken files, or tensors that do not fit, all of them
-        in one message.
+      JvidpruneError: unknown architecture, pickles, missing or broken files, a mesh that cuts heads, or tensors that do
+        not fit, all of them in one message.
     """
     family, config, folder = read_config(source, revision)
     package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
@@ -160,11 +161,14 @@ def load_model(
     )
     table = package.name_table(config)
     _check_family(family, checkpoint)
+    if mesh is not None:
+        check_mesh(family, config.units, mesh)
     model = load_parameters(
         lambda: package.Model(config, dtype=dtype),
         table,
         checkpoint,
         dtype=dtype,
+        family=family,
         mesh=mesh,
         units=config.units,
         progress=progress,

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint import Checkpoint
-from jvidprune.models.sharding import parameter_sharding
+from jvidprune.parallel import parameter_sharding
 
 Transform = Literal["copy", "transpose", "conv"]
 
@@ -169,6 +169,7 @@ def load_parameters(
     source: Checkpoint,
     *,
     dtype: Any,
+    family: str,
     mesh: Mesh | None = None,
     units: Mapping[str, int] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
@@ -180,8 +181,9 @@ def load_parameters(
       table: names.
       source: tensors.
       dtype: of the parameters.
+      family: whose sharding table says where they go on a mesh.
       mesh: where they go; None means the default device.
-      units: see `parameter_sharding`.
+      units: see `parallel.sharding_of`.
       progress: called as (bytes done, bytes in all, parameter) after each parameter.
 
     Raises:
@@ -199,7 +201,7 @@ def load_parameters(
         if mesh is None:
             sharding: Sharding = SingleDeviceSharding(jax.devices()[0])
         else:
-            sharding = parameter_sharding(binding.path, binding.shape, mesh, units or {})
+            sharding = parameter_sharding(binding.path, binding.shape, mesh, family, units)
         arrays[binding.path] = _place(binding, source, dtype, sharding)
         done += size * int(np.prod(binding.shape))
         if progress is not None:
@@ -209,17 +211,18 @@ def load_parameters(
 
 
 def _place(binding: _Binding, source: Checkpoint, dtype: Any, sharding: Sharding) -> jax.Array:
-    slices: dict[Any, np.ndarray] = {}
-
-    def read(index: tuple[slice, ...] | None) -> np.ndarray:
-        # The callback runs once a device; replicas ask for the same slice.
-        index = tuple(slice(None) for _ in binding.shape) if index is None else index
-        key = tuple((s.start, s.stop) for s in index)
-        if key not in slices:
-            slices[key] = binding.read(source, index, dtype)
-        return slices[key]
-
-    return jax.make_array_from_callback(binding.shape, sharding, read)
+    """The parameter on its devices: each distinct slice is read once, put where it is wanted, and forgotten."""
+    whole = tuple(slice(None) for _ in binding.shape)
+    places: dict[Any, tuple[tuple[slice, ...], list[jax.Device]]] = {}
+    for device, index in sharding.addressable_devices_indices_map(binding.shape).items():
+        index = whole if index is None else index
+        places.setdefault(tuple((s.start, s.stop) for s in index), (index, []))[1].append(device)
+    parts = []
+    for index, devices in places.values():
+        value = binding.read(source, index, dtype)
+        parts += [jax.device_put(value, device) for device in devices]
+        del value
+    return jax.make_array_from_single_device_arrays(binding.shape, sharding, parts)
 
 
 def _bind(shapes: Mapping[str, tuple[int, ...]], table: NameTable) -> list[_Binding]:
