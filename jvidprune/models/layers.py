@@ -128,6 +128,7 @@ def scan_layers(
         params = jax.tree.map(lambda p: lax.dynamic_index_in_dim(p, index, keepdims=False), state)
         return body(nnx.merge(graph, params), c, extra)
 
+    step: Any
     step, inputs = (whole, state) if (start, stop) == (0, layers) else (part, jnp.arange(start, stop))
     return lax.scan(jax.checkpoint(step, prevent_cse=False) if remat else step, carry, (inputs, xs))
 

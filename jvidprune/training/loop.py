@@ -1,5 +1,7 @@
 """A resumable training loop: state in orbax checkpoints, the learning curve in a file beside them."""
 
+import dataclasses
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -28,11 +30,52 @@ def prefetch(
             yield waiting.pop(step).result()
 
 
+class Stepwise:
+    """Batches that are a pure function of the step."""
+
+    def __init__(self, make: Callable[[int], Batch], steps: int):
+        self._make, self._steps = make, steps
+
+    def iterate(self, step: int, saved: Any) -> Iterator[tuple[Batch, None]]:
+        """Batches from `step` on; there is no state to save."""
+        return ((batch, None) for batch in prefetch(self._make, step, self._steps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Keeping:
+    """Which checkpoints are kept, and how they are written.
+
+    Attributes:
+      every: steps between checkpoints; the last step has one too.
+      latest: newest ones that are kept.
+      best: metric of `Measure` whose best checkpoint is kept besides; "" for none. Larger is better.
+      background: they are written while training goes on.
+    """
+
+    every: int = 200
+    latest: int = 2
+    best: str = ""
+    background: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """What is measured on the way.
+
+    Attributes:
+      every: steps between measurements; the last step has one too.
+      take: state -> metrics, for the curve and for the choice of the best checkpoint.
+    """
+
+    every: int
+    take: Callable[[Any], dict[str, float]]
+
+
 def fit(
     folder: str | Path,
     state: Any,
     update: Callable[[Any, Batch, Any], tuple[Any, dict[str, Any]]],
-    batch: Callable[[int], Batch],
+    batch: Callable[[int], Batch] | Any,
     steps: int,
     *,
     settings: dict[str, Any],
@@ -40,59 +83,118 @@ def fit(
     log: int = 20,
     report: Callable[[dict[str, float]], None] | None = None,
     stop_at: Callable[[], bool] | None = None,
+    keeping: Keeping | None = None,
+    measure: Measure | None = None,
 ) -> Any:
     """Trains to `steps`, going on where an earlier call in the same folder stopped.
 
-    Batches are a pure function of the step, and what is saved is all that a step reads: a run that was killed and
-    started again ends in the same state, bit for bit, and has written the same curve.
+    Checkpoints hold all that a step reads, the place in the input among it, and appear whole or not at all: a run that
+    was killed and started again ends in the same state, bit for bit, and has written the same curve.
 
     Args:
       folder: of checkpoints, curve and settings; created if needed.
-      state: initial state, any pytree of arrays.
+      state: initial state, any pytree of arrays; restored ones lie on the same devices.
       update: (state, batch, step) -> (state, metrics), jitted by the caller; metrics are scalars.
-      batch: data of a step.
+      batch: data of a step as a function of it; or an object whose `iterate(step, saved)` yields (batch, place) from
+        `step` on, where `saved` is the place that came with the batch before, as JSON holds it.
       steps: to train in all.
       settings: what the run is made of, as JSON holds it; a folder with other settings is refused.
-      every: steps between checkpoints.
-      log: steps between lines of the curve, each the mean of the metrics since the line before; divides `every`.
+      every: steps between checkpoints, unless `keeping` says otherwise.
+      log: steps between lines of the curve, each the mean of the metrics since the line before; divides the steps
+        between checkpoints and between measurements.
       report: called with each new line.
       stop_at: asked at every checkpoint; True ends the run early, in a state that may be gone on from.
+      keeping: which checkpoints are kept.
+      measure: what is measured on the way.
 
     Raises:
-      JvidpruneError: the folder holds a run with other settings, or `log` does not divide `every`.
+      JvidpruneError: the folder holds a run with other settings, or `log` does not divide the other numbers of steps.
     """
-    import orbax.checkpoint as ocp
-
-    if every % log:
-        raise JvidpruneError(f"log must divide every, but {log} does not divide {every}.")
+    keeping = Keeping(every) if keeping is None else keeping
+    for number in (keeping.every, measure.every if measure else log):
+        if number % log:
+            raise JvidpruneError(f"log must divide every, but {log} does not divide {number}.")
     folder = Path(folder).absolute()
     folder.mkdir(parents=True, exist_ok=True)
     _check_settings(folder / "settings.json", settings)
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-    with ocp.CheckpointManager(folder / "checkpoints", options=options) as manager:
-        step = manager.latest_step() or 0
+    source = batch if hasattr(batch, "iterate") else Stepwise(batch, steps)
+    with checkpoints(folder, keeping) as manager:
+        step, saved = manager.latest_step() or 0, None
         if step:
-            state = manager.restore(step, args=ocp.args.StandardRestore(state))
+            state, saved = restore(manager, step, state, placed=source is batch)
         curve = _cut_curve(folder / CURVE, step)
         _write_curve(folder / CURVE, curve)
         sums: list[dict[str, Any]] = []
-        for data in prefetch(batch, step, steps):
+        for data, place in itertools.islice(source.iterate(step, saved), steps - step):
             state, metrics = update(state, data, np.int32(step))
             sums.append(metrics)
             step += 1
+            measured = measure.take(state) if measure and (step % measure.every == 0 or step == steps) else {}
             if step % log == 0 or step == steps:
-                line = {"step": step, **_means(sums)}
+                line = {"step": step, **_means(sums), **measured}
                 curve.append(line)
                 sums = []
                 _write_curve(folder / CURVE, curve)
                 if report:
                     report(line)
-            if step % every == 0 or step == steps:
+            if step % keeping.every == 0 or step == steps:
                 jax.block_until_ready(state)
-                manager.save(step, args=ocp.args.StandardSave(state))
+                manager.save(step, args=_saved(state, place), metrics=measured or None)
                 if stop_at and stop_at():
                     break
     return state
+
+
+def checkpoints(folder: Path, keeping: Keeping) -> Any:
+    """The orbax manager of a run's checkpoints."""
+    import orbax.checkpoint as ocp
+
+    if not keeping.best:
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keeping.latest,
+            enable_async_checkpointing=keeping.background,
+            cleanup_tmp_directories=True,
+        )
+        return ocp.CheckpointManager(folder / "checkpoints", options=options)
+    managers = ocp.checkpoint_managers
+
+    def value(metrics: Any) -> float:
+        return metrics[keeping.best]
+
+    best = managers.BestN(get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False)
+    options = ocp.CheckpointManagerOptions(
+        best_fn=value,
+        preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keeping.latest), best]),
+        enable_async_checkpointing=keeping.background,
+        cleanup_tmp_directories=True,
+    )
+    return ocp.CheckpointManager(folder / "checkpoints", options=options)
+
+
+def restore(manager: Any, step: int, state: Any, *, placed: bool = True) -> tuple[Any, Any]:
+    """State and place in the input of a checkpoint.
+
+    Args:
+      manager: from `checkpoints`.
+      step: of the checkpoint.
+      state: of the same shapes; says on which devices the arrays go.
+      placed: whether the run's input has a place that is saved with the state.
+    """
+    import orbax.checkpoint as ocp
+
+    if not placed:
+        return manager.restore(step, args=ocp.args.StandardRestore(state)), None
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(state), input=ocp.args.JsonRestore())
+    found = manager.restore(step, args=args)
+    return found["state"], found["input"]
+
+
+def _saved(state: Any, place: Any) -> Any:
+    import orbax.checkpoint as ocp
+
+    if place is None:
+        return ocp.args.StandardSave(state)
+    return ocp.args.Composite(state=ocp.args.StandardSave(state), input=ocp.args.JsonSave(place))
 
 
 def read_curve(folder: str | Path) -> list[dict[str, float]]:

@@ -1,5 +1,6 @@
 """From parameters in training to a checkpoint folder in the published Hugging Face layout."""
 
+import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -7,18 +8,20 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from jvidprune.models.llava_onevision import LlavaOnevision, name_table
+from jvidprune.models.llava_onevision import LlavaOnevision
+from jvidprune.models.load import FAMILIES
 from jvidprune.models.weights import Rule
 
 
-def tensors(model: LlavaOnevision, dtype: Any = np.float16) -> dict[str, np.ndarray]:
+def tensors(model: Any, dtype: Any = np.float16) -> dict[str, np.ndarray]:
     """The tensors of a model under their published names: the inverse of loading.
 
     Args:
-      model: its parameters.
+      model: of a LLaVA family; its parameters.
       dtype: of the tensors.
     """
     config = model.config
+    name_table = importlib.import_module(f"jvidprune.models.{FAMILIES[config.family].package}").name_table
     found: dict[str, np.ndarray] = {}
     values = {".".join(map(str, path)): np.asarray(x[...]) for path, x in nnx.to_flat_state(nnx.state(model))}
     for rule in name_table(config).rules:

@@ -1,12 +1,12 @@
 """What a training run leaves beside its weights: settings, learning curves, and the accuracy that it reached."""
 
-import csv
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jvidprune.training.logs import write_csv
 from jvidprune.training.loop import read_curve
 from jvidprune.training.recipe import Recipe
 
@@ -47,14 +47,5 @@ def write_record(
         ],
     }
     (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    _write_csv(out / CURVES, curves)
-    _write_csv(out / ACCURACY, rows)
-
-
-def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, names, lineterminator="\n")
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({name: f"{x:.4g}" if isinstance(x, float) else x for name, x in row.items()})
+    write_csv(out / CURVES, curves)
+    write_csv(out / ACCURACY, rows)

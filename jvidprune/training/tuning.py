@@ -1,0 +1,290 @@
+"""Training a video model on questions about clips: settings as data, and a run that goes on where it stopped."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jvidprune.bench.identity import model_fingerprint, plain
+from jvidprune.bench.items import Task
+from jvidprune.errors import JvidpruneError
+from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.training import groups, loop
+from jvidprune.training.examples import Encoder
+from jvidprune.training.groups import Params
+from jvidprune.training.logs import METRICS, TensorBoard, write_csv
+from jvidprune.training.placing import Placing
+from jvidprune.training.rows import Pipeline, Rows, Shape
+from jvidprune.training.step import Precision, State, begin, computed, split_batch, stored, training_step
+from jvidprune.training.video_loss import Reader, Trainee, rows_loss
+
+ACCURACY = "eval/accuracy"
+"""Share of held-out questions answered right, in curves and for the best checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Settings of a run; equal ones give equal curves on equal machines.
+
+    Attributes:
+      steps: of the optimiser.
+      rates: peak learning rate of each group of `groups.GROUPS`; a group at 0 or without one stays as it is.
+      shape: of the rows of a step.
+      frames: of a clip.
+      parts: into which a step is divided, one after the other.
+      warmup: steps to the peak.
+      clip: largest global norm of the gradient.
+      decay: weight decay.
+      z: coefficient of the softmax's auxiliary loss.
+      precision: of parameters and computation.
+      remat: layers are computed again in the backward pass.
+      seed: of the order of clips, of new parameters and of what a step draws.
+      log: steps between lines of the curve.
+      every: steps between checkpoints; a multiple of `log`.
+      keep: newest checkpoints that are kept, besides the best.
+      measure_every: steps between measurements on held-out clips; a multiple of `every`, 0 for none.
+      measure_steps: batches of held-out rows in a measurement.
+      measure_frames: frames of held-out clips, with the same number of tokens kept as in training; 0 for `frames`.
+    """
+
+    steps: int
+    rates: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict(groups.RATES))
+    shape: Shape = dataclasses.field(default_factory=lambda: Shape(rows=4, clips=1, slots=384, answers=24))
+    frames: int = 8
+    parts: int = 1
+    warmup: int = 200
+    clip: float = 1.0
+    decay: float = 0.0
+    z: float = 1e-4
+    precision: Precision = "float32"
+    remat: bool = False
+    seed: int = 0
+    log: int = 10
+    every: int = 50
+    keep: int = 2
+    measure_every: int = 0
+    measure_steps: int = 8
+    measure_frames: int = 0
+
+    def check(self) -> None:
+        """Refuses numbers that make no run.
+
+        Raises:
+          JvidpruneError: which one, and what is allowed.
+        """
+        counts = ("steps", "frames", "parts", "log", "every", "keep", "measure_steps")
+        if low := [name for name in counts if getattr(self, name) < 1]:
+            raise JvidpruneError(f"{low[0].replace('_', ' ')} must be at least 1, got {getattr(self, low[0])}.")
+        if self.every % self.log:
+            raise JvidpruneError(f"checkpoints are {self.every} steps apart, which is no multiple of log {self.log}.")
+        if self.measure_every % self.every:
+            raise JvidpruneError(
+                f"measurements are {self.measure_every} steps apart, which is no multiple of {self.every}, the steps "
+                "between checkpoints."
+            )
+        groups.read_rates(self.rates)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """What a run ends with.
+
+    Attributes:
+      trainee: structure of the modules.
+      params: of all modules: those of the best checkpoint where held-out clips were measured, else of the last.
+      step: of that checkpoint.
+      curve: lines of metrics.
+    """
+
+    trainee: Trainee
+    params: Params
+    step: int
+    curve: list[dict[str, float]]
+
+    def modules(self) -> dict[str, Any]:
+        """The modules by name."""
+        return self.trainee.merge(self.params)
+
+
+class Tuner:
+    """A run: modules, readers of clips, data.
+
+    Args:
+      llm: whose model is trained.
+      tuning: settings.
+      modules: what is trained besides the model, by name, e.g. a scorer; their parameters begin as they are.
+      reader: number of frames -> how so many frames become tokens; all must keep the same number.
+      task: clips and questions to learn from.
+      held: clips and questions that are measured; needed with `measure_every`.
+      settings: what else the run is made of, as JSON holds it; another run in its folder is refused.
+      placing: where it runs.
+
+    Raises:
+      JvidpruneError: settings that make no run, or rows without room for one clip.
+    """
+
+    def __init__(
+        self,
+        llm: VideoLLM,
+        tuning: Tuning,
+        *,
+        reader: Callable[[int], Reader],
+        task: Task,
+        held: Task | None = None,
+        modules: Mapping[str, nnx.Module] | None = None,
+        settings: Mapping[str, Any] | None = None,
+        placing: Placing | None = None,
+    ):
+        tuning.check()
+        self.tuning, self.placing = tuning, placing or Placing()
+        self.placing.check(tuning.shape.rows, tuning.parts)
+        if tuning.measure_every and held is None:
+            raise JvidpruneError("there are no held-out clips to measure.")
+        self._rates = groups.read_rates(tuning.rates)
+        model = _with_remat(llm.loaded.model, tuning.remat)
+        self.trainee, params = Trainee.split(model=model, **(modules or {}))
+        learned, frozen = groups.split(params, self._rates)
+        self._learned = self.placing.state(stored(learned, tuning.precision))
+        self._frozen = self.placing.state(computed(frozen, tuning.precision))
+        self._reader = reader(tuning.frames)
+        self._pipeline = self._rows(llm, task, tuning.frames, self._reader.kept, shuffle=True)
+        self._held, self._held_reader = None, self._reader
+        if held is not None and tuning.measure_every:
+            frames = tuning.measure_frames or tuning.frames
+            self._held_reader = reader(frames)
+            if self._held_reader.kept != self._reader.kept:
+                raise JvidpruneError(f"held-out clips of {frames} frames keep another number of tokens than training.")
+            self._held = self._rows(llm, held, frames, self._reader.kept, shuffle=False)
+        self._settings = plain(
+            {
+                "model": model_fingerprint(llm.loaded.folder),
+                "task": task.fingerprint(),
+                "held": None if held is None else held.fingerprint(),
+                "tuning": {k: v for k, v in dataclasses.asdict(tuning).items() if k not in ("keep", "every", "log")},
+                **(settings or {}),
+            }
+        )
+
+    def _rows(self, llm: VideoLLM, task: Task, frames: int, kept: int, *, shuffle: bool) -> Pipeline:
+        tuning = self.tuning
+        pixels = jnp.float32 if tuning.precision == "float32" else jnp.bfloat16
+        encode = Encoder(llm, frames, kept, tuning.shape.slots, tuning.shape.answers, pixels)
+        process = (jax.process_index(), jax.process_count())
+        own = dataclasses.replace(tuning.shape, rows=tuning.shape.rows // process[1])
+        return Pipeline(task, encode, kept=kept, shape=own, seed=tuning.seed, shuffle=shuffle, process=process)
+
+    def run(
+        self,
+        folder: str | Path,
+        *,
+        report: Callable[[dict[str, float]], None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        tensorboard: bool = False,
+        stop_at: Callable[[], bool] | None = None,
+    ) -> Trained:
+        """Trains to the last step, going on where an earlier call in the same folder stopped.
+
+        Args:
+          folder: of checkpoints, settings, curve.jsonl, metrics.csv and TensorBoard's files.
+          report: called with each line of the curve.
+          progress: called as (steps done, steps in all).
+          tensorboard: whether TensorBoard's files are written.
+          stop_at: see `loop.fit`.
+
+        Raises:
+          JvidpruneError: the folder holds another run, or an unreadable clip.
+        """
+        folder, tuning = Path(folder), self.tuning
+        tx = groups.optimiser(
+            self._rates, steps=tuning.steps, warmup=tuning.warmup, clip=tuning.clip, decay=tuning.decay
+        )
+        loss = functools.partial(_loss, self.trainee, self._reader, z=tuning.z)
+        step = training_step(loss, tx, precision=tuning.precision, placing=self.placing)
+
+        def update(state: State, rows: Rows, number: Any) -> tuple[State, dict[str, Any]]:
+            state, metrics = step(state, self._frozen, self.placing.batch(split_batch(rows, tuning.parts)))
+            if progress:
+                progress(int(number) + 1, tuning.steps)
+            return state, metrics
+
+        board: TensorBoard | None = None
+
+        def line(values: dict[str, float]) -> None:
+            nonlocal board
+            write_csv(folder / METRICS, loop.read_curve(folder), digits=9)
+            if tensorboard:
+                board = board or TensorBoard(folder / "tensorboard", int(values["step"]))
+                board.write(values)
+            if report:
+                report(values)
+
+        keeping = loop.Keeping(
+            tuning.every, tuning.keep, best=ACCURACY if tuning.measure_every else "", background=True
+        )
+        measure = loop.Measure(tuning.measure_every, self._measure()) if tuning.measure_every else None
+        state = self.placing.state(begin(self._learned, tx, tuning.seed))
+        options: dict[str, Any] = {"settings": self._settings, "log": tuning.log, "report": line, "stop_at": stop_at}
+        try:
+            state = loop.fit(
+                folder, state, update, self._pipeline, tuning.steps, keeping=keeping, measure=measure, **options
+            )
+        finally:
+            if board:
+                board.close()
+        at = int(state.count)
+        if keeping.best:
+            with loop.checkpoints(folder.absolute(), keeping) as manager:
+                at = manager.best_step() or at
+                state = state if at == int(state.count) else loop.restore(manager, at, state)[0]
+        return Trained(self.trainee, {**self._frozen, **state.params}, at, loop.read_curve(folder))
+
+    def _measure(self) -> Callable[[State], dict[str, float]]:
+        """Accuracy and loss on held-out rows, always the same."""
+        assert self._held is not None
+        tuning, held = self.tuning, self._held
+        loss = functools.partial(_loss, self.trainee, self._held_reader, z=0.0)
+
+        @jax.jit
+        def one(params: Params, frozen: Params, rows: Rows) -> dict[str, jax.Array]:
+            return loss(computed({**frozen, **params}, tuning.precision), rows, jax.random.key(tuning.seed))[1]
+
+        @functools.cache
+        def batches() -> list[Rows]:
+            found = held.iterate(0, None)
+            return [next(found)[0] for _ in range(tuning.measure_steps)]
+
+        def take(state: State) -> dict[str, float]:
+            sums = {"hits/all": 0.0, "asked/all": 0.0, "answer": 0.0}
+            for rows in batches():
+                parts = self.placing.batch(split_batch(rows, 1))
+                found = one(state.params, self._frozen, jax.tree.map(lambda x: x[0], parts))
+                sums = {name: value + float(found[name]) for name, value in sums.items()}
+            return {
+                ACCURACY: sums["hits/all"] / max(sums["asked/all"], 1.0),
+                "eval/answer": sums["answer"] / tuning.measure_steps,
+            }
+
+        return take
+
+
+def _loss(
+    trainee: Trainee, reader: Reader, params: Params, rows: Rows, key: jax.Array, *, z: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    return rows_loss(trainee, reader, params, rows, key, z=z)
+
+
+def _with_remat(model: Any, remat: bool) -> Any:
+    """The same model, whose layers are computed again in the backward pass where `remat`."""
+    graph, state = nnx.split(model)
+    copy = nnx.merge(graph, state)
+    for part in (copy.vision, copy.lm):
+        if remat and not hasattr(part.config, "remat"):
+            raise JvidpruneError(f"{type(part).__name__} keeps all activations: train without remat.")
+        if hasattr(part.config, "remat"):
+            part.config = dataclasses.replace(part.config, remat=remat)
+    return copy
