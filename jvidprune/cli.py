@@ -65,8 +65,8 @@ def ask(
     question: Annotated[str, Positional, arg(metavar="QUESTION")] = QUESTION,
     /,
     *,
-    reducer: str = "flashvid",
-    ratio: float = 0.1,
+    reducer: str | None = None,
+    ratio: float | None = None,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -80,8 +80,9 @@ def ask(
     Args:
       question: what to ask.
       reducer: method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5", or a chain as in
-        "visionzip+flashvid"; "none" keeps all tokens.
-      ratio: retention ratio in (0, 1].
+        "visionzip+flashvid"; "none" keeps all tokens; by default the checkpoint's own (`jvidprune export`), or
+        flashvid.
+      ratio: retention ratio in (0, 1]; by default the checkpoint's own, or 0.1.
       max_new_tokens: longest answer.
       temperature: 0 answers greedily, above 0 samples.
       top_p: share of probability that sampling draws from.
@@ -275,6 +276,38 @@ def bench(
         _print_json(record)
     else:
         print(text)
+
+
+@app.command
+def export(
+    model: Annotated[str, Positional],
+    folder: Annotated[Path, Positional],
+    /,
+    *,
+    reducer: str | None = None,
+    ratio: float = 0.1,
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None,
+    pooling_head: str | None = None,
+    out: Common = Output(),
+) -> None:
+    """Write a checkpoint with pruning settings beside it, in the layout and with the tensor names other tools read.
+
+    Args:
+      model: checkpoint folder or hub id.
+      folder: to create.
+      reducer: method with settings that goes into jvidprune_config.json; by default the file is copied if there is one.
+      ratio: retention ratio in (0, 1] that goes with it.
+      dtype: store parameters so; by default as each is stored.
+      pooling_head: folder or hub id of the original SigLIP, whose pooling head is to be part of a LLaVA checkpoint.
+    """
+    from jvidprune.commands.export import export as write
+
+    options: Any = {"reducer": reducer, "ratio": ratio, "dtype": dtype, "pooling_head": pooling_head}
+    record = write(model, folder, console=out.console(), **options)
+    if out.json:
+        _print_json(record)
+    else:
+        print(record["path"])
 
 
 @app.command

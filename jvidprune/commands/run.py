@@ -16,17 +16,22 @@ from jvidprune.inference.fits import check_encoding, check_question
 from jvidprune.inference.pipeline import Answer, VideoLLM
 from jvidprune.inference.stages import StageClock, cache_folder
 from jvidprune.inference.times import with_times
+from jvidprune.models.checkpoint import resolve_folder
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.base import reduce as reduce_video
 from jvidprune.reducers.presets import from_text
+from jvidprune.reducers.saved import load_pruning
 from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.clips import ClipSpec, default_clip, render, write_mp4
 from jvidprune.video.decode import Clip
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.overlay import write_picture
 from jvidprune.viz.report import reduction_page
+
+REDUCER, RATIO = "flashvid", 0.1
+"""What a question is asked with where neither the user nor the checkpoint says otherwise."""
 
 _FORMATS = (".html", ".png", ".mp4")
 
@@ -73,23 +78,31 @@ def ask(
     path: Path | None,
     question: str,
     *,
-    reducer: str,
-    ratio: float,
+    reducer: str | None,
+    ratio: float | None,
     model: dict[str, Any],
     sampling: dict[str, Any],
     console: Console,
     times: bool = False,
 ) -> Answer:
-    """One question from file to answer; bad names and numbers are refused before anything is loaded."""
-    _check(path, [reducer], ratio)
+    """One question from file to answer; bad names and numbers are refused before anything is loaded.
+
+    Where no reducer or ratio is given they are the checkpoint's own, else FlashVID's at `RATIO`.
+    """
+    own = (
+        None if model["model"] is None or None not in (reducer, ratio) else load_pruning(resolve_folder(model["model"]))
+    )
+    ratio = check_ratio((own.ratio if own else RATIO) if ratio is None else ratio)
+    chosen = (own.reducer if own else REDUCER) if reducer is None else reducer
+    _check(path, [chosen] if isinstance(chosen, str) else [], ratio)
     check_sampling(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
     with console.working():
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
-            options = sizes | {"reducer": reducer, "ratio": ratio, "max_new_tokens": sampling["max_new_tokens"]}
+            options = sizes | {"reducer": chosen, "ratio": ratio, "max_new_tokens": sampling["max_new_tokens"]}
             check_question(model["model"], path or default_clip(cache_folder()), question, **options)
         llm = open_model(model, console)
-        method = llm.reducer(reducer)
+        method = llm.reducer(chosen) if isinstance(chosen, str) else chosen
         clock = StageClock(console.start)
         clip, video = read_video(path, llm, method.needs, model, clock, console)
         question = with_times(question, clip) if times else question

@@ -12,7 +12,7 @@ from jvidprune.models.load import read_config
 from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.reducers.presets import BACKBONES, from_text
 from jvidprune.reducers.prompting import prompt_rules
-from jvidprune.tokens import Layout
+from jvidprune.tokens import Layout, Reducer
 from jvidprune.video.decode import probe
 
 _WORDS, _STAMP = 64, 12
@@ -60,7 +60,7 @@ def check_question(
     video: str | Path | None,
     question: str,
     *,
-    reducer: str,
+    reducer: str | Reducer,
     ratio: float,
     dtype: Any,
     frames: int | None = None,
@@ -75,7 +75,7 @@ def check_question(
       source: checkpoint folder or hub id.
       video: file; its header is read where the number or size of frames depends on it. None for any video.
       question: text.
-      reducer: name with settings.
+      reducer: name with settings, or the reducer.
       ratio: retention ratio.
       dtype: of parameters and activations.
       frames, fps: as for `VideoLLM.sample`.
@@ -91,7 +91,8 @@ def check_question(
     """
     planned = _plan(source, video, frames, fps, size)
     settings, config, layout = FAMILIES[planned.family], planned.config, planned.layout
-    method = from_text(reducer, planned.family if planned.family in BACKBONES else None)
+    backbone = planned.family if planned.family in BACKBONES else None
+    method = from_text(reducer, backbone) if isinstance(reducer, str) else reducer
     newline: NewlineKind = prompt_rules(method).newline or getattr(config, "newline", settings.newline)
     kept = method.capacity(layout, ratio) + newline_count(newline, layout.grid, layout.frames)
     words = _WORDS + len(question.encode()) // 2 + (_STAMP * layout.frames if settings.woven else 0)

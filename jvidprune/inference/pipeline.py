@@ -27,6 +27,7 @@ from jvidprune.models.positions import MropeRule
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.reducers.presets import BACKBONES, from_text
+from jvidprune.reducers.saved import SavedPruning, load_pruning
 from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.decode import Clip, read_frames
 from jvidprune.video.preprocess import Patches, llava_pixels
@@ -115,11 +116,20 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class VideoLLM:
-    """A loaded model with its tokenizer and the settings of its family."""
+    """A loaded model with its tokenizer and the settings of its family.
+
+    Attributes:
+      loaded: model and config.
+      tokenizer: of its folder.
+      settings: of its family.
+      pruning: reducer and ratio that jvidprune_config.json of its folder names, None without that file; `encode`,
+        `reduce` and `ask` use them where the caller gives none.
+    """
 
     loaded: LoadedModel
     tokenizer: Tokenizer
     settings: FamilySettings
+    pruning: SavedPruning | None = None
 
     @classmethod
     def load(
@@ -133,6 +143,9 @@ class VideoLLM:
         attention: AttentionKind = "auto",
     ) -> "VideoLLM":
         """Loads a checkpoint folder or hub id; from here on compiled programs are kept on disk between runs.
+
+        A jvidprune_config.json in the folder (`jvidprune export --reducer ...`, `reducers.saved`) is read as its
+        `pruning`.
 
         Args:
           source: folder or hub id.
@@ -157,7 +170,12 @@ class VideoLLM:
         # Published processors leave num_frames open; a folder that names it was made for so many.
         if isinstance(frames := video_processor(loaded.folder).get("num_frames"), int):
             settings = dataclasses.replace(settings, frames=frames)
-        llm = cls(loaded, load_tokenizer(loaded.folder), settings)
+        pruning = load_pruning(loaded.folder)
+        if pruning is not None and pruning.backbone not in (None, loaded.family):
+            raise JvidpruneError(
+                f"{loaded.folder} is a {loaded.family} checkpoint with pruning settings made for {pruning.backbone}."
+            )
+        llm = cls(loaded, load_tokenizer(loaded.folder), settings, pruning)
         # Settings of the folder that make no sense and missing templates are refused here, not at the first video.
         _ = llm.pixels, llm.prompt_texts("?")
         return llm
@@ -196,18 +214,20 @@ class VideoLLM:
         return read_frames(path, num_frames=count, rule=self.settings.rule, progress=progress)
 
     def encode(
-        self, frames: np.ndarray, needs: frozenset[str] = frozenset(), question: str | None = None
+        self, frames: np.ndarray, needs: frozenset[str] | None = None, question: str | None = None
     ) -> VideoTokens:
         """(T, H, W, 3) uint8 frames to tokens with the evidence asked for.
 
         Args:
           frames: of the video.
-          needs: names of `tokens.EVIDENCE`.
+          needs: names of `tokens.EVIDENCE`; by default what the folder's own reducer needs, if it names one.
           question: what "text" holds the embeddings of, for reducers that read it.
 
         Raises:
           JvidpruneError: evidence this checkpoint cannot give.
         """
+        if needs is None:
+            needs = frozenset() if self.pruning is None else self.pruning.reducer.needs
         asked = needs if question is None else needs - {"text"}
         pixels = self.pixels(frames)
         if isinstance(pixels, Patches):
@@ -229,12 +249,30 @@ class VideoLLM:
         """
         return from_text(text, self.loaded.family if self.loaded.family in BACKBONES else None)
 
-    def reduce(self, video: VideoTokens, *, reducer: Reducer, ratio: float, clip: Clip | None = None) -> ReducedVideo:
+    def reduce(
+        self,
+        video: VideoTokens,
+        *,
+        reducer: Reducer | None = None,
+        ratio: float | None = None,
+        clip: Clip | None = None,
+    ) -> ReducedVideo:
         """Reduces encoded tokens once, for any number of questions; `clip` is what was encoded.
 
+        Args:
+          video: encoded tokens.
+          reducer, ratio: method and retention ratio; by default the folder's own.
+          clip: what was encoded.
+
         Raises:
-          JvidpruneError: an impossible ratio or budget, or missing evidence.
+          JvidpruneError: an impossible ratio or budget, missing evidence, or no reducer or ratio given where the folder
+            names none.
         """
+        if self.pruning is not None:
+            reducer = self.pruning.reducer if reducer is None else reducer
+            ratio = self.pruning.ratio if ratio is None else ratio
+        if reducer is None or ratio is None:
+            raise JvidpruneError("encoded tokens need a reducer and a ratio.")
         return reduce_video(video, reducer, ratio, clip)
 
     def lay_out(self, videos: Sequence[ReducedVideo], question: str, reserve: int) -> tuple[SlotMap, np.ndarray]:
@@ -291,7 +329,7 @@ class VideoLLM:
           video: encoded tokens, which are reduced here; or what `reduce` made of one or several videos, for another
             question about the same tokens or for a prompt with more than one video.
           question: what to ask.
-          reducer: of encoded tokens.
+          reducer: of encoded tokens; by default the folder's own, as for the ratio.
           ratio: retention ratio of encoded tokens.
           max_new_tokens: longest answer.
           temperature: 0 answers greedily, above 0 samples.
@@ -306,8 +344,6 @@ class VideoLLM:
         clock = clock or StageClock()
         check_sampling(max_new_tokens, temperature, top_p)
         if isinstance(video, VideoTokens):
-            if reducer is None or ratio is None:
-                raise JvidpruneError("encoded tokens need a reducer and a ratio.")
             with clock("reduce") as stage:
                 videos = [self.reduce(video, reducer=reducer, ratio=ratio, clip=clip)]
                 stage.tokens = videos[0].kept

@@ -6,14 +6,24 @@ from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
 
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_TYPES: Mapping[str, Any] = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "BOOL": np.bool_,
+    **{f"{sign}{8 * size}": f"{sign.lower()}{size}" for sign in "IU" for size in (1, 2, 4, 8)},
+}
+"""numpy types by their names in safetensors files."""
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -84,6 +94,11 @@ class Checkpoint:
         """Canonical names of all tensors."""
         return frozenset(self._where)
 
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """The same in the order of the files."""
+        return tuple(self._where)
+
     def add(self, other: "Checkpoint", pattern: str) -> None:
         """Takes over the tensors of another folder whose canonical names match, in place of our own."""
         for name, (file, stored) in other._where.items():
@@ -97,6 +112,17 @@ class Checkpoint:
     def shape(self, name: str) -> tuple[int, ...]:
         """Stored shape."""
         return tuple(self._slice(name).get_shape())
+
+    def dtype(self, name: str) -> np.dtype:
+        """Stored type; bfloat16 as that of ml_dtypes.
+
+        Raises:
+          JvidpruneError: a type that numpy has no name for.
+        """
+        kind = self._slice(name).get_dtype()
+        if kind not in _TYPES:
+            raise JvidpruneError(f"{self.stored(name)} is stored as {kind}, which cannot be read.")
+        return np.dtype(_TYPES[kind])
 
     def is_float(self, name: str) -> bool:
         """Whether the tensor is stored as ordinary floating-point numbers."""
@@ -122,21 +148,21 @@ class Checkpoint:
         return self._files[file]
 
     def _weight_map(self) -> Mapping[str, str]:
-        if (self.folder / _SINGLE).exists():
-            return dict.fromkeys(self._open(_SINGLE).keys(), _SINGLE)
-        if not (self.folder / _INDEX).exists():
+        if (self.folder / SINGLE).exists():
+            return dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        if not (self.folder / INDEX).exists():
             raise JvidpruneError(self._no_weights())
-        table = read_json(self.folder / _INDEX).get("weight_map")
+        table = read_json(self.folder / INDEX).get("weight_map")
         if not isinstance(table, dict) or not all(isinstance(file, str) for file in table.values()):
-            raise JvidpruneError(f"{self.folder / _INDEX} has no weight_map from tensor names to file names.")
+            raise JvidpruneError(f"{self.folder / INDEX} has no weight_map from tensor names to file names.")
         files = sorted(set(table.values()))
         for file in files:
-            check_inside(file, self.folder / _INDEX)
+            check_inside(file, self.folder / INDEX)
         if missing := [file for file in files if not (self.folder / file).exists()]:
             raise JvidpruneError(f"{self.folder} lacks {len(missing)} of {len(files)} shards: {', '.join(missing)}.")
         held = {file: set(self._open(file).keys()) for file in files}
         if absent := sorted(name for name, file in table.items() if name not in held[file]):
-            raise JvidpruneError(f"{self.folder / _INDEX} lists tensors that its files lack: {', '.join(absent)}.")
+            raise JvidpruneError(f"{self.folder / INDEX} lists tensors that its files lack: {', '.join(absent)}.")
         return table | {name: file for file, names in held.items() for name in names if name not in table}
 
     def _no_weights(self) -> str:
@@ -147,7 +173,7 @@ class Checkpoint:
             )
         loose = sorted(path.name for path in self.folder.glob("*.safetensors"))
         hint = f" ({', '.join(loose)} without an index)" if loose else ""
-        return f"{self.folder} has neither {_SINGLE} nor {_INDEX}{hint}."
+        return f"{self.folder} has neither {SINGLE} nor {INDEX}{hint}."
 
 
 def check_inside(file: str, index: Path) -> None:

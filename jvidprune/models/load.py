@@ -119,6 +119,16 @@ def read_config(source: str | Path, revision: str | None = None) -> tuple[str, A
     return family, package.Config.from_hf(raw), folder
 
 
+def name_table(family: str, config: Any) -> NameTable:
+    """The tensor names of a family's model.
+
+    Args:
+      family: key of `FAMILIES`.
+      config: of the family.
+    """
+    return importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}").name_table(config)
+
+
 def load_model(
     source: str | Path,
     *,

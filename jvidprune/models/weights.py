@@ -123,8 +123,15 @@ def siglip_rules(model: str, *, pooling_head: bool) -> tuple[Rule, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Binding:
-    """One parameter, the tensors it is made of, and how."""
+class Binding:
+    """One parameter, the tensors it is made of, and how.
+
+    Attributes:
+      path: module path joined by dots.
+      shape: of the parameter.
+      sources: canonical names, one a layer of a stack.
+      rule: of the name table.
+    """
 
     path: str
     shape: tuple[int, ...]
@@ -133,6 +140,7 @@ class _Binding:
 
     @property
     def stacked(self) -> bool:
+        """Whether the parameter is a stack of layers."""
         return "{L}" in self.rule.source
 
     def expected(self) -> tuple[int, ...] | None:
@@ -141,6 +149,7 @@ class _Binding:
         return {"copy": inner, "transpose": inner[::-1], "conv": None}[self.rule.transform]
 
     def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether a source tensor of this shape can be read."""
         expected = self.expected()
         if expected is not None:
             return shape == expected
@@ -152,6 +161,24 @@ class _Binding:
             return self._part(source, self.sources[0], index).astype(dtype)
         layers = self.sources[index[0]]
         return np.stack([self._part(source, name, index[1:]).astype(dtype) for name in layers])
+
+    def written(self, value: Any, number: int, shape: tuple[int, ...] | None = None) -> np.ndarray:
+        """The stored form of source tensor `number`, from the value of the whole parameter: the inverse of `read`.
+
+        Args:
+          value: the parameter; of a stack only the layer asked for is brought to the host.
+          number: place in `sources`.
+          shape: stored shape, which a convolution needs.
+        """
+        part = np.asarray(value[number] if self.stacked else value)
+        if self.rule.transform == "copy":
+            return part
+        part = part.T
+        if self.rule.transform == "conv":
+            if shape is None:
+                raise AssertionError(f"the stored shape of {self.sources[number]} is not known")
+            part = part.reshape(shape)
+        return np.ascontiguousarray(part)
 
     def _part(self, source: Checkpoint, name: str, index: tuple[slice, ...]) -> np.ndarray:
         if self.rule.transform == "copy":
@@ -192,7 +219,7 @@ def load_parameters(
     graph, state = nnx.split(nnx.eval_shape(build))
     flat = nnx.to_flat_state(state)
     leaves = {".".join(map(str, path)): variable for path, variable in flat}
-    bindings = _bind({path: variable.shape for path, variable in leaves.items()}, table)
+    bindings = bind({path: variable.shape for path, variable in leaves.items()}, table)
     if problems := _problems(bindings, table, source):
         raise JvidpruneError(f"{source.folder} does not fit the model its config describes: {'; '.join(problems)}.")
     size = jnp.dtype(dtype).itemsize
@@ -210,7 +237,7 @@ def load_parameters(
     return nnx.merge(graph, nnx.from_flat_state(filled))
 
 
-def _place(binding: _Binding, source: Checkpoint, dtype: Any, sharding: Sharding) -> jax.Array:
+def _place(binding: Binding, source: Checkpoint, dtype: Any, sharding: Sharding) -> jax.Array:
     """The parameter on its devices: each distinct slice is read once, put where it is wanted, and forgotten."""
     whole = tuple(slice(None) for _ in binding.shape)
     places: dict[Any, tuple[tuple[slice, ...], list[jax.Device]]] = {}
@@ -225,7 +252,13 @@ def _place(binding: _Binding, source: Checkpoint, dtype: Any, sharding: Sharding
     return jax.make_array_from_single_device_arrays(binding.shape, sharding, parts)
 
 
-def _bind(shapes: Mapping[str, tuple[int, ...]], table: NameTable) -> list[_Binding]:
+def bind(shapes: Mapping[str, tuple[int, ...]], table: NameTable) -> list[Binding]:
+    """Parameters and the tensors they are made of, in the order of the parameters.
+
+    Args:
+      shapes: of the parameters, by module path.
+      table: names.
+    """
     rules = {rule.target: rule for rule in table.rules}
     if rules.keys() != shapes.keys() or len(rules) != len(table.rules):
         odd = sorted(rules.keys() ^ shapes.keys())
@@ -235,11 +268,11 @@ def _bind(shapes: Mapping[str, tuple[int, ...]], table: NameTable) -> list[_Bind
         rule = rules[path]
         count = shape[0] if "{L}" in rule.source else 1
         sources = tuple(rule.source.replace("{L}", str(layer)) for layer in range(count))
-        bindings.append(_Binding(path, tuple(shape), sources, rule))
+        bindings.append(Binding(path, tuple(shape), sources, rule))
     return bindings
 
 
-def _problems(bindings: Iterable[_Binding], table: NameTable, source: Checkpoint) -> list[str]:
+def _problems(bindings: Iterable[Binding], table: NameTable, source: Checkpoint) -> list[str]:
     missing, wrong, foreign, used = [], [], [], set()
     for binding in bindings:
         for name in binding.sources:

@@ -1,6 +1,5 @@
 """From parameters in training to a checkpoint folder in the published Hugging Face layout."""
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ import numpy as np
 from flax import nnx
 
 from jvidprune.models.llava_onevision import LlavaOnevision
-from jvidprune.models.load import FAMILIES
-from jvidprune.models.weights import Rule
+from jvidprune.models.load import name_table
+from jvidprune.models.weights import bind
 
 
 def tensors(model: Any, dtype: Any = np.float16) -> dict[str, np.ndarray]:
@@ -20,25 +19,15 @@ def tensors(model: Any, dtype: Any = np.float16) -> dict[str, np.ndarray]:
       model: of a LLaVA family; its parameters.
       dtype: of the tensors.
     """
-    config = model.config
-    name_table = importlib.import_module(f"jvidprune.models.{FAMILIES[config.family].package}").name_table
+    config, vision = model.config, model.config.vision
+    values = {".".join(map(str, path)): x[...] for path, x in nnx.to_flat_state(nnx.state(model))}
+    table = name_table(config.family, config)
     found: dict[str, np.ndarray] = {}
-    values = {".".join(map(str, path)): np.asarray(x[...]) for path, x in nnx.to_flat_state(nnx.state(model))}
-    for rule in name_table(config).rules:
-        value = values[rule.target]
-        if "{L}" not in rule.source:
-            found[rule.source] = _stored(value, rule, config.vision.channels, config.vision.patch_size)
-            continue
-        for layer, part in enumerate(value):
-            name = rule.source.replace("{L}", str(layer))
-            found[name] = _stored(part, rule, config.vision.channels, config.vision.patch_size)
-    return {name: np.ascontiguousarray(value.astype(dtype)) for name, value in found.items()}
-
-
-def _stored(value: np.ndarray, rule: Rule, channels: int, patch: int) -> np.ndarray:
-    if rule.transform == "copy":
-        return value
-    return value.T if rule.transform == "transpose" else value.T.reshape(-1, channels, patch, patch)
+    for binding in bind({path: x.shape for path, x in values.items()}, table):
+        for number, name in enumerate(binding.sources):
+            kernel = (vision.width, vision.channels, vision.patch_size, vision.patch_size)
+            found[name] = binding.written(values[binding.path], number, kernel).astype(dtype)
+    return found
 
 
 def write_checkpoint(folder: Path, model: LlavaOnevision, raw: dict[str, Any], tokenizer: Any, frames: int) -> None:

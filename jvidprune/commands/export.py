@@ -1,0 +1,47 @@
+"""The export verb: a checkpoint with the settings of a reducer beside it."""
+
+from pathlib import Path
+from typing import Any
+
+from jvidprune.commands.console import Console
+from jvidprune.models.evidence import check_evidence
+from jvidprune.models.export import DType, exact_dtype, export_model
+from jvidprune.models.load import load_model, read_config
+from jvidprune.reducers.presets import BACKBONES, from_text
+from jvidprune.reducers.saved import FILE, SavedPruning
+
+
+def export(
+    model: str,
+    folder: Path,
+    *,
+    reducer: str | None,
+    ratio: float,
+    dtype: DType | None,
+    pooling_head: str | None,
+    console: Console,
+) -> dict[str, Any]:
+    """Loads, checks that the model can give what the reducer needs, and writes.
+
+    Raises:
+      JvidpruneError: anything wrong with the checkpoint, the reducer or the folder, before something is written.
+    """
+    family, _, source = read_config(model)
+    backbone = family if family in BACKBONES else None
+    pruning = None if reducer is None else SavedPruning(from_text(reducer, backbone), ratio, backbone)
+    extra = {} if pruning is None else {FILE: pruning.text()}
+    with console.working():
+        bar = console.task("loading the model")
+        loaded = load_model(
+            source,
+            dtype=exact_dtype(source),
+            pooling_head=pooling_head,
+            progress=lambda done, total, _: bar(done, total),
+        )
+        if pruning is not None:
+            needs = pruning.reducer.needs - {"text"}
+            check_evidence(family, needs, loaded.model.provides, None)
+        console.start("writing")
+        path = export_model(loaded, folder, dtype=dtype, extra=extra)
+    files = sorted(file.name for file in path.iterdir())
+    return {"path": str(path), "family": family, "files": files, "pruned": (path / FILE).exists()}

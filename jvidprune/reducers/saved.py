@@ -1,0 +1,254 @@
+"""A reducer's settings as JSON beside a checkpoint: written whole, read strictly, never executed."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.files import atomic_output
+from jvidprune.reducers import presets
+from jvidprune.reducers.base import check_ratio
+from jvidprune.tokens import Reducer
+
+FILE = "jvidprune_config.json"
+"""Name of the file in a checkpoint folder."""
+
+FORMAT = 1
+"""Version of the layout; a file of a later one is refused."""
+
+_KEYS = ("format", "jvidprune", "backbone", "ratio", "reducer")
+_PARTS = (
+    "TokenCost",
+    "ClipCost",
+    "Uniform",
+    "Saliency",
+    "Sinkhorn",
+    "FixedSinkhorn",
+    "Dustbin",
+    "OttSinkhorn",
+    "LowRank",
+)
+"""Parts of a transport (`ops.transport`) that are settings alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedPruning:
+    """How a checkpoint's videos are reduced unless the caller says otherwise.
+
+    Attributes:
+      reducer: the method with all its settings.
+      ratio: retention ratio in (0, 1].
+      backbone: model family that the settings were made for, None for any.
+    """
+
+    reducer: Reducer
+    ratio: float
+    backbone: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ratio", check_ratio(self.ratio))
+        if self.backbone is not None and self.backbone not in presets.BACKBONES:
+            raise JvidpruneError(presets.unknown("backbone", self.backbone, presets.BACKBONES))
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for JSON; every setting is written, so that later presets change nothing.
+
+        Raises:
+          JvidpruneError: a reducer or a part of one that is not this package's, or a setting that JSON cannot hold.
+        """
+        import jvidprune
+
+        method = _method(self.reducer, "the reducer")
+        known = {"format": FORMAT, "jvidprune": jvidprune.__version__, "backbone": self.backbone, "ratio": self.ratio}
+        return known | {"reducer": method}
+
+    def text(self) -> str:
+        """The file's text."""
+        return json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n"
+
+
+def save_pruning(folder: str | Path, pruning: SavedPruning) -> Path:
+    """Writes `FILE` into a checkpoint folder.
+
+    Raises:
+      JvidpruneError: what `SavedPruning.record` raises, or a folder that cannot be written to.
+    """
+    path, text = Path(folder) / FILE, pruning.text()
+    with atomic_output(path) as part:
+        part.write_text(text, encoding="utf-8")
+    return path
+
+
+def load_pruning(folder: str | Path) -> SavedPruning | None:
+    """What `FILE` of a folder says, None where there is none.
+
+    Raises:
+      JvidpruneError: anything unexpected in the file, in one sentence that names it.
+    """
+    path = Path(folder) / FILE
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except (OSError, ValueError, RecursionError) as error:
+        raise JvidpruneError(f"{path} is no readable JSON file: {error}.") from error
+    try:
+        return read_record(value)
+    except RecursionError as error:
+        raise JvidpruneError(f"{path} nests methods too deeply.") from error
+    except JvidpruneError as error:
+        raise JvidpruneError(f"{path}: {error}") from error
+
+
+def read_record(value: Any) -> SavedPruning:
+    """The inverse of `SavedPruning.record`; settings that are missing take the method's defaults.
+
+    Only names of this package's own methods and transport parts are looked up, in closed lists.
+
+    Raises:
+      JvidpruneError: an unknown key, method or setting, a value of the wrong type, or one that the method refuses.
+    """
+    found = _object(value, "the file", _KEYS, required=("format", "ratio", "reducer"))
+    version = found["format"]
+    if type(version) is not int or version < 1:
+        raise JvidpruneError(f"format must be a whole number from 1 on, got {version!r}.")
+    if version > FORMAT:
+        raise JvidpruneError(f"it has format {version}, which a later jvidprune wrote; this one reads up to {FORMAT}.")
+    ratio, backbone = found["ratio"], found.get("backbone")
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float):
+        raise JvidpruneError(f"ratio must be a number in (0, 1], got {ratio!r}.")
+    if backbone is not None and not isinstance(backbone, str):
+        raise JvidpruneError(f"backbone must be a name or null, got {backbone!r}.")
+    return SavedPruning(_build(found["reducer"], "reducer"), ratio, backbone)
+
+
+def _method(value: Any, what: str) -> dict[str, Any]:
+    info = getattr(value, "info", None)
+    name = getattr(info, "name", None)
+    known = (*presets.names(), *presets.combinators())
+    if name not in known or type(value) is not presets.reducer_class(str(name)):
+        raise JvidpruneError(
+            f"{what} is a {type(value).__name__}, which is no method of this package and cannot be saved."
+        )
+    return {"method": name, "settings": _settings(value, str(name))}
+
+
+def _settings(value: Any, name: str) -> dict[str, Any]:
+    return {
+        field.name: _plain(getattr(value, field.name), f"{field.name} of {name}")
+        for field in dataclasses.fields(value)
+        if field.init
+    }
+
+
+def _plain(value: Any, what: str) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise JvidpruneError(f"{what} is {value}, which JSON cannot hold.")
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, tuple):
+        return [_plain(item, what) for item in value]
+    if type(value).__name__ in _PARTS and type(value) is _part(type(value).__name__):
+        return {"part": type(value).__name__, "settings": _settings(value, type(value).__name__)}
+    return _method(value, what)
+
+
+def _part(name: str) -> Any:
+    from jvidprune.ops import transport
+
+    return getattr(transport, name)
+
+
+def _build(value: Any, what: str) -> Any:
+    """An object from {"method" or "part", "settings"}."""
+    kind = "part" if isinstance(value, dict) and "part" in value else "method"
+    found = _object(value, what, (kind, "settings"), required=(kind,))
+    name, settings = found[kind], found.get("settings", {})
+    if not isinstance(name, str):
+        raise JvidpruneError(f"{kind} of {what} must be a name, got {name!r}.")
+    if kind == "method":
+        cls = presets.reducer_class(name)
+    elif name in _PARTS:
+        cls = _part(name)
+    else:
+        raise JvidpruneError(presets.unknown("transport part", name, _PARTS))
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+    given = _object(settings, f"settings of {name}", tuple(fields))
+    hints = typing.get_type_hints(cls)
+    made = {}
+    for key, item in given.items():
+        made[key] = _value(item, f"{key} of {name}")
+        if dataclasses.is_dataclass(fields[key].default):
+            hint: Any = type(made[key]) if type(made[key]).__name__ in _PARTS else object
+        else:
+            hint = hints[key]
+        if not _fits(made[key], hint):
+            raise JvidpruneError(f"{key} of {name} cannot be {item!r}; it must be {_shown(hint)}.")
+    try:
+        return cls(**made)
+    except JvidpruneError:
+        raise
+    except (TypeError, ValueError, AttributeError) as error:
+        raise JvidpruneError(f"{name} cannot be made from its settings: {str(error).rstrip('.')}.") from error
+
+
+def _value(item: Any, what: str) -> Any:
+    if isinstance(item, list):
+        return tuple(_value(part, what) for part in item)
+    return _build(item, what) if isinstance(item, dict) else item
+
+
+def _object(value: Any, what: str, allowed: tuple[str, ...], required: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise JvidpruneError(f"{what} must be a JSON object, got {type(value).__name__}.")
+    for key in value:
+        if key not in allowed:
+            raise JvidpruneError(presets.unknown(f"key in {what}", key, allowed))
+    if missing := [key for key in required if key not in value]:
+        raise JvidpruneError(f"{what} has no {missing[0]}.")
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value read from JSON is of a field's type; hints this does not know are left to the class."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is typing.Literal:
+        return any(type(value) is type(arg) and value == arg for arg in args)
+    if origin is tuple:
+        if not isinstance(value, tuple):
+            return False
+        if len(args) == 2 and args[1] is Ellipsis:
+            return all(_fits(item, args[0]) for item in value)
+        return len(value) == len(args) and all(map(_fits, value, args))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    if hint is object:
+        return False
+    if hint is Any:
+        return value is None or isinstance(value, str) or dataclasses.is_dataclass(value)
+    return value is None if hint is type(None) else True
+
+
+def _shown(hint: Any) -> str:
+    args = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(arg) for arg in args)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_shown(arg) for arg in args)
+    names = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
+    names |= {object: f"a part of the transport ({', '.join(_PARTS)})", Any: "a method or a part of one"}
+    return "a list" if typing.get_origin(hint) is tuple else names.get(hint, str(hint))
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"it holds {name}")
