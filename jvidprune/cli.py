@@ -50,6 +50,8 @@ class ModelChoice:
     """Sample at this rate instead of a fixed number of frames."""
     pooling_head: str | None = None
     """Folder or hub id of the original SigLIP, whose pooling head FastVID needs on the LLaVA families."""
+    limits: str = ""
+    """What is accepted of a video file, as in "seconds=7200,pixels=9000000" (also frames, bytes, total)."""
     template: str | None = None
     """Prompt template by name, or "chat" for the checkpoint's own; by default that of the family's evaluations."""
 

@@ -1,4 +1,4 @@
-"""The one error type that reaches a user as a sentence."""
+"""The one error type that reaches a user as a sentence, and what other errors become in one."""
 
 
 class JvidpruneError(ValueError):
@@ -7,3 +7,21 @@ class JvidpruneError(ValueError):
     The command line prints the sentence without a traceback and exits with code 2. It is a `ValueError`, so library
     code that calls jvidprune can catch it without importing this module.
     """
+
+
+def reason(error: BaseException, longest: int = 300) -> str:
+    """What an error of another library says, as the end of a sentence: its first line, without its full stop.
+
+    Args:
+      error: the error.
+      longest: characters kept.
+    """
+    text = getattr(error, "strerror", None) or str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [type(error).__name__]
+    return quoted(lines[0], longest).rstrip(".")
+
+
+def quoted(value: object, longest: int = 60) -> str:
+    """A value from a file inside a sentence: printable, on one line and cut off where it is long."""
+    shown = value if isinstance(value, str) and value.isprintable() else repr(value)
+    return shown if len(shown) <= longest else f"{shown[: longest - 3]}..."

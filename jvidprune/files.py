@@ -1,12 +1,14 @@
-"""Outputs that appear whole or not at all."""
+"""Files that come from anywhere, and outputs that appear whole or not at all."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, reason
 
 
 @contextlib.contextmanager
@@ -35,3 +37,29 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """A JSON value.
+
+    Raises:
+      ValueError: no JSON, no UTF-8, a number of thousands of digits, or brackets nested deeper than Python follows; the
+        text of the error is one line.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        # From here the error must not carry the deep traceback along.
+        raise ValueError("its brackets are nested too deep") from None
+
+
+def load_json(path: Path) -> Any:
+    """The JSON value of a UTF-8 file.
+
+    Raises:
+      JvidpruneError: the file cannot be read, or holds no JSON.
+    """
+    try:
+        return parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise JvidpruneError(f"{path} is no readable JSON file: {reason(error)}.") from error

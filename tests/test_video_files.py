@@ -13,6 +13,7 @@ import pytest
 from jvidprune.errors import JvidpruneError
 from jvidprune.video import clips, container, decode, encode
 from jvidprune.video.clips import ClipSpec
+from jvidprune.video.limits import Limits
 
 
 def numbered(count=40, height=48, width=64):
@@ -227,14 +228,27 @@ def test_files_without_pictures_end_in_a_sentence(tmp_path):
 
 def test_limits(film):
     with pytest.raises(JvidpruneError, match="64 x 48 pixels, more than the 3071 allowed"):
-        decode.probe(film, max_pixels=64 * 48 - 1)
+        decode.probe(film, limits=Limits(pixels=64 * 48 - 1))
     with pytest.raises(JvidpruneError, match=r"1000000000 frames .* more than the 4096"):
         decode.read_frames(film, num_frames=10**9)
     with pytest.raises(JvidpruneError, match="33 frames"):
-        decode.read_frames(film, fps=8.25, max_frames=32)
+        decode.read_frames(film, fps=8.25, limits=Limits(frames=32))
     with pytest.raises(JvidpruneError, match=r"more than the .* GiB allowed"):
-        decode.read_frames(film, num_frames=8, max_bytes=8 * 64 * 48 * 3 - 1)
-    assert len(decode.read_frames(film, num_frames=8, max_bytes=8 * 64 * 48 * 3).frames) == 8
+        decode.read_frames(film, num_frames=8, limits=Limits(bytes=8 * 64 * 48 * 3 - 1))
+    for read in (decode.probe, decode.read_frames):
+        with pytest.raises(JvidpruneError, match=r"lasts 4 seconds, more than the 3\.5 allowed"):
+            read(film, limits=Limits(seconds=3.5))
+        with pytest.raises(JvidpruneError, match="holds more than the 39 frames allowed"):
+            read(film, limits=Limits(total=39))
+    assert decode.probe(film, limits=Limits.from_text("seconds=4, total=40,pixels=3072")).frames == 40
+    for text, sentence in (
+        ("size=3", "no limit 'size'"),
+        ("frames=0", "above 0"),
+        ("bytes=much", "above 0, not 'much'"),
+    ):
+        with pytest.raises(JvidpruneError, match=sentence):
+            Limits.from_text(text)
+    assert len(decode.read_frames(film, num_frames=8, limits=Limits(bytes=8 * 64 * 48 * 3)).frames) == 8
 
 
 def test_the_decoder_is_silent_and_arrives_late(film, tmp_path):

@@ -16,9 +16,10 @@ from jvidprune.bench.extract import is_correct
 from jvidprune.bench.flops import count
 from jvidprune.bench.identity import run_hash
 from jvidprune.bench.plan import SweepPlan
+from jvidprune.bench.records import is_batch, is_sample
 from jvidprune.bench.store import Record, RecordStore, only_writer
-from jvidprune.errors import JvidpruneError
-from jvidprune.files import atomic_output
+from jvidprune.errors import JvidpruneError, quoted
+from jvidprune.files import atomic_output, load_json
 from jvidprune.inference.batch import Reply
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.reduced import sweep_video
@@ -104,7 +105,10 @@ def run_sweep(
     files = RunFiles(out or Path("runs") / run_hash(identity))
     with only_writer(files.folder):
         _write_settings(files.settings, identity)
-        samples, batches = RecordStore(files.samples, SAMPLE_KEY), RecordStore(files.batches, BATCH_KEY)
+        samples, batches = (
+            RecordStore(files.samples, SAMPLE_KEY, is_sample),
+            RecordStore(files.batches, BATCH_KEY, is_batch),
+        )
         try:
             resumed = len(samples)
             _run_missing(llm, task, plan, samples, batches, progress or (lambda text, done, total: None))
@@ -118,7 +122,7 @@ def _write_settings(path: Path, identity: dict[str, Any]) -> None:
     text = json.dumps({"hash": run_hash(identity)} | identity, indent=1, ensure_ascii=False) + "\n"
     if path.exists():
         try:
-            known = json.loads(path.read_text(encoding="utf8")).get("hash")
+            known = quoted(load_json(path).get("hash"))
         except (ValueError, AttributeError):
             known = "?"
         if known != run_hash(identity):

@@ -3,12 +3,12 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.files import atomic_output
+from jvidprune.files import atomic_output, parse_json
 
 Record = dict[str, Any]
 
@@ -20,14 +20,20 @@ class RecordStore:
     whole record; whoever made them makes them again. A record whose key is known already is not written twice.
     """
 
-    def __init__(self, path: Path, key: tuple[str, ...]):
-        """Opens or creates `path`; `key` names the fields that identify a record.
+    def __init__(self, path: Path, key: tuple[str, ...], whole: Callable[[Record], bool] | None = None):
+        """Opens or creates a file of records.
+
+        Args:
+          path: the file.
+          key: fields that identify a record.
+          whole: whether a record has all that its readers need; others are dropped like unfinished lines.
 
         Raises:
           JvidpruneError: the file cannot be read or written.
         """
         self.path = path
         self._key = key
+        self._whole = whole or (lambda record: True)
         self._records: dict[tuple[Any, ...], Record] = {}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +81,7 @@ class RecordStore:
         good = []
         for line in lines:
             record = _parse(line, self._key)
-            if record is not None and self.key(record) not in self._records:
+            if record is not None and self._whole(record) and self.key(record) not in self._records:
                 self._records[self.key(record)] = record
                 good.append(line)
         if len(good) < len(lines):
@@ -94,10 +100,11 @@ def _parse(line: bytes, key: tuple[str, ...]) -> Record | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
-    return record if isinstance(record, dict) and all(name in record for name in key) else None
+    whole = isinstance(record, dict) and all(isinstance(record.get(name), str | int | float) for name in key)
+    return record if whole else None
 
 
 @contextlib.contextmanager

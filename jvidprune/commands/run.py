@@ -26,6 +26,7 @@ from jvidprune.reducers.saved import load_pruning
 from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.clips import ClipSpec, default_clip, render, write_mp4
 from jvidprune.video.decode import Clip
+from jvidprune.video.limits import Limits
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.overlay import write_picture
 from jvidprune.viz.report import reduction_page
@@ -66,7 +67,8 @@ def read_video(
         console.note(f"no video given: using the generated clip {path}")
     with clock("decode", "frames") as stage:
         bar = console.task("decoding")
-        clip = model.sample(path, frames=choice["frames"], fps=choice["fps"], progress=bar)
+        limits = Limits.from_text(choice.get("limits") or "")
+        clip = model.sample(path, frames=choice["frames"], fps=choice["fps"], limits=limits, progress=bar)
         stage.tokens = len(clip.frames)
     with clock("encode") as stage:
         video = jax.block_until_ready(model.encode(clip.frames, needs))

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, reason
 from jvidprune.models.checkpoint import read_json
 
 CHAT = "chat"
@@ -17,11 +17,15 @@ def chat_template(folder: Path) -> str | None:
     templates gives the one called "default").
     """
     if (folder / "chat_template.jinja").exists():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        try:
+            return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise JvidpruneError(f"{folder / 'chat_template.jinja'} is no readable text: {reason(error)}.") from error
     for name in ("chat_template.json", "tokenizer_config.json"):
         found = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
         if isinstance(found, list):
-            found = {one.get("name"): one.get("template") for one in found}.get("default")
+            named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+            found = named[0].get("template") if named else None
         if isinstance(found, str):
             return found
     return None
@@ -55,11 +59,11 @@ def chat_texts(folder: Path, question: str, videos: int, *, placeholder: str, be
         try:
             texts = _render(source, [{"role": "user", "content": content}], folder).split(placeholder)
         except Exception as error:
-            problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            problem = reason(error)
             continue
         if len(texts) == videos + 1:
             return texts
-    raise JvidpruneError(f"the chat template of {folder} cannot be used: {problem.rstrip('.')}.")
+    raise JvidpruneError(f"the chat template of {folder} cannot be used: {problem}.")
 
 
 def _render(source: str, messages: list[dict[str, Any]], folder: Path) -> str:

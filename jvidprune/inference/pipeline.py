@@ -30,6 +30,7 @@ from jvidprune.reducers.presets import BACKBONES, from_text
 from jvidprune.reducers.saved import SavedPruning, load_pruning
 from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.decode import Clip, read_frames
+from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.preprocess import Patches, llava_pixels
 from jvidprune.video.sampling import Rule
 
@@ -201,17 +202,18 @@ class VideoLLM:
         *,
         frames: int | None = None,
         fps: float | None = None,
+        limits: Limits = DEFAULT,
         progress: Callable[[int, int], None] | None = None,
     ) -> Clip:
-        """Decodes the frames this model looks at.
+        """Decodes the frames this model looks at; `limits` is what is accepted of the file.
 
         Raises:
           JvidpruneError: a file that cannot be read, or a wish it cannot meet.
         """
         if fps is not None:
-            return read_frames(path, fps=fps, progress=progress)
+            return read_frames(path, fps=fps, limits=limits, progress=progress)
         count = self.settings.frames if frames is None else frames
-        return read_frames(path, num_frames=count, rule=self.settings.rule, progress=progress)
+        return read_frames(path, num_frames=count, rule=self.settings.rule, limits=limits, progress=progress)
 
     def encode(
         self, frames: np.ndarray, needs: frozenset[str] | None = None, question: str | None = None

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.models.checkpoint import read_json
 from jvidprune.video.preprocess import HALF, Channels, QwenPixels
 
@@ -41,14 +41,18 @@ def qwen_limits(given: Mapping[str, Any], family: QwenPixels) -> QwenPixels:
       JvidpruneError: limits that are no positive numbers in order, or sizes of patches that are not the model's.
     """
     size = given.get("size") or {}
+    if not isinstance(size, dict):
+        raise JvidpruneError(f"the folder's video processor has size {quoted(size)}; it must hold two areas.")
     low = _first(given.get("min_pixels"), size.get("shortest_edge"), size.get("min_pixels"), family.min_pixels)
     high = _first(given.get("max_pixels"), size.get("longest_edge"), size.get("max_pixels"), family.max_pixels)
-    if not all(isinstance(limit, int) and limit > 0 for limit in (low, high)) or low > high:
-        raise JvidpruneError(f"the folder's video processor limits pixels to {low}..{high}, which is no range.")
+    if not all(isinstance(limit, int) and 0 < limit < 1 << 31 for limit in (low, high)) or low > high:
+        raise JvidpruneError(
+            f"the folder's video processor limits pixels to {quoted(low)}..{quoted(high)}, which is no range."
+        )
     model = {"patch_size": family.patch, "merge_size": family.merge, "temporal_patch_size": family.pair}
     if wrong := [name for name, value in model.items() if given.get(name, value) != value]:
         raise JvidpruneError(
-            f"the folder's video processor has {wrong[0]} {given[wrong[0]]}, but the model was built for "
+            f"the folder's video processor has {wrong[0]} {quoted(given[wrong[0]])}, but the model was built for "
             f"{model[wrong[0]]}."
         )
     mean, std = channels(given, family.mean, family.std)
@@ -66,9 +70,13 @@ def channels(given: Mapping[str, Any], mean: Channels = HALF, std: Channels = HA
     found = []
     for name, default in (("image_mean", mean), ("image_std", std)):
         value = given.get(name) or default
-        numbers = isinstance(value, list | tuple) and all(isinstance(part, int | float) for part in value)
+        numbers = isinstance(value, list | tuple) and all(
+            isinstance(part, int | float) and abs(part) < 1e6 for part in value
+        )
         if not numbers or len(value) != 3 or (name == "image_std" and min(value) <= 0):
-            raise JvidpruneError(f"the folder's video processor has {name} {value!r}; it must hold three numbers.")
+            raise JvidpruneError(
+                f"the folder's video processor has {name} {quoted(value)}; it must hold three numbers."
+            )
         found.append((float(value[0]), float(value[1]), float(value[2])))
     return found[0], found[1]
 
@@ -80,9 +88,11 @@ def square(given: Mapping[str, Any], side: int) -> int:
       JvidpruneError: another size than the tower's.
     """
     size = given.get("size") or side
-    sides = {size.get(key, side) for key in ("height", "width")} if isinstance(size, dict) else {size}
-    if sides != {side}:
-        raise JvidpruneError(f"the folder's video processor makes frames of {size}, but the tower reads {side} pixels.")
+    sides = [size.get(key, side) for key in ("height", "width")] if isinstance(size, dict) else [size]
+    if any(found != side for found in sides):
+        raise JvidpruneError(
+            f"the folder's video processor makes frames of {quoted(size)}, but the tower reads {side} pixels."
+        )
     return side
 
 

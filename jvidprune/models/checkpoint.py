@@ -1,6 +1,5 @@
 """Checkpoint folders: which safetensors file holds which tensor, and slices of them."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
@@ -9,7 +8,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted, reason
+from jvidprune.files import load_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -32,12 +32,9 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
       JvidpruneError: no such file, no JSON, or no object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise JvidpruneError(f"{path.parent} has no {path.name}.") from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise JvidpruneError(f"{path} is no readable JSON file: {error}.") from error
+    if not path.exists():
+        raise JvidpruneError(f"{path.parent} has no {path.name}.")
+    value = load_json(path)
     if not isinstance(value, dict):
         raise JvidpruneError(f"{path} must hold a JSON object, not a {type(value).__name__}.")
     return value
@@ -61,8 +58,9 @@ def resolve_folder(source: str | Path, revision: str | None = None) -> Path:
         patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
         return Path(huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise JvidpruneError(f"{text} is no local folder and could not be fetched from the hub: {reason}") from error
+        raise JvidpruneError(
+            f"{text} is no local folder and could not be fetched from the hub: {reason(error)}."
+        ) from error
 
 
 class Checkpoint:
@@ -86,7 +84,9 @@ class Checkpoint:
             if name is None:
                 continue
             if name in self._where:
-                raise JvidpruneError(f"{folder}: tensors {self._where[name][1]} and {stored} both mean {name}.")
+                raise JvidpruneError(
+                    f"{folder}: tensors {quoted(self._where[name][1])} and {quoted(stored)} both mean one."
+                )
             self._where[name] = (file, stored)
 
     @property
@@ -144,7 +144,7 @@ class Checkpoint:
             try:
                 self._files[file] = safe_open(path, framework="numpy")
             except (SafetensorError, OSError) as error:
-                raise JvidpruneError(f"{path} is truncated or no safetensors file: {error}.") from error
+                raise JvidpruneError(f"{path} is truncated or no safetensors file: {reason(error)}.") from error
         return self._files[file]
 
     def _weight_map(self) -> Mapping[str, str]:
@@ -159,18 +159,20 @@ class Checkpoint:
         for file in files:
             check_inside(file, self.folder / INDEX)
         if missing := [file for file in files if not (self.folder / file).exists()]:
-            raise JvidpruneError(f"{self.folder} lacks {len(missing)} of {len(files)} shards: {', '.join(missing)}.")
+            raise JvidpruneError(
+                f"{self.folder} lacks {len(missing)} of {len(files)} shards: {quoted(', '.join(missing), 500)}."
+            )
         held = {file: set(self._open(file).keys()) for file in files}
         if absent := sorted(name for name, file in table.items() if name not in held[file]):
-            raise JvidpruneError(f"{self.folder / INDEX} lists tensors that its files lack: {', '.join(absent)}.")
+            names = quoted(", ".join(absent), 500)
+            raise JvidpruneError(f"{self.folder / INDEX} lists {len(absent)} tensors that its files lack: {names}.")
         return table | {name: file for file, names in held.items() for name in names if name not in table}
 
     def _no_weights(self) -> str:
         pickles = sorted(path.name for path in self.folder.iterdir() if path.suffix in _PICKLES)
         if pickles:
-            return (
-                f"{self.folder} holds pickle weights ({', '.join(pickles)}), which are refused; convert to safetensors."
-            )
+            names = quoted(", ".join(pickles), 200)
+            return f"{self.folder} holds pickle weights ({names}), which are refused; convert to safetensors."
         loose = sorted(path.name for path in self.folder.glob("*.safetensors"))
         hint = f" ({', '.join(loose)} without an index)" if loose else ""
         return f"{self.folder} has neither {SINGLE} nor {INDEX}{hint}."
@@ -183,8 +185,8 @@ def check_inside(file: str, index: Path) -> None:
     """
     path = PurePosixPath(file)
     if not file or path.is_absolute() or ".." in path.parts or "\\" in file or ":" in file:
-        raise JvidpruneError(f"{index} names {file!r}, which is outside the folder.")
+        raise JvidpruneError(f"{index} names {quoted(repr(file))}, which is outside the folder.")
     if path.suffix in _PICKLES:
-        raise JvidpruneError(f"{index} names {file!r}; pickle weights are refused, convert to safetensors.")
+        raise JvidpruneError(f"{index} names {quoted(repr(file))}; pickle weights are refused, convert to safetensors.")
     if path.suffix != ".safetensors":
-        raise JvidpruneError(f"{index} names {file!r}, which is no safetensors file.")
+        raise JvidpruneError(f"{index} names {quoted(repr(file))}, which is no safetensors file.")

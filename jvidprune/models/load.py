@@ -10,9 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.models.checkpoint import Checkpoint, read_json, resolve_folder
 from jvidprune.models.fused import AttentionKind
+from jvidprune.models.sizes import check_sections, check_sizes
 from jvidprune.models.weights import NameTable, load_parameters
 from jvidprune.parallel import check_mesh
 
@@ -32,7 +33,8 @@ class Family:
 
 
 def _names(config: Mapping[str, Any]) -> set[str]:
-    return {str(config.get("model_type", "")), *map(str, config.get("architectures") or ())}
+    listed = config.get("architectures")
+    return {str(config.get("model_type", "")), *map(str, listed if isinstance(listed, list) else ())}
 
 
 def _is_llava_onevision(config: Mapping[str, Any]) -> bool:
@@ -100,10 +102,28 @@ def family_of(config: Mapping[str, Any]) -> str:
         if family.matches(config):
             return name
     kinds = sorted(_names(config) - {""})
-    kind = ", ".join(kinds) or "none named"
+    kind = quoted(", ".join(kinds), 200) or "none named"
     near = difflib.get_close_matches(str(config.get("model_type", "")), FAMILIES, n=1, cutoff=0.6)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     raise JvidpruneError(f"unknown architecture ({kind}); supported: {', '.join(FAMILIES)}.{hint}")
+
+
+def described(raw: Mapping[str, Any]) -> tuple[str, Any]:
+    """Family and config that a config.json describes.
+
+    Raises:
+      JvidpruneError: an unknown architecture, a value that no model has, or an option that is not supported.
+    """
+    family = family_of(raw)
+    check_sections(raw)
+    try:
+        config = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}").Config.from_hf(raw)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        if isinstance(error, JvidpruneError):
+            raise
+        raise JvidpruneError(f"config.json does not describe a {family} model: {reason(error)}.") from error
+    check_sizes(config)
+    return family, config
 
 
 def read_config(source: str | Path, revision: str | None = None) -> tuple[str, Any, Path]:
@@ -113,10 +133,7 @@ def read_config(source: str | Path, revision: str | None = None) -> tuple[str, A
       JvidpruneError: no such checkpoint, an unknown architecture, or an option that is not supported.
     """
     folder = resolve_folder(source, revision)
-    raw = read_json(folder / "config.json")
-    family = family_of(raw)
-    package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
-    return family, package.Config.from_hf(raw), folder
+    return *described(read_json(folder / "config.json")), folder
 
 
 def name_table(family: str, config: Any) -> NameTable:

@@ -3,11 +3,10 @@
 Only what the configs of `jvidprune.models` read is listed; where a key is missing the default is the published value.
 """
 
-import importlib
 from typing import Any
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.load import FAMILIES, family_of
+from jvidprune.models.load import described
 
 _QWEN2_7B: dict[str, Any] = {
     "hidden_size": 3584,
@@ -90,9 +89,9 @@ def config_of(raw: dict[str, Any]) -> Any:
     """The config of the family that a config.json describes.
 
     Raises:
-      JvidpruneError: an unknown architecture, or an option that the port does not have.
+      JvidpruneError: an unknown architecture, a value that no model has, or an option that the port does not have.
     """
-    return importlib.import_module(f"jvidprune.models.{FAMILIES[family_of(raw)].package}").Config.from_hf(raw)
+    return described(raw)[1]
 
 
 def published(name: str) -> Any:

@@ -1,11 +1,12 @@
 """Tokenizers of checkpoint folders: transformers where it is configured, plain tokenizers otherwise."""
 
-import json
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted, reason
+from jvidprune.models.checkpoint import read_json
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """Ends of sequence of the Qwen family."""
@@ -27,16 +28,25 @@ class Tokenizer(Protocol):
         ...
 
 
+@contextlib.contextmanager
+def _readable(sentence: str) -> Iterator[None]:
+    """Whatever the block raises ends in one sentence, panics of native code included."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise JvidpruneError(f"{sentence}: {reason(error)}.") from error
+
+
 class _Fast:
     """tokenizer.json read by the tokenizers library."""
 
     def __init__(self, path: Path):
         import tokenizers
 
-        try:
+        with _readable(f"{path} is no readable tokenizer"):
             self._inner = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:
-            raise JvidpruneError(f"{path} is no readable tokenizer: {error}.") from error
 
     def encode(self, text: str) -> list[int]:
         return self._inner.encode(text, add_special_tokens=False).ids
@@ -54,12 +64,9 @@ class _Auto:
     def __init__(self, folder: Path):
         from transformers import AutoTokenizer
 
-        try:
+        with _readable(f"the tokenizer in {folder} cannot be loaded"):
             self._inner: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except Exception as error:
-            reason = str(error).strip().splitlines()[0]
-            raise JvidpruneError(f"the tokenizer in {folder} cannot be loaded: {reason}") from error
-        self._vocab: dict[str, int] = self._inner.get_vocab()
+            self._vocab: dict[str, int] = self._inner.get_vocab()
 
     def encode(self, text: str) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=False))
@@ -86,10 +93,17 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def end_ids(folder: str | Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that end an answer: those of generation_config.json and of `END_TOKENS`, increasing."""
+    """Ids that end an answer: those of generation_config.json and of `END_TOKENS`, increasing.
+
+    Raises:
+      JvidpruneError: a generation_config.json that is no JSON object, or lists something else than ids.
+    """
     found = {tokenizer.token_id(token) for token in END_TOKENS} - {None}
     path = Path(folder) / "generation_config.json"
     if path.exists():
-        listed = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        found |= set(listed) if isinstance(listed, list) else {listed} - {None}
+        listed = read_json(path).get("eos_token_id")
+        ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 1 << 31 for i in ids):
+            raise JvidpruneError(f"{path} gives eos_token_id {quoted(listed)}; it must be an id or a list of ids.")
+        found |= set(ids)
     return tuple(sorted(int(i) for i in found if i is not None))

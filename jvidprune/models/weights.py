@@ -11,9 +11,12 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.models.checkpoint import Checkpoint
 from jvidprune.parallel import parameter_sharding
+
+_LISTED = 24
+"""Tensors (layers together) that an error names of each kind, all of a model's where only a part is wrong."""
 
 Transform = Literal["copy", "transpose", "conv"]
 
@@ -288,8 +291,13 @@ def _problems(bindings: Iterable[Binding], table: NameTable, source: Checkpoint)
     problems = []
     for what, names in (("missing", missing), ("unused", unused), ("not stored as floating point", foreign)):
         if names:
-            problems.append(f"{len(names)} {what}: {', '.join(group_layers(names))}")
-    return problems + ([f"{len(wrong)} of the wrong shape: {', '.join(wrong)}"] if wrong else [])
+            problems.append(f"{len(names)} {what}: {_listed(group_layers(names))}")
+    return problems + ([f"{len(wrong)} of the wrong shape: {_listed(wrong)}"] if wrong else [])
+
+
+def _listed(names: list[str]) -> str:
+    rest = [f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
+    return ", ".join([*(quoted(name, 120) for name in names[:_LISTED]), *rest])
 
 
 def group_layers(names: Iterable[str]) -> list[str]:

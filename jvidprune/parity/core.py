@@ -1,14 +1,14 @@
 """The frame of parity checks: golden files in, rows of a table out."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, reason
+from jvidprune.files import load_json, parse_json
 
 Verdict = Literal["ok", "mismatch", "not compared"]
 
@@ -121,19 +121,16 @@ def load_golden(path: Path) -> Golden:
         with np.load(path, allow_pickle=False) as data:
             arrays = {key: data[key] for key in data.files}
     except Exception as error:
-        raise JvidpruneError(f"{path} is no readable .npz file: {error}.") from error
+        raise JvidpruneError(f"{path} is no readable .npz file: {reason(error)}.") from error
     try:
-        config = json.loads(str(arrays.pop("config"))) if "config" in arrays else {}
-    except json.JSONDecodeError as error:
-        raise JvidpruneError(f"the config of {path} is no JSON: {error}.") from error
+        config = parse_json(str(arrays.pop("config"))) if "config" in arrays else {}
+    except ValueError as error:
+        raise JvidpruneError(f"the config of {path} is no JSON: {reason(error)}.") from error
     return Golden(arrays, config if isinstance(config, dict) else {})
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
-        raise JvidpruneError(f"{path} is no readable .json file: {error}.") from error
+    value = load_json(path)
     return value if isinstance(value, dict) else {}
 
 
@@ -171,8 +168,10 @@ def run_folder(folder: Path, comparers: Iterable[Comparer]) -> Iterator[FileRepo
                 continue
             found = True
             yield report_file(name, golden, comparers)
-        except JvidpruneError as error:
+        except Exception as error:
+            # One file that holds other arrays than its method's must not end the run of all others.
             found = True
-            yield FileReport(name, "-", (Row("-", None, None, "mismatch", str(error)),))
+            note = str(error) if isinstance(error, JvidpruneError) else f"{type(error).__name__}: {reason(error)}"
+            yield FileReport(name, "-", (Row("-", None, None, "mismatch", note),))
     if not found:
         raise JvidpruneError(f"no golden .npz files below {folder}.")

@@ -6,7 +6,7 @@ import importlib
 import re
 from typing import Any
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.reducers.base import MethodInfo
 from jvidprune.tokens import Reducer
 
@@ -36,6 +36,9 @@ _METHODS: dict[str, tuple[str, str]] = {
     "visionzip_qwen": ("stop_qwen", "VisionZipQwen"),
 }
 """Registry name -> (module in this package, class). A class carries `info` and `PRESETS`, backbone -> settings."""
+
+_LONGEST_TEXT = 1000
+"""Of a method as it is typed; the parser of literals takes deep brackets badly."""
 
 _COMBINATORS: dict[str, tuple[str, str]] = {"sequential": ("compose", "Sequential")}
 """What builds a method from several others, in the same form."""
@@ -86,7 +89,14 @@ def get(name: str, backbone: str | None = None, **overrides: Any) -> Reducer:
     for key in overrides:
         if key not in fields:
             raise JvidpruneError(unknown(f"hyper-parameter of {name}", key, tuple(fields)))
-    return cls(**(settings | overrides))
+    try:
+        return cls(**(settings | overrides))
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        if isinstance(error, JvidpruneError):
+            raise
+        # A value of a type that the hyper-parameter's own check does not know.
+        given = quoted(", ".join(f"{key}={value!r}" for key, value in overrides.items()), 200)
+        raise JvidpruneError(f"{name} cannot be made with {given}: {reason(error)}.") from error
 
 
 def split_texts(text: str) -> list[str]:
@@ -120,7 +130,7 @@ def _pieces(text: str, separator: str) -> list[str]:
         if depth < 0:
             break
     if depth:
-        raise JvidpruneError(f"the brackets of {text!r} do not match.")
+        raise JvidpruneError(f"the brackets of {quoted(text, 200)} do not match.")
     return [part.strip() for part in parts]
 
 
@@ -139,6 +149,8 @@ def from_text(text: str, backbone: str | None = None) -> Reducer:
     Raises:
       JvidpruneError: as for `get`, a setting without "=", or reducers that cannot be chained.
     """
+    if len(text) > _LONGEST_TEXT:
+        raise JvidpruneError(f"a reducer is written in at most {_LONGEST_TEXT} characters, got {len(text)}.")
     stages = split_chain(text)
     if len(stages) > 1:
         from jvidprune.reducers.compose import chain
@@ -162,7 +174,7 @@ def read_settings(text: str) -> tuple[str, dict[str, Any]]:
             raise JvidpruneError(f"a reducer's settings are written name:key=value,key=value, got {text!r}.")
         try:
             settings[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
             settings[key] = value[1:-1].strip() if value.startswith("(") and value.endswith(")") else value
     return name.strip(), settings
 

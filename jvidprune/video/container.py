@@ -9,9 +9,10 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, reason
+from jvidprune.video.limits import Limits
 from jvidprune.video.sampling import DEFAULT_RATE
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
 
 
 @contextlib.contextmanager
-def opened(path: Path, max_pixels: int) -> Iterator[tuple["InputContainer", "VideoStream"]]:
+def opened(path: Path, limits: Limits) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     """The container and its video stream; errors of the decoder inside the block become one sentence.
 
     Raises:
@@ -67,21 +68,23 @@ def opened(path: Path, max_pixels: int) -> Iterator[tuple["InputContainer", "Vid
 
     try:
         # The library is told to stay silent: what it would print is not for the user, and the sentence says enough.
-        with _silenced(), av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+        # Titles and comments of a file may be in any encoding, or in none.
+        options: dict[str, Any] = {"options": {"protocol_whitelist": "file"}, "metadata_errors": "replace"}
+        with _silenced(), av.open(str(path), **options) as container:
             stream = _video_stream(path, container)
             context = stream.codec_context
-            if context.width * context.height > max_pixels:
+            if context.width * context.height > limits.pixels:
                 size = f"{context.width} x {context.height} pixels"
-                raise JvidpruneError(f"{path} has frames of {size}, more than the {max_pixels} allowed.")
+                raise JvidpruneError(f"{path} has frames of {size}, more than the {limits.pixels} allowed.")
             stream.thread_type = "AUTO"
             # Streams may grow in the middle: the decoder itself refuses frames beyond the limit.
-            context.options = {"max_pixels": str(max_pixels)}
+            context.options = {"max_pixels": str(limits.pixels)}
             yield container, stream
     except PermissionError as error:
         raise JvidpruneError(f"{path} may not be read: permission denied.") from error
     except (FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise JvidpruneError(f"{path} cannot be read as a video: {reason[:1].lower()}{reason[1:]}.") from error
+        why = reason(error)
+        raise JvidpruneError(f"{path} cannot be read as a video: {why[:1].lower()}{why[1:]}.") from error
 
 
 @contextlib.contextmanager
@@ -119,13 +122,17 @@ def frame_rate(stream: "VideoStream") -> float:
     return DEFAULT_RATE
 
 
-def list_frames(path: Path, container: "InputContainer", stream: "VideoStream") -> Index:
+def list_frames(path: Path, container: "InputContainer", stream: "VideoStream", limits: Limits) -> Index:
     """Lists the frames of a file from its packets, without decoding.
 
     Raises:
-      JvidpruneError: no frames.
+      JvidpruneError: no frames, or more frames or seconds than allowed.
     """
-    packets = [packet for packet in map(_Seen, container.demux(stream)) if packet.size]
+    packets: list[_Seen] = []
+    for packet in map(_Seen, container.demux(stream)):
+        if packet.size:
+            packets.append(packet)
+            _check_total(path, len(packets), limits)
     shown = [packet for packet in packets if not packet.hidden]
     if not shown:
         raise JvidpruneError(f"{path} holds a video without frames.")
@@ -133,10 +140,18 @@ def list_frames(path: Path, container: "InputContainer", stream: "VideoStream") 
     keys = [packet.pts for packet in shown if packet.pts is not None and packet.key]
     timed = len(times) == len(shown) == len(set(times))
     seconds = (max(times) - min(times)) * float(stream.time_base or 0) if timed else math.inf
+    lasts = seconds if timed else len(shown) / frame_rate(stream)
+    if lasts > limits.seconds:
+        raise JvidpruneError(f"{path} lasts {lasts:.0f} seconds, more than the {limits.seconds:g} allowed.")
     cut = _cut_off(path, container, stream, packets, seconds)
     if not timed:
         return Index(None, (), len(shown), cut)
     return Index(tuple(sorted(times)), tuple(sorted(keys)), len(times), cut)
+
+
+def _check_total(path: Path, frames: int, limits: Limits) -> None:
+    if frames > limits.total:
+        raise JvidpruneError(f"{path} holds more than the {limits.total} frames allowed.")
 
 
 class _Seen:
@@ -175,10 +190,13 @@ def _clock(text: str) -> float:
         return 0.0
 
 
-def count_frames(path: Path, max_pixels: int) -> Index:
+def count_frames(path: Path, limits: Limits) -> Index:
     """Lists the frames of a file by decoding all of it: for containers that announce other frames than they hold."""
-    with opened(path, max_pixels) as (container, stream):
-        total = sum(1 for _ in container.decode(stream))
+    total = 0
+    with opened(path, limits) as (container, stream):
+        for _ in container.decode(stream):
+            total += 1
+            _check_total(path, total, limits)
     if not total:
         raise JvidpruneError(f"{path} holds a video without frames.")
     return Index(None, (), total)

@@ -15,18 +15,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, reason
 from jvidprune.video.container import Index, count_frames, existing_file, frame_rate, list_frames, opened
+from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import Rule, check_wish, sample_indices
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
-
-MAX_PIXELS = 8192 * 8192
-MAX_FRAMES = 4096
-MAX_BYTES = 8 << 30
 
 # Groups of frames closer than this are decoded through: a jump costs about as much.
 _JUMP_FRAMES = 32
@@ -84,19 +81,19 @@ class _Mismatch(Exception):
     """The decoder's frames are not those the container announced."""
 
 
-def probe(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def probe(path: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> VideoInfo:
     """What a video file holds; the file is read through, but not decoded.
 
     Args:
       path: any container and codec that PyAV knows.
-      max_pixels: largest accepted width * height.
+      limits: what is accepted.
 
     Raises:
-      JvidpruneError: missing, a folder, unreadable, damaged, without video or frames, or with frames beyond the limit.
+      JvidpruneError: missing, a folder, unreadable, damaged, without video or frames, or beyond a limit.
     """
     path = existing_file(path)
-    with opened(path, max_pixels) as (container, stream):
-        index, rate, context = list_frames(path, container, stream), frame_rate(stream), stream.codec_context
+    with opened(path, limits) as (container, stream):
+        index, rate, context = list_frames(path, container, stream, limits), frame_rate(stream), stream.codec_context
         if index.cut:
             raise JvidpruneError(index.cut)
         return VideoInfo(index.total, rate, context.width, context.height, index.total / rate, context.name)
@@ -109,9 +106,7 @@ def read_frames(
     fps: float | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     rule: Rule | None = None,
-    max_pixels: int = MAX_PIXELS,
-    max_frames: int = MAX_FRAMES,
-    max_bytes: int = MAX_BYTES,
+    limits: Limits = DEFAULT,
     progress: Progress | None = None,
 ) -> Clip:
     """Frames of a video file by a number of frames (default 32), a rate, or explicit indices.
@@ -122,9 +117,7 @@ def read_frames(
       fps: wanted frames per second.
       indices: explicit frame indices, in any order, repeats allowed.
       rule: sampling rule; by default "uniform" for a number of frames, "fps" for a rate.
-      max_pixels: largest accepted width * height of a frame.
-      max_frames: most frames that may be asked for.
-      max_bytes: most memory that the frames may take.
+      limits: what is accepted of the file and of the wish.
       progress: called with (frames read, frames wanted) as frames come in.
 
     Raises:
@@ -136,25 +129,25 @@ def read_frames(
     check_wish(rule, num_frames, fps, indices)
     path = existing_file(path)
     most = 0 if rule == "llava_video_upto" else num_frames or (0 if indices is None else len(indices))
-    _check_count(path, most, max_frames)
-    with opened(path, max_pixels) as (container, stream):
-        index = list_frames(path, container, stream)
+    _check_count(path, most, limits)
+    with opened(path, limits) as (container, stream):
+        index = list_frames(path, container, stream, limits)
         rate, unit = frame_rate(stream), float(stream.time_base or 0)
     if index.cut and (indices is None or max(indices) >= index.total):
         raise JvidpruneError(index.cut)
     for last_attempt in (False, True):
         chosen = sample_indices(index.total, rate, rule=rule, num_frames=num_frames, fps=fps, indices=indices)
-        _check_count(path, len(chosen), max_frames)
-        keeper = _Keeper(path, chosen, max_bytes, progress)
+        _check_count(path, len(chosen), limits)
+        keeper = _Keeper(path, chosen, limits, progress)
         try:
-            with opened(path, max_pixels) as (container, stream):
+            with opened(path, limits) as (container, stream):
                 for number, frame in _decoded(path, container, stream, index, keeper.wanted):
                     keeper.add(number, frame)
             break
         except _Mismatch as mismatch:
             if last_attempt:
                 raise JvidpruneError(f"{path} is damaged: {mismatch}.") from None
-            index = count_frames(path, max_pixels)
+            index = count_frames(path, limits)
     frames, times = keeper.result()
     seconds = chosen / rate if index.times is None else (times - index.times[0]) * unit
     return Clip(frames, chosen, seconds, rate, index.total)
@@ -217,22 +210,22 @@ def _until_damage(
                 raise JvidpruneError(f"{path} is damaged: frame {position() + 1} of {total} is incomplete.")
             yield frame
     except FFmpegError as error:
-        reason = (error.strerror or str(error)).lower()
+        why = reason(error).lower()
         raise JvidpruneError(
-            f"{path} is damaged: decoding ends at frame {position() + 1} of {total}: {reason}."
+            f"{path} is damaged: decoding ends at frame {position() + 1} of {total}: {why}."
         ) from error
 
 
-def _check_count(path: Path, frames: int, max_frames: int) -> None:
-    if frames > max_frames:
-        raise JvidpruneError(f"{frames} frames of {path} are wanted, more than the {max_frames} allowed.")
+def _check_count(path: Path, frames: int, limits: Limits) -> None:
+    if frames > limits.frames:
+        raise JvidpruneError(f"{frames} frames of {path} are wanted, more than the {limits.frames} allowed.")
 
 
 class _Keeper:
     """Collects the wanted frames as arrays; a frame wanted twice is converted once."""
 
-    def __init__(self, path: Path, chosen: np.ndarray, max_bytes: int, progress: Progress | None):
-        self._path, self._max_bytes, self._progress = path, max_bytes, progress
+    def __init__(self, path: Path, chosen: np.ndarray, limits: Limits, progress: Progress | None):
+        self._path, self._limits, self._progress = path, limits, progress
         wanted, self._slots = np.unique(chosen, return_inverse=True)
         self.wanted: list[int] = wanted.tolist()
         self._times: list[int] = []
@@ -251,10 +244,10 @@ class _Keeper:
 
     def _room(self, picture: np.ndarray) -> np.ndarray:
         count, (height, width, _) = len(self._slots), picture.shape
-        if picture.nbytes * count > self._max_bytes:
+        if picture.nbytes * count > self._limits.bytes:
             raise JvidpruneError(
                 f"{count} frames of {width} x {height} pixels from {self._path} "
-                f"need more than the {self._max_bytes / 2**30:.3g} GiB allowed."
+                f"need more than the {self._limits.bytes / 2**30:.3g} GiB allowed."
             )
         return np.empty((len(self.wanted), height, width, 3), np.uint8)
 

@@ -1,12 +1,12 @@
 """Rows of annotation files: parquet, JSON, JSON lines and CSV, whole or in shards."""
 
 import csv
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted, reason
+from jvidprune.files import parse_json
 
 Row = dict[str, Any]
 _READABLE = (".parquet", ".json", ".jsonl", ".csv")
@@ -45,12 +45,15 @@ def read_rows(path: Path) -> list[Row]:
                 return list(csv.DictReader(file))
         text = path.read_text(encoding="utf8")
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
-        value = json.loads(text)
-    except (OSError, ValueError) as error:
-        raise JvidpruneError(f"cannot read the annotations {path}: {error}.") from error
+            value = [parse_json(line) for line in text.splitlines() if line.strip()]
+        else:
+            value = parse_json(text)
+    except (OSError, ValueError, csv.Error) as error:
+        raise JvidpruneError(f"cannot read the annotations {path}: {reason(error)}.") from error
     if isinstance(value, dict):
         value = [row if isinstance(row, dict) else {"value": row} for row in value.values()]
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise JvidpruneError(f"cannot read the annotations {path}: they must be a list of objects.")
     return value
 
 
@@ -62,7 +65,7 @@ def require(rows: Iterable[Row], path: Path, *columns: str) -> Iterator[Row]:
     """
     for number, row in enumerate(rows):
         if missing := [name for name in columns if row.get(name) is None]:
-            has = ", ".join(map(str, row))
+            has = quoted(", ".join(map(str, row)), 500)
             raise JvidpruneError(f"row {number} of {path} has no {', '.join(missing)}; its columns are {has}.")
         yield row
 
@@ -75,4 +78,4 @@ def _read_parquet(path: Path) -> list[Row]:
     try:
         return parquet.read_table(path).to_pylist()
     except ArrowException as error:
-        raise JvidpruneError(f"cannot read the annotations {path}: {error}.") from error
+        raise JvidpruneError(f"cannot read the annotations {path}: {reason(error)}.") from error

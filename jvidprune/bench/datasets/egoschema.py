@@ -5,7 +5,6 @@ From memory of the dataset cards: parquet with question_idx, question, video_idx
 {"q_uid" (also the name of the file), "question", "option 0" ... "option 4"}; answers are a separate {q_uid: index}.
 """
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from jvidprune.bench.datasets.annotations import Row, find_files, read_rows, req
 from jvidprune.bench.datasets.task import Entry
 from jvidprune.bench.datasets.wording import DIRECTLY, choice, lettered
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.checkpoint import read_json
 
 EXTRACTION = "letters"
 
@@ -40,5 +40,5 @@ def _parts(row: Row, path: Path, answers: dict[str, int]) -> tuple[str, str, lis
 
 def _answers(folder: Path) -> dict[str, int]:
     for path in sorted(folder.rglob("subset_answers.json")):
-        return json.loads(path.read_text(encoding="utf8"))
+        return read_json(path)
     raise JvidpruneError(f"questions.json has no answers: put subset_answers.json into {folder}.")

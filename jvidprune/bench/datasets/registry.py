@@ -4,7 +4,7 @@ import importlib
 from pathlib import Path
 
 from jvidprune.bench.datasets.task import VideoTask
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, reason
 from jvidprune.reducers.presets import unknown
 from jvidprune.video.sampling import Rule
 
@@ -44,9 +44,10 @@ def open_dataset(
     module = importlib.import_module(f"jvidprune.bench.datasets.{key}")
     try:
         entries = list(module.entries(Path(folder)))
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         if isinstance(error, JvidpruneError):
             raise
-        raise JvidpruneError(f"{name} in {folder} cannot be read: {error}.") from error
+        # A field of another type than the benchmark's own files have.
+        raise JvidpruneError(f"{name} in {folder} cannot be read: {reason(error)}.") from error
     wish = {"frames": frames, "fps": fps, "rule": rule}
     return VideoTask(key, entries, Path(folder), **wish, clips=clips, extraction=module.EXTRACTION)

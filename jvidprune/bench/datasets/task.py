@@ -35,12 +35,22 @@ class Entry:
       videos: names under which its video may lie, the likeliest first.
       question: what is asked.
       start, end: seconds of the part that is looked at.
+
+    Raises:
+      ValueError: seconds that are no part of a video, or texts that are none.
     """
 
     videos: tuple[str, ...]
     question: AskedQuestion
     start: float | None = None
     end: float | None = None
+
+    def __post_init__(self):
+        times = [time for time in (self.start, self.end) if time is not None]
+        if not all(0 <= time < 1e9 for time in times) or sorted(times) != times:
+            raise ValueError(f"{self.question.id} looks at {self.start} to {self.end} seconds, which is no part")
+        if not all(isinstance(name, str) for name in (*self.videos, self.question.text, *self.question.options)):
+            raise ValueError(f"{self.question.id} has a video, a text or an option that is no text")
 
 
 class VideoTask:

@@ -1,15 +1,17 @@
 """Videos of a local copy, found by the names that annotations give, and the frames that are read from them."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, reason
 from jvidprune.video.decode import Clip, probe, read_frames
+from jvidprune.video.limits import DEFAULT
 from jvidprune.video.sampling import Rule
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
+_LONGEST_NAME = 4096
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -26,11 +28,15 @@ class VideoIndex:
                     self._names.setdefault(name, path)
 
     def find(self, names: Sequence[str]) -> Path | None:
-        """The first of several names that is there: a path below the folder, a file name, or one without suffix."""
+        """The first of several names that is there: a path below the folder, a file name, or one without suffix.
+
+        Names come from annotation files: one that leads out of the folder is not there.
+        """
         for name in names:
             if name in self._names:
                 return self._names[name]
-            if (self._root / name).is_dir():
+            inside = name not in ("", ".") and "\0" not in name and not {"..", "/"} & set(PurePath(name).parts)
+            if inside and len(name) < _LONGEST_NAME and (self._root / name).is_dir():
                 return self._root / name
         return None
 
@@ -91,5 +97,15 @@ def _read_images(folder: Path, count: int, start: float | None, end: float | Non
     if not files:
         raise JvidpruneError(f"no images in the frame folder {folder}.")
     indices = part_indices(len(files), fps, count, start, end)
-    frames = np.stack([np.asarray(Image.open(files[i]).convert("RGB")) for i in indices])
-    return Clip(frames, indices, indices / fps, fps, len(files))
+    frames: list[np.ndarray] = []
+    for path in (files[i] for i in indices):
+        try:
+            with Image.open(path) as picture:
+                if picture.width * picture.height > DEFAULT.pixels:
+                    raise JvidpruneError(f"{path} has more than the {DEFAULT.pixels} pixels allowed.")
+                frames.append(np.asarray(picture.convert("RGB")))
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            raise JvidpruneError(f"{path} cannot be read as a picture: {reason(error)}.") from error
+        if frames[-1].shape != frames[0].shape:
+            raise JvidpruneError(f"{path} is of another size than the other frames of its folder.")
+    return Clip(np.stack(frames), indices, indices / fps, fps, len(files))

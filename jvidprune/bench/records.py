@@ -1,0 +1,28 @@
+"""What a whole record of a sweep holds: a line that lost or changed a field is made again, not read."""
+
+import math
+from typing import Any
+
+_SAMPLE = {"clip": str, "question": str, "method": str, "category": str, "prediction": str, "answer": str}
+_COUNTS = ("kept", "visual", "prompt")
+_COSTS = ("encode", "reduce", "compile", "memory", "tflops", "prefill_tflops")
+_ALONE = ("prefill", "generate")
+
+
+def is_sample(record: dict[str, Any]) -> bool:
+    """Whether a record is that of one answer: clip, question, method, ratio, texts, correctness and token counts."""
+    texts = all(isinstance(record.get(name), kind) for name, kind in _SAMPLE.items())
+    numbers = all(_number(record.get(name)) for name in ("ratio", *_COUNTS))
+    return texts and numbers and isinstance(record.get("correct"), bool)
+
+
+def is_batch(record: dict[str, Any]) -> bool:
+    """Whether a record is that of one method and ratio on a clip: its costs, or why it was refused."""
+    if not all(isinstance(record.get(name), str) for name in ("clip", "method", "refused")):
+        return False
+    costs = () if record["refused"] else (*_COSTS, *(name for name in _ALONE if name in record))
+    return all(_number(record.get(name)) for name in ("ratio", *costs))
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
