@@ -130,7 +130,7 @@ def _pieces(text: str, separator: str) -> list[str]:
         if depth < 0:
             break
     if depth:
-        raise JvidpruneError(f"the brackets of {quoted(text, 200)} do not match.")
+        raise JvidpruneError(f"the brackets of {quoted(repr(text), 200)} do not match.")
     return [part.strip() for part in parts]
 
 
