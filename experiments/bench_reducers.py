@@ -28,6 +28,7 @@ from jvidprune import VideoTokens, reducers
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 from jvidprune.ops.similarity import frame_gram
+from jvidprune.reducers import aot_intra
 from jvidprune.reducers.base import StagedReducer, run_budgets
 from jvidprune.tokens import Layout, stack_budgets
 
@@ -94,12 +95,14 @@ def run_plans(reducer: Any, video: VideoTokens, budgets: Any, *, capacity: int) 
 
 @partial(jax.jit, static_argnames=("reducer", "capacity"))
 def run_intra(reducer: Any, video: VideoTokens, budgets: Any, *, capacity: int) -> Any:
-    """AOT's transport inside frames: the weights of every token in every anchor."""
+    """AOT's stage inside frames: anchors, transport, and the weights of every token in every pooled slot."""
     shared = reducer.prepare(video, capacity=capacity)
 
     def one(budget: Any) -> Any:
         intra = reducer.intra(shared, budget)
-        return intra.anchors, intra.own, intra.taken
+        _, chosen = aot_intra.kept_slots(intra.anchors, shared.frame_mask, shared.geometry, shared.limit.slots)
+        merge = reducer.merge(budget)
+        return aot_intra.pooled_weights(intra, shared.selection, merge, chosen, shared.geometry, reducer.anchors_only)
 
     return lax.map(one, budgets)
 

@@ -5,6 +5,7 @@ matmul path and costs a (T, N, D) temporary.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,8 @@ def dot_f32(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m
     )
 
 
-def over_frames(fn: Callable, *arrays: Array) -> Array:
-    """Maps `fn` over the leading axis: frame by frame on CPU (keeps the 2-D matmul path), batched elsewhere."""
+def over_frames(fn: Callable, *arrays: Any) -> Any:
+    """Maps `fn` over the leading axis of arrays or pytrees: one by one on CPU (the 2-D matmul path), else batched."""
     if jax.default_backend() == "cpu":
         return lax.map(lambda args: fn(*args), arrays)
     return jax.vmap(fn)(*arrays)

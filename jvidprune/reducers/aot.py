@@ -267,10 +267,11 @@ class AOT(StagedReducer):
             cost=cost,
             marginals=marginals,
             solver=solver,
-            projection=self.projection,
-            nearest=budget.scales[0],
-            scale=budget.scales[1],
         )
+
+    def merge(self, budget: AOTBudget) -> aot_intra.Merge:
+        """How the stage inside frames turns its plans into weights."""
+        return aot_intra.Merge(self.projection, budget.scales[0], budget.scales[1])
 
     def decide(self, shared: AOTShared, budget: AOTBudget, *, capacity: int) -> AOTPlan:
         """Anchors, both transports and the output order for one budget."""
@@ -278,7 +279,8 @@ class AOT(StagedReducer):
         intra = self.intra(shared, budget)
         slot_mask, chosen = aot_intra.kept_slots(intra.anchors, shared.frame_mask, geometry, shared.limit.slots)
         cells, newlines = (jnp.asarray(table) for table in aot_intra.slot_cells(geometry))
-        pooled = aot_intra.pooled_weights(intra, shared.selection.candidates, chosen, geometry, self.anchors_only)
+        merge = self.merge(budget)
+        pooled = aot_intra.pooled_weights(intra, shared.selection, merge, chosen, geometry, self.anchors_only)
         newline, used = newlines[chosen], chosen < slot_mask.shape[1]
         diagnostics = {
             "anchors": intra.anchors,

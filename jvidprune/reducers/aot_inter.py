@@ -246,9 +246,12 @@ def output_rows(
       dtype: of the output.
     """
     t, k, span = starts.shape[0], source.shape[0], 2 * slots
-    begins = jnp.searchsorted(source, jnp.arange(t) * span).astype(jnp.int32)
-    listed = jnp.append(source, jnp.full(span, t * span))[begins[:, None] + jnp.arange(span)]
-    local = jnp.where(listed // span == jnp.arange(t)[:, None], listed % span, span)
+    room = max(k, span)
+    frames, place = jnp.arange(t, dtype=jnp.int32), jnp.arange(span, dtype=jnp.int32)
+    # A frame's rows lie in a window of the output that holds all it can have and ends inside.
+    begins = jnp.minimum(jnp.searchsorted(source, frames * span).astype(jnp.int32), room - span)
+    listed = jnp.append(source, jnp.full(room - k, t * span, source.dtype))[begins[:, None] + place]
+    local = jnp.where(listed // span == frames[:, None], listed % span, span)
     width = jax.eval_shape(tokens, begins[0]).shape[1]
 
     def frame(state: tuple, args: tuple) -> tuple[tuple, None]:
@@ -257,13 +260,14 @@ def output_rows(
         own = tokens(number)
         if mix is not None:
             total = jnp.where(start, 0.0, total) + weigh(mix[number].T, own)
-        block = jnp.concatenate([own, total, jnp.zeros((1, width))])[rows].astype(dtype)
-        # Rows of zeros behind those of the frame are overwritten by the next one.
+        block = jnp.concatenate([own, total])[jnp.minimum(rows, span - 1)].astype(dtype)
+        before = lax.dynamic_slice(out, (begin, 0), (span, width))
+        block = jnp.where((rows < span)[:, None], block, before)
         return (total, lax.dynamic_update_slice(out, block, (begin, 0))), None
 
-    state = jnp.zeros((slots, width)), jnp.zeros((k + span, width), dtype)
-    (_, out), _ = lax.scan(frame, state, (jnp.arange(t, dtype=jnp.int32), begins, local, starts))
-    return out[:k]
+    state = jnp.zeros((slots, width)), jnp.zeros((room, width), dtype)
+    (_, out), _ = lax.scan(frame, state, (frames, begins, local, starts))
+    return out if room == k else out[:k]
 
 
 def flows(

@@ -4,6 +4,7 @@ Everything after the cosines is a matter of weights: a pooled token is a fixed c
 D-wide array is formed here (arXiv 2603.01400; reference `llava_arch.py`).
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.ops.pool import pool_tokens, pooling_matrix
 from jvidprune.ops.select import first_argmax, order_descending, rank_descending, rank_of_order
 from jvidprune.ops.similarity import cosine_from_gram, dot_f32, over_frames, squared_norms
-from jvidprune.ops.transport import Projection, Rows, TransportResult, blend, cost_matrix, normalise_plan
+from jvidprune.ops.transport import Projection, Rows, Scaled, TransportResult, blend, cost_matrix, normalise_plan
 from jvidprune.reducers.aot_ratio import Geometry, Limits
 
 
@@ -42,19 +43,17 @@ class Intra(NamedTuple):
 
     Attributes:
       anchors: (T, N) bool.
+      sources: (T, N) bool, the other tokens of real frames.
       active: (T, C) bool, candidates that are anchors.
-      own: (T, C) float32 weight of an anchor in itself.
-      taken: (T, N, C) float32 weight of each other token in it.
-      result: plan (T, N, C) and diagnostics.
-      cost: (T, N, C).
+      plan: factors of the (T, N, C) plans; formed frame by frame in `pooled_weights`.
+      result: the solver's diagnostics.
     """
 
     anchors: Bool[Array, "T N"]
+    sources: Bool[Array, "T N"]
     active: Bool[Array, "T C"]
-    own: Float[Array, "T C"]
-    taken: Float[Array, "T N C"]
+    plan: Scaled
     result: TransportResult
-    cost: Float[Array, "T N C"]
 
 
 def weigh(weights: Float[Array, "n m"], x: Float[Array, "m D"]) -> Float[Array, "n D"]:
@@ -132,6 +131,53 @@ def anchor_mask(selection: Selection, local: Array, spread: Array, frame_mask: B
     return (chosen | jnp.take_along_axis(first, selection.deep_rank, axis=1)) & frame_mask[:, None]
 
 
+class Problems(NamedTuple):
+    """One transport problem a frame: costs, or what was read of them, and marginals.
+
+    Attributes:
+      priced: (T, N, C).
+      mu: (T, N) of the sources.
+      nu: (T, C) of the anchors.
+      active: (T, C) bool, candidates that are anchors.
+    """
+
+    priced: Float[Array, "T N C"]
+    mu: Float[Array, "T N"]
+    nu: Float[Array, "T C"]
+    active: Bool[Array, "T C"]
+
+
+def problems(
+    selection: Selection,
+    x: Float[Array, "T N D"],
+    saliency: Float[Array, "T N"],
+    anchors: Bool[Array, "T N"],
+    sources: Bool[Array, "T N"],
+    grid: tuple[int, int],
+    cost: Any,
+    marginals: Any,
+    read: Callable[[Array], Array] = lambda priced: priced,
+) -> Problems:
+    """The problems of all frames, `read` applied to the costs of each.
+
+    Frame by frame on CPU: XLA would keep every term of the costs for all frames at once.
+    """
+    n = anchors.shape[1]
+    c = selection.candidates.shape[1]
+    place = jnp.asarray(positions(grid))
+
+    def problem(features, near, ids, salient, anchor, source, time):
+        inside = jnp.minimum(ids, n - 1)
+        rows = Rows(features, place, jnp.full(n, time), salient, source, near)
+        columns = Rows(features[inside], place[inside], jnp.full(c, time), salient[inside], anchor[inside] & (ids < n))
+        mu, nu = marginals(rows, columns)
+        return Problems(read(cost_matrix(cost, rows, columns)), mu, nu, columns.mask)
+
+    times = jnp.arange(anchors.shape[0], dtype=jnp.float32)
+    arrays = x, selection.cosines, selection.candidates, saliency, anchors, sources, times
+    return over_frames(problem, *arrays)
+
+
 def transport(
     selection: Selection,
     x: Float[Array, "T N D"],
@@ -143,40 +189,46 @@ def transport(
     cost: Any,
     marginals: Any,
     solver: Any,
-    projection: Projection,
-    nearest: float | Array,
-    scale: float | Array,
 ) -> Intra:
-    """Transport onto the anchors mixed with the merge into the nearest anchor, as weights.
-
-    An anchor becomes (1 - nearest) (x_a + s sum P x_r) / (1 + s sum P) + nearest (mean of itself and the tokens whose
-    most similar anchor it is). Pruned tokens stay what they are.
-    """
-    t, n = anchors.shape
-    c = selection.candidates.shape[1]
-    place = jnp.asarray(positions(grid))
+    """Transport of every frame's other tokens onto its anchors. Pruned tokens stay what they are."""
     sources = ~anchors & frame_mask[:, None]
-
-    def frame_problem(features, near_cosines, ids, salient, anchor, source, time):
-        inside = jnp.minimum(ids, n - 1)
-        rows = Rows(features, place, jnp.full(n, time), salient, source, near_cosines)
-        columns = Rows(features[inside], place[inside], jnp.full(c, time), salient[inside], anchor[inside] & (ids < n))
-        return cost_matrix(cost, rows, columns), *marginals(rows, columns), columns.mask
-
-    times = jnp.arange(t, dtype=jnp.float32)
-    priced, mu, nu, active = jax.vmap(frame_problem)(
-        x, selection.cosines, selection.candidates, saliency, anchors, sources, times
-    )
+    sides = selection, x, saliency, anchors, sources, grid, cost, marginals
+    if hasattr(solver, "on_kernel"):
+        kernel, mu, nu, active = problems(*sides, solver.kernel)
+        return Intra(anchors, sources, active, *solver.on_kernel(kernel, mu, nu))
+    priced, mu, nu, active = problems(*sides)
     result = solver(priced, mu, nu)
-    own, taken = blend(normalise_plan(result.plan, projection), scale)
+    return Intra(anchors, sources, active, Scaled(None, result.plan, None), result)
 
-    similar = jnp.where(active[:, None, :], selection.cosines, -jnp.inf)
-    member = (first_argmax(similar)[..., None] == jnp.arange(c)) & sources[..., None] & active[:, None, :]
-    members = 1.0 + member.sum(1, dtype=jnp.float32)
-    own = nearest / members + (1.0 - nearest) * own
-    taken = nearest * member / members[:, None] + (1.0 - nearest) * taken
-    taken = jnp.where(sources[..., None] & active[:, None, :], taken, 0.0)
-    return Intra(anchors, active, own, taken, result, priced)
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """What an anchor becomes: its transport mixed with the merge into the nearest anchor, as weights.
+
+    (1 - nearest) (x_a + s sum P x_r) / (1 + s sum P) + nearest (mean of itself and the tokens whose most similar anchor
+    it is), with the plan P under its projection and the scale s. Called frame by frame, so that of the many (N, C)
+    arrays only plans and cosines exist for all frames at once.
+    """
+
+    projection: Projection
+    nearest: float | Array
+    scale: float | Array
+
+    def __call__(
+        self,
+        plan: Scaled,
+        cosines: Float[Array, "N C"],
+        sources: Bool[Array, "N"],
+        active: Bool[Array, "C"],
+    ) -> tuple[Float[Array, "C"], Float[Array, "N C"]]:
+        """Weights of a frame's anchors in themselves and of each other token in them."""
+        own, taken = blend(normalise_plan(plan.plan(), self.projection), self.scale)
+        similar = jnp.where(active, cosines, -jnp.inf)
+        member = (first_argmax(similar)[:, None] == jnp.arange(active.shape[0])) & sources[:, None] & active
+        members = 1.0 + member.sum(0, dtype=jnp.float32)
+        own = self.nearest / members + (1.0 - self.nearest) * own
+        taken = self.nearest * member / members + (1.0 - self.nearest) * taken
+        return own, jnp.where(sources[:, None] & active, taken, 0.0)
 
 
 def cell_pooling(geometry: Geometry) -> np.ndarray:
@@ -221,7 +273,12 @@ def kept_slots(
 
 
 def pooled_weights(
-    intra: Intra, candidates: Int[Array, "T C"], chosen: Int[Array, "T n"], geometry: Geometry, anchors_only: bool
+    intra: Intra,
+    selection: Selection,
+    merge: Merge,
+    chosen: Int[Array, "T n"],
+    geometry: Geometry,
+    anchors_only: bool,
 ) -> Float[Array, "T n N"]:
     """Weights of a frame's tokens in its output slots: merged anchors and untouched neighbours, pooled together.
 
@@ -230,7 +287,8 @@ def pooled_weights(
     table = jnp.asarray(slot_pooling(geometry))
     n = geometry.tokens
 
-    def frame(slots: Array, ids: Array, anchors: Array, active: Array, own: Array, taken: Array) -> Array:
+    def frame(slots: Array, ids: Array, anchors: Array, sources: Array, active: Array, plan: Scaled, near: Array):
+        own, taken = merge(plan, near, sources, active)
         weights = table[slots]
         if anchors_only:
             weights = jnp.where(anchors, weights, 0.0)
@@ -240,7 +298,8 @@ def pooled_weights(
         keep = jnp.ones(n + 1).at[jnp.where(active, ids, n)].set(jnp.where(active, own, 1.0))[:n]
         return weights * keep + dot_f32(onto, taken)
 
-    return over_frames(frame, chosen, candidates, intra.anchors, intra.active, intra.own, intra.taken)
+    arrays = chosen, selection.candidates, intra.anchors, intra.sources, intra.active, intra.plan
+    return over_frames(frame, *arrays, selection.cosines)
 
 
 def frame_tokens(

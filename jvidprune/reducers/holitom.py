@@ -339,7 +339,7 @@ class HoliTom(StagedReducer):
         def one(distance: Array, valid: Array, count: Array, penalty: Array) -> _Clusters:
             return lax.cond(count > 0, some, none, distance, valid, count, penalty)
 
-        return over_frames(one, distance, valid, count, penalty)  # pyright: ignore[reportReturnType]
+        return over_frames(one, distance, valid, count, penalty)
 
 
 def static_places(same: Bool[Array, "T-1 N"], window: Int[Array, "T"]) -> Bool[Array, "T N"]:

@@ -242,7 +242,7 @@ class PruneVid(StagedReducer):
             static = (length > 1) & (similarity + bonus > self.tau)
             return self._set(total / jnp.maximum(length, 1), static, penalty), similarity
 
-        return over_frames(one, first, length)  # pyright: ignore[reportReturnType]
+        return over_frames(one, first, length)
 
     def _set(self, tokens: Float[Array, "N D"], member: Bool[Array, "N"], penalty: Float[Array, "N"]) -> _Sets:
         n, dim = tokens.shape
@@ -337,4 +337,4 @@ def _clusters(sets: _Sets, count: Int[Array, "S"]) -> tuple[Int[Array, "S N"], B
 
         return lax.cond(sets.member.sum() > SMALLEST, clustered, apart, None)
 
-    return over_frames(one, sets, count)  # pyright: ignore[reportReturnType, reportArgumentType]
+    return over_frames(one, sets, count)

@@ -11,6 +11,7 @@ from jvidprune.ops.transport.projection import PROJECTIONS, Projection, blend, n
 from jvidprune.ops.transport.solvers import (
     Dustbin,
     FixedSinkhorn,
+    Scaled,
     Sinkhorn,
     Solver,
     TransportResult,
@@ -33,6 +34,7 @@ __all__ = [
     "Projection",
     "Rows",
     "Saliency",
+    "Scaled",
     "Sinkhorn",
     "Solver",
     "TokenCost",

@@ -35,6 +35,26 @@ class TransportResult(NamedTuple):
     unmatched: Float[Array, "... R"]
 
 
+class Scaled(NamedTuple):
+    """A plan as left * kernel * right; without the two it is the kernel itself.
+
+    Attributes:
+      left: (..., R) float32 or None.
+      kernel: (..., R, A) float32.
+      right: (..., A) float32 or None.
+    """
+
+    left: Float[Array, "... R"] | None
+    kernel: Float[Array, "... R A"]
+    right: Float[Array, "... A"] | None
+
+    def plan(self) -> Float[Array, "... R A"]:
+        """The product."""
+        if self.left is None or self.right is None:
+            return self.kernel
+        return self.left[..., :, None] * self.kernel * self.right[..., None, :]
+
+
 class Solver(Protocol):
     """Turns costs and marginals into a plan; leading axes are independent problems."""
 
@@ -115,23 +135,39 @@ class Sinkhorn:
         Raises:
           JvidpruneError: unknown stop or side.
         """
+        factors, result = self.on_kernel(self.kernel(cost), mu, nu)
+        return result._replace(plan=factors.plan())
+
+    def kernel(self, cost: Float[Array, "... R A"]) -> Float[Array, "... R A"]:
+        """exp(-cost / epsilon), all that the solver reads of the costs."""
+        return jnp.exp(-cost / self.epsilon)
+
+    def on_kernel(
+        self, kernel: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
+    ) -> tuple["Scaled", TransportResult]:
+        """`__call__` from kernels, for callers that form kernels and plans one by one: costs or plans of all problems
+        then need not exist together.
+
+        Raises:
+          JvidpruneError: as there.
+        """
         if self.stop not in ("joint", "each", "never") or self.exact not in ("anchors", "sources"):
             raise JvidpruneError(
                 f"stop must be joint, each or never and exact anchors or sources, got {self.stop!r} and {self.exact!r}."
             )
-        mu = jnp.broadcast_to(mu, cost.shape[:-1])
-        nu = jnp.broadcast_to(nu, (*cost.shape[:-2], cost.shape[-1]))
+        mu = jnp.broadcast_to(mu, kernel.shape[:-1])
+        nu = jnp.broadcast_to(nu, (*kernel.shape[:-2], kernel.shape[-1]))
         if self.exact == "anchors":
-            plan, steps, error = self._loop(cost, mu, nu, self.tau_sources, self.tau_anchors)
+            left, right, steps, error = self._loop(kernel, mu, nu, self.tau_sources, self.tau_anchors)
         else:
-            plan, steps, error = self._loop(_swap(cost), nu, mu, self.tau_anchors, self.tau_sources)
-            plan = _swap(plan)
-        return transport_result(plan, mu, nu, steps, None if self.stop == "never" else error < self.threshold)
+            right, left, steps, error = self._loop(_swap(kernel), nu, mu, self.tau_anchors, self.tau_sources)
+        factors = Scaled(left, kernel, right)
+        converged = None if self.stop == "never" else error < self.threshold
+        return factors, transport_result(factors.plan(), mu, nu, steps, converged)
 
     def _loop(
-        self, cost: Array, first: Array, last: Array, tau_first: Any, tau_last: Any
-    ) -> tuple[Array, Array, Array]:
-        kernel = jnp.exp(-cost / self.epsilon)
+        self, kernel: Array, first: Array, last: Array, tau_first: Any, tau_last: Any
+    ) -> tuple[Array, Array, Array, Array]:
         active = first > 0
         batch = tuple(range(first.ndim)) if self.stop == "joint" else (-1,)
         rows = jnp.maximum(active.sum(batch, keepdims=True), 1)
@@ -148,7 +184,7 @@ class Sinkhorn:
         start = active.astype(jnp.float32), (last > 0).astype(jnp.float32)
         if self.stop == "never":
             (r, c), _ = lax.scan(lambda rc, _: (update(rc[1]), None), start, length=self.max_iterations)
-            return r[..., :, None] * kernel * c[..., None, :], jnp.int32(self.max_iterations), jnp.float32(0)
+            return r, c, jnp.int32(self.max_iterations), jnp.float32(0)
 
         def body(state: tuple) -> tuple:
             i, steps, r, c, error = state
@@ -172,7 +208,7 @@ class Sinkhorn:
         )
         shape = first.shape[:-1]
         flat = (lambda v: v.reshape(())) if self.stop == "joint" else (lambda v: v.reshape(shape))
-        return r[..., :, None] * kernel * c[..., None, :], flat(steps), flat(error)
+        return r, c, flat(steps), flat(error)
 
 
 @jax.tree_util.register_dataclass
