@@ -1,5 +1,6 @@
 """Attention with grouped key/value heads, and the few attention rows or column sums that reducers ask for."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,10 @@ QUERY_CHUNK = 256
 
 FRAME_QUERIES = 2048
 """Largest frame of a vision tower whose square attention map is made at once."""
+
+
+Attend = Callable[[Array, Array, Array], Array]
+"""Attention of a block from outside: queries, keys and values (rows, slots, heads, d) to outputs of that shape."""
 
 
 class Past(NamedTuple):
@@ -154,6 +159,7 @@ def attend_all(
     v: Float[Array, "T M H d"],
     *,
     valid: Bool[Array, "T M"] | None = None,
+    bias: Float[Array, "T M"] | None = None,
     received: bool = False,
     kind: AttentionKind = "auto",
 ) -> tuple[Float[Array, "T M H d"], Any]:
@@ -164,6 +170,7 @@ def attend_all(
     Args:
       q: (T, M, H, d) queries; k and v alike.
       valid: (T, M) bool, False on tokens that fill a window up; by default all are real.
+      bias: (T, M) float32, added to the scaled scores of each key for all queries and heads (STTS).
       received: also return the column means of the weights.
       kind: which code computes it, see `fused.AttentionKind`.
 
@@ -171,13 +178,15 @@ def attend_all(
       The output (T, M, H, d), and (T, H, M) float32 attention received by each token, mean over the valid queries, or
       None. Rows of filling tokens hold garbage.
     """
-    which = implementation(kind, q, simple=valid is None and not received)
+    which = implementation(kind, q, simple=valid is None and bias is None and not received)
     if which != "plain":
         return fused_attention(q, k, v, which=which, causal=False), None
     scale, tokens = q.shape[-1] ** -0.5, q.shape[1]
 
     def block(queries: Array, counted: Array | None) -> tuple[Array, Any]:
         scores = jnp.einsum("tqhd,tshd->thqs", queries, k, preferred_element_type=jnp.float32) * scale
+        if bias is not None:
+            scores += bias[:, None, None]
         if valid is not None:
             scores = jnp.where(valid[:, None, None], scores, _MASKED)
         weights = jax.nn.softmax(scores, axis=-1)

@@ -138,16 +138,25 @@ def chunk_frames(count: int, chunk: int) -> int:
     return -(-count // -(-count // chunk))
 
 
-def map_chunks(encode: Any, frames: Array, chunk: int) -> dict[str, Array]:
+def map_chunks(encode: Any, frames: Any, chunk: int) -> Any:
     """`encode` over chunks of frames, one after the other; the last chunk is filled up with zero frames.
 
     Chunks are evened out (33 frames in chunks of at most 8 run as 5 times 7), so that little of the filling is wasted.
+
+    Args:
+      encode: from arrays with a leading axis of frames to arrays with one.
+      frames: an array or a pytree of them.
+      chunk: most frames at once, static.
     """
-    count = frames.shape[0]
+    count = jax.tree.leaves(frames)[0].shape[0]
     size = chunk_frames(count, chunk)
     chunks = -(-count // size)
     if chunks == 1:
         return encode(frames)
-    padded = jnp.pad(frames, ((0, chunks * size - count), *((0, 0),) * (frames.ndim - 1)))
-    out = lax.map(encode, padded.reshape(chunks, size, *frames.shape[1:]))
-    return {name: x.reshape(chunks * size, *x.shape[2:])[:count] for name, x in out.items()}
+
+    def cut(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, chunks * size - count), *((0, 0),) * (x.ndim - 1)))
+        return padded.reshape(chunks, size, *x.shape[1:])
+
+    out = lax.map(encode, jax.tree.map(cut, frames))
+    return jax.tree.map(lambda x: x.reshape(chunks * size, *x.shape[2:])[:count], out)

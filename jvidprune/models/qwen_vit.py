@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -242,16 +243,21 @@ class VisionAttention(nnx.Module):
         self.qkv = linear(config.width, 3 * config.width, dtype=dtype, rngs=rngs)
         self.o = linear(config.width, config.width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, tables: GridTables, whole: Any, *, tap: bool) -> tuple[Array, BlockOutputs]:
+    def __call__(
+        self, x: Array, tables: GridTables, whole: Any, *, tap: bool, attend: Callable[..., Array] | None = None
+    ) -> tuple[Array, BlockOutputs]:
         """Output, and with `tap` the evidence of this block.
 
         `whole` says whether frames are seen whole: a static bool, or a traced one inside a scan over mixed blocks.
+        `attend` (q, k, v, whole) takes the place of attention over frames and windows; nothing is tapped then.
         """
         frames, patches, _ = x.shape
         qkv = self.qkv(x).reshape(frames, patches, 3, self.heads, -1)
         # Rotated in float32 and cast back, as the reference does.
         q, k = (rotate(qkv[:, :, i].astype(jnp.float32), tables.cos, tables.sin).astype(x.dtype) for i in (0, 1))
         v = qkv[:, :, 2]
+        if attend is not None:
+            return self.o(attend(q, k, v, whole).reshape(x.shape)), BlockOutputs()
 
         def over_frames(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
             return attend_all(q, k, v, received=tap, kind=self.kind)
@@ -288,9 +294,11 @@ class VisionBlock(nnx.Module):
         else:
             self.mlp = Mlp(config.width, config.mlp, config.width, config.activation, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, tables: GridTables, whole: Any, *, tap: bool) -> tuple[Array, BlockOutputs]:
+    def __call__(
+        self, x: Array, tables: GridTables, whole: Any, *, tap: bool, attend: Callable[..., Array] | None = None
+    ) -> tuple[Array, BlockOutputs]:
         """The new residual and what the attention gives."""
-        out, found = self.attn(self.norm1(x), tables, whole, tap=tap)
+        out, found = self.attn(self.norm1(x), tables, whole, tap=tap, attend=attend)
         x = x + out
         return x + self.mlp(self.norm2(x)), found
 
@@ -359,8 +367,12 @@ class QwenVit(nnx.Module):
         *,
         tap: bool = False,
         hidden: bool = False,
+        attend: Callable[..., Array] | None = None,
     ) -> tuple[Float[Array, "T M Dv"], BlockOutputs]:
         """Blocks [start, stop) as one scan; `tap` asks every one of them for evidence.
+
+        With `attend`, x is any (rows, slots, Dv) of tokens whose rotary is in the tables, and which see each other is
+        up to that function.
 
         Blocks that see frames and blocks that see windows share the scan: a flag chooses inside, so a tower compiles as
         one block whatever its pattern.
@@ -369,7 +381,7 @@ class QwenVit(nnx.Module):
         flags = None if len(set(kinds)) == 1 else jnp.asarray(kinds)
 
         def body(block: VisionBlock, x: Array, flag: Any) -> tuple[Array, BlockOutputs]:
-            x, found = block(x, tables, kinds[0] if flag is None else flag, tap=tap)
+            x, found = block(x, tables, kinds[0] if flag is None else flag, tap=tap, attend=attend)
             return x, found._replace(hidden=x if hidden else None)
 
         return scan_layers(self.blocks, start, stop, self.config.layers, body, x, flags)

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.attention import attend_all
+from jvidprune.models.attention import Attend, attend_all
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import Mlp, check_activation, layer_norm, linear, scan_layers, stack
 from jvidprune.ops import saliency as ops
@@ -109,9 +109,14 @@ class SiglipAttention(nnx.Module):
         self.v = linear(config.width, config.width, dtype=dtype, rngs=rngs)
         self.o = linear(config.width, config.width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, *, tap: bool) -> tuple[Array, Any, Any]:
-        """Output, attention received and mean keys (the latter two None without `tap`)."""
+    def __call__(self, x: Array, *, tap: bool, attend: Attend | None = None) -> tuple[Array, Any, Any]:
+        """Output, attention received and mean keys (the latter two None without `tap`).
+
+        `attend` takes the place of attention over whole frames; nothing is tapped then.
+        """
         q, k, v = (part(x).reshape(*x.shape[:2], self.heads, -1) for part in (self.q, self.k, self.v))
+        if attend is not None:
+            return self.o(attend(q, k, v).reshape(x.shape)), None, None
         out, received = attend_all(q, k, v, received=tap, kind=self.kind)
         keys = k.astype(jnp.float32).mean(axis=2) if tap else None
         return self.o(out.reshape(x.shape)), received, keys
@@ -126,9 +131,9 @@ class SiglipBlock(nnx.Module):
         self.attn = SiglipAttention(config, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(config.width, config.mlp, config.width, config.activation, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, *, tap: bool) -> tuple[Array, Any, Any]:
+    def __call__(self, x: Array, *, tap: bool, attend: Attend | None = None) -> tuple[Array, Any, Any]:
         """The new residual and what the attention gives."""
-        out, received, keys = self.attn(self.norm1(x), tap=tap)
+        out, received, keys = self.attn(self.norm1(x), tap=tap, attend=attend)
         x = x + out
         return x + self.mlp(self.norm2(x)), received, keys
 
@@ -190,12 +195,22 @@ class Siglip(nnx.Module):
         return self.patch_embed(rows.astype(self.pos_embed[...].dtype))
 
     def run(
-        self, x: Float[Array, "T M Dv"], start: int, stop: int, *, tap: bool = False, hidden: bool = False
+        self,
+        x: Float[Array, "T M Dv"],
+        start: int,
+        stop: int,
+        *,
+        tap: bool = False,
+        hidden: bool = False,
+        attend: Attend | None = None,
     ) -> tuple[Float[Array, "T M Dv"], BlockOutputs]:
-        """Blocks [start, stop) as one scan; `tap` asks every one of them for attention received and keys."""
+        """Blocks [start, stop) as one scan; `tap` asks every one of them for attention received and keys.
+
+        With `attend`, x is any (rows, slots, Dv) of tokens, and which see each other is up to that function.
+        """
 
         def body(block: SiglipBlock, x: Array, _: None) -> tuple[Array, BlockOutputs]:
-            x, received, keys = block(x, tap=tap)
+            x, received, keys = block(x, tap=tap, attend=attend)
             return x, BlockOutputs(received, keys, x if hidden else None)
 
         return scan_layers(self.blocks, start, stop, self.config.layers, body, x, remat=self.config.remat)

@@ -21,6 +21,8 @@ _MODULES = (
     "ottvid",
     "aot",
     "stop",
+    "stts",
+    "stts_tower",
 )
 
 
