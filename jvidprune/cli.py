@@ -191,6 +191,30 @@ def sweep_methods(
         console.sweep(table, record)
 
 
+@app.command(name="serve")
+def serve_page(
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    max_mb: float = 64.0,
+    max_new_tokens: int = 64,
+    model: Model = ModelChoice(),
+    out: Common = Output(),
+) -> None:
+    """Serve a local page to look and try: one video and one question, several methods side by side.
+
+    Args:
+      host: address to bind; there is no log-in, so anything but loopback lets everyone in who reaches it.
+      port: port of the page, 0 for any free one.
+      max_mb: largest upload in megabytes.
+      max_new_tokens: longest answer.
+    """
+    from jvidprune.commands import serve
+
+    limits = {"upload_mb": max_mb, "max_new_tokens": max_new_tokens}
+    serve.serve(host, port, model=dataclasses.asdict(model), console=out.console(), as_json=out.json, **limits)
+
+
 @app.command
 def clip(
     path: Annotated[Path, Positional] = Path("clip.mp4"), /, *, seed: int = 0, frames: int = 64, out: Common = Output()

@@ -60,26 +60,33 @@ class ReducedVideo:
         return getattr(getattr(self.reducer, "info", None), "title", type(self.reducer).__name__)
 
 
-def reduce_video(video: VideoTokens, reducer: Reducer, ratio: float, clip: Clip | None = None) -> ReducedVideo:
-    """Reduces encoded tokens and waits for the result.
+def reduce_video(
+    video: VideoTokens, reducer: Reducer, ratio: float, clip: Clip | None = None, *, diagnostics: bool = False
+) -> ReducedVideo:
+    """Reduces encoded tokens and waits for the result; with `diagnostics` it can be drawn as well as asked about.
 
     Raises:
       JvidpruneError: an impossible ratio or budget, or missing evidence.
     """
-    return sweep_video(video, reducer, [ratio], clip)[0]
+    return sweep_video(video, reducer, [ratio], clip, diagnostics=diagnostics)[0]
 
 
 def sweep_video(
-    video: VideoTokens, reducer: Reducer, ratios: Sequence[float], clip: Clip | None = None
+    video: VideoTokens,
+    reducer: Reducer,
+    ratios: Sequence[float],
+    clip: Clip | None = None,
+    *,
+    diagnostics: bool = False,
 ) -> list[ReducedVideo]:
-    """Reduces encoded tokens to several retention ratios in one compiled program.
+    """Reduces encoded tokens to several retention ratios in one compiled program, with diagnostics if they are wanted.
 
     Raises:
       JvidpruneError: an impossible ratio or budget, or missing evidence.
     """
     stages = [inner_stages(reducer, ratio) for ratio in ratios]
     in_blocks = any(stage.rule == "text_in_blocks" for inner in stages for stage in inner)
-    shown = in_blocks or prompt_rules(reducer).filed
+    shown = diagnostics or in_blocks or prompt_rules(reducer).filed
     swept = jax.block_until_ready(sweep(reducer, video, ratios, diagnostics=shown))
     return [
         ReducedVideo(video, jax.tree.map(operator.itemgetter(i), swept), reducer, float(ratio), inner, clip)

@@ -34,8 +34,8 @@ class Limits:
                 raise JvidpruneError(f"the limit {field.name} must be a number above 0, not {value!r}.")
 
     @classmethod
-    def from_text(cls, text: str) -> "Limits":
-        """Limits from "seconds=3600,pixels=2000000"; those not named keep their defaults.
+    def from_text(cls, text: str, base: "Limits | None" = None) -> "Limits":
+        """Limits from "seconds=3600,pixels=2000000"; those not named are those of `base`, by default `DEFAULT`.
 
         Raises:
           JvidpruneError: an unknown name, or a value that is no number above 0.
@@ -50,7 +50,7 @@ class Limits:
                 given[name] = float(value) if name == "seconds" else int(float(value))
             except (ValueError, OverflowError):
                 raise JvidpruneError(f"the limit {name} must be a number above 0, not {value!r}.") from None
-        return cls(**given)  # pyright: ignore[reportArgumentType] - whole numbers, see above
+        return dataclasses.replace(base or DEFAULT, **given)
 
 
 DEFAULT = Limits()
