@@ -5,9 +5,10 @@ they are needed, and both divide batches, frames and clips; "tensor" divides hea
 computed by XLA from the shardings of parameters and inputs: models stay free of collectives.
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -309,7 +310,7 @@ def constrain(x: Any, *axes: str | None) -> Any:
 
     Args:
       x: array in a traced function.
-      *axes: logical axis of each dimension, of `RULES`.
+      *axes: logical axis of each dimension, of `RULES`; None on all of them puts the array on every device.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -317,10 +318,29 @@ def constrain(x: Any, *axes: str | None) -> Any:
     return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, dict(mesh.shape), {}))
 
 
-def mesh_of(tree: Any) -> Mesh | None:
-    """The mesh that the arrays of a tree lie on, None for a single device."""
-    for leaf in jax.tree.leaves(tree):
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
-            return sharding.mesh
-    return None
+def on_every_device(tree: Any) -> Any:
+    """`constrain` for a tree of which every device of the mesh in use gets the whole."""
+    return jax.tree.map(lambda x: constrain(x, *(None,) * x.ndim), tree)
+
+
+def pieces(axis: str) -> int:
+    """Into how many pieces the mesh in use divides a logical axis; 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape.get(name, 1) for name in RULES[axis])
+
+
+def mesh_of(model: Any) -> Mesh | None:
+    """The mesh that the parameters of a model lie on; None for a single device, and inside a traced function."""
+    first = next(iter(jax.tree.leaves(model)), None)
+    if not isinstance(first, jax.Array) or isinstance(first, jax.core.Tracer):
+        return None
+    mesh = getattr(first.sharding, "mesh", None)
+    return mesh if isinstance(mesh, Mesh) else None
+
+
+@contextlib.contextmanager
+def on_mesh_of(model: Any) -> Iterator[Mesh | None]:
+    """What is called inside runs on the mesh of a model's parameters."""
+    mesh = mesh_of(model)
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        yield mesh

@@ -226,3 +226,52 @@ except ValueError as error:
 
 def test_a_checkpoint_is_read_slice_by_slice_onto_eight_devices():
     assert run_on_eight(LOAD, ROOT / "llava_onevision") == "a batch of 6 rows cannot be divided over data=2, fsdp=2.\n"
+
+
+ANSWERS = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+import tiny
+from jvidprune import parallel
+from jvidprune.inference import batch
+from jvidprune.inference.batch import Prompt, answer_many, score_many
+from jvidprune.inference.pipeline import VideoLLM
+family, folder = sys.argv[1], Path(sys.argv[2])
+tiny.write_checkpoint(folder, family)
+mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+frames = np.random.default_rng(0).integers(0, 255, (6, 48, 64, 3), np.uint8)
+needs = frozenset({"attention_last", "keys"})
+found, caches, read = [], [], batch._read
+def spy(*given):
+    logits, cache = read(*given)
+    caches.append(cache)
+    return logits, cache
+batch._read = spy
+for where in (None, mesh):
+    llm = VideoLLM.load(folder, mesh=where)
+    video = llm.encode(frames, needs)
+    reduced = llm.reduce(video, reducer=llm.reducer("flashvid"), ratio=0.3)
+    prompts = [Prompt(reduced, question) for question in ("Who?", "What is it?", "Where did it go then?")]
+    replies = answer_many(llm, prompts, max_new_tokens=5)
+    scores = score_many(llm, prompts, [["yes", "no"]] * 3)
+    found.append((llm, video, reduced, replies, scores))
+(_, video, _, replies, scores), (llm, spread, reduced, again, same) = found
+assert parallel.mesh_of(llm.loaded.model) == mesh
+assert reduced.reduced.tokens.sharding.is_fully_replicated and len(spread.features.devices()) == 8
+for part in caches[-1].segments:
+    assert part.k.sharding.spec == jax.sharding.PartitionSpec(None, ("data", "fsdp"), None, "tensor"), part.k.sharding
+for name in ("features", *needs):
+    a, b = (np.asarray(getattr(v, name) if name == "features" else v.evidence[name]) for v in (video, spread))
+    np.testing.assert_allclose(a, b, atol=3e-5, rtol=3e-5, err_msg=name)
+assert replies == again
+assert len({reply.token_ids for reply in replies}) > 1
+for a, b in zip(sum(scores, []), sum(same, [])):
+    np.testing.assert_allclose(a.log_likelihood, b.log_likelihood, rtol=1e-4)
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl"])
+def test_a_model_answers_alike_on_one_device_and_on_eight(tmp_path, family):
+    assert run_on_eight(ANSWERS, family, tmp_path).strip() == "equal"

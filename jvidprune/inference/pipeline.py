@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference import qwen
@@ -26,6 +27,7 @@ from jvidprune.models.load import LoadedModel, load_model
 from jvidprune.models.positions import MropeRule
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind, NewlineRows
+from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.reducers.presets import BACKBONES, from_text
 from jvidprune.reducers.saved import SavedPruning, load_pruning
 from jvidprune.tokens import Reducer, VideoTokens
@@ -138,6 +140,7 @@ class VideoLLM:
         source: str | Path,
         *,
         dtype: Any = jnp.float32,
+        mesh: Mesh | None = None,
         progress: Callable[[int, int, str], None] | None = None,
         template: str | None = None,
         pooling_head: str | Path | None = None,
@@ -151,6 +154,8 @@ class VideoLLM:
         Args:
           source: folder or hub id.
           dtype: of parameters and activations.
+          mesh: of `parallel.make_mesh`; towers divide frames over it, prompts their rows, both their heads, and every
+            device reduces the whole video.
           progress: see `load_model`.
           template: of prompts: a name of `prompt.TEMPLATES`, "chat" for the chat template in the folder, or None for
             that of the family's published evaluations.
@@ -162,7 +167,7 @@ class VideoLLM:
         """
         enable_compilation_cache()
         options: dict[str, Any] = {"pooling_head": pooling_head, "attention": attention}
-        loaded = load_model(source, dtype=dtype, progress=progress, **options)
+        loaded = load_model(source, dtype=dtype, mesh=mesh, progress=progress, **options)
         if loaded.family not in FAMILIES:
             raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
         settings = FAMILIES[loaded.family]
@@ -232,11 +237,12 @@ class VideoLLM:
             needs = frozenset() if self.pruning is None else self.pruning.reducer.needs
         asked = needs if question is None else needs - {"text"}
         pixels = self.pixels(frames)
-        if isinstance(pixels, Patches):
-            steps, rows, columns = (int(side) for side in pixels.grid)
-            video = _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (steps, rows, columns), asked)
-        else:
-            video = _encode(self.loaded.model, jnp.asarray(pixels), asked)
+        with on_mesh_of(self.loaded.model):
+            if isinstance(pixels, Patches):
+                steps, rows, columns = (int(side) for side in pixels.grid)
+                video = _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (steps, rows, columns), asked)
+            else:
+                video = _encode(self.loaded.model, jnp.asarray(pixels), asked)
         if asked == needs:
             return video
         # Attached here, so that the tower does not compile anew for every length of a question.
@@ -369,9 +375,9 @@ class VideoLLM:
 
 @functools.partial(jax.jit, static_argnames="needs")
 def _encode(model: Any, pixels: jax.Array, needs: frozenset[str]) -> VideoTokens:
-    return model.encode(pixels, needs)
+    return on_every_device(model.encode(pixels, needs))
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "needs"))
 def _encode_grid(model: Any, patches: jax.Array, grid: tuple[int, int, int], needs: frozenset[str]) -> VideoTokens:
-    return model.encode(patches, grid, needs)
+    return on_every_device(model.encode(patches, grid, needs))

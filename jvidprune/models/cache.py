@@ -6,9 +6,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.parallel import Axes, constrain, sharding_of
+
+_AXES: Axes = (None, "batch", None, "kv_heads", None)
+_VALID_AXES: Axes = ("batch", None)
 
 
 @jax.tree_util.register_dataclass
@@ -42,9 +47,9 @@ class CacheSegment:
         at = (0, 0, self.length, 0, 0)
         return dataclasses.replace(
             self,
-            k=lax.dynamic_update_slice(self.k, k.astype(self.k.dtype), at),
-            v=lax.dynamic_update_slice(self.v, v.astype(self.v.dtype), at),
-            valid=lax.dynamic_update_slice(self.valid, valid, (0, self.length)),
+            k=constrain(lax.dynamic_update_slice(self.k, k.astype(self.k.dtype), at), *_AXES),
+            v=constrain(lax.dynamic_update_slice(self.v, v.astype(self.v.dtype), at), *_AXES),
+            valid=constrain(lax.dynamic_update_slice(self.valid, valid, (0, self.length)), *_VALID_AXES),
             length=self.length + valid.shape[1],
         )
 
@@ -75,6 +80,7 @@ def empty_cache(
     capacity: int | tuple[int, ...],
     boundaries: tuple[int, ...] = (),
     dtype: Any,
+    mesh: Mesh | None = None,
 ) -> Cache:
     """A cache with nothing in it.
 
@@ -86,6 +92,7 @@ def empty_cache(
       capacity: slots of a row, or one number for each segment.
       boundaries: layers at which a new segment starts, increasing, each in 1..layers-1.
       dtype: of keys and values.
+      mesh: over which rows and heads are divided; None means the default device.
 
     Raises:
       JvidpruneError: boundaries that are not increasing layers, or not one capacity a segment.
@@ -99,7 +106,13 @@ def empty_cache(
     segments = []
     for start, stop, slots in zip(edges[:-1], edges[1:], capacities, strict=True):
         shape = (stop - start, batch, slots, kv_heads, head_dim)
-        valid = jnp.zeros((batch, slots), bool)
-        empty = CacheSegment(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), valid, jnp.int32(0), start, stop)
+        valid = _zeros((batch, slots), bool, _VALID_AXES, mesh)
+        k, v = (_zeros(shape, dtype, _AXES, mesh) for _ in "kv")
+        empty = CacheSegment(k, v, valid, jnp.int32(0), start, stop)
         segments.append(empty)
     return Cache(tuple(segments), jnp.zeros(batch, jnp.int32))
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any, axes: Axes, mesh: Mesh | None) -> Array:
+    # Made where they lie: a long prompt's cache need not fit one device.
+    return jnp.zeros(shape, dtype, device=None if mesh is None else sharding_of(axes, shape, mesh))

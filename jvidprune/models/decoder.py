@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
@@ -16,6 +17,7 @@ from jvidprune.models.inner import Inner
 from jvidprune.models.layers import GatedMlp, RMSNorm, linear, scan_layers, stack
 from jvidprune.models.reading import Read, read_prompt, run_cached
 from jvidprune.models.rope import RopeConfig, rope_tables, rotate
+from jvidprune.parallel import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,6 +256,7 @@ class Decoder(nnx.Module):
         seen = past.valid if past is not None and past_valid is None else past_valid
 
         def body(layer: DecoderLayer, x: Array, extra: dict[str, Any]) -> tuple[Array, LayerOutputs]:
+            x = constrain(x, "batch", None, None)
             before = None if past is None or seen is None else Past(extra["k"], extra["v"], seen)
             x, keys, weights = layer(x, step, before, causal=causal, rows=rows)
             outputs = LayerOutputs(keys.k, keys.v, x if hidden else None, weights)
@@ -289,7 +292,12 @@ class Decoder(nnx.Module):
         return Forward(self.logits(x), states, attention)
 
     def empty_cache(
-        self, batch: int, capacity: int | tuple[int, ...], boundaries: tuple[int, ...] = (), dtype: Any = None
+        self,
+        batch: int,
+        capacity: int | tuple[int, ...],
+        boundaries: tuple[int, ...] = (),
+        dtype: Any = None,
+        mesh: Mesh | None = None,
     ) -> Cache:
         """A cache of this decoder's sizes, see `cache.empty_cache`; the parameters' dtype by default."""
         return empty_cache(
@@ -300,6 +308,7 @@ class Decoder(nnx.Module):
             capacity=capacity,
             boundaries=boundaries,
             dtype=self.dtype if dtype is None else dtype,
+            mesh=mesh,
         )
 
     def prefill(

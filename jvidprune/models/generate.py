@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.cache import Cache
+from jvidprune.parallel import on_every_device, on_mesh_of
 
 NO_TOKEN = -1
 """What stands in the output behind a row's end of sequence."""
@@ -78,15 +79,18 @@ def prefill(
       JvidpruneError: S beyond the model's positions or the capacity.
     """
     inner = options.get("inner")
-    if inner is None:
-        cache = model.empty_cache(embeds.shape[0], capacity)
-    else:
+    slots: Any = capacity
+    sizes: dict[str, Any] = {}
+    if inner is not None:
         length = embeds.shape[1]
-        slots = inner.capacities(length, capacity - length)
-        cache = model.empty_cache(embeds.shape[0], slots, boundaries=inner.boundaries)
+        slots, sizes["boundaries"] = inner.capacities(length, capacity - length), inner.boundaries
     there = np.asarray(valid)
     packed = not (there[:, 1:] & ~there[:, :-1]).any()
-    return _prefill(model, embeds, positions, valid, cache, options, packed=packed)
+    with on_mesh_of(model) as mesh:
+        if mesh is not None:
+            sizes["mesh"] = mesh
+        cache = model.empty_cache(embeds.shape[0], slots, **sizes)
+        return _prefill(model, embeds, positions, valid, cache, options, packed=packed)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "greedy"), donate_argnames="cache")
@@ -121,7 +125,8 @@ def _decode(
         return (state[0] < steps) & ~state[2].all()
 
     *_, tokens, cache = lax.while_loop(running, body, (jnp.int32(1), first, done, tokens, cache))
-    return tokens, cache
+    # Every process of a mesh reads all answers.
+    return on_every_device(tokens), cache
 
 
 def decode(
@@ -162,17 +167,18 @@ def decode(
             raise JvidpruneError(
                 f"{max_new_tokens} new tokens do not fit: {taken} of {segment.capacity} slots are taken."
             )
-    return _decode(
-        model,
-        logits,
-        cache,
-        jax.random.key(0) if key is None else key,
-        temperature,
-        top_p,
-        jnp.asarray(eos_ids, jnp.int32),
-        steps=max_new_tokens,
-        greedy=temperature == 0,
-    )
+    with on_mesh_of(model):
+        return _decode(
+            model,
+            logits,
+            cache,
+            jax.random.key(0) if key is None else key,
+            temperature,
+            top_p,
+            jnp.asarray(eos_ids, jnp.int32),
+            steps=max_new_tokens,
+            greedy=temperature == 0,
+        )
 
 
 def generate(

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.parallel import pieces
 
 Module = TypeVar("Module", bound=nnx.Module)
 
@@ -142,21 +143,25 @@ def map_chunks(encode: Any, frames: Any, chunk: int) -> Any:
     """`encode` over chunks of frames, one after the other; the last chunk is filled up with zero frames.
 
     Chunks are evened out (33 frames in chunks of at most 8 run as 5 times 7), so that little of the filling is wasted.
+    On a mesh `chunk` is what one device takes at once, and all get equally many.
 
     Args:
       encode: from arrays with a leading axis of frames to arrays with one.
       frames: an array or a pytree of them.
       chunk: most frames at once, static.
     """
-    count = jax.tree.leaves(frames)[0].shape[0]
-    size = chunk_frames(count, chunk)
+    count, devices = jax.tree.leaves(frames)[0].shape[0], pieces("frames")
+    size = chunk_frames(count, chunk * devices)
+    size += -size % devices
     chunks = -(-count // size)
-    if chunks == 1:
+    if size == count:
         return encode(frames)
 
-    def cut(x: Array) -> Array:
-        padded = jnp.pad(x, ((0, chunks * size - count), *((0, 0),) * (x.ndim - 1)))
-        return padded.reshape(chunks, size, *x.shape[1:])
+    def filled(x: Array) -> Array:
+        return jnp.pad(x, ((0, chunks * size - count), *((0, 0),) * (x.ndim - 1)))
 
-    out = lax.map(encode, jax.tree.map(cut, frames))
+    if chunks == 1:
+        return jax.tree.map(lambda x: x[:count], encode(jax.tree.map(filled, frames)))
+    cut = jax.tree.map(lambda x: filled(x).reshape(chunks, size, *x.shape[1:]), frames)
+    out = lax.map(encode, cut)
     return jax.tree.map(lambda x: x.reshape(chunks * size, *x.shape[2:])[:count], out)

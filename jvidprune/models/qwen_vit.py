@@ -18,6 +18,7 @@ from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import GatedMlp, Mlp, RMSNorm, layer_norm, linear, scan_layers, stack
 from jvidprune.models.rope import grid_rope_tables, rotate
 from jvidprune.ops.saliency import mean_query_attention
+from jvidprune.parallel import constrain
 
 _SCORES = 2**27
 """float32 attention scores that may exist at once, half a GiB: bounds the frames of a chunk."""
@@ -381,6 +382,7 @@ class QwenVit(nnx.Module):
         flags = None if len(set(kinds)) == 1 else jnp.asarray(kinds)
 
         def body(block: VisionBlock, x: Array, flag: Any) -> tuple[Array, BlockOutputs]:
+            x = constrain(x, "frames", None, None)
             x, found = block(x, tables, kinds[0] if flag is None else flag, tap=tap, attend=attend)
             return x, found._replace(hidden=x if hidden else None)
 

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.models.cache import Cache
+from jvidprune.parallel import on_every_device, on_mesh_of
 
 
 def score(
@@ -30,14 +31,15 @@ def score(
       probable one, lowest id among equals.
     """
     read = _one_by_one if cache.policy is not None else _at_once
-    return read(model, logits, cache, jnp.asarray(tokens))
+    with on_mesh_of(model):
+        return read(model, logits, cache, jnp.asarray(tokens))
 
 
 @jax.jit
 def _at_once(model: Any, logits: Array, cache: Cache, tokens: Array) -> tuple[Array, Array]:
     first = _judge(logits, tokens[:, 0])
     if tokens.shape[1] == 1:
-        return first
+        return on_every_device(first)
     hidden = model.lm.look_ahead(jnp.maximum(tokens[:, :-1], 0), cache)
 
     # One place at a time: the logits of all places would be (B, L, V).
@@ -46,7 +48,7 @@ def _at_once(model: Any, logits: Array, cache: Cache, tokens: Array) -> tuple[Ar
         return _judge(model.lm.logits(x), token)
 
     rest, best = lax.map(place, (jnp.moveaxis(hidden, 1, 0), tokens[:, 1:].T))
-    return first[0] + rest.sum(axis=0), first[1] & best.all(axis=0)
+    return on_every_device((first[0] + rest.sum(axis=0), first[1] & best.all(axis=0)))
 
 
 @jax.jit
@@ -58,7 +60,7 @@ def _one_by_one(model: Any, logits: Array, cache: Cache, tokens: Array) -> tuple
     # The last token is judged, not read.
     (logits, _), (sums, best) = lax.scan(step, (logits, cache), tokens[:, :-1].T)
     last = _judge(logits, tokens[:, -1])
-    return sums.sum(axis=0) + last[0], best.all(axis=0) & last[1]
+    return on_every_device((sums.sum(axis=0) + last[0], best.all(axis=0) & last[1]))
 
 
 def _judge(logits: Float[Array, "B V"], token: Int[Array, "B"]) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:

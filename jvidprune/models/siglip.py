@@ -14,6 +14,7 @@ from jvidprune.models.attention import Attend, attend_all
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import Mlp, check_activation, layer_norm, linear, scan_layers, stack
 from jvidprune.ops import saliency as ops
+from jvidprune.parallel import constrain
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +211,7 @@ class Siglip(nnx.Module):
         """
 
         def body(block: SiglipBlock, x: Array, _: None) -> tuple[Array, BlockOutputs]:
-            x, received, keys = block(x, tap=tap, attend=attend)
+            x, received, keys = block(constrain(x, "frames", None, None), tap=tap, attend=attend)
             return x, BlockOutputs(received, keys, x if hidden else None)
 
         return scan_layers(self.blocks, start, stop, self.config.layers, body, x, remat=self.config.remat)
