@@ -54,10 +54,27 @@ class ModelChoice:
     """What is accepted of a video file, as in "seconds=7200,pixels=9000000" (also frames, bytes, total)."""
     template: str | None = None
     """Prompt template by name, or "chat" for the checkpoint's own; by default that of the family's evaluations."""
+    mesh: str = ""
+    """Devices to divide the model over, as in "data=2,tensor=4", or "auto" for a copy on each; by default the first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessChoice:
+    """Which of several processes this is; found out by itself under SLURM and on TPU pods."""
+
+    coordinator: str | None = None
+    """host:port of process 0."""
+    processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Number of this one, from 0."""
+    host: str = ""
+    """Run the share of one of several independent processes, as in "0/4", without any coordinator."""
 
 
 Common = Annotated[Output, OmitArgPrefixes]
 Model = Annotated[ModelChoice, OmitArgPrefixes]
+Processes = Annotated[ProcessChoice, OmitArgPrefixes]
 Video = Annotated[Path | None, Positional, arg(metavar="VIDEO", help="Video file; by default a generated clip.")]
 
 
@@ -162,6 +179,7 @@ def sweep_methods(
         Path | None, arg(name="out", help="Folder of the run; by default runs/<hash of what changes results>.")
     ] = None,
     model: Model = ModelChoice(),
+    launch: Processes = ProcessChoice(),
     out: Common = Output(),
 ) -> None:
     """Compare methods by accuracy at retention ratios: a table, a CSV file, plots and report.html; resumes if stopped.
@@ -182,9 +200,12 @@ def sweep_methods(
     console = out.console()
     chosen = split_texts(methods or sweep.METHODS)
     choice = sweep.SweepChoice(chosen, sweep.read_ratios(ratios), task, data, clips, questions, max_new_tokens, save)
-    table, record = sweep.sweep(choice, model=dataclasses.asdict(model), console=console)
+    settings = {"model": dataclasses.asdict(model), "launch": dataclasses.asdict(launch)}
+    table, record = sweep.sweep(choice, **settings, console=console)
     if out.json:
         _print_json(record)
+    elif table is None:
+        console.unfinished(record)
     elif out.quiet:
         print(record["report"])
     else:

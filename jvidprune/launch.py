@@ -125,12 +125,13 @@ def start(
 ) -> Launch:
     """Starts JAX's distributed runtime where there are several processes; before anything runs on a device.
 
-    A second call does nothing. On CPU collectives go through gloo.
+    A second call does nothing. On CPU collectives go through gloo, and with `keep_running` they stay inside a process.
 
     Args:
       coordinator, processes, process: see `detect`.
       keep_running: the others go on when a process dies, and it may come back (a sweep, whose processes share nothing
-        but a folder); by default all end, as a training step needs all.
+        but a folder); by default all end, as a training step needs all. Process 0 must be the last to leave in any
+        case: the others report to it.
       heartbeat: seconds of silence after which a process counts as dead.
       patience: seconds to wait for the others at the beginning and at the end.
 
@@ -141,7 +142,8 @@ def start(
     if launch.kind == "single" or jax.distributed.is_initialized():
         return launch
     config: Any = jax.config
-    config.update("jax_cpu_collectives_implementation", "gloo")
+    # A process that comes back finds the rendezvous of its former life with gloo, even for its own devices alone.
+    config.update("jax_cpu_collectives_implementation", None if keep_running else "gloo")
     if keep_running:
         config.update("jax_enable_recoverability", True)
     options: dict[str, Any] = {

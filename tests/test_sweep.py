@@ -172,7 +172,7 @@ def test_the_hash_changes_with_everything_that_changes_results(model):
 
 
 def test_two_writers_of_one_folder_are_kept_apart(tmp_path):
-    from jvidprune.bench.store import only_writer
+    from jvidprune.bench.hosts import only_writer
 
     with only_writer(tmp_path), pytest.raises(JvidpruneError, match="another sweep"), only_writer(tmp_path):
         pass

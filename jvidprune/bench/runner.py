@@ -1,10 +1,11 @@
 """The sweep: clips one by one, each encoded once, every method at every ratio on it; resumes where it was stopped."""
 
+import contextlib
 import dataclasses
 import json
 import resource
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,10 +15,21 @@ from jvidprune.bench import plan as plans
 from jvidprune.bench.answering import answer_all, compile_all, time_alone
 from jvidprune.bench.extract import is_correct
 from jvidprune.bench.flops import count
+from jvidprune.bench.hosts import (
+    ALONE,
+    GRACE,
+    Host,
+    join,
+    one_at_a_time,
+    only_writer,
+    part_files,
+    record_files,
+    wait_for_others,
+)
 from jvidprune.bench.identity import run_hash
 from jvidprune.bench.plan import SweepPlan
 from jvidprune.bench.records import is_batch, is_sample
-from jvidprune.bench.store import Record, RecordStore, only_writer
+from jvidprune.bench.store import Record, RecordStore
 from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.files import atomic_output, load_json
 from jvidprune.inference.batch import Reply
@@ -41,9 +53,10 @@ Progress = Callable[[str, int, int], None]
 
 @dataclasses.dataclass(frozen=True)
 class RunFiles:
-    """The files of a run in its folder."""
+    """The files of a run in its folder that one process writes."""
 
     folder: Path
+    host: Host = ALONE
 
     @property
     def settings(self) -> Path:
@@ -52,13 +65,13 @@ class RunFiles:
 
     @property
     def samples(self) -> Path:
-        """One record a clip, question, method and ratio."""
-        return self.folder / "samples.jsonl"
+        """One record a clip, question, method and ratio; of one host, if there are several."""
+        return self.folder / f"samples{self.host.mark}.jsonl"
 
     @property
     def batches(self) -> Path:
-        """One record a clip, method and ratio: times, memory, or why the method refused."""
-        return self.folder / "batches.jsonl"
+        """One record a clip, method and ratio: times, memory, or why the method refused; alike."""
+        return self.folder / f"batches{self.host.mark}.jsonl"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +85,7 @@ class SweepRecords:
       samples: one record a clip, question, method and ratio.
       batches: one record a clip, method and ratio.
       resumed: samples that were there before this process started.
+      complete: whether nothing is missing; False while other hosts have clips to do.
     """
 
     files: RunFiles
@@ -80,10 +94,18 @@ class SweepRecords:
     samples: list[Record]
     batches: list[Record]
     resumed: int
+    complete: bool = True
 
 
 def run_sweep(
-    llm: VideoLLM, task: Any, plan: SweepPlan, out: Path | None = None, *, progress: Progress | None = None
+    llm: VideoLLM,
+    task: Any,
+    plan: SweepPlan,
+    out: Path | None = None,
+    *,
+    progress: Progress | None = None,
+    host: Host = ALONE,
+    grace: float = GRACE,
 ) -> SweepRecords:
     """Runs what is not yet on disk of a sweep.
 
@@ -91,31 +113,73 @@ def run_sweep(
     it makes the same batches and writes the records that are missing, so the final table is that of an uninterrupted
     run.
 
+    Several processes that share a folder each run the clips of their number (`bench.hosts`); the last one to finish, or
+    any that is started later, joins their records into what a single process would have written.
+
     Args:
       llm: the model.
       task: a `bench.items.Task`.
       plan: methods, ratios and length of answers.
       out: folder of the run; by default runs/<hash of everything that changes results>.
       progress: called before every clip and method.
+      host: which of several processes this is.
+      grace: see `hosts.wait_for_others`.
 
     Raises:
       JvidpruneError: another process writes there, the folder holds another run, or a video cannot be read.
     """
     identity = plans.identity(llm, task, plan)
-    files = RunFiles(out or Path("runs") / run_hash(identity))
-    with only_writer(files.folder):
+    files = RunFiles(out or Path("runs") / run_hash(identity), host)
+    progress = progress or (lambda text, done, total: None)
+    with only_writer(files.folder, host):
         _write_settings(files.settings, identity)
-        samples, batches = (
-            RecordStore(files.samples, SAMPLE_KEY, is_sample),
-            RecordStore(files.batches, BATCH_KEY, is_batch),
-        )
-        try:
-            resumed = len(samples)
-            _run_missing(llm, task, plan, samples, batches, progress or (lambda text, done, total: None))
-            return SweepRecords(files, identity, plan.runs(), samples.records(), batches.records(), resumed)
-        finally:
-            samples.close()
-            batches.close()
+        with contextlib.ExitStack() as closing:
+            with one_at_a_time(files.folder):
+                stores = closing.enter_context(_stores(files))
+            resumed = len(stores[0])
+            _run_missing(llm, task, plan, *stores, progress, host)
+        if host.of > 1:
+            progress("waiting for the other hosts", 0, 1)
+        items = [task[number] for number in range(len(task))]
+        complete = wait_for_others(files.folder, host, lambda: _joined(files, items, plan), grace)
+        with one_at_a_time(files.folder), _stores(files) as (samples, batches):
+            records = samples.records(), batches.records()
+        return SweepRecords(files, identity, plan.runs(), *records, resumed, complete)
+
+
+@contextlib.contextmanager
+def _stores(files: RunFiles) -> Iterator[tuple[RecordStore, RecordStore]]:
+    """Samples and batches: our own files, and what other processes have written."""
+    with contextlib.ExitStack() as closing:
+        stores = []
+        kinds = (files.samples, "samples", SAMPLE_KEY, is_sample), (files.batches, "batches", BATCH_KEY, is_batch)
+        for path, name, key, whole in kinds:
+            others = [other for other in record_files(files.folder, name) if other != path]
+            stores.append(RecordStore(path, key, whole, others))
+            closing.callback(stores[-1].close)
+        yield stores[0], stores[1]
+
+
+def _joined(files: RunFiles, items: Sequence[Any], plan: SweepPlan) -> bool:
+    """Whether nothing is missing; if so, all records are in the files of a single process afterwards."""
+    with one_at_a_time(files.folder), _stores(files) as (samples, batches):
+        groups = plan.groups()
+        if any(_missing(item, group, samples, batches) for item in items for group in groups):
+            return False
+        parts = {name: part_files(files.folder, name) for name in ("samples", "batches")}
+        if any(parts.values()):
+            clips = {item.id: number for number, item in enumerate(items)}
+            questions = {(item.id, q.id): n for item in items for n, q in enumerate(item.questions)}
+            runs = {run: number for number, run in enumerate(plan.runs())}
+
+            def place(record: Record) -> tuple[int, ...]:
+                question = questions.get((record["clip"], record.get("question")), 0)
+                return clips[record["clip"]], runs[record["method"], record["ratio"]], question
+
+            for name, store in (("samples", samples), ("batches", batches)):
+                ours = [r for r in store.records() if r["clip"] in clips and (r["method"], r["ratio"]) in runs]
+                join(files.folder, name, sorted(ours, key=place), parts[name])
+        return True
 
 
 def _write_settings(path: Path, identity: dict[str, Any]) -> None:
@@ -133,15 +197,21 @@ def _write_settings(path: Path, identity: dict[str, Any]) -> None:
 
 
 def _run_missing(
-    llm: VideoLLM, task: Any, plan: SweepPlan, samples: RecordStore, batches: RecordStore, progress: Progress
+    llm: VideoLLM,
+    task: Any,
+    plan: SweepPlan,
+    samples: RecordStore,
+    batches: RecordStore,
+    progress: Progress,
+    host: Host,
 ) -> None:
-    groups = plan.groups()
-    total = len(task) * len(groups)
+    groups, mine = plan.groups(), host.clips(len(task))
+    total = len(mine) * len(groups)
     compiled: dict[str, float] | None = None
-    for number in range(len(task)):
+    for turn, number in enumerate(mine):
         item = task[number]
         waiting = [group for group in groups if _missing(item, group, samples, batches)]
-        done = (number + 1) * len(groups) - len(waiting)
+        done = (turn + 1) * len(groups) - len(waiting)
         if not waiting:
             progress("reading what is there", done, total)
             continue

@@ -1,11 +1,10 @@
 """An append-only file of records, one JSON object a line, that survives being killed at any moment."""
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output, parse_json
@@ -20,27 +19,36 @@ class RecordStore:
     whole record; whoever made them makes them again. A record whose key is known already is not written twice.
     """
 
-    def __init__(self, path: Path, key: tuple[str, ...], whole: Callable[[Record], bool] | None = None):
-        """Opens or creates a file of records.
+    def __init__(
+        self,
+        path: Path,
+        key: tuple[str, ...],
+        whole: Callable[[Record], bool] | None = None,
+        beside: Iterable[Path] = (),
+    ):
+        """Reads a file of records, which the first new record creates.
 
         Args:
           path: the file.
           key: fields that identify a record.
           whole: whether a record has all that its readers need; others are dropped like unfinished lines.
+          beside: files of other writers, whose records are known here and which are never changed.
 
         Raises:
-          JvidpruneError: the file cannot be read or written.
+          JvidpruneError: a file cannot be read or written.
         """
         self.path = path
         self._key = key
         self._whole = whole or (lambda record: True)
         self._records: dict[tuple[Any, ...], Record] = {}
+        self._file: BinaryIO | None = None
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.dropped = self._repair()
-            self._file = path.open("ab")
+            for other in beside:
+                self._records = self._read(other) | self._records
         except OSError as error:
-            raise JvidpruneError(f"cannot keep records in {path}: {error.strerror}.") from error
+            raise _unusable(path, error) from error
 
     def key(self, record: Record) -> tuple[Any, ...]:
         """What identifies a record."""
@@ -65,16 +73,23 @@ class RecordStore:
         fresh = {self.key(record): record for record in records if self.key(record) not in self._records}
         if not fresh:
             return
-        self._file.write(b"".join(_line(record) for record in fresh.values()))
+        if self._file is None:
+            try:
+                self._file = self.path.open("ab")
+            except OSError as error:
+                raise _unusable(self.path, error) from error
+        self._file.write(b"".join(json_line(record) for record in fresh.values()))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._records |= fresh
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _repair(self) -> int:
+        """Drops lines of the file that are no whole records, or there twice; says how many."""
         if not self.path.exists():
             return 0
         lines = self.path.read_bytes().splitlines(keepends=True)
@@ -91,8 +106,22 @@ class RecordStore:
                 os.fsync(file.fileno())
         return len(lines) - len(good)
 
+    def _read(self, path: Path) -> dict[tuple[Any, ...], Record]:
+        """Whole records of a file that another process may be writing to, by their keys."""
+        found: dict[tuple[Any, ...], Record] = {}
+        for line in path.read_bytes().splitlines(keepends=True):
+            record = _parse(line, self._key)
+            if record is not None and self._whole(record):
+                found.setdefault(self.key(record), record)
+        return found
 
-def _line(record: Record) -> bytes:
+
+def _unusable(path: Path, error: OSError) -> JvidpruneError:
+    return JvidpruneError(f"cannot keep records in {path}: {error.strerror}.")
+
+
+def json_line(record: Record) -> bytes:
+    """A record as it stands in a file."""
     return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
@@ -105,24 +134,3 @@ def _parse(line: bytes, key: tuple[str, ...]) -> Record | None:
         return None
     whole = isinstance(record, dict) and all(isinstance(record.get(name), str | int | float) for name in key)
     return record if whole else None
-
-
-@contextlib.contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Holds a folder for one process; the lock goes with the process, however it ends.
-
-    Raises:
-      JvidpruneError: another process holds it, or the folder cannot be written to.
-    """
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise JvidpruneError(f"another sweep is writing to {folder}; wait for it or choose --out.") from None
-            yield
-    except OSError as error:
-        raise JvidpruneError(f"cannot write to {folder}: {error.strerror}.") from error

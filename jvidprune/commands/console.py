@@ -103,6 +103,14 @@ class Console:
         self._out.print(f"{record['samples']:,} answers{resumed} · table.csv, plots and records beside the report")
         self._out.print(f"report: [bold]{_escape(record['report'])}[/bold]", soft_wrap=True)
 
+    def unfinished(self, record: dict[str, Any]) -> None:
+        """A host that is done before others."""
+        self._out.print(
+            f"host {record['host']} of {record['hosts']} has done its clips; the host that finishes last writes the "
+            f"report. If one has died, start it again, or the whole command: {_escape(record['folder'])}",
+            highlight=False,
+        )
+
     def methods(self, rows: list[dict[str, Any]]) -> None:
         """Every method in three lines: name and paper, what it does, what it needs and promises."""
         for row in rows:

@@ -19,6 +19,7 @@ from jvidprune.inference.times import with_times
 from jvidprune.models.checkpoint import resolve_folder
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
+from jvidprune.parallel import make_mesh, read_mesh
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.base import reduce as reduce_video
 from jvidprune.reducers.presets import from_text
@@ -44,9 +45,12 @@ def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
         source = EMBEDDED
         console.note("embedded model: a tiny LLaVA-OneVision, trained on generated clips of moving shapes")
     bar = console.task("loading the model")
+    # Every process reads its own clips on its own devices.
+    mesh = make_mesh(**read_mesh(choice["mesh"]), devices=jax.local_devices()) if choice.get("mesh") else None
     return VideoLLM.load(
         source,
         dtype=jnp.dtype(choice["dtype"]),
+        mesh=mesh,
         progress=lambda done, total, _: bar(done, total),
         template=choice.get("template"),
         pooling_head=choice.get("pooling_head"),

@@ -1,10 +1,12 @@
 """The sweep as a user meets it: choose a task and methods, run or resume, print, write the report."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+from jvidprune.bench.hosts import GRACE, Host
 from jvidprune.bench.metrics import FULL
 from jvidprune.bench.plan import BLIND, SweepPlan
 from jvidprune.bench.procedural import Procedural
@@ -18,6 +20,7 @@ from jvidprune.files import atomic_output
 from jvidprune.inference.fits import check_question
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.reduced import sweep_video
+from jvidprune.launch import start
 from jvidprune.reducers import presets
 from jvidprune.reducers.base import check_ratio
 from jvidprune.viz.decision import Decision
@@ -58,11 +61,25 @@ def read_ratios(text: str) -> tuple[float, ...]:
     return tuple(check_ratio(part.strip()) for part in text.split(",") if part.strip())  # type: ignore[arg-type]
 
 
-def sweep(choice: SweepChoice, *, model: dict[str, Any], console: Console) -> tuple[SweepTable, dict[str, Any]]:
+def sweep(
+    choice: SweepChoice,
+    *,
+    model: dict[str, Any],
+    console: Console,
+    launch: Mapping[str, Any] = MappingProxyType({}),
+) -> tuple[SweepTable | None, dict[str, Any]]:
     """Runs or resumes a sweep and writes table.csv, retention.svg, time.svg and report.html into its folder.
 
+    Args:
+      choice: what to sweep.
+      model: which model.
+      console: talks to people.
+      launch: `coordinator`, `processes` and `process_id` as for `launch.start`, or `host` ("0/4") for processes that
+        nothing but the folder connects; each process runs its own clips.
+
     Returns:
-      The table, and a plain record for machines.
+      The table, and a plain record for machines. While other processes have clips to do there is no table: the one that
+      finishes last makes it.
 
     Raises:
       JvidpruneError: unknown names, impossible numbers, or anything wrong with the files.
@@ -71,6 +88,7 @@ def sweep(choice: SweepChoice, *, model: dict[str, Any], console: Console) -> tu
         presets.from_text(text)
     for ratio in choice.ratios:
         check_ratio(ratio)
+    host, grace = open_host(launch)
     with console.working():
         if model["model"] is not None:
             # The unpruned prompt, which every sweep asks. Frames of the procedural benchmark are small squares.
@@ -90,12 +108,33 @@ def sweep(choice: SweepChoice, *, model: dict[str, Any], console: Console) -> tu
                 bar, text = console.task(doing, total), doing
             bar(done, total)
 
-        found = run_sweep(llm, task, plan, choice.out, progress=progress)
+        found = run_sweep(llm, task, plan, choice.out, progress=progress, host=host, grace=grace)
+        if not found.complete:
+            return None, {"folder": str(found.files.folder), "complete": False, "host": host.number, "hosts": host.of}
         console.start("writing the report")
         table = make_table(found, task, {name: title(name) for name in names})
         shown = "the embedded model" if model["model"] is None else llm.loaded.folder.name
         record = write_outputs(llm, task, plan, found, table, shown)
     return table, record
+
+
+def open_host(launch: Mapping[str, Any]) -> tuple[Host, float]:
+    """This process among those of the sweep, and how long it waits for the others in the end.
+
+    Raises:
+      JvidpruneError: numbers that contradict each other, or a host that is not written as in 0/4.
+    """
+    text = launch.get("host")
+    if not text:
+        names = ("coordinator", "processes", "process_id")
+        started = start(*(launch.get(name) for name in names), keep_running=True)
+        return Host(started.process, started.processes), GRACE
+    if any(launch.get(name) is not None for name in ("coordinator", "processes", "process_id")):
+        raise JvidpruneError(f"host {text} needs no coordinator: leave out --coordinator, --processes, --process-id.")
+    number, _, of = text.partition("/")
+    if not (number.isdigit() and of.isdigit() and int(of)):
+        raise JvidpruneError(f"a host is written as in 0/4, got {text!r}.")
+    return Host(int(number), int(of)), 0.0
 
 
 def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console: Console) -> Any:
@@ -178,6 +217,7 @@ def write_outputs(
             part.write_text(text, encoding="utf8")
     return {
         "folder": str(folder),
+        "complete": True,
         "report": str(folder / "report.html"),
         "untrained": llm.untrained,
         "resumed_samples": found.resumed,

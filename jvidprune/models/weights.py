@@ -229,7 +229,7 @@ def load_parameters(
     total, done, arrays = sum(size * int(np.prod(b.shape)) for b in bindings), 0, {}
     for binding in bindings:
         if mesh is None:
-            sharding: Sharding = SingleDeviceSharding(jax.devices()[0])
+            sharding: Sharding = SingleDeviceSharding(jax.local_devices()[0])
         else:
             sharding = parameter_sharding(binding.path, binding.shape, mesh, family, units)
         arrays[binding.path] = _place(binding, source, dtype, sharding)
