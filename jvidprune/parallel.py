@@ -75,12 +75,22 @@ _QWEN = (
     (r"vision\.deepstack\.mlp\.fc1\.bias", (None, "vit_mlp")),
     (r"vision\.deepstack\.mlp\.fc2\.kernel", (None, "vit_mlp", "embed")),
 )
+_MOLMO2 = (
+    *_DECODER,
+    *_TOWER,
+    (r"connector\.[qkv]\.kernel", ("vit_embed", "vit_heads")),
+    (r"connector\.[qkv]\.bias", ("vit_heads",)),
+    (r"connector\.o\.kernel", ("vit_heads", "vit_embed")),
+    (r"connector\.mlp\.(gate|up)\.kernel", ("vit_embed", "mlp")),
+    (r"connector\.mlp\.down\.kernel", ("mlp", "embed")),
+)
 
 TABLES: dict[str, tuple[tuple[str, Axes], ...]] = {
     "llava_onevision": _LLAVA,
     "llava_video": _LLAVA,
     "qwen2_5_vl": _QWEN,
     "qwen3_vl": _QWEN,
+    "molmo2": _MOLMO2,
 }
 """Family -> (pattern of a parameter's dotted path, logical axes of its dimensions); all else is on every device."""
 

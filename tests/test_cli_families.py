@@ -64,7 +64,8 @@ def broken(kind, folder, clip):  # noqa: F811
         return "lacks 1 of 2 shards: model-00002-of-00002.safetensors."
     if kind == "architecture":
         (folder / "config.json").write_text('{"model_type": "qwen3_vl_moe"}')
-        return "unknown architecture (qwen3_vl_moe); supported: llava_onevision, llava_video, qwen2_5_vl, qwen3_vl."
+        families = "llava_onevision, llava_video, qwen2_5_vl, qwen3_vl, molmo2"
+        return f"unknown architecture (qwen3_vl_moe); supported: {families}."
     if kind == "tokenizer":
         (folder / "tokenizer.json").unlink()
         return "has neither tokenizer_config.json nor tokenizer.json."

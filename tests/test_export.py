@@ -45,7 +45,7 @@ def stored(folder: Path) -> dict[str, tuple]:
 def test_an_export_has_the_tensors_of_its_source_byte_by_byte(family, tmp_path):
     source = MODELS / family
     export_checkpoint(source, tmp_path / "whole")
-    export_checkpoint(source, tmp_path / "cut", shard_bytes=200_000)
+    export_checkpoint(source, tmp_path / "cut", shard_bytes=100_000)
     assert stored(tmp_path / "whole") == stored(tmp_path / "cut") == stored(source)
     assert (tmp_path / "cut" / "config.json").read_bytes() == (source / "config.json").read_bytes()
     shards = sorted(path.name for path in (tmp_path / "cut").glob("*.safetensors"))
@@ -53,7 +53,7 @@ def test_an_export_has_the_tensors_of_its_source_byte_by_byte(family, tmp_path):
     assert sorted(set(index["weight_map"].values())) == shards
     assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
     assert index["metadata"]["total_size"] == sum(len(data) for _, _, data in stored(source).values())
-    assert load_model(tmp_path / "cut").family == family
+    assert load_model(tmp_path / "cut").family == family.removesuffix("_olmo3")
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -48,8 +48,8 @@ KEPT = {
 
 
 def stop_kept(family):
-    """SToP's base is VisionZip on LLaVA and its own wrapper on Qwen."""
-    return KEPT["visionzip" if family.startswith("llava") else "visionzip_qwen"]
+    """SToP's base is its own wrapper of VisionZip on Qwen and VisionZip itself elsewhere."""
+    return KEPT["visionzip_qwen" if family.startswith("qwen") else "visionzip"]
 
 
 def aot_kept(video, reducer):
@@ -87,10 +87,7 @@ def load(family, folder):
 
 
 def text_tokens(llm, one):
-    texts = llm.prompt_texts(QUESTION)
-    if llm.settings.woven:
-        texts = qwen.video_texts(texts, [one], llm.loaded.config)
-    return sum(len(llm.tokenizer.encode(part)) for part in texts)
+    return sum(map(len, llm.prompt_ids([one], QUESTION)))
 
 
 def newline_tokens(family, name, one):

@@ -19,6 +19,7 @@ from jvidprune.models.decoder import Decoder
 from jvidprune.models.inner import Inner
 from jvidprune.models.llava_onevision import LlavaOnevisionConfig
 from jvidprune.models.llava_onevision import Model as Llava
+from jvidprune.models.molmo2 import Model as Molmo2
 from jvidprune.models.published import PUBLISHED, config_of, published
 from jvidprune.models.qwen_vl import QwenVL
 from jvidprune.reducers import presets
@@ -109,6 +110,21 @@ def test_qwens_towers_and_mergers_agree_with_xla(text, kind):
     assert close(counted, sum(tower.values()) + sum(after.values()))
 
 
+def test_molmo2s_tower_and_connector_agree_with_xla(text):
+    config = published("molmo2-8b")
+    vision = dataclasses.replace(config.vision, width=256, mlp=512, layers=1, heads=4, image_size=126)
+    connector = dataclasses.replace(config.connector, blocks=(0, 0), width=256, heads=4, mlp=1024)
+    config = dataclasses.replace(config, vision=vision, connector=connector, text=text)
+    model = nnx.eval_shape(lambda: Molmo2(config, dtype=jnp.float32))
+    tower, after = flops_model.vision_terms(config, Layout(2, config.grid))
+    counted = xla(lambda m, x: m.encode(x).features, model, shape(2, 3, 126, 126))
+    assert close(counted, sum(tower.values()) + sum(after.values()))
+    # Visual tokens see each other: their half above the diagonal comes on top.
+    parts = flops_model.segments((), 2, tokens=100, visual=80)
+    plain, mutual = (flops_model.prefill(text, parts, mutual=mutual)[0]["attention"] for mutual in (False, True))
+    assert mutual / plain == pytest.approx(1 + 80**2 / 100**2)
+
+
 # Terms whose loop XLA counts once, and its turns; the others are unrolled or batched.
 FRAMES = 6
 LOOPS = {
@@ -154,6 +170,11 @@ PARAMETERS = {
     "qwen3-vl-2b": 2.1275,
     "qwen3-vl-4b": 4.4378,
     "qwen3-vl-8b": 8.7671,
+    # By hand: the language model's published number, 128 extra embeddings, 25 blocks of the tower, the connector; the
+    # 4B's head is a copy of its own.
+    "molmo2-4b": 4.0225 + 0.3890 + 0.0003 + 0.3825 + 0.0566,
+    "molmo2-8b": 8.1907 + 0.0005 + 0.3825 + 0.0879,
+    "molmo2-o-7b": 7.2980 + 0.0005 + 0.3825 + 0.0798,
 }
 
 
@@ -161,7 +182,7 @@ def test_published_configs_have_the_published_number_of_parameters():
     assert PARAMETERS.keys() == PUBLISHED.keys()
     for name, billions in PARAMETERS.items():
         config = published(name)
-        model = Llava if name.startswith("llava") else QwenVL
+        model = {"llava": Llava, "molmo": Molmo2}.get(name[:5], QwenVL)
         state = nnx.state(nnx.eval_shape(lambda model=model, config=config: model(config, dtype=jnp.bfloat16)))
         assert sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e9 == pytest.approx(billions, rel=2e-4), name
 

@@ -1,6 +1,6 @@
 """The smallest checkpoints that exercise a family: random tensors under its published names, a tokenizer of bytes.
 
-All four families give 6 grid frames of 4 x 4 tokens of one width, so that programs of reducers can be shared.
+All families give 6 grid frames of 4 x 4 tokens of one width, so that programs of reducers can be shared.
 """
 
 import importlib
@@ -71,6 +71,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "text_config": _TEXT | {"head_dim": 8, "rope_scaling": {"mrope_section": [2, 1, 1]}},
         "vision_config": _VIT | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
         **_IDS,
+    },
+    "molmo2": {
+        "model_type": "molmo2",
+        "text_config": _TEXT | {"head_dim": 8, "additional_vocab_size": 16},
+        "vision_config": _SIGLIP | {"head_dim": 8, "image_size": [48, 48], "patch_size": 4},
+        "adapter_config": {
+            "vision_feature_layer": [1, 0],
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "intermediate_size": 16,
+            "text_hidden_size": WIDTH,
+        },
     },
 }
 """config.json of each family."""

@@ -179,7 +179,8 @@ def count(
         StageFlops("projector", "", after),
         StageFlops("reducer", "", reducer_flops(reducer, layout, text.width, ratio, **options)),
     ]
-    for number, (part, terms) in enumerate(zip(parts, prefill(text, parts, causal=causal), strict=True)):
+    reads = prefill(text, parts, causal=causal, mutual=FAMILIES[config.family].prompt == "molmo2")
+    for number, (part, terms) in enumerate(zip(parts, reads, strict=True)):
         numbers = {convention: values[number] for convention, values in papers.items()}
         counted.append(StageFlops("prefill", _stretch(part), terms, numbers))
     answer = "1 token" if new_tokens == 1 else f"{new_tokens:,} tokens"
@@ -236,7 +237,12 @@ def newline_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
 
 
 def marker_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
-    """Tokens around video blocks: two markers, and with Qwen3-VL two and a stamp of about 8 tokens a grid frame."""
+    """Tokens around video blocks: two markers, and with Qwen3-VL two and a stamp of about 8 tokens a grid frame.
+
+    Molmo2 writes two markers and about 6 tokens of time a frame.
+    """
+    if FAMILIES[config.family].prompt == "molmo2":
+        return 8 * layout.frames
     if not FAMILIES[config.family].woven:
         return 0
     if config.tokens_per_second:

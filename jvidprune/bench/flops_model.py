@@ -74,7 +74,7 @@ def layer_weights(text: DecoderConfig) -> int:
     return text.width * (2 * q + 2 * kv) + 3 * text.width * text.mlp
 
 
-def prefill(text: DecoderConfig, parts: Sequence[Segment], *, causal: bool = True) -> list[Terms]:
+def prefill(text: DecoderConfig, parts: Sequence[Segment], *, causal: bool = True, mutual: bool = False) -> list[Terms]:
     """One entry a segment; the last one includes the head, which is applied to the last position alone.
 
     Args:
@@ -82,16 +82,15 @@ def prefill(text: DecoderConfig, parts: Sequence[Segment], *, causal: bool = Tru
       parts: from `segments`.
       causal: count the lower half of the attention; False counts the whole square, which is what a plain
         implementation with a mask computes.
+      mutual: under a causal mask the visual tokens see each other in either direction (Molmo2).
     """
-    out = []
+    out, width = [], text.heads * text.head_dim
     for part in parts:
         depth, n = part.stop - part.start, part.tokens
-        out.append(
-            {
-                "matrices": 2.0 * depth * layer_weights(text) * n,
-                "attention": depth * _attention(n, n, text.heads * text.head_dim, half=causal),
-            }
-        )
+        attention = _attention(n, n, width, half=causal)
+        if causal and mutual:
+            attention += _attention(part.visual, part.visual, width, half=True)
+        out.append({"matrices": 2.0 * depth * layer_weights(text) * n, "attention": depth * attention})
     out[-1]["head"] = 2.0 * text.width * text.vocab
     return out
 
@@ -124,6 +123,25 @@ def siglip(vision: SiglipConfig, frames: int) -> Terms:
 def projector(vision: SiglipConfig, width: int, frames: int) -> Terms:
     """LLaVA's two layers, on all tokens before pooling."""
     return {"matrices": 2.0 * frames * vision.tokens * (vision.width * width + width**2)}
+
+
+def connector(vision: SiglipConfig, pooling: Any, width: int, frames: int) -> Terms:
+    """Molmo2's pooling attention, one query a window, and its projector.
+
+    Args:
+      vision: the tower.
+      pooling: `models.molmo2.config.ConnectorConfig`.
+      width: of the language model.
+      frames: T.
+    """
+    wide, inner = vision.width * len(pooling.blocks), pooling.width
+    windows = (-(-vision.side // pooling.pool)) ** 2
+    pooled = 2 * wide * inner * vision.tokens + windows * inner * (wide + inner)
+    return {
+        "pooling": 2.0 * frames * pooled,
+        "attention": frames * windows * _attention(1, pooling.pool**2, inner),
+        "matrices": 2.0 * frames * windows * pooling.mlp * (2 * inner + width),
+    }
 
 
 def qwen_vit(vision: QwenVisionConfig, layout: Layout) -> Terms:
@@ -170,6 +188,9 @@ def vision_terms(config: Any, layout: Layout) -> tuple[Terms, Terms]:
       config: of a family of `jvidprune.models`.
       layout: frames (grid frames of the Qwen families) and tokens a frame.
     """
+    if hasattr(config, "connector"):
+        after = connector(config.vision, config.connector, config.text.width, layout.frames)
+        return siglip(config.vision, layout.frames), after
     if isinstance(config.vision, SiglipConfig):
         return siglip(config.vision, layout.frames), projector(config.vision, config.text.width, layout.frames)
     return qwen_vit(config.vision, layout), mergers(config.vision, layout)

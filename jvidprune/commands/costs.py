@@ -10,7 +10,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.inference.pipeline import FAMILIES, Answer
 from jvidprune.inference.qwen import grid_of
 from jvidprune.models.checkpoint import read_json
-from jvidprune.models.published import PUBLISHED, config_of, published
+from jvidprune.models.published import PUBLISHED, config_of, published, short_name
 from jvidprune.reducers.presets import from_text
 from jvidprune.tokens import Layout, Reducer
 
@@ -87,7 +87,7 @@ def layout_of(config: Any, frames: int, size: tuple[int, int]) -> Layout:
 
 
 def _config(model: str) -> Any:
-    if model.lower() in PUBLISHED:
+    if short_name(model) in PUBLISHED and not Path(model).is_dir():
         return published(model)
     folder = Path(model)
     if not (folder / "config.json").is_file():

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference import qwen
+from jvidprune.inference import molmo2, qwen
 from jvidprune.inference.inner import join_inner, prompt_inner
 from jvidprune.inference.layout import newline_kind
 from jvidprune.inference.reduced import ReducedVideo, shared_blocks, shared_stages
@@ -263,7 +263,7 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
     """Prefill of a batch: (B, V) logits and a cache with room for more tokens."""
     model, layers = llm.loaded.model, llm.loaded.config.text.layers
     width = rows.used[0].size
-    embeds, inners, levels, slots = [], [], [], []
+    embeds, inners, levels, slots, mutual = [], [], [], [], []
     for row in rows.used:
         videos, count = row.videos, len(row.text)
         wide = row.slots.widened(width)
@@ -273,6 +273,8 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
         slots.append(wide)
         embeds.append(_embed(model, ids, held, [one.reduced.tokens for one in videos]))
         levels.append(qwen.kept_levels(videos, wide, count))
+        if llm.settings.prompt == "molmo2":
+            mutual.append(molmo2.together(wide, row.text, llm.loaded.config))
         newline = newline_kind(videos, llm.newline)
         found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=shared_blocks(videos))
         inners.append(found)
@@ -281,6 +283,8 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
     options: dict[str, Any] = {"next_position": np.asarray(following, np.int32)}
     if inners[0] is not None:
         options["inner"] = join_inner(rows.filled(inners))
+    if mutual:
+        options["together"] = np.stack(rows.filled(mutual))
     if levels[0] is not None:
         options["added"] = jnp.concatenate(rows.filled(levels), axis=1)
     positions = np.concatenate([one.rotary for one in slots], axis=-2)
@@ -292,6 +296,8 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
 def _embed(model: Any, ids: jax.Array, held: jax.Array, parts: list[jax.Array]) -> jax.Array:
     """(S, D) embeddings of a prompt's slots: text ids, or what they hold of the reduced tokens of its videos."""
     tokens = jnp.concatenate(parts)
+    if hasattr(model, "embed_visual"):
+        tokens = model.embed_visual(tokens)
     words = model.embed_text(ids)
     newline = getattr(model, "newline", None)
     if newline is not None:

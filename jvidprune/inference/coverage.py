@@ -22,6 +22,7 @@ REPRESENTATIVES: dict[str, str] = {
     "llava_video": "llava-video-7b",
     "qwen2_5_vl": "qwen2.5-vl-7b",
     "qwen3_vl": "qwen3-vl-8b",
+    "molmo2": "molmo2-8b",
 }
 """The published checkpoint whose config speaks for a family."""
 

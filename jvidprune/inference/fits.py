@@ -43,7 +43,7 @@ def _plan(
     if fps is not None and info is not None:
         count = max(1, round(info.duration * fps))
     if not settings.woven:
-        return _Planned(family, config, count, tower_shape(config, count), _llava_layout(config, count))
+        return _Planned(family, config, count, tower_shape(config, count), _square_layout(config, count))
     height, width = (info.height, info.width) if info is not None else size or NOMINAL
     height, width = qwen.grid_of(config, count, height, width, video_processor(folder))
     layout, merge = Layout(-(-count // config.vision.pair), (height, width)), config.vision.merge
@@ -51,7 +51,7 @@ def _plan(
     return _Planned(family, config, count, shape, layout)
 
 
-def _llava_layout(config: Any, count: int) -> Layout:
+def _square_layout(config: Any, count: int) -> Layout:
     return Layout(count, config.grid, config.unpooled_grid)
 
 
@@ -95,7 +95,7 @@ def check_question(
     method = from_text(reducer, backbone) if isinstance(reducer, str) else reducer
     newline: NewlineKind = prompt_rules(method).newline or getattr(config, "newline", settings.newline)
     kept = method.capacity(layout, ratio) + newline_count(newline, layout.grid, layout.frames)
-    words = _WORDS + len(question.encode()) // 2 + (_STAMP * layout.frames if settings.woven else 0)
+    words = _WORDS + len(question.encode()) // 2 + (0 if settings.prompt == "newlines" else _STAMP * layout.frames)
     options: dict[str, Any] = {"kept": kept, "text": words, "max_new_tokens": max_new_tokens, "dtype": dtype}
     need = ask_need(config, planned.shape, **options)
     what = f"{planned.family} reading {planned.frames} frames at ratio {ratio:g}"

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference import qwen
+from jvidprune.inference import molmo2, qwen
 from jvidprune.inference.batch import Prompt, answer_many
-from jvidprune.inference.chat import CHAT, chat_texts
+from jvidprune.inference.chat import CHAT, chat_template, chat_texts
 from jvidprune.inference.layout import lay_out
 from jvidprune.inference.processor import channels, square, video_processor
 from jvidprune.inference.prompt import template
@@ -25,7 +25,7 @@ from jvidprune.models.fused import AttentionKind
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.load import LoadedModel, load_model
 from jvidprune.models.positions import MropeRule
-from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
+from jvidprune.models.tokenizer import Tokenizer, beginning, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.reducers.presets import BACKBONES, from_text
@@ -34,6 +34,7 @@ from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.decode import Clip, read_frames
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.preprocess import Patches, llava_pixels
+from jvidprune.video.resize import Filter
 from jvidprune.video.sampling import Rule
 
 UNTRAINED_MARK = "untrained"
@@ -52,8 +53,11 @@ class FamilySettings:
       rule: frame sampling rule of `jvidprune.video.sampling`.
       pixels: the model's config and the settings of its folder's video processor to a function from (T, H, W, 3) uint8
         frames to what the tower reads.
-      woven: the prompt carries three-axis positions, time stamps and vision markers (the Qwen-VL families).
+      prompt: how videos stand in a prompt: with newline embeddings (LLaVA), with three-axis positions, time stamps and
+        vision markers (the Qwen-VL families), or frame by frame behind their times (Molmo2).
       rule_of_positions: with `woven`, how text goes on behind a video; "max" is that of the released models.
+      own_chat: the chat template of a folder goes before `template` where it carries one.
+      begins: a prompt starts with the tokenizer's token for the beginning of a text, or of its end if it has none.
     """
 
     template: str
@@ -62,26 +66,54 @@ class FamilySettings:
     frames: int
     rule: Rule
     pixels: Callable[[Any, Mapping[str, Any]], Callable[[np.ndarray], np.ndarray | Patches]]
-    woven: bool = False
+    prompt: Literal["newlines", "qwen", "molmo2"] = "newlines"
     rule_of_positions: MropeRule = "max"
+    own_chat: bool = False
+    begins: bool = False
+
+    @property
+    def woven(self) -> bool:
+        """Whether positions have three axes (the Qwen-VL families)."""
+        return self.prompt == "qwen"
 
     @property
     def placeholder(self) -> str:
         """What a chat template writes for a video."""
-        return "<|vision_start|><|video_pad|><|vision_end|>" if self.woven else "<video>"
+        return _PLACEHOLDERS[self.prompt]
 
 
-def _squashed(config: Any, given: Mapping[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+_PLACEHOLDERS = {
+    "newlines": "<video>",
+    "qwen": "<|vision_start|><|video_pad|><|vision_end|>",
+    "molmo2": "<|video|>",
+}
+
+
+def _squashed(
+    config: Any, given: Mapping[str, Any], *, filter: Filter = "torchvision"
+) -> Callable[[np.ndarray], np.ndarray]:
     mean, std = channels(given)
-    return functools.partial(llava_pixels, size=square(given, config.vision.image_size), mean=mean, std=std)
+    size = square(given, config.vision.image_size)
+    return functools.partial(llava_pixels, size=size, mean=mean, std=std, filter=filter)
 
 
 FAMILIES: dict[str, FamilySettings] = {
     "llava_onevision": FamilySettings("qwen_1_5", "one_token", "all", 32, "llava_video_force", _squashed),
     "llava_video": FamilySettings("qwen_1_5", "grid", "all", 64, "llava_video_force", _squashed),
     # These have no newline embeddings: nothing stands behind the video.
-    "qwen2_5_vl": FamilySettings("qwen2_5_vl", "no_token", "all", 32, "qwen_utils", qwen.patches, woven=True),
-    "qwen3_vl": FamilySettings("qwen3_vl", "no_token", "all", 32, "hf_qwen3", qwen.patches, woven=True),
+    "qwen2_5_vl": FamilySettings("qwen2_5_vl", "no_token", "all", 32, "qwen_utils", qwen.patches, "qwen"),
+    "qwen3_vl": FamilySettings("qwen3_vl", "no_token", "all", 32, "hf_qwen3", qwen.patches, "qwen"),
+    "molmo2": FamilySettings(
+        "molmo2",
+        "no_token",
+        "all",
+        128,
+        "molmo2",
+        functools.partial(_squashed, filter="bilinear"),
+        "molmo2",
+        own_chat=True,
+        begins=True,
+    ),
 }
 
 
@@ -171,6 +203,8 @@ class VideoLLM:
         if loaded.family not in FAMILIES:
             raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
         settings = FAMILIES[loaded.family]
+        if template is None and settings.own_chat and chat_template(loaded.folder) is not None:
+            template = CHAT
         if template is not None:
             settings = dataclasses.replace(settings, template=template)
         # Published processors leave num_frames open; a folder that names it was made for so many.
@@ -290,16 +324,24 @@ class VideoLLM:
           JvidpruneError: prompt and `reserve` tokens of an answer do not fit into the model's positions.
         """
         config = self.loaded.config
-        texts = self.prompt_texts(question, len(videos))
-        if self.settings.woven:
-            texts = qwen.video_texts(texts, videos, config, self.settings.rule_of_positions)
-        ids = [self.tokenizer.encode(text) for text in texts]
+        ids = self.prompt_ids(videos, question)
         if self.settings.woven:
             slots = qwen.lay_out(videos, ids, config, reserve=reserve, rule=self.settings.rule_of_positions)
+        elif self.settings.prompt == "molmo2":
+            slots = molmo2.lay_out(videos, ids, config, reserve=reserve)
         else:
             newlines: dict[str, Any] = {"newline": self.newline, "newline_rows": self.settings.newline_rows}
             slots = lay_out(videos, ids, **newlines, max_positions=config.text.max_positions, reserve=reserve)
         return slots, np.concatenate([np.asarray(part, np.int32) for part in ids])
+
+    def prompt_ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
+        """Token ids of the texts between runs of visual tokens, with what the family writes around these."""
+        texts, config = self.prompt_texts(question, len(videos)), self.loaded.config
+        if self.settings.prompt == "molmo2":
+            return molmo2.prompt_ids(texts, videos, config, self.tokenizer.encode)
+        if self.settings.woven:
+            texts = qwen.video_texts(texts, videos, config, self.settings.rule_of_positions)
+        return [self.tokenizer.encode(text) for text in texts]
 
     def prompt_texts(self, question: str, videos: int = 1) -> list[str]:
         """The texts around and between so many videos, without what a family writes around each.
@@ -307,10 +349,14 @@ class VideoLLM:
         Raises:
           JvidpruneError: an unknown template, or a chat template that is not there or cannot be used.
         """
-        if self.settings.template != CHAT:
-            return template(self.settings.template).texts(question, videos)
-        between = "" if self.settings.woven else " "
-        return chat_texts(self.loaded.folder, question, videos, placeholder=self.settings.placeholder, between=between)
+        settings, folder = self.settings, self.loaded.folder
+        if settings.template != CHAT:
+            texts = template(settings.template).texts(question, videos)
+        else:
+            between = "" if settings.woven else " "
+            texts = chat_texts(folder, question, videos, placeholder=settings.placeholder, between=between)
+        start = beginning(folder) if settings.begins else ""
+        return texts if texts[0].startswith(start) else [start + texts[0], *texts[1:]]
 
     @property
     def newline(self) -> NewlineKind:

@@ -42,6 +42,8 @@ TEMPLATES: dict[str, PromptTemplate] = {
         between="",
     ),
     "qwen3_vl": PromptTemplate("<|im_start|>user\n", "{question}<|im_end|>\n<|im_start|>assistant\n", between=""),
+    # The video stands before the first turn.
+    "molmo2": PromptTemplate("", "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"),
     # Chat template shipped with the llava-hf checkpoints: a space after the role, no system turn.
     "llava_hf": PromptTemplate("<|im_start|>user ", "\n{question}<|im_end|><|im_start|>assistant\n", "\n"),
 }

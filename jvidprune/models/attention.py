@@ -55,7 +55,8 @@ class Keys(NamedTuple):
     """Fresh keys of one layer: k and v (B, S, K, d) after rotary, valid (B, S).
 
     `packed` (static) promises that the valid slots of each row are its first ones; `segments` tell several examples in
-    one row apart.
+    one row apart; `together` (B, S) marks slots that see each other in either direction whatever causality says
+    (Molmo2's visual tokens), or is None.
     """
 
     k: Float[Array, "B S K d"]
@@ -63,6 +64,7 @@ class Keys(NamedTuple):
     valid: Bool[Array, "B S"]
     packed: bool = False
     segments: Segments | None = None
+    together: Any = None
 
 
 def _weights(
@@ -75,7 +77,11 @@ def _weights(
     scores = jnp.einsum("bqkgd,bskd->bkgqs", q, keys.k, preferred_element_type=jnp.float32)
     seen = jnp.broadcast_to(keys.valid[:, None, :], (batch, queries, keys.k.shape[1]))
     if causal:
-        seen &= jnp.arange(keys.k.shape[1]) <= rows[:, :, None]
+        ordered = jnp.arange(keys.k.shape[1]) <= rows[:, :, None]
+        if keys.together is not None:
+            asking = jnp.take_along_axis(keys.together, rows, axis=1)
+            ordered |= asking[:, :, None] & keys.together[:, None, :]
+        seen &= ordered
     if keys.segments is not None:
         seen &= keys.segments.seen(rows)
     if past is not None:
@@ -97,8 +103,9 @@ def attend(
 ) -> Array:
     """Attention of S fresh queries over the past and the fresh keys.
 
-    Causality is by slot: fresh query i sees the valid past slots and the valid fresh slots 0..i. Scores accumulate and
-    are normalised in float32; the output has the dtype of q. Rows whose query is padding hold garbage.
+    Causality is by slot: fresh query i sees the valid past slots and the valid fresh slots 0..i, and where it is one of
+    `keys.together` all of these. Scores accumulate and are normalised in float32; the output has the dtype of q. Rows
+    whose query is padding hold garbage.
 
     Args:
       q: (B, S, H, d) after rotary; query head j reads key head floor(j / (H / K)).
@@ -110,7 +117,8 @@ def attend(
     Returns:
       (B, S, H, d).
     """
-    which = implementation(kind, q, simple=keys.packed and past is None and keys.segments is None)
+    ordered = keys.segments is None and (keys.together is None or not causal)
+    which = implementation(kind, q, simple=keys.packed and past is None and ordered)
     if which != "plain":
         lengths = None if causal else keys.valid.sum(axis=1, dtype=jnp.int32)
         return fused_attention(q, keys.k, keys.v, which=which, causal=causal, lengths=lengths)

@@ -1,9 +1,9 @@
 """Checkpoint folders: which safetensors file holds which tensor, and slices of them."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -63,6 +63,15 @@ def resolve_folder(source: str | Path, revision: str | None = None) -> Path:
         ) from error
 
 
+class Part(NamedTuple):
+    """Rows [start, stop) of a stored tensor."""
+
+    file: str
+    stored: str
+    start: int
+    stop: int
+
+
 class Checkpoint:
     """The tensors of a folder under their canonical names; files are memory-mapped and opened once.
 
@@ -79,6 +88,7 @@ class Checkpoint:
         self.folder = folder
         self._files: dict[str, Any] = {}
         self._where: dict[str, tuple[str, str]] = {}
+        self._made: dict[str, tuple[Part, ...]] = {}
         for stored, file in self._weight_map().items():
             name = canonical(stored)
             if name is None:
@@ -92,7 +102,47 @@ class Checkpoint:
     @property
     def names(self) -> frozenset[str]:
         """Canonical names of all tensors."""
-        return frozenset(self._where)
+        return frozenset(self._where) | self._made.keys()
+
+    def split(self, name: str, parts: Sequence[tuple[str, int]]) -> None:
+        """Takes a tensor apart: its rows become tensors of their own, and it is no longer there itself.
+
+        Args:
+          name: canonical name.
+          parts: (canonical name, rows) in the order of the rows.
+
+        Raises:
+          JvidpruneError: the rows do not add up, or a part is stored by itself too.
+        """
+        rows, (file, stored) = self.shape(name)[0], self._where[name]
+        if sum(count for _, count in parts) != rows:
+            counts = " + ".join(str(count) for _, count in parts)
+            raise JvidpruneError(f"{self.folder}: {stored} has {rows} rows instead of {counts}.")
+        start = 0
+        for part, count in parts:
+            self._make(part, (Part(file, stored, start, start + count),))
+            start += count
+        del self._where[name]
+
+    def join(self, name: str, sources: Sequence[str]) -> None:
+        """Puts tensors below each other as one, in place of themselves.
+
+        Raises:
+          JvidpruneError: their rows differ in shape, or the whole is stored by itself too.
+        """
+        shapes = [self.shape(source) for source in sources]
+        if len({shape[1:] for shape in shapes}) > 1:
+            listed = ", ".join(f"{self.stored(source)} {self.shape(source)}" for source in sources)
+            raise JvidpruneError(f"{self.folder}: tensors that belong together have different rows: {listed}.")
+        parts = [Part(*self._where[source], 0, shape[0]) for source, shape in zip(sources, shapes, strict=True)]
+        self._make(name, tuple(parts))
+        for source in sources:
+            del self._where[source]
+
+    def _make(self, name: str, parts: tuple[Part, ...]) -> None:
+        if name in self.names:
+            raise JvidpruneError(f"{self.folder}: {self.stored(name)} and {parts[0].stored} both hold {name}.")
+        self._made[name] = parts
 
     @property
     def listed(self) -> tuple[str, ...]:
@@ -106,12 +156,14 @@ class Checkpoint:
                 self._where[name] = (str((other.folder / file).resolve()), stored)
 
     def stored(self, name: str) -> str:
-        """The name in the file."""
-        return self._where[name][1]
+        """The name in the file; of a joined tensor that of its first part."""
+        return self._made[name][0].stored if name in self._made else self._where[name][1]
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Stored shape."""
-        return tuple(self._slice(name).get_shape())
+        """Stored shape; that of the whole, or of the part, where tensors were joined or split."""
+        parts = self._parts(name)
+        stored = tuple(self._slice(parts[0]).get_shape())
+        return (sum(part.stop - part.start for part in parts), *stored[1:]) if name in self._made else stored
 
     def dtype(self, name: str) -> np.dtype:
         """Stored type; bfloat16 as that of ml_dtypes.
@@ -119,22 +171,35 @@ class Checkpoint:
         Raises:
           JvidpruneError: a type that numpy has no name for.
         """
-        kind = self._slice(name).get_dtype()
+        kind = self._slice(self._parts(name)[0]).get_dtype()
         if kind not in _TYPES:
             raise JvidpruneError(f"{self.stored(name)} is stored as {kind}, which cannot be read.")
         return np.dtype(_TYPES[kind])
 
     def is_float(self, name: str) -> bool:
         """Whether the tensor is stored as ordinary floating-point numbers."""
-        return self._slice(name).get_dtype() in _FLOATS
+        return all(self._slice(part).get_dtype() in _FLOATS for part in self._parts(name))
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
         """One slice of a tensor; bf16 comes as an ml_dtypes array."""
-        return self._slice(name)[index]
+        if name not in self._made:
+            return self._slice(self._parts(name)[0])[index]
+        start, stop, _ = index[0].indices(self.shape(name)[0])
+        pieces, at = [], 0
+        for part in self._made[name]:
+            size = part.stop - part.start
+            low, high = max(start - at, 0), min(stop - at, size)
+            if low < high:
+                rows = slice(part.start + low, part.start + high)
+                pieces.append(self._slice(part)[(rows, *index[1:])])
+            at += size
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
-    def _slice(self, name: str) -> Any:
-        file, stored = self._where[name]
-        return self._open(file).get_slice(stored)
+    def _parts(self, name: str) -> tuple[Part, ...]:
+        return self._made[name] if name in self._made else (Part(*self._where[name], 0, 0),)
+
+    def _slice(self, part: Part) -> Any:
+        return self._open(part.file).get_slice(part.stored)
 
     def _open(self, file: str) -> Any:
         from safetensors import SafetensorError, safe_open

@@ -1,4 +1,4 @@
-"""The language model of every family: a Qwen decoder whose stacked layers run as scans over segments."""
+"""The language model of every family: a Qwen or OLMo decoder whose stacked layers run as scans over segments."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -22,10 +22,10 @@ from jvidprune.parallel import constrain
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of a Qwen2, Qwen2.5 or Qwen3 decoder.
+    """Sizes of a Qwen2, Qwen2.5, Qwen3 or OLMo 3 decoder.
 
     Attributes:
-      vocab: rows of the embedding.
+      vocab: ids that can be answered with, the rows of the head.
       width: residual width D.
       mlp: hidden width of the gated MLP.
       layers: number of layers.
@@ -38,6 +38,10 @@ class DecoderConfig:
       qkv_bias: biases on q, k, v (Qwen2).
       qk_norm: RMSNorm on every q and k head before rotary (Qwen3).
       tied: the head is the transposed embedding.
+      extra_vocab: further rows of the embedding, of ids that are only read (Molmo2's markers).
+      qk_norm_whole: with `qk_norm`, over all heads of the projection at once (OLMo).
+      norm_after: the norms act on what attention and MLP return instead of what they read (OLMo).
+      yarn_layers: layers that turn by `rope`, the others by its plain frequencies; None where all do.
       attention: which code computes attention, see `fused.AttentionKind`.
       remat: in training, layers are computed again in the backward pass instead of kept.
     """
@@ -55,11 +59,17 @@ class DecoderConfig:
     qkv_bias: bool = True
     qk_norm: bool = False
     tied: bool = False
+    extra_vocab: int = 0
+    qk_norm_whole: bool = False
+    norm_after: bool = False
+    yarn_layers: tuple[int, ...] | None = None
     attention: AttentionKind = "auto"
     remat: bool = False
 
     @classmethod
-    def from_hf(cls, text: Mapping[str, Any], *, qk_norm: bool = False) -> "DecoderConfig":
+    def from_hf(
+        cls, text: Mapping[str, Any], *, qk_norm: bool = False, rope: RopeConfig | None = None
+    ) -> "DecoderConfig":
         """Reads the text part of a config.json; missing keys take the Qwen2 defaults.
 
         `tied` is a first guess only: the loader decides by whether the checkpoint holds a head, because published
@@ -82,7 +92,7 @@ class DecoderConfig:
             heads=heads,
             kv_heads=heads if kv_heads is None else kv_heads,
             head_dim=text.get("head_dim") or width // heads,
-            rope=RopeConfig.from_hf(text),
+            rope=RopeConfig.from_hf(text) if rope is None else rope,
             eps=text.get("rms_norm_eps", 1e-6),
             max_positions=text.get("max_position_embeddings", 32768),
             qkv_bias=text.get("attention_bias", not qk_norm),
@@ -94,15 +104,16 @@ class DecoderConfig:
 class Step(NamedTuple):
     """What all layers of a run share: rotary tables (B, S, d), validity of the fresh slots (B, S).
 
-    `packed` (static) promises that the valid slots of each row are its first ones; `segments` tell several examples in
-    one row apart.
+    With `yarn_layers` the tables are (2, B, S, d), plain and stretched, and a layer takes its own. `packed` (static)
+    promises that the valid slots of each row are its first ones; `segments` and `together` as in `attention.Keys`.
     """
 
-    cos: Float[Array, "B S d"]
-    sin: Float[Array, "B S d"]
+    cos: Float[Array, "... B S d"]
+    sin: Float[Array, "... B S d"]
     valid: Bool[Array, "B S"]
     packed: bool = False
     segments: Segments | None = None
+    together: Any = None
 
 
 class LayerOutputs(NamedTuple):
@@ -146,35 +157,50 @@ class Attention(nnx.Module):
         self.k = linear(config.width, kv_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.v = linear(config.width, kv_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
         self.o = linear(q_width, config.width, bias=False, dtype=dtype, rngs=rngs)
-        self.q_norm = RMSNorm(config.head_dim, config.eps, dtype=dtype) if config.qk_norm else None
-        self.k_norm = RMSNorm(config.head_dim, config.eps, dtype=dtype) if config.qk_norm else None
+        self.whole = config.qk_norm_whole
+        q_norm, k_norm = (q_width, kv_width) if self.whole else (config.head_dim,) * 2
+        self.q_norm = RMSNorm(q_norm, config.eps, dtype=dtype) if config.qk_norm else None
+        self.k_norm = RMSNorm(k_norm, config.eps, dtype=dtype) if config.qk_norm else None
 
     def project(self, x: Array, step: Step) -> tuple[Array, Keys]:
         """Queries (B, S, H, d) and fresh keys, both after rotary."""
-        q, k, v = (part(x).reshape(*x.shape[:2], -1, self.head_dim) for part in (self.q, self.k, self.v))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if self.whole:
+            q, k = self._normed(q, k)
+        q, k, v = (part.reshape(*x.shape[:2], -1, self.head_dim) for part in (q, k, v))
+        if not self.whole:
+            q, k = self._normed(q, k)
         k = rotate(k, step.cos, step.sin)
-        return rotate(q, step.cos, step.sin), Keys(k, v, step.valid, step.packed, step.segments)
+        return rotate(q, step.cos, step.sin), Keys(k, v, step.valid, step.packed, step.segments, step.together)
+
+    def _normed(self, q: Array, k: Array) -> tuple[Array, Array]:
+        if self.q_norm is None or self.k_norm is None:
+            return q, k
+        return self.q_norm(q), self.k_norm(k)
 
 
 class DecoderLayer(nnx.Module):
-    """x += o(attention(norm1(x))); x += mlp(norm2(x))."""
+    """x += o(attention(norm1(x))); x += mlp(norm2(x)); with `norm_after` x += norm1(o(attention(x))) and so on."""
 
     def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.norm1 = RMSNorm(config.width, config.eps, dtype=dtype)
         self.norm2 = RMSNorm(config.width, config.eps, dtype=dtype)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
         self.mlp = GatedMlp(config.width, config.mlp, "silu", dtype=dtype, rngs=rngs)
+        self.norm_after = config.norm_after
 
     def __call__(
         self, x: Array, step: Step, past: Past | None, *, causal: bool, rows: Array | None
     ) -> tuple[Array, Keys, Any]:
         """The new residual, the fresh keys, and the attention weights of `rows` if given."""
-        q, keys = self.attn.project(self.norm1(x), step)
+        q, keys = self.attn.project(x if self.norm_after else self.norm1(x), step)
         weights = None if rows is None else probe(q, rows, keys, past, causal=causal)
         out = attend(q, keys, past, causal=causal, kind=self.attn.kind)
-        x = x + self.attn.o(out.reshape(*x.shape[:2], -1))
+        out = self.attn.o(out.reshape(*x.shape[:2], -1))
+        if self.norm_after:
+            x = x + self.norm1(out)
+            return x + self.norm2(self.mlp(x)), keys, weights
+        x = x + out
         return x + self.mlp(self.norm2(x)), keys, weights
 
 
@@ -187,7 +213,7 @@ class Decoder(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
-        self.embed = nnx.Embed(config.vocab, config.width, param_dtype=dtype, rngs=rngs)
+        self.embed = nnx.Embed(config.vocab + config.extra_vocab, config.width, param_dtype=dtype, rngs=rngs)
         self.layers = stack(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), config.layers, rngs)
         self.norm = RMSNorm(config.width, config.eps, dtype=dtype)
         self.head = None if config.tied else linear(config.width, config.vocab, bias=False, dtype=dtype, rngs=rngs)
@@ -199,13 +225,14 @@ class Decoder(nnx.Module):
 
     def embed_text(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Embeddings of token ids; ids outside the vocabulary (placeholders) are clipped, their rows mean nothing."""
-        return self.embed.embedding[...][jnp.clip(ids, 0, self.config.vocab - 1)]
+        return self.embed.embedding[...][jnp.clip(ids, 0, self.config.vocab + self.config.extra_vocab - 1)]
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Final norm and head, float32 out."""
         x = self.norm(x)
         if self.head is None:
-            return jnp.einsum("...d,vd->...v", x, self.embed.embedding[...], preferred_element_type=jnp.float32)
+            rows = self.embed.embedding[...][: self.config.vocab]
+            return jnp.einsum("...d,vd->...v", x, rows, preferred_element_type=jnp.float32)
         return jnp.einsum("...d,dv->...v", x, self.head.kernel[...], preferred_element_type=jnp.float32)
 
     def step(
@@ -215,10 +242,15 @@ class Decoder(nnx.Module):
         *,
         packed: bool = False,
         segments: Segments | None = None,
+        together: Bool[Array, "B S"] | None = None,
     ) -> Step:
-        """Rotary tables, validity and examples of a row, which every layer of a run reads."""
-        tables = rope_tables(self.config.rope, self.config.head_dim, positions, self.dtype)
-        return Step(*tables, valid, packed, segments)
+        """Rotary tables, validity, examples of a row and mutual sight, which every layer of a run reads."""
+        rope, dim = self.config.rope, self.config.head_dim
+        cos, sin = rope_tables(rope, dim, positions, self.dtype)
+        if self.config.yarn_layers is not None:
+            plain = rope_tables(rope.plain, dim, positions, self.dtype)
+            cos, sin = jnp.stack([plain[0], cos]), jnp.stack([plain[1], sin])
+        return Step(cos, sin, valid, packed, segments, together)
 
     def run(
         self,
@@ -249,6 +281,8 @@ class Decoder(nnx.Module):
           hidden: also return each layer's output.
         """
         xs: dict[str, Any] = {"added": added}
+        if (stretched := self.config.yarn_layers) is not None:
+            xs["table"] = jnp.asarray([int(layer in stretched) for layer in range(start, stop)])
         if past is not None:
             inside = slice(start - past.start, stop - past.start)
             whole = (start, stop) == (past.start, past.stop)
@@ -258,7 +292,10 @@ class Decoder(nnx.Module):
         def body(layer: DecoderLayer, x: Array, extra: dict[str, Any]) -> tuple[Array, LayerOutputs]:
             x = constrain(x, "batch", None, None)
             before = None if past is None or seen is None else Past(extra["k"], extra["v"], seen)
-            x, keys, weights = layer(x, step, before, causal=causal, rows=rows)
+            own = step
+            if stretched is not None:
+                own = step._replace(cos=step.cos[extra["table"]], sin=step.sin[extra["table"]])
+            x, keys, weights = layer(x, own, before, causal=causal, rows=rows)
             outputs = LayerOutputs(keys.k, keys.v, x if hidden else None, weights)
             return (x if added is None else x + extra["added"].astype(x.dtype)), outputs
 
@@ -273,11 +310,12 @@ class Decoder(nnx.Module):
         added: Float[Array, "L B S D"] | None = None,
         rows: Int[Array, "B R"] | None = None,
         hidden: bool = False,
+        together: Bool[Array, "B S"] | None = None,
     ) -> Forward:
-        """Logits of every slot without a cache: for tests, losses and parity; `added` as in `prefill`."""
+        """Logits of every slot without a cache: for tests, losses and parity; `added`, `together` as in `prefill`."""
         self.check_length(embeds.shape[1])
         x = embeds = embeds.astype(self.dtype)
-        step, outputs, at = self.step(positions, valid), [], 0
+        step, outputs, at = self.step(positions, valid, together=together), [], 0
         for stop in sorted({0 if added is None else added.shape[0], self.config.layers} - {0}):
             extra = added if at == 0 else None
             x, found = self.run(x, step, at, stop, added=extra, rows=rows, hidden=hidden)
@@ -322,6 +360,7 @@ class Decoder(nnx.Module):
         next_position: Int[Array, "B"] | None = None,
         inner: Inner | None = None,
         packed: bool = False,
+        together: Bool[Array, "B S"] | None = None,
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Reads a prompt into an empty cache.
 
@@ -335,6 +374,8 @@ class Decoder(nnx.Module):
             whatever is cut inside the model. A prompt whose last positions were pruned away must pass it.
           inner: stages inside the model.
           packed: static; promises that prompts are padded behind their ends alone, so that a fused kernel may serve.
+          together: (B, S) slots that see each other in either direction (Molmo2's visual tokens); such a prompt is read
+            by the plain attention.
 
         Returns:
           (B, V) float32 logits at each row's last valid slot, and the cache.
@@ -343,7 +384,7 @@ class Decoder(nnx.Module):
           JvidpruneError: more slots than the cache or the model's positions hold, or boundaries that do not fit.
         """
         options: dict[str, Any] = {"added": added, "next_position": next_position, "inner": inner, "packed": packed}
-        return self.read(embeds, positions, valid, cache, **options)[:2]
+        return self.read(embeds, positions, valid, cache, **options, together=together)[:2]
 
     def read(
         self,
@@ -356,9 +397,11 @@ class Decoder(nnx.Module):
         next_position: Int[Array, "B"] | None = None,
         inner: Inner | None = None,
         packed: bool = False,
+        together: Bool[Array, "B S"] | None = None,
     ) -> Read:
         """`prefill` with what happened on the way."""
-        return read_prompt(self, embeds, positions, valid, cache, added, next_position, inner, packed=packed)
+        options: dict[str, Any] = {"packed": packed, "together": together}
+        return read_prompt(self, embeds, positions, valid, cache, added, next_position, inner, **options)
 
     def decode(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """One decoding step: (B,) token ids in, (B, V) float32 logits of the next token and the longer cache out."""

@@ -26,14 +26,25 @@ _COPIED_NAMES = ("LICENSE", "untrained")
 DType = Literal["float16", "bfloat16", "float32"]
 
 
+class _Piece(NamedTuple):
+    """Rows of a source tensor of a parameter, with the stored shape of the whole of them."""
+
+    binding: Binding
+    number: int
+    shape: tuple[int, ...]
+    rows: slice
+
+
 class _Entry(NamedTuple):
-    """A tensor to write: its name and where it comes from, a parameter or the folder the model was loaded from."""
+    """A tensor to write: its name and where it comes from, parameters or the folder the model was loaded from.
+
+    Pieces stand below each other: some checkpoints store for several parameters in one tensor.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: Any
-    binding: Binding | None
-    number: int
+    pieces: tuple[_Piece, ...]
     canonical: str
 
     @property
@@ -138,18 +149,23 @@ def _entries(
     """What is written, in the order of the source's tensors, added ones behind them."""
     bindings = bind({path: value.shape for path, value in values.items()}, table)
     made = {name: (binding, number) for binding in bindings for number, name in enumerate(binding.sources)}
-    lossy = []
+    lossy, written = [], set()
     for name in source.listed:
-        stored = source.dtype(name)
-        if name not in made:
+        stored, shape = source.dtype(name), source.shape(name)
+        parts = table.pieces(name, source)
+        if not all(part in made for part, _ in parts):
             kept = jnp.dtype(dtype) if dtype and source.is_float(name) else stored
-            yield _Entry(source.stored(name), source.shape(name), kept, None, 0, name)
+            yield _Entry(source.stored(name), shape, kept, (), name)
             continue
-        binding, number = made.pop(name)
-        held = jnp.dtype(values[binding.path].dtype)
+        pieces = []
+        for part, rows in parts:
+            whole = shape if part == name else (rows.stop - rows.start, *shape[1:])
+            pieces.append(_Piece(*made[part], whole, rows))
+            written.add(part)
+        held = jnp.dtype(values[pieces[0].binding.path].dtype)
         if dtype is None and jnp.promote_types(stored, held) != held:
             lossy.append(source.stored(name))
-        yield _Entry(source.stored(name), source.shape(name), jnp.dtype(dtype or stored), binding, number, name)
+        yield _Entry(source.stored(name), shape, jnp.dtype(dtype or stored), tuple(pieces), name)
     if lossy:
         raise JvidpruneError(
             f"the model was loaded with a narrower type than it is stored in, which loses digits of "
@@ -157,10 +173,13 @@ def _entries(
         )
     # The tower's patches are the one parameter whose stored shape its own does not tell; they are always there.
     for name, (binding, number) in made.items():
+        if name in written:
+            continue
         value = values[binding.path]
         shape = value.shape[1:] if binding.stacked else value.shape
         shape = shape[::-1] if binding.rule.transform == "transpose" else shape
-        yield _Entry(name, tuple(shape), jnp.dtype(dtype or value.dtype), binding, number, name)
+        piece = _Piece(binding, number, tuple(shape), slice(None))
+        yield _Entry(name, tuple(shape), jnp.dtype(dtype or value.dtype), (piece,), name)
 
 
 def _write_tensors(
@@ -189,10 +208,14 @@ def _write_tensors(
 
 
 def _array(entry: _Entry, values: Mapping[str, Any], source: Checkpoint) -> np.ndarray:
-    if entry.binding is None:
+    if not entry.pieces:
         value = source.read(entry.canonical, (slice(None),) * len(entry.shape))
     else:
-        value = entry.binding.written(values[entry.binding.path], entry.number, entry.shape)
+        parts = [
+            piece.binding.written(values[piece.binding.path], piece.number, piece.shape)[piece.rows]
+            for piece in entry.pieces
+        ]
+        value = parts[0] if len(parts) == 1 else np.concatenate(parts)
     return np.ascontiguousarray(value.astype(entry.dtype))
 
 

@@ -41,6 +41,7 @@ class TokenState(NamedTuple):
       block: (B, S) group of each visual token (PruneVid), 0 where there are none.
       side: what a rule put aside for a later one, any pytree with a leading axis B; it goes round the layers and is
         neither cut nor gathered (states of bypassed tokens, groups; SwiftVLM, arXiv 2602.03134).
+      together: (B, S) slots that see each other in either direction, or None.
     """
 
     hidden: Float[Array, "B S D"]
@@ -51,6 +52,7 @@ class TokenState(NamedTuple):
     asking: Bool[Array, "B S"]
     block: Int[Array, "B S"]
     side: Any = None
+    together: Any = None
 
 
 class CutRecord(NamedTuple):
@@ -159,6 +161,7 @@ def _gather(state: TokenState, index: Int[Array, "B C"], valid: Bool[Array, "B C
         asking=take(state.asking) & valid,
         block=take(state.block),
         side=state.side,
+        together=None if state.together is None else take(state.together),
     )
 
 

@@ -68,15 +68,25 @@ class Mlp(nnx.Module):
 
 
 class GatedMlp(nnx.Module):
-    """down(activation(gate(x)) * up(x))."""
+    """down(activation(gate(x)) * up(x)), of the input's width unless `out` says another."""
 
-    def __init__(self, width: int, hidden: int, activation: str, *, bias: bool = False, dtype: Any, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        width: int,
+        hidden: int,
+        activation: str,
+        *,
+        out: int | None = None,
+        bias: bool = False,
+        dtype: Any,
+        rngs: nnx.Rngs,
+    ):
         self.activation = activation
         self.gate = linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
         self.up = linear(width, hidden, bias=bias, dtype=dtype, rngs=rngs)
-        self.down = linear(hidden, width, bias=bias, dtype=dtype, rngs=rngs)
+        self.down = linear(hidden, width if out is None else out, bias=bias, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
         """Acts on the last axis."""
         return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
 

@@ -7,6 +7,7 @@ _KNOWN: dict[str, tuple[str, str]] = {
     "llava_video": ("2410.02713", "lmms-lab/LLaVA-Video-7B-Qwen2"),
     "qwen2_5_vl": ("2502.13923", "Qwen/Qwen2.5-VL-7B-Instruct"),
     "qwen3_vl": ("2511.21631", "Qwen/Qwen3-VL-8B-Instruct"),
+    "molmo2": ("2601.10611", "allenai/Molmo2-4B, allenai/Molmo2-8B, allenai/Molmo2-O-7B"),
 }
 
 

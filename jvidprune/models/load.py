@@ -66,11 +66,16 @@ def _is_qwen3_vl(config: Mapping[str, Any]) -> bool:
     return bool(_names(config) & {"qwen3_vl", "Qwen3VLForConditionalGeneration"})
 
 
+def _is_molmo2(config: Mapping[str, Any]) -> bool:
+    return bool(_names(config) & {"molmo2", "Molmo2ForConditionalGeneration"})
+
+
 FAMILIES: dict[str, Family] = {
     "llava_onevision": Family("llava_onevision", _is_llava_onevision),
     "llava_video": Family("llava_video", _is_llava_video),
     "qwen2_5_vl": Family("qwen2_5_vl", _is_qwen2_5_vl),
     "qwen3_vl": Family("qwen3_vl", _is_qwen3_vl),
+    "molmo2": Family("molmo2", _is_molmo2),
 }
 """Model families by name; the first that matches a config.json loads it."""
 
@@ -180,6 +185,7 @@ def load_model(
         if not hasattr(package, "HEAD_TENSORS"):
             raise JvidpruneError(f"{family} has no SigLIP tower that a pooling head could be put next to.")
         checkpoint.add(Checkpoint(resolve_folder(pooling_head), table.canonical), package.HEAD_TENSORS)
+    table.arrange(checkpoint)
     config = config.with_tensors(checkpoint.names)
     config = dataclasses.replace(
         config,
@@ -206,18 +212,20 @@ def load_model(
 _TELLTALES: dict[str, tuple[str, ...]] = {
     "a LLaVA model": ("multi_modal_projector.", "mm_projector.", "image_newline"),
     "a Qwen-VL model": ("visual.", "model.visual."),
+    "a Molmo2 model": ("vision_backbone.", "multi_modal_projector.image_pooling_2d."),
 }
 """Tensor names that only one kind of checkpoint has."""
 
 
 def _check_family(family: str, checkpoint: Checkpoint) -> None:
     """Says so when config and weights belong to different families, instead of listing every tensor as a problem."""
-    kinds = {
-        kind
-        for kind, prefixes in _TELLTALES.items()
-        if any(checkpoint.stored(name).removeprefix("model.").startswith(prefixes) for name in checkpoint.names)
-    }
-    expected = "a Qwen-VL model" if family.startswith("qwen") else "a LLaVA model"
+    stored = [checkpoint.stored(name).removeprefix("model.") for name in checkpoint.names]
+    kinds = {kind for kind, prefixes in _TELLTALES.items() if any(name.startswith(prefixes) for name in stored)}
+    if "a Molmo2 model" in kinds:
+        # transformers names its adapter as it names LLaVA's projector.
+        kinds.discard("a LLaVA model")
+    kinds_by_family = {"molmo2": "a Molmo2 model", "qwen2_5_vl": "a Qwen-VL model", "qwen3_vl": "a Qwen-VL model"}
+    expected = kinds_by_family.get(family, "a LLaVA model")
     if expected not in kinds:
         found = next(iter(kinds), "another kind of model")
         raise JvidpruneError(

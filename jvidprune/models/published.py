@@ -56,6 +56,25 @@ def _qwen3(width: int, mlp: int, layers: int, heads: int, vision: dict[str, Any]
     return {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision | {"out_hidden_size": width}}
 
 
+def _molmo2(width: int, mlp: int, layers: int, **text: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": 32}
+    return {
+        "model_type": "molmo2",
+        "text_config": {**sizes, "head_dim": 128, "max_position_embeddings": 36864, **text},
+        "adapter_config": {"intermediate_size": mlp, "text_hidden_size": width},
+    }
+
+
+_OLMO3: dict[str, Any] = {
+    "num_key_value_heads": 32,
+    "vocab_size": 100278,
+    "qk_norm_type": "olmo",
+    "norm_after": True,
+    "rope_theta": 5e5,
+    "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192},
+    "rope_scaling_layers": list(range(3, 32, 4)),
+}
+
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llava-onevision-0.5b": {"model_type": "llava_onevision", "text_config": _QWEN2_05B},
     "llava-onevision-7b": {"model_type": "llava_onevision", "text_config": _QWEN2_7B | {"vocab_size": 152128}},
@@ -81,6 +100,9 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "qwen3-vl-2b": _qwen3(2048, 6144, 28, 16, _VIT3_SMALL, True),
     "qwen3-vl-4b": _qwen3(2560, 9728, 36, 32, _VIT3_SMALL, True),
     "qwen3-vl-8b": _qwen3(4096, 12288, 36, 32, {}, False),
+    "molmo2-4b": _molmo2(2560, 9728, 36, num_key_value_heads=8, rope_theta=5e6),
+    "molmo2-8b": _molmo2(4096, 12288, 36, num_key_value_heads=8, rope_theta=1e6),
+    "molmo2-o-7b": _molmo2(4096, 11008, 32, **_OLMO3),
 }
 """config.json of each; LLaVA's vision sizes are those of the tower it names."""
 
@@ -94,13 +116,18 @@ def config_of(raw: dict[str, Any]) -> Any:
     return described(raw)[1]
 
 
+def short_name(name: str) -> str:
+    """A key of `PUBLISHED` where a name or hub id means one: lower case, without the owner."""
+    return name.lower().rpartition("/")[2] if name.count("/") == 1 else name.lower()
+
+
 def published(name: str) -> Any:
-    """The config of a published checkpoint.
+    """The config of a published checkpoint by its short name, or by a hub id that ends in it (allenai/Molmo2-8B).
 
     Raises:
       JvidpruneError: unknown name.
     """
-    raw = PUBLISHED.get(name.lower())
+    raw = PUBLISHED.get(short_name(name))
     if raw is None:
         raise JvidpruneError(f"unknown published model {name!r}; known: {', '.join(PUBLISHED)}.")
     return config_of(raw)

@@ -48,6 +48,7 @@ def read_prompt(
     inner: Inner | None,
     *,
     packed: bool = False,
+    together: Array | None = None,
 ) -> Read:
     """See `Decoder.prefill`."""
     decoder.check_length(embeds.shape[1])
@@ -64,7 +65,7 @@ def read_prompt(
         nothing = np.zeros(valid.shape, bool)
         inner = Inner.create((), nothing, nothing, layers=0)
     _check_boundaries(inner, cache)
-    state = inner.start(embeds.astype(decoder.dtype), positions, valid)
+    state = inner.start(embeds.astype(decoder.dtype), positions, valid)._replace(together=together)
     waiting = list(inner.cuts)
     records: list[CutRecord] = []
     written: list[_Written] = []
@@ -74,7 +75,7 @@ def read_prompt(
         state, record, kept = cut.apply(state, weights)
         records.append(record)
         if isinstance(inner.policy, Reselection):
-            choice.append((record.survivors, record.score, state.hidden, state.positions))
+            choice.append((record.survivors, record.score, state.hidden, state.positions, state.together))
         if cut.trims:
             written[:] = [_trimmed(part, record, kept) for part in written]
         if added is not None and kept is not None:
@@ -113,7 +114,7 @@ def _run_stretch(
 
     The last layer runs on its own where it is probed or not causal.
     """
-    x, step = state.hidden, decoder.step(state.positions, state.valid, packed=packed)
+    x, step = state.hidden, decoder.step(state.positions, state.valid, packed=packed, together=state.together)
     taps = 0 if added is None else added.shape[0]
     alone = rows is not None or not causal
     edges = {stop, min(max(taps, start), stop), stop - 1 if alone else stop} - {start}

@@ -1,6 +1,7 @@
 """Rotary position embedding: one axis (Qwen2), three axes in sections (Qwen2.5-VL) or interleaved (Qwen3-VL)."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,60 @@ from jvidprune.errors import JvidpruneError
 
 
 @dataclasses.dataclass(frozen=True)
+class Yarn:
+    """Frequencies stretched for sequences longer than those of the pre-training (YaRN, arXiv 2309.00071).
+
+    Attributes:
+      factor: by which slow frequencies are divided.
+      original: positions of the pre-training.
+      fast: frequencies that turn at least so often over `original` stay as they are.
+      slow: those that turn at most so often are divided in full; between the two, linearly in their index.
+      attention: what cos and sin are multiplied by, 0.1 ln(factor) + 1 in the paper.
+    """
+
+    factor: float
+    original: int
+    fast: float = 32.0
+    slow: float = 1.0
+    attention: float = 1.0
+
+    @classmethod
+    def from_hf(cls, scaling: Mapping[str, Any]) -> "Yarn":
+        """Reads `rope_scaling` or `rope_parameters` of type yarn.
+
+        Raises:
+          JvidpruneError: no factor or no original length, or options that no supported model has.
+        """
+        factor, original = scaling.get("factor"), scaling.get("original_max_position_embeddings")
+        if not factor or not original:
+            raise JvidpruneError("yarn needs factor and original_max_position_embeddings in the rope settings.")
+        if odd := [key for key in ("mscale", "mscale_all_dim") if scaling.get(key)]:
+            raise JvidpruneError(f"yarn with {odd[0]} is not supported.")
+        if not scaling.get("truncate", True):
+            raise JvidpruneError("yarn with truncate=false is not supported.")
+        default = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+        attention = scaling.get("attention_factor")
+        return cls(
+            factor=float(factor),
+            original=int(original),
+            fast=float(scaling.get("beta_fast") or 32.0),
+            slow=float(scaling.get("beta_slow") or 1.0),
+            attention=default if attention is None else float(attention),
+        )
+
+    def stretch(self, inverse: np.ndarray, theta: float) -> np.ndarray:
+        """(d / 2,) frequencies of a head of d channels and base theta, stretched."""
+        dim = 2 * len(inverse)
+
+        def index(turns: float) -> float:
+            return dim * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+        low, high = max(math.floor(index(self.fast)), 0), min(math.ceil(index(self.slow)), dim - 1)
+        ramp = np.clip((np.arange(len(inverse)) - low) / max(high - low, 1e-3), 0.0, 1.0)
+        return inverse * (1.0 - ramp) + inverse / self.factor * ramp
+
+
+@dataclasses.dataclass(frozen=True)
 class RopeConfig:
     """How positions become angles.
 
@@ -19,29 +74,49 @@ class RopeConfig:
       theta: base of the frequencies theta^(-2j/d).
       sections: how many of the d/2 frequencies belong to time, height and width, or None for ordinary rotary.
       interleaved: whether height and width take every third frequency instead of consecutive blocks.
+      yarn: stretched frequencies, or None.
     """
 
     theta: float = 10000.0
     sections: tuple[int, int, int] | None = None
     interleaved: bool = False
+    yarn: Yarn | None = None
 
     @classmethod
-    def from_hf(cls, text: Mapping[str, Any], default_theta: float = 10000.0) -> "RopeConfig":
+    def from_hf(cls, text: Mapping[str, Any], default_theta: float = 10000.0, *, yarn: bool = False) -> "RopeConfig":
         """Reads `rope_theta` + `rope_scaling` (published layout) or `rope_parameters` (re-saved by transformers 5).
 
+        Args:
+          text: the text part of a config.json.
+          default_theta: base where it names none.
+          yarn: whether the family has stretched frequencies (Molmo2).
+
         Raises:
-          JvidpruneError: a rope type that changes the frequencies (yarn, linear, dynamic, ...).
+          JvidpruneError: a rope type that changes the frequencies (yarn unless allowed, linear, dynamic, ...).
         """
         scaling = text.get("rope_scaling") or {}
         parameters = {**scaling, **(text.get("rope_parameters") or {})}
         kind = parameters.get("rope_type", parameters.get("type", "default"))
-        if kind not in ("default", "mrope"):
-            raise JvidpruneError(f"rope type {kind!r} is not supported; allowed: default, mrope.")
+        allowed = ("default", "yarn") if yarn else ("default", "mrope")
+        if kind not in allowed:
+            raise JvidpruneError(f"rope type {kind!r} is not supported; allowed: {', '.join(allowed)}.")
         theta = parameters.get("rope_theta", text.get("rope_theta", default_theta))
+        if kind == "yarn":
+            return cls(float(theta), yarn=Yarn.from_hf(parameters))
         sections = parameters.get("mrope_section")
         return cls(
             float(theta), tuple(sections) if sections else None, bool(parameters.get("mrope_interleaved", False))
         )
+
+    @property
+    def plain(self) -> "RopeConfig":
+        """The same without stretched frequencies."""
+        return dataclasses.replace(self, yarn=None)
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """(head_dim / 2,) float64 radians a position."""
+        inverse = self.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        return inverse if self.yarn is None else self.yarn.stretch(inverse, self.theta)
 
     def axis_of(self, head_dim: int) -> np.ndarray:
         """(head_dim / 2,) which position axis (0 time, 1 height, 2 width) turns each frequency."""
@@ -61,7 +136,7 @@ class RopeConfig:
 def rope_tables(
     config: RopeConfig, head_dim: int, positions: Int[Array, "... B S"], dtype: Any
 ) -> tuple[Float[Array, "B S d"], Float[Array, "B S d"]]:
-    """cos and sin of every position, d = head_dim, frequencies duplicated on both halves.
+    """cos and sin of every position, d = head_dim, frequencies duplicated on both halves, YaRN's factor included.
 
     Args:
       config: kind of rotary.
@@ -69,7 +144,7 @@ def rope_tables(
       positions: (B, S), or (3, B, S) time, height, width; (B, S) counts as equal ids on all axes.
       dtype: dtype of the result; angles are float32 whatever it is.
     """
-    inverse = jnp.asarray(config.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim), jnp.float32)
+    inverse = jnp.asarray(config.frequencies(head_dim), jnp.float32)
     wide = positions.astype(jnp.float32)
     if positions.ndim == 2:
         angles = wide[..., None] * inverse
@@ -77,7 +152,8 @@ def rope_tables(
         # (3, B, S) -> (B, S, d/2): each frequency reads the axis it belongs to.
         angles = jnp.moveaxis(wide, 0, -1)[..., config.axis_of(head_dim)] * inverse
     angles = jnp.concatenate([angles, angles], axis=-1)
-    return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+    scale = 1.0 if config.yarn is None else config.yarn.attention
+    return (jnp.cos(angles) * scale).astype(dtype), (jnp.sin(angles) * scale).astype(dtype)
 
 
 def rotate(

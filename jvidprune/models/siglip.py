@@ -1,4 +1,4 @@
-"""The SigLIP vision tower of the LLaVA families, with attention evidence from any block."""
+"""The SigLIP vision tower of the LLaVA families and Molmo2, with attention evidence from any block."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -32,6 +32,7 @@ class SiglipConfig:
       activation: of the MLP, by its name in config.json.
       eps: of the LayerNorms.
       pooling_head: whether the weights of SigLIP's own attention-pooling head are there.
+      channels_last: the numbers of a patch come pixel by pixel (Molmo2), not channel by channel.
       attention: which code computes attention, see `fused.AttentionKind`.
       remat: in training, blocks are computed again in the backward pass instead of kept.
     """
@@ -46,6 +47,7 @@ class SiglipConfig:
     activation: str = "gelu_pytorch_tanh"
     eps: float = 1e-6
     pooling_head: bool = False
+    channels_last: bool = False
     attention: AttentionKind = "auto"
     remat: bool = False
 
@@ -192,7 +194,8 @@ class Siglip(nnx.Module):
             )
         n, p = config.side, config.patch_size
         cut = pixels[:, :, : n * p, : n * p].reshape(-1, config.channels, n, p, n, p)
-        rows = cut.transpose(0, 2, 4, 1, 3, 5).reshape(-1, n * n, config.channels * p * p)
+        order = (0, 2, 4, 3, 5, 1) if config.channels_last else (0, 2, 4, 1, 3, 5)
+        rows = cut.transpose(order).reshape(-1, n * n, config.channels * p * p)
         return self.patch_embed(rows.astype(self.pos_embed[...].dtype))
 
     def run(
@@ -217,25 +220,32 @@ class Siglip(nnx.Module):
         return scan_layers(self.blocks, start, stop, self.config.layers, body, x, remat=self.config.remat)
 
     def __call__(
-        self, pixels: Float[Array, "T C S S"], taps: tuple[int, ...] = ()
+        self, pixels: Float[Array, "T C S S"], taps: tuple[int, ...] = (), hidden: tuple[int, ...] = ()
     ) -> tuple[Float[Array, "T M Dv"], dict[int, BlockOutputs]]:
         """Vision features, and attention received and keys of the tapped blocks.
 
         Args:
           pixels: (T, C, S, S) normalised frames.
           taps: blocks, 0-based and static, that run outside the scans with their attention summed over columns.
+          hidden: blocks, 0-based and static, whose outputs are returned.
 
         Raises:
           JvidpruneError: pixels of the wrong size, or a block the tower does not have.
         """
         x, at, found = self.patches(pixels) + self.pos_embed[...], 0, {}
-        for block in sorted(set(taps)):
+        for block in sorted({*taps, *hidden}):
             if not 0 <= block < self.config.layers:
                 raise JvidpruneError(f"the tower has blocks 0..{self.config.layers - 1}, not {block}.")
-            if block > at:
-                x, _ = self.run(x, at, block)
-            x, outputs = self.run(x, block, block + 1, tap=True)
+            tap = block in taps
+            plain = block if tap else block + 1
+            if plain > at:
+                x, _ = self.run(x, at, plain)
+            outputs = BlockOutputs()
+            if tap:
+                x, outputs = self.run(x, block, block + 1, tap=True)
             found[block] = jax.tree.map(lambda a: a[0], outputs)
+            if block in hidden:
+                found[block] = found[block]._replace(hidden=x)
             at = block + 1
         if at < self.config.layers:
             x, _ = self.run(x, at, self.config.layers)

@@ -92,6 +92,21 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     raise JvidpruneError(f"{folder} has neither tokenizer_config.json nor tokenizer.json.")
 
 
+def beginning(folder: str | Path) -> str:
+    """The token that begins a text, or the one that ends it where a tokenizer has none; "" where it names neither.
+
+    As tokenizer_config.json or special_tokens_map.json of the folder say.
+    """
+    for key in ("bos_token", "eos_token"):
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            path = Path(folder) / name
+            found = read_json(path).get(key) if path.exists() else None
+            text = found.get("content") if isinstance(found, dict) else found
+            if isinstance(text, str) and text:
+                return text
+    return ""
+
+
 def end_ids(folder: str | Path, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Ids that end an answer: those of generation_config.json and of `END_TOKENS`, increasing.
 

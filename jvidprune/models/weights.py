@@ -37,6 +37,36 @@ class Rule:
 
 
 @dataclasses.dataclass(frozen=True)
+class Split:
+    """A tensor that some checkpoints store for several: its rows are those of `parts` in order.
+
+    Attributes:
+      source: canonical name; `{L}` stands for the layer.
+      parts: (canonical name, rows).
+    """
+
+    source: str
+    parts: tuple[tuple[str, int], ...]
+
+    def of(self, name: str) -> tuple[tuple[str, int], ...] | None:
+        """The parts of the tensor with this canonical name, or None if it is another one."""
+        pattern = re.escape(self.source).replace(re.escape("{L}"), r"(\d+)")
+        found = re.fullmatch(pattern, name)
+        if found is None:
+            return None
+        layer = found.group(1) if found.groups() else ""
+        return tuple((part.replace("{L}", layer), rows) for part, rows in self.parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Join:
+    """Tensors that some checkpoints store apart and that stand below each other in one parameter."""
+
+    target: str
+    sources: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class NameTable:
     """How the tensors of a family are called.
 
@@ -44,17 +74,52 @@ class NameTable:
       renames: (pattern, replacement) applied in order to a stored name until it is canonical.
       dropped: patterns of canonical names that no parameter needs.
       rules: one for each parameter.
+      splits: tensors to take apart where a checkpoint has them.
+      joins: tensors to put together where a checkpoint has them.
     """
 
     renames: tuple[tuple[str, str], ...]
     dropped: tuple[str, ...]
     rules: tuple[Rule, ...]
+    splits: tuple[Split, ...] = ()
+    joins: tuple[Join, ...] = ()
 
     def canonical(self, name: str) -> str:
         """The canonical name of a stored tensor."""
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         return name
+
+    def arrange(self, source: Checkpoint) -> None:
+        """Splits and joins the tensors of a checkpoint that are not stored one by one.
+
+        Raises:
+          JvidpruneError: rows that do not add up, or a tensor that is there twice.
+        """
+        for split in self.splits:
+            for name in sorted(source.names):
+                if parts := split.of(name):
+                    source.split(name, parts)
+        for join in self.joins:
+            if source.names.issuperset(join.sources):
+                source.join(join.target, join.sources)
+
+    def pieces(self, name: str, source: Checkpoint) -> tuple[tuple[str, slice], ...]:
+        """What a stored tensor consists of: rows of tensors that parameters are made from; by default of itself.
+
+        Args:
+          name: canonical name of the stored tensor.
+          source: the checkpoint, not arranged.
+        """
+        for split in self.splits:
+            if parts := split.of(name):
+                return tuple((part, slice(0, rows)) for part, rows in parts)
+        for join in self.joins:
+            if name in join.sources and source.names.issuperset(join.sources):
+                before = join.sources[: join.sources.index(name)]
+                start = sum(source.shape(other)[0] for other in before)
+                return ((join.target, slice(start, start + source.shape(name)[0])),)
+        return ((name, slice(None)),)
 
     def is_dropped(self, name: str) -> bool:
         """Whether a canonical name is on the drop list."""

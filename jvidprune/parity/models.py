@@ -73,8 +73,8 @@ def _embed_text(model: Any, ids: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _forward(model: Any, embeds: Any, positions: Any, valid: Any, rows: Any, added: Any) -> Any:
-    return model.lm.forward(embeds, positions, valid, rows=rows, hidden=True, added=added)
+def _forward(model: Any, embeds: Any, positions: Any, valid: Any, rows: Any, added: Any, together: Any) -> Any:
+    return model.lm.forward(embeds, positions, valid, rows=rows, hidden=True, added=added, together=together)
 
 
 def tower_stages(model: Any, pixels: np.ndarray, golden: Golden) -> Stages:
@@ -102,6 +102,7 @@ def decoder_stages(
     added: Callable[[], np.ndarray] | None = None,
     *,
     attention: float = ATTENTION,
+    together: np.ndarray | None = None,
 ) -> Stages:
     """Comparisons of the language model on a prompt (B, L, D) with explicit positions, pruned prompts included.
 
@@ -116,6 +117,7 @@ def decoder_stages(
       golden: the reference's arrays.
       added: makes what is added behind the first layers (S, B, L, D), if anything.
       attention: tolerance of the language model's attention.
+      together: (B, L) slots of the prompt that see each other in either direction.
     """
     answer = golden["greedy_ids"] if golden.has("greedy_ids") else np.zeros((len(golden["input_ids"]), 0), np.int32)
     length, total = positions.shape[-1], positions.shape[-1] + answer.shape[1]
@@ -133,7 +135,8 @@ def decoder_stages(
         where = np.pad(where, [(0, 0)] * (where.ndim - 1) + [(0, pad)])
         valid = np.broadcast_to(np.arange(total) < total - pad, x.shape[:2])
         extra = None if added is None else np.pad(added()[:, :, keep], ((0, 0), (0, 0), (0, more + pad), (0, 0)))
-        return jax.device_get(_forward(model, x, where, valid, np.full((len(x), 1), len(keep) - 1), extra))
+        mutual = None if together is None else np.pad(together[:, keep], ((0, 0), (0, more + pad)))
+        return jax.device_get(_forward(model, x, where, valid, np.full((len(x), 1), len(keep) - 1), extra, mutual))
 
     whole = functools.cache(lambda: forward(np.arange(length), False, answer.shape[1]))
 
@@ -144,6 +147,7 @@ def decoder_stages(
     def greedy() -> Row:
         valid = np.ones(embeds().shape[:2], bool)
         options: dict[str, Any] = {} if added is None else {"added": added()}
+        options |= {} if together is None else {"together": together}
         ids = generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1], **options)
         return exact("greedy_ids", ids, answer)
 
@@ -223,9 +227,16 @@ def _llava_video(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset
     return llava_video_stages(loaded, golden)
 
 
+def _molmo2(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
+    from jvidprune.parity.models_molmo2 import molmo2_stages
+
+    return molmo2_stages(loaded, golden)
+
+
 _FAMILIES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]]] = {
     "llava_onevision": _llava_onevision,
     "llava_video": _llava_video,
     "qwen2_5_vl": _qwen_vl,
     "qwen3_vl": _qwen_vl,
+    "molmo2": _molmo2,
 }

@@ -109,6 +109,7 @@ class AOT(StagedReducer):
         "llava_video": {"keep_ratio": 0.4, "inter": False, "published": ((0.25, 180),)},
         "qwen2_5_vl": {"pooling": "none"},
         "qwen3_vl": {"pooling": "none"},
+        "molmo2": {"pooling": "none"},
     }
 
     def __post_init__(self) -> None:

@@ -47,14 +47,15 @@ def llava_pixels(
     filter: Filter = "torchvision",
     workers: int | None = None,
 ) -> Float32[np.ndarray, "frames 3 size size"]:
-    """What LLaVA-OneVision and LLaVA-Video read: frames squashed to a square (aspect ratio not kept) and normalised.
+    """What LLaVA and Molmo2 read: frames squashed to a square (aspect ratio not kept) and normalised.
 
     Args:
       frames: uint8 RGB.
       size: side of the square in pixels.
       mean: per channel, in units of the full range.
       std: per channel, in units of the full range.
-      filter: "torchvision" as the llava-hf processor, "pillow" as the lmms-lab code (`resize.resize_frames`).
+      filter: "torchvision" as the llava-hf processor, "pillow" as the lmms-lab code, "bilinear" as Molmo2's processor
+        (`resize.resize_frames`).
       workers: threads; by default one a core.
 
     Raises:

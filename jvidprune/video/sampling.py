@@ -22,12 +22,17 @@ Rule = Literal[
     "qwen_utils",
     "llava_video_force",
     "llava_video_upto",
+    "molmo2",
+    "hf_molmo2",
 ]
 
 RULES: tuple[str, ...] = get_args(Rule)
 
 # Fewest and most frames the Qwen samplers take when they go by rate.
 QWEN_FRAMES = (4, 768)
+
+# Most frames a second that Molmo2 reads, and what its processor assumes of a file without a rate.
+MOLMO2_RATE = 2.0
 
 # What the Qwen3-VL processor assumes of a file without a rate.
 DEFAULT_RATE = 24.0
@@ -52,7 +57,7 @@ def sample_indices(
       rule: one of `RULES`; by default "uniform" for a number of frames (first and last frame included, indices repeat
         in videos shorter than `num_frames`) and "fps" for a rate. "uniform" is the rule of the published LLaVA
         evaluations, "fps" that of the LLaVA-OneVision processor.
-      num_frames: wanted frames; "llava_video_upto" takes it as the most that are allowed.
+      num_frames: wanted frames; "llava_video_upto", "molmo2" and "hf_molmo2" take it as the most that are allowed.
       fps: wanted frames per second.
       indices: explicit frame indices, in any order; negative ones are refused.
 
@@ -72,7 +77,7 @@ def sample_indices(
 
 
 def reference_indices(total: int, rate: float, rule: Rule, num_frames: int | None, fps: float | None) -> Indices:
-    """What the reference's rule returns: for "hf_qwen2" the list may end with `total`, an index that no file has.
+    """What the reference's rule returns: "hf_qwen2" and "hf_molmo2" may end with `total`, which no file has.
 
     `sample_indices` leaves that one out; it comes from rounding, where total / (total / k) is above k in floats.
     """
@@ -181,6 +186,32 @@ def _llava_upto(total: int, rate: float, num_frames: int | None, fps: float | No
     return every_second if len(every_second) <= _known(num_frames) else _llava_force(total, rate, num_frames, fps)
 
 
+def _molmo2(total: int, rate: float, num_frames: int | None, fps: float | None) -> np.ndarray:
+    """Molmo2's training: at most two frames a second, the last frame always, spread evenly where that is too many.
+
+    The rounding is ours: to the nearest frame at two a second, down where frames are spread.
+    """
+    step = max(rate / (MOLMO2_RATE if fps is None else fps), 1.0)
+    places = np.arange(0, total - 1, step)
+    if num_frames is None or len(places) + 1 <= num_frames:
+        chosen = np.round(places).astype(np.int64)
+        return np.append(chosen[chosen < total - 1], total - 1)
+    return np.floor(np.linspace(0, total - 1, num_frames)) if num_frames > 1 else np.array([total - 1])
+
+
+def _hf_molmo2(total: int, rate: float, num_frames: int | None, fps: float | None) -> np.ndarray:
+    """The processor of transformers' own class: at most two frames a second, evenly from the first, not to the last."""
+    if fps is not None:
+        count = int(total / rate * fps)
+    else:
+        count = int(_known(num_frames))
+        if rate > MOLMO2_RATE:
+            count = min(count, int(total / rate * MOLMO2_RATE))
+    count = max(min(count, total), 1)
+    # A float32 range with a stop, as in the Qwen2-VL processor.
+    return np.floor(np.arange(0, total, total / count).astype(np.float32))
+
+
 def _known(wish: int | float | None) -> int | float:
     assert wish is not None, "check_wish leaves a rule only what it can serve"
     return wish
@@ -202,6 +233,8 @@ _SAMPLERS: dict[str, Callable[[int, float, int | None, float | None], np.ndarray
     "qwen_utils": _qwen_utils,
     "llava_video_force": _llava_force,
     "llava_video_upto": _llava_upto,
+    "molmo2": _molmo2,
+    "hf_molmo2": _hf_molmo2,
 }
 
 

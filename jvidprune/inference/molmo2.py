@@ -1,0 +1,83 @@
+"""What Molmo2 needs around its model: prompts in which every frame stands behind its time, and who sees whom."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jvidprune.inference.qwen import block_runs
+from jvidprune.inference.reduced import ReducedVideo
+from jvidprune.inference.sequence import SlotMap, laid_out, weave
+from jvidprune.models.molmo2.config import Molmo2Config
+from jvidprune.models.positions import frame_blocks
+from jvidprune.video.decode import Clip
+from jvidprune.video.sampling import MOLMO2_RATE
+
+
+def stamps(clip: Clip | None, frames: int) -> list[str]:
+    """The seconds that stand before each frame; without a clip, consecutive frames at 2 a second, as the processor."""
+    indices, rate = (np.arange(frames), MOLMO2_RATE) if clip is None else (clip.indices, clip.fps)
+    return [f"{index / rate:.1f} " for index in indices.tolist()]
+
+
+def prompt_ids(
+    texts: Sequence[str], videos: Sequence[ReducedVideo], config: Molmo2Config, encode: Callable[[str], list[int]]
+) -> list[list[int]]:
+    """The texts of a prompt as ids, cut further, one more than there are frames.
+
+    Before a frame stand its time and frame_start, behind it frame_end, and a space before every time but the first
+    (the text that transformers' processor writes). Frames of which no token is kept leave all of these.
+
+    Args:
+      texts: before, between and behind the videos.
+      videos: with their clips.
+      config: of the model.
+      encode: text to ids.
+    """
+    first, last = config.tokens.frame_start, config.tokens.frame_end
+    found, waiting, head = [], texts[0], list[int]()
+    for one, text in zip(videos, texts[1:], strict=True):
+        for number, stamped in enumerate(stamps(one.clip, one.video.features.shape[0])):
+            found.append([*head, *encode(waiting + " " * (number > 0) + stamped), first])
+            waiting, head = "", [last]
+        waiting = text
+    return [*found, [*head, *encode(waiting)]]
+
+
+def lay_out(videos: Sequence[ReducedVideo], texts: Sequence[Any], config: Molmo2Config, *, reserve: int) -> SlotMap:
+    """The slots of a prompt; they count from 0 after the reduction, times and markers of every frame stay.
+
+    A reducer that declares original positions keeps those of the unpruned prompt.
+
+    Args:
+      videos: in the order of the prompt.
+      texts: token ids of `prompt_ids`.
+      config: of the model.
+      reserve: tokens that will be generated.
+
+    Raises:
+      JvidpruneError: prompt and answer do not fit into the model's positions.
+    """
+    runs, first_row = [], 0
+    for one in videos:
+        index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
+        runs += block_runs(index, frame_blocks(one.video.features.shape[0], *one.video.grid), first_row)
+        first_row += one.capacity
+    woven = weave(texts, runs)
+    where: dict[str, Any] = {}
+    if any(one.rules.positions == "original" for one in videos):
+        where = {"positions": woven.full, "next_position": woven.whole}
+    return laid_out(woven, max_positions=config.text.max_positions, reserve=reserve, **where)
+
+
+def together(slots: SlotMap, text: Int[np.ndarray, "L"], config: Molmo2Config) -> Bool[np.ndarray, "S"]:
+    """Slots that see each other whatever their order: visual tokens and the markers around them, of all frames.
+
+    Args:
+      slots: of the prompt.
+      text: ids of its text tokens in order.
+      config: of the model.
+    """
+    ids = text[np.minimum(slots.source, len(text) - 1)]
+    return slots.valid & ((slots.source > len(text)) | np.isin(ids, config.tokens.ids))

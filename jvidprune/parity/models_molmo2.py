@@ -1,0 +1,92 @@
+"""Stage comparisons of Molmo2: pixels, tower, connector, and a decoder in whose prompt visual tokens see each other."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.generate import prefill
+from jvidprune.models.load import LoadedModel
+from jvidprune.models.molmo2.windows import window_patches
+from jvidprune.parity.core import Golden, Row, close, exact
+from jvidprune.parity.models import LOGITS, VISION, Stages, _embed_text, decoder_stages, tower_stages
+from jvidprune.video.preprocess import llava_pixels
+from jvidprune.video.resize import resize_frames
+
+_INPUTS = frozenset({"frames_uint8", "input_ids"})
+
+_LM_ATTENTION = 5e-6
+"""Attention of the language model starts from the tower's output, as on the Qwen-VL families."""
+
+
+@jax.jit
+def _encode(model: Any, pixels: Any) -> tuple[Any, Any]:
+    video = model.encode(pixels)
+    return video.features, model.embed_visual(video.features)
+
+
+@jax.jit
+def _decode(model: Any, token: Any, cache: Any) -> Any:
+    return model.decode(token, cache)
+
+
+def molmo2_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
+    """Comparisons of one io file of molmo2, and the keys that are inputs.
+
+    Raises:
+      JvidpruneError: missing inputs, or more than one prompt.
+    """
+    if not golden.has("frames_uint8", "input_ids") or len(golden["input_ids"]) != 1:
+        raise JvidpruneError("an io file of molmo2 needs frames_uint8 and one prompt as input_ids.")
+    model, config, ids = loaded.model, loaded.config, golden["input_ids"]
+    frames, size = golden["frames_uint8"], config.vision.image_size
+    pixels = llava_pixels(frames, size=size, filter="bilinear")
+    encoded = functools.cache(lambda: jax.device_get(_encode(model, pixels)))
+    placeholder, visual = ids == config.tokens.image_patch, np.isin(ids, config.tokens.ids)
+
+    def windows() -> np.ndarray:
+        one = window_patches(config.vision.side, config.connector.pool)
+        return np.concatenate([np.where(one >= 0, one + t * config.vision.tokens, -1) for t in range(len(frames))])
+
+    @functools.cache
+    def embeds() -> np.ndarray:
+        tokens = encoded()[1].reshape(-1, config.text.width)
+        if placeholder.sum() != len(tokens):
+            raise JvidpruneError(f"input_ids hold {placeholder.sum()} placeholders for {len(tokens)} video tokens.")
+        rows = np.maximum(placeholder.cumsum(axis=1) - 1, 0)
+        return np.where(placeholder[..., None], tokens[rows], _embed_text(model, ids))
+
+    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+
+    def cached() -> Row:
+        """Logits of the golden answer, fed token by token through the cache."""
+        expected, answer = golden["greedy_logits"], golden["greedy_ids"]
+        room, valid = ids.shape[1] + answer.shape[1], np.ones(ids.shape, bool)
+        logits, cache = prefill(model, embeds(), positions, valid, capacity=room, together=visual)
+        found = [np.asarray(logits)]
+        for token in answer.T[:-1]:
+            logits, cache = _decode(model, jnp.asarray(token, jnp.int32), cache)
+            found.append(np.asarray(logits))
+        return close("greedy_logits", np.stack(found, axis=1), expected, LOGITS)
+
+    def wide() -> np.ndarray:
+        """The corner of the first frame, enlarged to a size at which the reference computes with other code."""
+        side = golden["resized_wide"].shape[1:3]
+        return resize_frames(frames[:1, :12, :10], side, filter="bilinear").transpose(0, 2, 3, 1)
+
+    squares = resize_frames(frames, (size, size), filter="bilinear").transpose(0, 2, 3, 1)
+    stages = tower_stages(model, pixels, golden)
+    stages |= decoder_stages(model, embeds, positions, golden, attention=_LM_ATTENTION, together=visual)
+    stages |= {
+        "resized_uint8": lambda: exact("resized_uint8", squares, golden["resized_uint8"]),
+        "resized_wide": lambda: exact("resized_wide", wide(), golden["resized_wide"]),
+        "video_token_pooling": lambda: exact("video_token_pooling", windows(), golden["video_token_pooling"]),
+        "visual": lambda: exact("visual", visual, golden["visual"]),
+        "features": lambda: close("features", encoded()[0], golden["features"], VISION),
+        "position_ids": lambda: exact("position_ids", positions, golden["position_ids"]),
+        "greedy_logits": cached,
+    }
+    return stages, _INPUTS
