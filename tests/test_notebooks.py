@@ -1,0 +1,38 @@
+"""The notebooks run from top to bottom on the embedded model, and are committed without outputs."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+README = (ROOT / "README.md").read_text(encoding="utf8")
+
+
+def outputs(notebook, kind):
+    """Data of one MIME type that the cells show."""
+    shown = (output for cell in notebook.cells for output in cell.get("outputs", ()))
+    return [output["data"][kind] for output in shown if kind in output.get("data", {})]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_and_shows_something(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), "commit notebooks without outputs"
+    assert notebook.cells[0].cell_type == "markdown"
+    assert f"notebooks/{path.name}" in README
+    NotebookClient(notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    assert outputs(notebook, "image/png"), "a notebook has a picture"
+    texts = [o.text for cell in code for o in cell.outputs if o.output_type == "stream" and o.name == "stdout"]
+    assert re.search(r"\d", "".join(texts)), "a notebook measures something"
+    warned = [o.text for cell in code for o in cell.outputs if o.output_type == "stream" and o.name == "stderr"]
+    assert not warned
+
+
+def test_there_are_the_notebooks_that_the_readme_lists():
+    assert [path.stem[:2] for path in NOTEBOOKS] == [f"{number:02d}" for number in range(1, len(NOTEBOOKS) + 1)]
+    assert set(re.findall(r"notebooks/(\w+)\.ipynb", README)) == {path.stem for path in NOTEBOOKS}
