@@ -1,0 +1,93 @@
+"""What must not creep in, told from programs alone: callbacks, scalar loops of XLA:CPU, work repeated for every ratio,
+temporaries that grow with the number of ratios. No clock is read."""
+
+import jax
+import numpy as np
+import pytest
+from jax.extend import core as jex
+
+from jvidprune import VideoTokens, reducers
+from jvidprune.reducers import base
+from jvidprune.tokens import stack_budgets
+
+FRAMES, GRID, UNPOOLED, DIM = 6, (4, 5), (8, 10), 16
+RATIOS = (0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65)
+CALLBACKS = {"pure_callback", "io_callback", "debug_callback", "debug_print", "outside_call"}
+ORDERS = {"sort", "top_k", "approx_top_k"}
+SCALAR = {"argmax", "argmin"}
+"""XLA:CPU runs these entry by entry; `ops.select.first_argmax` is the vectorised form."""
+
+
+def video_for(needs, frames=FRAMES, grid=GRID, unpooled=UNPOOLED, dim=DIM):
+    rng = np.random.default_rng(0)
+    n, m = grid[0] * grid[1], unpooled[0] * unpooled[1]
+    shapes = {
+        "attention_shallow": (frames, m),
+        "attention_deep": (frames, m),
+        "features_unpooled": (frames, m, dim),
+        "keys": (frames, n, 8),
+        "frame_embedding": (frames, dim),
+        "newline": (dim,),
+    }
+    evidence = {name: rng.random(shapes.get(name, (frames, n)), np.float32) + 0.01 for name in needs}
+    features = rng.standard_normal((frames, n, dim), np.float32)
+    return VideoTokens.create(features, evidence, grid=grid, unpooled_grid=unpooled)
+
+
+def inner_programs(equation):
+    for value in equation.params.values():
+        for part in value if isinstance(value, tuple | list) else (value,):
+            if isinstance(part, jex.ClosedJaxpr):
+                yield part.jaxpr
+            elif isinstance(part, jex.Jaxpr):
+                yield part
+
+
+def equations(program):
+    """All equations of a program, those of its loops and branches included."""
+    for equation in program.eqns:
+        yield equation
+        for inner in inner_programs(equation):
+            yield from equations(inner)
+
+
+def traced(method):
+    """The program of a sweep, and that of its loop over ratios."""
+    reducer = reducers.get(method)
+    video = video_for(reducer.needs)
+    layout = video.layout()
+    capacity = max(reducer.capacity(layout, ratio) for ratio in RATIOS)
+    budgets = stack_budgets([reducer.budget(layout, ratio) for ratio in RATIOS])
+    run = base.run_budgets.__wrapped__
+    program = jax.make_jaxpr(lambda v, b: run(reducer, v, b, capacity=capacity))(video, budgets).jaxpr
+    loops = [e for e in equations(program) if e.primitive.name == "scan" and e.params["length"] == len(RATIOS)]
+    return program, [inner for loop in loops for inner in inner_programs(loop)]
+
+
+@pytest.mark.parametrize("method", reducers.names())
+def test_programs_of_a_sweep(method):
+    program, per_ratio = traced(method)
+    names = {equation.primitive.name for equation in equations(program)}
+    assert not names & CALLBACKS
+    assert not names & SCALAR
+    sizes = [var.aval.size for e in equations(program) for var in e.outvars if hasattr(var.aval, "size")]
+    cells, unpooled = GRID[0] * GRID[1], UNPOOLED[0] * UNPOOLED[1]
+    side = unpooled if method == "aot" else cells
+    # Nothing, outputs included, as large as the similarities of all ratios together.
+    assert max(sizes) < len(RATIOS) * FRAMES * side * side
+    assert per_ratio
+    if reducers.get(method).info.nested:
+        repeated = {equation.primitive.name for inner in per_ratio for equation in equations(inner)}
+        assert not repeated & ORDERS, "an order does not depend on the ratio"
+        assert "dot_general" not in repeated, "similarities do not depend on the ratio"
+
+
+def test_temporaries_of_aot_are_three_maps_of_cosines():
+    reducer = reducers.get("aot")
+    video = video_for(reducer.needs, frames=8, grid=(7, 7), unpooled=(14, 14), dim=32)
+    layout = video.layout()
+    capacity = max(reducer.capacity(layout, ratio) for ratio in RATIOS[:3])
+    budgets = stack_budgets([reducer.budget(layout, ratio) for ratio in RATIOS[:3]])
+    compiled = base.run_budgets.lower(reducer, video, budgets, capacity=capacity).compile()
+    maps = 4 * 8 * 196 * 196
+    assert compiled.memory_analysis().temp_size_in_bytes < 3 * maps
