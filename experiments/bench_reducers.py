@@ -20,9 +20,9 @@ from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import tyro
 from jax import lax
+from perf.inputs import video_tokens
 
 from jvidprune import VideoTokens, reducers
 from jvidprune.errors import JvidpruneError
@@ -50,38 +50,6 @@ class Config:
     rounds: int = 6
     seconds: float = 30.0
     """CPU time of a method after which no further round begins."""
-
-
-def video_tokens(config: Config, needs: frozenset[str]) -> VideoTokens:
-    """Scenes of random tokens, a part of whose places change from frame to frame, with just the evidence needed."""
-    rng = np.random.default_rng(0)
-    n, m, d = config.grid**2, config.unpooled_grid**2, config.dim
-    scene = np.repeat(np.arange(len(config.scenes)), config.scenes)
-    t = len(scene)
-
-    def tokens(count: int) -> np.ndarray:
-        out = np.empty((t, count, d), np.float32)
-        change = rng.uniform(0.2, 0.9, (count, 1)).astype(np.float32)
-        for number in range(len(config.scenes)):
-            place = rng.standard_normal((count, d), np.float32) + rng.standard_normal(d, np.float32)
-            for frame in np.flatnonzero(scene == number):
-                out[frame] = place + change * rng.standard_normal((count, d), np.float32)
-        return out
-
-    def saliency(count: int) -> np.ndarray:
-        return rng.dirichlet(np.full(count, 0.5), size=t).astype(np.float32)
-
-    features = tokens(n)
-    makers: dict[str, Callable[[], np.ndarray]] = {
-        "attention_shallow": lambda: saliency(m) * m,
-        "attention_deep": lambda: saliency(m) * m,
-        "keys": lambda: rng.standard_normal((t, n, 72), np.float32),
-        "features_unpooled": lambda: tokens(m),
-        "frame_embedding": lambda: features.mean(1),
-    }
-    evidence = {name: makers.get(name, lambda: saliency(n))() for name in needs}
-    unpooled = (config.unpooled_grid, config.unpooled_grid)
-    return VideoTokens.create(features, evidence, grid=(config.grid, config.grid), unpooled_grid=unpooled)
 
 
 @partial(jax.jit, static_argnames=("reducer", "capacity"))
@@ -142,7 +110,8 @@ def possible(reducer: Any, layout: Layout, ratios: tuple[float, ...]) -> tuple[f
 def measure(name: str, config: Config) -> dict[str, Any]:
     """One row of the table."""
     reducer = reducers.get(name.split()[0])
-    video = video_tokens(config, reducer.needs)
+    sizes = {"grid": config.grid, "unpooled_grid": config.unpooled_grid, "dim": config.dim}
+    video = video_tokens(reducer.needs, scenes=config.scenes, **sizes)
     layout = video.layout()
     many = possible(reducer, layout, config.ratios)
     capacity = max(reducer.capacity(layout, r) for r in many)

@@ -1,7 +1,8 @@
 """The performance suite: one command, one table, one JSON.
 
-python -m experiments.perf [--cells quick|base|scaling|full] [--parts reducers model] [--methods flashvid ...]
-                           [--model llava-onevision-0.5b] [--json-file perf.json] [--compare old.json]
+python -m experiments.perf [--cells quick|base|scaling|full] [--parts start reducers model stts]
+                           [--methods flashvid ...] [--model llava-onevision-0.5b] [--json-file perf.json]
+                           [--compare old.json]
 
 Every time stands beside its floor: the larger of its FLOPs over the matmul rate and its bytes over the copy rate, both
 measured in the same run. Rows are saved as they come; a rerun measures what is missing. Runs unchanged on CPU and
@@ -21,11 +22,11 @@ from jvidprune import reducers
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 
-from . import model_cells, reducer_cells, stts_cells
+from . import model_cells, reducer_cells, start_cells, stts_cells
 from .measure import Rates, measure_rates
 from .table import compare, tables
 
-Part = Literal["reducers", "model", "stts"]
+Part = Literal["start", "reducers", "model", "stts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Config:
     """What to measure."""
 
     cells: Literal["quick", "base", "scaling", "full"] = "scaling"
-    parts: tuple[Part, ...] = ("reducers", "model", "stts")
+    parts: tuple[Part, ...] = ("start", "reducers", "model", "stts")
     methods: tuple[str, ...] = ()
     """Registry names; all by default."""
     model: str = ""
@@ -135,6 +136,9 @@ def main(
     machine = measured_rates(dtype)
     rates = Rates(machine["flops"], machine["bytes"])
     store = Store(json_file, machine)
+    if "start" in config.parts:
+        for name in start_cells.COMMANDS:
+            store.row("start", name, lambda n=name: start_cells.run_cell(n, config.repeats))
     if "reducers" in config.parts:
         for cell in reducer_cells.cells(config.cells, config.methods, 1e9 * config.gigabytes):
             options: dict[str, Any] = {"repeats": config.repeats, "seconds": config.seconds}
