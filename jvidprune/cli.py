@@ -395,6 +395,49 @@ def flops(
 
 
 @app.command
+def plan(
+    *,
+    model: str = "qwen2.5-vl-7b",
+    chip: str = "h100",
+    mesh: tuple[str, ...] = ("tensor=1",),
+    frames: str = "",
+    ratios: str = "1,0.25,0.1",
+    reducer: str = "flashvid",
+    size: str = "448x448",
+    text: int = 57,
+    new_tokens: int = 64,
+    batch: int = 1,
+    dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    out: Common = Output(),
+) -> None:
+    """Say whether a model, a video and a ratio fit a mesh of named chips, what bounds them, and when the answer begins.
+
+    Args:
+      model: a published model such as qwen2.5-vl-7b, or a folder with config.json.
+      chip: h100, h200, a100-40g, a100-80g, v4, v5e, v5p or v6e; several separated by commas.
+      mesh: one or several, as in "tensor=2" or "data=2,fsdp=4,tensor=2".
+      frames: of the video, several separated by commas; by default what the family was evaluated with.
+      ratios: retention ratios in (0, 1], separated by commas.
+      reducer: method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5".
+      size: frames in pixels, HEIGHTxWIDTH; only the Qwen families read more than one size.
+      text: text tokens of the prompt.
+      new_tokens: longest answer.
+      batch: prompts read together, each with a video of its own.
+      dtype: of parameters and activations.
+    """
+    from jvidprune.commands import planning
+
+    wish = planning.Wish(model, chip, mesh, frames, ratios, reducer, size, text, new_tokens, batch, dtype)
+    rows = planning.rows(wish)
+    if out.json:
+        _print_json([row.record() for row in rows])
+    elif out.quiet:
+        print("\n".join("fits" if row.memory.fits else "does not fit" for row in rows))
+    else:
+        out.console().plan(rows)
+
+
+@app.command
 def parity(folder: Annotated[Path, Positional], /, *, model: bool = False, out: Common = Output()) -> None:
     """Run a folder of golden .npz files through the port and compare.
 

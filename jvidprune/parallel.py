@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jvidprune.errors import JvidpruneError
@@ -154,7 +155,12 @@ def check_mesh(family: str, units: Mapping[str, int], mesh: Mesh) -> None:
     Raises:
       JvidpruneError: the language model's heads are not divisible by "tensor".
     """
-    tensor, heads = mesh.shape.get("tensor", 1), units.get("heads", 0)
+    check_sizes(family, units, mesh.shape)
+
+
+def check_sizes(family: str, units: Mapping[str, int], sizes: Mapping[str, int]) -> None:
+    """`check_mesh` for a mesh of which only the sizes of its axes are known."""
+    tensor, heads = sizes.get("tensor", 1), units.get("heads", 0)
     if heads % tensor:
         allowed = ", ".join(str(size) for size in range(1, heads + 1) if heads % size == 0)
         raise JvidpruneError(f"tensor={tensor} does not divide the {heads} heads of this {family}; allowed: {allowed}.")
@@ -209,6 +215,21 @@ def _spec(axes: Axes, shape: Sequence[int], sizes: Mapping[str, int], units: Map
         used.update(names)
         spec.append(names if len(names) > 1 else names[0] if names else None)
     return PartitionSpec(*spec)
+
+
+def share(
+    path: str, shape: Sequence[int], sizes: Mapping[str, int], family: str, units: Mapping[str, int] | None = None
+) -> int:
+    """Into how many pieces a mesh of these sizes cuts a parameter; see `parameter_sharding`."""
+    axes = axes_of(path, family)
+    if axes is None or len(axes) != len(shape):
+        return 1
+    names = [name for entry in _spec(axes, shape, sizes, units or {}) for name in _names(entry)]
+    return math.prod(sizes[name] for name in names)
+
+
+def _names(entry: Any) -> tuple[str, ...]:
+    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
 
 
 def parameter_sharding(
@@ -342,7 +363,7 @@ def pieces(axis: str) -> int:
 def mesh_of(model: Any) -> Mesh | None:
     """The mesh that the parameters of a model lie on; None for a single device, and inside a traced function."""
     first = next(iter(jax.tree.leaves(model)), None)
-    if not isinstance(first, jax.Array) or isinstance(first, jax.core.Tracer):
+    if not isinstance(first, jax.Array) or isinstance(first, Tracer):
         return None
     mesh = getattr(first.sharding, "mesh", None)
     return mesh if isinstance(mesh, Mesh) else None

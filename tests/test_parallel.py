@@ -207,6 +207,10 @@ wanted = parallel.state_shardings(nnx.state(plain), mesh, "llava_onevision", pla
 placed = parallel.shard_state(nnx.state(plain), mesh, "llava_onevision", plain.config.units)
 for a, b, c in zip(*(jax.tree.leaves(t) for t in (wanted, nnx.state(spread), placed)), strict=True):
     assert a == b.sharding == c.sharding
+from jvidprune.bench.footprint import weights
+first = jax.devices()[0]
+held = [s.data.size for x in jax.tree.leaves(nnx.state(spread)) for s in x.addressable_shards if s.device == first]
+assert weights(spread.config, dict(mesh.shape)).total == sum(held) < total / 4 / 2
 batch = parallel.shard_batch({"x": np.arange(12.0).reshape(4, 3), "scale": np.float32(2)}, mesh)
 assert batch["x"].addressable_shards[0].data.shape == (1, 3)
 seen = []

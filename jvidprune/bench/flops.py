@@ -215,15 +215,26 @@ def count_ratio(
     Raises:
       JvidpruneError: an impossible ratio or count.
     """
-    bound = reducer.capacity(layout, check_ratio(ratio))
     exact = kept is not None or bool(getattr(getattr(reducer, "info", None), "exact", False))
+    kept, newlines, prompt = prompt_sizes(config, layout, reducer=reducer, ratio=ratio, kept=kept, text=text)
+    sizes: dict[str, Any] = {"kept": kept, "prompt": prompt, "newlines": newlines, "new_tokens": new_tokens}
+    return count(config, layout, reducer=reducer, ratio=ratio, exact=exact, name=name, **sizes)
+
+
+def prompt_sizes(
+    config: Any, layout: Layout, *, reducer: Reducer, ratio: float, kept: int | None = None, text: int = 57
+) -> tuple[int, int, int]:
+    """Visual tokens kept, newline embeddings, and all tokens of a prompt; see `count_ratio`.
+
+    Raises:
+      JvidpruneError: an impossible ratio or count.
+    """
+    bound = reducer.capacity(layout, check_ratio(ratio))
     kept = bound if kept is None else kept
     if not 0 <= kept <= max(bound, layout.total):
         raise JvidpruneError(f"{kept} kept tokens are more than the {layout.total} of the video.")
     newlines = newline_tokens(config, layout, reducer)
-    prompt = kept + newlines + text + marker_tokens(config, layout, reducer)
-    sizes: dict[str, Any] = {"kept": kept, "prompt": prompt, "newlines": newlines, "new_tokens": new_tokens}
-    return count(config, layout, reducer=reducer, ratio=ratio, exact=exact, name=name, **sizes)
+    return kept, newlines, kept + newlines + text + marker_tokens(config, layout, reducer)
 
 
 def newline_kind(config: Any, reducer: Reducer) -> NewlineKind:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jvidprune.bench.flops import FlopReport
     from jvidprune.bench.metrics import Cell
     from jvidprune.bench.results import Cost, SweepTable
+    from jvidprune.commands.planning import PlanRow
     from jvidprune.inference.pipeline import Answer
     from jvidprune.inference.stages import Stage
 
@@ -125,6 +126,15 @@ class Console:
     def flops(self, report: "FlopReport") -> None:
         """The breakdown of an answer's cost."""
         self._out.print(report)
+
+    def plan(self, rows: "list[PlanRow]") -> None:
+        """Memory and expected times, a row a chip, mesh, number of frames and ratio; one row alone stage by stage."""
+        from jvidprune.commands.planning import plan_table, stages_table
+
+        wide = self._out if self._out.is_terminal else RichConsole(width=120)
+        wide.print(plan_table(rows))
+        if len(rows) == 1:
+            wide.print(stages_table(rows[0]))
 
     def models(self, rows: list[dict[str, Any]]) -> None:
         """The family table."""

@@ -58,8 +58,8 @@ def of_config(
     Raises:
       JvidpruneError: an unknown model or reducer, or impossible numbers.
     """
-    config = _config(model)
-    layout = layout_of(config, FAMILIES[config.family].frames if frames is None else frames, _sides(size))
+    config = config_named(model)
+    layout = layout_of(config, FAMILIES[config.family].frames if frames is None else frames, read_size(size))
     if min(text, new_tokens) < 1:
         raise JvidpruneError(f"text and new tokens must be at least 1, got {text} and {new_tokens}.")
     method = from_text(reducer, config.family)
@@ -86,7 +86,12 @@ def layout_of(config: Any, frames: int, size: tuple[int, int]) -> Layout:
     return Layout(frames, config.grid, config.unpooled_grid)
 
 
-def _config(model: str) -> Any:
+def config_named(model: str) -> Any:
+    """The config of a published model, or of a folder's config.json.
+
+    Raises:
+      JvidpruneError: neither.
+    """
     if short_name(model) in PUBLISHED and not Path(model).is_dir():
         return published(model)
     folder = Path(model)
@@ -95,7 +100,12 @@ def _config(model: str) -> Any:
     return config_of(read_json(folder / "config.json"))
 
 
-def _sides(size: str) -> tuple[int, int]:
+def read_size(size: str) -> tuple[int, int]:
+    """(height, width) from "448x448".
+
+    Raises:
+      JvidpruneError: another text.
+    """
     height, _, width = size.lower().partition("x")
     if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
         raise JvidpruneError(f"a size is written HEIGHTxWIDTH in pixels, got {size!r}.")
