@@ -24,11 +24,16 @@ The scorer learns from the language model through the bias alone, and from the a
 `packed_examples([[frames]] * B, [[remove]] * B, frames)` and `kept=B * kept`; `video.tokens.reshape(B, -1, D)` parts
 the videos, and `loss` is the mean over all windows. `remove` may be traced: one program serves several shares with the
 `kept` of the smallest.
+
+`encode(encoder_of(model, window, grid), pixels, ...)` does the same for every family: windows are what becomes one
+token there, 2x2 merge blocks in the Qwen towers, 3x3 patches in Molmo2. A tower of another kind needs the members of
+`Tower` and `Encoder`.
 """
 
 from jvidprune.stts.budget import budgets, windows_kept, windows_to_remove
 from jvidprune.stts.config import STTSConfig
-from jvidprune.stts.encode import PrunedTokens, encode_llava, llava_windows
+from jvidprune.stts.encode import Encoder, PrunedTokens, encode, encode_llava, encoder_of, llava_windows
+from jvidprune.stts.qwen import QwenTower
 from jvidprune.stts.scorer import Scorer, ScorerSizes, scorer_from_tensors, scorer_tensors
 from jvidprune.stts.select import Examples, keep_windows, one_video, packed_examples
 from jvidprune.stts.sequence import Shortened, shorten

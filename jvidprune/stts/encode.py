@@ -1,18 +1,25 @@
 """Videos to the tokens that STTS leaves, for each kind of tower; everything behind the tower runs on kept tokens."""
 
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfig
+from jvidprune.models.qwen_vit import Grid
+from jvidprune.models.qwen_vl import QwenVL
 from jvidprune.ops.compact import compact
 from jvidprune.stts.config import STTSConfig
+from jvidprune.stts.qwen import QwenTower
 from jvidprune.stts.scorer import Scorer
 from jvidprune.stts.select import Examples
 from jvidprune.stts.siglip import SiglipTower
-from jvidprune.stts.tower import Prefix, Scored, run_kept, run_prefix, run_tower
-from jvidprune.stts.windows import Windows, pooled_windows
+from jvidprune.stts.tower import Scored, Tower, run_tower
+from jvidprune.stts.windows import Windows, merged_windows, pooled_windows, raster_windows
 
 
 class PrunedTokens(NamedTuple):
@@ -37,6 +44,90 @@ class PrunedTokens(NamedTuple):
     levels: Any = None
 
 
+class Encoder(Protocol):
+    """A model's way from pixels to tokens, taken apart where STTS comes in.
+
+    A tower of one's own needs these members and those of `tower.Tower`.
+    """
+
+    @property
+    def tower(self) -> Tower:
+        """The blocks."""
+        ...
+
+    @property
+    def windows(self) -> Windows:
+        """Of a frame."""
+        ...
+
+    @property
+    def record(self) -> tuple[int, ...]:
+        """Blocks whose outputs `connect` reads besides the last one's."""
+        ...
+
+    def embed(self, pixels: Array) -> Float[Array, "F N D"]:
+        """What enters block 0."""
+        ...
+
+    def connect(self, out: Scored, index: Int[Array, "K"]) -> tuple[Float[Array, "K D"], Any]:
+        """Tokens of the language model at frame * L + token, and their DeepStack levels or None."""
+        ...
+
+
+def encode(
+    encoder: Encoder,
+    pixels: Array,
+    examples: Examples,
+    config: STTSConfig,
+    *,
+    kept: int,
+    scorer: Scorer | None = None,
+    key: Array | None = None,
+) -> PrunedTokens:
+    """Frames to pruned tokens; pure, and differentiable in the modules of encoder and scorer, and in the pixels.
+
+    Several videos go through in one call as examples on the flat axis; where each keeps the same number of windows,
+    `tokens.reshape(videos, -1, D)` parts them again.
+
+    Args:
+      encoder: of `encoder_of`.
+      pixels: what the encoder embeds: (F, 3, S, S) normalised frames, or (F * N, V) patch vectors for Qwen towers.
+      examples: `select.one_video` or `packed_examples`, with the windows to remove; frames are grid frames there.
+      config: settings.
+      kept: static bound of the windows that stay, see `tower.run_tower`.
+      scorer: for method "scorer".
+      key: for method "random".
+
+    Raises:
+      JvidpruneError: pixels of the wrong size, or settings that do not fit the tower.
+    """
+    options: dict[str, Any] = {"kept": kept, "scorer": scorer, "key": key, "record": encoder.record}
+    out = run_tower(encoder.tower, encoder.embed(pixels), encoder.windows, examples, config, **options)
+    return connect_kept(encoder, out, kept)
+
+
+def connect_kept(encoder: Encoder, out: Scored, kept: int) -> PrunedTokens:
+    """The tokens of kept windows alone; equal to connecting everything and dropping the rest."""
+    index, valid = kept_tokens(out.keep, encoder.windows, kept)
+    tokens, levels = encoder.connect(out, jnp.minimum(index, out.keep.shape[0] * encoder.windows.token_count - 1))
+    tokens = jnp.where(valid[:, None], tokens, 0)
+    levels = None if levels is None else jnp.where(valid[:, None, None], levels, 0)
+    return PrunedTokens(tokens, index, valid, out.loss, out.scores, out.keep, levels)
+
+
+def kept_tokens(keep: Bool[Array, "F P"], windows: Windows, kept: int) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
+    """(K,) frame * L + token of the tokens of kept windows, ascending, and which rows are in use."""
+    capacity = min(kept, keep.size) * windows.tokens_each
+    index, valid, _ = compact(keep[:, windows.of_token].reshape(-1), capacity)
+    return index.astype(jnp.int32), valid
+
+
+def _gather_patches(x: Array, windows: Windows, index: Array) -> Array:
+    """(K, g, D) patches of each token."""
+    frame, token = jnp.divmod(index, windows.token_count)
+    return x.reshape(-1, x.shape[-1])[jnp.asarray(windows.token_patches)[token] + (frame * windows.patch_count)[:, None]]
+
+
 def llava_windows(config: LlavaOnevisionConfig, window: int = 1) -> Windows:
     """The windows of a LLaVA tower: those of its spatial pooling, `window` tokens on a side.
 
@@ -44,6 +135,137 @@ def llava_windows(config: LlavaOnevisionConfig, window: int = 1) -> Windows:
       JvidpruneError: windows that do not divide the grid of tokens.
     """
     return pooled_windows(config.vision.side, config.pool, window)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LlavaEncoder:
+    """LLaVA-OneVision and LLaVA-Video: projector and spatial pooling of kept tokens alone."""
+
+    model: LlavaOnevision
+    window: int = 1
+    record: tuple[int, ...] = ()
+
+    @property
+    def tower(self) -> SiglipTower:
+        """The SigLIP tower."""
+        return SiglipTower(self.model.vision)
+
+    @property
+    def windows(self) -> Windows:
+        """Those of the pooling."""
+        return llava_windows(self.model.config, self.window)
+
+    def embed(self, pixels: Float[Array, "F 3 S S"]) -> Float[Array, "F N D"]:
+        """Patches with positions."""
+        return self.tower.embed(pixels)
+
+    def connect(self, out: Scored, index: Int[Array, "K"]) -> tuple[Float[Array, "K D"], Any]:
+        """Projected patches, pooled."""
+        windows = self.windows
+        projected = self.model.projector(_gather_patches(out.hidden, windows, index))
+        if self.model.config.pool == "max":
+            return projected.max(axis=1), None
+        return windows.pool(projected, index % windows.token_count), None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QwenEncoder:
+    """Qwen2.5-VL and Qwen3-VL: windows are merge blocks, mergers see kept tokens alone."""
+
+    model: QwenVL
+    grid: Grid
+    window: int = 1
+
+    @property
+    def record(self) -> tuple[int, ...]:
+        """The blocks of DeepStack levels."""
+        return self.model.config.vision.taps
+
+    @functools.cached_property
+    def tower(self) -> QwenTower:
+        """The tower at this grid."""
+        return QwenTower(self.model.vision, self.grid)
+
+    @property
+    def windows(self) -> Windows:
+        """Merge blocks."""
+        vision, (_, rows, columns) = self.model.config.vision, self.grid
+        return merged_windows(rows // vision.merge, columns // vision.merge, vision.unit, self.window)
+
+    def embed(self, pixels: Float[Array, "P V"]) -> Float[Array, "F N D"]:
+        """The processor's patch vectors, frame by frame, with positions."""
+        self.model.config.vision.check_grid(self.grid, pixels.shape)
+        return self.tower.embed(pixels.reshape(self.grid[0], self.grid[1] * self.grid[2], -1))
+
+    def connect(self, out: Scored, index: Int[Array, "K"]) -> tuple[Float[Array, "K D"], Any]:
+        """Merged tokens, and the levels of Qwen3-VL."""
+        windows, vision = self.windows, self.model.vision
+        tokens = vision.merger(_gather_patches(out.hidden, windows, index))[:, 0]
+        if not self.record:
+            return tokens, None
+        taps = jnp.stack([_gather_patches(out.recorded[block], windows, index) for block in self.record])
+        return tokens, jnp.moveaxis(vision.merge_taps(taps)[:, :, 0], 0, 1)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Molmo2Encoder:
+    """Molmo2, what STTS was made for: 3x3 windows, attention pooling of kept ones alone.
+
+    The placeholder's embedding is not added yet, as in the model's own `encode`.
+    """
+
+    model: Any
+    window: int = 1
+
+    @property
+    def record(self) -> tuple[int, ...]:
+        """The blocks that the connector joins."""
+        return tuple(self.model.config.connector.blocks)
+
+    @property
+    def tower(self) -> SiglipTower:
+        """The SigLIP 2 tower."""
+        return SiglipTower(self.model.vision)
+
+    @property
+    def windows(self) -> Windows:
+        """The connector's windows; `window` of them on a side."""
+        config = self.model.config
+        return raster_windows(config.vision.side, config.connector.pool, self.window)
+
+    def embed(self, pixels: Float[Array, "F 3 S S"]) -> Float[Array, "F N D"]:
+        """Patches with positions."""
+        return self.tower.embed(pixels)
+
+    def connect(self, out: Scored, index: Int[Array, "K"]) -> tuple[Float[Array, "K D"], Any]:
+        """The connector on one window a row."""
+        joined = jnp.concatenate(
+            [_gather_patches(out.recorded[block], self.windows, index) for block in self.record], axis=-1
+        )
+        return self.model.connector(joined, np.arange(joined.shape[1], dtype=np.int32)[None])[:, 0], None
+
+
+def encoder_of(model: Any, window: int = 1, grid: Grid | None = None) -> Encoder:
+    """The encoder of a model.
+
+    Args:
+      model: of any family.
+      window: tokens of the language model on a side of a window.
+      grid: (T, Hp, Wp) in patches, for Qwen towers.
+
+    Raises:
+      JvidpruneError: a family without one, or a Qwen tower without a grid.
+    """
+    family = model.config.family
+    if family in ("llava_onevision", "llava_video"):
+        return LlavaEncoder(model, window)
+    if family in ("qwen2_5_vl", "qwen3_vl"):
+        if grid is None:
+            raise JvidpruneError(f"the windows of {family} depend on the grid of the video, which was not given.")
+        return QwenEncoder(model, grid, window)
+    if family == "molmo2":
+        return Molmo2Encoder(model, window)
+    raise JvidpruneError(f"STTS knows no tower of {family}.")
 
 
 def encode_llava(
@@ -56,64 +278,5 @@ def encode_llava(
     scorer: Scorer | None = None,
     key: Array | None = None,
 ) -> PrunedTokens:
-    """Frames to pruned tokens; pure, and differentiable in model, scorer and pixels.
-
-    Several videos go through in one call as examples on the flat axis; where each keeps the same number of windows,
-    `tokens.reshape(videos, -1, D)` parts them again.
-
-    Args:
-      model: LLaVA-OneVision or LLaVA-Video.
-      pixels: (F, 3, S, S) normalised frames of all examples.
-      examples: `select.one_video` or `packed_examples`, with the windows to remove.
-      config: settings.
-      kept: static bound of the windows that stay, see `tower.run_tower`.
-      scorer: for method "scorer".
-      key: for method "random".
-
-    Raises:
-      JvidpruneError: pixels of the wrong size, or settings that do not fit the tower.
-    """
-    tower = SiglipTower(model.vision)
-    windows = llava_windows(model.config, config.window)
-    x = tower.embed(pixels)
-    out = run_tower(tower, x, windows, examples, config, kept=kept, scorer=scorer, key=key)
-    return connect_llava(model, windows, out, kept)
-
-
-def connect_llava(model: LlavaOnevision, windows: Windows, out: Scored, kept: int) -> PrunedTokens:
-    """Projector and pooling of the tokens of kept windows alone; equal to pooling everything and dropping the rest."""
-    index, valid = kept_tokens(out.keep, windows, kept)
-    frame, token = jnp.divmod(jnp.minimum(index, out.keep.shape[0] * windows.token_count - 1), windows.token_count)
-    patches = jnp.asarray(windows.token_patches)[token] + (frame * windows.patch_count)[:, None]
-    hidden = out.hidden.reshape(-1, out.hidden.shape[-1])[patches]
-    projected = model.projector(hidden)
-    pooled = projected.max(axis=1) if model.config.pool == "max" else windows.pool(projected, token)
-    return PrunedTokens(jnp.where(valid[:, None], pooled, 0), index, valid, out.loss, out.scores, out.keep)
-
-
-def kept_tokens(keep: Bool[Array, "F P"], windows: Windows, kept: int) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
-    """(K,) frame * L + token of the tokens of kept windows, ascending, and which rows are in use."""
-    capacity = min(kept, keep.size) * windows.tokens_each
-    index, valid, _ = compact(keep[:, windows.of_token].reshape(-1), capacity)
-    return index.astype(jnp.int32), valid
-
-
-def llava_prefix(model: LlavaOnevision, pixels: Array, config: STTSConfig, scorer: Scorer | None) -> Prefix:
-    """The part of `encode_llava` that does not depend on the budget."""
-    tower = SiglipTower(model.vision)
-    return run_prefix(tower, tower.embed(pixels), llava_windows(model.config, config.window), config, scorer=scorer)
-
-
-def finish_llava(
-    model: LlavaOnevision,
-    prefix: Prefix,
-    examples: Examples,
-    config: STTSConfig,
-    *,
-    kept: int,
-    key: Array | None = None,
-) -> PrunedTokens:
-    """The part of `encode_llava` behind the scores, vmappable over `examples.remove`."""
-    windows = llava_windows(model.config, config.window)
-    out = run_kept(SiglipTower(model.vision), prefix, windows, examples, config, kept=kept, key=key)
-    return connect_llava(model, windows, out, kept)
+    """`encode` for a LLaVA model; arguments and errors as there."""
+    return encode(LlavaEncoder(model, config.window), pixels, examples, config, kept=kept, scorer=scorer, key=key)

@@ -104,8 +104,13 @@ def _build(
 
 
 @functools.lru_cache
-def raster_windows(side: int, pool: int = 3) -> Windows:
-    """Windows of pool x pool patches, each one token, on a square frame in raster order (Molmo2: 27 and 3).
+def raster_windows(side: int, pool: int = 3, window: int = 1) -> Windows:
+    """Windows of a square frame in raster order whose tokens are made of pool x pool patches (Molmo2: 27 and 3).
+
+    Args:
+      side: patches on a side of the frame.
+      pool: patches on a side of a token.
+      window: tokens on a side of a window.
 
     Raises:
       JvidpruneError: a side that is no multiple of the pool; the released code fails there too.
@@ -115,7 +120,7 @@ def raster_windows(side: int, pool: int = 3) -> Windows:
     across = side // pool
     at = np.arange(side * side).reshape(across, pool, across, pool).transpose(0, 2, 1, 3)
     patches = at.reshape(across**2, pool**2)
-    return _build((across, across), 1, patches, np.full(patches.shape, 1 / pool**2), side * side)
+    return _build((across, across), window, patches, np.full(patches.shape, 1 / pool**2), side * side)
 
 
 @functools.lru_cache

@@ -1,0 +1,112 @@
+"""The Qwen-VL towers for STTS: rotary by place, attention windows of their own, frames in merge-block order."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.models.attention import attend_all
+from jvidprune.models.fused import AttentionKind
+from jvidprune.models.layers import map_chunks
+from jvidprune.models.qwen_vit import Grid, GridTables, QwenVit
+from jvidprune.models.qwen_vit import Windows as AttentionWindows
+from jvidprune.stts.scorer import ScorerSizes
+from jvidprune.stts.tower import PackedAttend
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class QwenTower:
+    """The blocks of a Qwen2.5-VL or Qwen3-VL tower as `tower.run_tower` needs them; a frame is a grid frame.
+
+    Attributes:
+      vision: the tower.
+      grid: (T, Hp, Wp) in patches, static.
+    """
+
+    vision: QwenVit
+    grid: Grid
+
+    @property
+    def layers(self) -> int:
+        """Blocks that run."""
+        return self.vision.config.layers
+
+    @property
+    def sizes(self) -> ScorerSizes:
+        """Those of the tower, as in the released models."""
+        config = self.vision.config
+        return ScorerSizes(config.width, config.heads, config.mlp)
+
+    @functools.cached_property
+    def groups(self) -> Int[np.ndarray, "N"] | None:
+        """Attention window of each patch; None where all blocks see whole frames."""
+        if all(self.vision.config.sees_frames):
+            return None
+        return window_numbers(self.tables.windows)
+
+    @property
+    def tables(self) -> GridTables:
+        """Rotary tables and windows of a frame."""
+        return self.vision.tables(self.grid)
+
+    def embed(self, patches: Float[Array, "F N V"]) -> Float[Array, "F N D"]:
+        """Patches with the learned positions that Qwen3-VL has."""
+        x = self.vision.embed(patches)
+        return x + self.vision.positions(self.grid).astype(x.dtype)
+
+    def run_frames(
+        self,
+        x: Float[Array, "F N D"],
+        start: int,
+        stop: int,
+        *,
+        active: Bool[Array, "F N"] | None = None,
+        bias: Float[Array, "F N"] | None = None,
+    ) -> Float[Array, "F N D"]:
+        """Blocks [start, stop) on whole frames, chunk by chunk; in blocks of windows keys count inside these."""
+        tables, chunk = self.tables, self.vision.config.chunk(self.grid)
+        if active is None and bias is None:
+            return map_chunks(lambda part: self.vision.run(part, tables, start, stop)[0], x, chunk)
+        kind: AttentionKind = self.vision.config.attention
+
+        def run(parts: dict[str, Array]) -> Array:
+            def over_frames(q: Array, k: Array, v: Array) -> Array:
+                return attend_all(q, k, v, valid=parts.get("active"), bias=parts.get("bias"), kind=kind)[0]
+
+            def over_windows(q: Array, k: Array, v: Array) -> Array:
+                cut = tables.windows
+                valid = cut.valid(q.shape[0])
+                if "active" in parts:
+                    # Filled-up places of border windows are False here, too.
+                    valid = cut.split(parts["active"])
+                added = cut.split(parts["bias"]) if "bias" in parts else None
+                return cut.join(attend_all(*map(cut.split, (q, k, v)), valid=valid, bias=added, kind=kind)[0])
+
+            def attend(q: Array, k: Array, v: Array, whole: Any) -> Array:
+                if isinstance(whole, bool):
+                    return (over_frames if whole else over_windows)(q, k, v)
+                return lax.cond(whole, over_frames, over_windows, q, k, v)
+
+            return self.vision.run(parts["x"], tables, start, stop, attend=attend)[0]
+
+        given = {"x": x, "active": active, "bias": bias}
+        return map_chunks(run, {name: part for name, part in given.items() if part is not None}, chunk)
+
+    def run_packed(
+        self, y: Float[Array, "R S D"], start: int, stop: int, *, patches: Int[Array, "R S"], attend: PackedAttend
+    ) -> Float[Array, "R S D"]:
+        """Blocks [start, stop) on any tokens, each rotated by its place in the frame."""
+        tables = self.tables
+        placed = GridTables(tables.cos[0][patches], tables.sin[0][patches], tables.windows)
+        return self.vision.run(y, placed, start, stop, attend=attend)[0]
+
+
+def window_numbers(cut: AttentionWindows) -> Int[np.ndarray, "N"]:
+    """The attention window that each patch of a frame is in, patches in the processor's order."""
+    rows, columns = min(cut.side, cut.height), min(cut.side, cut.width)
+    row, column = np.divmod(np.arange(cut.height * cut.width), cut.width)
+    number = row // rows * -(-cut.width // columns) + column // columns
+    return np.repeat(number, cut.unit).astype(np.int32)
