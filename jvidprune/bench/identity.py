@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 _WHOLE = 1 << 20
-_NUMERIC_PARTS = ("tokens.py", "parallel.py", "ops", "reducers", "models", "video", "inference", "bench")
+_NUMERIC_PARTS = ("tokens.py", "parallel.py", "ops", "reducers", "models", "stts", "video", "inference", "bench")
 
 
 def model_fingerprint(folder: Path) -> str:

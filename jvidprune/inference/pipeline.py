@@ -30,6 +30,7 @@ from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.reducers.presets import BACKBONES, from_text
 from jvidprune.reducers.saved import SavedPruning, load_pruning
+from jvidprune.stts.attach import attach_released
 from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.decode import Clip, read_frames
 from jvidprune.video.limits import DEFAULT, Limits
@@ -180,7 +181,8 @@ class VideoLLM:
     ) -> "VideoLLM":
         """Loads a checkpoint folder or hub id; from here on compiled programs are kept on disk between runs.
 
-        A jvidprune_config.json in the folder (`jvidprune export --reducer ...`, `reducers.saved`) is read as its
+        A scorer among the tensors of the checkpoint (STTS's released ones) is attached, see `stts.attach`. A
+        jvidprune_config.json in the folder (`jvidprune export --reducer ...`, `reducers.saved`) is read as its
         `pruning`.
 
         Args:
@@ -218,7 +220,7 @@ class VideoLLM:
         llm = cls(loaded, load_tokenizer(loaded.folder), settings, pruning)
         # Settings of the folder that make no sense and missing templates are refused here, not at the first video.
         _ = llm.pixels, llm.prompt_texts("?")
-        return llm
+        return attach_released(llm)
 
     @functools.cached_property
     def pixels(self) -> Callable[[np.ndarray], np.ndarray | Patches]:
@@ -284,12 +286,14 @@ class VideoLLM:
         return dataclasses.replace(video, evidence=video.evidence | {"text": text})
 
     def reducer(self, text: str) -> Reducer:
-        """A reducer with this family's published settings, from "name" or "name:key=value,...".
+        """A reducer with this family's published settings, from "name" or "name:key=value,..."; "stts" is bound to it.
 
         Raises:
-          JvidpruneError: unknown name or setting.
+          JvidpruneError: unknown name or setting, or "stts" for a model without a scorer.
         """
-        return from_text(text, self.loaded.family if self.loaded.family in BACKBONES else None)
+        found = from_text(text, self.loaded.family if self.loaded.family in BACKBONES else None)
+        bind = getattr(found, "bind", None)
+        return found if bind is None else bind(self.loaded.model)
 
     def reduce(
         self,

@@ -160,7 +160,7 @@ def kept_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> ja
     """(S, 1, L, D) what a prefill adds behind its first S layers, or None for a model without DeepStack.
 
     The levels are those of the kept ids, also where tokens are merged, as FlashVID's code has it; `merged_levels`
-    weighs them like the tokens.
+    weighs them like the tokens. A method that runs the tower itself (STTS) gives levels of its own.
 
     Args:
       videos: with the evidence "features_deepstack", or without.
@@ -171,9 +171,10 @@ def kept_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> ja
         return None
     kept = []
     for one in videos:
+        own = one.reduced.diagnostics.get("features_deepstack")
         levels = one.video.evidence["features_deepstack"]
         flat = levels.reshape(-1, *levels.shape[2:])
-        kept.append(flat[jnp.minimum(one.reduced.index, len(flat) - 1)])
+        kept.append(flat[jnp.minimum(one.reduced.index, len(flat) - 1)] if own is None else own)
     return _spread(jnp.concatenate(kept), slots, text)
 
 

@@ -182,7 +182,10 @@ def sweep(
         capacity = bucket_capacity(needed, layout.slots * layout.tokens)
     elif capacity < needed:
         raise JvidpruneError(f"capacity {capacity} is too small: {_name(reducer)} may return {needed} tokens here.")
-    return run_budgets(reducer, video, budgets, capacity=capacity, diagnostics=diagnostics)
+    # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
+    own = getattr(reducer, "run_budgets", None)
+    run = functools.partial(run_budgets, reducer) if own is None else own
+    return run(video, budgets, capacity=capacity, diagnostics=diagnostics)
 
 
 def reduce_batch(

@@ -44,6 +44,10 @@ _COMBINATORS: dict[str, tuple[str, str]] = {"sequential": ("compose", "Sequentia
 """What builds a method from several others, in the same form."""
 
 
+_LEARNED: dict[str, tuple[str, str]] = {"stts": ("jvidprune.stts.reducer", "STTS")}
+"""What needs weights of its own beside a model's, in the same form; the modules are outside of this package."""
+
+
 def combinators() -> tuple[str, ...]:
     """Names that `get` and `from_text` know besides `names`: ways of chaining methods, which make no row of tables."""
     return tuple(_COMBINATORS)
@@ -61,11 +65,11 @@ def reducer_class(name: str) -> Any:
       JvidpruneError: unknown name; the sentence offers the nearest one.
     """
     key = name.lower().replace("-", "_")
-    known = _METHODS | _COMBINATORS
+    known = _METHODS | _COMBINATORS | _LEARNED
     if key not in known:
         raise JvidpruneError(unknown("reducer", name, tuple(known)))
     module, attribute = known[key]
-    return getattr(importlib.import_module(f"jvidprune.reducers.{module}"), attribute)
+    return getattr(importlib.import_module(module if "." in module else f"jvidprune.reducers.{module}"), attribute)
 
 
 def get(name: str, backbone: str | None = None, **overrides: Any) -> Reducer:

@@ -28,8 +28,13 @@ the videos, and `loss` is the mean over all windows. `remove` may be traced: one
 `encode(encoder_of(model, window, grid), pixels, ...)` does the same for every family: windows are what becomes one
 token there, 2x2 merge blocks in the Qwen towers, 3x3 patches in Molmo2. A tower of another kind needs the members of
 `Tower` and `Encoder`.
+
+`llm = attach(llm, config, scorer)` makes STTS one more method of a `VideoLLM`: `llm.reducer("stts")` works in `encode`,
+`reduce`, `ask` and in sweeps, where the tower runs up to the scores once for all ratios. A released checkpoint that
+holds a scorer has it attached when it is loaded.
 """
 
+from jvidprune.stts.attach import ScoredModel, attach
 from jvidprune.stts.budget import budgets, windows_kept, windows_to_remove
 from jvidprune.stts.config import STTSConfig
 from jvidprune.stts.encode import Encoder, PrunedTokens, encode, encode_llava, encoder_of, llava_windows

@@ -45,7 +45,6 @@ class STTSConfig:
         budget again every time).
       keep_positions: the language model's tokens keep the positions of the unpruned prompt; by default they are counted
         anew.
-      hidden: width F of the scorer's MLP; None takes that of the tower's MLP.
 
     Raises:
       JvidpruneError: a value out of range.
@@ -68,7 +67,6 @@ class STTSConfig:
     threshold: float = 0.85
     retry: Literal["restart", "official"] = "restart"
     keep_positions: bool = False
-    hidden: int | None = None
 
     def __post_init__(self) -> None:
         choices = {

@@ -1,7 +1,6 @@
 """Videos to the tokens that STTS leaves, for each kind of tower; everything behind the tower runs on kept tokens."""
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -125,7 +124,8 @@ def kept_tokens(keep: Bool[Array, "F P"], windows: Windows, kept: int) -> tuple[
 def _gather_patches(x: Array, windows: Windows, index: Array) -> Array:
     """(K, g, D) patches of each token."""
     frame, token = jnp.divmod(index, windows.token_count)
-    return x.reshape(-1, x.shape[-1])[jnp.asarray(windows.token_patches)[token] + (frame * windows.patch_count)[:, None]]
+    patches = jnp.asarray(windows.token_patches)[token] + (frame * windows.patch_count)[:, None]
+    return x.reshape(-1, x.shape[-1])[patches]
 
 
 def llava_windows(config: LlavaOnevisionConfig, window: int = 1) -> Windows:
@@ -181,7 +181,7 @@ class QwenEncoder:
         """The blocks of DeepStack levels."""
         return self.model.config.vision.taps
 
-    @functools.cached_property
+    @property
     def tower(self) -> QwenTower:
         """The tower at this grid."""
         return QwenTower(self.model.vision, self.grid)

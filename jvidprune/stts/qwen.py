@@ -1,7 +1,6 @@
 """The Qwen-VL towers for STTS: rotary by place, attention windows of their own, frames in merge-block order."""
 
 import dataclasses
-import functools
 from typing import Any
 
 import numpy as np
@@ -40,7 +39,7 @@ class QwenTower:
         config = self.vision.config
         return ScorerSizes(config.width, config.heads, config.mlp)
 
-    @functools.cached_property
+    @property
     def groups(self) -> Int[np.ndarray, "N"] | None:
         """Attention window of each patch; None where all blocks see whole frames."""
         if all(self.vision.config.sees_frames):
