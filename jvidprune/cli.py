@@ -188,7 +188,7 @@ def sweep_methods(
       methods: names with settings, separated by commas; by default all that read the video before the language model.
       ratios: retention ratios in (0, 1], separated by commas.
       task: "procedural", or a published benchmark: videomme, mvbench, egoschema, longvideobench, mlvu, nextqa,
-        eventhallusion.
+        eventhallusion; "exported" reads what `jvidprune bench export` wrote.
       data: folder with a published benchmark's annotations and videos.
       clips: look at the first so many clips only.
       questions: of the procedural benchmark: those that the embedded model was measured to answer above chance, or all.

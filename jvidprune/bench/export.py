@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jvidprune.bench.items import LMMS_POST_PROMPTS
+from jvidprune.bench.lmms_task import write_tasks
 from jvidprune.bench.procedural import Procedural
 from jvidprune.bench.world import Scene
 from jvidprune.errors import JvidpruneError
@@ -28,7 +29,8 @@ def export(
     Args:
       task: what to write.
       folder: gets videos/ID.mp4, one frame a second, and annotations.json: the task's settings, and for each question
-        its id, video, category, kind, text, options, answer, prompt in the words of lmms-eval, and the ground truth.
+        its id, video, category, kind, text, options, answer, prompt in the words of lmms-eval, and the ground truth;
+        and lmms_eval/ with the tasks of `lmms_task`.
       scale: pixels a side that each pixel becomes: codecs halve the resolution of colour, and shapes of a few pixels
         lose theirs.
       progress: called with the number of clips done and of all.
@@ -56,6 +58,7 @@ def export(
     path = target / "annotations.json"
     with atomic_output(path) as part:
         part.write_text(json.dumps({"task": task.fingerprint(), "questions": questions}, indent=1) + "\n", "utf-8")
+    write_tasks(target, questions)
     return path
 
 

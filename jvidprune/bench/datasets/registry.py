@@ -9,10 +9,11 @@ from jvidprune.reducers.presets import unknown
 from jvidprune.video.sampling import Rule
 
 _NAMES = ("videomme", "mvbench", "egoschema", "longvideobench", "mlvu", "nextqa", "eventhallusion")
+_KNOWN = (*_NAMES, "exported")
 
 
 def names() -> tuple[str, ...]:
-    """The benchmarks that there are loaders for."""
+    """The published benchmarks that there are loaders for."""
     return _NAMES
 
 
@@ -28,7 +29,7 @@ def open_dataset(
     """A local copy of a benchmark as a task.
 
     Args:
-      name: one of `names()`, written with or without dashes.
+      name: one of `names()`, written with or without dashes; or "exported", what `jvidprune bench export` wrote.
       folder: the copy: annotation files and videos, at the places where they are published or anywhere below.
       frames, fps, rule: frames that are read of each video.
       clips: only the first so many clips whose videos are there.
@@ -37,8 +38,8 @@ def open_dataset(
       JvidpruneError: an unknown name, no folder, no annotations, unexpected columns, or no video at all.
     """
     key = name.lower().replace("-", "").replace("_", "")
-    if key not in _NAMES:
-        raise JvidpruneError(unknown("task", name, ("procedural", *_NAMES)))
+    if key not in _KNOWN:
+        raise JvidpruneError(unknown("task", name, ("procedural", *_KNOWN)))
     if folder is None:
         raise JvidpruneError(f"{name} is read from a local copy: say where with --data.")
     module = importlib.import_module(f"jvidprune.bench.datasets.{key}")
