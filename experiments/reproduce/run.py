@@ -1,0 +1,290 @@
+"""A published table beside our own numbers: what the paper reports, what this package measures, and what is missing.
+
+    python experiments/reproduce/run.py --list
+    python experiments/reproduce/run.py aot --models FOLDER --data FOLDER
+
+--models holds checkpoint folders under their hub names (OWNER/NAME or NAME), --data a folder for each benchmark
+(videomme, mvbench, ...) in its published layout. What is there is run through the sweep, which resumes if stopped; what
+is not is listed. Other weights stand in with --model, and the tables are then no comparison with the paper.
+"""
+
+import argparse
+import dataclasses
+import math
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jvidprune.errors import JvidpruneError
+
+HERE = Path(__file__).parent
+FULL = "none"
+DERIVED = ("average", "relative", "drop")
+"""Columns that are made from those of the tasks: the mean, the mean over the unpruned one's, the mean relative loss."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One config file.
+
+    Attributes:
+      name: of the file.
+      title, paper, table: what it is, the arXiv id, and where in the paper.
+      checkpoint, family: hub id of the weights, and the family they load as.
+      frames: of a video.
+      ratios: retention ratios that are run.
+      tasks: names of benchmarks (`bench.datasets`).
+      columns: task, task.category, or one of `DERIVED`.
+      methods: the table's name of a method -> how the command line writes it.
+      reported: (method, ratio) -> the paper's values in per cent by column, without those that are not at hand.
+      pooling_head: hub id of the SigLIP that some methods need.
+      notes, missing: remarks, and what of the table is not at hand.
+    """
+
+    name: str
+    title: str
+    paper: str
+    table: str
+    checkpoint: str
+    family: str
+    frames: int
+    ratios: tuple[float, ...]
+    tasks: tuple[str, ...]
+    columns: tuple[str, ...]
+    methods: Mapping[str, str]
+    reported: Mapping[tuple[str, float], Mapping[str, float]]
+    pooling_head: str | None
+    notes: tuple[str, ...]
+    missing: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What of a table can be run.
+
+    Attributes:
+      model: checkpoint folder.
+      pooling_head: folder of SigLIP.
+      tasks: name -> folder of the benchmark.
+      methods: those of the table that the model can run.
+      absent: what is not there, a line each.
+    """
+
+    model: Path | None
+    pooling_head: Path | None
+    tasks: dict[str, Path]
+    methods: dict[str, str]
+    absent: list[str]
+
+
+def names() -> list[str]:
+    """All tables."""
+    return sorted(path.stem for path in HERE.glob("*.toml"))
+
+
+def read(name: str) -> Table:
+    """A table by the name of its file.
+
+    Raises:
+      JvidpruneError: there is none.
+    """
+    if name not in names():
+        raise JvidpruneError(f"there is no table {name!r}; there are {', '.join(names())}.")
+    raw = tomllib.loads((HERE / f"{name}.toml").read_text(encoding="utf8"))
+    columns = tuple(raw.pop("columns"))
+    reported = {
+        (method, float(ratio)): {c: v for c, v in zip(columns, values, strict=True) if not math.isnan(v)}
+        for method, rows in raw.pop("reported").items()
+        for ratio, values in rows.items()
+    }
+    lists = {key: tuple(raw.pop(key)) for key in ("ratios", "tasks", "notes", "missing")}
+    head = raw.pop("pooling_head", None)
+    return Table(name=name, columns=columns, reported=reported, pooling_head=head, **lists, **raw)
+
+
+def look(table: Table, args: argparse.Namespace) -> Found:
+    """Looks for weights and data."""
+    from jvidprune.models.load import FAMILIES
+    from jvidprune.reducers.presets import from_text
+
+    absent: list[str] = []
+    model = args.model or _below(args.models, table.checkpoint)
+    if model is None:
+        absent.append(f"the weights {table.checkpoint} below --models ({args.models or 'not given'})")
+        if table.family not in FAMILIES:
+            absent.append(f"the family {table.family}, which cannot be loaded yet")
+    head = args.pooling_head or _below(args.models, table.pooling_head)
+    tasks = {}
+    for task in table.tasks if args.tasks is None else args.tasks.split(","):
+        if task not in table.tasks:
+            raise JvidpruneError(f"{table.name} has no task {task!r}; its tasks are {', '.join(table.tasks)}.")
+        folder = _below(args.data, task)
+        if folder is None:
+            absent.append(f"the benchmark {task} below --data ({args.data or 'not given'})")
+        else:
+            tasks[task] = folder
+    methods = {}
+    family, gives = (None, None) if model is None else _gives(model, head)
+    for name, text in table.methods.items():
+        lacking = set() if gives is None else from_text(text, family).needs - gives - {"text"}
+        if lacking:
+            what = f"the evidence {', '.join(sorted(lacking))}, which {name} reads"
+            hint = f" (it takes the pooling head of {table.pooling_head} below --models)" if table.pooling_head else ""
+            absent.append(what + hint)
+        else:
+            methods[name] = text
+    return Found(model, head, tasks, methods, absent)
+
+
+def _gives(model: Path, head: Path | None) -> tuple[str, frozenset[str]]:
+    """Family and evidence of a checkpoint, with SigLIP's pooling head or without."""
+    from jvidprune.models.checkpoint import Checkpoint
+    from jvidprune.models.llava_onevision.config import HEAD_EVIDENCE
+    from jvidprune.models.load import name_table, read_config
+
+    family, config, folder = read_config(model)
+    names = Checkpoint(folder, name_table(family, config).canonical).names
+    gives = config.with_tensors(names).provides
+    return family, gives if head is None else gives | HEAD_EVIDENCE
+
+
+def _below(folder: Path | None, name: str | None) -> Path | None:
+    """A folder called so, or as its last part, in any spelling of upper case and dashes."""
+    if folder is None or name is None or not folder.is_dir():
+        return None
+    if (folder / name).is_dir():
+        return folder / name
+    wanted = _plain(name.rsplit("/", 1)[-1])
+    return next((path for path in sorted(folder.iterdir()) if path.is_dir() and _plain(path.name) == wanted), None)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def run(table: Table, found: Found, args: argparse.Namespace) -> dict[tuple[str, float], dict[str, float]]:
+    """Our numbers in per cent by column, and "kept", the tokens really kept; resumes what is in --out."""
+    from jvidprune.bench.metrics import ALL
+    from jvidprune.bench.plan import SweepPlan
+    from jvidprune.bench.results import make_table
+    from jvidprune.bench.runner import run_sweep
+    from jvidprune.commands.console import Console
+    from jvidprune.commands.run import open_model
+    from jvidprune.commands.sweep import SweepChoice, open_task
+
+    console = Console()
+    ours: dict[tuple[str, float], dict[str, float]] = {}
+    with console.working():
+        model: dict[str, Any] = {"model": str(found.model), "dtype": args.dtype, "frames": args.frames or table.frames}
+        model |= {"fps": None, "pooling_head": None if found.pooling_head is None else str(found.pooling_head)}
+        llm = open_model(model, console)
+        for name, folder in found.tasks.items():
+            out = args.out / table.name / name
+            choice = SweepChoice(list(found.methods), table.ratios, name, folder, args.clips, "all", 16, out)
+            task = open_task(choice, llm, model, console)
+            plan = SweepPlan({key: llm.reducer(text) for key, text in found.methods.items()}, table.ratios, 16)
+            bar = console.task(name, len(task))
+            records = run_sweep(llm, task, plan, out, progress=lambda _, done, total, bar=bar: bar(done, total))
+            swept = make_table(records, task, {})
+            whole = swept.cell(FULL, 1.0)
+            for method, ratio in swept.runs:
+                row = ours.setdefault((method, ratio), {})
+                for category in (ALL, *swept.categories):
+                    if (cell := swept.cell(method, ratio, category)) is not None:
+                        row[name if category == ALL else f"{name}.{category}"] = 100 * cell.accuracy
+                cell = swept.cell(method, ratio)
+                if cell is not None and whole is not None:
+                    row["kept"] = 100 * cell.kept / whole.kept
+    return {key: row | derived(row, ours.get((FULL, 1.0), {}), table.tasks) for key, row in ours.items()}
+
+
+def derived(row: Mapping[str, float], whole: Mapping[str, float], tasks: tuple[str, ...]) -> dict[str, float]:
+    """The columns `DERIVED` of a row, where all tasks are there; SToP's drop leaves the hallucination task out."""
+    if not all(task in row and task in whole for task in tasks):
+        return {}
+    mean = math.fsum(row[task] for task in tasks) / len(tasks)
+    found = {"average": mean}
+    full = math.fsum(whole[task] for task in tasks) / len(tasks)
+    if full:
+        found["relative"] = 100 * mean / full
+    choices = [task for task in tasks if task != "eventhallusion" and whole[task]]
+    if choices:
+        found["drop"] = 100 * math.fsum(1 - row[task] / whole[task] for task in choices) / len(choices)
+    return found
+
+
+def show(table: Table, ours: Mapping[tuple[str, float], Mapping[str, float]]) -> str:
+    """The table as Markdown: in every cell ours, then the paper's; a dash where one is missing."""
+    from jvidprune.bench.markdown import grid
+
+    def text(value: float | None) -> str:
+        return "–" if value is None else f"{value:.1f}"
+
+    keys = list(dict.fromkeys([*table.reported, *(key for key in ours if key[0] in (FULL, *table.methods))]))
+    # Methods in the order of the paper's table, each from the largest ratio down.
+    order = list(dict.fromkeys(method for method, _ in keys))
+    keys.sort(key=lambda key: (order.index(key[0]), -key[1]))
+    rows = []
+    for method, ratio in keys:
+        mine, theirs = ours.get((method, ratio), {}), table.reported.get((method, ratio), {})
+        cells = [f"{text(mine.get(column))} / {text(theirs.get(column))}" for column in table.columns]
+        name = "unpruned" if method == FULL else f"{method} at {100 * ratio:g} %"
+        rows.append([name, text(mine.get("kept")), *cells])
+    return grid(["ours / paper, per cent", "kept", *table.columns], rows)
+
+
+def report(table: Table, found: Found, ours: Mapping[Any, Any]) -> str:
+    """Everything as Markdown."""
+    parts = [f"# {table.title}", f"arXiv {table.paper}, {table.table}; {table.checkpoint}, {table.frames} frames."]
+    if ours:
+        parts[-1] += f" Ours: {found.model}."
+    parts.append(show(table, ours))
+    parts += [f"- {note}" for note in table.notes]
+    parts += [f"- Not at hand of the paper: {text}" for text in table.missing]
+    parts += [f"- Not run here for want of {text}." for text in found.absent]
+    return "\n\n".join(parts[:3]) + "\n\n" + "\n".join(parts[3:]) + "\n"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Runs what is there of a table and prints it; 2 where nothing can be run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("table", nargs="?", help=f"one of {', '.join(names())}")
+    parser.add_argument("--list", action="store_true", help="list the tables")
+    parser.add_argument("--models", type=Path, help="folder of checkpoint folders")
+    parser.add_argument("--data", type=Path, help="folder of benchmark folders")
+    parser.add_argument("--model", type=Path, help="another checkpoint folder in place of the table's")
+    parser.add_argument("--pooling-head", type=Path, help="folder of the original SigLIP")
+    parser.add_argument("--tasks", help="some of the table's tasks, separated by commas")
+    parser.add_argument("--clips", type=int, help="the first so many clips of each task")
+    parser.add_argument("--frames", type=int, help="frames of a video in place of the table's")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
+    args = parser.parse_args(words)
+    if args.list or args.table is None:
+        for name in names():
+            table = read(name)
+            print(f"{name:22} {table.title} (arXiv {table.paper}, {table.table})")
+        return 0
+    try:
+        table = read(args.table)
+        found = look(table, args)
+        if found.model is None or not found.tasks or not found.methods:
+            print(report(table, dataclasses.replace(found, absent=[]), {}))
+            lines = "".join(f"\n  - {text}" for text in found.absent)
+            print(f"error: {table.name} cannot be run, for want of:{lines}", file=sys.stderr)
+            return 2
+        text = report(table, found, run(table, found, args))
+    except JvidpruneError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    target = args.out / table.name / "table.md"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""The published tables as data: they resolve, print both columns, run end to end, and say what is missing."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+import tiny_checkpoints
+from test_datasets import LAYOUTS
+
+from jvidprune.bench.datasets import names as datasets
+from jvidprune.models.load import FAMILIES
+from jvidprune.reducers.presets import from_text
+from jvidprune.video.clips import ClipSpec, render
+
+PATH = Path(__file__).parents[1] / "experiments" / "reproduce" / "run.py"
+
+
+@pytest.fixture(scope="module")
+def tool():
+    import sys
+
+    spec = importlib.util.spec_from_file_location("reproduce", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["reproduce"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_table_resolves(tool):
+    papers = {tool.read(name).paper for name in tool.names()}
+    wanted = {
+        "2603.01400",
+        "2602.08024",
+        "2604.20937",
+        "2605.11803",
+        "2603.18004",
+        "2503.11187",
+        "2505.21334",
+        "2412.04467",
+    }
+    assert papers == wanted
+    for name in tool.names():
+        table = tool.read(name)
+        assert set(table.tasks) <= set(datasets())
+        for column in table.columns:
+            assert column in tool.DERIVED or column.split(".")[0] in table.tasks
+        for text in table.methods.values():
+            from_text(text, table.family if table.family in FAMILIES else None)
+        assert all(0 < ratio <= 1 for ratio in table.ratios)
+        run = {(method, ratio) for method in table.methods for ratio in table.ratios}
+        assert ("none", 1.0) in table.reported
+        assert any(table.reported[key] for key in table.reported.keys() & run), "nothing would stand beside our numbers"
+        for values in table.reported.values():
+            assert all(0 < value < 105 for value in values.values())
+
+
+@pytest.mark.parametrize("name", ["aot", "aot_llava_video", "holitom", "fastvid"])
+def test_published_averages_are_the_means_of_their_rows(tool, name):
+    table, checked = tool.read(name), 0
+    for (method, ratio), row in table.reported.items():
+        if len(row) == len(table.columns):
+            mean = sum(row[task] for task in table.tasks) / len(table.tasks)
+            assert row["average"] == pytest.approx(mean, abs=0.11), (method, ratio)
+            checked += 1
+    assert checked >= 5
+
+
+def test_means_and_losses_are_made_where_all_tasks_are_there(tool):
+    tasks = ("mvbench", "videomme", "eventhallusion")
+    whole = {"mvbench": 50.0, "videomme": 80.0, "eventhallusion": 20.0}
+    row = {"mvbench": 40.0, "videomme": 40.0, "eventhallusion": 25.0}
+    assert tool.derived(row, whole, tasks) == pytest.approx({"average": 35.0, "relative": 70.0, "drop": 35.0})
+    assert tool.derived({"mvbench": 40.0}, whole, tasks) == {}
+    assert set(tool.derived(row, dict.fromkeys(tasks, 0.0), tasks)) == {"average"}
+
+
+def test_what_is_missing_stands_in_one_message(tool, tmp_path, capsys):
+    (tmp_path / "VideoMME").mkdir()
+    assert tool.main(["holitom", "--models", str(tmp_path), "--data", str(tmp_path)]) == 2
+    out, err = capsys.readouterr()
+    assert re.search(r"\| HoliTom at 10 % \| – \| – / 57.3 \| – / 61.2 \| – / 56.3 \| – / 56.8 \| – / 57.9 \|", out)
+    assert "llava-onevision-qwen2-7b-ov below --models" in err
+    assert [task for task in tool.read("holitom").tasks if f"benchmark {task} " in err] == [
+        "mvbench",
+        "egoschema",
+        "longvideobench",
+    ]
+    assert tool.main(["aott"]) == 2
+    assert "there is no table 'aott'; there are aot," in capsys.readouterr().err
+
+
+def test_a_table_runs_on_other_weights_and_small_data(tool, tmp_path, capsys):
+    film = render(ClipSpec(seed=1, frames=12, size=(48, 64))).frames
+    model = tiny_checkpoints.write("llava_onevision", tmp_path / "tiny")
+    data = tmp_path / "data"
+    for task in ("mvbench", "videomme", "mlvu", "longvideobench"):
+        LAYOUTS[task](data / task, film)
+    words = ["ottvid", "--model", model, "--data", data, "--frames", "4", "--out", tmp_path / "out"]
+    assert tool.main([str(word) for word in words]) == 0
+    out, _ = capsys.readouterr()
+    number = r"\d+\.\d"
+    # Weights at random may answer nothing right, and a share of nothing is no number.
+    share = rf"({number}|–)"
+    assert re.search(rf"\| unpruned \| 100\.0 \|( {number} / – \|){{4}} {share} / 100\.0 \|", out)
+    assert re.search(rf"\| OTT-Vid at 10 % \| {number} \|( {number} / – \|){{4}} {share} / 95\.8 \|", out)
+    assert (tmp_path / "out" / "ottvid" / "table.md").read_text() == out.removesuffix("\n")
+    runs = sorted(path.name for path in (tmp_path / "out" / "ottvid").iterdir() if path.is_dir())
+    assert runs == ["longvideobench", "mlvu", "mvbench", "videomme"]
