@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reducer_checks as checks
 import tiny
+import tiny_checkpoints
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
@@ -17,7 +18,17 @@ from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.reduced import sweep_video
 from jvidprune.models.load import load_model
 from jvidprune.reducers import presets
-from jvidprune.stts import Scorer, STTSConfig, attach, encode, encoder_of, one_video, scorer_tensors, windows_kept
+from jvidprune.stts import (
+    Scorer,
+    ScorerSizes,
+    STTSConfig,
+    attach,
+    encode,
+    encoder_of,
+    one_video,
+    scorer_tensors,
+    windows_kept,
+)
 from jvidprune.stts.attach import attach_released
 from jvidprune.stts.qwen import window_numbers
 from jvidprune.stts.reducer import STTS
@@ -133,6 +144,11 @@ def test_a_model_with_a_scorer_is_asked_like_any_other(scored):
     answer = llm.ask(half, "?", max_new_tokens=2)
     assert (answer.kept, answer.reducer) == (half.kept, "STTS")
     assert llm.ask(video, "?", reducer=llm.reducer("random"), ratio=0.5, max_new_tokens=2).kept == half.kept
+    apart = attach(plain, dataclasses.replace(PLAIN, keep_positions=True), llm.loaded.model.scorer)
+    kept_places = dataclasses.replace(half, reducer=apart.reducer("stts"))
+    slots, counted = (llm.lay_out([one], "?", 1)[0] for one in (kept_places, half))
+    assert (slots.length, counted.positions) == (counted.length, None)
+    assert int(slots.positions.max()) == int(slots.next_position) - 1 == slots.length + whole.kept - half.kept - 1
 
 
 @pytest.mark.parametrize("text", ["stts:method=easy", "stts:method=random,seed=3"])
@@ -158,6 +174,29 @@ def test_released_scorers_are_found_among_the_tensors(scored, tmp_path):
     # Three blocks are too few for the released settings.
     moved = dataclasses.replace(plain, loaded=dataclasses.replace(plain.loaded, folder=folder))
     checks.refused(lambda: attach_released(moved), "prune_at 3 is too deep")
+
+
+def test_a_released_checkpoint_prunes_by_itself(tmp_path, monkeypatch):
+    # Seven blocks, of which the connector reads the biased one and the last.
+    shape = tiny_checkpoints.CONFIGS["molmo2"]
+    vision, adapter = shape["vision_config"], shape["adapter_config"]
+    deeper = {"vision_config": vision | {"num_hidden_layers": 7}}
+    deeper["adapter_config"] = adapter | {"vision_feature_layer": [6, 4]}
+    monkeypatch.setitem(tiny_checkpoints.CONFIGS, "molmo2", shape | deeper)
+    folder = tiny_checkpoints.write("molmo2", tmp_path / "molmo2")
+    scorer = scorer_tensors(Scorer(ScorerSizes(16, 2, 16), rngs=nnx.Rngs(0)))
+    scorer = {name: np.ascontiguousarray(value) for name, value in scorer.items()}
+    save_file(load_file(folder / "model.safetensors") | scorer, folder / "model.safetensors")
+    llm = VideoLLM.load(folder)
+    frames = np.random.default_rng(0).integers(0, 255, (6, 48, 48, 3)).astype(np.uint8)
+    method = llm.reducer("stts")
+    assert (method.config.refill, method.config.prune_at) == ("official", 3)
+    video = llm.encode(frames, method.needs)
+    whole, half = sweep_video(video, method, [1.0, 0.5])
+    np.testing.assert_allclose(whole.reduced.tokens, video.features.reshape(96, -1), atol=1e-5)
+    # Pruned placeholders leave the prompt, frame markers and time stamps stay.
+    lengths = [llm.lay_out([one], "?", 1)[0].length for one in (whole, half)]
+    assert lengths[0] - lengths[1] == whole.kept - half.kept == 48
 
 
 def test_what_has_no_scorer_or_does_not_fit_is_refused(scored):
