@@ -17,6 +17,8 @@ from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.models.checkpoint import Checkpoint
 from jvidprune.models.load import FAMILIES, load_model, read_config
 from jvidprune.models.tokenizer import load_tokenizer
+from jvidprune.reducers.presets import get
+from jvidprune.reducers.saved import SavedPruning
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,7 @@ def test_a_hostile_index_never_leaves_its_folder(tmp_path, monkeypatch, examples
 
 
 SIDE_FILES = {
+    "jvidprune_config.json": SavedPruning(get("aot"), 0.2, "qwen2_5_vl").record(),
     "preprocessor_config.json": {"size": {"height": 32, "width": 32}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3},
     "video_preprocessor_config.json": {
         "num_frames": 8,
