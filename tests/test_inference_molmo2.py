@@ -160,6 +160,20 @@ def test_the_folders_template_and_first_token(tmp_path):
         VideoLLM.load(folder)
 
 
+def test_markers_of_images_around_frames_where_the_processor_says_so(llm, clip, video, tmp_path):
+    config = llm.loaded.config
+    (tmp_path / "processor_config.json").write_text('{"use_frame_special_tokens": false}')
+    around = molmo2.marks(config, tmp_path)
+    assert around == (config.tokens.image_start, config.tokens.image_end)
+    one = llm.reduce(video, reducer=TOPK, ratio=0.5, clip=clip)
+    ids = molmo2.prompt_ids(["", "?"], [one], around, llm.tokenizer.encode)
+    assert [part[-1] for part in ids[:-1]] == [around.start] * 3
+    assert [part[0] for part in ids[1:]] == [around.end] * 3
+    (tmp_path / "processor_config.json").write_text('{"video_use_col_tokens": true}')
+    with pytest.raises(JvidpruneError, match="column tokens in videos"):
+        molmo2.marks(config, tmp_path)
+
+
 def test_what_cannot_fit_is_refused_before_loading(llm):
     need = check_question(llm.loaded.folder, None, "What?", reducer="uniform", ratio=0.5, dtype=jnp.float32)
     assert 0 < need.parameters < need.peak

@@ -296,9 +296,11 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
 def _embed(model: Any, ids: jax.Array, held: jax.Array, parts: list[jax.Array]) -> jax.Array:
     """(S, D) embeddings of a prompt's slots: text ids, or what they hold of the reduced tokens of its videos."""
     tokens = jnp.concatenate(parts)
-    if hasattr(model, "embed_visual"):
-        tokens = model.embed_visual(tokens)
     words = model.embed_text(ids)
+    placeholder = getattr(model.config, "placeholder", None)
+    if placeholder is not None:
+        # Molmo2 adds its tokens to what they stand for. The config tells, so that a model may be wrapped.
+        tokens = tokens.astype(words.dtype) + model.embed_text(jnp.asarray(placeholder))
     newline = getattr(model, "newline", None)
     if newline is not None:
         words = jnp.where((held == _NEWLINE)[:, None], newline.astype(words.dtype), words)

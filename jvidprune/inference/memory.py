@@ -103,6 +103,10 @@ def encode_bytes(config: Any, shape: TowerShape, dtype: Any) -> int:
         # Scores and weights share an array unless their types differ.
         attention += shape.chunk * vision.heads * shape.patches * queries * (4 if size == 4 else 4 + size)
     block = rows * vision.width * size + max(attention, rows * (vision.width + 2 * vision.mlp) * size)
+    if pooling := getattr(config, "connector", None):
+        # Molmo2's windows: the joined blocks, their patches gathered, keys and values of these.
+        wide, places = vision.width * len(pooling.blocks), shape.chunk * shape.tokens * pooling.pool**2
+        block = max(block, (rows * wide + places * (wide + 2 * pooling.width)) * size)
     # Taps wait for their mergers.
     block += rows * shape.levels * vision.width * size
     pixels = shape.frames * shape.values * 4
@@ -122,7 +126,9 @@ def cache_bytes(text: DecoderConfig, batch: int, slots: int, dtype: Any) -> int:
     return 2 * text.layers * batch * slots * text.kv_heads * text.head_dim * jnp.dtype(dtype).itemsize
 
 
-def prefill_bytes(text: DecoderConfig, batch: int, length: int, room: int, dtype: Any, *, levels: int = 0) -> int:
+def prefill_bytes(
+    text: DecoderConfig, batch: int, length: int, room: int, dtype: Any, *, levels: int = 0, mutual: bool = False
+) -> int:
     """What reading a batch of prompts takes besides the parameters.
 
     Args:
@@ -132,10 +138,11 @@ def prefill_bytes(text: DecoderConfig, batch: int, length: int, room: int, dtype
       room: slots of the cache for the answer.
       dtype: of activations.
       levels: DeepStack levels that are added to the prompt.
+      mutual: visual tokens see each other, which the plain attention alone computes (Molmo2).
     """
     size, rows = jnp.dtype(dtype).itemsize, batch * length
     attention = rows * (2 * text.width + 2 * text.heads * text.head_dim) * size
-    if _plain(text, text.head_dim, dtype):
+    if mutual or _plain(text, text.head_dim, dtype):
         # Scores, masked scores and weights of a chunk of queries.
         attention += batch * text.heads * min(length, QUERY_CHUNK) * length * 12
     layer = rows * (2 + levels) * text.width * size + max(attention, rows * (text.width + 2 * text.mlp) * size)
@@ -167,7 +174,8 @@ def ask_need(
     """
     length = bucket_length(kept + text)
     features = feature_bytes(config, shape, dtype)
-    prompt = prefill_bytes(config.text, batch, length, max_new_tokens - 1, dtype, levels=shape.levels)
+    options: dict[str, Any] = {"levels": shape.levels, "mutual": hasattr(config, "connector")}
+    prompt = prefill_bytes(config.text, batch, length, max_new_tokens - 1, dtype, **options)
     reduced = batch * kept * (1 + shape.levels) * config.text.width * jnp.dtype(dtype).itemsize
     parameters = parameter_count(config) * jnp.dtype(dtype).itemsize
     return Need(parameters, features, encode_bytes(config, shape, dtype), prompt + reduced)

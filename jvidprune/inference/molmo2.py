@@ -1,18 +1,46 @@
 """What Molmo2 needs around its model: prompts in which every frame stands behind its time, and who sees whom."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.inference.qwen import block_runs
 from jvidprune.inference.reduced import ReducedVideo
 from jvidprune.inference.sequence import SlotMap, laid_out, weave
+from jvidprune.models.checkpoint import read_json
 from jvidprune.models.molmo2.config import Molmo2Config
 from jvidprune.models.positions import frame_blocks
 from jvidprune.video.decode import Clip
 from jvidprune.video.sampling import MOLMO2_RATE
+
+
+class Marks(NamedTuple):
+    """Ids before and behind the placeholders of a frame."""
+
+    start: int
+    end: int
+
+
+def marks(config: Molmo2Config, folder: Path) -> Marks:
+    """The markers that a folder's processor_config.json asks for: those of frames, or of images.
+
+    Raises:
+      JvidpruneError: markers behind the rows of a frame, which no pruned frame has.
+    """
+    path = folder / "processor_config.json"
+    given = read_json(path) if path.exists() else {}
+    if given.get("video_use_col_tokens"):
+        raise JvidpruneError(
+            f"{path} asks for column tokens in videos (video_use_col_tokens), which are not supported."
+        )
+    tokens = config.tokens
+    if given.get("use_frame_special_tokens", True):
+        return Marks(tokens.frame_start, tokens.frame_end)
+    return Marks(tokens.image_start, tokens.image_end)
 
 
 def stamps(clip: Clip | None, frames: int) -> list[str]:
@@ -22,20 +50,20 @@ def stamps(clip: Clip | None, frames: int) -> list[str]:
 
 
 def prompt_ids(
-    texts: Sequence[str], videos: Sequence[ReducedVideo], config: Molmo2Config, encode: Callable[[str], list[int]]
+    texts: Sequence[str], videos: Sequence[ReducedVideo], around: Marks, encode: Callable[[str], list[int]]
 ) -> list[list[int]]:
     """The texts of a prompt as ids, cut further, one more than there are frames.
 
-    Before a frame stand its time and frame_start, behind it frame_end, and a space before every time but the first
+    Before a frame stand its time and a marker, behind it another, and a space before every time but the first
     (the text that transformers' processor writes). Frames of which no token is kept leave all of these.
 
     Args:
       texts: before, between and behind the videos.
       videos: with their clips.
-      config: of the model.
+      around: from `marks`.
       encode: text to ids.
     """
-    first, last = config.tokens.frame_start, config.tokens.frame_end
+    first, last = around
     found, waiting, head = [], texts[0], list[int]()
     for one, text in zip(videos, texts[1:], strict=True):
         for number, stamped in enumerate(stamps(one.clip, one.video.features.shape[0])):

@@ -220,6 +220,8 @@ class VideoLLM:
         llm = cls(loaded, load_tokenizer(loaded.folder), settings, pruning)
         # Settings of the folder that make no sense and missing templates are refused here, not at the first video.
         _ = llm.pixels, llm.prompt_texts("?")
+        if settings.prompt == "molmo2":
+            molmo2.marks(loaded.config, loaded.folder)
         return attach_released(llm)
 
     @functools.cached_property
@@ -342,7 +344,8 @@ class VideoLLM:
         """Token ids of the texts between runs of visual tokens, with what the family writes around these."""
         texts, config = self.prompt_texts(question, len(videos)), self.loaded.config
         if self.settings.prompt == "molmo2":
-            return molmo2.prompt_ids(texts, videos, config, self.tokenizer.encode)
+            around = molmo2.marks(config, self.loaded.folder)
+            return molmo2.prompt_ids(texts, videos, around, self.tokenizer.encode)
         if self.settings.woven:
             texts = qwen.video_texts(texts, videos, config, self.settings.rule_of_positions)
         return [self.tokenizer.encode(text) for text in texts]

@@ -11,7 +11,15 @@ from typing import Any, get_type_hints
 
 from jvidprune.errors import JvidpruneError, quoted
 
-SECTIONS = ("text_config", "vision_config", "vision_config_override", "rope_scaling", "rope_parameters")
+SECTIONS = (
+    "text_config",
+    "vision_config",
+    "vision_config_override",
+    "vit_config",
+    "adapter_config",
+    "rope_scaling",
+    "rope_parameters",
+)
 """Keys of a config.json whose values are objects, at any depth."""
 
 LARGEST: Mapping[str, int] = {

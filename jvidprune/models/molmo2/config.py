@@ -135,6 +135,11 @@ class Molmo2Config:
         return dataclasses.replace(self, text=dataclasses.replace(self.text, tied="lm_head.weight" not in names))
 
     @property
+    def placeholder(self) -> int:
+        """Id to whose embedding a visual token is added in a prompt."""
+        return self.tokens.image_patch
+
+    @property
     def provides(self) -> frozenset[str]:
         """Evidence that a model of this config can attach."""
         return _EVIDENCE

@@ -45,28 +45,24 @@ class Connector(nnx.Module):
     def pool(self, x: Float[Array, "T M W"], patches: Int32[np.ndarray, "N P"]) -> Float[Array, "T N Dc"]:
         """What the pooling attention makes of each window.
 
-        Keys and values are projected patch by patch before they are gathered into windows, to the same numbers: the
-        joined outputs are wider than the keys. Without the mask a missing patch is a zero vector, of which the
-        projections leave their biases.
+        Without the mask a missing patch is a zero vector, of which the projections leave their biases.
 
         Args:
           x: (T, M, W) joined outputs of the tower's blocks.
           patches: from `windows.window_patches`.
         """
-        heads, there = self.config.heads, patches >= 0
+        heads, there = self.config.heads, jnp.asarray(patches >= 0)
         query = self.q(window_means(x, patches, masked=self.config.masked))
         query = query.reshape(*query.shape[:2], heads, -1)
-
-        def gathered(layer: nnx.Linear) -> Array:
-            bias = layer.bias[...]  # pyright: ignore[reportOptionalSubscript]
-            values = jnp.where(jnp.asarray(there)[..., None], layer(x)[:, np.maximum(patches, 0)], bias)
-            return values.reshape(*values.shape[:3], heads, -1)
-
-        keys, values = gathered(self.k), gathered(self.v)
+        windows = jnp.where(there[..., None], x[:, np.maximum(patches, 0)], 0)
+        keys, values = (
+            part(windows).reshape(*windows.shape[:3], heads, -1)  # pyright: ignore
+            for part in (self.k, self.v)
+        )
         scores = jnp.einsum("tnhd,tnphd->tnhp", query, keys, preferred_element_type=jnp.float32)
         scores = scores * query.shape[-1] ** -0.5
         if self.config.masked:
-            scores = jnp.where(jnp.asarray(there)[:, None], scores, _MASKED)
+            scores = jnp.where(there[:, None], scores, _MASKED)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         found = jnp.einsum("tnhp,tnphd->tnhd", weights, values)
         return self.o(found.reshape(*found.shape[:2], -1))

@@ -110,7 +110,7 @@ class Molmo2(nnx.Module):
 
     def embed_visual(self, tokens: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """What stands in the prompt for visual tokens: each added to the embedding of its placeholder."""
-        return self.embed_text(jnp.asarray(self.config.tokens.image_patch)) + tokens.astype(self.lm.dtype)
+        return self.embed_text(jnp.asarray(self.config.placeholder)) + tokens.astype(self.lm.dtype)
 
     def prefill(
         self, embeds: Array, positions: Array, valid: Array, cache: Cache, **options: Any
