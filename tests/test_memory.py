@@ -21,6 +21,7 @@ from jvidprune.models.cache import empty_cache
 from jvidprune.models.llava_onevision import Config
 from jvidprune.models.llava_onevision.default import config_json
 from jvidprune.models.load import FAMILIES, family_of, load_model
+from jvidprune.models.published import published
 from jvidprune.video.clips import ClipSpec, render, write_mp4
 
 ROOT = Path(__file__).parent / "golden" / "models"
@@ -70,6 +71,20 @@ def test_frames_in_a_qwen_tower_go_in_chunks_and_take_what_xla_counts(monkeypatc
     compiled = encode.lower(abstract(config, jnp.float32), patches).compile()
     estimate = memory.encode_bytes(config, shape, jnp.float32) + memory.feature_bytes(config, shape, jnp.float32)
     assert_close(estimate - 4 * shape.frames * shape.values, compiled)
+
+
+def test_frames_and_windows_of_molmo2_take_what_xla_counts():
+    config = published("molmo2-8b")
+    vision = dataclasses.replace(config.vision, layers=2, width=128, heads=4, mlp=256, image_size=126)
+    connector = dataclasses.replace(config.connector, blocks=(1, 0), width=128, heads=4, mlp=256)
+    text = dataclasses.replace(config.text, layers=1, width=64, vocab=64)
+    config = dataclasses.replace(config, vision=vision, connector=connector, text=text)
+    shape = memory.tower_shape(config, 12)
+    assert (shape.chunk, shape.patches, shape.tokens) == (6, 81, 9)
+    encode = jax.jit(lambda model, x: model.encode(x))
+    compiled = encode.lower(abstract(config, jnp.float32), spec(12, 3, 126, 126)).compile()
+    estimate = memory.encode_bytes(config, shape, jnp.float32) + memory.feature_bytes(config, shape, jnp.float32)
+    assert_close(estimate - 4 * 12 * 3 * 126 * 126, compiled)
 
 
 @pytest.mark.parametrize(("batch", "length", "dtype"), [(4, 1024, jnp.float32), (1, 512, jnp.bfloat16)])

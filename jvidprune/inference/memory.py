@@ -104,9 +104,10 @@ def encode_bytes(config: Any, shape: TowerShape, dtype: Any) -> int:
         attention += shape.chunk * vision.heads * shape.patches * queries * (4 if size == 4 else 4 + size)
     block = rows * vision.width * size + max(attention, rows * (vision.width + 2 * vision.mlp) * size)
     if pooling := getattr(config, "connector", None):
-        # Molmo2's windows: the joined blocks, their patches gathered, keys and values of these.
+        # Molmo2's windows: the joined blocks, their patches gathered, keys and values of these; XLA lays them beside
+        # the block's arrays.
         wide, places = vision.width * len(pooling.blocks), shape.chunk * shape.tokens * pooling.pool**2
-        block = max(block, (rows * wide + places * (wide + 2 * pooling.width)) * size)
+        block += (rows * wide + places * (wide + 2 * pooling.width)) * size
     # Taps wait for their mergers.
     block += rows * shape.levels * vision.width * size
     pixels = shape.frames * shape.values * 4
