@@ -18,6 +18,7 @@ from jvidprune.models.generate import prefill
 from jvidprune.models.inner import Inner
 from jvidprune.models.tokenizer import beginning
 from jvidprune.reducers.base import reduce
+from jvidprune.stts import Scorer, SiglipTower, STTSConfig, attach
 from jvidprune.tokens import InnerStage
 from jvidprune.video.decode import Clip
 from jvidprune.video.sampling import reference_indices, sample_indices
@@ -53,29 +54,56 @@ def whole_prompt(llm, frames):
     return np.array([*ids, *encode(TURN)])
 
 
+def read_by_hand(llm, reduced):
+    """(answer, slots of the unreduced prompt that stay, which of them see each other) from kept tokens alone."""
+    model, config, ids = llm.loaded.model, llm.loaded.config, whole_prompt(llm, 3)
+    there, order = np.asarray(reduced.valid), np.argsort(np.asarray(reduced.index)[np.asarray(reduced.valid)])
+    placeholder = np.flatnonzero(ids == config.tokens.image_patch)
+    places = placeholder[np.asarray(reduced.index)[there][order]]
+    keep = np.sort(np.concatenate([np.setdiff1d(np.arange(len(ids)), placeholder), places]))
+    embeds = np.array(model.embed_text(jnp.asarray(ids)))
+    embeds[places] += np.asarray(reduced.tokens)[there][order]
+    valid, together = np.ones((1, len(keep)), bool), np.isin(ids, config.tokens.ids)[None, keep]
+    options = {"max_new_tokens": 4, "eos_ids": llm.eos_ids, "together": together}
+    expected = np.asarray(generate(model, embeds[None, keep], np.arange(len(keep))[None], valid, **options))[0]
+    return [int(i) for i in expected if i >= 0 and i not in llm.eos_ids], keep, together[0]
+
+
 def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, clip, video):
     """Placeholders of pruned tokens leave, positions close up, times and markers stay, features are added."""
-    model, config, ratio = llm.loaded.model, llm.loaded.config, 0.2
+    config, ratio, ids = llm.loaded.config, 0.2, whole_prompt(llm, 3)
     answer = llm.ask(video, "What?", reducer=TOPK, ratio=ratio, max_new_tokens=4, clip=clip)
-    ids = whole_prompt(llm, 3)
-    placeholder = ids == config.tokens.image_patch
     reduced = reduce(TOPK, video, ratio)
-    index = np.sort(np.asarray(reduced.index)[np.asarray(reduced.valid)])
-    keep = np.sort(np.concatenate([np.flatnonzero(~placeholder), np.flatnonzero(placeholder)[index]]))
-    rows = np.maximum(np.cumsum(placeholder) - 1, 0)
-    features = np.where(placeholder[:, None], np.asarray(video.features).reshape(48, -1)[rows], 0)
-    embeds = np.asarray(model.embed_text(jnp.asarray(ids))) + features
-    valid, together = np.ones((1, len(keep)), bool), np.isin(ids, config.tokens.ids)[None, keep]
-    options = {"max_new_tokens": 4, "eos_ids": llm.eos_ids}
-    slots = np.arange(len(keep))[None]
-    expected = np.asarray(generate(model, embeds[None, keep], slots, valid, together=together, **options))[0]
-    assert list(answer.token_ids) == [int(i) for i in expected if i >= 0 and i not in llm.eos_ids]
-    assert (answer.kept, answer.visual, answer.prompt) == (len(index), 48, len(keep))
+    expected, keep, together = read_by_hand(llm, reduced)
+    assert list(answer.token_ids) == expected
+    assert (answer.kept, answer.visual, answer.prompt) == (int(reduced.count), 48, len(keep))
 
+    placeholder = ids == config.tokens.image_patch
     laid, text = llm.lay_out([llm.reduce(video, reducer=TOPK, ratio=ratio, clip=clip)], "What?", 4)
     np.testing.assert_array_equal(text, ids[~placeholder])
-    np.testing.assert_array_equal(molmo2.together(laid, text, config)[: len(keep)], together[0])
+    np.testing.assert_array_equal(molmo2.together(laid, text, config)[: len(keep)], together)
     assert not molmo2.together(laid, text, config)[len(keep) :].any()
+
+
+def test_what_stts_prunes_in_the_tower_leaves_the_prompt_and_times_stay(clip, tmp_path, monkeypatch):
+    """A model with a scorer wraps the model; a tower of three blocks, so that the connector reads what is behind."""
+    given = tiny.CONFIGS["molmo2"]
+    deeper = {"vision_config": given["vision_config"] | {"num_hidden_layers": 3}}
+    deeper["adapter_config"] = given["adapter_config"] | {"vision_feature_layer": [2, 1]}
+    monkeypatch.setitem(tiny.CONFIGS, "molmo2", given | deeper)
+    plain = VideoLLM.load(tiny.write("molmo2", tmp_path / "model"))
+    scorer = Scorer(SiglipTower(plain.loaded.model.vision).sizes)
+    llm = attach(plain, STTSConfig(prune_at=0), scorer)
+    stts = llm.reducer("stts")
+    one = llm.reduce(llm.encode(clip.frames, stts.needs), reducer=stts, ratio=0.25, clip=clip)
+    answer = llm.ask(one, "What?", max_new_tokens=4)
+    expected, keep, _ = read_by_hand(plain, one.reduced)
+    assert (answer.kept, answer.prompt) == (12, len(keep))
+    assert list(answer.token_ids) == expected
+    # The first frame outlives the others: these lost all their tokens and keep their times.
+    assert set(np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)] // PATCH) == {0}
+    _, text = llm.lay_out([one], "What?", 4)
+    assert llm.tokenizer.decode(text[text < 262]).startswith("0.0  2.4  4.9 ")
 
 
 def test_positions_of_the_unpruned_prompt_where_a_reducer_says_so(llm, clip, video):
