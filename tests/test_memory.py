@@ -147,6 +147,10 @@ def test_a_published_model_needs_what_its_sizes_say(folder):
     assert question(folder, ratio=1.0).prompt > 3 * need.prompt
     assert question(folder, frames=128).features == 2 * need.features
     assert question(folder, dtype="float32", available=2**40).parameters == 2 * need.parameters
+    # Four devices hold a quarter each of what is not a norm, a bias or an embedding of positions.
+    spread = question(folder, mesh="tensor=4")
+    assert need.parameters / 4 < spread.parameters < need.parameters / 4 * 1.03
+    assert spread.prompt == need.prompt
     assert need.peak == need.parameters + need.features + max(need.encode, need.prompt)
 
 

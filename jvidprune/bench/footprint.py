@@ -1,8 +1,6 @@
 """What one device of a mesh holds when a question about a video is answered, from configs alone."""
 
 import dataclasses
-import functools
-import importlib
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -15,10 +13,9 @@ from jvidprune.bench.flops_model import layer_weights
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference import memory
 from jvidprune.inference.memory import TowerShape
-from jvidprune.inference.pipeline import FAMILIES as SETTINGS
+from jvidprune.inference.pipeline import FAMILIES
 from jvidprune.inference.sequence import bucket_length
 from jvidprune.models.fused import choose
-from jvidprune.models.load import FAMILIES
 
 USABLE = 0.92
 """Share of a chip's memory that arrays can have; the rest is the runtime's, its programs' and lost between arrays."""
@@ -77,21 +74,10 @@ class Footprint:
         return self.peak <= self.available
 
 
-@functools.cache
-def _shapes(config: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    import jax
-    from flax import nnx
-
-    package = importlib.import_module(f"jvidprune.models.{FAMILIES[config.family].package}")
-    state = nnx.state(nnx.eval_shape(lambda: package.Model(config, dtype=jnp.bfloat16)))
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return tuple((parallel.dotted(path), tuple(leaf.shape)) for path, leaf in leaves)
-
-
 def weights(config: Any, sizes: Sizes) -> Weights:
     """Numbers that one device of a mesh holds, by the family's sharding table."""
     found = {"tower": 0, "layers": 0, "words": 0}
-    for path, shape in _shapes(config):
+    for path, shape in memory.parameter_shapes(config).items():
         count = math.prod(shape) // parallel.share(path, shape, sizes, config.family, config.units)
         part = (
             "layers" if path.startswith(("lm.layers.", "lm.norm.")) else "words" if path.startswith("lm.") else "tower"
@@ -115,7 +101,7 @@ def on_chip(config: Any, chip: Chip, dtype: Any) -> Any:
 
 def mutual(config: Any) -> bool:
     """Whether visual tokens see each other (Molmo2), for which no fused kernel serves."""
-    return SETTINGS[config.family].prompt == "molmo2"
+    return FAMILIES[config.family].prompt == "molmo2"
 
 
 def divided(config: Any, sizes: Sizes) -> Any:

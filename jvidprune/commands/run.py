@@ -105,6 +105,7 @@ def ask(
     with console.working():
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
+            sizes["mesh"] = model.get("mesh", "")
             options = sizes | {"reducer": chosen, "ratio": ratio, "max_new_tokens": sampling["max_new_tokens"]}
             check_question(model["model"], path or default_clip(cache_folder()), question, **options)
         llm = open_model(model, console)
@@ -126,6 +127,7 @@ def draw_reduction(
     with console.working():
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
+            sizes["mesh"] = model.get("mesh", "")
             check_encoding(model["model"], path or default_clip(cache_folder()), **sizes)
         llm = open_model(model, console)
         methods = {name: llm.reducer(name) for name in names}

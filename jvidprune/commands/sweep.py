@@ -95,6 +95,7 @@ def sweep(
             size = (SIDE, SIDE) if choice.task == "procedural" else None
             count = model["frames"] or (8 if choice.task == "procedural" else None)
             options = {"frames": count, "dtype": model["dtype"], "max_new_tokens": choice.max_new_tokens, "size": size}
+            options["mesh"] = model.get("mesh", "")
             check_question(model["model"], None, "", reducer=FULL, ratio=1.0, **options)
         llm = open_model(model, console)
         task = open_task(choice, llm, model, console)

@@ -10,6 +10,7 @@ from jvidprune.inference.pipeline import FAMILIES
 from jvidprune.inference.processor import video_processor
 from jvidprune.models.load import read_config
 from jvidprune.ops.newline import NewlineKind, newline_count
+from jvidprune.parallel import read_mesh
 from jvidprune.reducers.presets import BACKBONES, from_text
 from jvidprune.reducers.prompting import prompt_rules
 from jvidprune.tokens import Layout, Reducer
@@ -68,6 +69,7 @@ def check_question(
     max_new_tokens: int = 64,
     available: int | None = None,
     size: tuple[int, int] | None = None,
+    mesh: str = "",
 ) -> Need:
     """Refuses a question that cannot fit, before anything is loaded or compiled.
 
@@ -82,6 +84,7 @@ def check_question(
       max_new_tokens: longest answer.
       available: bytes; by default those of the default device.
       size: (height, width) in pixels where there is no file; by default `NOMINAL`.
+      mesh: that the model is divided over, see `parallel.read_mesh`.
 
     Returns:
       What it needs.
@@ -97,7 +100,7 @@ def check_question(
     kept = method.capacity(layout, ratio) + newline_count(newline, layout.grid, layout.frames)
     words = _WORDS + len(question.encode()) // 2 + (0 if settings.prompt == "newlines" else _STAMP * layout.frames)
     options: dict[str, Any] = {"kept": kept, "text": words, "max_new_tokens": max_new_tokens, "dtype": dtype}
-    need = ask_need(config, planned.shape, **options)
+    need = ask_need(config, planned.shape, **options, mesh=read_mesh(mesh))
     what = f"{planned.family} reading {planned.frames} frames at ratio {ratio:g}"
     check_fits(need, what=what, dtype=dtype, available=available)
     return need
@@ -111,17 +114,19 @@ def check_encoding(
     frames: int | None = None,
     fps: float | None = None,
     available: int | None = None,
+    mesh: str = "",
 ) -> Need:
     """Refuses a video whose tokens cannot be made in the memory there is; nothing is asked about it.
 
     Args:
-      source, video, dtype, frames, fps, available: as for `check_question`.
+      source, video, dtype, frames, fps, available, mesh: as for `check_question`.
 
     Raises:
       JvidpruneError: it does not fit, or the checkpoint or the file is not what it should be.
     """
     planned = _plan(source, video, frames, fps, None)
-    need = ask_need(planned.config, planned.shape, kept=0, text=0, max_new_tokens=1, dtype=dtype)
+    sizes: dict[str, Any] = {"kept": 0, "text": 0, "max_new_tokens": 1, "mesh": read_mesh(mesh)}
+    need = ask_need(planned.config, planned.shape, **sizes, dtype=dtype)
     need = dataclasses.replace(need, prompt=0)
     what = f"{planned.family} encoding {planned.frames} frames"
     check_fits(need, what=what, dtype=dtype, available=available)

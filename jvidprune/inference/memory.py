@@ -5,15 +5,19 @@ one chunk of queries in the language model; features; keys and values. Constants
 """
 
 import dataclasses
+import functools
 import importlib
+import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jvidprune import parallel
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.sequence import bucket_length
 from jvidprune.models.attention import FRAME_QUERIES, QUERY_CHUNK
@@ -68,13 +72,21 @@ class Need:
         return self.parameters + self.features + max(self.encode, self.prompt)
 
 
-def parameter_count(config: Any) -> int:
-    """Numbers that a model of this config holds, from its abstract module."""
+@functools.cache
+def parameter_shapes(config: Any) -> Mapping[str, tuple[int, ...]]:
+    """Shapes of a model's parameters by their dotted paths, from its abstract module."""
     from flax import nnx
 
     package = importlib.import_module(f"jvidprune.models.{FAMILIES[config.family].package}")
     state = nnx.state(nnx.eval_shape(lambda: package.Model(config, dtype=jnp.bfloat16)))
-    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(state))
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return MappingProxyType({parallel.dotted(path): tuple(leaf.shape) for path, leaf in leaves})
+
+
+def parameter_count(config: Any, mesh: Mapping[str, int] | None = None) -> int:
+    """Numbers that a model of this config holds; with the sizes of a mesh's axes, what one of its devices does."""
+    where: tuple[Any, ...] = (mesh or {}, config.family, config.units)
+    return sum(math.prod(s) // parallel.share(path, s, *where) for path, s in parameter_shapes(config).items())
 
 
 def tower_shape(config: Any, frames: int, grid: tuple[int, int, int] | None = None) -> TowerShape:
@@ -161,6 +173,7 @@ def ask_need(
     max_new_tokens: int,
     dtype: Any,
     batch: int = 1,
+    mesh: Mapping[str, int] | None = None,
 ) -> Need:
     """What questions about one video take.
 
@@ -172,13 +185,14 @@ def ask_need(
       max_new_tokens: longest answer.
       dtype: of parameters and activations.
       batch: prompts read together.
+      mesh: sizes of the axes of a mesh that parameters are divided over; all else counts as if one device held it.
     """
     length = bucket_length(kept + text)
     features = feature_bytes(config, shape, dtype)
     options: dict[str, Any] = {"levels": shape.levels, "mutual": hasattr(config, "connector")}
     prompt = prefill_bytes(config.text, batch, length, max_new_tokens - 1, dtype, **options)
     reduced = batch * kept * (1 + shape.levels) * config.text.width * jnp.dtype(dtype).itemsize
-    parameters = parameter_count(config) * jnp.dtype(dtype).itemsize
+    parameters = parameter_count(config, mesh) * jnp.dtype(dtype).itemsize
     return Need(parameters, features, encode_bytes(config, shape, dtype), prompt + reduced)
 
 
