@@ -222,6 +222,12 @@ def spy(self, name, index):
     return value
 Checkpoint.read = spy
 mesh = parallel.make_mesh(fsdp=4, tensor=2)
+# A batch that each process has a half of is the batch that both have whole.
+rows = np.arange(16).reshape(8, 2)
+half = rows[4 * started.process :][:4]
+for a, b in zip(*(parallel.shard_batch(part, mesh, local=part is half).addressable_shards for part in (rows, half))):
+    np.testing.assert_array_equal(a.data, b.data)
+    assert a.index == b.index
 state, losses = train(sys.argv[1], mesh)
 wanted = np.load(sys.argv[2])
 np.testing.assert_allclose(losses, wanted["losses"], rtol=1e-5)
