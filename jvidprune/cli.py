@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from jvidprune.commands.train_choice import TrainChoice
 from jvidprune.errors import JvidpruneError
 
 if TYPE_CHECKING:
@@ -72,6 +73,8 @@ class ProcessChoice:
     """Run the share of one of several independent processes, as in "0/4", without any coordinator."""
 
 
+Training = Annotated[TrainChoice, OmitArgPrefixes]
+_TRAINING = TrainChoice()
 Common = Annotated[Output, OmitArgPrefixes]
 Model = Annotated[ModelChoice, OmitArgPrefixes]
 Processes = Annotated[ProcessChoice, OmitArgPrefixes]
@@ -99,8 +102,8 @@ def ask(
     Args:
       question: what to ask.
       reducer: method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5", or a chain as in
-        "visionzip+flashvid"; "none" keeps all tokens; by default the checkpoint's own (`jvidprune export`), or
-        flashvid.
+        "visionzip+flashvid"; "none" keeps all tokens, "stts" is the scorer that a checkpoint of `jvidprune train stts`
+        holds; by default the checkpoint's own (`jvidprune export`), or flashvid.
       ratio: retention ratio in (0, 1]; by default the checkpoint's own, or 0.1.
       max_new_tokens: longest answer.
       temperature: 0 answers greedily, above 0 samples.
@@ -435,6 +438,35 @@ def plan(
         print("\n".join("fits" if row.memory.fits else "does not fit" for row in rows))
     else:
         out.console().plan(rows)
+
+
+@app.command
+def train(
+    what: Annotated[Literal["stts"], Positional],
+    /,
+    *,
+    folder: Path = Path("runs/stts"),
+    settings: Training = _TRAINING,
+    model: Model = ModelChoice(),
+    out: Common = Output(),
+) -> None:
+    """Train a scorer that prunes tokens inside the vision tower (STTS), and the model with it; goes on if stopped.
+
+    Args:
+      what: "stts".
+      folder: of checkpoints, curves and, below it in model/, the trained checkpoint. The same command goes on where it
+        stopped.
+    """
+    from jvidprune.commands import train as verb
+
+    console = out.console()
+    record = verb.train_stts(settings, folder, model=dataclasses.asdict(model), console=console)
+    if out.json:
+        _print_json(record)
+    elif out.quiet:
+        print(record["model"])
+    else:
+        console.training(record)
 
 
 @app.command

@@ -112,6 +112,17 @@ class Console:
             highlight=False,
         )
 
+    def training(self, record: dict[str, Any]) -> None:
+        """Where the trained checkpoint is, and what it reached."""
+        kept, visual = record["kept"], record["visual"]
+        self._out.print(f"a clip keeps {kept:,} of {visual:,} visual tokens ({kept / visual:.1%})")
+        for name, value in record["metrics"].items():
+            self._out.print(f"{name} {value:.4g}", highlight=False)
+        self._out.print(
+            f"checkpoint of step {record['best_step']} of {record['steps']}: [bold]{_escape(record['model'])}[/bold]",
+            soft_wrap=True,
+        )
+
     def methods(self, rows: list[dict[str, Any]]) -> None:
         """Every method in three lines: name and paper, what it does, what it needs and promises."""
         for row in rows:

@@ -30,7 +30,8 @@ from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.reducers.presets import BACKBONES, from_text
 from jvidprune.reducers.saved import SavedPruning, load_pruning
-from jvidprune.stts.attach import attach_released
+from jvidprune.stts.attach import attach, attach_released
+from jvidprune.stts.saved import read_stts
 from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.decode import Clip, read_frames
 from jvidprune.video.limits import DEFAULT, Limits
@@ -181,7 +182,8 @@ class VideoLLM:
     ) -> "VideoLLM":
         """Loads a checkpoint folder or hub id; from here on compiled programs are kept on disk between runs.
 
-        A scorer among the tensors of the checkpoint (STTS's released ones) is attached, see `stts.attach`. A
+        A scorer among the tensors of the checkpoint (STTS's released ones) or beside them (`jvidprune train stts`) is
+        attached, see `stts.attach`. A
         jvidprune_config.json in the folder (`jvidprune export --reducer ...`, `reducers.saved`) is read as its
         `pruning`.
 
@@ -222,7 +224,8 @@ class VideoLLM:
         _ = llm.pixels, llm.prompt_texts("?")
         if settings.prompt == "molmo2":
             molmo2.marks(loaded.config, loaded.folder)
-        return attach_released(llm)
+        trained = read_stts(loaded.folder, heads=loaded.config.vision.heads, dtype=dtype)
+        return attach_released(llm) if trained is None else attach(llm, *trained)
 
     @functools.cached_property
     def pixels(self) -> Callable[[np.ndarray], np.ndarray | Patches]:

@@ -54,7 +54,7 @@ class Encoder:
     pixels: Any = np.float32
 
     def __post_init__(self):
-        if self.llm.settings.woven or self.llm.newline not in ("one_token", "no_token"):
+        if self.llm.settings.prompt != "newlines" or self.llm.newline not in ("one_token", "no_token"):
             family = self.llm.loaded.family
             raise JvidpruneError(f"training packs videos that are one run of tokens, which those of {family} are not.")
         if self.prefix >= self.longest:

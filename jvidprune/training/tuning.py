@@ -146,7 +146,7 @@ class Tuner:
         if tuning.measure_every and held is None:
             raise JvidpruneError("there are no held-out clips to measure.")
         self._rates = groups.read_rates(tuning.rates)
-        model = _with_remat(llm.loaded.model, tuning.remat)
+        model = with_remat(llm.loaded.model, tuning.remat)
         self.trainee, params = Trainee.split(model=model, **(modules or {}))
         learned, frozen = groups.split(params, self._rates)
         self._learned = self.placing.state(stored(learned, tuning.precision))
@@ -278,7 +278,7 @@ def _loss(
     return rows_loss(trainee, reader, params, rows, key, z=z)
 
 
-def _with_remat(model: Any, remat: bool) -> Any:
+def with_remat(model: Any, remat: bool) -> Any:
     """The same model, whose layers are computed again in the backward pass where `remat`."""
     graph, state = nnx.split(model)
     copy = nnx.merge(graph, state)

@@ -52,23 +52,6 @@ class Reader(Protocol):
         ...
 
 
-class Everything:
-    """A reader that keeps all tokens of a LLaVA model: frames through tower, projector and pooling.
-
-    Args:
-      tokens: K, frames * tokens of a frame.
-    """
-
-    def __init__(self, tokens: int):
-        self.kept = self.whole = tokens
-
-    def __call__(self, parts: Any, pixels: Float[Array, "B T 3 s s"], key: Array) -> ClipTokens:
-        """All tokens; no auxiliary loss."""
-        model = parts["model"]
-        tokens = jax.vmap(lambda clip: model.encode(clip.astype(model.lm.dtype)).features)(pixels)
-        return ClipTokens(tokens.reshape(len(pixels), self.kept, -1), jnp.zeros(len(pixels)))
-
-
 class Structure(NamedTuple):
     """A module without its parameters.
 

@@ -1,0 +1,186 @@
+"""A run that trains STTS: the settings of the command line to modules, readers and data; and what is published."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jvidprune import parallel
+from jvidprune.bench.identity import plain
+from jvidprune.errors import JvidpruneError
+from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.models.export import export_model
+from jvidprune.stts import Scorer, SiglipTower, STTSConfig
+from jvidprune.stts.saved import TrainedSTTS, write_stts
+from jvidprune.training.clips import open_clips, rows_for
+from jvidprune.training.groups import Params
+from jvidprune.training.placing import Placing
+from jvidprune.training.pruned import Pruned
+from jvidprune.training.tuning import Trained, Tuner, Tuning
+
+FAMILIES = ("llava_onevision", "llava_video")
+"""Families that this trains."""
+
+
+class Run(NamedTuple):
+    """A run that has not begun.
+
+    Attributes:
+      llm: the model that training begins with, without a scorer attached.
+      scorer: what it begins with.
+      tuner: what runs.
+      config: settings of STTS.
+      kept: visual tokens of a clip that stay.
+      whole: visual tokens of a clip.
+    """
+
+    llm: VideoLLM
+    scorer: Scorer
+    tuner: Tuner
+    config: STTSConfig
+    kept: int
+    whole: int
+
+
+def prune_at(layers: int) -> int:
+    """The block that is scored where nobody says: 3 as in the released models, half way up a shallower tower."""
+    return min(3, max(layers // 2 - 1, 0))
+
+
+def open_run(llm: VideoLLM, choice: Any, rates: dict[str, float], *, frames: int | None = None) -> Run:
+    """The run of a `commands.train.TrainChoice`.
+
+    Args:
+      llm: loaded in float32.
+      choice: settings.
+      rates: learning rates by group.
+      frames: of a clip; by default 8 of the procedural benchmark, else what the family was evaluated with.
+
+    Raises:
+      JvidpruneError: a family without such a tower, settings that make no run, or files that are not there.
+    """
+    llm, scorer = _parted(llm, choice.seed)
+    family = llm.loaded.family
+    if family not in FAMILIES:
+        raise JvidpruneError(f"STTS trains {' and '.join(FAMILIES)} checkpoints, not {family}.")
+    config = stts_config(llm, choice)
+    if config.method != "scorer" and rates.get("scorer"):
+        raise JvidpruneError(f"the learning rate of scorer must be 0: {config.method} pruning learns nothing.")
+    frames = frames or (8 if choice.task == "procedural" else llm.settings.frames)
+    held_frames = choice.eval_frames or frames
+    task, held = open_clips(
+        llm,
+        choice.task,
+        choice.data,
+        frames=frames,
+        held_frames=held_frames,
+        questions=choice.questions,
+        held=choice.eval_clips,
+        clips=choice.train_clips,
+    )
+    reader = Pruned(llm.loaded.config, config, frames)
+    shape = rows_for(llm, task, frames=frames, kept=reader.kept, rows=choice.rows, clips=choice.row_clips)
+    if choice.slots is not None:
+        shape = dataclasses.replace(shape, slots=choice.slots)
+    warmup = min(200, choice.steps // 10) if choice.warmup is None else choice.warmup
+    tuning = Tuning(
+        steps=choice.steps,
+        rates=rates,
+        shape=shape,
+        frames=frames,
+        parts=choice.accumulate,
+        warmup=warmup,
+        clip=choice.clip,
+        decay=choice.decay,
+        z=choice.z,
+        precision=choice.precision,
+        remat=choice.remat,
+        seed=choice.seed,
+        log=choice.log,
+        every=choice.every,
+        keep=choice.keep,
+        measure_every=choice.eval_every,
+        measure_steps=max(1, choice.eval_clips // (choice.rows * choice.row_clips)),
+        measure_frames=held_frames,
+    )
+    sizes: dict[str, Any] = parallel.read_mesh(choice.mesh)
+    mesh = parallel.make_mesh(**sizes) if choice.mesh else None
+    if mesh is not None:
+        parallel.check_mesh(family, llm.loaded.config.units, mesh)
+    tuner = Tuner(
+        llm,
+        tuning,
+        reader=lambda count: Pruned(llm.loaded.config, config, count, reader.budget),
+        task=task,
+        held=held,
+        modules={"scorer": scorer} if config.method == "scorer" else {},
+        settings={"stts": plain(config)},
+        placing=Placing(mesh, family, llm.loaded.config.units),
+    )
+    return Run(llm, scorer, tuner, config, reader.kept, reader.whole)
+
+
+def _parted(llm: VideoLLM, seed: int) -> tuple[VideoLLM, Any]:
+    """The model without what is attached to it, and its scorer: that of a trained checkpoint, else a new one."""
+    model = getattr(llm.loaded.model, "base", llm.loaded.model)
+    scorer = getattr(llm.loaded.model, "scorer", None)
+    if scorer is None and llm.loaded.family in FAMILIES:
+        scorer = Scorer(SiglipTower(model.vision).sizes, dtype=jnp.float32, rngs=nnx.Rngs(seed))
+    return dataclasses.replace(llm, loaded=dataclasses.replace(llm.loaded, model=model)), scorer
+
+
+def stts_config(llm: VideoLLM, choice: Any) -> STTSConfig:
+    """The settings of STTS.
+
+    Raises:
+      JvidpruneError: one out of range, or a block that the tower lacks.
+    """
+    layers = llm.loaded.config.vision.layers
+    config = STTSConfig(
+        prune_at=prune_at(layers) if choice.prune_at is None else choice.prune_at,
+        removed=choice.topk,
+        window=choice.window,
+        method=choice.prune_method,
+        coefficient=choice.coefficient,
+        keep_positions=choice.keep_positions,
+    )
+    config.check_layers(layers)
+    return config
+
+
+def publish(folder: Path, run: Run, trained: Trained) -> None:
+    """Writes the trained model with its scorer as a checkpoint folder, which appears whole.
+
+    Args:
+      folder: replaced if it is there.
+      run: what was trained; other files of the folder that it began with are taken over.
+      trained: from `Tuner.run`.
+    """
+    modules = dataclasses.replace(trained, params=_gathered(trained.params)).modules()
+    if jax.process_index() != 0:
+        return
+    loaded = dataclasses.replace(run.llm.loaded, model=modules["model"])
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    narrow = any(x.dtype == jnp.bfloat16 for x in trained.params.values())
+    export_model(loaded, part, dtype="bfloat16" if narrow else None)
+    # What was measured of the old weights is not true of the new ones.
+    (part / "record.json").unlink(missing_ok=True)
+    # What is trained under a baseline has a scorer, too, that learned nothing: `attach` asks for one.
+    write_stts(part, TrainedSTTS(run.config, modules.get("scorer", run.scorer)))
+    shutil.rmtree(folder, ignore_errors=True)
+    part.rename(folder)
+
+
+def _gathered(params: Params) -> Params:
+    """Parameters that every process holds whole."""
+    from jax.experimental import multihost_utils
+
+    return {
+        path: x if x.is_fully_addressable else jnp.asarray(multihost_utils.process_allgather(x, tiled=True))
+        for path, x in params.items()
+    }
