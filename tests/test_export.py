@@ -216,3 +216,26 @@ def test_the_command_writes_settings_that_loading_and_asking_use(tmp_path, monke
     (tmp_path / "out" / FILE).write_text(json.dumps(record | {"backbone": "qwen3_vl"}))
     with pytest.raises(JvidpruneError, match="made for qwen3_vl"):
         VideoLLM.load(tmp_path / "out")
+
+
+def test_a_scorer_beside_the_weights_travels_with_them(tmp_path, monkeypatch, capsys):
+    from jvidprune.stts import Scorer, ScorerSizes, STTSConfig
+    from jvidprune.stts.saved import WEIGHTS, TrainedSTTS, write_stts
+
+    source = tiny_checkpoints.write("llava_onevision", tmp_path / "source")
+    vision, config = load_model(source).config.vision, STTSConfig(prune_at=0, removed=0.75)
+    words = ["jvidprune", "export", str(source), str(tmp_path / "out"), "--reducer", "stts", "--ratio", "0.25"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert "cannot give evidence" in capsys.readouterr().err
+    write_stts(source, TrainedSTTS(config, Scorer(ScorerSizes(vision.width, vision.heads, 12))))
+    cli.main()
+    assert (tmp_path / "out" / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
+    llm = VideoLLM.load(tmp_path / "out")
+    assert llm.pruning is not None
+    assert (llm.pruning.ratio, llm.pruning.reducer) == (0.25, presets.get("stts"))
+    assert llm.pruning.reducer.config == llm.loaded.model.stts == config
+    # A model with a scorer attached is written as the model below it.
+    export_model(llm.loaded, tmp_path / "twice")
+    assert stored(tmp_path / "twice") == stored(source)

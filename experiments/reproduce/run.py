@@ -143,10 +143,15 @@ def _gives(model: Path, head: Path | None) -> tuple[str, frozenset[str]]:
     from jvidprune.models.checkpoint import Checkpoint
     from jvidprune.models.llava_onevision.config import HEAD_EVIDENCE
     from jvidprune.models.load import name_table, read_config
+    from jvidprune.stts.attach import EVIDENCE
+    from jvidprune.stts.released import released_scorer
+    from jvidprune.stts.saved import read_stts
 
     family, config, folder = read_config(model)
     names = Checkpoint(folder, name_table(family, config).canonical).names
     gives = config.with_tensors(names).provides
+    if read_stts(folder, heads=config.vision.heads) or released_scorer(folder, config.vision.heads):
+        gives |= EVIDENCE
     return family, gives if head is None else gives | HEAD_EVIDENCE
 
 

@@ -9,6 +9,9 @@ from jvidprune.models.export import DType, exact_dtype, export_model
 from jvidprune.models.load import load_model, read_config
 from jvidprune.reducers.presets import BACKBONES, from_text
 from jvidprune.reducers.saved import FILE, SavedPruning
+from jvidprune.stts.attach import EVIDENCE
+from jvidprune.stts.released import released_scorer
+from jvidprune.stts.saved import read_stts
 
 
 def export(
@@ -39,8 +42,10 @@ def export(
             progress=lambda done, total, _: bar(done, total),
         )
         if pruning is not None:
-            needs = pruning.reducer.needs - {"text"}
-            check_evidence(family, needs, loaded.model.provides, None)
+            heads = loaded.config.vision.heads
+            scored = read_stts(source, heads=heads) or released_scorer(source, heads)
+            provides = loaded.model.provides | (EVIDENCE if scored else frozenset())
+            check_evidence(family, pruning.reducer.needs - {"text"}, provides, None)
         console.start("writing")
         path = export_model(loaded, folder, dtype=dtype, extra=extra)
     files = sorted(file.name for file in path.iterdir())

@@ -109,7 +109,8 @@ def ask(
             options = sizes | {"reducer": chosen, "ratio": ratio, "max_new_tokens": sampling["max_new_tokens"]}
             check_question(model["model"], path or default_clip(cache_folder()), question, **options)
         llm = open_model(model, console)
-        method = llm.reducer(chosen) if isinstance(chosen, str) else chosen
+        # The loaded settings are bound to the model, where a method needs its weights.
+        method = llm.reducer(chosen) if isinstance(chosen, str) else llm.pruning.reducer if llm.pruning else chosen
         clock = StageClock(console.start)
         clip, video = read_video(path, llm, method.needs, model, clock, console)
         question = with_times(question, clip) if times else question

@@ -225,7 +225,11 @@ class VideoLLM:
         if settings.prompt == "molmo2":
             molmo2.marks(loaded.config, loaded.folder)
         trained = read_stts(loaded.folder, heads=loaded.config.vision.heads, dtype=dtype)
-        return attach_released(llm) if trained is None else attach(llm, *trained)
+        llm = attach_released(llm) if trained is None else attach(llm, *trained)
+        bind = getattr(pruning and pruning.reducer, "bind", None)
+        if pruning is not None and bind is not None:
+            return dataclasses.replace(llm, pruning=dataclasses.replace(pruning, reducer=bind(llm.loaded.model)))
+        return llm
 
     @functools.cached_property
     def pixels(self) -> Callable[[np.ndarray], np.ndarray | Patches]:

@@ -21,7 +21,7 @@ SHARD_BYTES = 5_000_000_000
 """Largest file of an export, as transformers cuts them (5 GB); a single tensor may be larger."""
 
 _COPIED = (".json", ".txt", ".jinja", ".model", ".md")
-_COPIED_NAMES = ("LICENSE", "untrained")
+_COPIED_NAMES = ("LICENSE", "untrained", "stts.safetensors")
 
 DType = Literal["float16", "bfloat16", "float32"]
 
@@ -81,7 +81,7 @@ def export_model(
     A tensor gets the name and type it has in the folder that the model came from. What that folder holds besides the
     parameters (blocks that never run, buffers) is copied, so that an unchanged model gives the same tensors, byte by
     byte; parameters that it lacks (a pooling head taken from elsewhere, a scorer) are added under their published
-    names. Configuration, tokenizer and preprocessor files are copied.
+    names. Configuration, tokenizer and preprocessor files are copied, and what lies beside the weights (STTS's scorer).
 
     Args:
       loaded: the model; its folder must still be there.
@@ -101,7 +101,9 @@ def export_model(
         raise JvidpruneError(f"a file holds at least 1 byte, got {shard_bytes}.")
     table = name_table(loaded.family, loaded.config)
     source = Checkpoint(loaded.folder, table.canonical)
-    values = {".".join(map(str, path)): x[...] for path, x in nnx.to_flat_state(nnx.state(loaded.model))}
+    # A model with a scorer stands for the model below it.
+    model = getattr(loaded.model, "base", loaded.model)
+    values = {".".join(map(str, path)): x[...] for path, x in nnx.to_flat_state(nnx.state(model))}
     entries = list(_entries(loaded, table, source, values, dtype))
     texts = dict(extra or {})
     if dtype is not None:

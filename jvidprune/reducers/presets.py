@@ -53,6 +53,11 @@ def combinators() -> tuple[str, ...]:
     return tuple(_COMBINATORS)
 
 
+def learned() -> tuple[str, ...]:
+    """Names of methods that need weights of their own beside a model's."""
+    return tuple(_LEARNED)
+
+
 def names() -> tuple[str, ...]:
     """All registry names, in the order of the README's table."""
     return tuple(_METHODS)

@@ -129,7 +129,7 @@ def read_record(value: Any) -> SavedPruning:
 def _method(value: Any, what: str) -> dict[str, Any]:
     info = getattr(value, "info", None)
     name = getattr(info, "name", None)
-    known = (*presets.names(), *presets.combinators())
+    known = (*presets.names(), *presets.combinators(), *presets.learned())
     if name not in known or type(value) is not presets.reducer_class(str(name)):
         raise JvidpruneError(
             f"{what} is a {type(value).__name__}, which is no method of this package and cannot be saved."
@@ -235,7 +235,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is object:
         return False
     if hint is Any:
-        return value is None or isinstance(value, str) or dataclasses.is_dataclass(value)
+        return value is None or isinstance(value, str | bool) or dataclasses.is_dataclass(value)
     return value is None if hint is type(None) else True
 
 
