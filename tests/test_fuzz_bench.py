@@ -82,7 +82,7 @@ def test_annotations_cannot_name_folders_outside(tmp_path):
     (tmp_path / "secret").mkdir()
     Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "secret" / "0.png")
     (tmp_path / "data" / "json").mkdir(parents=True)
-    for video in ("../secret", str(tmp_path / "secret"), "json/../../secret", ".", ""):
+    for video in ("../secret", str(tmp_path / "secret"), "json/../../secret", ".", "", "é" * 300, "\0", "\ud800"):
         rows = [ASKED | {"video": video}]
         (tmp_path / "data" / "json" / "episodic_reasoning.json").write_text(json.dumps(rows))
         with pytest.raises(JvidpruneError, match="none of the 1 videos"):

@@ -11,7 +11,6 @@ from jvidprune.video.limits import DEFAULT
 from jvidprune.video.sampling import Rule
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
-_LONGEST_NAME = 4096
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
@@ -35,10 +34,18 @@ class VideoIndex:
         for name in names:
             if name in self._names:
                 return self._names[name]
-            inside = name not in ("", ".") and "\0" not in name and not {"..", "/"} & set(PurePath(name).parts)
-            if inside and len(name) < _LONGEST_NAME and (self._root / name).is_dir():
+            inside = name not in ("", ".") and not {"..", "/"} & set(PurePath(name).parts)
+            if inside and _is_folder(self._root / name):
                 return self._root / name
         return None
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except (OSError, ValueError):
+        # A name that no file system takes: too long, or with characters it has no bytes for.
+        return False
 
 
 def read_clip(
