@@ -44,7 +44,7 @@ class Placing:
         """Parameters, or a state around them, in their places."""
         if self.mesh is None:
             # An array that was put somewhere and one that was not are two kinds to jit: it would compile twice.
-            return jax.device_put(tree, jax.devices()[0])
+            return jax.device_put(tree, jax.local_devices()[0])
         return parallel.shard_state(tree, self.mesh, self.family, self.units)
 
     def keep(self, tree: Any) -> Any:
