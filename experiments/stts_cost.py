@@ -11,7 +11,6 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import argparse
 import functools
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from flax import nnx
 from jvidprune.bench.flops_model import Segment, prefill, vision_terms
 from jvidprune.bench.flops_stts import stts_projector, stts_tower
 from jvidprune.bench.markdown import grid
+from jvidprune.bench.timing import in_turns
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, llava_windows
@@ -40,7 +40,7 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--frames", default="8,16,32,64,128")
 parser.add_argument("--removed", default="0.3,0.5,0.8")
 parser.add_argument("--text", type=int, default=48, help="tokens of prompt and question")
-parser.add_argument("--repeat", type=int, default=2, help="the fastest run of so many counts")
+parser.add_argument("--repeat", type=int, default=3, help="the fastest run of so many counts")
 parser.add_argument("--model", type=Path, default=EMBEDDED)
 parser.add_argument("--out", type=Path, default=Path("experiments"))
 args = parser.parse_args()
@@ -58,17 +58,6 @@ rates = groups.read_rates(groups.RATES)
 learned, frozen = groups.split(params, rates)
 tx = groups.optimiser(rates, steps=10, warmup=0)
 rng = np.random.default_rng(0)
-
-
-def seconds(run: Callable[[], Any]) -> float:
-    """The shortest of some runs; what is compiled is compiled before."""
-    jax.block_until_ready(run())
-    found = []
-    for _ in range(args.repeat):
-        start = time.perf_counter()
-        jax.block_until_ready(run())
-        found.append(time.perf_counter() - start)
-    return min(found)
 
 
 def row_of(pixels: np.ndarray, kept: int) -> Rows:
@@ -104,8 +93,8 @@ class Dense:
         return ClipTokens(features.reshape(1, self.kept, -1), jnp.zeros(1))
 
 
-def measure(frames: int, removed: float) -> tuple[dict[str, float], dict[str, float]]:
-    """FLOPs and seconds of each part; a share of 0 is the plain model without a scorer."""
+def prepare(frames: int, removed: float) -> tuple[dict[str, float], dict[str, Callable[[], Any]]]:
+    """FLOPs of each part, and what runs it; a share of 0 is the plain model without a scorer."""
     pruned = Pruned(sizes, STTSConfig(prune_at=config.prune_at, removed=removed), frames)
     side = sizes.vision.image_size
     pixels = rng.standard_normal((frames, 3, side, side)).astype(np.float32)
@@ -118,12 +107,12 @@ def measure(frames: int, removed: float) -> tuple[dict[str, float], dict[str, fl
     tokens = tower(params, pixels)
     one = step.training_step(functools.partial(rows_loss, trainee, reader), tx)
     state, batch = step.begin(learned, tx, 0), step.split_batch(rows, 1)
-    times = {
-        "tower": seconds(lambda: tower(params, pixels)),
-        "language model": seconds(lambda: read(params, tokens)),
-        "training step": seconds(lambda: one(state, frozen, batch)),
+    runs = {
+        "tower": lambda: tower(params, pixels),
+        "language model": lambda: read(params, tokens),
+        "training step": lambda: one(state, frozen, batch),
     }
-    return flops(frames, removed, pruned), times
+    return flops(frames, removed, pruned), runs
 
 
 def flops(frames: int, removed: float, pruned: Pruned) -> dict[str, float]:
@@ -145,24 +134,23 @@ def flops(frames: int, removed: float, pruned: Pruned) -> dict[str, float]:
 
 
 shares = [0.0, *(float(text) for text in args.removed.split(","))]
-found: dict[tuple[int, float], tuple[dict[str, float], dict[str, float]]] = {}
 rows: list[dict[str, Any]] = []
 for frames in (int(text) for text in args.frames.split(",")):
-    for removed in shares:
-        counted, timed = found[frames, removed] = measure(frames, removed)
-        base = found[frames, 0.0]
-        for part in PARTS:
+    prepared = {removed: prepare(frames, removed) for removed in shares}
+    for part in PARTS:
+        times = in_turns({removed: runs[part] for removed, (_, runs) in prepared.items()}, args.repeat)
+        for removed, (counted, _) in prepared.items():
             row = {"frames": frames, "removed": removed, "part": part, "gflops": counted[part] / 1e9}
-            row |= {"flops_ratio": counted[part] / base[0][part], "seconds": timed[part]}
-            rows.append(row | {"time_ratio": timed[part] / base[1][part]})
-        print(frames, removed, {part: round(timed[part] / base[1][part], 3) for part in PARTS}, flush=True)
+            row |= {"flops_ratio": counted[part] / prepared[0.0][0][part], "seconds": times[removed]}
+            rows.append(row | {"time_ratio": times[removed] / times[0.0]})
+        print(frames, part, {removed: round(value / times[0.0], 3) for removed, value in times.items()}, flush=True)
 
 amounts = [int(text) for text in args.frames.split(",")]
 parts = [
     "# What STTS saves\n",
     "Cost of the embedded model with windows removed, as a share of the unpruned model's: FLOPs (counted, "
     f"`bench.flops_stts`) / time (measured, {jax.default_backend()}, one thread a matrix product, fastest of "
-    f"{args.repeat}, all in one run). Block {config.prune_at} of {sizes.vision.layers} is scored, blocks from "
+    f"{args.repeat} in turns). Block {config.prune_at} of {sizes.vision.layers} is scored, blocks from "
     f"{config.first_packed} run on what is kept; {args.text} text tokens. The tower includes the projector; a training "
     "step is that of one clip, all parameters learn, layers are computed again in the backward pass (counted as three "
     "forward passes whatever is computed again). Written by `experiments/stts_cost.py`.\n",
