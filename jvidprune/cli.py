@@ -4,81 +4,29 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import Positional, arg
 
-from jvidprune.commands.train_choice import TrainChoice
+from jvidprune.commands.options import (
+    CHECKPOINT,
+    MODEL,
+    OUTPUT,
+    PROCESSES,
+    TRAINING,
+    Checkpoint,
+    Common,
+    Model,
+    Processes,
+    Training,
+    Video,
+)
 from jvidprune.errors import JvidpruneError
-
-if TYPE_CHECKING:
-    from jvidprune.commands.console import Console
 
 app = tyro.extras.SubcommandApp()
 
 QUESTION = "What is happening in this video?"
-
-
-@dataclasses.dataclass(frozen=True)
-class Output:
-    """How a verb talks."""
-
-    quiet: bool = False
-    """Print the result alone: no progress, no tables."""
-    json: bool = False
-    """Print one JSON object for machines."""
-    debug: bool = False
-    """Show the traceback of an error."""
-
-    def console(self) -> "Console":
-        from jvidprune.commands.console import Console
-
-        return Console(quiet=self.quiet or self.json)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelChoice:
-    """Which model reads the video."""
-
-    model: str | None = None
-    """Checkpoint folder or hub id; by default the embedded model."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of parameters and activations."""
-    frames: int | None = None
-    """Frames sampled from the video; by default what the family was evaluated with."""
-    fps: float | None = None
-    """Sample at this rate instead of a fixed number of frames."""
-    pooling_head: str | None = None
-    """Folder or hub id of the original SigLIP, whose pooling head FastVID needs on the LLaVA families."""
-    limits: str = ""
-    """What is accepted of a video file, as in "seconds=7200,pixels=9000000" (also frames, bytes, total)."""
-    template: str | None = None
-    """Prompt template by name, or "chat" for the checkpoint's own; by default that of the family's evaluations."""
-    mesh: str = ""
-    """Devices to divide the model over, as in "data=2,tensor=4", or "auto" for a copy on each; by default the first."""
-
-
-@dataclasses.dataclass(frozen=True)
-class ProcessChoice:
-    """Which of several processes this is; found out by itself under SLURM and on TPU pods."""
-
-    coordinator: str | None = None
-    """host:port of process 0."""
-    processes: int | None = None
-    """How many there are."""
-    process_id: int | None = None
-    """Number of this one, from 0."""
-    host: str = ""
-    """Run the share of one of several independent processes, as in "0/4", without any coordinator."""
-
-
-Training = Annotated[TrainChoice, OmitArgPrefixes]
-_TRAINING = TrainChoice()
-Common = Annotated[Output, OmitArgPrefixes]
-Model = Annotated[ModelChoice, OmitArgPrefixes]
-Processes = Annotated[ProcessChoice, OmitArgPrefixes]
-Video = Annotated[Path | None, Positional, arg(metavar="VIDEO", help="Video file; by default a generated clip.")]
 
 
 @app.command
@@ -94,8 +42,8 @@ def ask(
     top_p: float = 1.0,
     seed: int = 0,
     times: bool = False,
-    model: Model = ModelChoice(),
-    out: Common = Output(),
+    model: Model = MODEL,
+    out: Common = OUTPUT,
 ) -> None:
     """Answer a question about a video from a few of its tokens, and show what each stage cost.
 
@@ -141,8 +89,8 @@ def reduce(
     compare: str = "",
     ratio: float = 0.1,
     save: Annotated[Path, arg(name="out", help="Where to draw it: .html, .png or .mp4.")] = Path("reduction.html"),
-    model: Model = ModelChoice(),
-    out: Common = Output(),
+    model: Model = MODEL,
+    out: Common = OUTPUT,
 ) -> None:
     """Show which tokens of a video are kept and which are merged into which, drawn on its frames.
 
@@ -181,9 +129,9 @@ def sweep_methods(
     save: Annotated[
         Path | None, arg(name="out", help="Folder of the run; by default runs/<hash of what changes results>.")
     ] = None,
-    model: Model = ModelChoice(),
-    launch: Processes = ProcessChoice(),
-    out: Common = Output(),
+    model: Model = MODEL,
+    launch: Processes = PROCESSES,
+    out: Common = OUTPUT,
 ) -> None:
     """Compare methods by accuracy at retention ratios: a table, a CSV file, plots and report.html; resumes if stopped.
 
@@ -222,8 +170,8 @@ def serve_page(
     port: int = 7860,
     max_mb: float = 64.0,
     max_new_tokens: int = 64,
-    model: Model = ModelChoice(),
-    out: Common = Output(),
+    model: Model = MODEL,
+    out: Common = OUTPUT,
 ) -> None:
     """Serve a local page to look and try: one video and one question, several methods side by side.
 
@@ -241,7 +189,7 @@ def serve_page(
 
 @app.command
 def clip(
-    path: Annotated[Path, Positional] = Path("clip.mp4"), /, *, seed: int = 0, frames: int = 64, out: Common = Output()
+    path: Annotated[Path, Positional] = Path("clip.mp4"), /, *, seed: int = 0, frames: int = 64, out: Common = OUTPUT
 ) -> None:
     """Write a generated clip of moving shapes, cuts and camera motion as a real mp4 file.
 
@@ -260,7 +208,7 @@ def clip(
 
 
 @app.command
-def methods(*, out: Common = Output()) -> None:
+def methods(*, out: Common = OUTPUT) -> None:
     """List the reducers: paper, the evidence they need, whether they merge and nest."""
     from jvidprune import reducers
     from jvidprune.reducers.presets import combinators
@@ -279,7 +227,7 @@ def methods(*, out: Common = Output()) -> None:
 
 
 @app.command
-def models(*, out: Common = Output()) -> None:
+def models(*, out: Common = OUTPUT) -> None:
     """List the model families that checkpoints can be loaded for."""
     from jvidprune.models.listing import families
 
@@ -302,7 +250,7 @@ def bench(
     clips: int = 200,
     frames: int = 8,
     difficulty: float = 0.5,
-    out: Common = Output(),
+    out: Common = OUTPUT,
 ) -> None:
     """The procedural benchmark as mp4 files with annotations, or what its questions give away without their clips.
 
@@ -338,7 +286,7 @@ def export(
     ratio: float = 0.1,
     dtype: Literal["float16", "bfloat16", "float32"] | None = None,
     pooling_head: str | None = None,
-    out: Common = Output(),
+    out: Common = OUTPUT,
 ) -> None:
     """Write a checkpoint with pruning settings beside it, in the layout and with the tensor names other tools read.
 
@@ -371,7 +319,7 @@ def flops(
     kept: int | None = None,
     text: int = 57,
     new_tokens: int = 64,
-    out: Common = Output(),
+    out: Common = OUTPUT,
 ) -> None:
     """Count what an answer costs, stage by stage, from a model's config alone.
 
@@ -411,7 +359,7 @@ def plan(
     new_tokens: int = 64,
     batch: int = 1,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
-    out: Common = Output(),
+    out: Common = OUTPUT,
 ) -> None:
     """Say whether a model, a video and a ratio fit a mesh of named chips, what bounds them, and when the answer begins.
 
@@ -446,9 +394,9 @@ def train(
     /,
     *,
     folder: Path = Path("runs/stts"),
-    settings: Training = _TRAINING,
-    model: Model = ModelChoice(),
-    out: Common = Output(),
+    settings: Training = TRAINING,
+    model: Checkpoint = CHECKPOINT,
+    out: Common = OUTPUT,
 ) -> None:
     """Train a scorer that prunes tokens inside the vision tower (STTS), and the model with it; goes on if stopped.
 
@@ -470,7 +418,7 @@ def train(
 
 
 @app.command
-def parity(folder: Annotated[Path, Positional], /, *, model: bool = False, out: Common = Output()) -> None:
+def parity(folder: Annotated[Path, Positional], /, *, model: bool = False, out: Common = OUTPUT) -> None:
     """Run a folder of golden .npz files through the port and compare.
 
     Args:

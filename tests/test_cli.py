@@ -182,3 +182,19 @@ def test_help_needs_neither_jax_nor_a_model():
     done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, env=os.environ, check=True)
     assert done.stderr.strip() == "False False"
     assert "--ratio" in done.stdout
+
+
+VERBS = ("ask", "reduce", "sweep", "serve", "clip", "methods", "models", "bench", "export", "flops", "plan", "train")
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "parity"])
+def test_every_verb_explains_itself(run, verb):
+    code, out, _ = run(verb, "--help")
+    assert code == 0
+    assert "usage" in out.lower()
+
+
+def test_training_starts_from_the_command_line_and_refuses_in_one_sentence(run, tmp_path):
+    code, _, err = run("train", "stts", "--topk", "1.5", "--folder", tmp_path)
+    assert code == 2
+    assert one_sentence(err)

@@ -1,0 +1,83 @@
+"""Options that many verbs share."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from jvidprune.commands.train_choice import TrainChoice
+
+if TYPE_CHECKING:
+    from jvidprune.commands.console import Console
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """How a verb talks."""
+
+    quiet: bool = False
+    """Print the result alone: no progress, no tables."""
+    json: bool = False
+    """Print one JSON object for machines."""
+    debug: bool = False
+    """Show the traceback of an error."""
+
+    def console(self) -> "Console":
+        from jvidprune.commands.console import Console
+
+        return Console(quiet=self.quiet or self.json)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointChoice:
+    """Which checkpoint, and how videos get into it."""
+
+    model: str | None = None
+    """Checkpoint folder or hub id; by default the embedded model."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of parameters and activations."""
+    frames: int | None = None
+    """Frames sampled from the video; by default what the family was evaluated with."""
+    fps: float | None = None
+    """Sample at this rate instead of a fixed number of frames."""
+    pooling_head: str | None = None
+    """Folder or hub id of the original SigLIP, whose pooling head FastVID needs on the LLaVA families."""
+    limits: str = ""
+    """What is accepted of a video file, as in "seconds=7200,pixels=9000000" (also frames, bytes, total)."""
+    template: str | None = None
+    """Prompt template by name, or "chat" for the checkpoint's own; by default that of the family's evaluations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelChoice(CheckpointChoice):
+    """Which model reads the video, and on which devices."""
+
+    mesh: str = ""
+    """Devices to divide the model over, as in "data=2,tensor=4", or "auto" for a copy on each; by default the first."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessChoice:
+    """Which of several processes this is; found out by itself under SLURM and on TPU pods."""
+
+    coordinator: str | None = None
+    """host:port of process 0."""
+    processes: int | None = None
+    """How many there are."""
+    process_id: int | None = None
+    """Number of this one, from 0."""
+    host: str = ""
+    """Run the share of one of several independent processes, as in "0/4", without any coordinator."""
+
+
+Training = Annotated[TrainChoice, OmitArgPrefixes]
+Common = Annotated[Output, OmitArgPrefixes]
+Checkpoint = Annotated[CheckpointChoice, OmitArgPrefixes]
+Model = Annotated[ModelChoice, OmitArgPrefixes]
+Processes = Annotated[ProcessChoice, OmitArgPrefixes]
+Video = Annotated[Path | None, Positional, arg(metavar="VIDEO", help="Video file; by default a generated clip.")]
+
+OUTPUT, CHECKPOINT, MODEL = Output(), CheckpointChoice(), ModelChoice()
+PROCESSES, TRAINING = ProcessChoice(), TrainChoice()
+"""Their defaults."""
