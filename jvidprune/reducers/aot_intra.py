@@ -165,10 +165,13 @@ def problems(
     n = anchors.shape[1]
     c = selection.candidates.shape[1]
     place = jnp.asarray(positions(grid))
+    # The same in every frame and for every ratio.
+    apart = jnp.asarray(np.linalg.norm(positions(grid)[:, None] - positions(grid)[None], axis=-1))
 
     def problem(features, near, ids, salient, anchor, source, time):
         inside = jnp.minimum(ids, n - 1)
-        rows = Rows(features, place, jnp.full(n, time), salient, source, near)
+        distances = apart if c == n else apart[:, inside]
+        rows = Rows(features, place, jnp.full(n, time), salient, source, near, distances)
         columns = Rows(features[inside], place[inside], jnp.full(c, time), salient[inside], anchor[inside] & (ids < n))
         mu, nu = marginals(rows, columns)
         return Problems(read(cost_matrix(cost, rows, columns)), mu, nu, columns.mask)

@@ -24,6 +24,7 @@ class Rows(NamedTuple):
       saliency: (n,) float32 attention received.
       mask: (n,) bool, False on padding.
       cosines: (R, A) cosines against the other side where the caller has them already (only on the source side).
+      distances: (R, A) distances of the places likewise.
     """
 
     features: Float[Array, "n D"]
@@ -32,6 +33,7 @@ class Rows(NamedTuple):
     saliency: Float[Array, "n"]
     mask: Bool[Array, "n"]
     cosines: Float[Array, "n m"] | None = None
+    distances: Float[Array, "n m"] | None = None
 
 
 class Cost(Protocol):
@@ -51,7 +53,9 @@ def cosine(x: Rows, y: Rows, eps: float = 1e-8) -> Float[Array, "R A"]:
 
 
 def distance(x: Rows, y: Rows) -> Float[Array, "R A"]:
-    """Euclidean distance of the places in the frame (not squared)."""
+    """Euclidean distance of the places in the frame (not squared), from `x.distances` where the caller has them."""
+    if x.distances is not None:
+        return x.distances
     squared = jnp.sum((x.position[:, None] - y.position[None]) ** 2, axis=-1)
     # sqrt has no gradient at zero; the pair of equal places takes 0 instead of NaN.
     return jnp.where(squared > 0, jnp.sqrt(jnp.where(squared > 0, squared, 1.0)), 0.0)
