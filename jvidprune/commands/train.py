@@ -35,13 +35,17 @@ def train_stts(choice: TrainChoice, folder: Path, *, model: dict[str, Any], cons
       JvidpruneError: settings that make no run, another run in the folder, or anything wrong with the files.
     """
     from jvidprune import launch
+    from jvidprune.stts.config import check_removed
     from jvidprune.training.stts_run import open_run, publish
 
+    # Before anything is loaded.
+    check_removed(choice.topk)
+    rates = read_rates(choice.rates)
     launch.start()
     with console.working():
         llm = open_model(model | {"dtype": "float32"}, console)
         console.start("looking at the clips")
-        run = open_run(llm, choice, read_rates(choice.rates), frames=model["frames"])
+        run = open_run(llm, choice, rates, frames=model["frames"])
         bar = console.task("training", choice.steps)
 
         def report(line: dict[str, float]) -> None:
