@@ -10,6 +10,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false")
 
 import argparse
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -28,118 +29,96 @@ from jvidprune.training.vocabulary import word_tokenizer
 EYES = ("0.vision", "0.projector", "0.lm.embed", "1.")
 MIND = ("0.projector", "0.image_newline", "0.lm", "1.")
 
+# Three quarters of the visual tokens are left out, background first; the others keep their positions.
+on_clips = functools.partial(Stage, kind="clips", trained=MIND, plan=Plan(kept=64))
+
 RECIPE = Recipe(
     stages=(
         # What single frames show: colours come first, shapes take longest.
         Stage("tower", "frames", steps=2400, clips=8, rate=3e-3, trained=EYES),
-        # Short questions about what is there. Three quarters of the visual tokens are left out, background first, and
-        # the others keep their positions.
-        Stage(
+        # Short questions about what is there.
+        on_clips(
             "words",
-            "clips",
             steps=800,
             clips=6,
             rate=2e-3,
-            trained=MIND,
             first=1 << 20,
             anneal=False,
             longest=22,
             kinds=("short", "yes_no"),
             categories=("attribute", "hallucination"),
-            plan=Plan(kept=64),
         ),
         # All questions.
-        Stage(
+        on_clips(
             "questions",
-            "clips",
             steps=600,
             clips=5,
             rate=2e-3,
-            trained=MIND,
             first=1 << 22,
             anneal=False,
-            plan=Plan(kept=64),
         ),
         # Those that take longer.
-        Stage(
+        on_clips(
             "hard",
-            "clips",
             steps=400,
             clips=5,
             rate=2e-3,
-            trained=MIND,
             first=1 << 24,
             warmup=20,
             anneal=False,
             categories=tuple(name for name in CATEGORIES if name != "hallucination"),
-            plan=Plan(kept=64),
         ),
         # The same answered in a word.
-        Stage(
+        on_clips(
             "short",
-            "clips",
             steps=400,
             clips=6,
             rate=2e-3,
-            trained=MIND,
             first=1 << 25,
             warmup=20,
             anneal=False,
             longest=28,
             kinds=("short", "yes_no"),
             categories=tuple(name for name in CATEGORIES if name not in ("attribute", "hallucination")),
-            plan=Plan(kept=64),
         ),
         # Everything once more, while the rate falls.
-        Stage(
+        on_clips(
             "settle",
-            "clips",
             steps=160,
             clips=5,
             rate=1.5e-3,
-            trained=MIND,
             first=1 << 26,
             warmup=5,
-            plan=Plan(kept=64),
         ),
         # And at a lower rate.
-        Stage(
+        on_clips(
             "slow",
-            "clips",
             steps=2000,
             clips=6,
             rate=8e-4,
-            trained=MIND,
             first=1 << 27,
             warmup=20,
             anneal=False,
-            plan=Plan(kept=64),
         ),
         # What is still guessed.
-        Stage(
+        on_clips(
             "rest",
-            "clips",
             steps=3400,
             clips=6,
             rate=1e-3,
-            trained=MIND,
             first=1 << 28,
             warmup=20,
             anneal=False,
             categories=tuple(name for name in CATEGORIES if name not in ("attribute", "hallucination")),
-            plan=Plan(kept=64),
         ),
         # All of it while the rate falls.
-        Stage(
+        on_clips(
             "last",
-            "clips",
             steps=600,
             clips=6,
             rate=6e-4,
-            trained=MIND,
             first=1 << 29,
             warmup=20,
-            plan=Plan(kept=64),
         ),
     )
 )

@@ -35,3 +35,17 @@ def forget_programs():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder for the cache and the outputs of a file's tests."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def model(home):
+    """A small LLaVA-OneVision with random weights, in a checkpoint folder."""
+    from jvidprune.models.llava_onevision.default import build_default
+
+    return build_default(home, "test")

@@ -14,11 +14,6 @@ from jvidprune import cli
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
 @pytest.fixture
 def run(capfd, monkeypatch, home):
     """Runs a command line in this process: (exit code, stdout, stderr)."""
@@ -35,13 +30,6 @@ def run(capfd, monkeypatch, home):
         return code, out, err
 
     return call
-
-
-@pytest.fixture(scope="module")
-def model(home):
-    from jvidprune.models.llava_onevision.default import build_default
-
-    return build_default(home, "test")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_cli import clip, home, one_sentence, run  # noqa: F401
+from test_cli import clip, one_sentence, run  # noqa: F401
 from tiny import ROOT, tokenizer
 
 FAMILIES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl")

@@ -22,18 +22,6 @@ WORDS = ["--clips", "4", "--methods", "random,dycoke", "--ratios", "0.25,0.1", "
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def model(home):
-    from jvidprune.models.llava_onevision.default import build_default
-
-    return build_default(home, "test")
-
-
-@pytest.fixture(scope="module")
 def whole(home, model):
     """The folder of a run nobody disturbed."""
     return sweep(home, model, home / "whole")

@@ -32,18 +32,6 @@ def environment(**more):
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def model(home):
-    from jvidprune.models.llava_onevision.default import build_default
-
-    return build_default(home, "test")
-
-
-@pytest.fixture(scope="module")
 def whole(home, model):
     """The folder of a single process with one device."""
     return sweep(home, model, home / "whole")
