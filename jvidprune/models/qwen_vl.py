@@ -8,12 +8,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.models.cache import Cache
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import map_chunks
 from jvidprune.models.positions import MropeRule, PromptPositions, VideoBlock, frame_blocks, prompt_positions
 from jvidprune.models.qwen_vit import Grid, QwenVisionConfig, QwenVit
+from jvidprune.models.reader import Reader
 from jvidprune.models.weights import NameTable, Rule, affine, decoder_rules, norm
 from jvidprune.tokens import VideoTokens
 
@@ -81,7 +81,7 @@ def token_ids(raw: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(raw.get(f"{keys[name]}_id", default)) for name, default in names.items()}
 
 
-class QwenVL(nnx.Module):
+class QwenVL(Reader):
     """Qwen2.5-VL (arXiv 2502.13923) or Qwen3-VL (arXiv 2511.21631), by config; every method is pure."""
 
     def __init__(self, config: QwenVLConfig, *, dtype: Any, rngs: nnx.Rngs | None = None):
@@ -89,11 +89,6 @@ class QwenVL(nnx.Module):
         self.config = config
         self.vision = QwenVit(config.vision, dtype=dtype, rngs=rngs)
         self.lm = Decoder(config.text, dtype=dtype, rngs=rngs)
-
-    @property
-    def provides(self) -> frozenset[str]:
-        """Names of `tokens.EVIDENCE` that `encode` can attach (besides "text", which needs the caller's array)."""
-        return self.config.provides
 
     def encode(
         self,
@@ -165,28 +160,6 @@ class QwenVL(nnx.Module):
         if "frame_embedding" in needs:
             out["frame_embedding"] = features.mean(axis=1, dtype=jnp.float32)
         return out
-
-    def embed_text(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-        """Embeddings of token ids, see `Decoder.embed_text`."""
-        return self.lm.embed_text(ids)
-
-    def prefill(
-        self, embeds: Array, positions: Array, valid: Array, cache: Cache, **options: Any
-    ) -> tuple[Float[Array, "B V"], Cache]:
-        """Logits at each row's last valid slot and the filled cache, see `Decoder.prefill`.
-
-        A pruned prompt with original positions passes `next_position`; Qwen3-VL passes its DeepStack levels as `added`
-        (`spread_levels`).
-        """
-        return self.lm.prefill(embeds, positions, valid, cache, **options)
-
-    def decode(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """One decoding step, see `Decoder.decode`; nothing is added to the hidden states here."""
-        return self.lm.decode(tokens, cache)
-
-    def empty_cache(self, batch: int, capacity: int, **options: Any) -> Cache:
-        """A cache for `batch` prompts of at most `capacity` tokens, answers included."""
-        return self.lm.empty_cache(batch, capacity, **options)
 
 
 def spread_levels(levels: Float[Array, "K S D"], rows: Int[Array, "B L"]) -> Float[Array, "S B L D"]:

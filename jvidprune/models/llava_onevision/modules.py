@@ -4,13 +4,13 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from jvidprune.models.cache import Cache
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import Mlp, map_chunks
 from jvidprune.models.llava_onevision.config import HEAD_EVIDENCE, LlavaOnevisionConfig
+from jvidprune.models.reader import Reader
 from jvidprune.models.siglip import Siglip
 from jvidprune.ops.pool import pool_tokens
 from jvidprune.tokens import VideoTokens
@@ -19,7 +19,7 @@ FRAME_CHUNK = 8
 """Frames that go through the tower at once: bounds its attention weights to 8 x heads x M x M float32."""
 
 
-class LlavaOnevision(nnx.Module):
+class LlavaOnevision(Reader):
     """LLaVA-OneVision (arXiv 2408.03326); every method is pure and may be jitted with the module as an argument."""
 
     def __init__(self, config: LlavaOnevisionConfig, *, dtype: Any, rngs: nnx.Rngs | None = None):
@@ -35,11 +35,6 @@ class LlavaOnevision(nnx.Module):
     def newline(self) -> Float[Array, "D"]:
         """The embedding that ends a video."""
         return self.image_newline[...]
-
-    @property
-    def provides(self) -> frozenset[str]:
-        """Names of `tokens.EVIDENCE` that `encode` can attach (besides "text", which needs the caller's array)."""
-        return self.config.provides
 
     def encode(
         self,
@@ -109,21 +104,3 @@ class LlavaOnevision(nnx.Module):
     def pool(self, x: Float[Array, "T M ..."]) -> Float[Array, "T N ..."]:
         """The family's spatial pooling of features, or of one number a token."""
         return pool_tokens(x, self.config.unpooled_grid, self.config.pool)
-
-    def embed_text(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-        """Embeddings of token ids, see `Decoder.embed_text`."""
-        return self.lm.embed_text(ids)
-
-    def prefill(
-        self, embeds: Array, positions: Array, valid: Array, cache: Cache, **options: Any
-    ) -> tuple[Float[Array, "B V"], Cache]:
-        """Logits at each row's last valid slot and the filled cache, see `Decoder.prefill`."""
-        return self.lm.prefill(embeds, positions, valid, cache, **options)
-
-    def decode(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """One decoding step, see `Decoder.decode`."""
-        return self.lm.decode(tokens, cache)
-
-    def empty_cache(self, batch: int, capacity: int | tuple[int, ...], **options: Any) -> Cache:
-        """A cache for `batch` prompts of at most `capacity` tokens (of each segment), answers included."""
-        return self.lm.empty_cache(batch, capacity, **options)

@@ -4,15 +4,15 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
-from jvidprune.models.cache import Cache
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import map_chunks
 from jvidprune.models.molmo2.config import Molmo2Config
 from jvidprune.models.molmo2.connector import Connector, window_means
 from jvidprune.models.molmo2.windows import window_patches
+from jvidprune.models.reader import Reader
 from jvidprune.models.siglip import Siglip
 from jvidprune.tokens import VideoTokens
 
@@ -20,7 +20,7 @@ FRAME_CHUNK = 8
 """Frames that go through the tower at once."""
 
 
-class Molmo2(nnx.Module):
+class Molmo2(Reader):
     """Molmo2 (arXiv 2601.10611); every method is pure and may be jitted with the module as an argument."""
 
     def __init__(self, config: Molmo2Config, *, dtype: Any, rngs: nnx.Rngs | None = None):
@@ -29,11 +29,6 @@ class Molmo2(nnx.Module):
         self.vision = Siglip(config.vision, dtype=dtype, rngs=rngs)
         self.connector = Connector(config.connector, config.vision.width, config.text.width, dtype=dtype, rngs=rngs)
         self.lm = Decoder(config.text, dtype=dtype, rngs=rngs)
-
-    @property
-    def provides(self) -> frozenset[str]:
-        """Names of `tokens.EVIDENCE` that `encode` can attach (besides "text", which needs the caller's array)."""
-        return self.config.provides
 
     def encode(
         self,
@@ -104,27 +99,6 @@ class Molmo2(nnx.Module):
         """Means over the patches of each window."""
         return window_means(x, window_patches(self.config.vision.side, self.config.connector.pool))
 
-    def embed_text(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
-        """Embeddings of token ids, markers and placeholders included, see `Decoder.embed_text`."""
-        return self.lm.embed_text(ids)
-
     def embed_visual(self, tokens: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """What stands in the prompt for visual tokens: each added to the embedding of its placeholder."""
         return self.embed_text(jnp.asarray(self.config.placeholder)) + tokens.astype(self.lm.dtype)
-
-    def prefill(
-        self, embeds: Array, positions: Array, valid: Array, cache: Cache, **options: Any
-    ) -> tuple[Float[Array, "B V"], Cache]:
-        """Logits at each row's last valid slot and the filled cache, see `Decoder.prefill`.
-
-        `together` marks the slots of visual tokens and of the ids `config.tokens.ids`, of all frames and images.
-        """
-        return self.lm.prefill(embeds, positions, valid, cache, **options)
-
-    def decode(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        """One decoding step, see `Decoder.decode`; answers are read causally."""
-        return self.lm.decode(tokens, cache)
-
-    def empty_cache(self, batch: int, capacity: int | tuple[int, ...], **options: Any) -> Cache:
-        """A cache for `batch` prompts of at most `capacity` tokens (of each segment), answers included."""
-        return self.lm.empty_cache(batch, capacity, **options)
