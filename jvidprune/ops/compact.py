@@ -6,20 +6,28 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.ops.select import order_ascending, rank_of_order
 from jvidprune.tokens import Plan, Reduced
 
 
 def compact(multiplicity: Int[Array, "S"], capacity: int) -> tuple[Int[Array, "K"], Bool[Array, "K"], Int[Array, ""]]:
     """Slots in order, each repeated `multiplicity` times, packed into `capacity` rows.
 
+    A bool mask is packed by one scatter, half the time of the search that repeated slots need.
+
     Returns:
       source (K,) slot index of each row (S on padding), valid (K,), count () before clipping to the capacity.
     """
+    slots = multiplicity.shape[0]
     total = jnp.cumsum(multiplicity.astype(jnp.int32))
     rows = jnp.arange(capacity, dtype=jnp.int32)
-    source = jnp.searchsorted(total, rows, side="right", method="scan_unrolled").astype(jnp.int32)
     valid = rows < total[-1]
-    return jnp.where(valid, source, multiplicity.shape[0]), valid, total[-1]
+    if multiplicity.dtype == bool:
+        row = jnp.where(multiplicity, total - 1, capacity)
+        place = jnp.arange(slots, dtype=jnp.int32)
+        return jnp.full(capacity, slots, jnp.int32).at[row].set(place, mode="drop"), valid, total[-1]
+    source = jnp.searchsorted(total, rows, side="right", method="scan_unrolled").astype(jnp.int32)
+    return jnp.where(valid, source, slots), valid, total[-1]
 
 
 def selection_plan(multiplicity: Int[Array, "M"], capacity: int, diagnostics: dict[str, Array] | None = None) -> Plan:
@@ -51,16 +59,16 @@ def slotted_plan(
       capacity: static number of rows.
       diagnostics: passed through.
       key: int32 sort key of each slot, stable and ascending; without it slots lie in output order already, and a
-        cumulative sum takes the place of two sorts.
+        cumulative sum takes the place of a sort.
     """
     s, m = token.shape[0], target.shape[-1]
     target = jnp.clip(target, 0, s)
     if key is not None:
-        order = jnp.argsort(key, stable=True).astype(jnp.int32)
-        place = jnp.append(jnp.argsort(order, stable=True).astype(jnp.int32), s)
+        order = order_ascending(key)
+        place = jnp.append(rank_of_order(order), s)
         token, present, pick, target = token[order], present[order], pick[order], place[target]
+    source, valid, count = compact(present, capacity)
     slots = present.astype(jnp.int32)
-    source, valid, count = compact(slots, capacity)
     before = jnp.minimum(jnp.cumsum(slots) - slots, capacity)
     row_of = jnp.append(jnp.where(slots > 0, before, capacity), capacity).astype(jnp.int32)
     slot = jnp.minimum(source, s - 1)
@@ -85,7 +93,7 @@ def ascending_plan(
       weight, capacity, diagnostics: as there.
     """
     m = pick.shape[0]
-    present = jnp.stack([pick.astype(jnp.int32), merged.astype(jnp.int32)], axis=1).reshape(2 * m)
+    present = jnp.stack([pick, merged.astype(pick.dtype)], axis=1).reshape(2 * m)
     slot = jnp.arange(2 * m, dtype=jnp.int32)
     return slotted_plan(slot // 2, present, slot % 2 == 0, 2 * target + 1, weight, capacity, diagnostics)
 

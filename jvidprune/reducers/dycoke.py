@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.inner_decode import choose_reading
-from jvidprune.ops.select import rank_ascending
+from jvidprune.ops.select import rank_ascending, rank_of_order
+from jvidprune.ops.similarity import frame_pair_inner, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
 from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
@@ -133,15 +134,14 @@ class DyCoke(StagedReducer):
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> DyCokeShared:
         """Similarities, ranks and the role of every frame; nothing here depends on the budget."""
         frames, n, _ = video.features.shape
-        similarity = _reference_similarity(video.features.astype(jnp.float32))
+        similarity = _reference_similarity(video.features)
         real = jnp.sum(video.frame_mask, dtype=jnp.int32)
         complete, dropped = _roles(jnp.arange(frames, dtype=jnp.int32), real, self.mode)
         dropped = dropped | ~video.frame_mask
         token = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (frames, n))
         rank = rank_ascending(similarity)
         if self.mode == "official":
-            by_similarity = jnp.argsort(similarity, axis=1, stable=True).astype(jnp.int32)
-            token, rank = jnp.where(complete[:, None], token, by_similarity), token
+            token, rank = jnp.where(complete[:, None], token, rank_of_order(rank)), token
         return DyCokeShared(similarity, token, rank, complete, dropped)
 
     def decide(self, shared: DyCokeShared, budget: DyCokeBudget, *, capacity: int) -> Plan:
@@ -167,17 +167,11 @@ def _roles(frame: Any, frames: Any, mode: str) -> tuple[Any, Any]:
 
 def _reference_similarity(x: Float[Array, "T N D"]) -> Float[Array, "T N"]:
     """Cosine of frames 1 and 3 of a window with the frame before, of frame 2 with frame 0, norms floored at 1e-8."""
-    frames = x.shape[0]
-    norm = jnp.maximum(jnp.sqrt(jnp.sum(x * x, axis=-1)), 1e-8)
-
-    def cosine(late: slice, early: slice, count: int) -> Array:
-        a, b = (x[late][:count], norm[late][:count]), (x[early][:count], norm[early][:count])
-        return jnp.sum(a[0] * b[0], axis=-1) / (a[1] * b[1])
-
-    pairs, quads = frames // 2, (frames + 1) // 4
-    similarity = jnp.ones(x.shape[:2], jnp.float32)
-    similarity = similarity.at[1::2].set(cosine(slice(1, None, 2), slice(0, None, 2), pairs))
-    return similarity.at[2::4].set(cosine(slice(2, None, 4), slice(0, None, 4), quads))
+    late = np.flatnonzero(np.arange(x.shape[0]) % 4).astype(np.int32)
+    early = late - np.where(late % 4 == 2, 2, 1).astype(np.int32)
+    norm = jnp.maximum(jnp.sqrt(squared_norms(x)), 1e-8)
+    cosine = frame_pair_inner(x, early, late) / (norm[late] * norm[early])
+    return jnp.ones(x.shape[:2], jnp.float32).at[late].set(cosine)
 
 
 class DynamicState(NamedTuple):

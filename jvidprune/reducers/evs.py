@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.select import rank_descending
+from jvidprune.ops.similarity import same_position_inner, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
@@ -82,12 +83,11 @@ class EVS(StagedReducer):
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> EVSShared:
         """Dissimilarities and ranks; nothing here depends on the budget."""
-        x = video.features.astype(jnp.float32)
-        inner, square = jnp.sum(x[1:] * x[:-1], axis=-1), jnp.sum(x * x, axis=-1)
+        x = video.features
+        inner, square = same_position_inner(x), squared_norms(x)
         if self.deepstack:
-            levels = video.evidence["features_deepstack"].astype(jnp.float32)
-            inner = inner + jnp.sum(levels[1:] * levels[:-1], axis=(-2, -1))
-            square = square + jnp.sum(levels * levels, axis=(-2, -1))
+            levels = video.evidence["features_deepstack"].reshape(*x.shape[:2], -1)
+            inner, square = inner + same_position_inner(levels), square + squared_norms(levels)
         norm = jnp.maximum(jnp.sqrt(square), 1e-8)
         change = 1.0 - inner / (norm[1:] * norm[:-1])
         if self.floor > 0:

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
-from jvidprune.ops.select import rank_descending, rank_of_order
+from jvidprune.ops.select import order_ascending, rank_ascending, rank_descending
 from jvidprune.ops.similarity import frame_gram
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
@@ -167,7 +167,7 @@ class HoloV(StagedReducer):
 
         rank = rank_descending(holistic) if self.rank_by == "holistic" else shared.rank
         sort_key = crop * length + rank
-        inside = rank_of_order(jnp.argsort(sort_key, axis=1, stable=True)) - start[crop]
+        inside = rank_ascending(sort_key) - start[crop]
         granted_here = granted[:, crop]
         keep = (inside < granted_here) & shared.present
         diagnostics = {"crop": crop, "crop_scores": score, "crop_weights": share, "quota": quota}
@@ -201,7 +201,7 @@ class HoloV(StagedReducer):
         sequences, length = key.shape
         offset = jnp.arange(sequences, dtype=jnp.int32)[:, None] * length
         token = offset + jnp.arange(length, dtype=jnp.int32)
-        order = jnp.argsort(key, axis=1, stable=True)
+        order = order_ascending(key)
         token, keep = (jnp.take_along_axis(v, order, axis=1) for v in (token, keep))
         pick = keep
         if self.pad_zeros:

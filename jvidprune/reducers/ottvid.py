@@ -14,7 +14,7 @@ from jvidprune.ops import similarity
 from jvidprune.ops.compact import ascending_plan
 from jvidprune.ops.facility import coverage_weights, facility_order
 from jvidprune.ops.quarters import filled_quarter, widen
-from jvidprune.ops.select import first_argmax, rank_descending
+from jvidprune.ops.select import first_argmax, order_ascending, rank_descending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
 from jvidprune.ops.transport import strongest
@@ -239,7 +239,7 @@ class OTTVid(StagedReducer):
         kept = jnp.minimum(budget.per_frame, steps)
         valid = jnp.arange(steps) < kept
         # Ascending position inside each frame: the reference's order, on which ties between equal entries depend.
-        place = jnp.argsort(jnp.where(valid, shared.order, tokens + jnp.arange(steps)), axis=-1).astype(jnp.int32)
+        place = order_ascending(jnp.where(valid, shared.order, tokens + jnp.arange(steps)))
         position = jnp.take_along_axis(shared.order, place, axis=1)
         self_id = jnp.arange(frames, dtype=jnp.int32)[:, None] * tokens + position
         diagnostics = {"kept_per_frame": kept, "order": shared.order, "position": position}

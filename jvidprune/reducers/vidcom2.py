@@ -16,6 +16,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.newline import NewlineRows
 from jvidprune.ops.select import rank_ascending
+from jvidprune.ops.similarity import over_frames
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
@@ -192,16 +193,23 @@ def _centre_distances(
 ) -> tuple[Float[Array, "T N"], Float[Array, "T N"]]:
     """Squared distances of the unit tokens to the mean unit token of the video and of their frame.
 
-    The unit vectors are never stored: every pass reads the features once and scales on the fly.
+    The unit vectors are never stored: two passes read the features, frame by frame on CPU, and scale on the fly.
     """
     weight = mask.astype(jnp.float32)
-    norm = jnp.sqrt(jnp.sum(jnp.square(x) * chosen, axis=-1))
-    scale = (1.0 / jnp.maximum(norm, 1e-12))[..., None]
-    frame_centre = jnp.sum(x * scale, axis=1) * chosen / x.shape[1]
+
+    def centre(frame: Array) -> tuple[Array, Array]:
+        norm = jnp.sqrt(jnp.sum(jnp.square(frame) * chosen, axis=-1))
+        scale = (1.0 / jnp.maximum(norm, 1e-12))[:, None]
+        return scale, jnp.sum(frame * scale, axis=0) * chosen / x.shape[1]
+
+    scale, frame_centre = over_frames(centre, x)
     video_centre = jnp.sum(frame_centre * weight[:, None], axis=0) / jnp.sum(weight)
-    unit = x * scale * chosen
-    to_video = jnp.sum(jnp.square(unit - video_centre), axis=-1)
-    return to_video, jnp.sum(jnp.square(unit - frame_centre[:, None, :]), axis=-1)
+
+    def distances(frame: Array, scale: Array, own: Array) -> tuple[Array, Array]:
+        unit = frame * scale * chosen
+        return tuple(jnp.sum(jnp.square(unit - c), axis=-1) for c in (video_centre, own))
+
+    return over_frames(distances, x, scale, frame_centre)
 
 
 def _kernel(squared: Float[Array, "T N"]) -> Float[Array, "T N"]:

@@ -15,7 +15,6 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax, order_descending, rank_of_order
-from jvidprune.ops.similarity import dot_f32, over_frames
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
@@ -28,6 +27,10 @@ _TOWERS: dict[str, tuple[tuple[int, ...], int, dict[float, int]]] = {
     "none": ((), 0, {}),
 }
 """Tower -> (pooled frame sizes it makes, tokens a ratio refers to, published tokens per frame at a ratio)."""
+
+
+SEEDS = 8
+"""Seeds that a token is compared with at once."""
 
 
 class VisionZipBudget(NamedTuple):
@@ -208,17 +211,19 @@ class VisionZip(StagedReducer):
         dominant = shared.rank < budget.dominant
         number = jnp.cumsum(~dominant, axis=1, dtype=jnp.int32) - ~dominant
         place = jnp.arange(n, dtype=jnp.int32)
-        at = ~dominant[:, :, None] & (number[:, :, None] == seeds[:, None, :]) & used[:, None, :]
-        centre = jnp.min(jnp.where(at, place[None, :, None], n), axis=1)
-        own = jnp.min(jnp.where(at, jnp.arange(limit, dtype=jnp.int32), limit), axis=-1)
+        row = jnp.arange(frames)[:, None]
+        # Token of every leftover number, and the first seed that stands on it.
+        token_of = jnp.full((frames, n), n, jnp.int32).at[row, jnp.where(dominant, n, number)].set(place, mode="drop")
+        centre = jnp.where(used, jnp.take_along_axis(token_of, seeds, axis=1), n)
+        seed_of = jnp.full((frames, n), limit, jnp.int32)
+        seed_of = seed_of.at[row, jnp.where(used, seeds, n)].min(jnp.arange(limit, dtype=jnp.int32), mode="drop")
+        own = jnp.where(dominant, limit, jnp.take_along_axis(seed_of, jnp.minimum(number, n - 1), axis=1))
 
-        similarity = over_frames(dot_f32, shared.unit, _rows(shared.unit, jnp.minimum(centre, n - 1)))
-        nearest = first_argmax(jnp.where(used[:, None, :], similarity, -jnp.inf))
+        nearest = _nearest_seed(shared.unit, jnp.minimum(centre, n - 1), budget.contextual)
         member = ~dominant & (own == limit) & (budget.contextual > 0)
         joined = jnp.where(member, nearest, own)
-        one_hot = member[:, :, None] & (nearest[:, :, None] == jnp.arange(limit))
-        members = jnp.sum(one_hot, axis=1, dtype=jnp.int32)
-        share = 1.0 / jnp.maximum(jnp.sum(jnp.where(one_hot, members[:, None, :], 0), axis=-1), 1)
+        members = jnp.zeros((frames, limit), jnp.int32).at[row, jnp.where(member, nearest, limit)].add(1, mode="drop")
+        share = 1.0 / jnp.maximum(jnp.take_along_axis(members, nearest, axis=1), 1)
         weight = jnp.where(member, share, 1.0)
 
         # Candidate slots of a frame: its N tokens as dominant ones, then the seeds.
@@ -272,8 +277,23 @@ def _seed_numbers(
     return numbers, jnp.broadcast_to(index < budget.contextual, (frames, limit))
 
 
-def _rows(x: Float[Array, "T N D"], index: Int[Array, "T S"]) -> Float[Array, "T S D"]:
-    return jnp.take_along_axis(x, index[:, :, None], axis=1)
+def _nearest_seed(unit: Float[Array, "T N Dk"], centre: Int[Array, "T S"], count: Int[Array, ""]) -> Int[Array, "T N"]:
+    """The first of `count` seeds whose key is most similar to a token's; as many blocks of seeds as a budget fills."""
+    (frames, n, _), limit = unit.shape, centre.shape[1]
+    centre = jnp.pad(centre, ((0, 0), (0, -limit % SEEDS)))
+
+    def block(i: Array, best: tuple[Array, Array]) -> tuple[Array, Array]:
+        value, seed = best
+        place = lax.dynamic_slice_in_dim(centre, i * SEEDS, SEEDS, axis=1)
+        keys = jnp.take_along_axis(unit, place[:, :, None], axis=1)
+        similarity = jnp.einsum("tnd,tsd->tns", unit, keys, precision=lax.Precision.HIGHEST)
+        similarity = jnp.where(i * SEEDS + jnp.arange(SEEDS) < count, similarity, -jnp.inf)
+        top = jnp.max(similarity, axis=-1)
+        better = top > value
+        return jnp.where(better, top, value), jnp.where(better, i * SEEDS + first_argmax(similarity), seed)
+
+    start = jnp.full((frames, n), -jnp.inf), jnp.zeros((frames, n), jnp.int32)
+    return lax.fori_loop(0, -(-count // SEEDS), block, start)[1]
 
 
 def _take(values: Int[Array, "T N"], index: Int[Array, "T S"], fill: int) -> Int[Array, "T S"]:
