@@ -1,6 +1,6 @@
 """The performance suite: one command, one table, one JSON.
 
-python -m experiments.perf [--cells quick|base|scaling|full] [--parts start reducers model stts]
+python -m experiments.perf [--cells quick|base|scaling|full] [--parts start reducers memory model stts]
                            [--methods flashvid ...] [--model llava-onevision-0.5b] [--json-file perf.json]
                            [--compare old.json]
 
@@ -22,11 +22,11 @@ from jvidprune import reducers
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 
-from . import model_cells, reducer_cells, start_cells, stts_cells
+from . import memory_cells, model_cells, reducer_cells, start_cells, stts_cells
 from .measure import Rates, measure_rates
-from .table import compare, tables
+from .table import compare, in_short, tables
 
-Part = Literal["start", "reducers", "model", "stts"]
+Part = Literal["start", "reducers", "memory", "model", "stts"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Config:
     """What to measure."""
 
     cells: Literal["quick", "base", "scaling", "full"] = "scaling"
-    parts: tuple[Part, ...] = ("start", "reducers", "model", "stts")
+    parts: tuple[Part, ...] = ("start", "reducers", "memory", "model", "stts")
     methods: tuple[str, ...] = ()
     """Registry names; all by default."""
     model: str = ""
@@ -92,8 +92,7 @@ class Store:
             rows[key] = make()
             with atomic_output(self.path) as part:
                 part.write_text(json.dumps(self.content, indent=1))
-            time = rows[key].get("median_ms")
-            print(f"{section}: {key}: {rows[key].get('refused', f'{time:.1f} ms' if time else rows[key])}", flush=True)
+            print(f"{section}: {key}: {in_short(rows[key])}", flush=True)
             jax.clear_caches()
         return rows[key]
 
@@ -143,6 +142,9 @@ def main(
         for cell in reducer_cells.cells(config.cells, config.methods, 1e9 * config.gigabytes):
             options: dict[str, Any] = {"repeats": config.repeats, "seconds": config.seconds}
             store.row("reducers", cell.key, lambda c=cell, o=options: reducer_cells.run_cell(c, rates, dtype, **o))
+    if "memory" in config.parts:
+        for cell in memory_cells.cells(config.cells, config.methods):
+            store.row("memory", cell.key, lambda c=cell: memory_cells.run_cell(c, dtype))
     if "model" in config.parts:
         measure_model(config, dtype, rates, store)
     if "stts" in config.parts:

@@ -47,8 +47,8 @@ class Bench:
         return Layout(self.frames, config.grid, config.unpooled_grid)
 
 
-def random_model(name: str, dtype: Any) -> tuple[Any, Any]:
-    """A published LLaVA with random weights, made on the device without another copy.
+def abstract_model(name: str, dtype: Any) -> tuple[Any, Any, Any]:
+    """A published LLaVA without weights: graph and state of its shapes for `nnx.merge`, and its config.
 
     Raises:
       JvidpruneError: an unknown name or another family: this suite feeds (T, 3, S, S) pixels.
@@ -58,7 +58,12 @@ def random_model(name: str, dtype: Any) -> tuple[Any, Any]:
     if not family.startswith("llava"):
         raise JvidpruneError(f"the suite measures LLaVA models, {name} is a {family}.")
     package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
-    graph, state = nnx.split(nnx.eval_shape(lambda: package.Model(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    return *nnx.split(nnx.eval_shape(lambda: package.Model(config, dtype=dtype, rngs=nnx.Rngs(0)))), config
+
+
+def random_model(name: str, dtype: Any) -> tuple[Any, Any]:
+    """A published LLaVA with random weights, made on the device without another copy, and its config."""
+    graph, state, config = abstract_model(name, dtype)
     leaves, tree = jax.tree.flatten(state)
 
     @jax.jit
@@ -81,15 +86,16 @@ def _weight_bytes(module: Any) -> int:
 
 
 @jax.jit
-def _encode(model: Any, pixels: jax.Array) -> jax.Array:
+def encode(model: Any, pixels: jax.Array) -> jax.Array:
+    """Pooled tokens (T, N, D), with the last block's attention, which most methods read."""
     return model.encode(pixels, frozenset({"attention_last"})).features
 
 
 def run_tower(bench: Bench) -> dict[str, Any]:
-    """Pixels to pooled tokens, with the last block's attention, which most methods read."""
+    """Pixels to pooled tokens; see `encode`."""
     vision = bench.config.vision
     pixels = jnp.zeros((bench.frames, 3, vision.image_size, vision.image_size), bench.dtype)
-    timing = measure(_encode, [(bench.model, pixels)], {}, repeats=bench.repeats, seconds=bench.seconds)
+    timing = measure(encode, [(bench.model, pixels)], {}, repeats=bench.repeats, seconds=bench.seconds)
     tower, projector = flops_model.vision_terms(bench.config, bench.layout)
     flops = sum(tower.values()) + sum(projector.values())
     return _row(timing, flops, _weight_bytes(bench.model.vision), bench.rates)
@@ -106,7 +112,8 @@ def kept_tokens(bench: Bench, method: str, ratio: float) -> tuple[int, Any]:
 
 
 @partial(jax.jit, static_argnames="packed")
-def _prefill(model: Any, embeds: Any, positions: Any, valid: Any, cache: Any, inner: Any, *, packed: bool) -> Any:
+def prefill(model: Any, embeds: Any, positions: Any, valid: Any, cache: Any, inner: Any, *, packed: bool) -> Any:
+    """Logits and cache of a prompt."""
     return model.prefill(embeds, positions, valid, cache, inner=inner, packed=packed)
 
 
@@ -131,7 +138,7 @@ def run_prefill(bench: Bench, visual: int, stages: Any) -> dict[str, Any]:
         capacity, boundaries = inner.capacities(length, 0), inner.boundaries
     cache = bench.model.empty_cache(1, capacity, boundaries=boundaries)
     args = (bench.model, embeds, positions, jnp.asarray(valid), cache, inner)
-    timing = measure(_prefill, [args], {"packed": True}, repeats=bench.repeats, seconds=bench.seconds)
+    timing = measure(prefill, [args], {"packed": True}, repeats=bench.repeats, seconds=bench.seconds)
     parts = flops_model.segments(stages, text.layers, tokens=length, visual=visual)
     flops = sum(sum(terms.values()) for terms in flops_model.prefill(text, parts))
     return _row(timing, flops, _weight_bytes(bench.model.lm), bench.rates) | {"visual": visual}

@@ -1,39 +1,54 @@
 """The suite's JSON as markdown, and two of them side by side."""
 
+from collections.abc import Callable
 from typing import Any
 
-HEAD = [
-    "",
-    "median ms",
-    "floor ms",
-    "times floor",
-    "CPU ms",
-    "temporaries MiB",
-    "outputs MiB",
-    "compile s",
-    "recompiled",
+Row = dict[str, Any]
+Column = tuple[str, Callable[[Row], str]]
+
+
+def _mebibytes(name: str) -> Column:
+    def text(row: Row) -> str:
+        return "–" if row[name] is None else f"{row[name] / 2**20:,.0f}"
+
+    return f"{name} MiB", text
+
+
+def _times(row: Row) -> str:
+    return f"{row['median_ms'] / row['floor_ms']:.1f}" if row["floor_ms"] > 0 else "–"
+
+
+COMPILE: Column = ("compile s", lambda row: f"{row['compile_s']:.1f}")
+MEASURED: list[Column] = [
+    ("median ms", lambda row: f"{row['median_ms']:.1f}"),
+    ("floor ms", lambda row: f"{row['floor_ms']:.1f}"),
+    ("times floor", _times),
+    ("CPU ms", lambda row: f"{row['cpu_ms']:.1f}"),
+    _mebibytes("temporaries"),
+    _mebibytes("outputs"),
+    COMPILE,
+    ("recompiled", lambda row: str(row["compiles"])),
 ]
+HELD: list[Column] = [
+    _mebibytes("arguments"),
+    _mebibytes("temporaries"),
+    _mebibytes("outputs"),
+    _mebibytes("predicted"),
+    COMPILE,
+]
+"""Columns of programs that were only compiled; `predicted` is what `jvidprune ask` expects beside the arguments."""
 
 
-def _mebibytes(value: int | None) -> str:
-    return "–" if value is None else f"{value / 2**20:.0f}"
+def _line(key: str, row: Row, columns: list[Column]) -> str:
+    cells = [row["refused"], *[""] * (len(columns) - 1)] if "refused" in row else [text(row) for _, text in columns]
+    return f"| {' | '.join([key, *cells])} |"
 
 
-def _cells(key: str, row: dict[str, Any]) -> list[str]:
+def in_short(row: Row) -> str:
+    """What a row says, for the screen."""
     if "refused" in row:
-        return [key, row["refused"], *[""] * (len(HEAD) - 2)]
-    times, floor = row["median_ms"], row["floor_ms"]
-    return [
-        key,
-        f"{times:.1f}",
-        f"{floor:.1f}",
-        f"{times / floor:.1f}" if floor > 0 else "–",
-        f"{row['cpu_ms']:.1f}",
-        _mebibytes(row["temporaries"]),
-        _mebibytes(row["outputs"]),
-        f"{row['compile_s']:.1f}",
-        str(row["compiles"]),
-    ]
+        return row["refused"]
+    return f"{row['median_ms']:.1f} ms" if "median_ms" in row else f"{row['temporaries'] / 2**20:,.0f} MiB"
 
 
 def tables(content: dict[str, Any]) -> str:
@@ -44,15 +59,18 @@ def tables(content: dict[str, Any]) -> str:
         f"matrix product, {machine['bytes'] / 1e9:.1f} GB/s in a copy."
     ]
     for section, rows in content["rows"].items():
-        lines += ["", f"## {section}", "", f"| {' | '.join(HEAD)} |", f"| --- |{' ---: |' * (len(HEAD) - 1)}"]
-        lines += [f"| {' | '.join(_cells(key, row))} |" for key, row in rows.items()]
+        columns = HELD if section == "memory" else MEASURED
+        names = ["", *(name for name, _ in columns)]
+        lines += ["", f"## {section}", "", f"| {' | '.join(names)} |", f"| --- |{' ---: |' * len(columns)}"]
+        lines += [_line(key, row, columns) for key, row in rows.items()]
     return "\n".join(lines) + "\n"
 
 
 def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float = 0.1) -> str:
-    """Rows of both whose median changed by more than `tolerance`, the worst first.
+    """Rows of both whose time or memory changed by more than `tolerance`, the worst first.
 
-    Times are compared as multiples of their floors, so that a machine that is slower by itself changes nothing.
+    Times are compared as multiples of their floors, so that a machine that is slower by itself changes nothing; of
+    programs that were only compiled the temporaries are compared.
     """
     found = []
     for section, rows in new["rows"].items():
@@ -60,10 +78,14 @@ def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float = 0.1) ->
             before = old["rows"].get(section, {}).get(key)
             if before is None or "refused" in row or "refused" in before:
                 continue
-            ratio = (row["median_ms"] / row["floor_ms"]) / (before["median_ms"] / before["floor_ms"])
+            ratio = _cost(row) / _cost(before)
             if abs(ratio - 1) > tolerance:
-                found.append((ratio, f"{section}: {key}: {before['median_ms']:.1f} -> {row['median_ms']:.1f} ms"))
+                found.append((ratio, f"{section}: {key}: {in_short(before)} -> {in_short(row)}"))
     found.sort(reverse=True)
     worse = [f"{ratio:.2f}x  {text}" for ratio, text in found if ratio > 1]
     better = [f"{ratio:.2f}x  {text}" for ratio, text in found if ratio < 1]
-    return "\n".join(["slower:", *(worse or ["nothing"]), "faster:", *(better or ["nothing"])])
+    return "\n".join(["worse:", *(worse or ["nothing"]), "better:", *(better or ["nothing"])])
+
+
+def _cost(row: Row) -> float:
+    return row["median_ms"] / row["floor_ms"] if "median_ms" in row else max(row["temporaries"], 1)

@@ -68,12 +68,6 @@ def _attention(queries: float, keys: float, width: int, *, half: bool = False) -
     return 4.0 * queries * keys * width / (2 if half else 1)
 
 
-def layer_weights(text: DecoderConfig) -> int:
-    """Weights of the matrices of one decoder layer."""
-    q, kv = text.heads * text.head_dim, text.kv_heads * text.head_dim
-    return text.width * (2 * q + 2 * kv) + 3 * text.width * text.mlp
-
-
 def prefill(text: DecoderConfig, parts: Sequence[Segment], *, causal: bool = True, mutual: bool = False) -> list[Terms]:
     """One entry a segment; the last one includes the head, which is applied to the last position alone.
 
@@ -90,7 +84,7 @@ def prefill(text: DecoderConfig, parts: Sequence[Segment], *, causal: bool = Tru
         attention = _attention(n, n, width, half=causal)
         if causal and mutual:
             attention += _attention(part.visual, part.visual, width, half=True)
-        out.append({"matrices": 2.0 * depth * layer_weights(text) * n, "attention": depth * attention})
+        out.append({"matrices": 2.0 * depth * text.layer_weights * n, "attention": depth * attention})
     out[-1]["head"] = 2.0 * text.width * text.vocab
     return out
 
@@ -103,7 +97,7 @@ def decode(text: DecoderConfig, parts: Sequence[Segment], new_tokens: int) -> Te
     steps = max(new_tokens - 1, 0)
     read = sum((p.stop - p.start) * (p.cached * steps + steps * (steps + 1) / 2) for p in parts)
     return {
-        "matrices": 2.0 * text.layers * layer_weights(text) * steps,
+        "matrices": 2.0 * text.layers * text.layer_weights * steps,
         "attention": _attention(1, read, text.heads * text.head_dim),
         "head": 2.0 * text.width * text.vocab * steps,
     }

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 
 from jvidprune import parallel
 from jvidprune.bench.chips import Chip
-from jvidprune.bench.flops_model import layer_weights
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference import memory
 from jvidprune.inference.memory import TowerShape
@@ -159,7 +158,7 @@ def footprint(
     held = weights(config, sizes).total * size
     if sizes.get("fsdp", 1) > 1:
         # Two layers: while one is computed, the next one is put together.
-        held += 2 * layer_weights(part.text) * size
+        held += 2 * part.text.layer_weights * size
     slots, room = bucket_length(prompt), new_tokens - 1
     cached = memory.cache_bytes(part.text, -(-batch // rows), slots + room, dtype)
     read = memory.prefill_bytes(part.text, -(-batch // rows), slots, room, dtype, levels=shape.levels)

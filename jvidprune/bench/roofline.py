@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jvidprune.bench.chips import Chip
 from jvidprune.bench.flops import FlopReport
-from jvidprune.bench.flops_model import Segment, layer_weights
+from jvidprune.bench.flops_model import Segment
 from jvidprune.bench.footprint import Sizes, divided, mutual, on_chip, pieces, weights
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.memory import TowerShape
@@ -176,7 +176,7 @@ def _prefill(
 ) -> StageTime:
     text, tensor, fsdp = part.text, sizes.get("tensor", 1), sizes.get("fsdp", 1)
     shares = {
-        "matrices": layer_weights(text) / layer_weights(whole.text),
+        "matrices": text.layer_weights / whole.text.layer_weights,
         "attention": text.heads / whole.text.heads,
         "head": text.vocab / whole.text.vocab,
     }

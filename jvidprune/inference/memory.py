@@ -158,7 +158,10 @@ def prefill_bytes(
     if mutual or _plain(text, text.head_dim, dtype):
         # Scores, masked scores and weights of a chunk of queries.
         attention += batch * text.heads * min(length, QUERY_CHUNK) * length * 12
-    layer = rows * (2 + levels) * text.width * size + max(attention, rows * (text.width + 2 * text.mlp) * size)
+    # XLA copies a layer's matrices out of the stack of all layers, and needs one of the two wide arrays less then.
+    mlp = rows * (text.width + 2 * text.mlp) * size
+    copied = rows * (text.width + text.mlp) * size + text.layer_weights * size
+    layer = rows * (2 + levels) * text.width * size + max(attention, mlp, copied)
     # The layers' keys and values are collected before they are written into the cache.
     kept = cache_bytes(text, batch, length, dtype) + cache_bytes(text, batch, length + room, dtype)
     return layer + kept + 2 * batch * text.vocab * 4

@@ -100,6 +100,12 @@ class DecoderConfig:
             tied=bool(text.get("tie_word_embeddings", False)),
         )
 
+    @property
+    def layer_weights(self) -> int:
+        """Numbers in the matrices of one layer."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return self.width * (2 * q + 2 * kv) + 3 * self.width * self.mlp
+
 
 class Step(NamedTuple):
     """What all layers of a run share: rotary tables (B, S, d), validity of the fresh slots (B, S).
