@@ -4,12 +4,15 @@ The plan of OTT-Vid (arXiv 2605.11803) is not converged: the number of updates a
 Zero marginals mark padding; they come back as exact zeros and leave the other entries alone.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-_BLOCK = 10
+_FIRST, _BLOCK, _LAST = 2, 10, 5
+"""Updates in the log domain before the blocks of scalings, updates of a block, and log updates behind the blocks."""
 
 
 def _safe_log(x: Array, floor: float) -> Array:
@@ -46,14 +49,16 @@ def sinkhorn_log(
     if jax.default_backend() != "cpu" or not isinstance(iterations, int):
         u, v = _log_updates(problem, u, v, iterations)
     else:
-        # The first updates move the potentials too far for scalings, the last ones shed the rounding of the blocks
-        # between them.
-        first = min(iterations, _BLOCK)
-        blocks = max(iterations - first - 1, 0) // _BLOCK
+        # The first updates move the potentials too far for scalings, the last ones shed the rounding of the blocks.
+        first = min(iterations, _FIRST)
+        last = min(iterations - first, _LAST)
+        blocks, rest = divmod(iterations - first - last, _BLOCK)
         u, v = _log_updates(problem, u, v, first)
+        if rest:
+            u, v = _block(problem, u, v, rest)
         if blocks:
-            (u, v), _ = lax.scan(lambda uv, _: (_block(problem, *uv), None), (u, v), None, length=blocks)
-        u, v = _log_updates(problem, u, v, iterations - first - blocks * _BLOCK)
+            (u, v), _ = lax.scan(lambda uv, _: (_block(problem, *uv, _BLOCK), None), (u, v), None, length=blocks)
+        u, v = _log_updates(problem, u, v, last)
     return jnp.exp(u[..., :, None] + v[..., None, :] + log_kernel)
 
 
@@ -69,31 +74,31 @@ def _log_updates(problem: tuple, u: Array, v: Array, iterations: int | Array) ->
     return lax.fori_loop(0, iterations, update, (u, v))
 
 
-def _block(problem: tuple, u: Array, v: Array) -> tuple[Array, Array]:
-    """`_BLOCK` updates as scalings of exp(u + v - cost / epsilon), an order of magnitude fewer exponentials.
+def _block(problem: tuple, u: Array, v: Array, iterations: int) -> tuple[Array, Array]:
+    """Updates as scalings of exp(u + v - cost / epsilon), an order of magnitude fewer exponentials.
 
     Entries that underflow in that kernel stay negligible as long as the scalings are moderate; where they are not, the
     block is run in the log domain after all.
     """
-    log_kernel, transposed, a, b = problem
+    log_kernel, _, a, b = problem
     kernel = jnp.exp(u[..., :, None] + v[..., None, :] + log_kernel)
-    flipped = jnp.exp(v[..., :, None] + u[..., None, :] + transposed)
+    product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
     def divide(mass: Array, received: Array) -> Array:
         return jnp.where(mass > 0, mass / jnp.where(mass > 0, received, 1.0), 1.0)
 
     def update(_, pq):
         p, _ = pq
-        q = divide(b, jnp.sum(p[..., :, None] * kernel, axis=-2))
-        return divide(a, jnp.sum(q[..., :, None] * flipped, axis=-2)), q
+        q = divide(b, product("...n,...nm->...m", p, kernel))
+        return divide(a, product("...nm,...m->...n", kernel, q)), q
 
-    p, q = lax.fori_loop(0, _BLOCK, update, (jnp.ones_like(a), jnp.ones_like(b)))
+    p, q = lax.fori_loop(0, iterations, update, (jnp.ones_like(a), jnp.ones_like(b)))
     log_p, log_q = jnp.log(p), jnp.log(q)
     reach = jnp.max(jnp.abs(log_p)) + jnp.max(jnp.abs(log_q))
     return lax.cond(
         reach < 40.0,
         lambda: (u + log_p, v + log_q),
-        lambda: _log_updates(problem, u, v, _BLOCK),
+        lambda: _log_updates(problem, u, v, iterations),
     )
 
 
