@@ -91,3 +91,15 @@ def test_temporaries_of_aot_are_three_maps_of_cosines():
     compiled = base.run_budgets.lower(reducer, video, budgets, capacity=capacity).compile()
     maps = 4 * 8 * 196 * 196
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * maps
+
+
+@pytest.mark.parametrize("method", sorted(set(reducers.names()) - {"visionzip_qwen"}))
+def test_no_copy_of_the_features_is_made(method):
+    """Decisions read the features frame by frame; `visionzip_qwen` averages its windows first."""
+    reducer = reducers.get(method)
+    video = video_for(reducer.needs, frames=12, dim=2048)
+    budgets = stack_budgets([reducer.budget(video.layout(), 0.3)])
+    capacity = reducer.capacity(video.layout(), 0.3)
+    compiled = base.run_budgets.lower(reducer, video, budgets, capacity=capacity).compile()
+    read = video.evidence["features_unpooled"] if method == "aot" else video.features
+    assert compiled.memory_analysis().temp_size_in_bytes < read.nbytes / 2
