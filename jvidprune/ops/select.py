@@ -34,11 +34,8 @@ def order_descending(scores: Array) -> Int[Array, "... N"]:
 
 def rank_of_order(order: Int[Array, "... N"]) -> Int[Array, "... N"]:
     """Inverse permutation: place of each index in `order`. A scatter, which costs a fraction of a second sort."""
-    n = order.shape[-1]
-    rows = order.reshape(-1, n)
-    place = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), rows.shape)
-    rank = jnp.zeros(rows.shape, jnp.int32).at[jnp.arange(rows.shape[0])[:, None], rows].set(place)
-    return rank.reshape(order.shape)
+    place = jnp.broadcast_to(jnp.arange(order.shape[-1], dtype=jnp.int32), order.shape)
+    return jnp.put_along_axis(jnp.zeros(order.shape, jnp.int32), order, place, axis=-1, inplace=False)
 
 
 def rank_ascending(scores: Array) -> Int[Array, "... N"]:
