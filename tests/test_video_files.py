@@ -197,6 +197,13 @@ def test_damage_inside_a_film_is_never_papered_over(film, tmp_path):
     assert numbers_of(decode.read_frames(path, indices=[1]).frames).tolist() == [1]
 
 
+def test_titles_in_any_encoding_are_no_hindrance(film, tmp_path):
+    path, content = tmp_path / "titled.mp4", film.read_bytes()
+    assert b"Lavf" in content
+    path.write_bytes(content.replace(b"Lavf", b"L\xff\xfef"))
+    assert numbers_of(decode.read_frames(path, indices=[0, 39]).frames).tolist() == [0, 39]
+
+
 def test_files_without_pictures_end_in_a_sentence(tmp_path):
     def sound_file(name, cover=None):
         with av.open(str(tmp_path / name), "w") as out:

@@ -68,8 +68,10 @@ def opened(path: Path, limits: Limits) -> Iterator[tuple["InputContainer", "Vide
 
     try:
         # The library is told to stay silent: what it would print is not for the user, and the sentence says enough.
-        # Titles and comments of a file may be in any encoding, or in none.
-        options: dict[str, Any] = {"options": {"protocol_whitelist": "file"}, "metadata_errors": "replace"}
+        options: dict[str, Any] = {"options": {"protocol_whitelist": "file"}}
+        if int(av.__version__.split(".")[0]) < 19:
+            # Titles and comments of a file may be in any encoding, or in none; PyAV 19 takes them as they are.
+            options["metadata_errors"] = "replace"
         with _silenced(), av.open(str(path), **options) as container:
             stream = _video_stream(path, container)
             context = stream.codec_context
