@@ -144,6 +144,7 @@ def test_the_hash_changes_with_everything_that_changes_results(model):
     assert known == run_hash(identity(llm, Procedural("test", clips=3), dataclasses.replace(plan)))
     other = [
         dataclasses.replace(plan, ratios=(0.1, 0.2)),
+        dataclasses.replace(plan, own_ratios={"flashvid": (0.1,)}),
         dataclasses.replace(plan, max_new_tokens=9),
         dataclasses.replace(plan, methods={"flashvid": presets.get("flashvid", alpha=0.6)}),
         dataclasses.replace(plan, methods={"flashvid": presets.get("fastvid")}),
@@ -156,7 +157,7 @@ def test_the_hash_changes_with_everything_that_changes_results(model):
     hashes.add(run_hash(identity(dataclasses.replace(llm, settings=settings), task, plan)))
     (model / "generation_config.json").write_text('{"eos_token_id": [1]}')
     hashes.add(run_hash(identity(llm, task, plan)))
-    assert len(hashes - {known}) == 8
+    assert len(hashes - {known}) == 9
 
 
 def test_two_writers_of_one_folder_are_kept_apart(tmp_path):

@@ -34,10 +34,12 @@ class Table:
       title, paper, table: what it is, the arXiv id, and where in the paper.
       checkpoint, family: hub id of the weights, and the family they load as.
       frames: of a video.
-      ratios: retention ratios that are run.
+      ratios: retention ratios of all methods that have none of their own.
       tasks: names of benchmarks (`bench.datasets`).
       columns: task, task.category, or one of `DERIVED`.
-      methods: the table's name of a method -> how the command line writes it.
+      methods: the table's name of a method -> ratio -> how the command line writes it there. A file gives one text
+        for all ratios, {default = TEXT, "0.1" = TEXT} where settings depend on the ratio, or {"0.11" = TEXT} without a
+        default for a method that runs at ratios of its own.
       reported: (method, ratio) -> the paper's values in per cent by column, without those that are not at hand.
       pooling_head: hub id of the SigLIP that some methods need.
       notes, missing: remarks, and what of the table is not at hand.
@@ -53,7 +55,7 @@ class Table:
     ratios: tuple[float, ...]
     tasks: tuple[str, ...]
     columns: tuple[str, ...]
-    methods: Mapping[str, str]
+    methods: Mapping[str, Mapping[float, str]]
     reported: Mapping[tuple[str, float], Mapping[str, float]]
     pooling_head: str | None
     notes: tuple[str, ...]
@@ -68,14 +70,14 @@ class Found:
       model: checkpoint folder.
       pooling_head: folder of SigLIP.
       tasks: name -> folder of the benchmark.
-      methods: those of the table that the model can run.
+      methods: those of the table that the model can run, as `Table.methods`.
       absent: what is not there, a line each.
     """
 
     model: Path | None
     pooling_head: Path | None
     tasks: dict[str, Path]
-    methods: dict[str, str]
+    methods: dict[str, Mapping[float, str]]
     absent: list[str]
 
 
@@ -100,8 +102,36 @@ def read(name: str) -> Table:
         for ratio, values in rows.items()
     }
     lists = {key: tuple(raw.pop(key)) for key in ("ratios", "tasks", "notes", "missing")}
+    methods = {method: by_ratio(text, lists["ratios"]) for method, text in raw.pop("methods").items()}
     head = raw.pop("pooling_head", None)
-    return Table(name=name, columns=columns, reported=reported, pooling_head=head, **lists, **raw)
+    return Table(name=name, columns=columns, methods=methods, reported=reported, pooling_head=head, **lists, **raw)
+
+
+def by_ratio(text: str | Mapping[str, str], ratios: tuple[float, ...]) -> dict[float, str]:
+    """How a method is written at each ratio that it runs at, from one text or a table; see `Table.methods`."""
+    if isinstance(text, str):
+        return dict.fromkeys(ratios, text)
+    given = {float(ratio): words for ratio, words in text.items() if ratio != "default"}
+    return (dict.fromkeys(ratios, text["default"]) if "default" in text else {}) | given
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A method under one text, and the ratios at which the table runs it so."""
+
+    method: str
+    text: str
+    ratios: tuple[float, ...]
+
+
+def settings(methods: Mapping[str, Mapping[float, str]]) -> dict[str, Setting]:
+    """Name in the sweep -> setting; a method's first has its name, others have their text behind it."""
+    found: dict[str, Setting] = {}
+    for method, texts in methods.items():
+        for text in dict.fromkeys(texts.values()):
+            name = method if method not in found else f"{method}, {text}"
+            found[name] = Setting(method, text, tuple(ratio for ratio, words in texts.items() if words == text))
+    return found
 
 
 def look(table: Table, args: argparse.Namespace) -> Found:
@@ -127,14 +157,15 @@ def look(table: Table, args: argparse.Namespace) -> Found:
             tasks[task] = folder
     methods = {}
     family, gives = (None, None) if model is None else _gives(model, head)
-    for name, text in table.methods.items():
-        lacking = set() if gives is None else from_text(text, family).needs - gives - {"text"}
+    for name, texts in table.methods.items():
+        needs = frozenset().union(*(from_text(text, family).needs for text in set(texts.values())))
+        lacking = set() if gives is None else needs - gives - {"text"}
         if lacking:
             what = f"the evidence {', '.join(sorted(lacking))}, which {name} reads"
             hint = f" (it takes the pooling head of {table.pooling_head} below --models)" if table.pooling_head else ""
             absent.append(what + hint)
         else:
-            methods[name] = text
+            methods[name] = texts
     return Found(model, head, tasks, methods, absent)
 
 
@@ -180,6 +211,7 @@ def run(table: Table, found: Found, args: argparse.Namespace) -> dict[tuple[str,
     from jvidprune.commands.sweep import SweepChoice, open_task
 
     console = Console()
+    asked = settings(found.methods)
     ours: dict[tuple[str, float], dict[str, float]] = {}
     with console.working():
         model: dict[str, Any] = {"model": str(found.model), "dtype": args.dtype, "frames": args.frames or table.frames}
@@ -187,19 +219,22 @@ def run(table: Table, found: Found, args: argparse.Namespace) -> dict[tuple[str,
         llm = open_model(model, console)
         for name, folder in found.tasks.items():
             out = args.out / table.name / name
-            choice = SweepChoice(list(found.methods), table.ratios, name, folder, args.clips, "all", 16, out)
+            choice = SweepChoice(list(asked), table.ratios, name, folder, args.clips, "all", 16, out)
             task = open_task(choice, llm, model, console)
-            plan = SweepPlan({key: llm.reducer(text) for key, text in found.methods.items()}, table.ratios, 16)
+            reducers = {key: llm.reducer(one.text) for key, one in asked.items()}
+            own = {key: one.ratios for key, one in asked.items()}
+            ratios = tuple(dict.fromkeys([*table.ratios, *(ratio for some in own.values() for ratio in some)]))
+            plan = SweepPlan(reducers, ratios, 16, own)
             bar = console.task(name, len(task))
             records = run_sweep(llm, task, plan, out, progress=lambda _, done, total, bar=bar: bar(done, total))
             swept = make_table(records, task, {})
             whole = swept.cell(FULL, 1.0)
-            for method, ratio in swept.runs:
-                row = ours.setdefault((method, ratio), {})
+            for key, ratio in swept.runs:
+                row = ours.setdefault((asked[key].method if key in asked else key, ratio), {})
                 for category in (ALL, *swept.categories):
-                    if (cell := swept.cell(method, ratio, category)) is not None:
+                    if (cell := swept.cell(key, ratio, category)) is not None:
                         row[name if category == ALL else f"{name}.{category}"] = 100 * cell.accuracy
-                cell = swept.cell(method, ratio)
+                cell = swept.cell(key, ratio)
                 if cell is not None and whole is not None:
                     row["kept"] = 100 * cell.kept / whole.kept
     return {key: row | derived(row, ours.get((FULL, 1.0), {}), table.tasks) for key, row in ours.items()}

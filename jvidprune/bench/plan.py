@@ -1,6 +1,7 @@
 """What a sweep runs: methods and ratios, checked, and the record that identifies the run."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -53,14 +54,17 @@ class SweepPlan:
       methods: shown name -> reducer, without the two that are always there.
       ratios: in (0, 1], in the order of the tables.
       max_new_tokens: longest answer.
+      own_ratios: shown name -> those of `ratios` that a method runs at, for methods that do not run at all of them.
 
     Raises:
-      JvidpruneError: no ratio, a ratio out of range or twice, or a method with a reserved name.
+      JvidpruneError: no ratio, a ratio out of range or twice, a method with a reserved name, or own ratios of an
+        unknown method or outside of `ratios`.
     """
 
     methods: dict[str, Reducer]
     ratios: tuple[float, ...] = RATIOS
     max_new_tokens: int = 8
+    own_ratios: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.ratios:
@@ -74,11 +78,17 @@ class SweepPlan:
         for name in (FULL, BLIND):
             if name in self.methods:
                 raise JvidpruneError(f"{name!r} is part of every sweep and need not be asked for.")
+        for name, ratios in self.own_ratios.items():
+            if name not in self.methods:
+                raise JvidpruneError(f"own ratios of {name!r}, which is none of the sweep's methods.")
+            if strange := set(ratios) - set(self.ratios):
+                raise JvidpruneError(f"{name} has ratios of its own that the sweep lacks: {min(strange):g}.")
 
     def groups(self) -> list[tuple[str, Reducer, tuple[float, ...]]]:
         """(name, reducer, ratios) that are run together, the two baselines first."""
         fixed = [(FULL, Full(), (1.0,)), (BLIND, NoVideo(), (0.0,))]
-        return [*fixed, *((name, method, self.ratios) for name, method in self.methods.items())]
+        own = self.own_ratios
+        return [*fixed, *((name, method, own.get(name, self.ratios)) for name, method in self.methods.items())]
 
     def runs(self) -> list[tuple[str, float]]:
         """(name, ratio) of everything that is run, in the order of the tables."""
@@ -105,6 +115,7 @@ def identity(llm: VideoLLM, task: Any, plan: SweepPlan) -> dict[str, Any]:
         "task": {"name": task.name, "settings": plain(task.fingerprint())},
         "methods": {name: plain(method) for name, method in plan.methods.items()},
         "ratios": list(plan.ratios),
+        "own_ratios": {name: list(ratios) for name, ratios in plan.own_ratios.items()},
         "prompt": {"texts": llm.prompt_texts("{question}"), "newline": llm.newline},
         "max_new_tokens": plan.max_new_tokens,
         "code": {"jvidprune": jvidprune.__version__, "sources": code_fingerprint(), "jax": jax.__version__},

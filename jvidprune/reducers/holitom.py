@@ -95,8 +95,9 @@ class HoliTom(StagedReducer):
     Counts equal those of the reference's float64 arithmetic although R_eff depends on the data.
 
     A `SinkRule` replaces the attention, adds its bonus to the similarity of the static test alone, may replace that
-    test's threshold, and lowers the scores of static centres (SToP, arXiv 2604.20937). With a threshold below `tau`
-    the bound of `capacity` does not hold: min(T * N, ratio * T^2 * N) does.
+    test's threshold, and lowers the scores of static centres (SToP, arXiv 2604.20937). With a threshold above `tau`
+    fewer tokens are merged over time than R_eff counts on, and the bound of `capacity` does not hold:
+    min(T * N, ratio * T^2 * N) does.
 
     Attributes:
       layout: `one_token`: windows in time, of each first its static tokens, then frame after frame the dynamic ones.
