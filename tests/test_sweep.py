@@ -5,18 +5,30 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jvidprune import cli
-from jvidprune.bench.metrics import bootstrap_ratio, clip_draws, paired_difference, summarise
+from jvidprune.bench.metrics import Cell, bootstrap_ratio, clip_draws, paired_difference, summarise
+from jvidprune.bench.plan import SweepPlan
+from jvidprune.bench.procedural import Procedural
+from jvidprune.bench.results import Cost, SweepTable, make_table
+from jvidprune.bench.runner import run_sweep
 from jvidprune.bench.store import RecordStore
+from jvidprune.commands import sweep as verb
+from jvidprune.commands.console import sweep_table
 from jvidprune.errors import JvidpruneError
+from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.reducers.controls import Random
+from jvidprune.viz.sweep_examples import Disagreement
+from jvidprune.viz.sweep_plots import time_plot
 
 WORDS = ["--clips", "4", "--methods", "random,dycoke", "--ratios", "0.25,0.1", "--max-new-tokens", "2"]
 
@@ -81,6 +93,100 @@ def test_torn_files_are_mended_wherever_they_are_cut(home, model, whole, tmp_pat
         assert table(out) == table(whole)
 
 
+def test_lost_batch_records_are_made_again(home, model, whole, tmp_path):
+    out = tmp_path / "lost"
+    shutil.copytree(whole, out)
+    batches = (whole / "batches.jsonl").read_text().splitlines(keepends=True)
+    kept = [line for line in batches if json.loads(line)["method"] != "random"]
+    (out / "batches.jsonl").write_text("".join(kept))
+    sweep(home, model, out)
+    again = [json.loads(line) for line in (out / "batches.jsonl").read_text().splitlines()]
+    assert {(r["clip"], r["method"], r["ratio"]) for r in again} == {
+        (r["clip"], r["method"], r["ratio"]) for r in map(json.loads, batches)
+    }
+    assert (out / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+    assert table(out) == table(whole)
+
+
+@dataclasses.dataclass(frozen=True)
+class Picky(Random):
+    """Refuses a small ratio of some clips."""
+
+    def budget(self, layout, ratio):
+        if layout.frames > 8 and ratio < 0.2:
+            raise ValueError("this clip is too long")
+        return super().budget(layout, ratio)
+
+
+class TwoLengths:
+    """A clip of 8 frames and one of 9."""
+
+    name, parts = "two", (Procedural("test", clips=1, side=56), Procedural("train", clips=1, frames=9, side=56))
+    categories = parts[0].categories
+
+    def chance(self, question):
+        return 0.5
+
+    def __len__(self):
+        return len(self.parts)
+
+    def __getitem__(self, index):
+        item = self.parts[index][0]
+        return dataclasses.replace(item, questions=item.questions[:1])
+
+    def fingerprint(self):
+        return {}
+
+
+def test_a_method_that_refuses_a_ratio_on_some_clips_only_has_a_report(model, tmp_path, monkeypatch):
+    llm, task = VideoLLM.load(model), TwoLengths()
+    plan = SweepPlan({"random": Random(), "picky": Picky()}, (0.25, 0.1), 1)
+    found = run_sweep(llm, task, plan, tmp_path)
+    refused = {(r["clip"], r["method"], r["ratio"]) for r in found.batches if r["refused"]}
+    assert refused == {(task[1].id, "picky", 0.1)}
+    made = make_table(found, task, {"random": "Random", "picky": "Picky"}, draws=10)
+    asked = [r for r in found.samples if r["clip"] == task[0].id and r["ratio"] == 0.1]
+    records = {r["method"]: r for r in asked}
+    shown = Disagreement(task[0].id, asked[0]["question"], 0.1, records)
+    monkeypatch.setattr(verb, "disagreements", lambda samples, ratio: [shown])
+    verb.write_outputs(llm, task, plan, found, made, "tiny")
+    assert "Picky" in (tmp_path / "report.html").read_text()
+
+
+def small_table(times, ratios=(0.05, 0.25)):
+    """A table of one method with 40 tokens at 5 %, 200 at 25 %; `times` are milliseconds by ratio."""
+    runs = [("none", 1.0), *(("random", ratio) for ratio in ratios)]
+    costs = {
+        (name, ratio): Cost(name, ratio, 0.0, 0.0, times[ratio] / 1000, 0.0, 0.0, 1, 0.0, 0.0) for name, ratio in runs
+    }
+    cells = {
+        (name, ratio, "all"): Cell(name, ratio, "all", 9, ratio, 0.0, 1.0, ratio, 0.0, 1.0, 800 * ratio, 9.0)
+        for name, ratio in runs
+    }
+    identity = {"ratios": list(ratios)}
+    return SweepTable(identity, Path("x"), runs, ["all"], cells, costs, {}, {"all": 0.5}, 3, {"random": "Random"})
+
+
+def test_the_terminal_table_tells_tokens_and_times_of_the_smallest_ratio():
+    from rich.console import Console
+
+    console = Console(width=120)
+    for ratios in ((0.05, 0.25), (0.25, 0.05)):
+        with console.capture() as seen:
+            console.print(sweep_table(small_table({1.0: 50.0, 0.05: 11.0, 0.25: 22.0}, ratios), intervals=False))
+        row = next(line for line in seen.get().splitlines() if "Random" in line)
+        assert row.split()[-4:] == ["5", "%", "40", "11.0"]
+
+
+def test_a_ratio_without_a_time_is_left_out_of_the_plot_over_time():
+    """Ratios nearest to 10 % stand in the plot with a name; here that one was never asked alone."""
+    nan = float("nan")
+    page = time_plot(small_table({1.0: 50.0, 0.05: nan, 0.1: nan, 0.25: 22.0}, (0.05, 0.1, 0.25)))
+    assert 'data-method="random"' in page
+    page = time_plot(small_table({1.0: nan, 0.05: nan, 0.25: nan}))
+    assert 'data-method="random"' not in page
+
+
 def test_every_sample_is_there_once_and_refusals_are_told(whole):
     samples = results(whole)
     keys = [(r["clip"], r["question"], r["method"], r["ratio"]) for r in samples]
@@ -133,9 +239,7 @@ def test_a_published_benchmark_runs_through_the_same_verb(home, model, whole, tm
 
 def test_the_hash_changes_with_everything_that_changes_results(model):
     from jvidprune.bench.identity import run_hash
-    from jvidprune.bench.plan import SweepPlan, identity
-    from jvidprune.bench.procedural import Procedural
-    from jvidprune.inference.pipeline import VideoLLM
+    from jvidprune.bench.plan import identity
     from jvidprune.reducers import presets
 
     llm = VideoLLM.load(model)

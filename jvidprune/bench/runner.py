@@ -220,7 +220,7 @@ def _run_missing(
         clock = StageClock()
         with clock("encode"):
             video = jax.block_until_ready(llm.encode(clip.frames, plan.needs))
-        jobs = [_Job(name, reducer, *_possible(reducer, video, ratios)) for name, reducer, ratios in waiting]
+        jobs = [_Job(name, reducer, *possible_ratios(reducer, video, ratios)) for name, reducer, ratios in waiting]
         if compiled is None:
             progress("compiling the reducers", 0, len(jobs))
             names: list[str] = []
@@ -258,15 +258,16 @@ class _Job(NamedTuple):
 
 def _missing(item: Any, group: Group, samples: RecordStore, batches: RecordStore) -> bool:
     name, _, ratios = group
-    refused = {ratio for ratio in ratios if (batches.get((item.id, name, ratio)) or {}).get("refused")}
-    keys = ((item.id, q.id, name, ratio) for q in item.questions for ratio in ratios if ratio not in refused)
-    return any(key not in samples for key in keys)
+    found = {ratio: batches.get((item.id, name, ratio)) for ratio in ratios}
+    asked = [ratio for ratio, batch in found.items() if not (batch and batch["refused"])]
+    keys = ((item.id, q.id, name, ratio) for q in item.questions for ratio in asked)
+    return None in found.values() or any(key not in samples for key in keys)
 
 
-def _possible(
+def possible_ratios(
     reducer: Reducer, video: VideoTokens, ratios: tuple[float, ...]
 ) -> tuple[tuple[float, ...], dict[float, str]]:
-    """The ratios a method can be asked for on a video, and why not the others."""
+    """The ratios a method can be asked for on one video, and why not the others; another video may have other ones."""
     possible: list[float] = []
     refused: dict[float, str] = {}
     for ratio in ratios:

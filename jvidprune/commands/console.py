@@ -176,20 +176,22 @@ def stage_table(stages: Iterable["Stage"], caption: str) -> Table:
 
 
 def sweep_table(table: "SweepTable", *, intervals: bool) -> Table:
-    """Methods by ratios, the best of a column bold; tokens and times are those of the smallest ratio."""
+    """Methods by ratios, the best of a column bold; tokens and times are those of the smallest ratio a method has."""
     full = table.cell("none", 1.0)
     blind = table.cell("no video", 0.0)
     caption = [f"{table.clips} clips, {full.questions} questions" if full else f"{table.clips} clips"]
     caption += ["accuracy in per cent" + " with 95 % intervals" * intervals]
-    caption += [f"share of unpruned, tokens and ms an answer at {100 * min(table.ratios):g} %"]
+    smallest = min(table.ratios)
+    swept = [method for method in table.methods if method not in ("none", "no video")]
+    refused = any(table.cell(method, smallest) is None for method in swept)
+    else_at = " (tokens and ms else at a method's smallest)" * refused
+    caption += [f"share of unpruned, tokens and ms an answer at {100 * smallest:g} %{else_at}"]
     out = Table(box=box.SIMPLE_HEAD, caption=" · ".join(caption), caption_justify="left")
     out.add_column("method", no_wrap=True)
     for ratio in table.ratios:
         out.add_column(f"{100 * ratio:g} %", justify="right", no_wrap=True)
     for name in ("share", "tokens", "ms"):
         out.add_column(name, justify="right", no_wrap=True)
-    smallest = min(table.ratios)
-    swept = [method for method in table.methods if method not in ("none", "no video")]
     best = {r: max((c.accuracy for m in swept if (c := table.cell(m, r))), default=-1.0) for r in table.ratios}
     for name, cell in (("unpruned", full), ("question alone", blind)):
         if cell is not None:
@@ -199,7 +201,7 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> Table:
     for method in swept:
         cells = [table.cell(method, ratio) for ratio in table.ratios]
         texts = ["–" if c is None else _accuracy(c, intervals, bold=c.accuracy == best[c.ratio]) for c in cells]
-        last = next((c for c in reversed(cells) if c is not None), None)
+        last = min((c for c in cells if c is not None), key=lambda cell: cell.ratio, default=None)
         if last is not None:
             at = last.ratio
             rel = f"{100 * last.relative:.0f} %" if last.relative == last.relative and at == smallest else ""

@@ -11,7 +11,7 @@ from jvidprune.bench.metrics import FULL
 from jvidprune.bench.plan import BLIND, SweepPlan
 from jvidprune.bench.procedural import Procedural
 from jvidprune.bench.results import SweepTable, make_table, write_csv
-from jvidprune.bench.runner import SweepRecords, run_sweep
+from jvidprune.bench.runner import SweepRecords, possible_ratios, run_sweep
 from jvidprune.bench.subset import Subset, answerable
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import open_model
@@ -197,7 +197,8 @@ def write_outputs(
         video = llm.encode(clip.frames, plan.needs)
         out = {}
         for name in methods:
-            possible = [r for r in plan.ratios if r not in table.refused.get(name, {})]
+            # Those of this clip, as the run asked for them: its compiled program serves again.
+            possible, _ = possible_ratios(plan.methods[name], video, plan.ratios)
             reduced = sweep_video(video, plan.methods[name], possible)[possible.index(ratio)].reduced
             shape = {"frames": video.features.shape[0], "grid": video.grid}
             out[name] = Decision.from_reduced(reduced, method=table.titles[name], ratio=ratio, **shape)

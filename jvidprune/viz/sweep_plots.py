@@ -62,26 +62,24 @@ def _halvings(share: float) -> float:
 def time_plot(table: SweepTable) -> str:
     """Accuracy over milliseconds from encoded tokens to the answer of one question; an `<svg>` element.
 
-    Every method is a path through its ratios; the marked and named point is the ratio nearest to 10 %.
+    Every method is a path through its ratios; the marked and named point is that of the ratio nearest to 10 %.
     """
     figure, axes = _figure()
     styles = series_styles(swept(table))
     marked = nearest_ratio(table)
     points = []
     for method, style in styles.items():
-        runs = [(method, ratio) for ratio in sorted(table.ratios, reverse=True) if (method, ratio) in table.costs]
-        found = [(1000 * table.costs[run].answer, 100 * cell.accuracy) for run in runs if (cell := table.cell(*run))]
-        found = [point for point in found if point[0] > 0]
+        # A ratio that is refused on the clips where questions are asked alone has no time.
+        found = {r: place for r in sorted(table.ratios, reverse=True) if (place := _place(table, method, r))}
         if not found:
             continue
-        x, y = zip(*found, strict=True)
+        x, y = zip(*found.values(), strict=True)
         axes.plot(x, y, color=style.colour, lw=1.1, alpha=0.45, ls=style.dashes, gid=f"line-{method}")
-        at = [run[1] for run in runs].index(marked) if (method, marked) in runs else 0
-        points.append((x[at], y[at], table.titles.get(method, method), style, method))
-    full = table.cell(FULL, 1.0)
+        at = min(found, key=lambda ratio: abs(ratio - marked))
+        points.append((*found[at], table.titles.get(method, method), style, method))
+    full = _place(table, FULL, 1.0)
     if full is not None:
-        black = SeriesStyle(INK, "*", "-", False)
-        points.append((1000 * table.costs[FULL, 1.0].answer, 100 * full.accuracy, "unpruned", black, FULL))
+        points.append((*full, "unpruned", SeriesStyle(INK, "*", "-", False), FULL))
     for x, y, _, style, method in points:
         size = 13 if style.marker == "*" else 4 if style.control else 7
         axes.plot(
@@ -94,11 +92,20 @@ def time_plot(table: SweepTable) -> str:
         )
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.1)
-    _time_ticks(axes, [x for x, *_ in points])
-    _place_names(figure, axes, points)
+    if points:
+        _time_ticks(axes, [x for x, *_ in points])
+        _place_names(figure, axes, points)
     axes.set_xlabel("milliseconds from encoded video to one answer (reduce, prefill, generate)", color=SOFT)
     axes.set_ylabel("accuracy, %", color=SOFT)
     return _svg(figure)
+
+
+def _place(table: SweepTable, method: str, ratio: float) -> tuple[float, float] | None:
+    """Milliseconds an answer and accuracy in per cent of a run; None where it has no answers or no time."""
+    cell = table.cell(method, ratio)
+    if cell is None or not table.costs[method, ratio].answer > 0:
+        return None
+    return 1000 * table.costs[method, ratio].answer, 100 * cell.accuracy
 
 
 def swept(table: SweepTable) -> list[str]:
