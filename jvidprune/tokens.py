@@ -24,9 +24,9 @@ EVIDENCE: dict[str, str] = {
     "keys": "(T, N, Dk) unscaled keys of the last block, mean over heads, pooled like the features (VisionZip)",
     "features_unpooled": "(T, M, D) projected features before spatial pooling (AOT)",
     "frame_embedding": "(T, Df) one vector a frame: output of the tower's pooling head, or the mean token",
-    "tower_state": "(T, M, Dv) output of the tower's block whose windows are scored (STTS)",
+    "tower_state": "(T, Mv, Dv) output of the tower's block whose windows are scored (STTS)",
     "tower_scores": "(T, P) float32 the scorer's scores of the windows (STTS)",
-    "tower_input": "(T, M, Dv) patches with positions, what enters the tower's blocks (STTS's heuristics)",
+    "tower_input": "(T, Mv, Dv) patches with positions, what enters the tower's blocks (STTS's heuristics)",
     "features_deepstack": "(T, N, S, D) the DeepStack levels that Qwen3-VL adds after its first S decoder layers",
     "text": "(L, D) embeddings of the question's tokens",
     "newline": "(D,) the model's newline vector, for a reducer in which row newlines take part as tokens (AOT)",
@@ -99,18 +99,19 @@ class VideoTokens:
 
         Args:
           features: (T, N, D).
-          evidence: arrays by name, each with T rows.
+          evidence: arrays by name, of the shapes of `EVIDENCE`.
           grid: (h, w); by default the square root of N.
           frame_mask: (T,) bool, by default all True.
           unpooled_grid: (h, w) of the tokens before pooling.
 
         Raises:
-          JvidpruneError: wrong rank, a grid that does not multiply to N, an unknown evidence name or wrong shapes.
+          JvidpruneError: wrong rank, a grid that does not multiply to N, an unknown evidence name, or evidence or a
+            frame mask of another shape.
         """
         features = jnp.asarray(features)
         if features.ndim != 3:
             raise JvidpruneError(f"features must have shape (frames, tokens, dim), got {features.shape}.")
-        frames, tokens, _ = features.shape
+        frames, tokens, dim = features.shape
         if grid is None:
             side = round(tokens**0.5)
             grid = (side, side)
@@ -118,13 +119,15 @@ class VideoTokens:
             raise JvidpruneError(
                 f"grid {grid[0]}x{grid[1]} has {grid[0] * grid[1]} cells, but a frame has {tokens} tokens."
             )
+        sizes = {"T": frames, "N": tokens, "D": dim}
+        if unpooled_grid is not None:
+            sizes["M"] = unpooled_grid[0] * unpooled_grid[1]
         arrays = {name: jnp.asarray(value) for name, value in (evidence or {}).items()}
         for name, value in arrays.items():
-            if name not in EVIDENCE:
-                raise JvidpruneError(f"unknown evidence {name!r}; known: {', '.join(EVIDENCE)}.")
-            if name not in ("text", "newline") and value.shape[0] != frames:
-                raise JvidpruneError(f"evidence {name!r} has {value.shape[0]} rows, but the video has {frames} frames.")
+            _check_evidence(name, value.shape, sizes)
         mask = jnp.ones(frames, bool) if frame_mask is None else jnp.asarray(frame_mask, bool)
+        if mask.shape != (frames,):
+            raise JvidpruneError(f"the frame mask must have shape ({frames},), got {mask.shape}.")
         # Grids are static jit data: lists would not hash.
         wide = None if unpooled_grid is None else (unpooled_grid[0], unpooled_grid[1])
         return cls(features, arrays, mask, (grid[0], grid[1]), wide)
@@ -135,6 +138,18 @@ class VideoTokens:
         if frames is None:
             return Layout(padded, self.grid, self.unpooled_grid)
         return Layout(frames, self.grid, self.unpooled_grid, padded)
+
+
+def _check_evidence(name: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> None:
+    """Refuses evidence whose shape is not what the first words of its entry in `EVIDENCE` say."""
+    if name not in EVIDENCE:
+        raise JvidpruneError(f"unknown evidence {name!r}; known: {', '.join(EVIDENCE)}.")
+    axes = [axis for axis in EVIDENCE[name].partition(")")[0].lstrip("(").split(",") if axis]
+    wanted = [sizes.get(axis.strip()) for axis in axes]
+    fits = len(shape) == len(wanted) and all(want in (None, side) for want, side in zip(wanted, shape, strict=True))
+    if not fits:
+        text = ", ".join(axis.strip() if want is None else str(want) for axis, want in zip(axes, wanted, strict=True))
+        raise JvidpruneError(f"evidence {name!r} must have shape ({text}), got {shape}.")
 
 
 class Plan(NamedTuple):

@@ -12,6 +12,7 @@ import jvidprune
 from jvidprune import JvidpruneError, Layout, VideoTokens, reducers
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers import base, presets
+from jvidprune.reducers.exported import export_reducer
 
 
 class KeepBudget(NamedTuple):
@@ -101,8 +102,57 @@ def test_bad_input_is_named_in_one_sentence():
         video(grid=(3, 4))
     with pytest.raises(JvidpruneError, match="unknown evidence 'attn'"):
         video(evidence={"attn": np.zeros((3, 16))})
-    with pytest.raises(JvidpruneError, match="has 2 rows"):
-        video(evidence={"attention_last": np.zeros((2, 16))})
+    with pytest.raises(JvidpruneError, match="mask must have shape"):
+        video(frame_mask=[True, True])
+    batch = jax.tree.map(lambda a: jnp.stack([a, a]), video())
+    with pytest.raises(JvidpruneError, match="capacity 3 is too small"):
+        jvidprune.reduce_batch(EveryNth(), batch, 0.5, capacity=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"),
+    [
+        ("attention_last", (2, 16), r"\(3, 16\)"),
+        ("attention_last", (3, 9), r"\(3, 16\)"),
+        ("keys", (3, 16), r"\(3, 16, Dk\)"),
+        ("attention_deep", (3, 16), r"\(3, 64\)"),
+        ("features_unpooled", (3, 64, 4), r"\(3, 64, 5\)"),
+        ("newline", (4,), r"\(5\)"),
+        ("text", (5,), r"\(L, 5\)"),
+        ("attention_last", (), r"\(3, 16\)"),
+    ],
+)
+def test_evidence_has_the_shape_that_its_name_stands_for(name, shape, wanted):
+    with pytest.raises(JvidpruneError, match=f"evidence '{name}' must have shape {wanted}, got"):
+        video(evidence={name: np.zeros(shape)}, unpooled_grid=(8, 8))
+
+
+def test_budgets_inside_jit_count_the_frames_they_are_told():
+    padded = VideoTokens.create(
+        np.concatenate([video(frames=2).features, np.zeros((2, 16, 5))]), frame_mask=[True, True, False, False]
+    )
+    alone = jvidprune.reduce(EveryNth(), padded, 0.5)
+    inside = jax.jit(lambda v: jvidprune.reduce(EveryNth(), v, 0.5, frames=2))(padded)
+    assert int(inside.count) == int(alone.count)
+    with pytest.raises(JvidpruneError, match="has 2 real frames, but frames is 3"):
+        jvidprune.reduce(EveryNth(), padded, 0.5, frames=3)
+    with pytest.raises(JvidpruneError, match="1 to 4 real ones, got 5"):
+        jax.jit(lambda v: jvidprune.reduce(EveryNth(), v, 0.5, frames=5))(padded)
+
+
+def test_a_method_that_runs_the_tower_is_refused_where_features_are_all_there_is(tmp_path):
+    class RunsTheTower(EveryNth):
+        def run_budgets(self, video, budgets, *, capacity, diagnostics):
+            raise AssertionError("not reached")
+
+    method = RunsTheTower()
+    batch = jax.tree.map(lambda a: jnp.stack([a, a]), video())
+    with pytest.raises(JvidpruneError, match="reduce_batch cannot run RunsTheTower"):
+        jvidprune.reduce_batch(method, batch, 0.5)
+    with pytest.raises(JvidpruneError, match="SToP cannot wrap RunsTheTower"):
+        reducers.get("stop", base=method)
+    with pytest.raises(JvidpruneError, match="cannot export RunsTheTower"):
+        export_reducer(tmp_path / "x", method, video(), 0.5)
 
 
 def test_names_are_resolved_and_the_nearest_one_is_offered():

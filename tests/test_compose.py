@@ -10,7 +10,7 @@ from jax import lax
 
 import jvidprune as jv
 from jvidprune.ops import compact
-from jvidprune.reducers.base import run_budgets, stack_budgets
+from jvidprune.reducers.base import inner_stages, run_budgets, stack_budgets
 from jvidprune.reducers.compose import Sequential, chain
 from jvidprune.reducers.controls import AttentionTopK, Random
 from jvidprune.reducers.ottvid import OTTVid
@@ -196,6 +196,9 @@ def test_what_cannot_be_chained_is_refused_in_one_sentence():
         Sequential(TOP, "flashvit")
     with pytest.raises(jv.JvidpruneError, match="cannot be the first stage"):
         Sequential(Sequential(TOP, OTT), ZIP)
+    with pytest.raises(jv.JvidpruneError, match="FastV cannot be a later stage of Sequential: its cut"):
+        Sequential(TOP, "fastv")
+    assert inner_stages(Sequential(TOP, "fastv:dropped=0.75"), 0.1)[0].keep == 0.25
     with pytest.raises(jv.JvidpruneError, match="split"):
         Sequential(TOP, ZIP, split=1.5)
     with pytest.raises(jv.JvidpruneError, match="ladder"):

@@ -19,6 +19,7 @@ from jvidprune.parity import core
 from jvidprune.parity import stop as parity
 from jvidprune.reducers import presets
 from jvidprune.reducers.aot import AOT
+from jvidprune.reducers.base import inner_stages
 from jvidprune.reducers.controls import AttentionTopK
 from jvidprune.reducers.evs import EVS
 from jvidprune.reducers.fastvid import FastVID
@@ -181,6 +182,11 @@ def test_defaults_presets_and_refusals():
     flash = SToP("flashvid", backbone="llava_onevision")
     assert (flash.inner, flash.base.min_segments, flash.base.method) == ((), 8, "attn_div_v2")
     assert SToP(FlashVID(), keep_inner=True).inner == FlashVID().inner
+    # FastV's cut follows the ratio.
+    assert inner_stages(SToP("fastv", keep_inner=True), 0.1) == inner_stages(presets.get("fastv"), 0.1)
+    assert inner_stages(SToP("fastv"), 0.1) == ()
+    assert SToP("fastvid", backbone="qwen2_5_vl").rule.mu_s == 0.0
+    assert SToP("flashvid", backbone="qwen3_vl").vision_markers == "drop"
     assert base_reducer("fastvid").attention == "attention_last"
     layout = Layout(8, (14, 14))
     assert SToP(HoliTom(tau=0.65)).capacity(layout, 0.1) == layout.total

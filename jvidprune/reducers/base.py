@@ -94,6 +94,22 @@ def check_ratio(ratio: float) -> float:
     return value
 
 
+def check_weighs_features(reducer: Reducer, what: str) -> None:
+    """Refuses a method whose tokens are no weighting of the video's features, where these are all there is.
+
+    Args:
+      reducer: any; STTS is such a method: its tokens come from the blocks of the tower that it runs itself.
+      what: begins the sentence.
+
+    Raises:
+      JvidpruneError: it is one.
+    """
+    if getattr(reducer, "run_budgets", None) is not None:
+        raise JvidpruneError(
+            f"{what} {_name(reducer)}: it runs the tower itself, which `reduce` and `sweep` let it do."
+        )
+
+
 def bucket_capacity(capacity: int, total: int) -> int:
     """Rounds a capacity up to an eighth of all tokens, so that nearby ratios share one compilation."""
     step = max(1, -(-total // 8))
@@ -126,6 +142,7 @@ def reduce(
     ratio: float,
     *,
     capacity: int | None = None,
+    frames: int | None = None,
     diagnostics: bool = False,
 ) -> Reduced:
     """Reduces one video to a retention ratio.
@@ -136,6 +153,8 @@ def reduce(
       ratio: retention ratio in (0, 1]; what it means exactly is the method's own definition.
       capacity: static number of output rows; by default the method's bound, rounded up so that nearby ratios share a
         compilation.
+      frames: real frames, by default those of the frame mask. Inside jit, where the mask has no values, a video with
+        padding frames needs it: budgets would count them otherwise.
       diagnostics: also return what the method can show (segments, scores, plans).
 
     Returns:
@@ -144,7 +163,7 @@ def reduce(
     Raises:
       JvidpruneError: an impossible ratio or budget, missing evidence, non-finite input, too small a capacity.
     """
-    stacked = sweep(reducer, video, [ratio], capacity=capacity, diagnostics=diagnostics)
+    stacked = sweep(reducer, video, [ratio], capacity=capacity, frames=frames, diagnostics=diagnostics)
     return jax.tree.map(lambda leaf: leaf[0], stacked)
 
 
@@ -154,6 +173,7 @@ def sweep(
     ratios: Sequence[float],
     *,
     capacity: int | None = None,
+    frames: int | None = None,
     diagnostics: bool = False,
 ) -> Reduced:
     """Reduces one video to several retention ratios with one compilation.
@@ -162,7 +182,7 @@ def sweep(
     the same compiled program on CPU, where batched D-wide temporaries cost more than they save.
 
     Args:
-      reducer, video, diagnostics: as for `reduce`.
+      reducer, video, frames, diagnostics: as for `reduce`.
       ratios: any number of ratios in (0, 1].
       capacity: static number of output rows of every ratio; by default the bound of the largest one.
 
@@ -175,13 +195,9 @@ def sweep(
     if len(ratios) == 0:
         raise JvidpruneError("a sweep needs at least one retention ratio, got none.")
     check_video(reducer, video)
-    layout = _layout(video)
+    layout = _layout(video, frames)
     budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for ratio in ratios])
-    needed = max(reducer.capacity(layout, float(ratio)) for ratio in ratios)
-    if capacity is None:
-        capacity = bucket_capacity(needed, layout.slots * layout.tokens)
-    elif capacity < needed:
-        raise JvidpruneError(f"capacity {capacity} is too small: {_name(reducer)} may return {needed} tokens here.")
+    capacity = _capacity(reducer, [(layout, ratio) for ratio in ratios], capacity)
     # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
     own = getattr(reducer, "run_budgets", None)
     run = functools.partial(run_budgets, reducer) if own is None else own
@@ -202,23 +218,22 @@ def reduce_batch(
       reducer: as for `reduce`.
       videos: `VideoTokens` whose arrays carry a leading batch axis; `frame_mask` marks each video's real frames.
       ratio: retention ratio in (0, 1], applied to each video's real frames.
-      capacity: static number of output rows of every video.
+      capacity: static number of output rows of every video; by default the bound of the one that needs most.
       diagnostics: also return what the method can show.
 
     Returns:
       `Reduced` with a leading batch axis.
 
     Raises:
-      JvidpruneError: as for `reduce`, or a video without any real frame.
+      JvidpruneError: as for `reduce`, a video without any real frame, or STTS, which takes one video at a time.
     """
     if videos.features.ndim != 4:
         raise JvidpruneError(f"a batch of videos has features (B, T, N, D), got shape {videos.features.shape}.")
+    check_weighs_features(reducer, "reduce_batch cannot run")
     check_video(reducer, videos)
     layouts = [videos.layout(_real_frames(mask)) for mask in videos.frame_mask]
     budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for layout in layouts])
-    if capacity is None:
-        needed = max(reducer.capacity(layout, float(ratio)) for layout in layouts)
-        capacity = bucket_capacity(needed, layouts[0].slots * layouts[0].tokens)
+    capacity = _capacity(reducer, [(layout, ratio) for layout in layouts], capacity)
     return _run_batch(reducer, videos, budgets, capacity=capacity, diagnostics=diagnostics)
 
 
@@ -266,9 +281,26 @@ def _finish(reduced: Reduced, diagnostics: bool) -> Reduced:
     return reduced if diagnostics else reduced._replace(diagnostics={})
 
 
-def _layout(video: VideoTokens) -> Layout:
-    frames = _real_frames(video.frame_mask)
-    return video.layout(None if frames == video.features.shape[-3] else frames)
+def _capacity(reducer: Reducer, cases: Sequence[tuple[Layout, float]], capacity: int | None) -> int:
+    needed = max(reducer.capacity(layout, float(ratio)) for layout, ratio in cases)
+    if capacity is None:
+        layout = cases[0][0]
+        return bucket_capacity(needed, layout.slots * layout.tokens)
+    if capacity < needed:
+        raise JvidpruneError(f"capacity {capacity} is too small: {_name(reducer)} may return {needed} tokens here.")
+    return capacity
+
+
+def _layout(video: VideoTokens, frames: int | None) -> Layout:
+    slots, known = video.features.shape[-3], _on_host(video.frame_mask)
+    if frames is None or known is not None:
+        real = _real_frames(video.frame_mask)
+        if frames not in (None, real):
+            raise JvidpruneError(f"the frame mask has {real} real frames, but frames is {frames}.")
+        frames = real
+    elif not 1 <= frames <= slots:
+        raise JvidpruneError(f"a video of {slots} frames has 1 to {slots} real ones, got {frames}.")
+    return video.layout(None if frames == slots else frames)
 
 
 def _on_host(array: jax.Array) -> np.ndarray | None:

@@ -14,12 +14,13 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers import presets
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio, inner_stages
 from jvidprune.reducers.prompting import prompt_rules
 from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
 
 _PER_TOKEN = ("attention_last", "attention_pooling_head", "attention_mean_query", "keys", "features_deepstack")
 _PER_VIDEO = ("frame_embedding", "text")
+_ANY, _OTHER = 0.5, 0.25
 
 
 class SequentialBudget(NamedTuple):
@@ -101,6 +102,11 @@ class Sequential(StagedReducer):
                 f"{_title(self.second)} cannot be a later stage of Sequential: {', '.join(lost)} of the unpruned frame "
                 "cannot be carried along."
             )
+        if inner_stages(self.second, _ANY) != inner_stages(self.second, _OTHER):
+            raise JvidpruneError(
+                f"{_title(self.second)} cannot be a later stage of Sequential: its cut inside the language model "
+                "follows the ratio, which a chain divides."
+            )
         if not 0.0 <= self.split <= 1.0:
             raise JvidpruneError(f"split must lie in [0, 1], got {self.split:g}.")
         if not self.ladder or not all(0.0 < rung <= 1.0 for rung in self.ladder):
@@ -134,7 +140,7 @@ class Sequential(StagedReducer):
     @property
     def inner(self) -> tuple[Any, ...]:
         """The second stage's cuts inside the language model."""
-        return tuple(getattr(self.second, "inner", ()))
+        return inner_stages(self.second, _ANY)
 
     def tokens_per_frame(self, layout: Layout, ratio: float) -> int:
         """Tokens of every frame where the second stage keeps an equal number too, as that one counts them.

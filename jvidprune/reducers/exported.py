@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
-from jvidprune.reducers.base import apply_plan, bucket_capacity, check_ratio
+from jvidprune.reducers.base import apply_plan, bucket_capacity, check_ratio, check_weighs_features
 from jvidprune.reducers.saved import SavedPruning, read_record
 from jvidprune.tokens import Layout, Reduced, Reducer, VideoTokens
 
@@ -101,6 +101,7 @@ def export_reducer(
       JvidpruneError: a reducer that is not this package's, or what `reduce` raises.
     """
     _serialization()
+    check_weighs_features(reducer, "cannot export")
     layout = video.layout()
     capacity = bucket_capacity(reducer.capacity(layout, check_ratio(ratio)), layout.total)
     missing = sorted(reducer.needs - video.evidence.keys())

@@ -13,8 +13,8 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.reducers import presets
-from jvidprune.reducers.base import MethodInfo, StagedReducer
-from jvidprune.reducers.prompting import prompt_rules
+from jvidprune.reducers.base import MethodInfo, StagedReducer, check_weighs_features
+from jvidprune.reducers.prompting import MarkerRule, prompt_rules
 from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens
 
 _WEIGHTS: dict[str, tuple[float, float]] = {
@@ -80,7 +80,8 @@ class SToP(StagedReducer):
       base: any reducer, or a text such as "fastvid" or "flashvid:alpha=0.5", which is built for `backbone` with the
         settings of SToP's runs.
       mu_s: weight in the attention, in units of maps whose unpooled rows sum to 1; None takes the reference's value for
-        the base (0.02 to 0.04; the paper's text names 0.2 and 0.3 for maps of another scale).
+        the base (0.02 to 0.04; the paper's text names 0.2 and 0.3 for maps of another scale). On Qwen2.5-VL that is 0
+        for every base but visionzip_qwen (3.7).
       mu_t: weight in static tests; None as for mu_s.
       gamma: exponent of the mean attention.
       gated: the clean variant.
@@ -125,6 +126,7 @@ class SToP(StagedReducer):
             object.__setattr__(self, "base", base_reducer(self.base, self.backbone))
         if not isinstance(self.base, Reducer):
             raise JvidpruneError(f"SToP wraps a reducer or a registry name, got {type(self.base).__name__}.")
+        check_weighs_features(self.base, "SToP cannot wrap")
         for name in ("mu_s", "mu_t"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
@@ -141,6 +143,12 @@ class SToP(StagedReducer):
     def inner(self) -> tuple[InnerStage, ...]:
         """Cuts inside the language model: none in the reference, the base's with `keep_inner`."""
         return tuple(getattr(self.base, "inner", ())) if self.keep_inner else ()
+
+    @property
+    def inner_at(self) -> Callable[[float], tuple[InnerStage, ...]] | None:
+        """The same where the base's cuts depend on the ratio (FastV), None where they do not."""
+        at = getattr(self.base, "inner_at", None)
+        return at if at is None or self.keep_inner else lambda ratio: ()
 
     @property
     def newline(self) -> NewlineKind | None:
@@ -160,10 +168,18 @@ class SToP(StagedReducer):
         return prompt_rules(self.base).newline_rows
 
     @property
+    def vision_markers(self) -> MarkerRule:
+        """The base's rule for vision markers."""
+        return prompt_rules(self.base).vision_markers
+
+    @property
     def rule(self) -> SinkRule:
         """The adjustments for this base."""
         name = _base_name(self.base)
         default_s, default_t = _WEIGHTS.get(name, _OTHER_WEIGHTS)
+        if self.backbone == "qwen2_5_vl" and name != "visionzip_qwen":
+            # The reference adjusts nothing but its own method there.
+            default_s, default_t = 0.0, 0.0
         mu_s = default_s if self.mu_s is None else self.mu_s
         mu_t = default_t if self.mu_t is None else self.mu_t
         strong = mu_s != 0 or (name == "holitom" and mu_t != 0)

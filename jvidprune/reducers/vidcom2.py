@@ -207,7 +207,7 @@ def _centre_distances(
 
     def distances(frame: Array, scale: Array, own: Array) -> tuple[Array, Array]:
         unit = frame * scale * chosen
-        return tuple(jnp.sum(jnp.square(unit - c), axis=-1) for c in (video_centre, own))
+        return jnp.sum(jnp.square(unit - video_centre), axis=-1), jnp.sum(jnp.square(unit - own), axis=-1)
 
     return over_frames(distances, x, scale, frame_centre)
 
