@@ -7,10 +7,11 @@ import pytest
 from PIL import Image
 
 from jvidprune.bench.datasets import names, open_dataset
-from jvidprune.bench.datasets.videos import part_indices
+from jvidprune.bench.datasets.videos import VideoIndex, part_indices, read_clip
 from jvidprune.errors import JvidpruneError
 from jvidprune.video.clips import ClipSpec, render
 from jvidprune.video.encode import write_mp4
+from jvidprune.video.limits import Limits
 
 WISH = {"frames": 4, "rule": "llava_video_force"}
 
@@ -62,7 +63,9 @@ def mvbench(folder, film):
     write(
         folder, "json/episodic_reasoning.json", [row | {"video": "show", "start": 0, "end": 2}, row | {"video": "no"}]
     )
-    place(folder, film, "video/star/Charades_v1_480/a.mp4", "video/perception/videos/a.mp4")
+    write(folder, "json/object_shuffle.json", [row | {"video": "b.mp4"}])
+    # Another video of the name that object_shuffle asks for in perception/videos.
+    place(folder, film, "video/star/Charades_v1_480/a.mp4", "video/clevrer/video_validation/b.mp4")
     frames = folder / "video/tvqa/frames_fps3_hq/show"
     frames.mkdir(parents=True)
     for i in range(9):
@@ -111,7 +114,7 @@ LAYOUTS = {f.__name__: f for f in (videomme, mvbench, egoschema, longvideobench,
 EXPECTED = {
     # (clips, answers of the first clip, categories, missing, a line of the first prompt)
     "videomme": (1, "BD", ("short",), 1, "The best answer is:"),
-    "mvbench": (3, "B", ("action_sequence", "episodic_reasoning"), 1, "Only give the best option."),
+    "mvbench": (3, "B", ("action_sequence", "episodic_reasoning"), 2, "Only give the best option."),
     "egoschema": (1, "B", ("egoschema",), 1, "Answer with the option's letter from the given choices directly."),
     "longvideobench": (1, "B", ("15 s",), 1, "Answer with the option's letter from the given choices directly."),
     "mlvu": (1, "B", ("findNeedle",), 1, "Best option: ("),
@@ -151,6 +154,53 @@ def test_parts_and_folders_of_frames(tmp_path, film):
     assert show.indices.tolist() == [0, 2, 3, 4]
     assert show.frames[:, 0, 0, 0].tolist() == [0, 20, 30, 40]
     assert part_indices(10, 5.0, 4, None, 99.0).tolist() == [1, 3, 5, 8]
+
+
+def test_a_rate_sets_the_frames_of_parts_and_folders_too(tmp_path, film):
+    mvbench(tmp_path, film)
+    task = open_dataset("mvbench", tmp_path, frames=4, fps=2.0)
+    # One second of a part, two of a whole file of 12 frames at 6 a second, two of pictures at 3 a second.
+    assert [len(task[i].load().indices) for i in range(3)] == [2, 4, 4]
+    path = tmp_path / "video/star/Charades_v1_480/a.mp4"
+    wish = {"frames": 4, "rule": None, "start": 0.5}
+    assert len(read_clip(path, fps=0.1, end=1.5, **wish).indices) == 1
+    # From 0.5 s to the end at 2 s, all frames: there are no more.
+    assert len(read_clip(path, fps=99.0, **wish).indices) == 9
+    with pytest.raises(JvidpruneError, match="fps must be above 0, not 0"):
+        read_clip(path, fps=0.0, **wish)
+
+
+def test_limits_hold_for_files_parts_and_folders_of_frames(tmp_path, film):
+    mvbench(tmp_path, film)
+    for text, says in (
+        ("pixels=300", "more than the 300 pixels|the 300 allowed"),
+        ("total=8", "more than the 8 frames allowed"),
+        ("seconds=1.5", "more than the 1.5 allowed"),
+        ("frames=3", "4 frames of"),
+        ("bytes=4000", "GiB allowed"),
+    ):
+        task = open_dataset("mvbench", tmp_path, **WISH, limits=Limits.from_text(text))
+        for i in range(3):
+            with pytest.raises(JvidpruneError, match=says):
+                task[i].load()
+
+
+def test_a_video_is_not_replaced_by_another_of_its_name(tmp_path, film):
+    place(tmp_path, film, "copy/clevrer/v.mp4", "x/w.mp4", "y/w.mp4", "y/z.mp4", "z.mp4", "one/x.y.webm.mp4")
+    index = VideoIndex(tmp_path)
+
+    def found(*names):
+        path = index.find(names)
+        return None if path is None else path.relative_to(tmp_path).as_posix()
+
+    assert found("perception/v.mp4") is None
+    assert found("clevrer/v.mp4") == found("gone/v.mp4", "clevrer/v") == found("v") == "copy/clevrer/v.mp4"
+    assert found("w.mp4") is found("w") is None
+    assert found("y/w.mp4") == found("y/w") == "y/w.mp4"
+    # The whole path of one file, though the end of another's.
+    assert found("z.mp4") == "z.mp4"
+    assert found("x.y.webm") == "one/x.y.webm.mp4"
+    assert found("evrer/v.mp4", "mp4", "", ".") is None
 
 
 def test_the_authors_files_of_egoschema_and_nextqa(tmp_path, film):

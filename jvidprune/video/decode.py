@@ -129,7 +129,7 @@ def read_frames(
     check_wish(rule, num_frames, fps, indices)
     path = existing_file(path)
     most = 0 if rule == "llava_video_upto" else num_frames or (0 if indices is None else len(indices))
-    _check_count(path, most, limits)
+    check_count(path, most, limits)
     with opened(path, limits) as (container, stream):
         index = list_frames(path, container, stream, limits)
         rate, unit = frame_rate(stream), float(stream.time_base or 0)
@@ -137,7 +137,7 @@ def read_frames(
         raise JvidpruneError(index.cut)
     for last_attempt in (False, True):
         chosen = sample_indices(index.total, rate, rule=rule, num_frames=num_frames, fps=fps, indices=indices)
-        _check_count(path, len(chosen), limits)
+        check_count(path, len(chosen), limits)
         keeper = _Keeper(path, chosen, limits, progress)
         try:
             with opened(path, limits) as (container, stream):
@@ -216,9 +216,19 @@ def _until_damage(
         ) from error
 
 
-def _check_count(path: Path, frames: int, limits: Limits) -> None:
+def check_count(path: Path, frames: int, limits: Limits) -> None:
+    """Refuses more frames of a file or folder than the limits allow."""
     if frames > limits.frames:
         raise JvidpruneError(f"{frames} frames of {path} are wanted, more than the {limits.frames} allowed.")
+
+
+def check_bytes(path: Path, frames: int, width: int, height: int, limits: Limits) -> None:
+    """Refuses frames of a size whose RGB values take more memory than the limits allow."""
+    if 3 * width * height * frames > limits.bytes:
+        raise JvidpruneError(
+            f"{frames} frames of {width} x {height} pixels from {path} "
+            f"need more than the {limits.bytes / 2**30:.3g} GiB allowed."
+        )
 
 
 class _Keeper:
@@ -243,12 +253,8 @@ class _Keeper:
             self._progress(len(self._times), len(self.wanted))
 
     def _room(self, picture: np.ndarray) -> np.ndarray:
-        count, (height, width, _) = len(self._slots), picture.shape
-        if picture.nbytes * count > self._limits.bytes:
-            raise JvidpruneError(
-                f"{count} frames of {width} x {height} pixels from {self._path} "
-                f"need more than the {self._limits.bytes / 2**30:.3g} GiB allowed."
-            )
+        height, width, _ = picture.shape
+        check_bytes(self._path, len(self._slots), width, height, self._limits)
         return np.empty((len(self.wanted), height, width, 3), np.uint8)
 
     def result(self) -> tuple[np.ndarray, np.ndarray]:

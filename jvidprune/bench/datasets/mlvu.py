@@ -35,4 +35,5 @@ def entries(folder: Path) -> Iterator[Entry]:
             asked = f"{_LEAD}\n{whole}\nOnly give the best option.\nBest option: ("
             name = str(row.get("question_id") or f"{path.stem}-{number}")
             question = choice(name, text.split("\n(A)")[0], task, options, str(row["answer"]), asked=asked)
-            yield Entry((f"video/{path.stem}/{video}", video, Path(video).stem), question)
+            places = (f"video/{path.stem}/{video}", video, video.removesuffix(Path(video).suffix))
+            yield Entry(places, question)

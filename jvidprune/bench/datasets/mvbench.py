@@ -49,7 +49,8 @@ def entries(folder: Path) -> Iterator[Entry]:
             asked = "\n".join([row["question"], *options, "Only give the best option."])
             name = f"{task}-{number}"
             question = choice(name, row["question"], task, row["candidates"], str(row["answer"]), asked=asked)
-            places = (f"video/{source}/{row['video']}", f"{source}/{row['video']}", row["video"])
+            # Names are those of their source alone: one is in several folders and means another video in each.
+            places = (f"video/{source}/{row['video']}", f"{source}/{row['video']}")
             yield Entry(places, question, _seconds(row.get("start")), _seconds(row.get("end")))
 
 

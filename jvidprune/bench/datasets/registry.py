@@ -2,10 +2,12 @@
 
 import importlib
 from pathlib import Path
+from typing import Any
 
 from jvidprune.bench.datasets.task import VideoTask
 from jvidprune.errors import JvidpruneError, reason
 from jvidprune.reducers.presets import unknown
+from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import Rule
 
 _NAMES = ("videomme", "mvbench", "egoschema", "longvideobench", "mlvu", "nextqa", "eventhallusion")
@@ -25,6 +27,7 @@ def open_dataset(
     fps: float | None = None,
     rule: Rule | None = None,
     clips: int | None = None,
+    limits: Limits = DEFAULT,
 ) -> VideoTask:
     """A local copy of a benchmark as a task.
 
@@ -33,6 +36,7 @@ def open_dataset(
       folder: the copy: annotation files and videos, at the places where they are published or anywhere below.
       frames, fps, rule: frames that are read of each video.
       clips: only the first so many clips whose videos are there.
+      limits: what is accepted of a video.
 
     Raises:
       JvidpruneError: an unknown name, no folder, no annotations, unexpected columns, or no video at all.
@@ -50,5 +54,5 @@ def open_dataset(
             raise
         # A field of another type than the benchmark's own files have.
         raise JvidpruneError(f"{name} in {folder} cannot be read: {reason(error)}.") from error
-    wish = {"frames": frames, "fps": fps, "rule": rule}
+    wish: dict[str, Any] = {"frames": frames, "fps": fps, "rule": rule, "limits": limits}
     return VideoTask(key, entries, Path(folder), **wish, clips=clips, extraction=module.EXTRACTION)

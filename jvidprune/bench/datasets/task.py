@@ -9,6 +9,7 @@ from typing import Any
 from jvidprune.bench.datasets.videos import VideoIndex, read_clip
 from jvidprune.bench.items import POST_PROMPTS, Item, Question, chance
 from jvidprune.errors import JvidpruneError
+from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import Rule
 
 
@@ -67,6 +68,7 @@ class VideoTask:
         rule: Rule | None = None,
         clips: int | None = None,
         extraction: str = "letters",
+        limits: Limits = DEFAULT,
     ):
         """Looks for the videos.
 
@@ -77,6 +79,7 @@ class VideoTask:
           frames, fps, rule: frames that are read of each.
           clips: only the first so many of those that are there.
           extraction: rule of `bench.extract.RULES` for choice letters.
+          limits: what is accepted of a video; it changes no result, and is no part of the fingerprint.
 
         Raises:
           JvidpruneError: no entry has its video.
@@ -98,6 +101,7 @@ class VideoTask:
         self.extraction = extraction
         self._folder = folder
         self._groups = list(groups.items())[:clips]
+        self._limits = limits
         self._wish: dict[str, Any] = {"frames": frames, "fps": fps, "rule": rule}
 
     @property
@@ -114,9 +118,10 @@ class VideoTask:
 
     def __getitem__(self, index: int) -> Item:
         (path, start, end), questions = self._groups[index]
-        part = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else f'{end:g}'}"
-        name = path.relative_to(self._folder).as_posix() + part
-        return Item(name, tuple(questions), lambda: read_clip(path, **self._wish, start=start, end=end))
+        mark = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else f'{end:g}'}"
+        name = path.relative_to(self._folder).as_posix() + mark
+        part = {"start": start, "end": end, "limits": self._limits}
+        return Item(name, tuple(questions), lambda: read_clip(path, **self._wish, **part))
 
     def fingerprint(self) -> dict[str, Any]:
         """Frames that are read, the letter rule, and a hash of every question and the size of every video."""

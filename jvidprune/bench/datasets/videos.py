@@ -2,38 +2,51 @@
 
 from collections.abc import Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 import numpy as np
 
 from jvidprune.errors import JvidpruneError, reason
-from jvidprune.video.decode import Clip, probe, read_frames
-from jvidprune.video.limits import DEFAULT
-from jvidprune.video.sampling import Rule
+from jvidprune.video.decode import Clip, check_bytes, check_count, probe, read_frames
+from jvidprune.video.limits import DEFAULT, Limits
+from jvidprune.video.sampling import Rule, check_wish
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_IMAGE_RATE = 3.0
+"""Pictures a second of a folder of frames."""
 
 
 class VideoIndex:
-    """Video files (and folders of frames) below a folder, by path, by name and by name without suffix."""
+    """Video files (and folders of frames) below a folder, by the ends of their paths, with suffix and without.
+
+    Files lie where the benchmark publishes them or anywhere below; a name that two files claim belongs to neither,
+    unless it is the whole path of one.
+    """
 
     def __init__(self, folder: Path):
         self._root = folder
-        self._names: dict[str, Path] = {}
+        self._paths: dict[str, Path] = {}
+        self._ends: dict[str, Path | None] = {}
         for path in sorted(folder.rglob("*")):
             if path.suffix.lower() in VIDEO_SUFFIXES:
                 relative = path.relative_to(folder)
-                for name in (relative.as_posix(), path.name, path.stem):
-                    self._names.setdefault(name, path)
+                self._paths[relative.as_posix()] = path
+                for whole in (relative, relative.with_suffix("")):
+                    for start in range(len(whole.parts)):
+                        end = "/".join(whole.parts[start:])
+                        self._ends[end] = None if end in self._ends else path
 
     def find(self, names: Sequence[str]) -> Path | None:
-        """The first of several names that is there: a path below the folder, a file name, or one without suffix.
+        """The first of several names that is there: a path below the folder, or the end of the path of one file alone.
 
-        Names come from annotation files: one that leads out of the folder is not there.
+        A name with folders is found in these folders only. Names come from annotation files: one that leads out of the
+        folder is not there.
         """
         for name in names:
-            if name in self._names:
-                return self._names[name]
+            path = self._paths.get(name) or self._ends.get(name)
+            if path is not None:
+                return path
             inside = name not in ("", ".") and not {"..", "/"} & set(PurePath(name).parts)
             if inside and _is_folder(self._root / name):
                 return self._root / name
@@ -56,26 +69,45 @@ def read_clip(
     rule: Rule | None,
     start: float | None = None,
     end: float | None = None,
+    limits: Limits = DEFAULT,
 ) -> Clip:
     """Frames of a video, of a part of it, or of a folder of frames.
 
     Args:
       path: a file, or a folder of numbered images, taken as 3 a second (TVQA's frames in MVBench).
       frames: how many, unless `fps` is given.
-      fps: rate.
+      fps: rate; a part or a folder gives as many frames as its seconds have at this rate, at least one, at most all.
       rule: sampling rule of whole files.
-      start, end: seconds of a part; its frames are the middles of `frames` equal stretches, as MVBench's own code has
-        it.
+      start, end: seconds of a part; its frames are the middles of equal stretches, as MVBench's own code has it.
+      limits: what is accepted of a file, and of a folder as if it were one.
 
     Raises:
-      JvidpruneError: an unreadable file, or a folder without images.
+      JvidpruneError: an unreadable file, a folder without images, a wish that no video can meet, or a limit passed.
     """
+    check_wish(None, frames if fps is None else None, fps, None)
     if path.is_dir():
-        return _read_images(path, frames, start, end)
+        return _read_images(path, frames, fps, start, end, limits)
     if start is None and end is None:
-        return read_frames(path, fps=fps) if fps else read_frames(path, num_frames=frames, rule=rule)
-    info = probe(path)
-    return read_frames(path, indices=part_indices(info.frames, info.fps, frames, start, end))
+        wish: dict[str, Any] = {"num_frames": frames, "rule": rule} if fps is None else {"fps": fps}
+        return read_frames(path, **wish, limits=limits)
+    info = probe(path, limits=limits)
+    count = part_count(info.frames, info.fps, frames, fps, start, end)
+    return read_frames(path, indices=part_indices(info.frames, info.fps, count, start, end), limits=limits)
+
+
+def part_count(total: int, rate: float, frames: int, fps: float | None, start: float | None, end: float | None) -> int:
+    """How many frames of a part of a video are read: `frames`, or what its seconds have at `fps`, from one to all.
+
+    Args:
+      total, rate: frames of the video and its frames per second.
+      frames, fps: what is wanted.
+      start, end: seconds; None for the ends of the video.
+    """
+    if fps is None:
+        return frames
+    length = total / rate
+    seconds = (length if end is None else min(end, length)) - (start or 0.0)
+    return max(1, int(seconds * min(fps, rate)))
 
 
 def part_indices(total: int, fps: float, count: int, start: float | None, end: float | None) -> np.ndarray:
@@ -97,22 +129,31 @@ def part_indices(total: int, fps: float, count: int, start: float | None, end: f
     return np.clip(places.astype(np.int64), 0, total - 1)
 
 
-def _read_images(folder: Path, count: int, start: float | None, end: float | None, fps: float = 3.0) -> Clip:
+def _read_images(
+    folder: Path, count: int, fps: float | None, start: float | None, end: float | None, limits: Limits
+) -> Clip:
     from PIL import Image
 
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
     if not files:
         raise JvidpruneError(f"no images in the frame folder {folder}.")
-    indices = part_indices(len(files), fps, count, start, end)
+    if len(files) > limits.total:
+        raise JvidpruneError(f"{folder} holds more than the {limits.total} frames allowed.")
+    if (lasts := len(files) / _IMAGE_RATE) > limits.seconds:
+        raise JvidpruneError(f"{folder} lasts {lasts:.0f} seconds, more than the {limits.seconds:g} allowed.")
+    count = part_count(len(files), _IMAGE_RATE, count, fps, start, end)
+    check_count(folder, count, limits)
+    indices = part_indices(len(files), _IMAGE_RATE, count, start, end)
     frames: list[np.ndarray] = []
     for path in (files[i] for i in indices):
         try:
             with Image.open(path) as picture:
-                if picture.width * picture.height > DEFAULT.pixels:
-                    raise JvidpruneError(f"{path} has more than the {DEFAULT.pixels} pixels allowed.")
+                if picture.width * picture.height > limits.pixels:
+                    raise JvidpruneError(f"{path} has more than the {limits.pixels} pixels allowed.")
+                check_bytes(folder, count, picture.width, picture.height, limits)
                 frames.append(np.asarray(picture.convert("RGB")))
         except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise JvidpruneError(f"{path} cannot be read as a picture: {reason(error)}.") from error
         if frames[-1].shape != frames[0].shape:
             raise JvidpruneError(f"{path} is of another size than the other frames of its folder.")
-    return Clip(np.stack(frames), indices, indices / fps, fps, len(files))
+    return Clip(np.stack(frames), indices, indices / _IMAGE_RATE, _IMAGE_RATE, len(files))
