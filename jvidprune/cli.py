@@ -439,7 +439,11 @@ def _print_json(value: Any) -> None:
 
 
 def main() -> None:
-    """Entry point: exit code 0 on success, 1 on a parity mismatch, 2 on an error the user can fix."""
+    """Entry point: exit code 0 on success, 1 on a parity mismatch, 2 on an error the user can fix.
+
+    75 is EX_TEMPFAIL, for an `errors.TransientError`, where the same command may succeed later; 130 follows Ctrl-C, 141
+    output that nobody reads any more.
+    """
     debug = "--debug" in sys.argv
     try:
         app.cli(prog="jvidprune", description="Visual-token reduction for video LLMs in JAX.")
@@ -447,7 +451,7 @@ def main() -> None:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

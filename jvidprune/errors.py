@@ -1,12 +1,29 @@
-"""The one error type that reaches a user as a sentence, and what other errors become in one."""
+"""The error types that reach a user as a sentence, and what other errors become in one."""
+
+from typing import ClassVar
 
 
 class JvidpruneError(ValueError):
     """A problem the user can fix: one sentence that names the value and what is allowed.
 
-    The command line prints the sentence without a traceback and exits with code 2. It is a `ValueError`, so library
-    code that calls jvidprune can catch it without importing this module.
+    The command line prints the sentence without a traceback and exits with `exit_code`. It is a `ValueError`, so
+    library code that calls jvidprune can catch it without importing this module.
+
+    Attributes:
+      exit_code: of the command line: 2, the same command would fail again.
     """
+
+    exit_code: ClassVar[int] = 2
+
+
+class TransientError(JvidpruneError):
+    """A problem that passes by itself: the same command may succeed later.
+
+    Attributes:
+      exit_code: of the command line: 75, EX_TEMPFAIL of sysexits.h; whoever starts processes may start this one again.
+    """
+
+    exit_code: ClassVar[int] = 75
 
 
 def reason(error: BaseException, longest: int = 300) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, TransientError, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +125,8 @@ def start(
 ) -> Launch:
     """Starts JAX's distributed runtime where there are several processes; before anything runs on a device.
 
-    A second call does nothing. On CPU collectives go through gloo, and with `keep_running` they stay inside a process.
+    A second call starts nothing and says the same. On CPU collectives go through gloo, and with `keep_running` they
+    stay inside a process.
 
     Args:
       coordinator, processes, process: see `detect`.
@@ -136,10 +137,14 @@ def start(
       patience: seconds to wait for the others at the beginning and at the end.
 
     Raises:
-      JvidpruneError: contradicting numbers, or the others do not come.
+      TransientError: the others cannot be joined.
+      JvidpruneError: contradicting numbers, or it is too late: something has run on a device.
     """
     launch = detect(coordinator, processes, process)
-    if launch.kind == "single" or jax.distributed.is_initialized():
+    if jax.distributed.is_initialized():
+        # Without the numbers of the first call a process looks as if it were alone.
+        return _joined(launch if launch.kind != "single" else dataclasses.replace(launch, kind="explicit"))
+    if launch.kind == "single":
         return launch
     config: Any = jax.config
     # A process that comes back finds the rendezvous of its former life with gloo, even for its own devices alone.
@@ -163,6 +168,12 @@ def start(
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
         where = launch.coordinator or "the pod's first host"
-        reason = str(error).strip().splitlines()[0]
-        raise JvidpruneError(f"cannot join the other processes at {where}: {reason}") from error
+        # The runtime's own errors are about the others and the network; the rest is about how it was called.
+        kind = TransientError if isinstance(error, jax.errors.JaxRuntimeError) else JvidpruneError
+        raise kind(f"cannot join the other processes at {where}: {reason(error)}.") from error
+    return _joined(launch)
+
+
+def _joined(launch: Launch) -> Launch:
+    """The same with the numbers that the running runtime knows."""
     return dataclasses.replace(launch, process=jax.process_index(), processes=jax.process_count())

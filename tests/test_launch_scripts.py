@@ -14,10 +14,11 @@ for id in 0 1; do SLURM_PROCID=$id "$@" & done
 wait -n; first=$?; wait -n; second=$?
 exit $((first > second ? first : second))
 """
-# Process 1 dies once; "mistake" is a command that cannot succeed.
+# Process 1 dies once; "mistake" is a command that cannot succeed, "taken" one that finds its place taken once.
 JVIDPRUNE = """#!/usr/bin/env bash
 printf '%s|' "${SLURM_PROCID:-}" "$@" >> "$LOG"; echo >> "$LOG"
 [ "$1" = mistake ] && exit 2
+if [ "$1" = taken ] && [ ! -e "$LOG.taken$SLURM_PROCID" ]; then touch "$LOG.taken$SLURM_PROCID"; exit 75; fi
 if [ "${SLURM_PROCID:-}" = 1 ] && [ ! -e "$LOG.died" ]; then touch "$LOG.died"; exit 137; fi
 exit 0
 """
@@ -25,7 +26,8 @@ LOGGED = """#!/usr/bin/env bash
 printf '%s|' "$@" >> "$LOG"; echo >> "$LOG"
 case "$*" in
 *describe*) exit 1 ;;
-*"jvidprune sweep"*) [ -e "$LOG.died" ] || { touch "$LOG.died"; exit 1; } ;;
+*"jvidprune sweep"*) [ -e "$LOG.died" ] || { touch "$LOG.died"; exit 75; } ;;
+*"jvidprune mistake"*) exit 2 ;;
 esac
 """
 
@@ -58,6 +60,10 @@ def test_slurm_starts_a_process_again_that_died_but_not_one_with_a_mistake(run):
     code, calls, _ = run("slurm.sbatch", "mistake")
     assert code == 2
     assert [call for call in calls if "mistake" in call] == ["0|mistake|", "1|mistake|"]
+    code, calls, err = run("slurm.sbatch", "taken")
+    assert code == 0, err
+    assert [call for call in calls if "taken" in call] == ["0|taken|"] * 2 + ["1|taken|"] * 2
+    assert "process 0 ended with code 75; starting it again" in err
     assert run("slurm.sbatch")[0] == 2
 
 
@@ -82,7 +88,10 @@ def test_a_tpu_slice_is_made_installed_and_started_again_as_a_whole(run):
     started = [call for call in calls if "env/bin/jvidprune sweep --out /mnt/shared/a\\ run" in call]
     assert len(started) == 2
     assert all("ssh|n|--zone|z|--worker|all|--command|" in call for call in started)
-    assert "starting again" in err
+    assert "the slice ended with code 75; starting again" in err
+    code, calls, _ = run("tpu_pod.sh", "mistake", **names)
+    assert code == 2
+    assert len([call for call in calls if "jvidprune mistake" in call]) == 1
 
 
 def test_an_xpk_workload_carries_the_command(run):

@@ -16,8 +16,8 @@ from jax.sharding import PartitionSpec
 from tiny import ROOT
 
 from jvidprune import parallel
-from jvidprune.errors import JvidpruneError
-from jvidprune.launch import Launch, detect
+from jvidprune.errors import JvidpruneError, TransientError
+from jvidprune.launch import Launch, detect, start
 from jvidprune.models.published import PUBLISHED, published
 
 HERE = Path(__file__).parent
@@ -167,6 +167,35 @@ def test_processes_find_their_place():
 def test_contradicting_numbers_are_refused_in_one_sentence(given, environment, sentence):
     with pytest.raises(JvidpruneError, match=sentence):
         detect(*given, environment=environment, exists=lambda path: False)
+
+
+def test_the_runtime_is_joined_once_and_tells_the_numbers_again(monkeypatch):
+    def fails(error):
+        def initialize(**options):
+            raise error
+
+        return initialize
+
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    refused = jax.errors.JaxRuntimeError("UNAVAILABLE: connection refused")
+    monkeypatch.setattr(jax.distributed, "initialize", fails(refused))
+    with pytest.raises(TransientError, match="cannot join the other processes at h:1: UNAVAILABLE") as failed:
+        start("h:1", 2, 0)
+    assert failed.value.exit_code == 75
+    monkeypatch.setattr(jax.distributed, "initialize", fails(RuntimeError("must be called before any JAX calls")))
+    with pytest.raises(JvidpruneError, match="must be called before") as failed:
+        start("h:1", 2, 0)
+    assert failed.value.exit_code == 2
+    # The second call of a process, on a TPU pod, where nobody said how many there are, and without the first numbers.
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "process_index", lambda: 3)
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b,c,d")
+    again = start()
+    assert (again.kind, again.process, again.processes) == ("tpu", 3, 4)
+    monkeypatch.delenv("TPU_WORKER_HOSTNAMES")
+    again = start()
+    assert (again.kind, again.process, again.processes) == ("explicit", 3, 4)
 
 
 # --- on eight devices ------------------------------------------------------------------------------------------------

@@ -41,12 +41,21 @@ def whole(home, model):
 
 def sweep(home, model, out, *words):
     """Runs the verb in this process and returns the folder it wrote to."""
+    exit_code(home, model, out, *words)
+    return out
+
+
+def exit_code(home, model, out, *words):
+    """Runs the verb in this process and returns its exit code."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JVIDPRUNE_CACHE", str(home))
         patch.setattr(sys, "argv", ["jvidprune", "sweep", "--model", str(model), *WORDS, *words, "--out", str(out)])
-        with contextlib.redirect_stdout(open(os.devnull, "w")), contextlib.suppress(SystemExit):
-            cli.main()
-    return out
+        with contextlib.redirect_stdout(open(os.devnull, "w")):
+            try:
+                cli.main()
+            except SystemExit as ended:
+                return ended.code
+    return 0
 
 
 def results(folder):
@@ -267,7 +276,8 @@ def test_the_hash_changes_with_everything_that_changes_results(model):
 def test_two_writers_of_one_folder_are_kept_apart(tmp_path):
     from jvidprune.bench.hosts import only_writer
 
-    with only_writer(tmp_path), pytest.raises(JvidpruneError, match="another sweep"), only_writer(tmp_path):
+    refused = pytest.raises(JvidpruneError, match=r"another process is writing to .*; wait for it")
+    with only_writer(tmp_path), refused, only_writer(tmp_path, patience=0):
         pass
     with only_writer(tmp_path):
         pass

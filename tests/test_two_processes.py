@@ -7,12 +7,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_sweep import WORDS, has_lines, results, sweep, table
+from test_sweep import WORDS, exit_code, has_lines, results, sweep, table
 from tiny import ROOT
 
 HERE = Path(__file__).parent
@@ -122,7 +123,7 @@ def results_of(path):
 
 def test_two_hosts_keep_a_single_process_out_and_other_hosts_of_their_number(tmp_path):
     from jvidprune.bench.hosts import Host, is_running, only_writer
-    from jvidprune.errors import JvidpruneError
+    from jvidprune.errors import JvidpruneError, TransientError
 
     assert [list(Host(i, 3).clips(7)) for i in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
     with pytest.raises(JvidpruneError, match="numbered 0 to 1, got 2"):
@@ -131,21 +132,88 @@ def test_two_hosts_keep_a_single_process_out_and_other_hosts_of_their_number(tmp
         with only_writer(tmp_path, Host(1, 2)):
             assert is_running(tmp_path, Host(1, 2))
         assert not is_running(tmp_path, Host(1, 2))
-        with pytest.raises(JvidpruneError, match="another host 0 of 2 is writing"), only_writer(tmp_path, Host(0, 2)):
+        refused = pytest.raises(TransientError, match=r"another process is writing to .* as host 0 of 2; wait for it")
+        with refused, only_writer(tmp_path, Host(0, 2), patience=0):
             pass
-        with pytest.raises(JvidpruneError, match="another sweep is writing"), only_writer(tmp_path):
+        with pytest.raises(TransientError, match="another process is writing to"), only_writer(tmp_path, patience=0):
             pass
-    refused = pytest.raises(JvidpruneError, match="another sweep is writing")
-    with only_writer(tmp_path), refused, only_writer(tmp_path, Host(1, 2)):
+    refused = pytest.raises(TransientError, match="another process is writing to")
+    with only_writer(tmp_path), refused, only_writer(tmp_path, Host(1, 2), patience=0):
         pass
 
 
+def test_a_place_that_is_only_asked_about_is_waited_for(tmp_path):
+    import fcntl
+
+    from jvidprune.bench import hosts
+
+    assert hosts.PATIENCE >= 1
+    with hosts.only_writer(tmp_path, hosts.Host(1, 2)):
+        pass
+    # As `is_running` of host 0 does in the moment at which host 1 is started again.
+    probe = (tmp_path / ".lock.1-of-2").open("a+")
+    fcntl.flock(probe, fcntl.LOCK_EX)
+    threading.Timer(0.2, probe.close).start()
+    with hosts.only_writer(tmp_path, hosts.Host(1, 2), patience=60):
+        assert hosts.is_running(tmp_path, hosts.Host(1, 2))
+
+
+def test_what_goes_wrong_inside_is_not_taken_for_a_folder_that_cannot_be_written_to(tmp_path):
+    from jvidprune.bench.hosts import only_writer
+    from jvidprune.errors import JvidpruneError
+
+    with pytest.raises(BrokenPipeError), only_writer(tmp_path):
+        raise BrokenPipeError
+    (tmp_path / "file").touch()
+    with pytest.raises(JvidpruneError, match=r"cannot write to .*file: "), only_writer(tmp_path / "file"):
+        pass
+
+
+def test_of_two_runs_that_start_together_in_a_folder_one_is_refused(tmp_path, monkeypatch):
+    from jvidprune.bench import runner
+    from jvidprune.bench.hosts import Host
+    from jvidprune.bench.plan import SweepPlan
+    from jvidprune.errors import JvidpruneError
+
+    ends, second = {}, []
+
+    def host(number):
+        try:
+            plan = SweepPlan({}, max_new_tokens=1 + number)
+            ends[number] = runner.run_sweep(None, [], plan, tmp_path, host=Host(number, 2), grace=0).complete
+        except JvidpruneError as error:
+            ends[number] = str(error)
+
+    @contextlib.contextmanager
+    def slow(path):
+        """Host 0 sees that nothing is there, and host 1 starts before it writes."""
+        if not second:
+            second.append(threading.Thread(target=host, args=(1,)))
+            second[0].start()
+            second[0].join(0.5)
+        with atomic_output(path) as part:
+            yield part
+
+    atomic_output = runner.atomic_output
+    monkeypatch.setattr(runner, "atomic_output", slow)
+    monkeypatch.setattr(runner.plans, "identity", lambda llm, task, plan: {"longest": plan.max_new_tokens})
+    host(0)
+    second[0].join()
+    assert ends[0] is True
+    assert "holds another run" in ends[1]
+
+
 def test_hosts_without_a_coordinator_share_the_folder_alone(home, model, whole, tmp_path, capfd):
+    from jvidprune.bench.hosts import Host, only_writer
+
     out = tmp_path / "out"
     sweep(home, model, out, "--host", "1/2")
     assert len(results_of(out / "samples.1-of-2.jsonl")) == len(results(whole)) / 2
     assert not (out / "table.csv").exists()
-    sweep(home, model, out, "--host", "0/2")
+    with only_writer(out, Host(0, 2)):
+        assert exit_code(home, model, out, "--host", "0/2") == 75
+    assert "as host 0 of 2; wait for it to end" in capfd.readouterr().err
+    assert exit_code(home, model, out, "--host", "0/2") == 0
     assert_whole(out, whole)
     sweep(home, model, out, "--host", "2/2")
     assert "numbered 0 to 1, got 2" in capfd.readouterr().err

@@ -8,7 +8,7 @@ set -euo pipefail
 
 usage="NAME, ZONE, TYPE, VERSION and NFS must be set; see the head of $0"
 : "${NAME:?$usage}" "${ZONE:?$usage}" "${TYPE:?$usage}" "${VERSION:?$usage}" "${NFS:?$usage}"
-TRIES="${TRIES:-3}"
+TRIES="${TRIES:-3}" PAUSE="${PAUSE:-10}"
 root="$(cd "$(dirname "$0")/../.." && pwd)"
 
 slice() { gcloud compute tpus tpu-vm "$1" "$NAME" --zone "$ZONE" "${@:2}"; }
@@ -31,11 +31,14 @@ python3 -m pip install --quiet --user uv
 test -d env || ~/.local/bin/uv venv --quiet --python 3.12 env
 ~/.local/bin/uv pip install --quiet --python env/bin/python \"\$(ls jvidprune-*.whl)[tpu]\""
 
-# Hosts find each other; one that dies ends the others, and all go on together from what is on the disk.
+# Hosts find each other; one that dies ends the others, and all go on together from what is on the disk. Code 2 is a
+# mistake in the command; anything else may pass, as code 75 does: a host's place in the folder is still taken, or the
+# hosts could not join.
 printf -v words '%q ' "$@"
 for ((try = 1; ; try++)); do
     code=0
     everywhere "env/bin/jvidprune $words" || code=$?
     if ((code == 0 || code == 2 || try >= TRIES)); then exit "$code"; fi
     echo "the slice ended with code $code; starting again" >&2
+    sleep "$PAUSE"
 done

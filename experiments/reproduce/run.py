@@ -318,7 +318,7 @@ def main(words: list[str] | None = None) -> int:
         text = report(table, found, run(table, found, args))
     except JvidpruneError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     target = args.out / table.name / "table.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf8")

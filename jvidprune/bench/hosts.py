@@ -11,13 +11,17 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 from jvidprune.bench.store import Record, json_line
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, TransientError, reason
 from jvidprune.files import atomic_output
 
 GRACE = 60.0
 """Seconds that the first process waits, when its own clips are done, for others that are not there."""
+
+PATIENCE = 2.0
+"""Seconds that a writer waits for a lock: one that is only asked about (`is_running`) is free again at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,31 +69,51 @@ def part_files(folder: Path, name: str) -> list[Path]:
 
 
 @contextlib.contextmanager
-def only_writer(folder: Path, host: Host = ALONE) -> Iterator[None]:
+def only_writer(folder: Path, host: Host = ALONE, *, patience: float = PATIENCE) -> Iterator[None]:
     """Holds a folder for one process, or for one host beside the others; locks go with the process, however it ends.
 
+    Args:
+      folder: made if it is not there.
+      host: which of several processes this is.
+      patience: seconds to wait for each lock.
+
     Raises:
-      JvidpruneError: another process holds it, or the folder cannot be written to.
+      TransientError: another process holds it.
+      JvidpruneError: the folder cannot be written to. Errors of the body go through as they are.
     """
     import fcntl
 
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        kind = fcntl.LOCK_EX if host.of == 1 else fcntl.LOCK_SH
-        with contextlib.ExitStack() as held:
-            names = [(".lock", kind)] + ([] if host.of == 1 else [(f".lock{host.mark}", fcntl.LOCK_EX)])
-            for name, wanted in names:
+    wanted = [(".lock", fcntl.LOCK_EX if host.of == 1 else fcntl.LOCK_SH, "")]
+    if host.of > 1:
+        wanted.append((f".lock{host.mark}", fcntl.LOCK_EX, f" as host {host.number} of {host.of}"))
+    with contextlib.ExitStack() as held:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, kind, place in wanted:
                 handle = held.enter_context((folder / name).open("a+"))
-                try:
-                    fcntl.flock(handle, wanted | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    what = "sweep" if host.of == 1 or name == ".lock" else f"host {host.number} of {host.of}"
-                    raise JvidpruneError(
-                        f"another {what} is writing to {folder}; wait for it or choose --out."
-                    ) from None
-            yield
-    except OSError as error:
-        raise JvidpruneError(f"cannot write to {folder}: {error.strerror}.") from error
+                if not _locked(handle, kind, patience):
+                    raise TransientError(
+                        f"another process is writing to {folder}{place}; wait for it to end or choose another folder."
+                    )
+        except OSError as error:
+            raise JvidpruneError(f"cannot write to {folder}: {reason(error)}.") from error
+        yield
+
+
+def _locked(handle: IO[str], kind: int, patience: float) -> bool:
+    """Locks an open file; False if it is still held otherwise after so many seconds."""
+    import fcntl
+
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(0.02)
+        else:
+            return True
 
 
 @contextlib.contextmanager
@@ -103,18 +127,14 @@ def one_at_a_time(folder: Path) -> Iterator[None]:
 
 
 def is_running(folder: Path, host: Host) -> bool:
-    """Whether a process holds the place of a host."""
+    """Whether a process holds the place of a host; the place is taken for a moment to find out."""
     import fcntl
 
     path = folder / f".lock{host.mark}"
     if not path.exists():
         return False
     with path.open("a+") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not _locked(handle, fcntl.LOCK_EX, 0.0)
 
 
 def wait_for_others(folder: Path, host: Host, complete: Callable[[], bool], grace: float) -> bool:

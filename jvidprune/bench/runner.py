@@ -126,15 +126,16 @@ def run_sweep(
       grace: see `hosts.wait_for_others`.
 
     Raises:
-      JvidpruneError: another process writes there, the folder holds another run, or a video cannot be read.
+      TransientError: another process writes there.
+      JvidpruneError: the folder holds another run or cannot be written to, or a video cannot be read.
     """
     identity = plans.identity(llm, task, plan)
     files = RunFiles(out or Path("runs") / run_hash(identity), host)
     progress = progress or (lambda text, done, total: None)
     with only_writer(files.folder, host):
-        _write_settings(files.settings, identity)
         with contextlib.ExitStack() as closing:
             with one_at_a_time(files.folder):
+                _write_settings(files.settings, identity)
                 stores = closing.enter_context(_stores(files))
             resumed = len(stores[0])
             _run_missing(llm, task, plan, *stores, progress, host)
