@@ -174,6 +174,24 @@ def test_a_stopped_run_goes_on_with_what_is_on_disk(given, documents, tmp_path, 
     assert [prompt.question for prompt in asked] == ["Why?", "What?"]
 
 
+def test_answers_are_filed_under_what_decides_them(adapter, given, tmp_path, monkeypatch):
+    """Folders of answers are shared by runs of any settings, JAX versions and backends."""
+    known = adapter._identity
+
+    def other(**changes):
+        return Adapter(ModelArgs.read(given | changes))._identity
+
+    assert other(resume="elsewhere", batch_size=3) == known
+    lent = tiny_checkpoints.write("llava_onevision", tmp_path / "head", pooling_head=True)
+    changed = [other(pooling_head=str(lent)), other(template="qwen3_vl"), other(dtype="bfloat16"), other(fps=1)]
+    monkeypatch.setattr("jax.default_backend", lambda: "abacus")
+    changed.append(other())
+    monkeypatch.undo()
+    monkeypatch.setattr("jax.__version__", "99")
+    changed.append(other())
+    assert len({json.dumps(one, sort_keys=True) for one in [known, *changed]}) == 7
+
+
 def test_samples_of_one_request_differ_and_are_the_same_again(adapter, documents):
     requests = [ask("What?", max_new_tokens=4, temperature=5.0)] * 3
     first, again = (list(adapter.generate(requests, documents)) for _ in range(2))

@@ -246,12 +246,16 @@ def test_a_published_benchmark_runs_through_the_same_verb(home, model, whole, tm
     assert "entire" in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_the_hash_changes_with_everything_that_changes_results(model):
+WRITTEN = ("generation_config.json", "chat_template.jinja", "merges.txt", "tokenizer.model")
+
+
+def test_the_hash_changes_with_everything_that_changes_results(model, tmp_path):
     from jvidprune.bench.identity import run_hash
     from jvidprune.bench.plan import identity
     from jvidprune.reducers import presets
 
-    llm = VideoLLM.load(model)
+    folder = shutil.copytree(model, tmp_path / "model")
+    llm = VideoLLM.load(folder)
     plan, task = SweepPlan({"flashvid": presets.get("flashvid")}, (0.2, 0.1)), Procedural("test", clips=3)
     known = run_hash(identity(llm, task, plan))
     assert known == run_hash(identity(llm, Procedural("test", clips=3), dataclasses.replace(plan)))
@@ -268,9 +272,15 @@ def test_the_hash_changes_with_everything_that_changes_results(model):
     }
     settings = dataclasses.replace(llm.settings, template="qwen3_vl")
     hashes.add(run_hash(identity(dataclasses.replace(llm, settings=settings), task, plan)))
-    (model / "generation_config.json").write_text('{"eos_token_id": [1]}')
-    hashes.add(run_hash(identity(llm, task, plan)))
-    assert len(hashes - {known}) == 9
+    # What a model is said with and what lends it a pooling head: files of every kind that are read.
+    head = tmp_path / "head"
+    head.mkdir()
+    lent = dataclasses.replace(llm, loaded=dataclasses.replace(llm.loaded, pooling_head=head))
+    hashes.add(run_hash(identity(lent, task, plan)))
+    for path in (head / "model.safetensors", *(folder / name for name in WRITTEN)):
+        path.write_text('{"eos_token_id": [1]}')
+        hashes.add(run_hash(identity(lent, task, plan)))
+    assert len(hashes - {known}) == 9 + 1 + len(WRITTEN)
 
 
 def test_two_writers_of_one_folder_are_kept_apart(tmp_path):

@@ -8,21 +8,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+import jvidprune
+from jvidprune.inference.pipeline import VideoLLM
+
 _WHOLE = 1 << 20
+_DECIDING = (".json", ".safetensors", ".jinja", ".txt", ".model")
 _NUMERIC_PARTS = ("tokens.py", "parallel.py", "ops", "reducers", "models", "stts", "video", "inference", "bench")
 
 
 def model_fingerprint(folder: Path) -> str:
-    """A hash over the files of a checkpoint folder that decide what it computes.
+    """A hash over the files of a checkpoint folder that decide what it computes: weights, settings, texts.
 
-    JSON files and safetensors up to 1 MiB are hashed whole; of larger ones the size, the first and the last half MiB
-    (the header with every name, type and offset among them), as hashing tens of gigabytes takes longer than a sweep.
+    Files up to 1 MiB are hashed whole; of larger ones the size, the first and the last half MiB (of safetensors the
+    header with every name, type and offset among them), as hashing tens of gigabytes takes longer than a sweep.
     """
     digest = hashlib.sha256()
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix in (".json", ".safetensors") and path.is_file():
+        if path.suffix in _DECIDING and path.is_file():
             digest.update(f"{path.name}:{path.stat().st_size}:".encode())
             with path.open("rb") as file:
                 if path.stat().st_size <= _WHOLE:
@@ -32,6 +37,26 @@ def model_fingerprint(folder: Path) -> str:
                     file.seek(-_WHOLE // 2, 2)
                     digest.update(file.read())
     return digest.hexdigest()[:16]
+
+
+def model_identity(llm: VideoLLM) -> dict[str, Any]:
+    """What of a loaded model and its surroundings changes results, as plain values.
+
+    That is the model's files, family and type, and those of the checkpoint that lent its pooling head; the prompt; the
+    sources of the package, the version of JAX and the backend.
+    """
+    loaded = llm.loaded
+    return {
+        "model": {
+            "family": loaded.family,
+            "files": model_fingerprint(loaded.folder),
+            "pooling_head": None if loaded.pooling_head is None else model_fingerprint(loaded.pooling_head),
+            "dtype": str(jax.tree.leaves(loaded.model)[0].dtype),
+        },
+        "prompt": {"texts": llm.prompt_texts("{question}"), "newline": llm.newline},
+        "code": {"jvidprune": jvidprune.__version__, "sources": code_fingerprint(), "jax": jax.__version__},
+        "backend": jax.default_backend(),
+    }
 
 
 @functools.cache

@@ -4,12 +4,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-import jvidprune
-from jvidprune.bench.identity import code_fingerprint, model_fingerprint, plain
+from jvidprune.bench.identity import model_identity, plain
 from jvidprune.bench.metrics import FULL
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.pipeline import VideoLLM
@@ -103,21 +101,14 @@ class SweepPlan:
 def identity(llm: VideoLLM, task: Any, plan: SweepPlan) -> dict[str, Any]:
     """Everything that changes the results of a run, as plain values.
 
-    That is the model's files, family and type; the task's own fingerprint; each method with all its settings; the
-    ratios; the prompt and the length of answers; the sources of the package, the version of JAX and the backend.
+    That is the model with its prompt, code and backend (`identity.model_identity`); the task's own fingerprint; each
+    method with all its settings; the ratios; the length of answers.
     """
     return {
-        "model": {
-            "family": llm.loaded.family,
-            "files": model_fingerprint(llm.loaded.folder),
-            "dtype": str(jax.tree.leaves(llm.loaded.model)[0].dtype),
-        },
+        **model_identity(llm),
         "task": {"name": task.name, "settings": plain(task.fingerprint())},
         "methods": {name: plain(method) for name, method in plan.methods.items()},
         "ratios": list(plan.ratios),
         "own_ratios": {name: list(ratios) for name, ratios in plan.own_ratios.items()},
-        "prompt": {"texts": llm.prompt_texts("{question}"), "newline": llm.newline},
         "max_new_tokens": plan.max_new_tokens,
-        "code": {"jvidprune": jvidprune.__version__, "sources": code_fingerprint(), "jax": jax.__version__},
-        "backend": jax.default_backend(),
     }

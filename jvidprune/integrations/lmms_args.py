@@ -35,7 +35,8 @@ class ModelArgs:
       batch_size: prompts that are read together (lmms-eval's --batch_size).
       max_new_tokens: longest answer of tasks that name no length.
       resume: folder where every answer is kept as soon as it is made; a run that was stopped goes on from there. Runs
-        of any settings can share it: answers are filed under everything that decides them.
+        of any settings can share it: answers are filed under everything that decides them but what the videos show,
+        which a document's number in its task and split stands for.
       likelihood: what a log-likelihood request gives: "loss", the mean negative log-likelihood of a token, which
         lmms-eval's models return and whose minimum its multiple-choice tasks take; "sum", that of all tokens; or
         "logprob", the sum with its sign as the interface's text has it.

@@ -13,7 +13,7 @@ import numpy as np
 
 from jvidprune.bench.answering import MIN_FILL
 from jvidprune.bench.hosts import only_writer
-from jvidprune.bench.identity import code_fingerprint, model_fingerprint, plain, run_hash
+from jvidprune.bench.identity import model_identity, plain, run_hash
 from jvidprune.bench.store import RecordStore
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.batch import Prompt, Score, answer_many, score_many
@@ -205,14 +205,8 @@ class Adapter:
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
-        decide = ("max_frames_num", "fps", "dtype", "template", "pooling_head")
-        return {
-            "model": model_fingerprint(self.llm.loaded.folder),
-            "code": code_fingerprint(),
-            "reducer": plain(self.reducer),
-            "ratio": self.ratio,
-            "args": {name: getattr(self.args, name) for name in decide},
-        }
+        method = {"reducer": plain(self.reducer), "ratio": self.ratio}
+        return model_identity(self.llm) | method | {"frames": self.args.max_frames_num, "fps": self.args.fps}
 
     def _value(self, score: Score) -> tuple[float, bool]:
         values = {"loss": -score.mean, "sum": -score.log_likelihood, "logprob": score.log_likelihood}

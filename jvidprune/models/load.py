@@ -89,12 +89,14 @@ class LoadedModel:
       config: frozen, hashable dataclass of the family.
       model: the nnx module.
       folder: where tokenizer and preprocessing files lie.
+      pooling_head: folder of another checkpoint that the tower's pooling head was read from.
     """
 
     family: str
     config: Any
     model: Any
     folder: Path
+    pooling_head: Path | None = None
 
 
 def family_of(config: Mapping[str, Any]) -> str:
@@ -181,10 +183,11 @@ def load_model(
     package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
     table: NameTable = package.name_table(config)
     checkpoint = Checkpoint(folder, table.canonical)
-    if pooling_head is not None:
+    head = None if pooling_head is None else resolve_folder(pooling_head)
+    if head is not None:
         if not hasattr(package, "HEAD_TENSORS"):
             raise JvidpruneError(f"{family} has no SigLIP tower that a pooling head could be put next to.")
-        checkpoint.add(Checkpoint(resolve_folder(pooling_head), table.canonical), package.HEAD_TENSORS)
+        checkpoint.add(Checkpoint(head, table.canonical), package.HEAD_TENSORS)
     table.arrange(checkpoint)
     config = config.with_tensors(checkpoint.names)
     config = dataclasses.replace(
@@ -206,7 +209,7 @@ def load_model(
         units=config.units,
         progress=progress,
     )
-    return LoadedModel(family, config, model, folder)
+    return LoadedModel(family, config, model, folder, head)
 
 
 _TELLTALES: dict[str, tuple[str, ...]] = {

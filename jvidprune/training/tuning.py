@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jvidprune.bench.identity import model_fingerprint, plain
+from jvidprune.bench.identity import model_identity, plain
 from jvidprune.bench.items import Task
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.pipeline import VideoLLM
@@ -160,9 +160,11 @@ class Tuner:
             if self._held_reader.kept != self._reader.kept:
                 raise JvidpruneError(f"held-out clips of {frames} frames keep another number of tokens than training.")
             self._held = self._rows(llm, held, frames, self._reader.kept, shuffle=False)
+        known = model_identity(llm)
         self._settings = plain(
             {
-                "model": model_fingerprint(llm.loaded.folder),
+                "model": known["model"],
+                "prompt": known["prompt"],
                 "task": task.fingerprint(),
                 "held": None if held is None else held.fingerprint(),
                 "tuning": {k: v for k, v in dataclasses.asdict(tuning).items() if k not in ("keep", "every", "log")},
