@@ -32,6 +32,13 @@ def frames():
     return np.random.default_rng(0).integers(0, 256, (4, 30, 40, 3), dtype=np.uint8)
 
 
+def test_a_method_is_built_for_the_depth_of_the_model(llm):
+    assert llm.loaded.config.text.layers < 20
+    reducer = llm.reducer("flashvid")
+    assert (reducer.inner, reducer.expansion) == ((), 1.0)
+    assert llm.reducer("flashvid:pruning_layer=1").inner[0].layer == 1
+
+
 def test_slot_map_puts_every_part_in_its_place():
     slots = slot_map(3, 2, np.array([0, 4, -1]), max_positions=512, reserve=8)
     # table: 0-2 text before, 3-4 text after, 5 newline, 6... reduced rows

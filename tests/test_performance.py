@@ -1,12 +1,16 @@
 """What must not creep in, told from programs alone: callbacks, scalar loops of XLA:CPU, work repeated for every ratio,
 temporaries that grow with the number of ratios. No clock is read."""
 
+import importlib
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 from jax.extend import core as jex
 
 from jvidprune import VideoTokens, reducers
+from jvidprune.models.published import published
 from jvidprune.reducers import base
 from jvidprune.tokens import stack_budgets
 
@@ -91,6 +95,17 @@ def test_temporaries_of_aot_are_three_maps_of_cosines():
     compiled = base.run_budgets.lower(reducer, video, budgets, capacity=capacity).compile()
     maps = 4 * 8 * 196 * 196
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * maps
+
+
+def test_prefills_are_measured_behind_the_settings_of_the_model(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    cells = importlib.import_module("experiments.perf.model_cells")
+    config = published("llava-onevision-0.5b")
+    bench = cells.Bench("0.5b", None, config, 2, None, None, 1, 0.0)
+    tokens, (merging,) = cells.kept_tokens(bench, "holitom", 0.1)
+    assert (merging.layer, merging.rule, tokens) == (18, "halving_merge", int(0.1 * 2 * 196 + 1.5 * 2))
+    # B = ceil(196 * 0.1 * 24 / 21.2) tokens a frame: the cut before layer 20 of 24 makes up for no more.
+    assert cells.kept_tokens(bench, "flashvid", 0.1)[0] == 2 * (23 + 1)
 
 
 @pytest.mark.parametrize("method", sorted(set(reducers.names()) - {"visionzip_qwen"}))

@@ -194,3 +194,10 @@ def test_what_makes_no_sense_is_one_sentence(run, words, sentence):
 def test_errors_are_of_the_packages_kind():
     with pytest.raises(JvidpruneError):
         chip("x")
+
+
+def test_a_plan_takes_a_methods_settings_at_the_models_depth():
+    # The cut of Qwen3-VL's preset lies behind the 28 layers of its smallest model: ceil(196 * 0.1) tokens a frame,
+    # 16 frames of pairs, where the 36 layers of a larger one take 1.25 times as many before it.
+    small, large = (plan(model=f"qwen3-vl-{size}", reducer="flashvid", ratios="0.1") for size in ("2b", "8b"))
+    assert (small.kept, large.kept) == (16 * (20 + 1), 16 * (25 + 1))

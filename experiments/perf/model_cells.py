@@ -11,13 +11,13 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jvidprune import reducers
 from jvidprune.bench import flops_model
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.inner import Inner
 from jvidprune.models.load import FAMILIES, family_of
 from jvidprune.models.published import PUBLISHED, published
 from jvidprune.reducers.base import inner_stages
+from jvidprune.reducers.presets import for_model
 from jvidprune.tokens import Layout
 
 from .measure import Rates, measure
@@ -104,10 +104,12 @@ def run_tower(bench: Bench) -> dict[str, Any]:
 def kept_tokens(bench: Bench, method: str, ratio: float) -> tuple[int, Any]:
     """The rows that a method hands on (its bound where the count depends on the video), and its stages inside.
 
+    Settings are those of the model's family and depth, as `jvidprune ask` takes them.
+
     Raises:
       JvidpruneError: a ratio that the method cannot have.
     """
-    reducer = reducers.get(method)
+    reducer = for_model(method, bench.config)
     return min(reducer.capacity(bench.layout, ratio), bench.layout.total), inner_stages(reducer, ratio)
 
 

@@ -11,7 +11,7 @@ from jvidprune.inference.pipeline import FAMILIES, Answer
 from jvidprune.inference.qwen import grid_of
 from jvidprune.models.checkpoint import read_json
 from jvidprune.models.published import PUBLISHED, config_of, published, short_name
-from jvidprune.reducers.presets import from_text
+from jvidprune.reducers.presets import for_model
 from jvidprune.tokens import Layout, Reducer
 
 
@@ -62,7 +62,7 @@ def of_config(
     layout = layout_of(config, FAMILIES[config.family].frames if frames is None else frames, read_size(size))
     if min(text, new_tokens) < 1:
         raise JvidpruneError(f"text and new tokens must be at least 1, got {text} and {new_tokens}.")
-    method = from_text(reducer, config.family)
+    method = for_model(reducer, config)
     options: dict[str, Any] = {"kept": kept, "text": text, "new_tokens": new_tokens, "name": model}
     return count_ratio(config, layout, reducer=method, ratio=ratio, **options)
 

@@ -7,7 +7,7 @@ from jvidprune.commands.console import Console
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.export import DType, exact_dtype, export_model
 from jvidprune.models.load import load_model, read_config
-from jvidprune.reducers.presets import BACKBONES, from_text
+from jvidprune.reducers.presets import BACKBONES, for_model
 from jvidprune.reducers.saved import FILE, SavedPruning
 from jvidprune.stts.attach import EVIDENCE
 from jvidprune.stts.released import released_scorer
@@ -29,9 +29,9 @@ def export(
     Raises:
       JvidpruneError: anything wrong with the checkpoint, the reducer or the folder, before something is written.
     """
-    family, _, source = read_config(model)
+    family, config, source = read_config(model)
     backbone = family if family in BACKBONES else None
-    pruning = None if reducer is None else SavedPruning(from_text(reducer, backbone), ratio, backbone)
+    pruning = None if reducer is None else SavedPruning(for_model(reducer, config), ratio, backbone)
     extra = {} if pruning is None else {FILE: pruning.text()}
     with console.working():
         bar = console.task("loading the model")

@@ -18,7 +18,7 @@ from jvidprune.inference.memory import tower_shape
 from jvidprune.inference.pipeline import FAMILIES
 from jvidprune.parallel import AXES, read_mesh
 from jvidprune.reducers.base import check_ratio, inner_stages
-from jvidprune.reducers.presets import from_text
+from jvidprune.reducers.presets import for_model
 from jvidprune.tokens import Layout
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def _count(text: str) -> int:
 
 def _row(wish: Wish, config: Any, where: Chip, sizes: dict[str, int], frames: int, ratio: float) -> PlanRow:
     layout = layout_of(config, frames, read_size(wish.size))
-    method = from_text(wish.reducer, config.family)
+    method = for_model(wish.reducer, config)
     kept, newlines, prompt = prompt_sizes(config, layout, reducer=method, ratio=ratio, text=wish.text)
     options: dict[str, Any] = {"newlines": newlines, "new_tokens": wish.new_tokens, "exact": False}
     report = count(config, layout, kept=kept, prompt=prompt, reducer=method, ratio=ratio, **options)

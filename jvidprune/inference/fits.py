@@ -11,7 +11,7 @@ from jvidprune.inference.processor import video_processor
 from jvidprune.models.load import read_config
 from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.parallel import read_mesh
-from jvidprune.reducers.presets import BACKBONES, from_text
+from jvidprune.reducers.presets import for_model
 from jvidprune.reducers.prompting import prompt_rules
 from jvidprune.tokens import Layout, Reducer
 from jvidprune.video.decode import probe
@@ -94,8 +94,7 @@ def check_question(
     """
     planned = _plan(source, video, frames, fps, size)
     settings, config, layout = FAMILIES[planned.family], planned.config, planned.layout
-    backbone = planned.family if planned.family in BACKBONES else None
-    method = from_text(reducer, backbone) if isinstance(reducer, str) else reducer
+    method = for_model(reducer, config) if isinstance(reducer, str) else reducer
     newline: NewlineKind = prompt_rules(method).newline or getattr(config, "newline", settings.newline)
     kept = method.capacity(layout, ratio) + newline_count(newline, layout.grid, layout.frames)
     words = _WORDS + len(question.encode()) // 2 + (0 if settings.prompt == "newlines" else _STAMP * layout.frames)

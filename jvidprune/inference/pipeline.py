@@ -28,7 +28,7 @@ from jvidprune.models.positions import MropeRule
 from jvidprune.models.tokenizer import Tokenizer, beginning, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.parallel import on_every_device, on_mesh_of
-from jvidprune.reducers.presets import BACKBONES, from_text
+from jvidprune.reducers.presets import for_model
 from jvidprune.reducers.saved import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
 from jvidprune.stts.saved import read_stts
@@ -297,10 +297,12 @@ class VideoLLM:
     def reducer(self, text: str) -> Reducer:
         """A reducer with this family's published settings, from "name" or "name:key=value,..."; "stts" is bound to it.
 
+        Settings that depend on the depth of the language model are set for this one's; see `presets.for_model`.
+
         Raises:
           JvidpruneError: unknown name or setting, or "stts" for a model without a scorer.
         """
-        found = from_text(text, self.loaded.family if self.loaded.family in BACKBONES else None)
+        found = for_model(text, self.loaded.config)
         bind = getattr(found, "bind", None)
         return found if bind is None else bind(self.loaded.model)
 

@@ -60,7 +60,7 @@ class Sequential(StagedReducer):
       second: any reducer whose plans are weightings of their input, another Sequential included; or a text.
       split: share of log(ratio) that the first stage is to take, in [0, 1].
       ladder: ratios that the first stage may run at, each in (0, 1].
-      backbone: for stages given by a text.
+      backbone, layers: for stages given by a text.
     """
 
     first: Any = "visionzip"
@@ -68,6 +68,7 @@ class Sequential(StagedReducer):
     split: float = 0.5
     ladder: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
     backbone: str | None = None
+    layers: int | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="sequential",
@@ -80,10 +81,15 @@ class Sequential(StagedReducer):
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {name: {"backbone": name} for name in presets.BACKBONES}
 
+    @staticmethod
+    def at_depth(layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """The depth of the model, for stages given by a text; see `presets.get`."""
+        return {"layers": layers}
+
     def __post_init__(self) -> None:
         for name in ("first", "second"):
             if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, presets.from_text(getattr(self, name), self.backbone))
+                object.__setattr__(self, name, presets.from_text(getattr(self, name), self.backbone, self.layers))
         for stage in (self.first, self.second):
             if not isinstance(stage, Reducer):
                 raise JvidpruneError(f"Sequential chains reducers, got {type(stage).__name__}.")

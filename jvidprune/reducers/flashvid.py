@@ -89,6 +89,10 @@ class FlashVID(StagedReducer):
       all frames), a lower bound keeps at least B roots a frame (not in the paper's algorithm);
     * a zero token has NaN similarities, which win every selection step (`eps` floors the norms).
 
+    The cut's settings are published for decoders of 28 layers (20, 0.3) and of 36 (28, 0.1). On a model of another
+    depth they would miss the ratio as the mean over layers; `at_depth`, by which `presets.get` builds the method for a
+    known depth, sets them so that the mean is the ratio.
+
     Departures: the official clustering adds unseeded noise to break ties of density, here ties go to the lower index
     unless `noise_seed` is given; B and A are clamped to N, and a budget that covers the frame merges nothing (the
     official code fails); `temporal_threshold >= 1` means no temporal merging (the official code divides by zero);
@@ -164,6 +168,33 @@ class FlashVID(StagedReducer):
             "vision_markers": "drop",
         },
     }
+
+    @classmethod
+    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """Settings of the cut with which the mean over the decoder's layers is the ratio; see `presets.get`.
+
+        The layer of the cut is the preset's and the share kept there follows from it (`inner_retention`). A cut too
+        near the end to make up for the expansion keeps its share and the expansion shrinks instead; a decoder that ends
+        before the cut has neither cut nor expansion. At the published depths these are the published settings.
+
+        Args:
+          layers: decoder layers.
+          settings: of the backbone's preset.
+          given: settings of the user's own. A cut of his own is left alone, an expansion of his own stays.
+        """
+        if {"pruning_layer", "llm_retention_ratio"} & given.keys():
+            return {}
+        layer: int = settings.get("pruning_layer", cls.pruning_layer)
+        own = "expansion" in given
+        if layer >= layers:
+            return {"pruning_layer": None} if own else {"pruning_layer": None, "expansion": 1.0}
+        expansion = given.get("expansion", settings.get("expansion", cls.expansion))
+        if not expansion > 0.0:
+            return {}
+        if 0.0 < (share := _inner_share(layers, layer, expansion)) <= 1.0:
+            return {"llm_retention_ratio": share}
+        keep = settings.get("llm_retention_ratio", cls.llm_retention_ratio)
+        return {} if own else {"expansion": layers / (layer + keep * (layers - layer))}
 
     def __post_init__(self) -> None:
         """Refuses hyper-parameters outside their ranges.
@@ -405,9 +436,13 @@ def inner_retention(layers: int, pruning_layer: int, expansion: float = 1.25) ->
     """
     if not 0 < pruning_layer < layers:
         raise JvidpruneError(f"the cut must lie between layer 1 and layer {layers - 1}, got {pruning_layer}.")
-    share = (layers - expansion * pruning_layer) / (expansion * (layers - pruning_layer))
+    share = _inner_share(layers, pruning_layer, expansion)
     if not 0.0 < share <= 1.0:
         raise JvidpruneError(
             f"an expansion of {expansion:g} cannot be made up for by a cut before layer {pruning_layer} of {layers}."
         )
     return share
+
+
+def _inner_share(layers: int, pruning_layer: int, expansion: float) -> float:
+    return (layers - expansion * pruning_layer) / (expansion * (layers - pruning_layer))

@@ -77,17 +77,23 @@ def reducer_class(name: str) -> Any:
     return getattr(importlib.import_module(module if "." in module else f"jvidprune.reducers.{module}"), attribute)
 
 
-def get(name: str, backbone: str | None = None, **overrides: Any) -> Reducer:
+def get(name: str, backbone: str | None = None, layers: int | None = None, **overrides: Any) -> Reducer:
     """A reducer with the published settings of a backbone.
 
     Args:
       name: registry name, e.g. "flashvid".
       backbone: one of `BACKBONES`; None takes the class defaults.
+      layers: decoder layers of the model, for methods whose settings depend on its depth (they have an `at_depth`);
+        None takes those of the published models. See `for_model`.
       **overrides: hyper-parameters that replace the preset's.
 
     Raises:
       JvidpruneError: unknown reducer, backbone or hyper-parameter.
     """
+    return _build(name, backbone, layers, overrides)
+
+
+def _build(name: str, backbone: str | None, layers: int | None, overrides: dict[str, Any]) -> Reducer:
     cls = reducer_class(name)
     settings: dict[str, Any] = {}
     if backbone is not None:
@@ -99,6 +105,8 @@ def get(name: str, backbone: str | None = None, **overrides: Any) -> Reducer:
         if key not in fields:
             raise JvidpruneError(unknown(f"hyper-parameter of {name}", key, tuple(fields)))
     try:
+        if layers is not None and hasattr(cls, "at_depth"):
+            settings |= cls.at_depth(layers, settings, overrides)
         return cls(**(settings | overrides))
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         if isinstance(error, JvidpruneError):
@@ -143,7 +151,21 @@ def _pieces(text: str, separator: str) -> list[str]:
     return [part.strip() for part in parts]
 
 
-def from_text(text: str, backbone: str | None = None) -> Reducer:
+def for_model(text: str, config: Any) -> Reducer:
+    """A reducer from a command-line text with the published settings of a model's family, at the model's depth.
+
+    Args:
+      text: as for `from_text`.
+      config: of the model: its `family` and `text.layers`. A family without published settings takes the class
+        defaults.
+
+    Raises:
+      JvidpruneError: as for `from_text`.
+    """
+    return from_text(text, config.family if config.family in BACKBONES else None, config.text.layers)
+
+
+def from_text(text: str, backbone: str | None = None, layers: int | None = None) -> Reducer:
     """A reducer from a command-line text.
 
     "flashvid", "flashvid:alpha=0.5,distinct=True"; a modifier names what it wraps, in brackets where that has settings
@@ -153,7 +175,7 @@ def from_text(text: str, backbone: str | None = None) -> Reducer:
 
     Args:
       text: registry name, then a colon and settings as Python literals (bare words and bracketed texts are strings).
-      backbone: as for `get`.
+      backbone, layers: as for `get`.
 
     Raises:
       JvidpruneError: as for `get`, a setting without "=", or reducers that cannot be chained.
@@ -164,9 +186,9 @@ def from_text(text: str, backbone: str | None = None) -> Reducer:
     if len(stages) > 1:
         from jvidprune.reducers.compose import chain
 
-        return chain(*(from_text(stage, backbone) for stage in stages))
+        return chain(*(from_text(stage, backbone, layers) for stage in stages))
     name, settings = read_settings(text)
-    return get(name, backbone, **settings)
+    return _build(name, backbone, layers, settings)
 
 
 def read_settings(text: str) -> tuple[str, dict[str, Any]]:
