@@ -120,6 +120,26 @@ def test_errors_are_one_sentence_and_exit_code_2(run, model, clip, tmp_path, mon
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["missing.mp4", "?"], "no such video file: missing.mp4"),
+        (["CLIP", "?", "--reducer", "flashvit"], "Did you mean 'flashvid'"),
+        (["CLIP", "?", "--ratio", "7"], "must lie in (0, 1], got 7"),
+        (["CLIP", "?", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+    ],
+)
+def test_a_mistake_is_told_before_a_checkpoint_is_fetched(run, clip, monkeypatch, words, says):
+    import huggingface_hub
+
+    fetched = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **kwargs: fetched.append(args))
+    code, _, err = run("ask", *[{"CLIP": clip}.get(word, word) for word in words], "--model", "owner/name")
+    assert code == 2
+    assert says in err
+    assert not fetched
+
+
 def test_methods_and_models_list_what_there_is(run):
     code, out, _ = run("methods", "--json")
     rows = json.loads(out)

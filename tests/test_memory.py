@@ -16,6 +16,7 @@ from tiny import write_checkpoint
 from jvidprune import JvidpruneError
 from jvidprune.inference import memory
 from jvidprune.inference.fits import check_encoding, check_question
+from jvidprune.inference.pipeline import family_settings
 from jvidprune.models import qwen3_vl
 from jvidprune.models.cache import empty_cache
 from jvidprune.models.llava_onevision import Config
@@ -167,7 +168,15 @@ def test_what_cannot_fit_is_refused_in_one_sentence_before_anything_is_loaded(fo
         question(folder, available=8 * 2**30)
 
 
-def test_frames_of_a_qwen_model_are_sized_from_the_files_header(tmp_path):
+def test_a_folder_that_names_a_number_of_frames_is_checked_with_as_many_as_it_reads(folder):
+    (folder / "preprocessor_config.json").write_text('{"num_frames": 8}')
+    assert question(folder, frames=None) == question(folder, frames=8)
+    assert family_settings("llava_video", folder).frames == 8
+    (folder / "preprocessor_config.json").write_text('{"num_frames": null}')
+    assert question(folder, frames=None) == question(folder, frames=64)
+
+
+def test_frames_of_a_qwen_model_are_sized_from_the_file(tmp_path):
     clip = tmp_path / "clip.mp4"
     write_mp4(clip, render(ClipSpec(seed=3, frames=12)).frames, 6.0)
     model = write_checkpoint(tmp_path, "qwen3_vl")

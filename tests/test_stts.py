@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from hypothesis import strategies as st
 from jvidprune.ops.pool import pool_tokens
 from jvidprune.parity import stts as parity
 from jvidprune.stts import (
+    Scorer,
+    ScorerSizes,
     STTSConfig,
     budgets,
     keep_windows,
@@ -29,6 +32,7 @@ from jvidprune.stts.baselines import keep_unlike, random_keep, reference_scores,
 from jvidprune.stts.bias import key_bias
 from jvidprune.stts.loss import auxiliary_loss
 from jvidprune.stts.packing import first_fit, flat_slots, refill_alone
+from jvidprune.stts.saved import TrainedSTTS, read_stts, write_stts
 
 SMALL = [path for path in checks.golden_files("stts") if not path.stem.startswith("tower")]
 
@@ -279,3 +283,38 @@ def test_bad_settings_are_refused_in_one_sentence():
     checks.refused(lambda: STTSConfig(min_bias_scale=0.0), r"\(0, 1\]")
     checks.refused(lambda: STTSConfig(prune_at=3).check_layers(4), "prune_at 3 is too deep for a tower of 4")
     dataclasses.replace(STTSConfig(prune_at=3), method="easy").check_layers(4)
+
+
+def test_a_scorers_files_are_read_as_written_and_broken_settings_refused_in_one_sentence(tmp_path, monkeypatch):
+    scorer = Scorer(ScorerSizes(8, 2, 12))
+    written = TrainedSTTS(STTSConfig(prune_at=1, removed=0.25, bias=False), scorer)
+    assert read_stts(tmp_path, heads=2) is None
+    write_stts(tmp_path, written)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stts.json", "stts.safetensors"]
+    found = read_stts(tmp_path, heads=2)
+    assert found is not None
+    assert found.config == written.config
+    kept = (tmp_path / "stts.json").read_bytes(), (tmp_path / "stts.safetensors").read_bytes()
+
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(OSError, match="no space left"):
+        write_stts(tmp_path, TrainedSTTS(STTSConfig(), scorer))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["stts.json", "stts.safetensors"]
+    assert kept == ((tmp_path / "stts.json").read_bytes(), (tmp_path / "stts.safetensors").read_bytes())
+    for text, says in {
+        '{"prune_at": "3"}': "prune_at must be a whole number, got '3'",
+        '{"window": 2.5}': "window must be a whole number, got 2.5",
+        '{"prune_from_frame": true}': "prune_from_frame must be a whole number, got True",
+        '{"removed": "0.5"}': "removed must be a finite number, got '0.5'",
+        '{"coefficient": NaN}': "coefficient must be a finite number, got nan",
+        '{"threshold": [0.85]}': r"threshold must be a finite number, got \[0.85\]",
+        '{"bias": "no"}': "bias is true or false, got 'no'",
+        '{"method": ["scorer"]}': r"unknown method \['scorer'\]",
+        '{"blocks": 3}': "unknown setting blocks",
+    }.items():
+        (tmp_path / "stts.json").write_text(text)
+        checks.refused(functools.partial(read_stts, tmp_path, heads=2), r"stts\.json.*" + says)

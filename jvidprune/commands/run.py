@@ -95,13 +95,14 @@ def ask(
 
     Where no reducer or ratio is given they are the checkpoint's own, else FlashVID's at `RATIO`.
     """
-    own = (
-        None if model["model"] is None or None not in (reducer, ratio) else load_pruning(resolve_folder(model["model"]))
-    )
+    _check(path, [] if reducer is None else [reducer], RATIO if ratio is None else ratio)
+    check_sampling(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
+    own = None
+    if model["model"] is not None and None in (reducer, ratio):
+        # This fetches a checkpoint of the hub.
+        own = load_pruning(resolve_folder(model["model"]))
     ratio = check_ratio((own.ratio if own else RATIO) if ratio is None else ratio)
     chosen = (own.reducer if own else REDUCER) if reducer is None else reducer
-    _check(path, [chosen] if isinstance(chosen, str) else [], ratio)
-    check_sampling(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
     with console.working():
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}

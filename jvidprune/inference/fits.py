@@ -1,4 +1,8 @@
-"""Whether a video and a question about it fit into memory, from the checkpoint's config and the file's header alone."""
+"""Whether a video and a question about it fit into memory, before anything is loaded or decoded.
+
+It is told from the checkpoint's config and, where the number or size of frames depends on the video, from its file,
+which is read through for that (`video.decode.probe`).
+"""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jvidprune.inference import qwen
 from jvidprune.inference.memory import Need, TowerShape, ask_need, check_fits, tower_shape
-from jvidprune.inference.pipeline import FAMILIES
+from jvidprune.inference.pipeline import FAMILIES, family_settings
 from jvidprune.inference.processor import video_processor
 from jvidprune.models.load import read_config
 from jvidprune.ops.newline import NewlineKind, newline_count
@@ -37,7 +41,7 @@ def _plan(
     source: str | Path, video: str | Path | None, frames: int | None, fps: float | None, size: tuple[int, int] | None
 ) -> _Planned:
     family, config, folder = read_config(source)
-    settings = FAMILIES[family]
+    settings = family_settings(family, folder)
     # Impossible numbers of frames are refused where frames are sampled.
     count = settings.frames if frames is None else max(1, frames)
     info = None if video is None or not (fps is not None or settings.woven) else probe(video)
@@ -75,7 +79,7 @@ def check_question(
 
     Args:
       source: checkpoint folder or hub id.
-      video: file; its header is read where the number or size of frames depends on it. None for any video.
+      video: file; read through, not decoded, where the number or size of frames depends on it. None for any video.
       question: text.
       reducer: name with settings, or the reducer.
       ratio: retention ratio.

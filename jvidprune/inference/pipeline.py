@@ -119,6 +119,18 @@ FAMILIES: dict[str, FamilySettings] = {
 }
 
 
+def family_settings(family: str, folder: Path) -> FamilySettings:
+    """The settings of a family, with the number of frames that a checkpoint folder was made for.
+
+    Raises:
+      JvidpruneError: the settings of the folder's video processor are no JSON object.
+    """
+    settings = FAMILIES[family]
+    # Published processors leave num_frames open; a folder that names it was made for so many.
+    frames = video_processor(folder).get("num_frames")
+    return dataclasses.replace(settings, frames=frames) if type(frames) is int and frames > 0 else settings
+
+
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """An answer and what it cost.
@@ -206,14 +218,11 @@ class VideoLLM:
         loaded = load_model(source, dtype=dtype, mesh=mesh, progress=progress, **options)
         if loaded.family not in FAMILIES:
             raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
-        settings = FAMILIES[loaded.family]
+        settings = family_settings(loaded.family, loaded.folder)
         if template is None and settings.own_chat and chat_template(loaded.folder) is not None:
             template = CHAT
         if template is not None:
             settings = dataclasses.replace(settings, template=template)
-        # Published processors leave num_frames open; a folder that names it was made for so many.
-        if isinstance(frames := video_processor(loaded.folder).get("num_frames"), int):
-            settings = dataclasses.replace(settings, frames=frames)
         pruning = load_pruning(loaded.folder)
         if pruning is not None and pruning.backbone not in (None, loaded.family):
             raise JvidpruneError(

@@ -2,9 +2,11 @@
 
 import dataclasses
 import math
+import numbers
+import sys
 from typing import Literal, get_args
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.stts.attention import PackedKind
 
 Method = Literal["scorer", "heuristic", "easy", "random"]
@@ -47,7 +49,7 @@ class STTSConfig:
         anew.
 
     Raises:
-      JvidpruneError: a value out of range.
+      JvidpruneError: a value of a wrong type or out of range.
     """
 
     prune_at: int = 3
@@ -79,7 +81,19 @@ class STTSConfig:
         }
         for name, allowed in choices.items():
             if (value := getattr(self, name)) not in allowed:
-                raise JvidpruneError(f"unknown {name} {value!r}; known: {', '.join(map(str, allowed))}.")
+                raise JvidpruneError(f"unknown {name} {quoted(repr(value))}; known: {', '.join(map(str, allowed))}.")
+        for name in ("prune_at", "window", "prune_from_frame"):
+            value = getattr(self, name)
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+                raise JvidpruneError(f"{name} must be a whole number, got {quoted(repr(value))}.")
+        for name in ("removed", "min_bias_scale", "coefficient", "threshold"):
+            value = getattr(self, name)
+            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+            if not real or not -sys.float_info.max <= value <= sys.float_info.max:
+                raise JvidpruneError(f"{name} must be a finite number, got {quoted(repr(value))}.")
+        for name in ("bias", "detach_target", "within_examples", "keep_positions"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise JvidpruneError(f"{name} is true or false, got {quoted(repr(value))}.")
         check_removed(self.removed)
         if self.prune_at < 0:
             raise JvidpruneError(f"prune_at is a 0-based block, got {self.prune_at}.")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.files import atomic_output
 from jvidprune.models.checkpoint import read_json
 from jvidprune.stts.config import STTSConfig
 from jvidprune.stts.scorer import Scorer, scorer_from_tensors, scorer_tensors
@@ -24,15 +25,22 @@ class TrainedSTTS(NamedTuple):
 
 
 def write_stts(folder: Path, trained: TrainedSTTS, dtype: Any = np.float32) -> None:
-    """Writes the settings, and the scorer's tensors under their released names."""
+    """Writes the settings, and the scorer's tensors under their released names; each file appears whole or not at all.
+
+    Raises:
+      JvidpruneError: the folder cannot be written to.
+    """
     from safetensors.numpy import save_file
 
     tensors = {
         name: np.ascontiguousarray(value.astype(dtype)) for name, value in scorer_tensors(trained.scorer).items()
     }
-    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    with atomic_output(folder / WEIGHTS) as part:
+        save_file(tensors, part, metadata={"format": "pt"})
     text = json.dumps(dataclasses.asdict(trained.config), indent=1) + "\n"
-    (folder / SETTINGS).write_text(text, encoding="utf-8")
+    # Last, as a folder with settings has a scorer.
+    with atomic_output(folder / SETTINGS) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def read_stts(folder: Path, *, heads: int, dtype: Any = jnp.float32) -> TrainedSTTS | None:
@@ -44,7 +52,7 @@ def read_stts(folder: Path, *, heads: int, dtype: Any = jnp.float32) -> TrainedS
       dtype: of the scorer's parameters.
 
     Raises:
-      JvidpruneError: unknown settings, or a scorer that is missing or broken.
+      JvidpruneError: settings that are unknown, of a wrong type or out of range, or a scorer that is missing or broken.
     """
     if not (folder / SETTINGS).exists():
         return None
@@ -52,7 +60,10 @@ def read_stts(folder: Path, *, heads: int, dtype: Any = jnp.float32) -> TrainedS
     names = {field.name for field in dataclasses.fields(STTSConfig)}
     if unknown := sorted(settings.keys() - names):
         raise JvidpruneError(f"{folder / SETTINGS} has the unknown setting {unknown[0]}.")
-    config = STTSConfig(**settings)
+    try:
+        config = STTSConfig(**settings)
+    except JvidpruneError as error:
+        raise JvidpruneError(f"{folder / SETTINGS}: {error}") from error
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
