@@ -283,7 +283,7 @@ def export(
     /,
     *,
     reducer: str | None = None,
-    ratio: float = 0.1,
+    ratio: float | None = None,
     dtype: Literal["float16", "bfloat16", "float32"] | None = None,
     pooling_head: str | None = None,
     out: Common = OUTPUT,
@@ -294,7 +294,7 @@ def export(
       model: checkpoint folder or hub id.
       folder: to create.
       reducer: method with settings that goes into jvidprune_config.json; by default the file is copied if there is one.
-      ratio: retention ratio in (0, 1] that goes with it.
+      ratio: retention ratio in (0, 1] that goes with it; by default 0.1.
       dtype: store parameters so; by default as each is stored.
       pooling_head: folder or hub id of the original SigLIP, whose pooling head is to be part of a LLaVA checkpoint.
     """

@@ -102,6 +102,13 @@ def one_sentence(err):
         (["ask", "CLIP", "?", "--model", "MODEL", "--max-new-tokens", "40000"], "positions"),
         (["ask", "CLIP", "?", "--model", "MODEL", "--frames", "0"], "0"),
         (["ask", "CLIP", "?", "--model", "OTHER"], "unknown architecture (bert)"),
+        (["ask", "CLIP", "?", "--limits", "sceonds=1"], "there is no limit 'sceonds'"),
+        (["sweep", "--limits", "pixels=many"], "the limit pixels must be a number above 0"),
+        (["sweep", "--frames", "0"], "at least one frame must be sampled, not 0"),
+        (["sweep", "--fps", "2"], "say how many with --frames"),
+        (["train", "stts", "--limits", "frames=0"], "the limit frames must be a number above 0"),
+        (["train", "stts", "--frames", "0"], "at least one frame must be sampled, not 0"),
+        (["export", "MODEL", "out", "--ratio", "0.2"], "name it with --reducer"),
     ],
 )
 def test_errors_are_one_sentence_and_exit_code_2(run, model, clip, tmp_path, monkeypatch, words, says):
@@ -193,6 +200,12 @@ def test_help_needs_neither_jax_nor_a_model():
 
 
 VERBS = ("ask", "reduce", "sweep", "serve", "clip", "methods", "models", "bench", "export", "flops", "plan", "train")
+
+
+def test_training_offers_what_it_follows_alone(run):
+    offered = run("train", "stts", "--help")[1]
+    assert all(flag in offered for flag in ("--frames", "--limits", "--precision", "--template", "--pooling-head"))
+    assert not any(flag in offered for flag in ("--fps", "--dtype"))
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "parity"])

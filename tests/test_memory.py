@@ -24,6 +24,7 @@ from jvidprune.models.llava_onevision.default import config_json
 from jvidprune.models.load import FAMILIES, family_of, load_model
 from jvidprune.models.published import published
 from jvidprune.video.clips import ClipSpec, render, write_mp4
+from jvidprune.video.limits import Limits
 
 ROOT = Path(__file__).parent / "golden" / "models"
 WITHIN = 2.0
@@ -190,6 +191,12 @@ def test_frames_of_a_qwen_model_are_sized_from_the_file(tmp_path):
     assert alone == dataclasses.replace(eight, prompt=0)
     with pytest.raises(JvidpruneError, match=r"qwen3_vl encoding 8 frames in float32 needs .* has 0\.0 GiB"):
         check_encoding(model, clip, frames=8, dtype="float32", available=1000)
+    for refused in (
+        functools.partial(check_question, model, clip, "What?", **settings),
+        functools.partial(check_encoding, model, clip, dtype="float32"),
+    ):
+        with pytest.raises(JvidpruneError, match="more than the 100 allowed"):
+            refused(fps=2.0, limits=Limits(pixels=100))
     # Without a file frames have the size that is named.
     named = check_question(model, None, "What?", frames=8, size=ClipSpec().size, **settings)
     assert named == eight

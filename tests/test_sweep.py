@@ -239,6 +239,8 @@ def test_a_published_benchmark_runs_through_the_same_verb(home, model, whole, tm
     (tmp_path / "data" / "questions" / "entire_questions.json").write_text(json.dumps(rows))
     write_mp4(tmp_path / "data" / "entire_1.mp4", render(ClipSpec(seed=2, frames=10, size=(64, 64))).frames, 5.0)
     words = ["--task", "eventhallusion", "--data", str(tmp_path / "data"), "--frames", "8"]
+    sweep(home, model, tmp_path / "limited", *words, "--limits", "pixels=1000")
+    assert "more than the 1000 allowed" in capfd.readouterr().err
     samples = results(sweep(home, model, tmp_path / "out", *words))
     assert {(r["clip"], r["category"]) for r in samples} == {("entire_1.mp4", "entire")}
     assert len(samples) == 2 * 5

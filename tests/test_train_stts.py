@@ -35,6 +35,7 @@ from jvidprune.training.tuning import ACCURACY, Tuner, Tuning
 from jvidprune.training.video_loss import Trainee, rows_loss
 from jvidprune.video.clips import ClipSpec, render
 from jvidprune.video.encode import write_mp4
+from jvidprune.video.limits import Limits
 
 TASK = Procedural("train", clips=64, side=56, questions=3, difficulty=0.2)
 HELD = Procedural("validation", clips=4, frames=12, side=56, questions=2, difficulty=0.2)
@@ -360,13 +361,14 @@ def test_a_local_benchmark_is_divided_into_clips_to_learn_from_and_to_measure(ll
     assert {llm.tokenizer.decode([token]) for token in rows.target[rows.question >= 0]} == {"A", "B"}
     assert (rows.weight > 0).sum() == 16
     for task, data, changed, said in (
+        ("nextqa", tmp_path, {"limits": Limits(pixels=100)}, "more than the 100 allowed"),
         ("nextqa", tmp_path, {"held": 3}, "has 3 clips: too few"),
         ("nextqa", None, {}, "say where with --data"),
         ("procedural", tmp_path, {}, "reads no files"),
         ("nextqa", tmp_path, {"questions": 0}, "a question about each"),
     ):
         with pytest.raises(JvidpruneError, match=said):
-            open_clips(llm, task, data, **(wish | changed))
+            open_clips(llm, task, data, **(wish | changed))[0][0].load()
 
 
 def test_the_verb_refuses_in_a_sentence_and_fills_in_what_is_left_open(llm):

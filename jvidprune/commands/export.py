@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from jvidprune.commands.console import Console
+from jvidprune.commands.run import RATIO
+from jvidprune.errors import JvidpruneError
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.export import DType, exact_dtype, export_model
 from jvidprune.models.load import load_model, read_config
@@ -19,7 +21,7 @@ def export(
     folder: Path,
     *,
     reducer: str | None,
-    ratio: float,
+    ratio: float | None,
     dtype: DType | None,
     pooling_head: str | None,
     console: Console,
@@ -29,9 +31,13 @@ def export(
     Raises:
       JvidpruneError: anything wrong with the checkpoint, the reducer or the folder, before something is written.
     """
+    if reducer is None and ratio is not None:
+        raise JvidpruneError(f"the ratio {ratio:g} goes into a file of settings with a method: name it with --reducer.")
     family, config, source = read_config(model)
     backbone = family if family in BACKBONES else None
-    pruning = None if reducer is None else SavedPruning(for_model(reducer, config), ratio, backbone)
+    pruning = None
+    if reducer is not None:
+        pruning = SavedPruning(for_model(reducer, config), RATIO if ratio is None else ratio, backbone)
     extra = {} if pruning is None else {FILE: pruning.text()}
     with console.working():
         bar = console.task("loading the model")

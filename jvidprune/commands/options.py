@@ -35,12 +35,8 @@ class CheckpointChoice:
 
     model: str | None = None
     """Checkpoint folder or hub id; by default the embedded model."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of parameters and activations."""
     frames: int | None = None
     """Frames sampled from the video; by default what the family was evaluated with."""
-    fps: float | None = None
-    """Sample at this rate instead of a fixed number of frames."""
     pooling_head: str | None = None
     """Folder or hub id of the original SigLIP, whose pooling head FastVID needs on the LLaVA families."""
     limits: str = ""
@@ -51,8 +47,12 @@ class CheckpointChoice:
 
 @dataclasses.dataclass(frozen=True)
 class ModelChoice(CheckpointChoice):
-    """Which model reads the video, and on which devices."""
+    """Which model reads the video, how, and on which devices."""
 
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of parameters and activations."""
+    fps: float | None = None
+    """Sample at this rate instead of a fixed number of frames."""
     mesh: str = ""
     """Devices to divide the model over, as in "data=2,tensor=4", or "auto" for a copy on each; by default the first."""
 

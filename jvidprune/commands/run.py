@@ -28,6 +28,7 @@ from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.clips import ClipSpec, default_clip, render, write_mp4
 from jvidprune.video.decode import Clip
 from jvidprune.video.limits import Limits
+from jvidprune.video.sampling import check_wish
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.overlay import write_picture
 from jvidprune.viz.report import reduction_page
@@ -57,6 +58,20 @@ def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
     )
 
 
+def check_reading(choice: dict[str, Any]) -> Limits:
+    """What is accepted of a video, where frames and rate are such as a video can be sampled by.
+
+    Raises:
+      JvidpruneError: no frame, no rate above 0, or limits that are none.
+    """
+    frames, fps = choice["frames"], choice.get("fps")
+    if frames is not None:
+        check_wish(None, frames, None, None)
+    if fps is not None:
+        check_wish(None, None, fps, None)
+    return Limits.from_text(choice.get("limits") or "")
+
+
 def read_video(
     path: Path | None,
     model: VideoLLM,
@@ -71,7 +86,7 @@ def read_video(
         console.note(f"no video given: using the generated clip {path}")
     with clock("decode", "frames") as stage:
         bar = console.task("decoding")
-        limits = Limits.from_text(choice.get("limits") or "")
+        limits = check_reading(choice)
         clip = model.sample(path, frames=choice["frames"], fps=choice["fps"], limits=limits, progress=bar)
         stage.tokens = len(clip.frames)
     with clock("encode") as stage:
@@ -97,6 +112,7 @@ def ask(
     """
     _check(path, [] if reducer is None else [reducer], RATIO if ratio is None else ratio)
     check_sampling(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
+    limits = check_reading(model)
     own = None
     if model["model"] is not None and None in (reducer, ratio):
         # This fetches a checkpoint of the hub.
@@ -106,7 +122,7 @@ def ask(
     with console.working():
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
-            sizes["mesh"] = model.get("mesh", "")
+            sizes |= {"mesh": model.get("mesh", ""), "limits": limits}
             options = sizes | {"reducer": chosen, "ratio": ratio, "max_new_tokens": sampling["max_new_tokens"]}
             check_question(model["model"], path or default_clip(cache_folder()), question, **options)
         llm = open_model(model, console)
@@ -126,10 +142,11 @@ def draw_reduction(
     if out.suffix.lower() not in _FORMATS:
         raise JvidpruneError(f"cannot draw to {out}: the suffix must be one of {', '.join(_FORMATS)}.")
     _check(path, names, ratio)
+    limits = check_reading(model)
     with console.working():
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
-            sizes["mesh"] = model.get("mesh", "")
+            sizes |= {"mesh": model.get("mesh", ""), "limits": limits}
             check_encoding(model["model"], path or default_clip(cache_folder()), **sizes)
         llm = open_model(model, console)
         methods = {name: llm.reducer(name) for name in names}

@@ -14,7 +14,7 @@ from jvidprune.bench.results import SweepTable, make_table, write_csv
 from jvidprune.bench.runner import SweepRecords, possible_ratios, run_sweep
 from jvidprune.bench.subset import Subset, answerable
 from jvidprune.commands.console import Console
-from jvidprune.commands.run import open_model
+from jvidprune.commands.run import check_reading, open_model
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 from jvidprune.inference.fits import check_question
@@ -33,6 +33,9 @@ METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,
 
 CLIPS = 50
 """Clips of the procedural benchmark in a default run: all of it stays below five minutes on two cores."""
+
+FRAMES = 8
+"""Frames of a clip of the procedural benchmark in a default run."""
 
 SIDE = 392
 """Height and width of its frames for towers of any resolution (the Qwen-VL families)."""
@@ -88,12 +91,15 @@ def sweep(
         presets.from_text(text)
     for ratio in choice.ratios:
         check_ratio(ratio)
+    check_reading(model)
+    if choice.task == "procedural" and model["fps"] is not None:
+        raise JvidpruneError("clips of the procedural benchmark have a frame a second: say how many with --frames.")
     host, grace = open_host(launch)
     with console.working():
         if model["model"] is not None:
             # The unpruned prompt, which every sweep asks. Frames of the procedural benchmark are small squares.
             size = (SIDE, SIDE) if choice.task == "procedural" else None
-            count = model["frames"] or (8 if choice.task == "procedural" else None)
+            count = FRAMES if choice.task == "procedural" and model["frames"] is None else model["frames"]
             options = {"frames": count, "dtype": model["dtype"], "max_new_tokens": choice.max_new_tokens, "size": size}
             options["mesh"] = model.get("mesh", "")
             check_question(model["model"], None, "", reducer=FULL, ratio=1.0, **options)
@@ -150,7 +156,8 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
         if choice.data is not None:
             raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
         side = getattr(llm.loaded.config.vision, "image_size", SIDE)
-        settings: dict[str, Any] = {"frames": model["frames"] or 8, "side": max(56, side)}
+        count = FRAMES if model["frames"] is None else model["frames"]
+        settings: dict[str, Any] = {"frames": count, "side": max(56, side)}
         clips = choice.clips or CLIPS
         measured = llm.loaded.folder / "accuracy.csv"
         if choice.questions == "all" or not measured.exists():
@@ -158,7 +165,13 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
         return answerable_part(measured, clips, **settings)
     from jvidprune.bench.datasets import open_dataset
 
-    wish = {"frames": model["frames"] or llm.settings.frames, "fps": model["fps"], "rule": llm.settings.rule}
+    count = llm.settings.frames if model["frames"] is None else model["frames"]
+    wish: dict[str, Any] = {
+        "frames": count,
+        "fps": model["fps"],
+        "rule": llm.settings.rule,
+        "limits": check_reading(model),
+    }
     task = open_dataset(choice.task, choice.data, clips=choice.clips, **wish)
     if task.missing:
         some = ", ".join(task.missing[:3])
@@ -193,12 +206,14 @@ def write_outputs(
     folder = found.files.folder
     write_csv(table, folder / "table.csv")
 
+    ratios = {name: some for name, _, some in plan.groups()}
+
     def decide(clip: Any, methods: Sequence[str], ratio: float) -> dict[str, Decision]:
         video = llm.encode(clip.frames, plan.needs)
         out = {}
         for name in methods:
             # Those of this clip, as the run asked for them: its compiled program serves again.
-            possible, _ = possible_ratios(plan.methods[name], video, plan.ratios)
+            possible, _ = possible_ratios(plan.methods[name], video, ratios[name])
             reduced = sweep_video(video, plan.methods[name], possible)[possible.index(ratio)].reduced
             shape = {"frames": video.features.shape[0], "grid": video.grid}
             out[name] = Decision.from_reduced(reduced, method=table.titles[name], ratio=ratio, **shape)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jvidprune.commands.console import Console
-from jvidprune.commands.run import open_model
+from jvidprune.commands.run import check_reading, open_model
 from jvidprune.commands.train_choice import TrainChoice
 from jvidprune.errors import JvidpruneError
 
@@ -41,11 +41,12 @@ def train_stts(choice: TrainChoice, folder: Path, *, model: dict[str, Any], cons
     # Before anything is loaded.
     check_removed(choice.topk)
     rates = read_rates(choice.rates)
+    limits = check_reading(model)
     launch.start()
     with console.working():
         llm = open_model(model | {"dtype": "float32"}, console)
         console.start("looking at the clips")
-        run = open_run(llm, choice, rates, frames=model["frames"])
+        run = open_run(llm, choice, rates, frames=model["frames"], limits=limits)
         bar = console.task("training", choice.steps)
 
         def report(line: dict[str, float]) -> None:

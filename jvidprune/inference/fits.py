@@ -19,6 +19,7 @@ from jvidprune.reducers.presets import for_model
 from jvidprune.reducers.prompting import prompt_rules
 from jvidprune.tokens import Layout, Reducer
 from jvidprune.video.decode import probe
+from jvidprune.video.limits import DEFAULT, Limits
 
 _WORDS, _STAMP = 64, 12
 """Tokens of a template, and of a time stamp with its markers."""
@@ -38,13 +39,18 @@ class _Planned(NamedTuple):
 
 
 def _plan(
-    source: str | Path, video: str | Path | None, frames: int | None, fps: float | None, size: tuple[int, int] | None
+    source: str | Path,
+    video: str | Path | None,
+    frames: int | None,
+    fps: float | None,
+    size: tuple[int, int] | None,
+    limits: Limits,
 ) -> _Planned:
     family, config, folder = read_config(source)
     settings = family_settings(family, folder)
     # Impossible numbers of frames are refused where frames are sampled.
     count = settings.frames if frames is None else max(1, frames)
-    info = None if video is None or not (fps is not None or settings.woven) else probe(video)
+    info = None if video is None or not (fps is not None or settings.woven) else probe(video, limits=limits)
     if fps is not None and info is not None:
         count = max(1, round(info.duration * fps))
     if not settings.woven:
@@ -74,6 +80,7 @@ def check_question(
     available: int | None = None,
     size: tuple[int, int] | None = None,
     mesh: str = "",
+    limits: Limits = DEFAULT,
 ) -> Need:
     """Refuses a question that cannot fit, before anything is loaded or compiled.
 
@@ -89,6 +96,7 @@ def check_question(
       available: bytes; by default those of the default device.
       size: (height, width) in pixels where there is no file; by default `NOMINAL`.
       mesh: that the model is divided over, see `parallel.read_mesh`.
+      limits: what is accepted of the file.
 
     Returns:
       What it needs.
@@ -96,7 +104,7 @@ def check_question(
     Raises:
       JvidpruneError: it does not fit, or the checkpoint, the file or the reducer is not what it should be.
     """
-    planned = _plan(source, video, frames, fps, size)
+    planned = _plan(source, video, frames, fps, size, limits)
     settings, config, layout = FAMILIES[planned.family], planned.config, planned.layout
     method = for_model(reducer, config) if isinstance(reducer, str) else reducer
     newline: NewlineKind = prompt_rules(method).newline or getattr(config, "newline", settings.newline)
@@ -118,16 +126,17 @@ def check_encoding(
     fps: float | None = None,
     available: int | None = None,
     mesh: str = "",
+    limits: Limits = DEFAULT,
 ) -> Need:
     """Refuses a video whose tokens cannot be made in the memory there is; nothing is asked about it.
 
     Args:
-      source, video, dtype, frames, fps, available, mesh: as for `check_question`.
+      source, video, dtype, frames, fps, available, mesh, limits: as for `check_question`.
 
     Raises:
       JvidpruneError: it does not fit, or the checkpoint or the file is not what it should be.
     """
-    planned = _plan(source, video, frames, fps, None)
+    planned = _plan(source, video, frames, fps, None, limits)
     sizes: dict[str, Any] = {"kept": 0, "text": 0, "max_new_tokens": 1, "mesh": read_mesh(mesh)}
     need = ask_need(planned.config, planned.shape, **sizes, dtype=dtype)
     need = dataclasses.replace(need, prompt=0)

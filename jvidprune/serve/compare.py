@@ -169,7 +169,7 @@ class Comparer:
         methods = {name: self.llm.reducer(name) for name in dict.fromkeys(names)}
         for name in methods if self._source is not None else ():
             sizes: dict[str, Any] = self._wish | {"dtype": jax.tree.leaves(self.llm.loaded.model)[0].dtype}
-            sizes |= {"ratio": _ratio_of(name, ratio), "max_new_tokens": self._longest}
+            sizes |= {"ratio": _ratio_of(name, ratio), "max_new_tokens": self._longest, "limits": self._limits}
             check_question(self._source or "", path, question, reducer=name, **sizes)
         needs = frozenset[str]().union(*(method.needs for method in methods.values()))
         with self._lock:

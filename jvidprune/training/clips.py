@@ -11,6 +11,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.training.examples import Encoder
 from jvidprune.training.rows import Shape
+from jvidprune.video.limits import DEFAULT, Limits
 
 LOOKED_AT = 16
 """Clips whose questions decide how long rows are."""
@@ -64,6 +65,7 @@ def open_clips(
     questions: int,
     held: int,
     clips: int | None = None,
+    limits: Limits = DEFAULT,
 ) -> tuple[Task, Task]:
     """Clips to learn from and clips to measure on, which share none.
 
@@ -78,6 +80,7 @@ def open_clips(
       questions: most questions about a procedural clip.
       held: clips to measure on.
       clips: to learn from at most; by default all there are.
+      limits: what is accepted of a benchmark's videos.
 
     Raises:
       JvidpruneError: an unknown task, files that are not there, or too few clips.
@@ -94,8 +97,8 @@ def open_clips(
         return learned, dataclasses.replace(learned, split="validation", clips=held, frames=held_frames)
     from jvidprune.bench.datasets import open_dataset
 
-    rule = llm.settings.rule
-    learned, measured = (open_dataset(task, data, frames=count, rule=rule) for count in (frames, held_frames))
+    wish: dict[str, Any] = {"rule": llm.settings.rule, "limits": limits}
+    learned, measured = (open_dataset(task, data, frames=count, **wish) for count in (frames, held_frames))
     split = len(learned) - held
     if split < 1:
         raise JvidpruneError(f"{task} has {len(learned)} clips: too few to keep {held} of them apart.")

@@ -21,6 +21,8 @@ from jvidprune.training.groups import Params
 from jvidprune.training.placing import Placing
 from jvidprune.training.pruned import Pruned
 from jvidprune.training.tuning import Trained, Tuner, Tuning
+from jvidprune.video.limits import DEFAULT, Limits
+from jvidprune.video.sampling import check_wish
 
 FAMILIES = ("llava_onevision", "llava_video")
 """Families that this trains."""
@@ -51,7 +53,9 @@ def prune_at(layers: int) -> int:
     return min(3, max(layers // 2 - 1, 0))
 
 
-def open_run(llm: VideoLLM, choice: Any, rates: dict[str, float], *, frames: int | None = None) -> Run:
+def open_run(
+    llm: VideoLLM, choice: Any, rates: dict[str, float], *, frames: int | None = None, limits: Limits = DEFAULT
+) -> Run:
     """The run of a `commands.train.TrainChoice`.
 
     Args:
@@ -59,6 +63,7 @@ def open_run(llm: VideoLLM, choice: Any, rates: dict[str, float], *, frames: int
       choice: settings.
       rates: learning rates by group.
       frames: of a clip; by default 8 of the procedural benchmark, else what the family was evaluated with.
+      limits: what is accepted of a benchmark's videos.
 
     Raises:
       JvidpruneError: a family without such a tower, settings that make no run, or files that are not there.
@@ -70,8 +75,11 @@ def open_run(llm: VideoLLM, choice: Any, rates: dict[str, float], *, frames: int
     config = stts_config(llm, choice)
     if config.method != "scorer" and rates.get("scorer"):
         raise JvidpruneError(f"the learning rate of scorer must be 0: {config.method} pruning learns nothing.")
-    frames = frames or (8 if choice.task == "procedural" else llm.settings.frames)
-    held_frames = choice.eval_frames or frames
+    if frames is None:
+        frames = 8 if choice.task == "procedural" else llm.settings.frames
+    held_frames = frames if choice.eval_frames is None else choice.eval_frames
+    for count in (frames, held_frames):
+        check_wish(None, count, None, None)
     task, held = open_clips(
         llm,
         choice.task,
@@ -81,6 +89,7 @@ def open_run(llm: VideoLLM, choice: Any, rates: dict[str, float], *, frames: int
         questions=choice.questions,
         held=choice.eval_clips,
         clips=choice.train_clips,
+        limits=limits,
     )
     reader = Pruned(llm.loaded.config, config, frames)
     shape = rows_for(llm, task, frames=frames, kept=reader.kept, rows=choice.rows, clips=choice.row_clips)
