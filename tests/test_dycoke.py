@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jvidprune import Layout
+from jvidprune.models.decode_policy import DecodePolicy
 from jvidprune.parity import dycoke as parity
 from jvidprune.parity.planned import planned
-from jvidprune.reducers.dycoke import DyCoke, DynamicPruning
+from jvidprune.reducers.dycoke import DyCoke
 
 FIXED = DyCoke(mode="fixed")
 
@@ -85,36 +86,41 @@ def test_published_settings_give_the_published_counts():
     assert int(DyCoke().budget(Layout(32, (10, 10)), 0.775).keep) == 70
 
 
+def policy_of(**settings):
+    """The state before the first step, visual tokens in slots 2 to 10 of 12: the last of them counts as text."""
+    visual = np.isin(np.arange(12), np.arange(2, 11))
+    return DecodePolicy.create(DyCoke(decode_layer=3, **settings).inner[0], visual[None])
+
+
 def test_decoding_reads_less_only_where_attention_moved():
     rng = np.random.default_rng(0)
-    first, second = rng.random((2, 2, 12)).astype(np.float32)
-    second[:, 2:10] = second[:, 2:10][:, ::-1] * np.array([9, 1, 1, 1, 1, 1, 1, 9])
-    policy = DynamicPruning(start=2, prunable=8, share=0.75)
-    step = jax.jit(policy.step)
-    state, read, cosine = step(policy.init(), first, 11)
-    assert float(cosine) == 0.0
-    best = 2 + np.argsort(-first.mean(0)[2:10], kind="stable")[:2]
-    np.testing.assert_array_equal(np.flatnonzero(read), sorted([0, 1, *best, 10]))
-    state, read, cosine = step(state, first * 1.01, 12)
-    assert float(cosine) > 0.9
-    np.testing.assert_array_equal(read, np.ones(12, bool))
-    _, read, cosine = step(state, second, 12)
-    assert float(cosine) < 0.9
+    first, second = rng.random((2, 1, 2, 12)).astype(np.float32)
+    second[..., 2:10] = second[..., 2:10][..., ::-1] * np.array([9, 1, 1, 1, 1, 1, 1, 9])
+    policy = policy_of(decode_dropped=0.75)
+    step = jax.jit(DecodePolicy.step)
+    assert float(policy.choose(first).similarity[0]) == 0.0
+    policy, read = step(policy, first)
+    best = 2 + np.argsort(-first.mean((0, 1))[2:10], kind="stable")[:2]
+    np.testing.assert_array_equal(np.flatnonzero(read[0]), sorted([0, 1, *best, 10, 11]))
+    assert float(policy.choose(first * 1.01).similarity[0]) > 0.9
+    policy, read = step(policy, first * 1.01)
+    np.testing.assert_array_equal(read[0], np.ones(12, bool))
+    assert float(policy.choose(second).similarity[0]) < 0.9
+    _, read = step(policy, second)
     assert int(read.sum()) == 6
 
 
 def test_the_papers_policy_keeps_the_previous_set():
-    attention = jnp.asarray(np.random.default_rng(1).random((2, 12)), jnp.float32)
-    policy = DynamicPruning(start=2, prunable=8, share=0.5, mode="paper")
-    state, read, _ = policy.step(policy.init(), attention, 11)
-    _, again, _ = policy.step(state, attention, 12)
-    np.testing.assert_array_equal(again[:11], read[:11])
-    assert bool(again[11])
+    attention = jnp.asarray(np.random.default_rng(1).random((1, 2, 12)), jnp.float32)
+    policy, read = policy_of(decode_dropped=0.5, decode_mode="paper").step(attention)
+    _, again = policy.step(attention)
+    np.testing.assert_array_equal(again, read)
+    assert int(read.sum()) == 4 + 4
 
 
 def test_impossible_settings_are_refused():
     checks.refused(lambda: DyCoke(mode="x"), "mode 'x'")
     checks.refused(lambda: DyCoke().budget(Layout(4, (4, 5)), 0.5), "needs 5 frames, got 4")
     checks.refused(lambda: DyCoke().budget(Layout(8, (4, 5)), 0.2), "at least 0.25, got 0.2")
-    checks.refused(lambda: DynamicPruning(start=0, prunable=4, mode="x"), "mode 'x'")
-    checks.refused(lambda: DynamicPruning(start=0, prunable=4, share=2.0), "share must lie")
+    checks.refused(lambda: DyCoke(decode_mode="x"), "decode_mode 'x'")
+    checks.refused(lambda: DyCoke(decode_dropped=2.0), "decode_dropped must lie")

@@ -5,12 +5,14 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.models.cache import CacheSegment
-from jvidprune.ops.inner_decode import DecodeMode, choose_reading
-from jvidprune.ops.inner_select import keep_top
+from jvidprune.ops.inner_decode import DecodeMode, Reading, choose_reading
+from jvidprune.ops.inner_select import keep_top, kept_table
+from jvidprune.tokens import InnerStage
 
 ReselectMode = Literal["recompute", "bank"]
 
@@ -43,20 +45,40 @@ class DecodePolicy:
     threshold: float = dataclasses.field(default=0.9, metadata=_STATIC)
     mode: DecodeMode = dataclasses.field(default="official", metadata=_STATIC)
 
+    @classmethod
+    def create(cls, stage: InnerStage, visual: Bool[np.ndarray, "B M"]) -> "DecodePolicy":
+        """The state before the first decoding step.
+
+        Args:
+          stage: a decoding stage; `keep` is the share that is read, its settings are `threshold` and `mode`.
+          visual: (B, M) slots with a visual token.
+        """
+        last = np.where(visual, np.arange(visual.shape[1]), -1).max(axis=1, keepdims=True)
+        video = visual & (np.arange(visual.shape[1]) != last)
+        table = kept_table(visual.shape[1], stage.keep, "floor")
+        settings = {name: value for name, value in stage.settings if name in ("threshold", "mode")}
+        nothing: Any = np.zeros(visual.shape, np.float32)
+        arrays: tuple[Any, ...] = (video, table[video.sum(axis=1)], nothing, video, np.zeros((), bool))
+        return cls(*arrays, layer=stage.layer, **settings)
+
     def sized(self, slots: int) -> "DecodePolicy":
         """The policy of a cache with this many slots a row."""
         pad = ((0, 0), (0, slots - self.video.shape[1]))
         arrays = {name: jnp.pad(jnp.asarray(getattr(self, name)), pad) for name in ("video", "previous", "kept")}
         return dataclasses.replace(self, **arrays)
 
-    def step(self, attention: Float[Array, "B H M"]) -> tuple["DecodePolicy", Bool[Array, "B M"]]:
-        """The next state, and the slots that the deep layers may read (those not written yet included)."""
+    def choose(self, attention: Float[Array, "B H M"]) -> Reading:
+        """What a step with this attention of the new token, in layer `layer` - 1, decides; all fields (B, ...)."""
 
         def one(weights: Array, video: Array, previous: Array, kept: Array, keep: Array) -> Any:
             settings: dict[str, Any] = {"threshold": self.threshold, "mode": self.mode}
             return choose_reading(weights, video, previous, kept, self.started, keep, **settings)
 
-        chosen = jax.vmap(one)(attention, self.video, self.previous, self.kept, self.keep)
+        return jax.vmap(one)(attention, self.video, self.previous, self.kept, self.keep)
+
+    def step(self, attention: Float[Array, "B H M"]) -> tuple["DecodePolicy", Bool[Array, "B M"]]:
+        """The next state, and the slots that the deep layers may read (those not written yet included)."""
+        chosen = self.choose(attention)
         changed = {"previous": chosen.attention, "kept": chosen.kept, "started": jnp.ones((), bool)}
         return dataclasses.replace(self, **changed), chosen.read
 

@@ -281,7 +281,7 @@ class Inner:
         _check(acting)
         compact = compact and not any(rule_of(stage.rule).brings_back for stage in acting if stage.rule != DECODE_RULE)
         count, length, cuts = visual.sum(axis=1), valid.sum(axis=1), []
-        policies: list[Any] = [_policy(stage, visual) for stage in acting if stage.rule == DECODE_RULE]
+        policies: list[Any] = [DecodePolicy.create(stage, visual) for stage in acting if stage.rule == DECODE_RULE]
         width = slots
         for stage in acting:
             if stage.rule == DECODE_RULE:
@@ -346,17 +346,6 @@ class Inner:
 def last_valid(valid: Bool[Array, "B S"]) -> Int[Array, "B"]:
     """The last valid slot of each row."""
     return jnp.where(valid, jnp.arange(valid.shape[1]), 0).max(axis=1)
-
-
-def _policy(stage: InnerStage, visual: np.ndarray) -> DecodePolicy:
-    last = np.where(visual, np.arange(visual.shape[1]), -1).max(axis=1, keepdims=True)
-    video = visual & (np.arange(visual.shape[1]) != last)
-    counts = video.sum(axis=1)
-    table = kept_table(visual.shape[1], stage.keep, "floor")
-    settings = {name: value for name, value in stage.settings if name in ("threshold", "mode")}
-    nothing: Any = np.zeros(visual.shape, np.float32)
-    arrays: tuple[Any, ...] = (video, table[counts], nothing, video, np.zeros((), bool))
-    return DecodePolicy(*arrays, layer=stage.layer, **settings)
 
 
 def _check(stages: Sequence[InnerStage]) -> None:

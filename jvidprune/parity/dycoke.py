@@ -5,9 +5,10 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from jvidprune.models.decode_policy import DecodePolicy
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.parity.planned import planned
-from jvidprune.reducers.dycoke import DyCoke, DynamicPruning
+from jvidprune.reducers.dycoke import DyCoke
 from jvidprune.tokens import VideoTokens
 
 
@@ -47,21 +48,30 @@ def compare_selection(golden: Golden) -> Iterator[Row]:
 def compare_decoding(golden: Golden) -> Iterator[Row]:
     """Rows of a decoding file."""
     config = golden.config
-    policy = DynamicPruning(
-        start=int(config["start"]),
-        prunable=int(config["length"]),
-        share=float(config["p"]),
-        layer=int(config.get("layer", 3)),
-        threshold=float(config["threshold"]),
+    rows, lengths = golden["rows"], golden["row_length"]
+    slots, start = np.arange(rows.shape[-1]), int(config["start"])
+    # The last visual token counts as text: it stands behind the `length` prunable ones.
+    visual = (slots >= start) & (slots <= start + int(config["length"]))
+    reducer = DyCoke(
+        decode_layer=int(config.get("layer", 3)),
+        decode_dropped=float(config["p"]),
+        decode_threshold=float(config["threshold"]),
     )
-    state, read, cosines, step = policy.init(), [], [], jax.jit(policy.step)
-    for rows, length in zip(golden["rows"], golden["row_length"], strict=True):
-        state, mask, cosine = step(state, rows, int(length))
-        read.append(np.asarray(mask))
-        cosines.append(float(cosine))
+    policy = DecodePolicy.create(reducer.inner[0], visual[None])
+    read, cosines = [], []
+    for row, length in zip(rows, lengths, strict=True):
+        cosine, (policy, mask) = _decoding_step(policy, row[None])
+        read.append(np.asarray(mask[0]) & (slots < length))
+        cosines.append(float(cosine[0]))
     yield close("similarity", cosines, golden["similarity"], 1e-5)
     yield exact("pruned", np.asarray(cosines) < policy.threshold, golden["pruned"])
     yield exact("attended", np.stack(read), golden["attended"])
+
+
+@jax.jit
+def _decoding_step(policy: DecodePolicy, attention: jax.Array) -> tuple[jax.Array, tuple[DecodePolicy, jax.Array]]:
+    """The cosine that decides a step, and the step."""
+    return policy.choose(attention).similarity, policy.step(attention)
 
 
 COMPARERS = [Comparer("dycoke", is_selection, compare_selection), Comparer("dycoke", is_decoding, compare_decoding)]

@@ -1,8 +1,8 @@
 """DyCoke: drop what a frame repeats from its neighbours, and read less of the cache while decoding (arXiv 2411.15024).
 
-`DyCoke` is the reducer before the language model (temporal token merging, TTM: in spite of its name it drops);
-`DynamicPruning` is the decoding-time policy (DP), which the decoder runs where `decode_layer` is set. Both follow
-`KD-TAO/DyCoke`.
+`DyCoke` is the reducer before the language model (temporal token merging, TTM: in spite of its name it drops). Where
+`decode_layer` is set, the decoder also runs the decoding-time policy (DP), `models.decode_policy.DecodePolicy`. Both
+follow `KD-TAO/DyCoke`.
 """
 
 import dataclasses
@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
-from jvidprune.ops.inner_decode import choose_reading
 from jvidprune.ops.select import rank_ascending, rank_of_order
 from jvidprune.ops.similarity import frame_pair_inner, squared_norms
 from jvidprune.ops.sink import SinkRule
@@ -172,78 +171,3 @@ def _reference_similarity(x: Float[Array, "T N D"]) -> Float[Array, "T N"]:
     norm = jnp.maximum(jnp.sqrt(squared_norms(x)), 1e-8)
     cosine = frame_pair_inner(x, early, late) / (norm[late] * norm[early])
     return jnp.ones(x.shape[:2], jnp.float32).at[late].set(cosine)
-
-
-class DynamicState(NamedTuple):
-    """What DP carries from one decoding step to the next.
-
-    Attributes:
-      previous: (V,) float32 attention of the last step over the V prunable video tokens.
-      kept: (V,) bool video tokens read in the last pruned step.
-      started: () bool, False before the first step.
-    """
-
-    previous: Float[Array, "V"]
-    kept: Bool[Array, "V"]
-    started: Bool[Array, ""]
-
-
-@dataclasses.dataclass(frozen=True)
-class DynamicPruning:
-    """DyCoke's decoding policy: deep layers read the video tokens that layer `layer` - 1 attends to now.
-
-    The last video token counts as text, so V is the number of TTM tokens minus 1. State is reset for every sequence
-    (the code carries it over to the next video). Nothing leaves the cache; the policy yields the mask of what layers
-    from `layer` on read in this step.
-
-    Attributes:
-      start: position of the first video token.
-      prunable: V.
-      share: P, the share of the V tokens that is dropped.
-      layer: first layer that reads the reduced set.
-      threshold: cosine of successive attentions below which the set is renewed.
-      mode: `official` reads the whole cache when attention has not moved; `paper` keeps the previous set then.
-    """
-
-    start: int
-    prunable: int
-    share: float = 0.8
-    layer: int = 3
-    threshold: float = 0.9
-    mode: Literal["official", "paper"] = "official"
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("official", "paper"):
-            raise JvidpruneError(f"unknown mode {self.mode!r}; known: official, paper.")
-        if not 0.0 <= self.share <= 1.0:
-            raise JvidpruneError(f"the dropped share must lie in [0, 1], got {self.share:g}.")
-
-    def init(self) -> DynamicState:
-        """State before the first decoding step."""
-        zeros = jnp.zeros(self.prunable)
-        return DynamicState(zeros, jnp.ones(self.prunable, bool), jnp.zeros((), bool))
-
-    def step(
-        self, state: DynamicState, attention: Float[Array, "H S"], length: int | Int[Array, ""]
-    ) -> tuple[DynamicState, Bool[Array, "S"], Float[Array, ""]]:
-        """One decoding step.
-
-        Args:
-          state: from `init` or the previous step.
-          attention: (heads, S) post-softmax attention of the new token in layer `layer` - 1 over the cache.
-          length: valid entries of the cache.
-
-        Returns:
-          the next state, the (S,) mask of what deep layers read, and the cosine to the previous step's attention.
-        """
-        places = jnp.arange(attention.shape[1])
-        stop = self.start + self.prunable
-        video = (places >= self.start) & (places < stop)
-        previous, kept = jnp.zeros(places.shape), jnp.zeros(places.shape, bool)
-        previous = previous.at[self.start : stop].set(state.previous)
-        kept = kept.at[self.start : stop].set(state.kept)
-        keep = int(self.prunable * (1 - self.share))
-        settings: dict[str, Any] = {"threshold": self.threshold, "mode": self.mode}
-        chosen = choose_reading(jnp.asarray(attention), video, previous, kept, state.started, keep, **settings)
-        state = DynamicState(chosen.attention[self.start : stop], chosen.kept[self.start : stop], jnp.ones((), bool))
-        return state, chosen.read & (places < length), chosen.similarity
