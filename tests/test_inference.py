@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from prompts import one_run
 
 from jvidprune import JvidpruneError, VideoTokens, reducers
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.prompt import template
-from jvidprune.inference.sequence import bucket_length, slot_map
+from jvidprune.inference.sequence import bucket_length
 from jvidprune.inference.stages import StageClock
 from jvidprune.models.llava_onevision.default import build_default
 from jvidprune.viz.decision import Decision
@@ -39,8 +40,8 @@ def test_a_method_is_built_for_the_depth_of_the_model(llm):
     assert llm.reducer("flashvid:pruning_layer=1").inner[0].layer == 1
 
 
-def test_slot_map_puts_every_part_in_its_place():
-    slots = slot_map(3, 2, np.array([0, 4, -1]), max_positions=512, reserve=8)
+def test_every_part_of_a_prompt_has_its_place():
+    slots = one_run(3, 2, np.array([0, 4, -1]), max_positions=512, reserve=8)
     # table: 0-2 text before, 3-4 text after, 5 newline, 6... reduced rows
     assert slots.source[: slots.length].tolist() == [0, 1, 2, 6, 10, 5, 3, 4]
     assert (slots.length, slots.visual, len(slots.source)) == (8, (3, 6), 64)
@@ -51,7 +52,7 @@ def test_a_prompt_longer_than_the_models_positions_is_refused():
     with pytest.raises(
         JvidpruneError, match=r"has 13 tokens \(10 visual\) and 8 may be generated, but .* has 20 positions"
     ):
-        slot_map(2, 1, np.arange(10), max_positions=20, reserve=8)
+        one_run(2, 1, np.arange(10), max_positions=20, reserve=8)
 
 
 def test_bucket_lengths_are_few_and_never_too_short():
@@ -175,9 +176,7 @@ def test_pictures_and_pages_hold_every_method_and_frame():
     frames = np.random.default_rng(0).integers(0, 256, (2, 24, 32, 3), dtype=np.uint8)
     sheet = contact_sheet(frames, [decision(), decision(np.ones(8, np.float32))], ["0 s", "1 s"], width=64, columns=2)
     assert sheet.shape[0] > 2 * 48
-    page = reduction_page(
-        frames, [decision()], ["0 s", "</script>"], title="A <b> title", subtitle="s", extra="<p>end</p>"
-    )
+    page = reduction_page(frames, [decision()], ["0 s", "</script>"], title="A <b> title", subtitle="s")
     assert page.count("data:image/jpeg;base64,") == 2
     assert "A &lt;b&gt; title" in page
     assert page.count("</script>") == 1

@@ -83,7 +83,7 @@ def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, clip, video)
     np.testing.assert_array_equal(text, ids[~visual])
 
 
-def test_levels_of_merged_tokens_are_gathered_or_weighed(llm, clip, video):
+def test_levels_of_merged_tokens_are_those_of_the_kept_ids(llm, clip, video):
     reducer, ratio = reducers.get("flashvid", method="attn_div", min_segments=1), 0.3
     one = llm.reduce(video, reducer=reducer, ratio=ratio, clip=clip)
     reduced = one.reduced
@@ -92,18 +92,15 @@ def test_levels_of_merged_tokens_are_gathered_or_weighed(llm, clip, video):
     if llm.loaded.family == "qwen2_5_vl":
         assert gathered is None
         return
-    weighed = qwen.merged_levels([one], slots, len(text))
     rows = slots.source[: slots.length] - len(text) - 1
     flat = np.asarray(video.evidence["features_deepstack"]).reshape(-1, 2, 64)
-    same, index = np.asarray(reduced.mass) == 1, np.asarray(reduced.index)
+    index = np.asarray(reduced.index)
+    assert (np.asarray(reduced.mass) > 1).any()
     for slot, row in enumerate(rows):
         if row < 0:
             assert not gathered[:, 0, slot].any()
             continue
         np.testing.assert_array_equal(gathered[:, 0, slot], flat[index[row]])
-        if same[row]:
-            np.testing.assert_allclose(weighed[:, 0, slot], flat[index[row]], atol=1e-6)
-    assert np.abs(np.asarray(weighed) - np.asarray(gathered)).max() > 1e-3
 
 
 def test_without_a_clip_time_is_what_the_processors_assume(llm, video):

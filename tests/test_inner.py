@@ -12,11 +12,11 @@ import reducer_checks as checks
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prompts import one_run
 
 from jvidprune import JvidpruneError, reducers
 from jvidprune.inference.inner import prompt_inner
 from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.sequence import slot_map
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.generate import generate, prefill
 from jvidprune.models.inner import Inner
@@ -315,7 +315,7 @@ def llm(tmp_path_factory):
 
 
 def test_newlines_compete_where_the_references_let_them():
-    slots = slot_map(3, 4, np.array([0, 1, -1, 2, 3, -1]), max_positions=99, reserve=1)
+    slots = one_run(3, 4, np.array([0, 1, -1, 2, 3, -1]), max_positions=99, reserve=1)
     stages = {
         "official": top(1, 0.5),
         "protected": top(1, 0.5, protect_newlines=True),
@@ -333,7 +333,7 @@ def test_newlines_compete_where_the_references_let_them():
 
 
 def test_blocks_follow_their_rows():
-    slots = slot_map(2, 2, np.array([1, 0, -1]), max_positions=99, reserve=1)
+    slots = one_run(2, 2, np.array([1, 0, -1]), max_positions=99, reserve=1)
     stage = InnerStage(1, "text_in_blocks", 0.5, (("rounding", "floor"),))
     inner = prompt_inner([stage], slots, 4, newline="one_token", layers=4, block=np.array([6, 7, -1]))
     assert inner.block[0, :5].tolist() == [0, 0, 7, 6, 0]

@@ -15,8 +15,6 @@ from jvidprune.inference.reduced import ReducedVideo
 from jvidprune.inference.sequence import Run, SlotMap, laid_out, weave
 from jvidprune.models.positions import MropeRule, VideoBlock
 from jvidprune.models.qwen_vl import QwenVLConfig, spread_levels
-from jvidprune.reducers.base import apply_plan
-from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenPixels, QwenUtils, qwen_patches
 from jvidprune.video.sampling import DEFAULT_RATE, pair_timestamps, stamp
@@ -159,8 +157,8 @@ def pieces_of(texts: Sequence[int], blocks: Sequence[VideoBlock]) -> list[int | 
 def kept_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> jax.Array | None:
     """(S, 1, L, D) what a prefill adds behind its first S layers, or None for a model without DeepStack.
 
-    The levels are those of the kept ids, also where tokens are merged, as FlashVID's code has it; `merged_levels`
-    weighs them like the tokens. A method that runs the tower itself (STTS) gives levels of its own.
+    The levels are those of the kept ids, also where tokens are merged, as FlashVID's code has it. A method that
+    runs the tower itself (STTS) gives levels of its own.
 
     Args:
       videos: with the evidence "features_deepstack", or without.
@@ -176,24 +174,6 @@ def kept_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> ja
         flat = levels.reshape(-1, *levels.shape[2:])
         kept.append(flat[jnp.minimum(one.reduced.index, len(flat) - 1)] if own is None else own)
     return _spread(jnp.concatenate(kept), slots, text)
-
-
-def merged_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> jax.Array:
-    """`kept_levels` with the weights that made the tokens; the reducers plan once more with the same capacity."""
-    kept = []
-    for one in videos:
-        levels = one.video.evidence["features_deepstack"]
-        budget = one.reducer.budget(one.video.layout(), one.ratio)
-        wide = levels.reshape(*levels.shape[:2], -1)
-        weighed = _weighed(one.reducer, one.video, budget, wide, capacity=one.capacity)
-        kept.append(weighed.reshape(-1, *levels.shape[2:]))
-    return _spread(jnp.concatenate(kept), slots, text)
-
-
-@functools.partial(jax.jit, static_argnames=("reducer", "capacity"))
-def _weighed(reducer: Reducer, video: VideoTokens, budget: Any, wide: jax.Array, *, capacity: int) -> jax.Array:
-    plan = reducer.plan(video, budget, capacity=capacity)
-    return apply_plan(reducer, plan, dataclasses.replace(video, features=wide)).tokens
 
 
 def _spread(kept: jax.Array, slots: SlotMap, text: int) -> jax.Array:

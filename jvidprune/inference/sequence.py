@@ -156,21 +156,3 @@ def laid_out(
         room = [(0, 0)] * (positions.ndim - 1) + [(0, len(padded) - length)]
         positions = np.pad(positions.astype(np.int32), room)
     return SlotMap(padded, length, woven.visual, positions, next_position)
-
-
-def slot_map(before: int, after: int, visual: np.ndarray, *, max_positions: int, reserve: int) -> SlotMap:
-    """Lays out a prompt with one run of visual tokens, positions counted from 0.
-
-    Args:
-      before: text tokens in front of the video.
-      after: text tokens behind it.
-      visual: (V,) rows of the reduced tokens in sequence order, -1 for a newline embedding.
-      max_positions: what the language model can address.
-      reserve: tokens that will be generated.
-
-    Raises:
-      JvidpruneError: prompt and answer do not fit into the model's positions.
-    """
-    run = Run(visual, np.arange(len(visual)), len(visual))
-    texts = [np.zeros(before, np.int64), np.zeros(after, np.int64)]
-    return laid_out(weave(texts, [run]), max_positions=max_positions, reserve=reserve)

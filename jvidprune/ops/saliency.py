@@ -87,18 +87,6 @@ def mean_query_attention(
     return jax.nn.softmax(logits, axis=-1).mean(axis=1)
 
 
-def attention_received(probabilities: Float[Array, "T heads Q M"]) -> Float[Array, "T M"]:
-    """Attention each token receives: mean over heads, then over queries, float32."""
-    return probabilities.astype(jnp.float32).mean(axis=1).mean(axis=1)
-
-
-def rotate_half(x: Float[Array, "n heads d"], cos: Float[Array, "n d"], sin: Float[Array, "n d"]) -> Array:
-    """Rotary embedding with the halves of the head dimension paired, one (cos, sin) row a patch, float32."""
-    x = x.astype(jnp.float32)
-    first, second = jnp.split(x, 2, axis=-1)
-    return x * cos[:, None, :] + jnp.concatenate([-second, first], axis=-1) * sin[:, None, :]
-
-
 def _linear(x: Array, weight: Array, bias: Array) -> Array:
     return jnp.einsum("...i,oi->...o", x, weight.astype(jnp.float32), precision=_HIGHEST) + bias.astype(jnp.float32)
 

@@ -1,7 +1,7 @@
 """Choosing tokens: first extrema, ranks, top-k masks with a traced k. Ties always go to the lowest index."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 
 def first_argmax(values: Float[Array, "... N"]) -> Int[Array, "..."]:
@@ -46,8 +46,3 @@ def rank_ascending(scores: Array) -> Int[Array, "... N"]:
 def rank_descending(scores: Array) -> Int[Array, "... N"]:
     """Rank of each entry, 0 = largest, equal scores by index; see `rank_ascending`."""
     return rank_of_order(order_descending(scores))
-
-
-def top_mask(scores: Array, k: Int[Array, "..."]) -> Bool[Array, "... N"]:
-    """True on the `k` largest entries of the last axis; `k` may be traced and broadcasts over leading axes."""
-    return rank_descending(scores) < jnp.asarray(k)[..., None]

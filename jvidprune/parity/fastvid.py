@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.models.rope import rotate
 from jvidprune.ops import newline
 from jvidprune.ops.cluster import density, separation
 from jvidprune.ops.pool import pool_tokens
-from jvidprune.ops.saliency import PoolingHead, mean_query_attention, pooling_head_attention, rotate_half
+from jvidprune.ops.saliency import PoolingHead, mean_query_attention, pooling_head_attention
 from jvidprune.ops.similarity import distance_from_gram, frame_gram
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.reducers.base import apply_plan
@@ -172,7 +173,7 @@ def compare_pseudo_cls(golden: Golden) -> Iterator[Row]:
     """Attention of the mean query after the rotary embedding."""
     steps = golden.config["thw"][0]
     q, k, cos, sin = (jnp.asarray(golden[name]) for name in ("q", "k", "cos", "sin"))
-    q, k = rotate_half(q, cos, sin), rotate_half(k, cos, sin)
+    q, k = (rotate(v.astype(jnp.float32)[None], cos[None], sin[None])[0] for v in (q, k))
     q, k = (v.reshape(steps, -1, *v.shape[1:]) for v in (q, k))
     unit = q.shape[1] // golden["attention"].shape[1]
     yield close("attention", mean_query_attention(q, k, unit=unit), golden["attention"], 1e-5)

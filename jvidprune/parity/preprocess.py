@@ -2,13 +2,12 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact, load_golden
+from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.video import preprocess, resize, sampling
 
 # Fused and unfused normalisation agree within this (specification, section 3).
@@ -174,18 +173,6 @@ _STAMPS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "timestamps": _pair_timestamps,
     "text": lambda case: [sampling.stamp(seconds) for seconds in _pair_timestamps(case)],
 }
-
-
-def compare_tables(path: Path) -> list[Row]:
-    """Rows of a `tables.json`: every sampling rule, every size rule, the Qwen3-VL time stamps.
-
-    Raises:
-      JvidpruneError: unreadable, or no such table.
-    """
-    golden = load_golden(path)
-    if not _is_tables(golden):
-        raise JvidpruneError(f"{path} holds no sampling or size tables.")
-    return list(_compare_tables(golden))
 
 
 COMPARERS = [

@@ -308,18 +308,3 @@ def flows(
     along, along_share = strongest(jnp.where(moved[..., None], inter.plan, 0.0), anchors)
     place = jnp.where(moved, frames * cells + cell, t * cells)
     return target.at[place].set(along, mode="drop"), share.at[place].set(along_share, mode="drop")
-
-
-def merged_anchors(
-    mix: Float[Array, "T n n"], y: Float[Array, "T n D"], key: Bool[Array, "T"], order: Int[Array, "T"] | None
-) -> Float[Array, "T n D"]:
-    """Running anchors of each frame's clip under final weights; on a clip's last frame they are its merged anchors."""
-    if order is not None:
-        mix, y, key = mix[order], y[order], key[order]
-
-    def frame(total: Array, args: tuple) -> tuple[Array, Array]:
-        weight, tokens, first = args
-        total = jnp.where(first, 0.0, total) + weigh(weight.T, tokens)
-        return total, total
-
-    return lax.scan(frame, jnp.zeros_like(y[0]), (mix, y, key))[1]

@@ -140,12 +140,9 @@ def gather_slots(x: Float[Array, "F N D"], slots: Slots) -> Float[Array, "R S D"
     return flat.at[slots.source].get(mode="fill", fill_value=0)
 
 
-def scatter_slots(
-    y: Float[Array, "R S D"], slots: Slots, keep: Bool[Array, "F N"], *, recorded: bool = True
-) -> Float[Array, "F N D"]:
-    """Slots put back at their places, zeros where nothing is kept; refilled patches are left out where `recorded`."""
+def scatter_slots(y: Float[Array, "R S D"], slots: Slots, keep: Bool[Array, "F N"]) -> Float[Array, "F N D"]:
+    """Slots put back at their places, zeros where nothing is kept: refilled patches are left out."""
     frames, size = keep.shape
     flat = jnp.zeros((frames * size, y.shape[-1]), y.dtype)
     flat = flat.at[slots.source.reshape(-1)].set(y.reshape(-1, y.shape[-1]), mode="drop")
-    flat = flat.reshape(frames, size, -1)
-    return jnp.where(keep[:, :, None], flat, 0) if recorded else flat
+    return jnp.where(keep[:, :, None], flat.reshape(frames, size, -1), 0)

@@ -22,13 +22,6 @@ def data_url(image: np.ndarray, quality: int = 82) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A plain table, all text escaped."""
-    line = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><thead><tr>{line}</tr></thead><tbody>{body}</tbody></table>"
-
-
 def flow_lists(decision: Decision) -> dict[int, list[list[float]]]:
     """Targets and shares of every token that went somewhere, as [[id, share], ...] by token."""
     found: dict[int, list[list[float]]] = {}
@@ -45,7 +38,6 @@ def reduction_page(
     *,
     title: str,
     subtitle: str,
-    extra: str = "",
     width: int = 384,
 ) -> str:
     """The page as one string: no network, no files beside it, follows the reader's light or dark setting.
@@ -55,7 +47,6 @@ def reduction_page(
       decisions: methods on these frames.
       labels: caption of each frame.
       title, subtitle: plain text.
-      extra: HTML put below the frames (tables made by `html_table`).
       width: pixels of the embedded frames.
     """
     methods = [
@@ -83,7 +74,6 @@ def reduction_page(
     for mark, value in [
         ("__TITLE__", html.escape(title)),
         ("__SUBTITLE__", html.escape(subtitle)),
-        ("__EXTRA__", extra),
         ("__DATA__", payload),
     ]:
         page = page.replace(mark, value)
