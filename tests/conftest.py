@@ -46,6 +46,6 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(home):
     """A small LLaVA-OneVision with random weights, in a checkpoint folder."""
-    from jvidprune.models.llava_onevision.default import build_default
+    import untrained
 
-    return build_default(home, "test")
+    return untrained.write(home / "model")

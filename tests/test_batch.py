@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import untrained
 from tiny import write_checkpoint
 
 from jvidprune import JvidpruneError, VideoTokens, reducers
@@ -16,7 +17,6 @@ from jvidprune.inference.prompt import template
 from jvidprune.inference.reduced import ReducedVideo
 from jvidprune.inference.sequence import bucket_length
 from jvidprune.models.generate import prefill
-from jvidprune.models.llava_onevision.default import build_default
 from jvidprune.models.score import _at_once, _one_by_one
 from jvidprune.tokens import InnerStage, Reduced
 from jvidprune.video.decode import Clip
@@ -90,7 +90,7 @@ def test_a_batch_answers_like_one_by_one(tmp_path, family):
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
-    return VideoLLM.load(build_default(tmp_path_factory.mktemp("models"), "test"))
+    return VideoLLM.load(untrained.write(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import untrained
 from prompts import one_run
 
 from jvidprune import JvidpruneError, VideoTokens, reducers
@@ -17,7 +18,6 @@ from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.prompt import template
 from jvidprune.inference.sequence import bucket_length
 from jvidprune.inference.stages import StageClock
-from jvidprune.models.llava_onevision.default import build_default
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.overlay import contact_sheet, draw_frame, row_colours
 from jvidprune.viz.report import reduction_page
@@ -25,7 +25,7 @@ from jvidprune.viz.report import reduction_page
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
-    return VideoLLM.load(build_default(tmp_path_factory.mktemp("models"), "test"))
+    return VideoLLM.load(untrained.write(tmp_path_factory.mktemp("model")))
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import reducer_checks as checks
+import untrained
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +21,6 @@ from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.generate import generate, prefill
 from jvidprune.models.inner import Inner
-from jvidprune.models.llava_onevision.default import build_default
 from jvidprune.models.rope import RopeConfig
 from jvidprune.ops.inner_select import kept_table, random_scores
 from jvidprune.parity import core, flashvid_cut
@@ -311,7 +311,7 @@ def prefill_with(decoder, embeds, inner, cache):
 
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
-    return VideoLLM.load(build_default(tmp_path_factory.mktemp("models"), "test"))
+    return VideoLLM.load(untrained.write(tmp_path_factory.mktemp("model")))
 
 
 def test_newlines_compete_where_the_references_let_them():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from tiny import write_checkpoint
+from untrained import LARGE, config_json
 
 from jvidprune import JvidpruneError
 from jvidprune.inference import memory
@@ -20,7 +21,6 @@ from jvidprune.inference.pipeline import family_settings
 from jvidprune.models import qwen3_vl
 from jvidprune.models.cache import empty_cache
 from jvidprune.models.llava_onevision import Config
-from jvidprune.models.llava_onevision.default import config_json
 from jvidprune.models.load import FAMILIES, family_of, load_model
 from jvidprune.models.published import published
 from jvidprune.video.clips import ClipSpec, render, write_mp4
@@ -52,7 +52,7 @@ def assert_close(estimate, compiled):
 
 
 def test_frames_in_a_llava_tower_take_what_xla_counts():
-    config = Config.from_hf(config_json("default"))
+    config = Config.from_hf(config_json(LARGE))
     shape = memory.tower_shape(config, 24)
     assert (shape.chunk, shape.patches, shape.tokens) == (8, 144, 36)
     pixels = spec(24, 3, 84, 84)
@@ -91,7 +91,7 @@ def test_frames_and_windows_of_molmo2_take_what_xla_counts():
 
 @pytest.mark.parametrize(("batch", "length", "dtype"), [(4, 1024, jnp.float32), (1, 512, jnp.bfloat16)])
 def test_prompts_take_what_xla_counts(batch, length, dtype):
-    config, room = Config.from_hf(config_json("default")), 15
+    config, room = Config.from_hf(config_json(LARGE)), 15
     text, model = config.text, abstract(config, dtype)
     sizes = {"layers": text.layers, "kv_heads": text.kv_heads, "head_dim": text.head_dim}
     cache = jax.eval_shape(functools.partial(empty_cache, batch=batch, capacity=length + room, dtype=dtype, **sizes))

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import untrained
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from jvidprune import JvidpruneError
 from jvidprune.models import attention, end_ids, generate, load_model, load_tokenizer, prefill
 from jvidprune.models.generate import decode, sample, top_p_logits
-from jvidprune.models.llava_onevision.default import build_default
 from jvidprune.parity.models import compare_model_folder
 
 GOLDEN = Path(__file__).parent / "golden" / "models" / "llava_onevision"
@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parent / "golden" / "models" / "llava_onevision"
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory):
-    return build_default(tmp_path_factory.mktemp("cache"), size="test")
+    return untrained.write(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
@@ -382,7 +382,7 @@ def test_evidence_equals_the_reference_attention_of_each_block(golden_model):
 
 def test_pooling_head_evidence_equals_a_numpy_computation(tiny, tiny_folder, tiny_video):
     data = load_file(tiny_folder / "model.safetensors")
-    w = {k.removeprefix("vision_tower.vision_model."): v for k, v in data.items()}
+    w = {k.removeprefix("vision_tower.vision_model."): v.astype(np.float32) for k, v in data.items()}
     hidden = np.asarray(jax.jit(lambda model, x: model.vision(x)[0])(tiny.model, pixels(5)))
 
     def norm(x, name):
@@ -619,30 +619,10 @@ def test_a_row_stops_at_its_end_of_sequence_and_settings_are_checked(tiny):
             decode(model, logits, cache, **settings)
 
 
-# --- the default checkpoint, tokenizer, meshes -----------------------------------------------------------------------
+# --- tokenizers ------------------------------------------------------------------------------------------------------
 
 
-def test_the_default_checkpoint_is_deterministic_and_written_once(tmp_path):
-    first, second = build_default(tmp_path / "a"), build_default(tmp_path / "b")
-    assert first.name == second.name
-    files = {path.name for path in first.iterdir()}
-    assert files == {
-        "config.json", "generation_config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json",
-        "untrained",
-    }  # fmt: skip
-    assert all((first / name).read_bytes() == (second / name).read_bytes() for name in files)
-    before = (first / "model.safetensors").stat().st_mtime_ns
-    assert build_default(tmp_path / "a") == first
-    assert (first / "model.safetensors").stat().st_mtime_ns == before
-    assert [path.name for path in (tmp_path / "a").iterdir()] == [first.name]
-    assert build_default(tmp_path / "a", seed=1) != first
-    config = load_model(first).config
-    assert config.vision.tokens == 144
-    assert config.text.layers >= 8
-    assert sum(path.stat().st_size for path in first.iterdir()) < 8e6
-
-
-def test_the_tokenizer_of_the_default_checkpoint_round_trips(tiny, tiny_folder):
+def test_a_tokenizer_of_bytes_round_trips(tiny, tiny_folder):
     tokenizer = load_tokenizer(tiny_folder)
     text = "<|im_start|>user\n<video>\nWas ist das? žluťoučký 🦎<|im_end|>\n"
     ids = tokenizer.encode(text)

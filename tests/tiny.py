@@ -12,15 +12,15 @@ PAD = 256 + SPECIAL.index("<|video_pad|>")
 VOCAB = 300
 
 
-def tokenizer():
-    """256 bytes and `SPECIAL`."""
+def tokenizer(special=SPECIAL):
+    """256 bytes and special tokens."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE(vocab={symbol: i for i, symbol in enumerate(alphabet)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    made.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return made
 
 

@@ -21,6 +21,7 @@ from jvidprune.inference.prompt import template
 from jvidprune.inference.reduced import ReducedVideo, reduce_video
 from jvidprune.inference.sequence import SlotMap
 from jvidprune.inference.stages import Stage, StageClock, enable_compilation_cache
+from jvidprune.models.checkpoint import UNTRAINED_MARK
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.load import LoadedModel, load_model
@@ -38,9 +39,6 @@ from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.preprocess import Patches, llava_pixels
 from jvidprune.video.resize import Filter
 from jvidprune.video.sampling import Rule
-
-UNTRAINED_MARK = "untrained"
-"""A file of this name in a checkpoint folder says that its weights are random."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,8 @@ from jvidprune.files import load_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+UNTRAINED_MARK = "untrained"
+"""A file of this name in a checkpoint folder says that its weights are random."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _TYPES: Mapping[str, Any] = {

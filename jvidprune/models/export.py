@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.checkpoint import INDEX, SINGLE, Checkpoint, read_json
+from jvidprune.models.checkpoint import INDEX, SINGLE, UNTRAINED_MARK, Checkpoint, read_json
 from jvidprune.models.load import LoadedModel, load_model, name_table, read_config
 from jvidprune.models.weights import Binding, NameTable, bind, group_layers
 
@@ -21,7 +21,7 @@ SHARD_BYTES = 5_000_000_000
 """Largest file of an export, as transformers cuts them (5 GB); a single tensor may be larger."""
 
 _COPIED = (".json", ".txt", ".jinja", ".model", ".md")
-_COPIED_NAMES = ("LICENSE", "untrained", "stts.safetensors")
+_COPIED_NAMES = ("LICENSE", UNTRAINED_MARK, "stts.safetensors")
 
 DType = Literal["float16", "bfloat16", "float32"]
 

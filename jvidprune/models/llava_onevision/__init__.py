@@ -1,4 +1,4 @@
-"""LLaVA-OneVision: config, modules, name table, and an untrained checkpoint for tests."""
+"""LLaVA-OneVision: config, modules and name table."""
 
 from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
 from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig as Config
