@@ -22,15 +22,15 @@ import jax
 import jax.numpy as jnp
 import tyro
 from jax import lax
+from perf.decisions import possible, run_plans
 from perf.inputs import video_tokens
 
 from jvidprune import VideoTokens, reducers
-from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 from jvidprune.ops.similarity import frame_gram
 from jvidprune.reducers import aot_intra
-from jvidprune.reducers.base import StagedReducer, run_budgets
-from jvidprune.tokens import Layout, stack_budgets
+from jvidprune.reducers.base import run_budgets
+from jvidprune.tokens import stack_budgets
 
 SEPARATE_STAGES = {"aot": ("aot intra",)}
 """Rows for a stage of a method, measured right after the method."""
@@ -53,15 +53,6 @@ class Config:
 
 
 @partial(jax.jit, static_argnames=("reducer", "capacity"))
-def run_plans(reducer: Any, video: VideoTokens, budgets: Any, *, capacity: int) -> Any:
-    """What `run_budgets` decides, without the tokens."""
-    if not isinstance(reducer, StagedReducer):
-        return lax.map(lambda b: reducer.plan(video, b, capacity=capacity)._replace(diagnostics={}), budgets)
-    shared = reducer.prepare(video, capacity=capacity)
-    return lax.map(lambda b: reducer.decide(shared, b, capacity=capacity)._replace(diagnostics={}), budgets)
-
-
-@partial(jax.jit, static_argnames=("reducer", "capacity"))
 def run_intra(reducer: Any, video: VideoTokens, budgets: Any, *, capacity: int) -> Any:
     """AOT's stage inside frames: anchors, transport, and the weights of every token in every pooled slot."""
     shared = reducer.prepare(video, capacity=capacity)
@@ -75,6 +66,7 @@ def run_intra(reducer: Any, video: VideoTokens, budgets: Any, *, capacity: int) 
     return lax.map(one, budgets)
 
 
+plans = jax.jit(run_plans, static_argnames=("reducer", "capacity"))
 product = jax.jit(frame_gram)
 
 
@@ -94,19 +86,6 @@ def fastest(calls: dict[str, Callable[[], Any]], config: Config) -> dict[str, di
     return best
 
 
-def possible(reducer: Any, layout: Layout, ratios: tuple[float, ...]) -> tuple[float, ...]:
-    """The ratios that the reducer accepts; DyCoke keeps at least a quarter."""
-
-    def accepts(ratio: float) -> bool:
-        try:
-            reducer.budget(layout, ratio)
-        except JvidpruneError:
-            return False
-        return True
-
-    return tuple(filter(accepts, ratios))
-
-
 def measure(name: str, config: Config) -> dict[str, Any]:
     """One row of the table."""
     reducer = reducers.get(name.split()[0])
@@ -117,7 +96,7 @@ def measure(name: str, config: Config) -> dict[str, Any]:
     capacity = max(reducer.capacity(layout, r) for r in many)
     start = "features_unpooled" if "features_unpooled" in video.evidence else None
     unit_input = video.features if start is None else video.evidence[start]
-    programs = {"plans": run_plans, "tokens": run_budgets}
+    programs = {"plans": plans, "tokens": run_budgets}
     if name == "aot intra":
         programs = {"plans": run_intra}
     calls: dict[str, Callable[[], Any]] = {"product": lambda: product(unit_input)}

@@ -1,7 +1,5 @@
 """FastVID: its golden files, the specification written again in numpy, and what every reducer has to keep."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +11,7 @@ from hypothesis import strategies as st
 from jvidprune import Layout, VideoTokens, reducers
 from jvidprune.ops.sink import SinkRule
 from jvidprune.parity import fastvid as parity
-from jvidprune.reducers.base import apply_plan
+from jvidprune.parity.planned import planned
 from jvidprune.reducers.fastvid import FastVID
 
 VARIANTS = ("llava_onevision", "llava_video", "qwen2_5_vl")
@@ -95,15 +93,9 @@ def brute_force(reducer, video, ratio):
     return np.array([t * n + i for t, i in keys]), np.array([rows[k][0] for k in keys]), [rows[k][1] for k in keys]
 
 
-@functools.partial(jax.jit, static_argnames=("reducer", "capacity"))
-def run(reducer, video, budget, capacity):
-    plan = reducer.plan(video, budget, capacity=capacity)
-    return plan, apply_plan(reducer, plan, video)
-
-
 def compare(reducer, video, ratio):
     layout = video.layout()
-    plan, reduced = run(reducer, video, reducer.budget(layout, ratio), layout.total)
+    plan, reduced = planned(reducer, video, reducer.budget(layout, ratio), capacity=layout.total)
     ids, merged, tokens = brute_force(reducer, video, ratio)
     count = int(plan.count)
     assert count <= reducer.capacity(layout, ratio)
@@ -143,14 +135,14 @@ def test_anchor_frames_each_frame_merge_inside_it_in_the_onevision_copy():
 
 def test_one_frame():
     reducer, video = reducer_of("qwen2_5_vl", segments=8), make_video(frames=1)
-    plan, _ = run(reducer, video, reducer.budget(video.layout(), 0.25), 20)
+    plan, _ = planned(reducer, video, reducer.budget(video.layout(), 0.25), capacity=20)
     assert int(plan.count) == 5
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ratios_beyond_the_references_reach_keep_what_there_is(variant):
     reducer, video = reducer_of(variant), make_video(seed=6)
-    plan, reduced = run(reducer, video, reducer.budget(video.layout(), 1.0), video.layout().total)
+    plan, reduced = planned(reducer, video, reducer.budget(video.layout(), 1.0), capacity=video.layout().total)
     count = int(plan.count)
     assert len(set(np.asarray(plan.ids[:count]).tolist())) == count <= video.layout().total
     assert bool(jnp.isfinite(reduced.tokens).all())
@@ -164,7 +156,7 @@ def test_a_video_of_equal_frames_stays_finite_and_exact():
         grid=one.grid,
     )
     reducer = reducer_of("llava_video")
-    plan, reduced = run(reducer, video, reducer.budget(video.layout(), 0.25), video.layout().total)
+    plan, reduced = planned(reducer, video, reducer.budget(video.layout(), 0.25), capacity=video.layout().total)
     assert int(plan.count) == 9 * 5
     assert bool(jnp.isfinite(reduced.tokens).all())
 
@@ -189,9 +181,9 @@ def test_padding_frames_change_nothing():
 
 def test_bf16_features():
     reducer, half = reducer_of("llava_onevision"), make_video(dtype=jnp.bfloat16)
-    plan, reduced = run(reducer, half, reducer.budget(half.layout(), 0.3), half.layout().total)
+    plan, reduced = planned(reducer, half, reducer.budget(half.layout(), 0.3), capacity=half.layout().total)
     full = VideoTokens.create(half.features.astype(jnp.float32), half.evidence, grid=half.grid)
-    expected = run(reducer, full, reducer.budget(full.layout(), 0.3), full.layout().total)
+    expected = planned(reducer, full, reducer.budget(full.layout(), 0.3), capacity=full.layout().total)
     np.testing.assert_array_equal(plan.ids, expected[0].ids)
     assert reduced.tokens.dtype == jnp.bfloat16
     np.testing.assert_array_equal(reduced.tokens, expected[1].tokens.astype(jnp.bfloat16))

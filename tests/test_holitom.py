@@ -1,6 +1,5 @@
 """HoliTom: its golden files, the specification written again in numpy, and what every reducer has to keep."""
 
-import functools
 import math
 
 import jax
@@ -18,7 +17,7 @@ from jvidprune.ops.inner_merge import halving_merge
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
 from jvidprune.parity import holitom as parity
-from jvidprune.reducers.base import apply_plan
+from jvidprune.parity.planned import planned
 from jvidprune.reducers.holitom import HoliTom
 
 
@@ -89,15 +88,9 @@ def brute_force(reducer, video, ratio):
     return rows if reducer.layout == "one_token" else sorted(rows, key=lambda row: row[0])
 
 
-@functools.partial(jax.jit, static_argnames=("reducer", "capacity"))
-def run(reducer, video, budget, capacity):
-    plan = reducer.plan(video, budget, capacity=capacity)
-    return plan, apply_plan(reducer, plan, video)
-
-
 def compare(reducer, video, ratio):
     layout = video.layout()
-    plan, reduced = run(reducer, video, reducer.budget(layout, ratio), layout.total)
+    plan, reduced = planned(reducer, video, reducer.budget(layout, ratio), capacity=layout.total)
     rows = brute_force(reducer, video, ratio)
     count = int(plan.count)
     assert count <= reducer.capacity(layout, ratio)
@@ -122,7 +115,7 @@ def test_comparers_take_no_other_methods_files():
 def test_runs_follow_the_specification(layout, seed, ratio):
     # Below three clusters the reference's choice of centres is rounding noise; such ratios are not drawn.
     reducer, video = HoliTom(layout=layout, tau=0.7), make_video(seed=seed)
-    plan, _ = run(reducer, video, reducer.budget(video.layout(), ratio), video.layout().total)
+    plan, _ = planned(reducer, video, reducer.budget(video.layout(), ratio), capacity=video.layout().total)
     clusters = np.asarray(plan.diagnostics["static_kept"])
     if not ((clusters > 0) & (clusters < 3)).any():
         compare(reducer, video, ratio)

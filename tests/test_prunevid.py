@@ -1,9 +1,7 @@
 """PruneVid: its golden files, the specification written again in numpy, and what every reducer has to keep."""
 
-import functools
 import itertools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from jvidprune.ops.inner_merge import text_relevance, top_in_blocks
 from jvidprune.ops.runs import refine_labels
 from jvidprune.ops.sink import SinkRule
 from jvidprune.parity import prunevid as parity
-from jvidprune.reducers.base import apply_plan
+from jvidprune.parity.planned import planned
 from jvidprune.reducers.prunevid import PruneVid
 
 
@@ -104,15 +102,9 @@ def brute_force(reducer, video, ratio):
     return groups
 
 
-@functools.partial(jax.jit, static_argnames=("reducer", "capacity"))
-def run(reducer, video, budget, capacity):
-    plan = reducer.plan(video, budget, capacity=capacity)
-    return plan, apply_plan(reducer, plan, video)
-
-
 def compare(reducer, video, ratio):
     layout = video.layout()
-    plan, reduced = run(reducer, video, reducer.budget(layout, ratio), layout.total)
+    plan, reduced = planned(reducer, video, reducer.budget(layout, ratio), capacity=layout.total)
     groups = brute_force(reducer, video, ratio)
     flat = np.asarray(video.features, np.float64).reshape(layout.total, -1)
     count = int(plan.count)

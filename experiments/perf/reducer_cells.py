@@ -12,9 +12,10 @@ from jax import lax
 from jvidprune import VideoTokens, reducers
 from jvidprune.bench.flops_reducer import reducer_flops
 from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.base import StagedReducer, run_budgets
+from jvidprune.reducers.base import run_budgets
 from jvidprune.tokens import stack_budgets
 
+from .decisions import possible, run_plans
 from .inputs import scenes_of, video_tokens
 from .measure import Rates, measure
 
@@ -94,22 +95,7 @@ def cells(which: str, methods: tuple[str, ...], most_bytes: float) -> list[Reduc
 
 @partial(jax.jit, static_argnames=("reducer", "capacity", "output"))
 def _run(reducer: Any, videos: VideoTokens, budgets: Any, *, capacity: int, output: str) -> Any:
-    def tokens(video: VideoTokens) -> Any:
-        return run_budgets(reducer, video, budgets, capacity=capacity)
-
-    def plans(video: VideoTokens) -> Any:
-        if isinstance(reducer, StagedReducer):
-            shared = reducer.prepare(video, capacity=capacity)
-            decide = partial(reducer.decide, shared)
-        else:
-            decide = partial(reducer.plan, video)
-
-        def one(budget: Any) -> Any:
-            return decide(budget, capacity=capacity)._replace(diagnostics={})
-
-        return lax.map(one, budgets) if jax.default_backend() == "cpu" else jax.vmap(one)(budgets)
-
-    run = tokens if output == "tokens" else plans
+    run = partial(run_budgets if output == "tokens" else run_plans, reducer, budgets=budgets, capacity=capacity)
     if videos.features.ndim == 3:
         return run(videos)
     return lax.map(run, videos) if jax.default_backend() == "cpu" else jax.vmap(run)(videos)
@@ -128,13 +114,12 @@ def run_cell(cell: ReducerCell, rates: Rates, dtype: Any, *, repeats: int, secon
     layout = made[0].layout()
     wanted = RATIOS if cell.ratios > 1 else ONE
     try:
-        ratios = tuple(ratio for ratio in wanted if _possible(reducer, layout, ratio))
+        ratios = possible(reducer, layout, wanted)
         if not ratios:
             reducer.budget(layout, wanted[-1])
         capacity = max(reducer.capacity(layout, ratio) for ratio in ratios)
         # A second set of budgets: another ratio must not compile.
-        half = ratios[0] / 2 if _possible(reducer, layout, ratios[0] / 2) else ratios[0]
-        other = ratios[::-1] if len(ratios) > 1 else (half,)
+        other = ratios[::-1] if len(ratios) > 1 else possible(reducer, layout, (ratios[0] / 2, ratios[0]))[:1]
         inputs = [
             (videos, stack_budgets([reducer.budget(layout, ratio) for ratio in some])) for some in (ratios, other)
         ]
@@ -164,11 +149,3 @@ class _Bound:
 def _cast(leaf: Any, dtype: Any) -> jax.Array:
     array = jnp.asarray(leaf)
     return array.astype(dtype) if array.dtype == jnp.float32 and array.ndim > 2 and dtype != jnp.float32 else array
-
-
-def _possible(reducer: Any, layout: Any, ratio: float) -> bool:
-    try:
-        reducer.budget(layout, ratio)
-    except JvidpruneError:
-        return False
-    return True

@@ -13,8 +13,8 @@ from jvidprune.ops.pool import pool_tokens
 from jvidprune.ops.saliency import PoolingHead, mean_query_attention, pooling_head_attention
 from jvidprune.ops.similarity import distance_from_gram, frame_gram
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.reducers.base import apply_plan
-from jvidprune.reducers.fastvid import FastVID, FastVIDBudget, Variant
+from jvidprune.parity.planned import planned
+from jvidprune.reducers.fastvid import FastVID, Variant
 from jvidprune.tokens import Plan, Reduced, VideoTokens
 
 TOKENS = 1e-4
@@ -66,14 +66,7 @@ def run(reducer: FastVID, golden: Golden) -> tuple[VideoTokens, Plan, Reduced]:
     grid = golden.config.get("grid")
     video = VideoTokens.create(features, evidence, grid=tuple(grid) if grid else None)
     layout, ratio = video.layout(), golden.config["ratio"]
-    capacity = reducer.capacity(layout, ratio)
-
-    @jax.jit
-    def both(video: VideoTokens, budget: FastVIDBudget) -> tuple[Plan, Reduced]:
-        plan = reducer.plan(video, budget, capacity=capacity)
-        return plan, apply_plan(reducer, plan, video)
-
-    return video, *both(video, reducer.budget(layout, ratio))
+    return video, *planned(reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio))
 
 
 def compare_run(golden: Golden) -> Iterator[Row]:

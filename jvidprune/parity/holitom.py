@@ -21,8 +21,8 @@ from jvidprune.ops.similarity import distance_from_gram, dot_f32
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.parity.decoders import decoder_of
-from jvidprune.reducers.base import apply_plan
-from jvidprune.reducers.holitom import HoliTom, HoliTomBudget, static_places
+from jvidprune.parity.planned import planned
+from jvidprune.reducers.holitom import HoliTom, static_places
 from jvidprune.tokens import Plan, Reduced, VideoTokens
 
 TOKENS = 2e-4
@@ -82,12 +82,6 @@ def is_decoder(golden: Golden) -> bool:
     return "probe_layer_is_causal" in golden.config and golden.has("hidden_after_probe", "attention_row", "keep_ids")
 
 
-@functools.partial(jax.jit, static_argnames=("reducer", "capacity"))
-def _run(reducer: HoliTom, video: VideoTokens, budget: HoliTomBudget, capacity: int) -> tuple[Plan, Reduced]:
-    plan = reducer.plan(video, budget, capacity=capacity)
-    return plan, apply_plan(reducer, plan, video)
-
-
 def compare_whole(golden: Golden) -> Iterator[Row]:
     """Segments, counts, ids and tokens of every run; runs marked unstable only by their counts."""
     for name, g, c in cases(golden):
@@ -104,7 +98,7 @@ def compare_whole(golden: Golden) -> Iterator[Row]:
         video = VideoTokens.create(g["features"], {"attention_last": g["attention"]}, grid=grid)
         layout = video.layout()
         budget, capacity = reducer.budget(layout, c["ratio"]), layout.total
-        plan, reduced = _run(reducer, video, budget, capacity)
+        plan, reduced = planned(reducer, video, budget, capacity=capacity)
         d = {key: np.asarray(value) for key, value in plan.diagnostics.items()}
         starts = np.flatnonzero(np.diff(d["segment"], prepend=-1))
         ends = np.append(starts[1:] - 1, layout.frames - 1)

@@ -9,9 +9,9 @@ import numpy as np
 
 from jvidprune.ops.inner_merge import text_relevance, top_in_blocks
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.reducers.base import apply_plan
-from jvidprune.reducers.prunevid import PruneVid, PruneVidBudget
-from jvidprune.tokens import Plan, Reduced, VideoTokens
+from jvidprune.parity.planned import planned
+from jvidprune.reducers.prunevid import PruneVid
+from jvidprune.tokens import VideoTokens
 
 TOKENS = 1e-4
 
@@ -39,14 +39,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     grid = (generator["H"], generator["W"]) if {"H", "W"} <= generator.keys() else (1, features.shape[1])
     video = VideoTokens.create(features, grid=grid)
     layout = video.layout()
-    capacity = layout.total
-
-    @jax.jit
-    def both(video: VideoTokens, budget: PruneVidBudget) -> tuple[Plan, Reduced]:
-        plan = reducer.plan(video, budget, capacity=capacity)
-        return plan, apply_plan(reducer, plan, video)
-
-    plan, reduced = both(video, reducer.budget(layout, c["ratio"]))
+    plan, reduced = planned(reducer, video, reducer.budget(layout, c["ratio"]), capacity=layout.total)
     count = int(plan.count)
     d = {name: np.asarray(value) for name, value in plan.diagnostics.items()}
     yield exact("frame_cluster_raw", d["frame_cluster_raw"], golden["frame_cluster_raw"])
@@ -62,8 +55,8 @@ def compare(golden: Golden) -> Iterator[Row]:
     yield exact("static_sizes", static, golden["static_sizes"])
     yield exact("dynamic_sizes", dynamic, golden["dynamic_sizes"])
     if "llm_index" in golden.arrays:
-        quota = jnp.asarray([int(n * c["alpha"]) for n in range(capacity + 1)], jnp.int32)
-        relevance = jnp.zeros(capacity).at[:count].set(text_relevance(jnp.asarray(golden["text_attention"])))
+        quota = jnp.asarray([int(n * c["alpha"]) for n in range(layout.total + 1)], jnp.int32)
+        relevance = jnp.zeros(layout.total).at[:count].set(text_relevance(jnp.asarray(golden["text_attention"])))
         kept = jax.jit(top_in_blocks)(relevance, plan.diagnostics["block"], plan.valid, quota)
         yield exact("llm_index", np.flatnonzero(np.asarray(kept)), golden["llm_index"])
 
