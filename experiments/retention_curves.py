@@ -18,7 +18,8 @@ from jvidprune.bench.results import make_table, write_csv
 from jvidprune.bench.runner import run_sweep
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import open_model
-from jvidprune.commands.sweep import METHODS, answerable_part, title
+from jvidprune.commands.sweep import METHODS, answerable_part
+from jvidprune.reducers import presets
 from jvidprune.viz.sweep_style import CONTROLS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,7 +36,7 @@ with console.working():
     names = args.methods.split(",")
     plan = SweepPlan({name: llm.reducer(name) for name in names})
     found = run_sweep(llm, task, plan, progress=lambda text, done, total: console.task(text, total)(done, total))
-table = make_table(found, task, {name: title(name) for name in names})
+table = make_table(found, task, {name: presets.title(name) for name in names})
 published = [name for name in names if name not in CONTROLS]
 
 

@@ -186,6 +186,8 @@ def test_methods_are_written_with_their_settings_as_text():
 def test_texts_nest_and_chain_reducers():
     texts = ["stop:base=(flashvid:alpha=0.5,eps=1e-6),mu_s=0.1", "visionzip+flashvid:eps=1e+3,distinct=True", "evs"]
     assert presets.split_texts(",".join(texts)) == texts
+    titles = ["SToP (base=(flashvid:alpha=0.5,eps=1e-6), mu_s=0.1)", "VisionZip → FlashVID (eps=1e+3, distinct=True)"]
+    assert [presets.title(text) for text in texts] == [*titles, reducers.info("evs").title]
     stop, chain, _ = (presets.from_text(text, "llava_video") for text in texts)
     assert (stop.base.alpha, stop.base.eps, stop.mu_s) == (0.5, 1e-6, 0.1)
     assert stop.base.pruning_layer is None, "the settings of SToP's runs hold where none is given"

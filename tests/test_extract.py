@@ -1,8 +1,13 @@
 """Reading answers: the patterns that published evaluations accept, and what is no answer."""
 
+import dataclasses
+
 import pytest
 
+from jvidprune import JvidpruneError
+from jvidprune.bench.datasets.wording import choice
 from jvidprune.bench.extract import first_letter, is_correct, option_letter, short_text, yes_or_no
+from jvidprune.bench.items import Question
 
 COLOURS = ("red", "green", "light green", "blue")
 
@@ -72,6 +77,21 @@ def test_yes_and_no(text, word):
 )
 def test_short_answers_are_normalised(text, plain):
     assert short_text(text) == plain
+
+
+def test_every_option_of_a_choice_has_its_letter():
+    words = [f"thing {i}" for i in range(27)]
+    asked = Question("q", "Which?", "c", "choice", tuple(words[:26]), "Z")
+    assert asked.prompt({}).splitlines()[1:] == [f"{chr(65 + i)}. thing {i}" for i in range(26)]
+    assert (asked.content, option_letter("Z. thing 25", asked.options)) == ("thing 25", "Z")
+    with pytest.raises(JvidpruneError, match="question q has 27 options, more than the 26 that have a letter"):
+        dataclasses.replace(asked, options=tuple(words))
+    named = choice("q", "Who?", "c", ["A. N. Korea", "B. I. Newton"], "B. I. Newton", asked="")
+    assert (named.options, named.answer) == (("N. Korea", "I. Newton"), "B")
+    assert choice("q", "Who?", "c", ["N. Korea", "I. Newton"], "I. Newton", asked="").options == (
+        "N. Korea",
+        "I. Newton",
+    )
 
 
 def test_answers_are_compared_by_kind():

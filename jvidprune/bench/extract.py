@@ -1,10 +1,9 @@
 """What a generated answer says: the letter of an option, yes or no, or a short text, as lmms-eval reads them."""
 
 import re
-import string
 from collections.abc import Callable, Sequence
 
-LETTERS = string.ascii_uppercase
+from jvidprune.bench.items import LETTERS
 
 _LEADS = (
     "the best answer is",

@@ -15,7 +15,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.inference.inner import newlines_compete
 from jvidprune.inference.pipeline import FAMILIES
 from jvidprune.ops.newline import NewlineKind, newline_count
-from jvidprune.reducers.base import check_ratio, inner_stages
+from jvidprune.reducers.base import check_ratio, inner_stages, title_of
 from jvidprune.reducers.prompting import prompt_rules
 from jvidprune.tokens import Layout, Reducer
 
@@ -185,8 +185,7 @@ def count(
         counted.append(StageFlops("prefill", _stretch(part), terms, numbers))
     answer = "1 token" if new_tokens == 1 else f"{new_tokens:,} tokens"
     counted.append(StageFlops("decode", answer, decode(text, parts, new_tokens)))
-    title = getattr(getattr(reducer, "info", None), "title", type(reducer).__name__)
-    return FlopReport(name or config.family, title, layout.total, kept, prompt, exact, tuple(counted))
+    return FlopReport(name or config.family, title_of(reducer), layout.total, kept, prompt, exact, tuple(counted))
 
 
 def count_ratio(

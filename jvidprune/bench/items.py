@@ -1,13 +1,16 @@
 """What a video question-answering task is made of: questions, items with a clip, and the protocol of a task."""
 
 import dataclasses
+import string
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.video.decode import Clip
 
 Kind = Literal["choice", "short", "yes_no"]
-LETTERS = "ABCDEFGHIJ"
+LETTERS = string.ascii_uppercase
+"""Of the options of a choice, in their order."""
 
 POST_PROMPTS: Mapping[str, str] = {
     "choice": "answer with the letter.",
@@ -35,6 +38,9 @@ class Question:
       options: the choices in the order of their letters; for "yes_no" yes and no; for "short" the closed set of answers
         that the question admits, never shown to the model, empty where there is none.
       answer: the letter, "yes" or "no", or the word.
+
+    Raises:
+      JvidpruneError: a choice of more options than there are letters.
     """
 
     id: str
@@ -43,6 +49,12 @@ class Question:
     kind: Kind
     options: tuple[str, ...]
     answer: str
+
+    def __post_init__(self) -> None:
+        if self.kind == "choice" and len(self.options) > len(LETTERS):
+            raise JvidpruneError(
+                f"question {self.id} has {len(self.options)} options, more than the {len(LETTERS)} that have a letter."
+            )
 
     def prompt(self, post: Mapping[str, str] = POST_PROMPTS) -> str:
         """What the model is asked: the question, options with letters on lines of their own, an instruction.

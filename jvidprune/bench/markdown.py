@@ -3,10 +3,8 @@
 from collections.abc import Iterable, Sequence
 
 from jvidprune.bench.metrics import ALL, FULL, Cell, Difference
-from jvidprune.bench.plan import BLIND
+from jvidprune.bench.plan import BASELINES, BLIND
 from jvidprune.bench.results import SweepTable
-
-_NAMES = {FULL: "unpruned", BLIND: "question alone"}
 
 
 def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -21,9 +19,9 @@ def accuracy_table(table: SweepTable) -> str:
     for name, ratio in ((FULL, 1.0), (BLIND, 0.0)):
         cell = table.cell(name, ratio)
         if cell is not None:
-            rows.append([_NAMES[name], _interval(cell), *[""] * (len(table.ratios) - 1)])
+            rows.append([BASELINES[name], _interval(cell), *[""] * (len(table.ratios) - 1)])
     for method in table.methods:
-        if method not in _NAMES:
+        if method not in BASELINES:
             cells = (table.cell(method, ratio) for ratio in table.ratios)
             rows.append([table.titles.get(method, method), *("–" if c is None else _interval(c) for c in cells)])
     return grid(["method", *(f"{100 * ratio:g} %" for ratio in table.ratios)], rows)
@@ -33,10 +31,10 @@ def category_table(table: SweepTable, ratio: float) -> str:
     """Accuracy in per cent by category at one ratio, with the unpruned model, the question alone and chance."""
     columns = [ALL, *table.categories]
     rows = []
-    for method, at in [(FULL, 1.0), *((m, ratio) for m in table.methods if m not in _NAMES), (BLIND, 0.0)]:
+    for method, at in [(FULL, 1.0), *((m, ratio) for m in table.methods if m not in BASELINES), (BLIND, 0.0)]:
         cells = [table.cell(method, at, name) for name in columns]
         if cells[0] is not None:
-            name = _NAMES.get(method) or table.titles.get(method, method)
+            name = BASELINES.get(method) or table.titles.get(method, method)
             rows.append([name, *("–" if c is None else f"{100 * c.accuracy:.0f}" for c in cells)])
     rows.append(["chance", *(f"{100 * table.chance.get(name, 0.0):.0f}" for name in columns)])
     return grid([f"at {100 * ratio:g} %", *(name.replace("_", " ") for name in columns)], rows)

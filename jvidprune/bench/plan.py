@@ -19,6 +19,9 @@ from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
 BLIND = "no video"
 """The run that gives the model the question alone; what it answers right needs no video."""
 
+BASELINES = {FULL: "unpruned", BLIND: "question alone"}
+"""What every sweep runs beside its methods, as people read it."""
+
 RATIOS = (0.25, 0.20, 0.15, 0.10, 0.05)
 """Retention ratios that the papers of the field report."""
 
@@ -73,7 +76,7 @@ class SweepPlan:
             check_ratio(ratio)
         if self.max_new_tokens < 1:
             raise JvidpruneError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
-        for name in (FULL, BLIND):
+        for name in BASELINES:
             if name in self.methods:
                 raise JvidpruneError(f"{name!r} is part of every sweep and need not be asked for.")
         for name, ratios in self.own_ratios.items():

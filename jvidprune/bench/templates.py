@@ -1,6 +1,6 @@
 """Questions from templates, and the closed list of words they are made of.
 
-Within a template every answer is equally likely whatever the text says: what is drawn by `world.stage` is symmetric in
+Within a template every answer is equally likely whatever the text says: what `bench.stage.stage` draws is symmetric in
 colours, shapes, places and directions, coins decide between yes and no, and options stand in random order.
 """
 

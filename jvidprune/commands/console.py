@@ -177,12 +177,14 @@ def stage_table(stages: Iterable["Stage"], caption: str) -> Table:
 
 def sweep_table(table: "SweepTable", *, intervals: bool) -> Table:
     """Methods by ratios, the best of a column bold; tokens and times are those of the smallest ratio a method has."""
-    full = table.cell("none", 1.0)
-    blind = table.cell("no video", 0.0)
+    from jvidprune.bench.metrics import FULL
+    from jvidprune.bench.plan import BASELINES, BLIND
+
+    full, blind = table.cell(FULL, 1.0), table.cell(BLIND, 0.0)
     caption = [f"{table.clips} clips, {full.questions} questions" if full else f"{table.clips} clips"]
     caption += ["accuracy in per cent" + " with 95 % intervals" * intervals]
     smallest = min(table.ratios)
-    swept = [method for method in table.methods if method not in ("none", "no video")]
+    swept = [method for method in table.methods if method not in BASELINES]
     refused = any(table.cell(method, smallest) is None for method in swept)
     else_at = " (tokens and ms else at a method's smallest)" * refused
     caption += [f"share of unpruned, tokens and ms an answer at {100 * smallest:g} %{else_at}"]
@@ -193,11 +195,11 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> Table:
     for name in ("share", "tokens", "ms"):
         out.add_column(name, justify="right", no_wrap=True)
     best = {r: max((c.accuracy for m in swept if (c := table.cell(m, r))), default=-1.0) for r in table.ratios}
-    for name, cell in (("unpruned", full), ("question alone", blind)):
+    for cell in (full, blind):
         if cell is not None:
             row = [_accuracy(cell, intervals), *[""] * (len(table.ratios) - 1), "", f"{cell.kept:,.0f}"]
             cost = table.costs[cell.method, cell.ratio]
-            out.add_row(name, *row, _milliseconds(cost), style="dim", end_section=cell is blind)
+            out.add_row(BASELINES[cell.method], *row, _milliseconds(cost), style="dim", end_section=cell is blind)
     for method in swept:
         cells = [table.cell(method, ratio) for ratio in table.ratios]
         texts = ["–" if c is None else _accuracy(c, intervals, bold=c.accuracy == best[c.ratio]) for c in cells]

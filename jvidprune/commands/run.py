@@ -22,7 +22,7 @@ from jvidprune.models.generate import check_sampling
 from jvidprune.parallel import make_mesh, read_mesh
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.base import reduce as reduce_video
-from jvidprune.reducers.presets import from_text
+from jvidprune.reducers.presets import from_text, title
 from jvidprune.reducers.saved import load_pruning
 from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.clips import ClipSpec, default_clip, render, write_mp4
@@ -30,6 +30,7 @@ from jvidprune.video.decode import Clip
 from jvidprune.video.limits import Limits
 from jvidprune.video.sampling import check_wish
 from jvidprune.viz.decision import Decision
+from jvidprune.viz.drawn import drawn_frames
 from jvidprune.viz.overlay import write_picture
 from jvidprune.viz.report import reduction_page
 
@@ -159,9 +160,7 @@ def draw_reduction(
                 decisions.append(decide(method, video, ratio, name))
                 stage.tokens = decisions[-1].count
         console.start("drawing")
-        # A grid frame of Qwen stands for a pair of frames and is drawn on the first.
-        every = -(-len(clip.frames) // video.features.shape[0])
-        frames, labels = clip.frames[::every], [f"{time:.2f} s" for time in clip.timestamps[::every]]
+        frames, labels = drawn_frames(clip, video.features.shape[0])
         with atomic_output(out) as part:
             if out.suffix.lower() == ".html":
                 page = reduction_page(
@@ -194,10 +193,10 @@ def _save_film(path: Path, film: np.ndarray) -> None:
 
 
 def decide(method: Reducer, video: VideoTokens, ratio: float, text: str) -> Decision:
-    """One reduction on the host, with its diagnostics; a text with settings or a chain is its own title."""
+    """One reduction on the host, with its diagnostics, of a method as it was typed."""
     reduced = jax.block_until_ready(reduce_video(method, video, ratio, diagnostics=True))
-    title = text if set(text) & set(":+") else getattr(getattr(method, "info", None), "title", text)
-    return Decision.from_reduced(reduced, method=title, ratio=ratio, frames=video.features.shape[0], grid=video.grid)
+    shape: dict[str, Any] = {"frames": video.features.shape[0], "grid": video.grid}
+    return Decision.from_reduced(reduced, method=title(text), ratio=ratio, **shape)
 
 
 def make_clip(path: Path, *, seed: int, frames: int) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from jvidprune.bench.hosts import GRACE, Host
 from jvidprune.bench.metrics import FULL
-from jvidprune.bench.plan import BLIND, SweepPlan
+from jvidprune.bench.plan import BASELINES, SweepPlan
 from jvidprune.bench.procedural import Procedural
 from jvidprune.bench.results import SweepTable, make_table, write_csv
 from jvidprune.bench.runner import SweepRecords, possible_ratios, run_sweep
@@ -105,7 +105,7 @@ def sweep(
             check_question(model["model"], None, "", reducer=FULL, ratio=1.0, **options)
         llm = open_model(model, console)
         task = open_task(choice, llm, model, console)
-        names = [name for name in dict.fromkeys(choice.methods) if name not in (FULL, BLIND)]
+        names = [name for name in dict.fromkeys(choice.methods) if name not in BASELINES]
         plan = SweepPlan({name: llm.reducer(name) for name in names}, choice.ratios, choice.max_new_tokens)
         bar, text = None, ""
 
@@ -119,7 +119,7 @@ def sweep(
         if not found.complete:
             return None, {"folder": str(found.files.folder), "complete": False, "host": host.number, "hosts": host.of}
         console.start("writing the report")
-        table = make_table(found, task, {name: title(name) for name in names})
+        table = make_table(found, task, {name: presets.title(name) for name in names})
         shown = "the embedded model" if model["model"] is None else llm.loaded.folder.name
         record = write_outputs(llm, task, plan, found, table, shown)
     return table, record
@@ -188,15 +188,6 @@ def answerable_part(measured: Path, clips: int, **settings: Any) -> Subset:
         raise JvidpruneError(f"{measured} has no question above chance; ask --questions all.")
     categories = tuple(dict.fromkeys(category for category, _ in pairs))
     return Subset(Procedural("test", clips=20 * clips, categories=categories, **settings), pairs, clips)
-
-
-def title(text: str) -> str:
-    """A method's name for people: that of its paper, with the settings that were asked for; chains with an arrow."""
-    if "+" in text and "(" not in text:
-        return " → ".join(map(title, text.split("+")))
-    name, _, settings = text.partition(":")
-    shown = presets.info(name.strip()).title
-    return f"{shown} ({settings.replace(',', ', ')})" if settings else shown
 
 
 def write_outputs(

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.base import inner_stages, sweep
+from jvidprune.reducers.base import inner_stages, sweep, title_of
 from jvidprune.reducers.prompting import PromptRules, prompt_rules
 from jvidprune.tokens import InnerStage, Reduced, Reducer, VideoTokens
 from jvidprune.video.decode import Clip
@@ -57,7 +57,7 @@ class ReducedVideo:
     @property
     def title(self) -> str:
         """Name of the method."""
-        return getattr(getattr(self.reducer, "info", None), "title", type(self.reducer).__name__)
+        return title_of(self.reducer)
 
 
 def reduce_video(

@@ -79,7 +79,7 @@ class StageClock:
 
 
 def cache_folder() -> Path:
-    """Where jvidprune keeps compiled programs and the embedded model: $JVIDPRUNE_CACHE or ~/.cache/jvidprune."""
+    """Where compiled programs and the clip asked about by default are kept: $JVIDPRUNE_CACHE or ~/.cache/jvidprune."""
     import os
 
     root = os.environ.get("JVIDPRUNE_CACHE")

@@ -70,6 +70,12 @@ class StagedReducer:
         return self.decide(lax.stop_gradient(self.prepare(video, capacity=capacity)), budget, capacity=capacity)
 
 
+def title_of(reducer: Reducer) -> str:
+    """A reducer's name for people: that of its paper, or of its class where it carries no `info`."""
+    info = getattr(reducer, "info", None)
+    return type(reducer).__name__ if info is None else info.title
+
+
 def inner_stages(reducer: Reducer, ratio: float) -> tuple[InnerStage, ...]:
     """What a reducer does inside the language model at a retention ratio.
 
@@ -106,7 +112,7 @@ def check_weighs_features(reducer: Reducer, what: str) -> None:
     """
     if getattr(reducer, "run_budgets", None) is not None:
         raise JvidpruneError(
-            f"{what} {_name(reducer)}: it runs the tower itself, which `reduce` and `sweep` let it do."
+            f"{what} {title_of(reducer)}: it runs the tower itself, which `reduce` and `sweep` let it do."
         )
 
 
@@ -125,7 +131,7 @@ def check_video(reducer: Reducer, video: VideoTokens, *, finite: bool = True) ->
     missing = sorted(reducer.needs - video.evidence.keys())
     if missing:
         raise JvidpruneError(
-            f"{_name(reducer)} needs the evidence {', '.join(missing)}, which the video does not carry "
+            f"{title_of(reducer)} needs the evidence {', '.join(missing)}, which the video does not carry "
             f"(it has {', '.join(sorted(video.evidence)) or 'none'})."
         )
     if not finite or _on_host(video.frame_mask) is None:
@@ -287,7 +293,7 @@ def _capacity(reducer: Reducer, cases: Sequence[tuple[Layout, float]], capacity:
         layout = cases[0][0]
         return bucket_capacity(needed, layout.slots * layout.tokens)
     if capacity < needed:
-        raise JvidpruneError(f"capacity {capacity} is too small: {_name(reducer)} may return {needed} tokens here.")
+        raise JvidpruneError(f"capacity {capacity} is too small: {title_of(reducer)} may return {needed} tokens here.")
     return capacity
 
 
@@ -322,8 +328,3 @@ def _real_frames(mask: jax.Array) -> int:
     if not known[:frames].all():
         raise JvidpruneError("padding frames must follow all real frames in the frame mask.")
     return frames
-
-
-def _name(reducer: Reducer) -> str:
-    info = getattr(reducer, "info", None)
-    return type(reducer).__name__ if info is None else info.title

@@ -14,7 +14,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers import presets
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio, inner_stages
+from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio, inner_stages, title_of
 from jvidprune.reducers.prompting import prompt_rules
 from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
 
@@ -95,22 +95,22 @@ class Sequential(StagedReducer):
                 raise JvidpruneError(f"Sequential chains reducers, got {type(stage).__name__}.")
             if getattr(stage, "apply", None) is not None:
                 raise JvidpruneError(
-                    f"Sequential cannot chain {_title(stage)}: its tokens are no fixed weighting of its input tokens."
+                    f"Sequential cannot chain {title_of(stage)}: its tokens are no fixed weighting of its input tokens."
                 )
         if per_frame_rule(self.first) is None:
             raise JvidpruneError(
-                f"{_title(self.first)} cannot be the first stage of Sequential, which must keep an equal, known number "
-                "of tokens in every frame."
+                f"{title_of(self.first)} cannot be the first stage of Sequential, which must keep an equal, known "
+                "number of tokens in every frame."
             )
         lost = sorted(self.second.needs - set(_PER_TOKEN) - set(_PER_VIDEO))
         if lost:
             raise JvidpruneError(
-                f"{_title(self.second)} cannot be a later stage of Sequential: {', '.join(lost)} of the unpruned frame "
-                "cannot be carried along."
+                f"{title_of(self.second)} cannot be a later stage of Sequential: {', '.join(lost)} of the unpruned "
+                "frame cannot be carried along."
             )
         if inner_stages(self.second, _ANY) != inner_stages(self.second, _OTHER):
             raise JvidpruneError(
-                f"{_title(self.second)} cannot be a later stage of Sequential: its cut inside the language model "
+                f"{title_of(self.second)} cannot be a later stage of Sequential: its cut inside the language model "
                 "follows the ratio, which a chain divides."
             )
         if not 0.0 <= self.split <= 1.0:
@@ -156,7 +156,7 @@ class Sequential(StagedReducer):
         """
         rule = per_frame_rule(self.second)
         if rule is None:
-            raise JvidpruneError(f"{_title(self.second)} does not keep an equal number of tokens in every frame.")
+            raise JvidpruneError(f"{title_of(self.second)} does not keep an equal number of tokens in every frame.")
         return rule(*self.shares(layout, ratio)[1])
 
     def budget(self, layout: Layout, ratio: float) -> SequentialBudget:
@@ -204,7 +204,7 @@ class Sequential(StagedReducer):
             if kept >= 1:
                 found.setdefault(kept, _Rung(ratio, kept))
         if not found:
-            raise JvidpruneError(f"{_title(self.first)} keeps no token of a frame at any rung of the ladder.")
+            raise JvidpruneError(f"{title_of(self.first)} keeps no token of a frame at any rung of the ladder.")
         return tuple(found.values())
 
     def _choose(self, layout: Layout, ratio: float) -> tuple[int, tuple[_Rung, ...]]:
@@ -346,8 +346,3 @@ def _with_copies(plan: Plan, sources: int) -> tuple[jax.Array, jax.Array]:
 
 def _inside(layout: Layout, per_frame: int) -> Layout:
     return Layout(layout.frames, (1, per_frame), None, layout.padded_frames)
-
-
-def _title(reducer: Any) -> str:
-    info = getattr(reducer, "info", None)
-    return type(reducer).__name__ if info is None else info.title

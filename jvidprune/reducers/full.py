@@ -24,7 +24,7 @@ class Full(StagedReducer):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="none",
-        title="none",
+        title="All tokens",
         paper="-",
         summary="keeps every token: the unpruned model",
         nested=True,

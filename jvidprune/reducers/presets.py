@@ -210,6 +210,20 @@ def read_settings(text: str) -> tuple[str, dict[str, Any]]:
     return name.strip(), settings
 
 
+def title(text: str) -> str:
+    """The name for people of a method as it is typed: its paper's, with the settings asked for; chains with an arrow.
+
+    Raises:
+      JvidpruneError: an unknown name, or brackets that do not match.
+    """
+    stages = split_chain(text)
+    if len(stages) > 1:
+        return " → ".join(map(title, stages))
+    name, _, settings = text.partition(":")
+    shown = info(name.strip()).title
+    return f"{shown} ({', '.join(_pieces(settings, ','))})" if settings.strip() else shown
+
+
 def info(name: str) -> MethodInfo:
     """What is said of a method in listings."""
     return reducer_class(name).info

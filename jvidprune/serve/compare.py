@@ -24,6 +24,7 @@ from jvidprune.video.container import existing_file
 from jvidprune.video.decode import Clip
 from jvidprune.video.limits import Limits
 from jvidprune.viz.decision import Decision
+from jvidprune.viz.drawn import drawn_frames
 from jvidprune.viz.overlay import draw_frame, fit
 
 ALL_TOKENS = "none"
@@ -140,7 +141,7 @@ class Comparer:
         found = {}
         for name in presets.names():
             if self.llm.reducer(name).needs <= provided:
-                found[name] = "All tokens" if name == ALL_TOKENS else presets.info(name).title
+                found[name] = presets.title(name)
         return found
 
     def compare(
@@ -177,16 +178,14 @@ class Comparer:
             clip, video, stages = self._encoded(path, needs, question)
             columns = []
             for number, (name, method) in enumerate(methods.items()):
-                title = self._title(name)
+                title = presets.title(name)
                 report(0.2 + 0.8 * number / len(methods), f"{title}: reducing and answering")
                 columns.append(self._column(name, title, method, clip, video, question, _ratio_of(name, ratio)))
         if all(column.refused for column in columns):
             raise JvidpruneError(columns[0].refused)
-        # A grid frame of Qwen stands for a pair of frames and is drawn on the first.
-        every = -(-len(clip.frames) // video.features.shape[0])
-        frames = np.stack([fit(frame, WIDTH) for frame in clip.frames[::every]])
-        labels = tuple(f"{time:.2f} s" for time in clip.timestamps[::every])
-        return Comparison(question, ratio, frames, labels, tuple(columns), stages)
+        drawn = drawn_frames(clip, video.features.shape[0])
+        frames = np.stack([fit(frame, WIDTH) for frame in drawn.frames])
+        return Comparison(question, ratio, frames, drawn.labels, tuple(columns), stages)
 
     def _check(self, path: str | Path | None, question: str, names: Sequence[str], ratio: float) -> tuple[Path, str]:
         if not path:
@@ -221,11 +220,6 @@ class Comparer:
             stage.tokens = video.features.shape[0] * video.features.shape[1]
         self._last = (key, clip, video)
         return clip, video, tuple(clock.stages)
-
-    def _title(self, name: str) -> str:
-        if set(name) & set(":+"):
-            return name
-        return "All tokens" if name == ALL_TOKENS else presets.info(name).title
 
     def _column(
         self, name: str, title: str, method: Any, clip: Clip, video: VideoTokens, question: str, ratio: float

@@ -10,6 +10,7 @@ from jvidprune.bench.metrics import FULL
 from jvidprune.bench.plan import BLIND
 from jvidprune.bench.store import Record
 from jvidprune.viz.decision import Decision
+from jvidprune.viz.drawn import drawn_frames
 from jvidprune.viz.overlay import draw_frame, fit
 
 
@@ -122,12 +123,10 @@ def draw_examples(
         question = next(q for q in item.questions if q.id == one.question)
         clip = item.load()
         decisions = decide(clip, list(one.records), one.ratio)
-        frames = clip.frames
         steps = next(iter(decisions.values())).frames
         shown = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
-        # A grid frame of Qwen stands for a pair of frames and is drawn on the first.
-        every = -(-len(frames) // steps)
-        small = [fit(frames[t * every], width) for t in shown]
+        frames = drawn_frames(clip, steps).frames
+        small = [fit(frames[t], width) for t in shown]
         rows = [
             (
                 method,

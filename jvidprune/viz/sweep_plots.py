@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jvidprune.bench.metrics import ALL, FULL
-from jvidprune.bench.plan import BLIND
+from jvidprune.bench.plan import BASELINES, BLIND
 from jvidprune.bench.results import SweepTable
 from jvidprune.viz.sweep_style import INK, LINE, SOFT, SeriesStyle, css_variables, series_styles, themed
 
@@ -79,7 +79,7 @@ def time_plot(table: SweepTable) -> str:
         points.append((*found[at], table.titles.get(method, method), style, method))
     full = _place(table, FULL, 1.0)
     if full is not None:
-        points.append((*full, "unpruned", SeriesStyle(INK, "*", "-", False), FULL))
+        points.append((*full, BASELINES[FULL], SeriesStyle(INK, "*", "-", False), FULL))
     for x, y, _, style, method in points:
         size = 13 if style.marker == "*" else 4 if style.control else 7
         axes.plot(
@@ -110,7 +110,7 @@ def _place(table: SweepTable, method: str, ratio: float) -> tuple[float, float] 
 
 def swept(table: SweepTable) -> list[str]:
     """The methods without the two baselines."""
-    return [method for method in table.methods if method not in (FULL, BLIND)]
+    return [method for method in table.methods if method not in BASELINES]
 
 
 def nearest_ratio(table: SweepTable, wanted: float = 0.1) -> float:
@@ -155,8 +155,8 @@ def _levels(axes: Any, table: SweepTable, left: float, right: float) -> tuple[fl
     full, blind = table.cell(FULL, 1.0), table.cell(BLIND, 0.0)
     if full is not None:
         axes.fill_between([left, right], 100 * full.low, 100 * full.high, color=SOFT, alpha=0.10, lw=0, zorder=1)
-        levels.append((100 * full.accuracy, f"unpruned {100 * full.accuracy:.1f}", INK, "-", "bottom"))
-    known = [("question alone", blind.accuracy)] if blind is not None else []
+        levels.append((100 * full.accuracy, f"{BASELINES[FULL]} {100 * full.accuracy:.1f}", INK, "-", "bottom"))
+    known = [(BASELINES[BLIND], blind.accuracy)] if blind is not None else []
     known += [("chance", table.chance[ALL])] if table.chance.get(ALL) else []
     known.sort(key=lambda pair: -pair[1])
     for i, (name, value) in enumerate(known):

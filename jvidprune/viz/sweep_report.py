@@ -8,15 +8,14 @@ from importlib import resources
 
 from jvidprune.bench.extract import option_letter
 from jvidprune.bench.flops import tera
+from jvidprune.bench.items import LETTERS
 from jvidprune.bench.metrics import ALL, FULL, Cell
-from jvidprune.bench.plan import BLIND
+from jvidprune.bench.plan import BASELINES, BLIND
 from jvidprune.bench.results import SweepTable
 from jvidprune.viz.report import data_url
 from jvidprune.viz.sweep_examples import Example
 from jvidprune.viz.sweep_plots import HALO, nearest_ratio, retention_plot, swept, time_plot
 from jvidprune.viz.sweep_style import CONTROLS, css_colour, css_variables, series_styles
-
-_NAMES = {FULL: "unpruned", BLIND: "question alone"}
 
 
 def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: str, note: str = "") -> str:
@@ -51,7 +50,7 @@ def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: st
 
 def shown_name(table: SweepTable, method: str) -> str:
     """How a method is written for people."""
-    return _NAMES.get(method, table.titles.get(method, method))
+    return BASELINES.get(method, table.titles.get(method, method))
 
 
 def _count(number: int, noun: str) -> str:
@@ -77,7 +76,7 @@ def _cards(table: SweepTable) -> str:
     full = table.cell(FULL, 1.0)
     if full is not None:
         text = f"of {_count(full.questions, 'question')} right with all {full.kept:,.0f} visual tokens"
-        cards.append(("unpruned", f"{100 * full.accuracy:.1f} %", text))
+        cards.append((BASELINES[FULL], f"{100 * full.accuracy:.1f} %", text))
     cells = {method: cell for method in swept(table) if (cell := table.cell(method, ratio))}
     published = {m: c for m, c in cells.items() if m.partition(":")[0] not in CONTROLS}
     if published:
@@ -92,7 +91,7 @@ def _cards(table: SweepTable) -> str:
     blind = table.cell(BLIND, 0.0)
     if blind is not None:
         chance = f"; a guess gets {100 * table.chance[ALL]:.1f} %" if ALL in table.chance else ""
-        cards.append(("question alone", f"{100 * blind.accuracy:.1f} %", f"right without any video{chance}"))
+        cards.append((BASELINES[BLIND], f"{100 * blind.accuracy:.1f} %", f"right without any video{chance}"))
     return "".join(
         f'<div class="card"><b>{html.escape(name)}</b><div class="big">{html.escape(value)}</div>'
         f'<div class="small">{html.escape(text)}</div></div>'
@@ -174,7 +173,7 @@ def _category_table(table: SweepTable, ratio: float, *, hidden: bool) -> str:
         cells = [table.cell(method, at, name) for name in columns]
         if cells[0] is None:
             continue
-        base = method in _NAMES
+        base = method in BASELINES
         row = "".join(
             "<td>–</td>"
             if cell is None
@@ -197,7 +196,7 @@ def _examples(table: SweepTable, examples: Sequence[Example]) -> str:
     out = []
     for example in examples:
         options = "".join(
-            f'<li class="{"right" if "ABCDEFGHIJ"[i] == example.answer else ""}">{html.escape(text)}</li>'
+            f'<li class="{"right" if LETTERS[i] == example.answer else ""}">{html.escape(text)}</li>'
             for i, text in enumerate(example.options)
         )
         asked = f"<ol>{options}</ol>" if options else f"<p>answer: <b>{html.escape(example.answer)}</b></p>"
@@ -221,7 +220,7 @@ def _said(text: str, options: Sequence[str]) -> str:
     """An answer for people: a letter with the option it stands for."""
     letter = option_letter(text, options) if options else ""
     if letter and len(text) <= 2:
-        return f"{letter}: {options[ord(letter) - ord('A')]}"
+        return f"{letter}: {options[LETTERS.index(letter)]}"
     return text if len(text) <= 40 else text[:39] + "…"
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from jvidprune.bench.datasets.annotations import find_files, read_rows, require
 from jvidprune.bench.datasets.task import Entry
 from jvidprune.bench.datasets.wording import choice
+from jvidprune.bench.items import LETTERS
 
 EXTRACTION = "letters"
 
@@ -28,7 +29,7 @@ def entries(folder: Path) -> Iterator[Entry]:
             video = str(row.get("video_name") or row.get("video"))
             task = str(row.get("task_type") or row.get("question_type") or path.stem.partition("_")[2])
             options = [str(text) for text in row["candidates"]]
-            listed = [f"({letter}) {text}" for letter, text in zip("ABCDEFGHIJ", options, strict=False)]
+            listed = [f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False)]
             text = row["question"].strip()
             # The parquet copy writes the options into the question.
             whole = text if listed[0] in text else "\n".join([text, *listed])

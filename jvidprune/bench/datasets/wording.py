@@ -18,8 +18,9 @@ def lettered(options: Sequence[str]) -> list[str]:
 
 
 def bare(options: Sequence[str]) -> tuple[str, ...]:
-    """The options without letters in front."""
-    return tuple(re.sub(r"^\(?[A-J][.):]\s*", "", str(option)).strip() for option in options)
+    """The options without their letters in front."""
+    found = zip(LETTERS, options, strict=False)
+    return tuple(re.sub(rf"^\(?{letter}[.):]\s*", "", str(option)).strip() for letter, option in found)
 
 
 def choice(
@@ -40,9 +41,10 @@ def _letter(answer: int | str, options: tuple[str, ...]) -> str:
     plain = answer.strip()
     if plain.isdigit() and plain not in options:
         return LETTERS[int(plain)]
-    if bare([plain])[0] in options:
-        return LETTERS[options.index(bare([plain])[0])]
-    match = re.match(r"\(?([A-J])\)?[.:]?$", plain)
+    for text in (plain, re.sub(r"^\(?[A-Z][.):]\s*", "", plain)):
+        if text in options:
+            return LETTERS[options.index(text)]
+    match = re.match(r"\(?([A-Z])\)?[.:]?$", plain)
     if match and LETTERS.index(match.group(1)) < len(options):
         return match.group(1)
     raise ValueError(f"the answer {answer!r} is none of the options {', '.join(options)}")
