@@ -1,11 +1,14 @@
 """The page over HTTP: a real server on a free port, real uploads, real answers, and what is refused."""
 
+import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from jvidprune.serve.cards import cards, figures
 from jvidprune.serve.compare import Comparer
 from jvidprune.serve.examples import write_examples
 from jvidprune.serve.server import running
+from jvidprune.serve.uploads import Uploads
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.limits import Limits
 
@@ -161,6 +165,80 @@ def test_the_command_serves_until_it_is_told_to_stop_and_leaves_nothing_behind(t
         finally:
             server.kill()
     assert not list(tmp_path.glob("jvidprune-serve-*"))
+
+
+def has_ipv6():
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET6) as probe:
+        probe.bind(("::1", 0))
+        return True
+    return False
+
+
+IPV6 = has_ipv6()
+
+
+@pytest.fixture(scope="module")
+def small(llm):
+    """A page on IPv6's loopback that keeps no more than two large uploads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jvidprune.serve.server.KEPT_UPLOADS", 2)
+        with running(llm, host="::1" if IPV6 else "127.0.0.1", port=0, upload_mb=0.5, examples=False) as at:
+            yield at
+
+
+@pytest.mark.skipif(not IPV6, reason="this machine has no IPv6")
+def test_a_page_on_ipv6_is_where_its_address_says(small):
+    assert small.url == f"http://[::1]:{small.port}"
+    with urllib.request.urlopen(small.url) as response:
+        assert response.status == 200
+    foreign = urllib.request.Request(small.url, headers={"Host": "rebound.example:80"})
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        urllib.request.urlopen(foreign)
+
+
+def test_uploads_that_were_used_last_are_kept_and_the_disk_stays_bounded(small):
+    import httpx
+
+    kept = []
+    for number in range(5):
+        files = {"files": (f"{number}.mp4", bytes([number]) * 400_000)}
+        (path,) = httpx.post(f"{small.url}/gradio_api/upload", files=files).raise_for_status().json()
+        kept.append(Path(path))
+        assert kept[-1].exists()
+    # There is always room for one more of the largest size.
+    assert [path.exists() for path in kept] == [False, False, False, True, True]
+
+
+def test_a_video_and_frames_that_are_gone_are_told(small, llm, tmp_path):
+    from gradio_client import Client
+
+    comparer = Comparer(llm, source=None, limits=LIMITS)
+    with pytest.raises(JvidpruneError, match=r"gone.mp4 is no longer here: upload it again\."):
+        comparer.compare(tmp_path / "gone.mp4", "what?", ["uniform"], 0.5)
+    assert "ask again" in Client(small.url, verbose=False).predict(1, api_name="/show")
+
+
+def test_room_is_made_by_what_was_unused_for_longest(tmp_path, llm):
+    from jvidprune.serve.page import build_page
+
+    uploads = Uploads(tmp_path / "uploads", most=100)
+    uploads.make_room(1)
+    paths = [tmp_path / "uploads" / str(number) / "clip.mp4" for number in range(4)]
+    for number, path in enumerate(paths):
+        path.parent.mkdir(parents=True)
+        path.write_bytes(bytes(30))
+        os.utime(path, (number, number))
+        if number == 0:
+            uploads.fix()
+    uploads.used(paths[1])
+    uploads.used(tmp_path / "elsewhere.mp4")
+    uploads.make_room(30)
+    assert [path.exists() for path in paths] == [True, True, False, True]
+    uploads.make_room(100)
+    assert [path.exists() for path in paths] == [True, False, False, False]
+    # Nothing else removes files, however old they are.
+    page = build_page(Comparer(llm, source=None, limits=LIMITS), [], uploads=uploads, subtitle="")
+    assert page.delete_cache is None
 
 
 @pytest.mark.parametrize(("wrong", "sentence"), [({"port": 70_000}, "a port lies"), ({"upload_mb": 0.0}, "above 0")])

@@ -191,6 +191,8 @@ class Comparer:
         if not path:
             raise JvidpruneError("choose a video first: upload a file or take one of the examples.")
         path = Path(path)
+        if not path.exists():
+            raise JvidpruneError(f"{path.name} is no longer here: upload it again.")
         if path.suffix.lower() not in VIDEO_SUFFIXES:
             raise JvidpruneError(f"{path.name} is no video file: its name must end in {', '.join(VIDEO_SUFFIXES)}.")
         question = (question or "").strip()

@@ -8,13 +8,14 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.serve.cards import CSS, LEGEND, cards, error_banner, figures
 from jvidprune.serve.compare import LONGEST_QUESTION, Comparer, Comparison
 from jvidprune.serve.examples import Example
+from jvidprune.serve.uploads import Uploads
 
 DEFAULT_METHODS = ("none", "flashvid", "fastvid", "random")
 """Chosen when the page opens, as far as the model has their evidence."""
 
 RATIO = 0.15
 KEPT_SECONDS = 1800
-"""How long a comparison and an uploaded file outlive their last use."""
+"""How long the frames of a comparison are there to look at."""
 
 _STYLE = (
     CSS
@@ -31,6 +32,7 @@ _EMPTY = (
     '<div class="jv-note">Choose a video, type a question, and ask: every chosen method answers it from the tokens it '
     "keeps.</div>"
 )
+_GONE = '<div class="jv-note">These frames are kept for half an hour: ask again to see them.</div>'
 
 
 def theme() -> Any:
@@ -51,12 +53,13 @@ def style() -> str:
     return _STYLE
 
 
-def build_page(comparer: Comparer, examples: Sequence[Example], *, subtitle: str) -> Any:
+def build_page(comparer: Comparer, examples: Sequence[Example], *, uploads: Uploads, subtitle: str) -> Any:
     """The page as gradio Blocks.
 
     Args:
       comparer: the model.
       examples: clips to try.
+      uploads: where videos are.
       subtitle: which model reads the videos.
     """
     import gradio as gr
@@ -69,6 +72,8 @@ def build_page(comparer: Comparer, examples: Sequence[Example], *, subtitle: str
     ) -> tuple[Any, ...]:
         """Answers one question about a video with every chosen method."""
         try:
+            if video:
+                uploads.used(video)
             found = comparer.compare(
                 video, question, methods or [], ratio, lambda share, text: progress(share, desc=text)
             )
@@ -83,9 +88,9 @@ def build_page(comparer: Comparer, examples: Sequence[Example], *, subtitle: str
 
     def show(found: Comparison | None, frame: float) -> str:
         """The chosen frame with the tokens of every method."""
-        return "" if found is None else figures(found, min(max(round(frame), 1), len(found.frames)) - 1)
+        return _GONE if found is None else figures(found, min(max(round(frame), 1), len(found.frames)) - 1)
 
-    with gr.Blocks(title="jvidprune", analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
+    with gr.Blocks(title="jvidprune", analytics_enabled=False) as page:
         gr.HTML(
             f"<h1>What do the tokens that are kept still see?</h1><p>One video, one question, several reducers side by "
             f"side · {subtitle}</p>",

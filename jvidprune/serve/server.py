@@ -1,10 +1,11 @@
 """Runs the page on this machine: loopback by default, uploads limited, nothing fetched, nothing left behind."""
 
 import contextlib
+import functools
 import os
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +13,18 @@ from jvidprune.errors import JvidpruneError, reason
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.serve.compare import Comparer
 from jvidprune.serve.examples import write_examples
+from jvidprune.serve.uploads import Uploads
 from jvidprune.video.limits import Limits
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_ANY = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}
+"""Where this machine finds a page that is bound to every address."""
 
 UPLOAD_MB = 64
 """Largest upload by default."""
+
+KEPT_UPLOADS = 16
+"""Uploads of the largest size that are kept, or as many bytes of smaller ones; those unused for longest go first."""
 
 LIMITS = Limits(pixels=4096 * 4096, frames=256, bytes=2 << 30, total=200_000, seconds=3600.0)
 """What the page accepts of a video file by default."""
@@ -52,6 +59,8 @@ def running(
 ) -> Iterator[Address]:
     """Serves the page while the block runs; uploads and examples are gone behind it.
 
+    Until then uploads stay, `KEPT_UPLOADS` times the largest size in all.
+
     Args:
       llm: the model.
       source: checkpoint it was loaded from, None for the embedded one.
@@ -82,20 +91,27 @@ def running(
     wish: dict[str, Any] = {"frames": frames, "fps": fps, "max_new_tokens": max_new_tokens}
     comparer = Comparer(llm, source=source, limits=limits, **wish)
     reads = "the embedded model, which knows clips of moving shapes" if source is None else f"{llm.loaded.family}"
+    # Brackets tell an IPv6 address from its port.
+    name = f"[{host}]" if ":" in host else host
     with tempfile.TemporaryDirectory(prefix="jvidprune-serve-") as folder, _uploads_in(Path(folder) / "uploads"):
+        largest = int(upload_mb * 1e6)
+        uploads = Uploads(Path(folder) / "uploads", KEPT_UPLOADS * largest)
         clips = Path(folder) / "examples"
         clips.mkdir()
         shown = write_examples(clips, embedded=source is None) if examples else []
-        page = build_page(comparer, shown, subtitle=reads)
+        page = build_page(comparer, shown, uploads=uploads, subtitle=reads)
         options: dict[str, Any] = {"theme": theme(), "css": style(), "allowed_paths": [str(clips)], "share": False}
-        options |= {"app_kwargs": {"middleware": _middleware(host)}, "max_file_size": int(upload_mb * 1e6)}
-        options |= {"server_name": host, "server_port": port, "ssr_mode": False, "footer_links": [], "quiet": True}
+        middleware = _middleware(host, functools.partial(uploads.make_room, largest))
+        options |= {"app_kwargs": {"middleware": middleware}, "max_file_size": largest}
+        options |= {"server_name": name, "server_port": port, "ssr_mode": False, "footer_links": [], "quiet": True}
         try:
             page.launch(**options, prevent_thread_lock=True, show_error=True, enable_monitoring=False, mcp_server=False)
         except OSError as error:
-            raise JvidpruneError(f"cannot serve on {host}:{port}: {reason(error)}.") from error
+            raise JvidpruneError(f"cannot serve on {name}:{port}: {reason(error)}.") from error
+        # Gradio's copies of the examples.
+        uploads.fix()
         try:
-            yield Address(f"http://{'127.0.0.1' if host in ('0.0.0.0', '::') else host}:{port}", port)
+            yield Address(f"http://{_ANY.get(host, name)}:{port}", port)
         finally:
             page.close(verbose=False)
             gradio.close_all(verbose=False)
@@ -116,16 +132,22 @@ def _uploads_in(folder: Path) -> Iterator[None]:
 
 def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.bind((host, 0))
+        try:
+            probe.bind((host, 0))
+        except OSError as error:
+            raise JvidpruneError(f"cannot serve on {host}: {reason(error)}.") from error
         return probe.getsockname()[1]
 
 
-def _middleware(host: str) -> list[Any]:
+def _middleware(host: str, make_room: Callable[[], None]) -> list[Any]:
+    from starlette.concurrency import run_in_threadpool
     from starlette.middleware import Middleware
     from starlette.middleware.base import BaseHTTPMiddleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     async def closed(request: Any, proceed: Any) -> Any:
+        if request.method == "POST" and request.url.path.endswith("/upload"):
+            await run_in_threadpool(make_room)
         response = await proceed(request)
         response.headers["Content-Security-Policy"] = _POLICY
         response.headers["Referrer-Policy"] = "no-referrer"

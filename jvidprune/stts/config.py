@@ -3,8 +3,7 @@
 import dataclasses
 import math
 import numbers
-import sys
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.stts.attention import PackedKind
@@ -87,9 +86,7 @@ class STTSConfig:
             if not isinstance(value, numbers.Integral) or isinstance(value, bool):
                 raise JvidpruneError(f"{name} must be a whole number, got {quoted(repr(value))}.")
         for name in ("removed", "min_bias_scale", "coefficient", "threshold"):
-            value = getattr(self, name)
-            real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-            if not real or not -sys.float_info.max <= value <= sys.float_info.max:
+            if not _is_finite(value := getattr(self, name)):
                 raise JvidpruneError(f"{name} must be a finite number, got {quoted(repr(value))}.")
         for name in ("bias", "detach_target", "within_examples", "keep_positions"):
             if not isinstance(value := getattr(self, name), bool):
@@ -117,6 +114,13 @@ class STTSConfig:
                 f"prune_at {self.prune_at} is too deep for a tower of {layers} blocks with method {self.method!r}; "
                 f"allowed: 0..{last}."
             )
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
 
 
 def check_removed(removed: float) -> float:
