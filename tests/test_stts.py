@@ -25,6 +25,7 @@ from jvidprune.stts import (
     packed_examples,
     pooled_windows,
     raster_windows,
+    shorten,
     windows_to_remove,
 )
 from jvidprune.stts.baselines import keep_unlike, random_keep, reference_scores, similarity_keep
@@ -258,6 +259,20 @@ def test_random_windows_are_exact_in_number():
     assert keep.sum(axis=1).tolist()[3:] == [4, 4, 0]
     assert int(keep[:3].sum()) == 12 - 5
     assert not bool((keep == random_keep(jax.random.key(1), raster_windows(6), examples)).all())
+
+
+def test_placeholders_of_pruned_tokens_leave_the_sequence():
+    # t V V V t V V V t, then padding
+    visual = np.array([0, 1, 1, 1, 0, 1, 1, 1, 0, 0, 0], bool)
+    keep, real = jnp.asarray([True, False, True, False, False, False]), jnp.arange(11) < 9
+    short = shorten(jnp.asarray(visual), keep, 6, real=real)
+    assert short.source.tolist() == [0, 1, 3, 4, 8, 11]
+    assert short.positions.tolist()[:5] == [0, 1, 2, 3, 4]
+    assert int(short.next_position) == 5
+    assert short.take(jnp.arange(10, 21), -1).tolist() == [10, 11, 13, 14, 18, -1]
+    kept = shorten(jnp.asarray(visual), keep, 6, real=real, keep_positions=True)
+    assert kept.positions.tolist()[:5] == [0, 1, 3, 4, 8]
+    assert int(kept.next_position) == 9
 
 
 def test_bad_settings_are_refused_in_one_sentence():

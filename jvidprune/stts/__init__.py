@@ -41,6 +41,7 @@ from jvidprune.stts.encode import Encoder, PrunedTokens, encode, encode_llava, e
 from jvidprune.stts.qwen import QwenTower
 from jvidprune.stts.scorer import Scorer, ScorerSizes, scorer_from_tensors, scorer_tensors
 from jvidprune.stts.select import Examples, keep_windows, one_video, packed_examples
+from jvidprune.stts.sequence import Shortened, shorten
 from jvidprune.stts.siglip import SiglipTower
 from jvidprune.stts.tower import Scored, Tower, run_tower
 from jvidprune.stts.windows import Windows, merged_windows, pooled_windows, raster_windows
