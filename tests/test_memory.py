@@ -16,8 +16,8 @@ from untrained import LARGE, config_json
 
 from jvidprune import JvidpruneError
 from jvidprune.inference import memory
+from jvidprune.inference.families import family_settings
 from jvidprune.inference.fits import check_encoding, check_question
-from jvidprune.inference.pipeline import family_settings
 from jvidprune.models import qwen3_vl
 from jvidprune.models.cache import empty_cache
 from jvidprune.models.llava_onevision import Config

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jvidprune import JvidpruneError
-from jvidprune.inference.pipeline import FAMILIES as SETTINGS
+from jvidprune.inference.families import FAMILIES as SETTINGS
 from jvidprune.inference.times import time_instruction, with_times
 from jvidprune.models.llava_video import Config
 from jvidprune.models.load import FAMILIES, family_of

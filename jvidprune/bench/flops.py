@@ -12,8 +12,8 @@ from jvidprune.bench.flops_model import Segment, Terms, decode, prefill, segment
 from jvidprune.bench.flops_papers import CONVENTIONS, paper_prefill
 from jvidprune.bench.flops_reducer import reducer_flops
 from jvidprune.errors import JvidpruneError
+from jvidprune.inference.families import FAMILIES
 from jvidprune.inference.inner import newlines_compete
-from jvidprune.inference.pipeline import FAMILIES
 from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.reducers.base import check_ratio, inner_stages, title_of
 from jvidprune.reducers.prompting import prompt_rules

@@ -11,8 +11,8 @@ from jvidprune import parallel
 from jvidprune.bench.chips import Chip
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference import memory
+from jvidprune.inference.families import FAMILIES
 from jvidprune.inference.memory import TowerShape
-from jvidprune.inference.pipeline import FAMILIES
 from jvidprune.inference.sequence import bucket_length
 from jvidprune.models.fused import choose
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from jvidprune.bench.flops import FlopReport, count, count_ratio, newline_tokens
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.pipeline import FAMILIES, Answer
+from jvidprune.inference.families import FAMILIES
+from jvidprune.inference.pipeline import Answer
 from jvidprune.inference.qwen import grid_of
 from jvidprune.models.checkpoint import read_json
 from jvidprune.models.published import PUBLISHED, config_of, published, short_name

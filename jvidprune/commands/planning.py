@@ -13,9 +13,9 @@ from jvidprune.bench.footprint import Footprint, footprint
 from jvidprune.bench.roofline import REACHED_BANDWIDTH, REACHED_FLOPS, StageTime, stage_times
 from jvidprune.commands.costs import config_named, layout_of, read_size
 from jvidprune.errors import JvidpruneError
+from jvidprune.inference.families import FAMILIES
 from jvidprune.inference.inner import newlines_compete
 from jvidprune.inference.memory import tower_shape
-from jvidprune.inference.pipeline import FAMILIES
 from jvidprune.parallel import AXES, read_mesh
 from jvidprune.reducers.base import check_ratio, inner_stages
 from jvidprune.reducers.presets import for_model

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jvidprune.inference import qwen
+from jvidprune.inference.families import FAMILIES, family_settings
 from jvidprune.inference.memory import Need, TowerShape, ask_need, check_fits, tower_shape
-from jvidprune.inference.pipeline import FAMILIES, family_settings
 from jvidprune.inference.processor import video_processor
 from jvidprune.models.load import read_config
 from jvidprune.ops.newline import NewlineKind, newline_count
