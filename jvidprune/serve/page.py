@@ -1,8 +1,8 @@
 """The page: video, question and methods on the left, answers and frames on the right."""
 
 import traceback
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.serve.cards import CSS, LEGEND, cards, error_banner, figures
@@ -53,6 +53,66 @@ def style() -> str:
     return _STYLE
 
 
+class _Asked(NamedTuple):
+    """Components that a question is asked with."""
+
+    video: Any
+    question: Any
+    methods: Any
+    ratio: Any
+    button: Any
+
+
+class _Seen(NamedTuple):
+    """Components that answers are shown in, in the order in which `ask` gives them."""
+
+    answers: Any
+    legend: Any
+    slider: Any
+    frames: Any
+    record: Any
+
+
+def _question_column(titles: Mapping[str, str], examples: Sequence[Example]) -> _Asked:
+    import gradio as gr
+
+    video = gr.Video(label="Video", sources=["upload"], height=300, elem_id="jv-video", buttons=[])
+    question = gr.Textbox(label="Question", lines=3, max_lines=6, max_length=LONGEST_QUESTION, elem_id="jv-question")
+    methods = gr.Dropdown(
+        [(title, name) for name, title in titles.items()],
+        value=[name for name in DEFAULT_METHODS if name in titles],
+        multiselect=True,
+        label="Methods",
+        allow_custom_value=True,
+        info="a name, or typed with settings: flashvid:alpha=0.5",
+        elem_id="jv-methods",
+    )
+    ratio = gr.Slider(0.02, 1.0, value=RATIO, step=0.01, label="Retention ratio", elem_id="jv-ratio")
+    button = gr.Button("Ask", variant="primary", elem_id="jv-ask")
+    truth = gr.Textbox(label="Right answer", visible=False)
+    if examples:
+        gr.Examples(
+            [[str(one.path), one.prompt, one.answer] for one in examples],
+            inputs=[video, question, truth],
+            label="Generated clips, and the right answer",
+            elem_id="jv-examples",
+            api_visibility="private",
+        )
+    return _Asked(video, question, methods, ratio, button)
+
+
+def _answer_column() -> _Seen:
+    import gradio as gr
+
+    answers = gr.HTML(_EMPTY, elem_id="jv-answers")
+    slider = gr.Slider(1, 2, value=1, step=1, label="Frame", visible=False, elem_id="jv-frame")
+    frames = gr.HTML("", elem_id="jv-frames")
+    legend = gr.HTML("", elem_id="jv-legend")
+    with gr.Accordion("The same as JSON", open=False):
+        record = gr.JSON(label="record", show_label=False, elem_id="jv-record")
+    return _Seen(answers, legend, slider, frames, record)
+
+
 def build_page(comparer: Comparer, examples: Sequence[Example], *, uploads: Uploads, subtitle: str) -> Any:
     """The page as gradio Blocks.
 
@@ -64,8 +124,7 @@ def build_page(comparer: Comparer, examples: Sequence[Example], *, uploads: Uplo
     """
     import gradio as gr
 
-    titles, reporter = comparer.methods(), gr.Progress()
-    chosen = [name for name in DEFAULT_METHODS if name in titles]
+    reporter = gr.Progress()
 
     def ask(
         video: str | None, question: str, methods: list[str], ratio: float, progress: Any = reporter
@@ -98,53 +157,24 @@ def build_page(comparer: Comparer, examples: Sequence[Example], *, uploads: Uplo
         )
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=320):
-                video = gr.Video(label="Video", sources=["upload"], height=300, elem_id="jv-video", buttons=[])
-                question = gr.Textbox(
-                    label="Question", lines=3, max_lines=6, max_length=LONGEST_QUESTION, elem_id="jv-question"
-                )
-                methods = gr.Dropdown(
-                    [(title, name) for name, title in titles.items()],
-                    value=chosen,
-                    multiselect=True,
-                    label="Methods",
-                    allow_custom_value=True,
-                    info="a name, or typed with settings: flashvid:alpha=0.5",
-                    elem_id="jv-methods",
-                )
-                ratio = gr.Slider(0.02, 1.0, value=RATIO, step=0.01, label="Retention ratio", elem_id="jv-ratio")
-                button = gr.Button("Ask", variant="primary", elem_id="jv-ask")
-                truth = gr.Textbox(label="Right answer", visible=False)
-                if examples:
-                    gr.Examples(
-                        [[str(one.path), one.prompt, one.answer] for one in examples],
-                        inputs=[video, question, truth],
-                        label="Generated clips, and the right answer",
-                        elem_id="jv-examples",
-                        api_visibility="private",
-                    )
+                asked = _question_column(comparer.methods(), examples)
             with gr.Column(scale=8, min_width=480):
-                answers = gr.HTML(_EMPTY, elem_id="jv-answers")
-                slider = gr.Slider(1, 2, value=1, step=1, label="Frame", visible=False, elem_id="jv-frame")
-                frames = gr.HTML("", elem_id="jv-frames")
-                legend = gr.HTML("", elem_id="jv-legend")
-                with gr.Accordion("The same as JSON", open=False):
-                    record = gr.JSON(label="record", show_label=False, elem_id="jv-record")
+                seen = _answer_column()
         state = gr.State(None, time_to_live=KEPT_SECONDS)
-        outputs = [answers, legend, slider, frames, record, state]
-        options: dict[str, Any] = {"inputs": [video, question, methods, ratio], "outputs": outputs}
         gr.on(
-            [button.click, question.submit],
+            [asked.button.click, asked.question.submit],
             ask,
-            **options,
+            inputs=[asked.video, asked.question, asked.methods, asked.ratio],
+            outputs=[*seen, state],
             api_name="ask",
             concurrency_limit=1,
             show_progress="full",
-            show_progress_on=answers,
+            show_progress_on=seen.answers,
         )
-        slider.change(
+        seen.slider.change(
             show,
-            [state, slider],
-            frames,
+            [state, seen.slider],
+            seen.frames,
             api_name="show",
             show_progress="hidden",
             trigger_mode="always_last",
