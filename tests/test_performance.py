@@ -97,15 +97,35 @@ def test_temporaries_of_aot_are_three_maps_of_cosines():
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * maps
 
 
-def test_prefills_are_measured_behind_the_settings_of_the_model(monkeypatch):
+@pytest.fixture
+def suite(monkeypatch):
+    """Modules of the performance suite by name."""
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
-    cells = importlib.import_module("experiments.perf.model_cells")
+    return lambda name: importlib.import_module(f"experiments.perf.{name}")
+
+
+def test_prefills_are_measured_behind_the_settings_of_the_model(suite):
+    cells = suite("model_cells")
     config = published("llava-onevision-0.5b")
     bench = cells.Bench("0.5b", None, config, 2, None, None, 1, 0.0)
     tokens, (merging,) = cells.kept_tokens(bench, "holitom", 0.1)
     assert (merging.layer, merging.rule, tokens) == (18, "halving_merge", int(0.1 * 2 * 196 + 1.5 * 2))
     # B = ceil(196 * 0.1 * 24 / 21.2) tokens a frame: the cut before layer 20 of 24 makes up for no more.
     assert cells.kept_tokens(bench, "flashvid", 0.1)[0] == 2 * (23 + 1)
+
+
+def test_memory_of_full_size_programs_is_told_without_running_them(suite):
+    cells, table = suite("memory_cells"), suite("table")
+    found = {frames: cells.run_cell(cells.MemoryCell("evs", frames, 0.25), np.dtype("bfloat16")) for frames in (4, 8)}
+    assert found[8]["arguments"] - found[4]["arguments"] == 4 * (196 * 3584 * 2 + 1), "bf16 tokens and the frame mask"
+    assert found[4]["outputs"] >= 196 * 3584 * 2
+    refused = cells.run_cell(cells.MemoryCell("dycoke", 8, 0.1), np.dtype("float32"))
+    content = {"rows": {"memory": {"evs": found[4], "dycoke": refused}}}
+    content["machine"] = {"device": "x", "jax": "1", "dtype": "bfloat16", "flops": 1e9, "bytes": 1e9}
+    assert f"| evs | {found[4]['arguments'] / 2**20:,.0f} |" in table.tables(content)
+    assert "at least 0.25, got 0.1" in table.tables(content)
+    grown = {"rows": {"memory": {"evs": found[4] | {"temporaries": 3 * found[4]["temporaries"]}}}}
+    assert "3.00x  memory: evs" in table.compare(content, grown).partition("better:")[0]
 
 
 @pytest.mark.parametrize("method", sorted(set(reducers.names()) - {"visionzip_qwen"}))

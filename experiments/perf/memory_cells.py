@@ -21,6 +21,7 @@ from jvidprune.tokens import Layout, stack_budgets
 
 from .inputs import video_tokens
 from .model_cells import TEXT, abstract_model, encode, prefill
+from .reducer_cells import cast
 
 MODEL = "llava-onevision-7b"
 FRAMES = (32, 128)
@@ -109,15 +110,13 @@ def _reducer(cell: MemoryCell, dtype: Any) -> dict[str, Any]:
     reducer, side, before = reducers.get(cell.program), 14, 27
     frame = video_tokens(reducer.needs, scenes=(1,), grid=side, unpooled_grid=before, dim=3584)
 
-    def longer(leaf: Any) -> jax.ShapeDtypeStruct:
-        wide = leaf.dtype == jnp.float32 and leaf.ndim > 2
-        return jax.ShapeDtypeStruct((cell.frames, *leaf.shape[1:]), dtype if wide else leaf.dtype)
-
     layout = Layout(cell.frames, (side, side), (before, before))
     try:
         budgets = stack_budgets([reducer.budget(layout, cell.ratio)])
     except JvidpruneError as error:
         return {"refused": str(error)}
     capacity = reducer.capacity(layout, cell.ratio)
-    video = jax.tree.map(longer, frame)
+    video = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((cell.frames, *leaf.shape[1:]), cast(leaf, dtype).dtype), frame
+    )
     return _row(lambda: run_budgets.lower(reducer, video, budgets, capacity=capacity), None)

@@ -110,7 +110,7 @@ def run_cell(cell: ReducerCell, rates: Rates, dtype: Any, *, repeats: int, secon
         for number in range(cell.batch)
     ]
     videos = made[0] if cell.batch == 1 else jax.tree.map(lambda *leaves: np.stack(leaves), *made)
-    videos = jax.tree.map(lambda leaf: _cast(leaf, dtype), videos)
+    videos = jax.tree.map(lambda leaf: cast(leaf, dtype), videos)
     layout = made[0].layout()
     wanted = RATIOS if cell.ratios > 1 else ONE
     try:
@@ -146,6 +146,7 @@ class _Bound:
         return self.program.lower(self.reducer, *args, **static)
 
 
-def _cast(leaf: Any, dtype: Any) -> jax.Array:
+def cast(leaf: Any, dtype: Any) -> jax.Array:
+    """An array of a video in the type that is measured: tokens and keys take it, attention stays float32."""
     array = jnp.asarray(leaf)
     return array.astype(dtype) if array.dtype == jnp.float32 and array.ndim > 2 and dtype != jnp.float32 else array
