@@ -144,11 +144,11 @@ def _check_evidence(name: str, shape: tuple[int, ...], sizes: Mapping[str, int])
     """Refuses evidence whose shape is not what the first words of its entry in `EVIDENCE` say."""
     if name not in EVIDENCE:
         raise JvidpruneError(f"unknown evidence {name!r}; known: {', '.join(EVIDENCE)}.")
-    axes = [axis for axis in EVIDENCE[name].partition(")")[0].lstrip("(").split(",") if axis]
-    wanted = [sizes.get(axis.strip()) for axis in axes]
+    axes = EVIDENCE[name].partition(")")[0].strip("(,").split(", ")
+    wanted = [sizes.get(axis) for axis in axes]
     fits = len(shape) == len(wanted) and all(want in (None, side) for want, side in zip(wanted, shape, strict=True))
     if not fits:
-        text = ", ".join(axis.strip() if want is None else str(want) for axis, want in zip(axes, wanted, strict=True))
+        text = ", ".join(axis if want is None else str(want) for axis, want in zip(axes, wanted, strict=True))
         raise JvidpruneError(f"evidence {name!r} must have shape ({text}), got {shape}.")
 
 

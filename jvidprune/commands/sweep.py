@@ -34,9 +34,6 @@ METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,
 CLIPS = 50
 """Clips of the procedural benchmark in a default run: all of it stays below five minutes on two cores."""
 
-FRAMES = 8
-"""Frames of a clip of the procedural benchmark in a default run."""
-
 SIDE = 392
 """Height and width of its frames for towers of any resolution (the Qwen-VL families)."""
 
@@ -99,7 +96,7 @@ def sweep(
         if model["model"] is not None:
             # The unpruned prompt, which every sweep asks. Frames of the procedural benchmark are small squares.
             size = (SIDE, SIDE) if choice.task == "procedural" else None
-            count = FRAMES if choice.task == "procedural" and model["frames"] is None else model["frames"]
+            count = Procedural.frames if choice.task == "procedural" and model["frames"] is None else model["frames"]
             options = {"frames": count, "dtype": model["dtype"], "max_new_tokens": choice.max_new_tokens, "size": size}
             options["mesh"] = model.get("mesh", "")
             check_question(model["model"], None, "", reducer=FULL, ratio=1.0, **options)
@@ -156,7 +153,7 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
         if choice.data is not None:
             raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
         side = getattr(llm.loaded.config.vision, "image_size", SIDE)
-        count = FRAMES if model["frames"] is None else model["frames"]
+        count = Procedural.frames if model["frames"] is None else model["frames"]
         settings: dict[str, Any] = {"frames": count, "side": max(56, side)}
         clips = choice.clips or CLIPS
         measured = llm.loaded.folder / "accuracy.csv"

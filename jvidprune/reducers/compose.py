@@ -21,6 +21,7 @@ from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
 _PER_TOKEN = ("attention_last", "attention_pooling_head", "attention_mean_query", "keys", "features_deepstack")
 _PER_VIDEO = ("frame_embedding", "text")
 _ANY, _OTHER = 0.5, 0.25
+"""Two ratios, to tell cuts inside the model that follow the ratio from those that do not."""
 
 
 class SequentialBudget(NamedTuple):

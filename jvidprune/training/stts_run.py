@@ -11,6 +11,7 @@ from flax import nnx
 
 from jvidprune import parallel
 from jvidprune.bench.identity import plain
+from jvidprune.bench.procedural import Procedural
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.models.export import export_model
@@ -62,7 +63,7 @@ def open_run(
       llm: loaded in float32.
       choice: settings.
       rates: learning rates by group.
-      frames: of a clip; by default 8 of the procedural benchmark, else what the family was evaluated with.
+      frames: of a clip; by default as many as the procedural benchmark has, else what the family was evaluated with.
       limits: what is accepted of a benchmark's videos.
 
     Raises:
@@ -76,7 +77,7 @@ def open_run(
     if config.method != "scorer" and rates.get("scorer"):
         raise JvidpruneError(f"the learning rate of scorer must be 0: {config.method} pruning learns nothing.")
     if frames is None:
-        frames = 8 if choice.task == "procedural" else llm.settings.frames
+        frames = Procedural.frames if choice.task == "procedural" else llm.settings.frames
     held_frames = frames if choice.eval_frames is None else choice.eval_frames
     for count in (frames, held_frames):
         check_wish(None, count, None, None)
