@@ -28,6 +28,7 @@ CUT = {"inner_random": {"layer": 1}, "fastv": {"layer": 1}, "flashvid": {"prunin
 KEPT = {
     "none": 96,
     "visionzip": 24,  # int(16 * 0.3) = 4 a frame
+    "divprune": 29,  # round(28.8)
     "evs": 28,  # int(96 * (1 - (1 - 0.3))) in float64
     "vidcom2": 30,  # round(4.8) a frame where no frame is unusual
     "holov": 24,  # int(16 * 0.3) a frame

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from jvidprune.bench.flops_model import Terms
 from jvidprune.reducers.aot_ratio import limits
+from jvidprune.reducers.divprune import HELD_TOKENS
 from jvidprune.tokens import Layout, Reducer
 
 
@@ -77,6 +78,16 @@ def _visionzip(reducer: Any, s: Sizes) -> Terms:
     spatial = reducer.spatial_tokens(s.layout.tokens, s.ratio)
     seeds = spatial - max(int(spatial * reducer.dominant_share), int(reducer.cls_token))
     return {"seed similarities": 2.0 * s.layout.total * seeds * s.keys, "weighted sums": s.sums()}
+
+
+def _divprune(reducer: Any, s: Sizes) -> Terms:
+    groups = 1 if reducer.scope == "video" else s.layout.frames
+    size = s.layout.total // groups
+    picks = int(reducer.budget(s.layout, s.ratio).keep)
+    terms = {"similarities": 2.0 * groups * size**2 * s.width, "selection steps": 4.0 * groups * picks * size}
+    if size > HELD_TOKENS:
+        terms["similarities of picks"] = 2.0 * groups * picks * size * s.width
+    return terms
 
 
 def _evs(reducer: Any, s: Sizes) -> Terms:
@@ -201,6 +212,7 @@ def _visionzip_qwen(reducer: Any, s: Sizes) -> Terms:
 
 COSTS: dict[str, Callable[[Any, Sizes], Terms]] = {
     "visionzip": _visionzip,
+    "divprune": _divprune,
     "evs": _evs,
     "vidcom2": _vidcom2,
     "holov": _holov,

@@ -6,6 +6,7 @@ from jvidprune.parity.core import Comparer
 
 _MODULES = (
     "visionzip",
+    "divprune",
     "evs",
     "vidcom2",
     "holov",

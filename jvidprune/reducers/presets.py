@@ -16,6 +16,7 @@ BACKBONES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2
 _METHODS: dict[str, tuple[str, str]] = {
     "none": ("full", "Full"),
     "visionzip": ("visionzip", "VisionZip"),
+    "divprune": ("divprune", "DivPrune"),
     "evs": ("evs", "EVS"),
     "vidcom2": ("vidcom2", "VidCom2"),
     "holov": ("holov", "HoloV"),
