@@ -162,10 +162,11 @@ def test_a_rate_sets_the_frames_of_parts_and_folders_too(tmp_path, film):
     # One second of a part, two of a whole file of 12 frames at 6 a second, two of pictures at 3 a second.
     assert [len(task[i].load().indices) for i in range(3)] == [2, 4, 4]
     path = tmp_path / "video/star/Charades_v1_480/a.mp4"
-    wish = {"frames": 4, "rule": None, "start": 0.5}
+    wish = {"start": 0.5}
     assert len(read_clip(path, fps=0.1, end=1.5, **wish).indices) == 1
     # From 0.5 s to the end at 2 s, all frames: there are no more.
     assert len(read_clip(path, fps=99.0, **wish).indices) == 9
+    assert len(read_clip(path, fps=99.0, frames=4, **wish).indices) == 4
     with pytest.raises(JvidpruneError, match="fps must be above 0, not 0"):
         read_clip(path, fps=0.0, **wish)
 

@@ -36,7 +36,7 @@ class CheckpointChoice:
     model: str | None = None
     """Checkpoint folder or hub id; by default the embedded model."""
     frames: int | None = None
-    """Frames sampled from the video; by default what the family was evaluated with."""
+    """Frames sampled at most, of a rate too; by default what the family was evaluated with, or the folder says."""
     pooling_head: str | None = None
     """Folder or hub id of the original SigLIP, whose pooling head FastVID needs on the LLaVA families."""
     limits: str = ""
@@ -52,7 +52,7 @@ class ModelChoice(CheckpointChoice):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of parameters and activations."""
     fps: float | None = None
-    """Sample at this rate instead of a fixed number of frames."""
+    """Frames a second instead of a number, by the family's own rule and limits; --frames is the most then."""
     mesh: str = ""
     """Devices to divide the model over, as in "data=2,tensor=4", or "auto" for a copy on each; by default the first."""
 

@@ -162,14 +162,8 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
         return answerable_part(measured, clips, **settings)
     from jvidprune.bench.datasets import open_dataset
 
-    count = llm.settings.frames if model["frames"] is None else model["frames"]
-    wish: dict[str, Any] = {
-        "frames": count,
-        "fps": model["fps"],
-        "rule": llm.settings.rule,
-        "limits": check_reading(model),
-    }
-    task = open_dataset(choice.task, choice.data, clips=choice.clips, **wish)
+    wish, limits = llm.settings.wish(model["frames"], model["fps"]), check_reading(model)
+    task = open_dataset(choice.task, choice.data, clips=choice.clips, wish=wish, limits=limits)
     if task.missing:
         some = ", ".join(task.missing[:3])
         more = f" and {len(task.missing) - 3} more" if len(task.missing) > 3 else ""

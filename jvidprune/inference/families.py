@@ -8,13 +8,15 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.inference import qwen
-from jvidprune.inference.processor import channels, square, video_processor
+from jvidprune.inference.processor import channels, sampling_keys, square, video_processor
 from jvidprune.models.positions import MropeRule
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.video.preprocess import Patches, llava_pixels
 from jvidprune.video.resize import Filter
-from jvidprune.video.sampling import Rule
+from jvidprune.video.sampling import RATE_RULES, Rule
+from jvidprune.video.wish import FrameWish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +28,7 @@ class FamilySettings:
       newline: where newline embeddings go among the kept tokens.
       newline_rows: with a grid layout, rows that get one.
       frames: frames its published evaluations use.
-      rule: frame sampling rule of `jvidprune.video.sampling`.
+      rule: frame sampling rule of `jvidprune.video.sampling`, which also says by which rule a rate is sampled.
       pixels: the model's config and the settings of its folder's video processor to a function from (T, H, W, 3) uint8
         frames to what the tower reads.
       prompt: how videos stand in a prompt: with newline embeddings (LLaVA), with three-axis positions, time stamps and
@@ -34,6 +36,8 @@ class FamilySettings:
       rule_of_positions: with `woven`, how text goes on behind a video; "max" is that of the released models.
       own_chat: the chat template of a folder goes before `template` where it carries one.
       begins: a prompt starts with the tokenizer's token for the beginning of a text, or of its end if it has none.
+      fps: rate that a folder's video processor samples at, before `frames`; None for a number of frames.
+      fewest, most, fastest: limits that a folder's video processor sets, see `FrameWish`.
     """
 
     template: str
@@ -46,6 +50,31 @@ class FamilySettings:
     rule_of_positions: MropeRule = "max"
     own_chat: bool = False
     begins: bool = False
+    fps: float | None = None
+    fewest: int | None = None
+    most: int | None = None
+    fastest: float | None = None
+
+    def wish(self, frames: int | None = None, fps: float | None = None) -> FrameWish:
+        """What is read of a video: so many frames, a rate with `frames` as the most, or what the family reads.
+
+        The limits of the folder hold for rates and for the family's own number of frames; a number that is asked for
+        goes before them. A rate that the family samples up to a number of frames (LLaVA-Video, Molmo2) gives `frames`
+        of the settings at most, where none are asked for.
+
+        Raises:
+          JvidpruneError: no frame, or no rate above 0.
+        """
+        if frames is None and fps is None:
+            fps = self.fps
+            if fps is None:
+                frames = max(self.frames, self.fewest or 1)
+                frames = min(frames, self.most or frames)
+        if fps is None:
+            return FrameWish(frames, rule=self.rule, fastest=self.fastest)
+        if frames is None and RATE_RULES.get(self.rule, self.rule) in ("llava_video_upto", "molmo2"):
+            frames = self.frames
+        return FrameWish(frames, fps, self.rule, self.fewest, self.most, self.fastest)
 
     @property
     def woven(self) -> bool:
@@ -74,7 +103,7 @@ def _squashed(
 
 
 FAMILIES: dict[str, FamilySettings] = {
-    "llava_onevision": FamilySettings("qwen_1_5", "one_token", "all", 32, "llava_video_force", _squashed),
+    "llava_onevision": FamilySettings("qwen_1_5", "one_token", "all", 32, "uniform", _squashed),
     "llava_video": FamilySettings("qwen_1_5", "grid", "all", 64, "llava_video_force", _squashed),
     # These have no newline embeddings: nothing stands behind the video.
     "qwen2_5_vl": FamilySettings("qwen2_5_vl", "no_token", "all", 32, "qwen_utils", qwen.patches, "qwen"),
@@ -94,12 +123,20 @@ FAMILIES: dict[str, FamilySettings] = {
 
 
 def family_settings(family: str, folder: Path) -> FamilySettings:
-    """The settings of a family, with the number of frames that a checkpoint folder was made for.
+    """The settings of a family, with what the video processor of a checkpoint folder says about frames.
 
     Raises:
-      JvidpruneError: the settings of the folder's video processor are no JSON object.
+      JvidpruneError: the settings of the folder's video processor are no JSON object, or its frames make no sense.
     """
-    settings = FAMILIES[family]
-    # Published processors leave num_frames open; a folder that names it was made for so many.
-    frames = video_processor(folder).get("num_frames")
-    return dataclasses.replace(settings, frames=frames) if type(frames) is int and frames > 0 else settings
+    settings, given = FAMILIES[family], sampling_keys(video_processor(folder))
+    if given.pop("samples") and not {"frames", "fps"} & given.keys():
+        if family not in _OWN_SAMPLING:
+            raise JvidpruneError(
+                "the folder's video processor samples frames (do_sample_frames), but says neither num_frames nor fps."
+            )
+        given |= _OWN_SAMPLING[family]
+    return dataclasses.replace(settings, **given)
+
+
+_OWN_SAMPLING: dict[str, dict[str, float]] = {"qwen3_vl": {"fps": 2.0}, "molmo2": {}}
+"""What the processors of families sample that do so where a folder only says that they shall."""

@@ -1,7 +1,7 @@
 """Whether a video and a question about it fit into memory, before anything is loaded or decoded.
 
-It is told from the checkpoint's config and, where the number or size of frames depends on the video, from its file,
-which is read through for that (`video.decode.probe`).
+It is told from the checkpoint's config and from the number and size of the frames in the file, which is read through
+for that (`video.decode.probe`).
 """
 
 import dataclasses
@@ -48,11 +48,14 @@ def _plan(
 ) -> _Planned:
     family, config, folder = read_config(source)
     settings = family_settings(family, folder)
-    # Impossible numbers of frames are refused where frames are sampled.
-    count = settings.frames if frames is None else max(1, frames)
-    info = None if video is None or not (fps is not None or settings.woven) else probe(video, limits=limits)
-    if fps is not None and info is not None:
-        count = max(1, round(info.duration * fps))
+    wish = settings.wish(frames, fps)
+    # A file that is not there is refused where it is read.
+    there = video is not None and (settings.woven or wish.fps is not None or Path(video).exists())
+    info = probe(video, limits=limits) if video is not None and there else None
+    # Of any video there are as many as the family reads, which a rate does not tell.
+    count = wish.frames or settings.frames
+    if info is not None:
+        count = len(wish.indices(info.frames, info.fps))
     if not settings.woven:
         return _Planned(family, config, count, tower_shape(config, count), _square_layout(config, count))
     height, width = (info.height, info.width) if info is not None else size or NOMINAL
@@ -86,7 +89,7 @@ def check_question(
 
     Args:
       source: checkpoint folder or hub id.
-      video: file; read through, not decoded, where the number or size of frames depends on it. None for any video.
+      video: file; read through, not decoded. None for any video.
       question: text.
       reducer: name with settings, or the reducer.
       ratio: retention ratio.

@@ -172,15 +172,19 @@ class VideoLLM:
         limits: Limits = DEFAULT,
         progress: Callable[[int, int], None] | None = None,
     ) -> Clip:
-        """Decodes the frames this model looks at; `limits` is what is accepted of the file.
+        """Decodes the frames this model looks at.
+
+        Args:
+          path: video file.
+          frames: how many at most; by default what the family was evaluated with, or what the folder says.
+          fps: frames a second instead, by the family's own rule and limits, with `frames` as the most.
+          limits: what is accepted of the file.
+          progress: called with (frames read, frames wanted) as frames come in.
 
         Raises:
-          JvidpruneError: a file that cannot be read, or a wish it cannot meet.
+          JvidpruneError: a file that cannot be read, no frame, or no rate above 0.
         """
-        if fps is not None:
-            return read_frames(path, fps=fps, limits=limits, progress=progress)
-        count = self.settings.frames if frames is None else frames
-        return read_frames(path, num_frames=count, rule=self.settings.rule, limits=limits, progress=progress)
+        return read_frames(path, wish=self.settings.wish(frames, fps), limits=limits, progress=progress)
 
     def encode(
         self, frames: np.ndarray, needs: frozenset[str] | None = None, question: str | None = None

@@ -81,6 +81,53 @@ def channels(given: Mapping[str, Any], mean: Channels = HALF, std: Channels = HA
     return found[0], found[1]
 
 
+def sampling_keys(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What a video processor's settings say about the frames of a video, as fields of `FamilySettings`.
+
+    `num_frames` and `fps` are what it samples, `min_frames`, `max_frames` and `max_fps` the limits. A processor that
+    does not sample (`do_sample_frames` false) leaves all of this to whoever calls it.
+
+    Returns:
+      frames, fps, fewest, most and fastest, as far as the settings have them; samples, whether it says that it samples.
+
+    Raises:
+      JvidpruneError: values of another kind, a number of frames and a rate, limits that are no range, or a mode of
+        sampling that is not Molmo2's released one.
+    """
+    samples = given.get("do_sample_frames")
+    if samples not in (None, True, False) or isinstance(samples, int) != isinstance(samples, bool):
+        raise JvidpruneError(
+            f"the folder's video processor has do_sample_frames {quoted(samples)}; it must be true or false."
+        )
+    if samples is False:
+        return {"samples": False}
+    names = {"num_frames": "frames", "fps": "fps", "min_frames": "fewest", "max_frames": "most", "max_fps": "fastest"}
+    found: dict[str, Any] = {}
+    for key, field in names.items():
+        value = given.get(key)
+        if value is None:
+            continue
+        kind, text = ((int, float), "a number above 0") if "fps" in key else (int, "a whole number above 0")
+        if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < 1 << 31:
+            raise JvidpruneError(f"the folder's video processor has {key} {quoted(value)}; it must be {text}.")
+        found[field] = value
+    if {"frames", "fps"} <= found.keys():
+        raise JvidpruneError(
+            f"the folder's video processor has num_frames {found['frames']} and fps {found['fps']}; it can sample by "
+            "one of them alone."
+        )
+    if found.get("fewest", 1) > found.get("most", found.get("fewest", 1)):
+        raise JvidpruneError(
+            f"the folder's video processor has min_frames {found['fewest']} above max_frames {found['most']}."
+        )
+    mode = given.get("frame_sample_mode")
+    if mode not in (None, "uniform_last_frame"):
+        raise JvidpruneError(
+            f"the folder's video processor has frame_sample_mode {quoted(mode)}; only 'uniform_last_frame' is known."
+        )
+    return found | {"samples": bool(samples)}
+
+
 def square(given: Mapping[str, Any], side: int) -> int:
     """The side that LLaVA frames are squashed to, which must be the tower's.
 

@@ -27,8 +27,8 @@ class ModelArgs:
       reducer: method as for `jvidprune ask`, in quotes where it holds commas; by default the folder's own
         (jvidprune_config.json), else none.
       ratio: retention ratio; by default the folder's own.
-      max_frames_num: frames sampled from a video; by default what the family was evaluated with.
-      fps: sample at this rate instead.
+      max_frames_num: frames sampled from a video at most; by default what the family was evaluated with.
+      fps: sample at this rate, by the family's own rule and limits, with `max_frames_num` as the most.
       dtype: of parameters and activations.
       template: of prompts, see `VideoLLM.load`.
       pooling_head: see `VideoLLM.load`.

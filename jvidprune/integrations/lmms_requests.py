@@ -21,6 +21,7 @@ from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.reduced import ReducedVideo
 from jvidprune.integrations.lmms_args import Generation, ModelArgs
 from jvidprune.video.decode import Clip
+from jvidprune.video.wish import FrameWish
 
 _KEPT = 4
 """Reduced videos that are remembered for later questions about them."""
@@ -226,7 +227,7 @@ class Adapter:
             videos = [self._file(str(part)) for part in parts]
             return videos[0] if len(videos) == 1 else videos
         if len(parts) > 1 and all(hasattr(part, "convert") for part in parts):
-            return self._reduced(_frames(parts, self.args.max_frames_num or self.llm.settings.frames))
+            return self._reduced(_frames(parts, self.llm.settings.wish(self.args.max_frames_num, self.args.fps)))
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
         raise JvidpruneError(f"jvidprune reads videos (paths, or several pictures as frames), the task gives {kinds}.")
 
@@ -247,9 +248,9 @@ class Adapter:
         return self.llm.reduce(video, reducer=self.reducer, ratio=self.ratio, clip=clip)
 
 
-def _frames(pictures: Sequence[Any], count: int) -> Clip:
-    """Pictures as the frames of a video, one a second; evenly spread ones where there are more than `count`."""
-    places = np.linspace(0, len(pictures) - 1, min(count, len(pictures))).astype(np.int64)
+def _frames(pictures: Sequence[Any], wish: FrameWish) -> Clip:
+    """Pictures as the frames of a video, one a second."""
+    places = wish.indices(len(pictures), 1.0)
     arrays = [np.asarray(pictures[i].convert("RGB")) for i in places]
     if len({array.shape for array in arrays}) > 1:
         raise JvidpruneError("the pictures of a video must have one size.")

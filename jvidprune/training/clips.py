@@ -12,6 +12,7 @@ from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.training.examples import Encoder
 from jvidprune.training.rows import Shape
 from jvidprune.video.limits import DEFAULT, Limits
+from jvidprune.video.wish import FrameWish
 
 LOOKED_AT = 16
 """Clips whose questions decide how long rows are."""
@@ -97,8 +98,9 @@ def open_clips(
         return learned, dataclasses.replace(learned, split="validation", clips=held, frames=held_frames)
     from jvidprune.bench.datasets import open_dataset
 
-    wish: dict[str, Any] = {"rule": llm.settings.rule, "limits": limits}
-    learned, measured = (open_dataset(task, data, frames=count, **wish) for count in (frames, held_frames))
+    # Rows have one size: shorter videos show frames several times.
+    wishes = (FrameWish(count, rule=llm.settings.rule, repeat=True) for count in (frames, held_frames))
+    learned, measured = (open_dataset(task, data, wish=wish, limits=limits) for wish in wishes)
     split = len(learned) - held
     if split < 1:
         raise JvidpruneError(f"{task} has {len(learned)} clips: too few to keep {held} of them apart.")

@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
@@ -18,7 +18,8 @@ from jaxtyping import Float64, Int64, UInt8
 from jvidprune.errors import JvidpruneError, reason
 from jvidprune.video.container import Index, count_frames, existing_file, frame_rate, list_frames, opened
 from jvidprune.video.limits import DEFAULT, Limits
-from jvidprune.video.sampling import Rule, check_wish, sample_indices
+from jvidprune.video.sampling import UP_TO, Rule, check_wish, sample_indices
+from jvidprune.video.wish import FrameWish
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -106,17 +107,19 @@ def read_frames(
     fps: float | None = None,
     indices: Sequence[int] | np.ndarray | None = None,
     rule: Rule | None = None,
+    wish: FrameWish | None = None,
     limits: Limits = DEFAULT,
     progress: Progress | None = None,
 ) -> Clip:
-    """Frames of a video file by a number of frames (default 32), a rate, or explicit indices.
+    """Frames of a video file by a number of frames (default 32), a rate, explicit indices, or a family's wish.
 
     Args:
       path: any container and codec that PyAV knows.
-      num_frames: wanted frames (`sampling.sample_indices`).
-      fps: wanted frames per second.
+      num_frames: wanted frames; the most that are read where no rule is named, else what the rule makes of it.
+      fps: wanted frames per second, likewise.
       indices: explicit frame indices, in any order, repeats allowed.
-      rule: sampling rule; by default "uniform" for a number of frames, "fps" for a rate.
+      rule: sampling rule of a reference, with its refusals (`sampling.sample_indices`).
+      wish: instead of all of these.
       limits: what is accepted of the file and of the wish.
       progress: called with (frames read, frames wanted) as frames come in.
 
@@ -124,19 +127,26 @@ def read_frames(
       JvidpruneError: missing, a folder, unreadable, damaged before the last wanted frame, without video or frames, an
         index outside the video, a wish the sampling rule cannot serve, or a limit passed.
     """
-    if num_frames is None and fps is None and indices is None:
-        num_frames = 32
-    check_wish(rule, num_frames, fps, indices)
+    if wish is None:
+        if num_frames is None and fps is None and indices is None:
+            num_frames = 32
+        check_wish(rule, num_frames, fps, indices)
+        if rule is None and indices is None:
+            wish = FrameWish(num_frames, fps)
     path = existing_file(path)
-    most = 0 if rule == "llava_video_upto" else num_frames or (0 if indices is None else len(indices))
-    check_count(path, most, limits)
+    most = 0 if rule in UP_TO else num_frames or (0 if indices is None else len(indices))
+    check_count(path, wish.asked if wish else most, limits)
     with opened(path, limits) as (container, stream):
         index = list_frames(path, container, stream, limits)
         rate, unit = frame_rate(stream), float(stream.time_base or 0)
     if index.cut and (indices is None or max(indices) >= index.total):
         raise JvidpruneError(index.cut)
     for last_attempt in (False, True):
-        chosen = sample_indices(index.total, rate, rule=rule, num_frames=num_frames, fps=fps, indices=indices)
+        try:
+            wanted: dict[str, Any] = {"rule": rule, "num_frames": num_frames, "fps": fps, "indices": indices}
+            chosen = wish.indices(index.total, rate) if wish else sample_indices(index.total, rate, **wanted)
+        except JvidpruneError as error:
+            raise JvidpruneError(f"{path} cannot be sampled: {error}") from error
         check_count(path, len(chosen), limits)
         keeper = _Keeper(path, chosen, limits, progress)
         try:

@@ -31,6 +31,15 @@ RULES: tuple[str, ...] = get_args(Rule)
 # Fewest and most frames the Qwen samplers take when they go by rate.
 QWEN_FRAMES = (4, 768)
 
+# Rules of families that read frames in pairs.
+PAIRED: tuple[Rule, ...] = ("hf_qwen2", "hf_qwen3", "qwen_utils")
+
+# Rules that go by a rate of their own and take a number of frames as the most that is allowed.
+UP_TO: tuple[Rule, ...] = ("llava_video_upto", "molmo2", "hf_molmo2")
+
+# The rule by which a family samples at a rate, where it is another than for a number of frames.
+RATE_RULES: dict[Rule, Rule] = {"uniform": "fps", "llava_video_force": "llava_video_upto"}
+
 # Most frames a second that Molmo2 reads, and what its processor assumes of a file without a rate.
 MOLMO2_RATE = 2.0
 
@@ -120,8 +129,9 @@ def _explicit(total: int, indices: Sequence[int] | np.ndarray) -> Indices:
     return chosen.astype(np.int64)
 
 
-def _too_many(wanted: int, total: int) -> JvidpruneError:
-    return JvidpruneError(f"this sampling rule cannot take {wanted} frames of a video of {total}.")
+def _too_many(wanted: int, total: int, fewest: int = 1) -> JvidpruneError:
+    allowed = f"{fewest} to {total // fewest * fewest}" if total >= fewest else f"at least {fewest}"
+    return JvidpruneError(f"this rule cannot take {wanted} frames of a video of {total}; it takes {allowed}.")
 
 
 def _hf_default(total: int, rate: float, num_frames: int | None, fps: float | None) -> np.ndarray:
@@ -140,7 +150,7 @@ def _hf_qwen2(total: int, rate: float, num_frames: int | None, fps: float | None
         low, high = QWEN_FRAMES[0], min(QWEN_FRAMES[1], total) // 2 * 2
         count = math.floor(min(max(total / rate * _known(fps), low), high, total) / 2) * 2
     if count > total or count < 2:
-        raise _too_many(count, total)
+        raise _too_many(count, total, 2)
     # The reference makes a float32 range with a stop: rounding lifts values just below an integer onto it in very long
     # videos, and appends a (count + 1)-th value in some short ones (total 300, count 14).
     return np.floor(np.arange(0, total, total / count).astype(np.float32))
@@ -163,7 +173,7 @@ def _qwen_utils(total: int, rate: float, num_frames: int | None, fps: float | No
         low, high = QWEN_FRAMES[0], min(QWEN_FRAMES[1], total)
         count = math.floor(min(max(total / rate * _known(fps), low), high) / 2) * 2
     if not 2 <= count <= total:
-        raise _too_many(count, total)
+        raise _too_many(count, total, 2)
     return _linspace32(total - 1, count).round()
 
 

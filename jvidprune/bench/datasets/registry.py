@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from jvidprune.bench.datasets.task import VideoTask
+from jvidprune.bench.datasets.videos import wish_of
 from jvidprune.errors import JvidpruneError, reason
 from jvidprune.reducers.presets import unknown
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import Rule
+from jvidprune.video.wish import FrameWish
 
 _NAMES = ("videomme", "mvbench", "egoschema", "longvideobench", "mlvu", "nextqa", "eventhallusion")
 _KNOWN = (*_NAMES, "exported")
@@ -23,9 +25,10 @@ def open_dataset(
     name: str,
     folder: Path | None,
     *,
-    frames: int,
+    frames: int | None = None,
     fps: float | None = None,
     rule: Rule | None = None,
+    wish: FrameWish | None = None,
     clips: int | None = None,
     limits: Limits = DEFAULT,
 ) -> VideoTask:
@@ -34,7 +37,7 @@ def open_dataset(
     Args:
       name: one of `names()`, written with or without dashes; or "exported", what `jvidprune bench export` wrote.
       folder: the copy: annotation files and videos, at the places where they are published or anywhere below.
-      frames, fps, rule: frames that are read of each video.
+      frames, fps, rule, wish: frames that are read of each video, see `videos.read_clip`.
       clips: only the first so many clips whose videos are there.
       limits: what is accepted of a video.
 
@@ -54,5 +57,5 @@ def open_dataset(
             raise
         # A field of another type than the benchmark's own files have.
         raise JvidpruneError(f"{name} in {folder} cannot be read: {reason(error)}.") from error
-    wish: dict[str, Any] = {"frames": frames, "fps": fps, "rule": rule, "limits": limits}
-    return VideoTask(key, entries, Path(folder), **wish, clips=clips, extraction=module.EXTRACTION)
+    read: dict[str, Any] = {"wish": wish_of(wish, frames, fps, rule), "limits": limits}
+    return VideoTask(key, entries, Path(folder), **read, clips=clips, extraction=module.EXTRACTION)

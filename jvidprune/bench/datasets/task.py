@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jvidprune.bench.datasets.videos import VideoIndex, read_clip
+from jvidprune.bench.datasets.videos import VideoIndex, read_clip, wish_of
 from jvidprune.bench.items import POST_PROMPTS, Item, Question, chance
 from jvidprune.errors import JvidpruneError
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import Rule
+from jvidprune.video.wish import FrameWish
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,9 +64,10 @@ class VideoTask:
         entries: Iterable[Entry],
         folder: Path,
         *,
-        frames: int,
+        frames: int | None = None,
         fps: float | None = None,
         rule: Rule | None = None,
+        wish: FrameWish | None = None,
         clips: int | None = None,
         extraction: str = "letters",
         limits: Limits = DEFAULT,
@@ -76,7 +78,7 @@ class VideoTask:
           name: of the benchmark.
           entries: in the order of the annotations.
           folder: the local copy; videos are searched below it.
-          frames, fps, rule: frames that are read of each.
+          frames, fps, rule, wish: frames that are read of each, see `read_clip`.
           clips: only the first so many of those that are there.
           extraction: rule of `bench.extract.RULES` for choice letters.
           limits: what is accepted of a video; it changes no result, and is no part of the fingerprint.
@@ -102,7 +104,7 @@ class VideoTask:
         self._folder = folder
         self._groups = list(groups.items())[:clips]
         self._limits = limits
-        self._wish: dict[str, Any] = {"frames": frames, "fps": fps, "rule": rule}
+        self._wish = wish_of(wish, frames, fps, rule)
 
     @property
     def categories(self) -> tuple[str, ...]:
@@ -120,8 +122,8 @@ class VideoTask:
         (path, start, end), questions = self._groups[index]
         mark = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else f'{end:g}'}"
         name = path.relative_to(self._folder).as_posix() + mark
-        part = {"start": start, "end": end, "limits": self._limits}
-        return Item(name, tuple(questions), lambda: read_clip(path, **self._wish, **part))
+        part: dict[str, Any] = {"start": start, "end": end, "limits": self._limits}
+        return Item(name, tuple(questions), lambda: read_clip(path, wish=self._wish, **part))
 
     def fingerprint(self) -> dict[str, Any]:
         """Frames that are read, the letter rule, and a hash of every question and the size of every video."""
@@ -131,4 +133,5 @@ class VideoTask:
             digest.update(repr((path.relative_to(self._folder).as_posix(), size, start, end)).encode())
             for question in questions:
                 digest.update(repr(dataclasses.astuple(question)).encode())
-        return self._wish | {"extraction": self.extraction, "clips": len(self), "questions": digest.hexdigest()[:16]}
+        wish = dataclasses.asdict(self._wish)
+        return wish | {"extraction": self.extraction, "clips": len(self), "questions": digest.hexdigest()[:16]}

@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path, PurePath
-from typing import Any
 
 import numpy as np
 
 from jvidprune.errors import JvidpruneError, reason
 from jvidprune.video.decode import Clip, check_bytes, check_count, probe, read_frames
 from jvidprune.video.limits import DEFAULT, Limits
-from jvidprune.video.sampling import Rule, check_wish
+from jvidprune.video.sampling import Rule
+from jvidprune.video.wish import FrameWish
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".avi", ".mov")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -64,50 +64,62 @@ def _is_folder(path: Path) -> bool:
 def read_clip(
     path: Path,
     *,
-    frames: int,
-    fps: float | None,
-    rule: Rule | None,
+    frames: int | None = None,
+    fps: float | None = None,
+    rule: Rule | None = None,
+    wish: FrameWish | None = None,
     start: float | None = None,
     end: float | None = None,
     limits: Limits = DEFAULT,
 ) -> Clip:
     """Frames of a video, of a part of it, or of a folder of frames.
 
+    A part or a folder gives as many frames as a video of its length, at the middles of equal stretches, as MVBench's
+    own code has it.
+
     Args:
       path: a file, or a folder of numbered images, taken as 3 a second (TVQA's frames in MVBench).
-      frames: how many, unless `fps` is given.
-      fps: rate; a part or a folder gives as many frames as its seconds have at this rate, at least one, at most all.
-      rule: sampling rule of whole files.
-      start, end: seconds of a part; its frames are the middles of equal stretches, as MVBench's own code has it.
+      frames: how many at most.
+      fps: rate.
+      rule: sampling rule.
+      wish: instead of these three.
+      start, end: seconds of a part.
       limits: what is accepted of a file, and of a folder as if it were one.
 
     Raises:
       JvidpruneError: an unreadable file, a folder without images, a wish that no video can meet, or a limit passed.
     """
-    check_wish(None, frames if fps is None else None, fps, None)
+    wish = wish_of(wish, frames, fps, rule)
     if path.is_dir():
-        return _read_images(path, frames, fps, start, end, limits)
+        return _read_images(path, wish, start, end, limits)
     if start is None and end is None:
-        wish: dict[str, Any] = {"num_frames": frames, "rule": rule} if fps is None else {"fps": fps}
-        return read_frames(path, **wish, limits=limits)
+        return read_frames(path, wish=wish, limits=limits)
     info = probe(path, limits=limits)
-    count = part_count(info.frames, info.fps, frames, fps, start, end)
-    return read_frames(path, indices=part_indices(info.frames, info.fps, count, start, end), limits=limits)
+    indices = part_indices(info.frames, info.fps, part_count(info.frames, info.fps, wish, start, end), start, end)
+    return read_frames(path, indices=indices, limits=limits)
 
 
-def part_count(total: int, rate: float, frames: int, fps: float | None, start: float | None, end: float | None) -> int:
-    """How many frames of a part of a video are read: `frames`, or what its seconds have at `fps`, from one to all.
+def wish_of(wish: FrameWish | None, frames: int | None, fps: float | None, rule: Rule | None) -> FrameWish:
+    """A whole wish, or one made of its three main parts.
+
+    Raises:
+      JvidpruneError: see `FrameWish`.
+    """
+    return FrameWish(frames, fps, rule or "uniform") if wish is None else wish
+
+
+def part_count(total: int, rate: float, wish: FrameWish, start: float | None, end: float | None) -> int:
+    """How many frames of a part of a video are read: as many as of a video of its length.
 
     Args:
       total, rate: frames of the video and its frames per second.
-      frames, fps: what is wanted.
+      wish: what is wanted.
       start, end: seconds; None for the ends of the video.
     """
-    if fps is None:
-        return frames
     length = total / rate
     seconds = (length if end is None else min(end, length)) - (start or 0.0)
-    return max(1, int(seconds * min(fps, rate)))
+    # Rounding may take a hair off a whole number of frames.
+    return len(wish.indices(max(1, int(seconds * rate + 1e-6)), rate))
 
 
 def part_indices(total: int, fps: float, count: int, start: float | None, end: float | None) -> np.ndarray:
@@ -129,9 +141,7 @@ def part_indices(total: int, fps: float, count: int, start: float | None, end: f
     return np.clip(places.astype(np.int64), 0, total - 1)
 
 
-def _read_images(
-    folder: Path, count: int, fps: float | None, start: float | None, end: float | None, limits: Limits
-) -> Clip:
+def _read_images(folder: Path, wish: FrameWish, start: float | None, end: float | None, limits: Limits) -> Clip:
     from PIL import Image
 
     files = sorted(path for path in folder.iterdir() if path.suffix.lower() in _IMAGE_SUFFIXES)
@@ -141,7 +151,7 @@ def _read_images(
         raise JvidpruneError(f"{folder} holds more than the {limits.total} frames allowed.")
     if (lasts := len(files) / _IMAGE_RATE) > limits.seconds:
         raise JvidpruneError(f"{folder} lasts {lasts:.0f} seconds, more than the {limits.seconds:g} allowed.")
-    count = part_count(len(files), _IMAGE_RATE, count, fps, start, end)
+    count = part_count(len(files), _IMAGE_RATE, wish, start, end)
     check_count(folder, count, limits)
     indices = part_indices(len(files), _IMAGE_RATE, count, start, end)
     frames: list[np.ndarray] = []
