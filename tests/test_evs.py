@@ -1,6 +1,7 @@
 """EVS: golden files, a plain numpy version, nested budgets, the first frame, positions."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout, VideoTokens
+from jvidprune.parity import core
 from jvidprune.parity import evs as parity
 from jvidprune.reducers.evs import EVS, media_positions, prompt_positions
 
@@ -86,6 +88,24 @@ def test_text_can_go_on_behind_the_unpruned_video():
     np.testing.assert_array_equal(positions[0], [0, 1, 2, 3, 4, 7, 8])
     assert delta == 2
     checks.refused(lambda: prompt_positions(media[:0], prefix=1, suffix=2, width=3), "at least one kept token")
+
+
+@pytest.mark.parametrize("seconds", [0.75, 0.5, 1, 2.25])
+def test_the_comparer_counts_fractions_of_a_second(seconds):
+    video = checks.make_video(frames=6)
+    ids, _ = checks.valid_rows(checks.reduce(EVS(), video, 0.5))
+    mask = np.zeros(120, bool)
+    mask[ids] = True
+    arrays = {"features": np.asarray(video.features), "mask": mask.reshape(6, 20), "keep": np.asarray(len(ids))}
+    arrays["dissimilarity"] = np.asarray(
+        jvidprune.reduce(EVS(), video, 0.5, diagnostics=True).diagnostics["dissimilarity"]
+    )
+    time = [math.trunc(token // 20 * 2 * seconds) for token in ids.tolist()]
+    arrays["kept_positions"] = np.stack([time, ids % 20 // 5, ids % 5], axis=1)
+    config = {"q": 0.5, "grid": [4, 5], "tokens_per_second": 2, "second_per_grid": seconds}
+    report = core.report_file("file", core.Golden(arrays, config), parity.COMPARERS)
+    assert [row.what for row in report.rows if not row.passed] == []
+    assert "kept_positions" in {row.what for row in report.rows}
 
 
 def test_missing_deepstack_levels_are_named():

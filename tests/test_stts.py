@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from jvidprune.ops.pool import pool_tokens
 from jvidprune.parity import stts as parity
+from jvidprune.parity.core import load_golden
 from jvidprune.stts import (
     Scorer,
     ScorerSizes,
@@ -318,3 +319,51 @@ def test_a_scorers_files_are_read_as_written_and_broken_settings_refused_in_one_
     }.items():
         (tmp_path / "stts.json").write_text(text)
         checks.refused(functools.partial(read_stts, tmp_path, heads=2), r"stts\.json.*" + says)
+
+
+def baselines_by_loops(features, windows, remove, threshold, easy):
+    """Kept windows and flag of a heuristic on frames that are all real, frame by frame and window by window."""
+    parts = features[:, windows.patches].reshape(len(features), windows.count, -1).astype(np.float64)
+    unit = parts / np.linalg.norm(parts, axis=-1, keepdims=True)
+    reference, scores = unit[0].copy(), np.full(parts.shape[:2], -1.0)
+    for t in range(1, len(unit)):
+        alike = (reference * unit[t]).sum(-1)
+        if alike.mean() < threshold:
+            reference = unit[t].copy()
+            continue
+        scores[t] = alike
+        changed = np.ones(len(alike), bool) if easy else alike < threshold
+        reference[changed] = unit[t][changed]
+    keep = np.ones(scores.size, bool)
+    keep[np.argsort(-scores.ravel(), kind="stable")[:remove]] = False
+    keep = keep.reshape(scores.shape)
+    return keep, not (scores[~keep] == -1.0).any()
+
+
+def test_the_comparer_of_the_baselines_leaves_padding_frames_out():
+    path = next(path for path in SMALL if path.stem.startswith("baselines"))
+    golden = load_golden(path)
+    windows, arrays = raster_windows(golden.config["side"]), dict(golden.arrays)
+    features = arrays["features"].copy()
+    # Padding that repeats a real frame would be pruned first if it took part.
+    features[5:] = features[4]
+    parts = features[:, windows.patches].reshape(len(features) * windows.count, -1)
+    unit = parts / np.linalg.norm(parts, axis=-1, keepdims=True)
+    arrays |= {"features": features, "cosine": unit @ unit.T}
+    for threshold in golden.config["thresholds"]:
+        for remove in golden.config["num_pruned"]:
+            for name in ("reference", "easy"):
+                key = f"{name}_n{remove}_t{round(100 * threshold)}_"
+                keep, flag = baselines_by_loops(features[:5], windows, min(remove, 20), threshold, name == "easy")
+                arrays[f"{key}keep_window"] = np.concatenate([keep, np.ones((3, windows.count), bool)])
+                arrays[f"{key}flag"] = np.asarray(flag)
+
+    def verdicts(file):
+        return {row.verdict for row in parity.compare_baselines(file)}
+
+    assert verdicts(dataclasses.replace(golden, arrays=arrays | {"first_padding": np.int64(5)})) == {"ok"}
+    config = dict(golden.config) | {"first_padding": 5}
+    assert verdicts(dataclasses.replace(golden, arrays=arrays, config=config)) == {"ok"}
+    assert "mismatch" in verdicts(dataclasses.replace(golden, arrays=arrays))
+    wrong = dataclasses.replace(golden, config=config | {"first_padding": 9})
+    checks.refused(lambda: list(parity.compare_baselines(wrong)), "at most 8, got 9")

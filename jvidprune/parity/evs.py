@@ -62,6 +62,7 @@ def _positions(ids: np.ndarray, golden: Golden) -> Iterator[Row]:
         tuple(config["grid"]),
         tokens_per_second=config["tokens_per_second"],
         second_per_grid=config["second_per_grid"],
+        truncate=False,  # The server casts before it calls the function that these files come from.
     )
     yield exact("kept_positions", media, golden["kept_positions"])
     if "prompt_positions" in golden.arrays:

@@ -18,9 +18,6 @@ from jvidprune.video.resize import resize_frames
 
 _INPUTS = frozenset({"frames_uint8", "input_ids"})
 
-_LM_ATTENTION = 5e-6
-"""Attention of the language model starts from the tower's output, as on the Qwen-VL families."""
-
 
 @jax.jit
 def _encode(model: Any, pixels: Any) -> tuple[Any, Any]:
@@ -79,7 +76,7 @@ def molmo2_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozense
 
     squares = resize_frames(frames, (size, size), filter="bilinear").transpose(0, 2, 3, 1)
     stages = tower_stages(model, pixels, golden)
-    stages |= decoder_stages(model, embeds, positions, golden, attention=_LM_ATTENTION, together=visual)
+    stages |= decoder_stages(model, embeds, positions, golden, together=visual)
     stages |= {
         "resized_uint8": lambda: exact("resized_uint8", squares, golden["resized_uint8"]),
         "resized_wide": lambda: exact("resized_wide", wide(), golden["resized_wide"]),

@@ -20,11 +20,6 @@ from jvidprune.parity.models import ATTENTION, VISION, Stages, _embed_text, deco
 _INPUTS = frozenset({"pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "input_ids", "pruned_keep"})
 
 
-_LM_ATTENTION = 5e-6
-"""Attention of the language model starts from the tower's output: the noise of two float32 towers (1e-6 on tokens)
-comes on top of the model's own (5e-7 for either side against float64); measured up to 1.8e-6."""
-
-
 @functools.partial(jax.jit, static_argnames=("grid", "needs"))
 def _encode(model: Any, patches: Any, grid: Grid, needs: frozenset[str]) -> Any:
     return model.encode(patches, grid, needs)
@@ -131,7 +126,7 @@ def qwen_vl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozens
 
     def read(rule: MropeRule, golden: Golden) -> Stages:
         found = config.positions(pieces, rule)
-        reads = decoder_stages(model, embeds, found.ids[:, None], golden, added, attention=_LM_ATTENTION)
+        reads = decoder_stages(model, embeds, found.ids[:, None], golden, added)
         return _position_stages(found, golden) | reads
 
     stages |= read("max", golden)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.stts.baselines import keep_unlike, reference_scores
 from jvidprune.stts.bias import key_bias
@@ -180,8 +181,29 @@ def is_baselines(golden: Golden) -> bool:
     return golden.config.get("kind") == "heuristic" and golden.has("features", "cosine")
 
 
+def real_frames(golden: Golden, frames: int) -> int:
+    """Frames in front of `first_padding`, a number in the config or among the arrays; all without it or where it is
+    negative."""
+    if golden.has("first_padding"):
+        value: Any = np.asarray(golden["first_padding"])
+        if value.size != 1:
+            raise JvidpruneError(f"first_padding must be one frame number, got an array of shape {value.shape}.")
+        value = value.item()
+    else:
+        value = golden.config.get("first_padding")
+    if value is None:
+        return frames
+    if not isinstance(value, int) or isinstance(value, bool) or value > frames:
+        raise JvidpruneError(f"first_padding must be a frame number of at most {frames}, got {value!r}.")
+    return frames if value < 0 else value
+
+
 def compare_baselines(golden: Golden) -> Iterator[Row]:
-    """Kept windows and flags of both heuristics, and the similarities they read."""
+    """Kept windows and flags of both heuristics, and the similarities they read.
+
+    Frames from `first_padding` on are padding: they take no part in the choice, and whether a file marks their windows
+    as kept is not compared.
+    """
     c = golden.config
     windows = raster_windows(c["side"])
     features = jnp.asarray(golden["features"])
@@ -189,10 +211,11 @@ def compare_baselines(golden: Golden) -> Iterator[Row]:
     unit = parts / jnp.linalg.norm(parts, axis=-1, keepdims=True)
     yield close("cosine", unit @ unit.T, golden["cosine"], SCORE)
     methods: Mapping[str, Any] = {"reference": "heuristic", "easy": "easy"}
+    real = real_frames(golden, len(features))
 
     @jax.jit
     def run(remove: Any, threshold: Any) -> dict[str, Any]:
-        examples = one_video(len(features), remove)
+        examples = one_video(len(features), remove, jnp.arange(len(features)) < real)
         return {
             name: keep_unlike(
                 reference_scores(features, windows, examples, threshold, method=method),
@@ -207,7 +230,8 @@ def compare_baselines(golden: Golden) -> Iterator[Row]:
             for name in methods:
                 key = f"{name}_n{remove}_t{round(100 * threshold)}_"
                 keep, flag = found[name]
-                yield exact(f"{key}keep_window", keep, golden[f"{key}keep_window"])
+                theirs = golden[f"{key}keep_window"]
+                yield exact(f"{key}keep_window", np.asarray(keep)[:real], theirs[:real])
                 yield exact(f"{key}flag", flag[0], golden[f"{key}flag"])
 
 
