@@ -8,6 +8,7 @@ import reducer_checks as checks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import jvidprune
 from jvidprune import Layout, VideoTokens, reducers
 from jvidprune.ops.sink import SinkRule
 from jvidprune.parity import fastvid as parity
@@ -75,7 +76,6 @@ def brute_force(reducer, video, ratio):
             delta = np.where(rho[None] > rho[:, None], d, np.inf).min(axis=1, initial=np.inf)
             delta = np.where(np.isinf(delta), d.max(initial=0.0), delta)
             peak = [free[f][i] for i in np.argsort(-rho * delta, kind="stable")[:count]]
-            peak.sort()
             onevision = reducer.variant == "llava_onevision"
             alone = onevision and peaks[f] == int(r * share)
             pool = [(t, i) for t in segment for i in free[t] if not (alone and t != f)]
@@ -83,7 +83,9 @@ def brute_force(reducer, video, ratio):
                 pool = [p for p in pool if not (p[0] == f and p[1] in peak)]
             members = {i: [] for i in peak}
             for t, i in pool if peak else []:
-                cosine = [x[t, i] @ x[f, j] / np.linalg.norm(x[t, i]) / np.linalg.norm(x[f, j]) for j in peak]
+                # NaN wins, as in torch: that of a zero token, or of a peak that is zero.
+                with np.errstate(invalid="ignore"):
+                    cosine = [x[t, i] @ x[f, j] / np.linalg.norm(x[t, i]) / np.linalg.norm(x[f, j]) for j in peak]
                 members[peak[int(np.argmax(cosine))]].append(x[t, i])
             for j in peak:
                 w = max(1 / (len(members[j]) + 1), reducer.beta)
@@ -119,6 +121,34 @@ def test_comparers_take_no_other_methods_files():
 @given(seed=st.integers(0, 10_000), ratio=st.floats(0.06, 0.6))
 def test_every_variant_follows_the_specification(variant, seed, ratio):
     compare(reducer_of(variant), make_video(seed=seed), ratio)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@settings(max_examples=12, deadline=None)
+@given(seed=st.integers(0, 10_000), zeros=st.integers(1, 60), ratio=st.sampled_from([0.15, 0.3, 0.45]))
+def test_zero_tokens_join_the_best_scored_peak(variant, seed, zeros, ratio):
+    video = make_video(seed=seed)
+    blank = np.random.default_rng(seed).choice(180, size=zeros, replace=False)
+    features = np.asarray(video.features).reshape(180, -1).copy()
+    features[blank] = 0.0
+    compare(reducer_of(variant), VideoTokens.create(features.reshape(9, 20, -1), video.evidence, grid=(4, 5)), ratio)
+
+
+def test_a_zero_peak_takes_the_tokens_of_its_segment():
+    video = make_video(frames=1, seed=4)
+    features, blank = np.asarray(video.features).copy(), [3, 7, 11, 15]
+    features[0, blank] = 0.0
+    # The zero tokens are the least attended ones, so they are free, densest and furthest: the best-scored peaks.
+    attention = np.asarray(video.evidence["attention_pooling_head"]).copy()
+    attention[0, blank] = 0.0
+    evidence = dict(video.evidence) | {"attention_pooling_head": attention}
+    reducer = reducer_of("llava_onevision", segments=1, context_share=0.8)
+    video = VideoTokens.create(features, evidence, grid=(4, 5))
+    compare(reducer, video, 0.4)
+    tokens = np.asarray(jvidprune.reduce(reducer, video, 0.4).tokens)
+    ids = np.asarray(jvidprune.reduce(reducer, video, 0.4).index)
+    free = np.setdiff1d(np.arange(20), np.argsort(-attention[0], kind="stable")[:2])
+    np.testing.assert_allclose(tokens[list(ids).index(3)], 0.4 * features[0, free].sum(0) / len(free), atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -222,7 +252,7 @@ def test_the_anchor_penalty_counts_once_in_a_frame_alone_and_twice_elsewhere():
     penalty = jnp.broadcast_to(jnp.linspace(0.0, 0.5, 20), (9, 20))
     counts = reducer._counts(shared, budget)
     free = np.asarray(shared.rank >= counts.salient[:, None])
-    found = np.asarray(reducer._peaks(shared._replace(penalty=penalty), counts, jnp.asarray(free)))
+    found = np.asarray(reducer._peaks(shared._replace(penalty=penalty), counts, jnp.asarray(free))[0])
     assert {True, False} <= set(np.asarray(shared.length == 1).tolist())
     for t in np.flatnonzero(counts.peaks):
         distance, inside = np.asarray(shared.distance[t], np.float64), np.flatnonzero(free[t])

@@ -49,6 +49,7 @@ class FastVIDShared(NamedTuple):
       penalty: (T, N) subtracted from peak scores.
       gram: (T, A, N, N) inner products of the tokens of frame t with those of each anchor frame of its segment.
       scale: (T, N) one over the norm of each token of an anchor frame, 0 for a zero token.
+      zero: (T, N) tokens that are exactly zero.
       distance: (T, N, N) scaled distances inside each anchor frame.
       real: (T,) frames that are no padding.
     """
@@ -66,6 +67,7 @@ class FastVIDShared(NamedTuple):
     penalty: Float[Array, "T N"]
     gram: Float[Array, "T A N N"]
     scale: Float[Array, "T N"]
+    zero: Bool[Array, "T N"]
     distance: Float[Array, "T N N"]
     real: Bool[Array, "T"]
 
@@ -76,6 +78,18 @@ class _Counts(NamedTuple):
     salient: Int[Array, "T"]
     peaks: Int[Array, "T"]
     alone: Bool[Array, "T"]
+
+
+class _Leads(NamedTuple):
+    """Peaks that a cosine of NaN leads to, (T,) places or N for none.
+
+    Attributes:
+      top: the best-scored peak of a frame, where zero tokens go.
+      zero: the best-scored peak that is zero itself, where all other tokens go.
+    """
+
+    top: Int[Array, "T"]
+    zero: Int[Array, "T"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +107,9 @@ class FastVID(StagedReducer):
 
     Where the reference crashes the port continues: fewer frames than segments, one segment, no tokens left to merge,
     more peaks wanted than free tokens (all of them), fewer than 4 free tokens (as many neighbours as there are).
+
+    The cosine of a token that is exactly zero is NaN in the reference, which counts as the largest: such a token joins
+    the best-scored peak of an anchor frame, and a peak that is zero takes all other tokens of the segment there.
 
     Attributes:
       variant: whose arithmetic. `llava_onevision`: peaks a segment are int(R d) a frame shared out evenly, the
@@ -245,6 +262,7 @@ class FastVID(StagedReducer):
             penalty=penalty,
             gram=gram,
             scale=jnp.where(norm > 0, 1.0 / jnp.where(norm > 0, norm, 1.0), 0.0),
+            zero=~jnp.any(x != 0, axis=-1),
             distance=distance_from_gram(own, dim),
             real=real,
         )
@@ -254,20 +272,26 @@ class FastVID(StagedReducer):
         counts = self._counts(shared, budget)
         salient = shared.rank < counts.salient[:, None]
         free = ~salient & shared.real[:, None]
-        peak = self._peaks(shared, counts, free)
-        target = self._targets(shared, counts, free, peak)
+        peak, lead = self._peaks(shared, counts, free)
+        target = self._targets(shared, counts, free, peak, lead)
 
         frames, n = salient.shape
         m = frames * n
         members = jnp.zeros(m + 1, jnp.int32).at[target].add(1)
         own_weight = jnp.maximum(1.0 / (members + 1), self.beta)
         share = ((1.0 - own_weight) / jnp.maximum(members, 1))[target]
-        # A peak's weight for itself shares the slot of its own frame, where no other target can stand.
+        token = jnp.arange(m, dtype=jnp.int32)
+        # A peak's weight for itself shares the slot of its own frame, where it joins nothing or itself.
         slots = jnp.arange(target.shape[0], dtype=jnp.int32)
         own = peak.reshape(m) & (jnp.repeat(shared.slot, n) == slots[:, None])
-        token = jnp.arange(m, dtype=jnp.int32)
-        is_member = own & (target < m)
-        weight = jnp.where(own, own_weight[:m] + jnp.where(is_member, share, 0.0), share)
+        away = own & (target < m) & (target != token)
+        own = own & ~away
+        weight = jnp.where(own, own_weight[:m] + jnp.where(target < m, share, 0.0), share)
+        target = jnp.where(own, token, target)
+        if self.variant == "llava_onevision":
+            # A peak may join another one that is zero: its own weight then has a slot more.
+            target = jnp.concatenate([target, jnp.where(away.any(axis=0), token, m)[None]])
+            weight = jnp.concatenate([weight, own_weight[None, :m]])
         diagnostics = {
             "segment": shared.segment,
             "similarity": shared.similarity,
@@ -278,7 +302,7 @@ class FastVID(StagedReducer):
         return compact.ascending_plan(
             salient.reshape(m) & jnp.repeat(shared.real, n),
             peak.reshape(m),
-            jnp.where(own, token, target),
+            target,
             weight,
             capacity,
             diagnostics,
@@ -307,23 +331,38 @@ class FastVID(StagedReducer):
         salient = jnp.where(shared.holds, jnp.minimum(salient, n), 0)
         return _Counts(salient, jnp.minimum(peaks, n - salient), alone)
 
-    def _peaks(self, shared: FastVIDShared, counts: _Counts, free: Bool[Array, "T N"]) -> Bool[Array, "T N"]:
+    def _peaks(
+        self, shared: FastVIDShared, counts: _Counts, free: Bool[Array, "T N"]
+    ) -> tuple[Bool[Array, "T N"], _Leads]:
+        """Peaks of each frame, and those that a cosine of NaN leads to."""
         n = shared.rank.shape[1]
         once = counts.alone | (shared.length == 1)
         penalty = shared.penalty * jnp.where(once, 1.0, 2.0)[:, None]
 
-        def scored(t: Array) -> Array:
+        def scored(t: Array) -> tuple[Array, Array, Array]:
             scores = peak_scores(shared.distance[t], free[t], self.neighbours, max_neighbours=self.neighbours)
-            scores = scores - penalty[t]
-            return centre_mask(scores, counts.peaks[t])[0]
+            peak, rank = centre_mask(scores - penalty[t], counts.peaks[t])
+            place = jnp.arange(n, dtype=jnp.int32)
+            zero = jnp.where(peak & (shared.scale[t] == 0), rank, n)
+            first = jnp.where(zero == zero.min(), place, n).min()
+            return peak, jnp.where(rank == 0, place, n).min(), jnp.where(zero.min() < n, first, n)
 
-        def one(t: Array) -> Array:
-            return lax.cond(counts.peaks[t] > 0, scored, lambda _: jnp.zeros(n, bool), t)
+        def none(t: Array) -> tuple[Array, Array, Array]:
+            return jnp.zeros(n, bool), jnp.int32(n), jnp.int32(n)
 
-        return over_frames(one, jnp.arange(shared.rank.shape[0]))
+        def one(t: Array) -> tuple[Array, Array, Array]:
+            return lax.cond(counts.peaks[t] > 0, scored, none, t)
+
+        peak, top, zero = over_frames(one, jnp.arange(shared.rank.shape[0]))
+        return peak, _Leads(top, zero)
 
     def _targets(
-        self, shared: FastVIDShared, counts: _Counts, free: Bool[Array, "T N"], peak: Bool[Array, "T N"]
+        self,
+        shared: FastVIDShared,
+        counts: _Counts,
+        free: Bool[Array, "T N"],
+        peak: Bool[Array, "T N"],
+        lead: _Leads,
     ) -> Int[Array, "A M"]:
         """Token id of the peak that each token joins in every anchor frame of its segment; T * N for none."""
         frames, n = free.shape
@@ -344,6 +383,9 @@ class FastVID(StagedReducer):
                     best = jnp.where(here & peak[t], place, best)
                 else:
                     pool = pool & ~(here & peak[t])
+                # Cosines of zero tokens are NaN in the reference, which its argmax takes for the largest.
+                best = jnp.where(lead.zero[f] < n, lead.zero[f], best)
+                best = jnp.where(shared.zero[t], lead.top[f], best)
                 return out.at[j].set(jnp.where(pool, f * n + best, none))
 
             return lax.fori_loop(0, shared.slots[t], join, jnp.full((most, n), none, jnp.int32))
