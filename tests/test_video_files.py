@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.video import clips, container, decode, encode
+from jvidprune.video import clips, decode, encode, index
 from jvidprune.video.clips import ClipSpec
 from jvidprune.video.limits import Limits
+from jvidprune.video.timing import timing
 
 
 def numbered(count=40, height=48, width=64):
@@ -139,13 +140,22 @@ def test_variable_frame_rate_keeps_presentation_times(tmp_path):
     assert numbers_of(clip.frames).tolist() == [1, 3, 6]
 
 
-def test_a_container_that_promises_other_frames_is_counted(film, monkeypatch):
-    """An index that does not fit what the decoder gives must not shift the frames."""
-    real = container.list_frames
-    monkeypatch.setattr(decode, "list_frames", lambda *args: dataclasses.replace(real(*args), times=None, total=47))
+def test_a_container_that_promises_other_frames_is_counted(tmp_path, monkeypatch):
+    """Packets that do not fit what the decoder gives must not shift the frames, and are believed by nobody any more."""
+    film = encode_with(tmp_path / "film.mp4", numbered(), g="10", bf="2")
+    real = index.list_packets
+
+    def promising(*args):
+        listing = real(*args)
+        times = np.sort(np.append(listing.times, np.arange(7) * 1024 + 77))
+        return dataclasses.replace(listing, times=times, total=47, timing=timing(47, times, times * 0, 1e-4, None))
+
+    monkeypatch.setattr(index, "list_packets", promising)
+    assert decode.probe(film).frames == 47
     clip = decode.read_frames(film, num_frames=5, rule="hf_qwen3")
     assert clip.total == 40
     assert numbers_of(clip.frames).tolist() == [0, 10, 20, 29, 39]
+    assert decode.probe(film).frames == 40
     with pytest.raises(JvidpruneError, match="frame 46 is outside the video, which has frames 0 to 39"):
         decode.read_frames(film, indices=[46])
 

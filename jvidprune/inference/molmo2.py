@@ -45,8 +45,8 @@ def marks(config: Molmo2Config, folder: Path) -> Marks:
 
 def stamps(clip: Clip | None, frames: int) -> list[str]:
     """The seconds that stand before each frame; without a clip, consecutive frames at 2 a second, as the processor."""
-    indices, rate = (np.arange(frames), MOLMO2_RATE) if clip is None else (clip.indices, clip.fps)
-    return [f"{index / rate:.1f} " for index in indices.tolist()]
+    times = np.arange(frames) / MOLMO2_RATE if clip is None else clip.timestamps
+    return [f"{seconds:.1f} " for seconds in times.tolist()]
 
 
 def prompt_ids(

@@ -17,7 +17,7 @@ from jvidprune.models.positions import MropeRule, VideoBlock
 from jvidprune.models.qwen_vl import QwenVLConfig, spread_levels
 from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenPixels, QwenUtils, qwen_patches
-from jvidprune.video.sampling import DEFAULT_RATE, pair_timestamps, stamp
+from jvidprune.video.sampling import DEFAULT_RATE, pair_means, stamp
 
 _PIXELS = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
 
@@ -57,8 +57,8 @@ def step_seconds(clip: Clip | None, pair: int) -> float:
 
 def stamps(clip: Clip | None, frames: int, pair: int) -> list[str]:
     """The time stamp of each grid frame; without a clip, consecutive frames at 24 a second as the processor has it."""
-    indices, rate = (np.arange(pair * frames), DEFAULT_RATE) if clip is None else (clip.indices, clip.fps)
-    return [stamp(seconds) for seconds in pair_timestamps(indices, rate)]
+    times = np.arange(pair * frames) / DEFAULT_RATE if clip is None else clip.timestamps
+    return [stamp(seconds) for seconds in pair_means(times.tolist())]
 
 
 def video_texts(

@@ -9,11 +9,12 @@ def time_instruction(clip: Clip, *, rule: str = "llava_video_force") -> str:
 
     Args:
       clip: what was sampled.
-      rule: how; with "llava_video_upto" one-a-second frames are timed by the rounded rate, a quirk of the reference.
+      rule: how; with "llava_video_upto" one-a-second frames of a constant rate are timed by the rounded rate, a quirk
+        of the reference.
     """
     count = len(clip.indices)
-    times, seconds = time_string(clip.indices, clip.fps), f"{clip.total / clip.fps:.2f}"
-    if rule == "llava_video_upto":
+    times, seconds = time_string(clip.timestamps), f"{clip.duration:.2f}"
+    if rule == "llava_video_upto" and clip.regular:
         times, seconds = llava_times(clip.total, clip.fps, count, force=False)
     return (
         f"The video lasts for {seconds} seconds, and {count} frames are uniformly sampled from it. These frames are "

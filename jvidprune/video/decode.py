@@ -5,7 +5,6 @@ frames that are not there, or none at all), then decoded up to the last wanted f
 hold none.
 """
 
-import bisect
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,10 @@ import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
 from jvidprune.errors import JvidpruneError, reason
-from jvidprune.video.container import Index, count_frames, existing_file, frame_rate, list_frames, opened
+from jvidprune.video import pictures
+from jvidprune.video.container import existing_file, opened
+from jvidprune.video.display import Display, display_of
+from jvidprune.video.index import Index, index_of, recount
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import UP_TO, Rule, check_wish, sample_indices
 from jvidprune.video.wish import FrameWish
@@ -37,12 +39,21 @@ class VideoInfo:
     """What a file holds.
 
     Attributes:
-      frames: frames that are really in the file.
-      fps: average frames per second.
-      width: pixels, as stored (before rotation).
-      height: pixels, as stored.
-      duration: seconds, frames / fps.
+      frames: frames of the file as they are shown.
+      fps: average frames per second, frames / duration.
+      width: pixels, as shown, upright.
+      height: pixels, as shown.
+      duration: seconds, those of the last frame included.
       codec: name of the codec, e.g. "h264".
+      first, last: seconds of the first and last frame by the file's own clock.
+      regular: whether frame i stands at i / fps from the first.
+      rotation: degrees clockwise that stored pictures are turned by.
+      mirrored: whether left and right are swapped before the turn.
+      stream: number of the stream among all of the file.
+      why: why this stream.
+      format: name of the container, e.g. "mov,mp4,m4a,3gp,3g2,mj2".
+      picture: it is a still picture, no video.
+      cut: the sentence that says so where the end of the file is missing, or cannot be decoded.
     """
 
     frames: int
@@ -51,6 +62,16 @@ class VideoInfo:
     height: int
     duration: float
     codec: str
+    first: float = 0.0
+    last: float = 0.0
+    regular: bool = True
+    rotation: int = 0
+    mirrored: bool = False
+    stream: int = 0
+    why: str = ""
+    format: str = ""
+    picture: bool = False
+    cut: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,11 +80,13 @@ class Clip:
 
     Attributes:
       frames: (frames, height, width, 3) uint8 RGB, upright, in the order of `indices`.
-      indices: (frames,) int64 frame numbers in the file.
-      timestamps: (frames,) float64 presentation times in seconds from the first frame; in files of variable frame rate
-        these are not indices / fps, which the time instructions of the backbones use.
+      indices: (frames,) int64 frame numbers in the file, as shown.
+      timestamps: (frames,) float64 presentation times in seconds from the first frame of the file: indices / fps where
+        the file keeps its rate, and what the file says where it does not.
       fps: average frames per second of the file.
       total: frames in the file.
+      start: seconds of the first frame of the file by the file's own clock.
+      picture: it was a still picture, no video.
     """
 
     frames: UInt8[np.ndarray, "frames height width 3"]
@@ -71,11 +94,23 @@ class Clip:
     timestamps: Float64[np.ndarray, "frames"]
     fps: float
     total: int
+    start: float = 0.0
+    picture: bool = False
 
     @property
     def sampled_fps(self) -> float:
         """Frames per second of the sample: its length over the duration of the file."""
         return len(self.indices) / self.total * self.fps
+
+    @property
+    def duration(self) -> float:
+        """Seconds of the file, those of its last frame included."""
+        return self.total / self.fps
+
+    @property
+    def regular(self) -> bool:
+        """Whether the frames stand where the rate puts them."""
+        return bool(np.array_equal(self.timestamps, self.indices / self.fps))
 
 
 class _Mismatch(Exception):
@@ -93,11 +128,31 @@ def probe(path: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> VideoInf
       JvidpruneError: missing, a folder, unreadable, damaged, without video or frames, or beyond a limit.
     """
     path = existing_file(path)
-    with opened(path, limits) as (container, stream):
-        index, rate, context = list_frames(path, container, stream, limits), frame_rate(stream), stream.codec_context
-        if index.cut:
-            raise JvidpruneError(index.cut)
-        return VideoInfo(index.total, rate, context.width, context.height, index.total / rate, context.name)
+    index = index_of(path, limits)
+    if index.cut:
+        raise JvidpruneError(index.cut)
+    return _info(index)
+
+
+def _info(index: Index) -> VideoInfo:
+    when, stream = index.timing, index.choice
+    return VideoInfo(
+        index.total,
+        when.rate,
+        *index.size,
+        when.duration,
+        index.codec,
+        first=when.start,
+        last=when.last,
+        regular=when.regular,
+        rotation=index.display.rotation,
+        mirrored=index.display.mirrored,
+        stream=stream.index if stream else 0,
+        why=stream.why if stream else "the only picture" if index.picture else "the only animation",
+        format=index.format,
+        picture=index.picture,
+        cut=index.cut,
+    )
 
 
 def read_frames(
@@ -136,31 +191,40 @@ def read_frames(
     path = existing_file(path)
     most = 0 if rule in UP_TO else num_frames or (0 if indices is None else len(indices))
     check_count(path, wish.asked if wish else most, limits)
-    with opened(path, limits) as (container, stream):
-        index = list_frames(path, container, stream, limits)
-        rate, unit = frame_rate(stream), float(stream.time_base or 0)
-    if index.cut and (indices is None or max(indices) >= index.total):
-        raise JvidpruneError(index.cut)
+    index = index_of(path, limits)
     for last_attempt in (False, True):
+        if index.cut and (indices is None or max(indices) >= index.total):
+            raise JvidpruneError(index.cut)
+        total, rate = index.total, index.timing.rate
         try:
             wanted: dict[str, Any] = {"rule": rule, "num_frames": num_frames, "fps": fps, "indices": indices}
-            chosen = wish.indices(index.total, rate) if wish else sample_indices(index.total, rate, **wanted)
+            chosen = wish.indices(total, rate) if wish else sample_indices(total, rate, **wanted)
         except JvidpruneError as error:
             raise JvidpruneError(f"{path} cannot be sampled: {error}") from error
+        if index.picture and wish is None and indices is None:
+            # A still is one frame however many a rule repeats it.
+            chosen = chosen[:1]
         check_count(path, len(chosen), limits)
         keeper = _Keeper(path, chosen, limits, progress)
         try:
-            with opened(path, limits) as (container, stream):
-                for number, frame in _decoded(path, container, stream, index, keeper.wanted):
-                    keeper.add(number, frame)
+            _fill(keeper, path, index, limits)
             break
         except _Mismatch as mismatch:
             if last_attempt:
                 raise JvidpruneError(f"{path} is damaged: {mismatch}.") from None
-            index = count_frames(path, limits)
-    frames, times = keeper.result()
-    seconds = chosen / rate if index.times is None else (times - index.times[0]) * unit
-    return Clip(frames, chosen, seconds, rate, index.total)
+            index = recount(path, limits)
+    when = index.timing
+    return Clip(keeper.result(), chosen, when.seconds[chosen], when.rate, index.total, when.start, index.picture)
+
+
+def _fill(keeper: "_Keeper", path: Path, index: Index, limits: Limits) -> None:
+    if index.choice is None:
+        for number, picture in pictures.read(path, keeper.wanted, limits):
+            keeper.add(number, picture, index.display)
+        return
+    with opened(path, limits, index.choice) as (container, stream, _):
+        for number, frame in _decoded(path, container, stream, index, keeper.wanted):
+            keeper.add(number, frame.to_ndarray(format="rgb24"), display_of(frame))
 
 
 def _decoded(
@@ -186,14 +250,17 @@ def _decoded(
             if position == wanted[-1]:
                 return
         raise _Mismatch(f"only {position + 1} of its {index.total} frames can be decoded")
-    place: dict[int | None, int] = {pts: number for number, pts in enumerate(index.times)}
+    before: int | None = -1
     for target in wanted:
         key = _jump(index, position, target)
         if key is not None:
             container.seek(key, stream=stream, backward=True)
-            frames = stream_on()
+            frames, before = stream_on(), None
         for frame in frames:
-            position = place.get(frame.pts, index.total)
+            position = _place(index, frame.pts)
+            if before is not None and position != before + 1:
+                raise _Mismatch(f"frame {before + 1} of {index.total} is not where the file says")
+            before = position
             if position >= target:
                 break
         if position != target:
@@ -201,12 +268,21 @@ def _decoded(
         yield position, frame
 
 
+def _place(index: Index, pts: int | None) -> int:
+    """The number of the frame at a time, that behind the last for a time that the index does not have."""
+    assert index.times is not None
+    number = index.total if pts is None else int(np.searchsorted(index.times, pts))
+    return number if number < index.total and index.times[number] == pts else index.total
+
+
 def _jump(index: Index, position: int, target: int) -> int | None:
     """The key frame to go to before decoding on to `target`, None where decoding straight on is as good."""
     assert index.times is not None
-    before = bisect.bisect_right(index.keys, index.times[target])
+    before = int(np.searchsorted(index.keys, index.times[target], side="right"))
     far = position + _JUMP_FRAMES
-    return index.keys[before - 1] if before and far < target and index.keys[before - 1] > index.times[far] else None
+    if not before or far >= target or index.keys[before - 1] <= index.times[far]:
+        return None
+    return int(index.keys[before - 1])
 
 
 def _until_damage(
@@ -248,34 +324,27 @@ class _Keeper:
         self._path, self._limits, self._progress = path, limits, progress
         wanted, self._slots = np.unique(chosen, return_inverse=True)
         self.wanted: list[int] = wanted.tolist()
-        self._times: list[int] = []
+        self._read = 0
         self._frames: np.ndarray | None = None
 
-    def add(self, number: int, frame: "VideoFrame") -> None:
-        picture = _upright(frame)
+    def add(self, number: int, stored: np.ndarray, display: Display) -> None:
+        picture = display.upright(stored)
         if self._frames is None:
             self._frames = self._room(picture)
         if picture.shape != self._frames.shape[1:]:
             raise JvidpruneError(f"{self._path} changes its frame size at frame {number}, which is not supported.")
-        self._frames[len(self._times)] = picture
-        self._times.append(frame.pts or 0)
+        self._frames[self._read] = picture
+        self._read += 1
         if self._progress is not None:
-            self._progress(len(self._times), len(self.wanted))
+            self._progress(self._read, len(self.wanted))
 
     def _room(self, picture: np.ndarray) -> np.ndarray:
         height, width, _ = picture.shape
         check_bytes(self._path, len(self._slots), width, height, self._limits)
         return np.empty((len(self.wanted), height, width, 3), np.uint8)
 
-    def result(self) -> tuple[np.ndarray, np.ndarray]:
-        """Frames and presentation times in the order asked for."""
+    def result(self) -> np.ndarray:
+        """Frames in the order asked for."""
         assert self._frames is not None, "there is at least one wanted frame"
         in_order = len(self._slots) == len(self.wanted) and bool((np.diff(self._slots) > 0).all())
-        return self._frames if in_order else self._frames[self._slots], np.asarray(self._times)[self._slots]
-
-
-def _upright(frame: "VideoFrame") -> np.ndarray:
-    """RGB pixels, turned as the display matrix of the file asks; angles are counterclockwise."""
-    picture = frame.to_ndarray(format="rgb24")
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4
-    return np.ascontiguousarray(np.rot90(picture, turns)) if turns else picture
+        return self._frames if in_order else self._frames[self._slots]

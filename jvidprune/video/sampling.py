@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Float64, Int64
 
 from jvidprune.errors import JvidpruneError
 
@@ -261,12 +261,12 @@ def llava_times(total: int, rate: float, num_frames: int, *, force: bool = True)
     rule: Rule = "llava_video_force" if force else "llava_video_upto"
     indices = sample_indices(total, rate, rule=rule, num_frames=num_frames)
     per_second = not force and len(np.arange(0, total, _whole_rate(rate))) <= num_frames
-    return time_string(indices, _whole_rate(rate) if per_second else rate), f"{total / rate:.2f}"
+    return time_string(indices / (_whole_rate(rate) if per_second else rate)), f"{total / rate:.2f}"
 
 
-def time_string(indices: Indices, rate: float) -> str:
+def time_string(times: Float64[np.ndarray, "frames"]) -> str:
     """Frame times in seconds as LLaVA-Video's prompt lists them: "0.00s,1.40s"."""
-    return ",".join(f"{index / rate:.2f}s" for index in indices.tolist())
+    return ",".join(f"{seconds:.2f}s" for seconds in times.tolist())
 
 
 def pair_timestamps(indices: Indices, rate: float = DEFAULT_RATE) -> list[float]:
@@ -276,8 +276,12 @@ def pair_timestamps(indices: Indices, rate: float = DEFAULT_RATE) -> list[float]
       indices: (frames,) indices in the file; an odd number repeats the last.
       rate: frames per second of the file.
     """
-    times = [index / rate for index in np.asarray(indices).tolist()]
-    times += times[-1:] * (len(times) % 2)
+    return pair_means([index / rate for index in np.asarray(indices).tolist()])
+
+
+def pair_means(times: Sequence[float]) -> list[float]:
+    """The means of pairs of times; the last of an odd number stands twice."""
+    times = [*times, *times[-1:]] if len(times) % 2 else times
     return [(first + second) / 2 for first, second in zip(times[::2], times[1::2], strict=True)]
 
 
