@@ -29,6 +29,7 @@ KEPT = {
     "none": 96,
     "visionzip": 24,  # int(16 * 0.3) = 4 a frame
     "divprune": 29,  # round(28.8)
+    "scissor": 16,  # equal frames are one below tau = 1, which leaves fewer than round(28.8)
     "evs": 28,  # int(96 * (1 - (1 - 0.3))) in float64
     "vidcom2": 30,  # round(4.8) a frame where no frame is unusual
     "holov": 24,  # int(16 * 0.3) a frame
@@ -93,6 +94,8 @@ def text_tokens(llm, one):
 
 def newline_tokens(family, name, one):
     """One behind the video, or on LLaVA-Video behind every row, or where the method's reference has them."""
+    if name == "scissor":
+        return 0
     if family != "llava_video":
         return int(family == "llava_onevision")
     index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from jvidprune.bench.flops_model import Terms
 from jvidprune.reducers.aot_ratio import limits
 from jvidprune.reducers.divprune import HELD_TOKENS
+from jvidprune.reducers.scissor import STEPS
 from jvidprune.tokens import Layout, Reducer
 
 
@@ -88,6 +89,16 @@ def _divprune(reducer: Any, s: Sizes) -> Terms:
     if size > HELD_TOKENS:
         terms["similarities of picks"] = 2.0 * groups * picks * size * s.width
     return terms
+
+
+def _scissor(reducer: Any, s: Sizes) -> Terms:
+    tries = 1 if reducer.tau is not None else STEPS + 1
+    return {
+        "similarities in frames": s.layout.frames * s.gram,
+        "similarities of components (at most)": 2.0 * tries * s.layout.total**2 * s.width,
+        "similarities to centres (at most)": 2.0 * s.layout.total * s.capacity * s.width,
+        "weighted sums": (tries + 2) * s.sums(),
+    }
 
 
 def _evs(reducer: Any, s: Sizes) -> Terms:
@@ -213,6 +224,7 @@ def _visionzip_qwen(reducer: Any, s: Sizes) -> Terms:
 COSTS: dict[str, Callable[[Any, Sizes], Terms]] = {
     "visionzip": _visionzip,
     "divprune": _divprune,
+    "scissor": _scissor,
     "evs": _evs,
     "vidcom2": _vidcom2,
     "holov": _holov,

@@ -7,6 +7,7 @@ from jvidprune.parity.core import Comparer
 _MODULES = (
     "visionzip",
     "divprune",
+    "scissor",
     "evs",
     "vidcom2",
     "holov",

@@ -17,6 +17,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "none": ("full", "Full"),
     "visionzip": ("visionzip", "VisionZip"),
     "divprune": ("divprune", "DivPrune"),
+    "scissor": ("scissor", "Scissor"),
     "evs": ("evs", "EVS"),
     "vidcom2": ("vidcom2", "VidCom2"),
     "holov": ("holov", "HoloV"),
