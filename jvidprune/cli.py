@@ -286,6 +286,7 @@ def export(
     ratio: float | None = None,
     dtype: Literal["float16", "bfloat16", "float32"] | None = None,
     pooling_head: str | None = None,
+    revision: str | None = None,
     out: Common = OUTPUT,
 ) -> None:
     """Write a checkpoint with pruning settings beside it, in the layout and with the tensor names other tools read.
@@ -297,10 +298,12 @@ def export(
       ratio: retention ratio in (0, 1] that goes with it; by default 0.1.
       dtype: store parameters so; by default as each is stored.
       pooling_head: folder or hub id of the original SigLIP, whose pooling head is to be part of a LLaVA checkpoint.
+      revision: branch, tag or commit of a hub id.
     """
     from jvidprune.commands.export import export as write
 
     options: Any = {"reducer": reducer, "ratio": ratio, "dtype": dtype, "pooling_head": pooling_head}
+    options |= {"revision": revision}
     record = write(model, folder, console=out.console(), **options)
     if out.json:
         _print_json(record)

@@ -299,7 +299,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--tasks", help="some of the table's tasks, separated by commas")
     parser.add_argument("--clips", type=int, help="the first so many clips of each task")
     parser.add_argument("--frames", type=int, help="frames of a video in place of the table's")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
     args = parser.parse_args(words)
     if args.list or args.table is None:

@@ -6,8 +6,9 @@ from typing import Any
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import RATIO
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.dtypes import DTypeName
 from jvidprune.models.evidence import check_evidence
-from jvidprune.models.export import DType, exact_dtype, export_model
+from jvidprune.models.export import exact_dtype, export_model
 from jvidprune.models.load import load_model, read_config
 from jvidprune.reducers.presets import BACKBONES, for_model
 from jvidprune.reducers.saved import FILE, SavedPruning
@@ -22,8 +23,9 @@ def export(
     *,
     reducer: str | None,
     ratio: float | None,
-    dtype: DType | None,
+    dtype: DTypeName | None,
     pooling_head: str | None,
+    revision: str | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Loads, checks that the model can give what the reducer needs, and writes.
@@ -33,7 +35,7 @@ def export(
     """
     if reducer is None and ratio is not None:
         raise JvidpruneError(f"the ratio {ratio:g} goes into a file of settings with a method: name it with --reducer.")
-    family, config, source = read_config(model)
+    family, config, _ = read_config(model, revision)
     backbone = family if family in BACKBONES else None
     pruning = None
     if reducer is not None:
@@ -42,11 +44,14 @@ def export(
     with console.working():
         bar = console.task("loading the model")
         loaded = load_model(
-            source,
-            dtype=exact_dtype(source),
+            model,
+            dtype=exact_dtype(model, revision),
+            revision=revision,
             pooling_head=pooling_head,
             progress=lambda done, total, _: bar(done, total),
         )
+        # Of a hub id the folder has its weights only now.
+        source = loaded.folder
         if pruning is not None:
             heads = loaded.config.vision.heads
             scored = read_stts(source, heads=heads) or released_scorer(source, heads)

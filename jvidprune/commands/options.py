@@ -2,11 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from jvidprune.commands.train_choice import TrainChoice
+from jvidprune.models.dtypes import DTypeChoice
 
 if TYPE_CHECKING:
     from jvidprune.commands.console import Console
@@ -41,6 +42,8 @@ class CheckpointChoice:
     """Folder or hub id of the original SigLIP, whose pooling head FastVID needs on the LLaVA families."""
     limits: str = ""
     """What is accepted of a video file, as in "seconds=7200,pixels=9000000" (also frames, bytes, total)."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
     template: str | None = None
     """Prompt template by name, or "chat" for the checkpoint's own; by default that of the family's evaluations."""
 
@@ -49,8 +52,8 @@ class CheckpointChoice:
 class ModelChoice(CheckpointChoice):
     """Which model reads the video, how, and on which devices."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Type of parameters and activations."""
+    dtype: DTypeChoice = "auto"
+    """Type of parameters and activations; "auto" is that of the checkpoint."""
     fps: float | None = None
     """Frames a second instead of a number, by the family's own rule and limits; --frames is the most then."""
     mesh: str = ""

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.commands import costs
@@ -16,9 +15,9 @@ from jvidprune.inference.fits import check_encoding, check_question
 from jvidprune.inference.pipeline import Answer, VideoLLM
 from jvidprune.inference.stages import StageClock, cache_folder
 from jvidprune.inference.times import with_times
-from jvidprune.models.checkpoint import resolve_folder
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
+from jvidprune.models.load import read_config
 from jvidprune.parallel import make_mesh, read_mesh
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.base import reduce as reduce_video
@@ -43,6 +42,8 @@ _FORMATS = (".html", ".png", ".mp4")
 def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
     """The chosen checkpoint, or the embedded one, loaded with progress."""
     source = choice["model"]
+    if source is None and choice.get("revision"):
+        raise JvidpruneError(f"a revision, here {choice['revision']!r}, is one of a hub id: name it with --model.")
     if source is None:
         source = EMBEDDED
         console.note("embedded model: a tiny LLaVA-OneVision, trained on generated clips of moving shapes")
@@ -51,11 +52,12 @@ def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
     mesh = make_mesh(**read_mesh(choice["mesh"]), devices=jax.local_devices()) if choice.get("mesh") else None
     return VideoLLM.load(
         source,
-        dtype=jnp.dtype(choice["dtype"]),
+        dtype=choice["dtype"],
         mesh=mesh,
         progress=lambda done, total, _: bar(done, total),
         template=choice.get("template"),
         pooling_head=choice.get("pooling_head"),
+        revision=choice.get("revision"),
     )
 
 
@@ -116,14 +118,14 @@ def ask(
     limits = check_reading(model)
     own = None
     if model["model"] is not None and None in (reducer, ratio):
-        # This fetches a checkpoint of the hub.
-        own = load_pruning(resolve_folder(model["model"]))
+        # This fetches the small files of a checkpoint of the hub.
+        own = load_pruning(read_config(model["model"], model.get("revision"))[2])
     ratio = check_ratio((own.ratio if own else RATIO) if ratio is None else ratio)
     chosen = (own.reducer if own else REDUCER) if reducer is None else reducer
     with console.working():
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
-            sizes |= {"mesh": model.get("mesh", ""), "limits": limits}
+            sizes |= {"mesh": model.get("mesh", ""), "limits": limits, "revision": model.get("revision")}
             options = sizes | {"reducer": chosen, "ratio": ratio, "max_new_tokens": sampling["max_new_tokens"]}
             check_question(model["model"], path or default_clip(cache_folder()), question, **options)
         llm = open_model(model, console)
@@ -147,7 +149,7 @@ def draw_reduction(
     with console.working():
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
-            sizes |= {"mesh": model.get("mesh", ""), "limits": limits}
+            sizes |= {"mesh": model.get("mesh", ""), "limits": limits, "revision": model.get("revision")}
             check_encoding(model["model"], path or default_clip(cache_folder()), **sizes)
         llm = open_model(model, console)
         methods = {name: llm.reducer(name) for name in names}

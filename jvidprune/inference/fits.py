@@ -12,7 +12,7 @@ from jvidprune.inference import qwen
 from jvidprune.inference.families import FAMILIES, family_settings
 from jvidprune.inference.memory import Need, TowerShape, ask_need, check_fits, tower_shape
 from jvidprune.inference.processor import video_processor
-from jvidprune.models.load import read_config
+from jvidprune.models.load import planned_dtype, read_config
 from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.parallel import read_mesh
 from jvidprune.reducers.presets import for_model
@@ -29,13 +29,14 @@ NOMINAL = (720, 1280)
 
 
 class _Planned(NamedTuple):
-    """A video as a model will read it: the model's family and config, frames sampled, its tower's shape, its grid."""
+    """A video as a model will read it: the model's family and config, frames sampled, its tower's shape, grid, type."""
 
     family: str
     config: Any
     frames: int
     shape: TowerShape
     layout: Layout
+    dtype: Any
 
 
 def _plan(
@@ -45,8 +46,11 @@ def _plan(
     fps: float | None,
     size: tuple[int, int] | None,
     limits: Limits,
+    revision: str | None,
+    dtype: Any,
 ) -> _Planned:
-    family, config, folder = read_config(source)
+    family, config, folder = read_config(source, revision)
+    dtype = planned_dtype(folder, dtype)
     settings = family_settings(family, folder)
     wish = settings.wish(frames, fps)
     # A file that is not there is refused where it is read.
@@ -57,12 +61,12 @@ def _plan(
     if info is not None:
         count = len(wish.indices(info.frames, info.fps))
     if not settings.woven:
-        return _Planned(family, config, count, tower_shape(config, count), _square_layout(config, count))
+        return _Planned(family, config, count, tower_shape(config, count), _square_layout(config, count), dtype)
     height, width = (info.height, info.width) if info is not None else size or NOMINAL
     height, width = qwen.grid_of(config, count, height, width, video_processor(folder))
     layout, merge = Layout(-(-count // config.vision.pair), (height, width)), config.vision.merge
     shape = tower_shape(config, count, (layout.frames, height * merge, width * merge))
-    return _Planned(family, config, count, shape, layout)
+    return _Planned(family, config, count, shape, layout, dtype)
 
 
 def _square_layout(config: Any, count: int) -> Layout:
@@ -84,6 +88,7 @@ def check_question(
     size: tuple[int, int] | None = None,
     mesh: str = "",
     limits: Limits = DEFAULT,
+    revision: str | None = None,
 ) -> Need:
     """Refuses a question that cannot fit, before anything is loaded or compiled.
 
@@ -93,13 +98,14 @@ def check_question(
       question: text.
       reducer: name with settings, or the reducer.
       ratio: retention ratio.
-      dtype: of parameters and activations.
+      dtype: of parameters and activations, as for `load_model`.
       frames, fps: as for `VideoLLM.sample`.
       max_new_tokens: longest answer.
       available: bytes; by default those of the default device.
       size: (height, width) in pixels where there is no file; by default `NOMINAL`.
       mesh: that the model is divided over, see `parallel.read_mesh`.
       limits: what is accepted of the file.
+      revision: of a hub id.
 
     Returns:
       What it needs.
@@ -107,16 +113,16 @@ def check_question(
     Raises:
       JvidpruneError: it does not fit, or the checkpoint, the file or the reducer is not what it should be.
     """
-    planned = _plan(source, video, frames, fps, size, limits)
+    planned = _plan(source, video, frames, fps, size, limits, revision, dtype)
     settings, config, layout = FAMILIES[planned.family], planned.config, planned.layout
     method = for_model(reducer, config) if isinstance(reducer, str) else reducer
     newline: NewlineKind = prompt_rules(method).newline or getattr(config, "newline", settings.newline)
     kept = method.capacity(layout, ratio) + newline_count(newline, layout.grid, layout.frames)
     words = _WORDS + len(question.encode()) // 2 + (0 if settings.prompt == "newlines" else _STAMP * layout.frames)
-    options: dict[str, Any] = {"kept": kept, "text": words, "max_new_tokens": max_new_tokens, "dtype": dtype}
+    options: dict[str, Any] = {"kept": kept, "text": words, "max_new_tokens": max_new_tokens, "dtype": planned.dtype}
     need = ask_need(config, planned.shape, **options, mesh=read_mesh(mesh))
     what = f"{planned.family} reading {planned.frames} frames at ratio {ratio:g}"
-    check_fits(need, what=what, dtype=dtype, available=available)
+    check_fits(need, what=what, dtype=planned.dtype, available=available)
     return need
 
 
@@ -130,19 +136,20 @@ def check_encoding(
     available: int | None = None,
     mesh: str = "",
     limits: Limits = DEFAULT,
+    revision: str | None = None,
 ) -> Need:
     """Refuses a video whose tokens cannot be made in the memory there is; nothing is asked about it.
 
     Args:
-      source, video, dtype, frames, fps, available, mesh, limits: as for `check_question`.
+      source, video, dtype, frames, fps, available, mesh, limits, revision: as for `check_question`.
 
     Raises:
       JvidpruneError: it does not fit, or the checkpoint or the file is not what it should be.
     """
-    planned = _plan(source, video, frames, fps, None, limits)
+    planned = _plan(source, video, frames, fps, None, limits, revision, dtype)
     sizes: dict[str, Any] = {"kept": 0, "text": 0, "max_new_tokens": 1, "mesh": read_mesh(mesh)}
-    need = ask_need(planned.config, planned.shape, **sizes, dtype=dtype)
+    need = ask_need(planned.config, planned.shape, **sizes, dtype=planned.dtype)
     need = dataclasses.replace(need, prompt=0)
     what = f"{planned.family} encoding {planned.frames} frames"
-    check_fits(need, what=what, dtype=dtype, available=available)
+    check_fits(need, what=what, dtype=planned.dtype, available=available)
     return need

@@ -23,6 +23,7 @@ from jvidprune.inference.reduced import ReducedVideo, reduce_video
 from jvidprune.inference.sequence import SlotMap
 from jvidprune.inference.stages import Stage, StageClock, enable_compilation_cache
 from jvidprune.models.checkpoint import UNTRAINED_MARK
+from jvidprune.models.dtypes import AUTO
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.load import LoadedModel, load_model
@@ -93,12 +94,13 @@ class VideoLLM:
         cls,
         source: str | Path,
         *,
-        dtype: Any = jnp.float32,
+        dtype: Any = AUTO,
         mesh: Mesh | None = None,
         progress: Callable[[int, int, str], None] | None = None,
         template: str | None = None,
         pooling_head: str | Path | None = None,
         attention: AttentionKind = "auto",
+        revision: str | None = None,
     ) -> "VideoLLM":
         """Loads a checkpoint folder or hub id; from here on compiled programs are kept on disk between runs.
 
@@ -109,7 +111,8 @@ class VideoLLM:
 
         Args:
           source: folder or hub id.
-          dtype: of parameters and activations.
+          dtype: of parameters and activations: float32, bfloat16 or float16, or "auto" for that of the checkpoint:
+            what its config.json names, else what most of its numbers are stored in.
           mesh: of `parallel.make_mesh`; towers divide frames over it, prompts their rows, both their heads, and every
             device reduces the whole video.
           progress: see `load_model`.
@@ -117,12 +120,14 @@ class VideoLLM:
             that of the family's published evaluations.
           pooling_head: folder or hub id of the original SigLIP, for methods that need its head; see `load_model`.
           attention: which code computes attention, see `models.fused.AttentionKind`.
+          revision: branch, tag or commit of a hub id.
 
         Raises:
-          JvidpruneError: not a checkpoint of a known family, anything wrong with its files, or an unknown template.
+          JvidpruneError: not a checkpoint of a known family, a quantised one, an adapter, anything wrong with its
+            files, or an unknown template.
         """
         enable_compilation_cache()
-        options: dict[str, Any] = {"pooling_head": pooling_head, "attention": attention}
+        options: dict[str, Any] = {"pooling_head": pooling_head, "attention": attention, "revision": revision}
         loaded = load_model(source, dtype=dtype, mesh=mesh, progress=progress, **options)
         if loaded.family not in FAMILIES:
             raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
@@ -141,7 +146,7 @@ class VideoLLM:
         _ = llm.pixels, llm.prompt_texts("?")
         if settings.prompt == "molmo2":
             molmo2.marks(loaded.config, loaded.folder)
-        trained = read_stts(loaded.folder, heads=loaded.config.vision.heads, dtype=dtype)
+        trained = read_stts(loaded.folder, heads=loaded.config.vision.heads, dtype=loaded.dtype)
         llm = attach_released(llm) if trained is None else attach(llm, *trained)
         bind = getattr(pruning and pruning.reducer, "bind", None)
         if pruning is not None and bind is not None:

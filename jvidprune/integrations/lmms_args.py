@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.dtypes import AUTO, DTypeChoice
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
 from jvidprune.reducers.base import check_ratio
@@ -29,7 +30,8 @@ class ModelArgs:
       ratio: retention ratio; by default the folder's own.
       max_frames_num: frames sampled from a video at most; by default what the family was evaluated with.
       fps: sample at this rate, by the family's own rule and limits, with `max_frames_num` as the most.
-      dtype: of parameters and activations.
+      dtype: of parameters and activations: float32, bfloat16, float16, or auto, the checkpoint's.
+      revision: of a hub id.
       template: of prompts, see `VideoLLM.load`.
       pooling_head: see `VideoLLM.load`.
       batch_size: prompts that are read together (lmms-eval's --batch_size).
@@ -47,7 +49,8 @@ class ModelArgs:
     ratio: float | None = None
     max_frames_num: int | None = None
     fps: float | None = None
-    dtype: str = "float32"
+    dtype: str = AUTO
+    revision: str | None = None
     template: str | None = None
     pooling_head: str | None = None
     batch_size: int = 1
@@ -78,7 +81,7 @@ class ModelArgs:
             else:
                 made[key] = str(value).strip().strip("'\"")
         args = cls(**made)
-        for key, allowed in (("dtype", ("float32", "bfloat16")), ("likelihood", get_args(Likelihood))):
+        for key, allowed in (("dtype", get_args(DTypeChoice)), ("likelihood", get_args(Likelihood))):
             if getattr(args, key) not in allowed:
                 raise JvidpruneError(f"{key} must be {' or '.join(allowed)}, got {getattr(args, key)!r}.")
         if args.reducer is not None:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.bench.answering import MIN_FILL
@@ -70,7 +69,7 @@ class Adapter:
         """
         self.args = args
         options: dict[str, Any] = {"template": args.template, "pooling_head": args.pooling_head}
-        self.llm = VideoLLM.load(args.pretrained, dtype=jnp.dtype(args.dtype), **options)
+        self.llm = VideoLLM.load(args.pretrained, dtype=args.dtype, revision=args.revision, **options)
         own = self.llm.pruning
         if args.reducer is not None:
             self.reducer = self.llm.reducer(args.reducer)

@@ -42,27 +42,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def resolve_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: a local one, or a hub id downloaded through huggingface_hub (no pickles).
+_WRAPPERS = re.compile(
+    r"^(?:(?:module|base_model\.model|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.)+"
+    r"|(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\."
+)
 
-    Raises:
-      JvidpruneError: neither a folder nor a hub id, or a failed download.
+
+def unwrapped(name: str) -> str:
+    """The name of a tensor without what training wrappers put before it.
+
+    DataParallel and DeepSpeed write `module.`, torch.compile `_orig_mod.`, PEFT `base_model.model.`, FSDP and
+    activation checkpointing their own, in any order; compiled or checkpointed parts carry theirs inside the name.
     """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        return folder
-    text = str(source)
-    if text.count("/") != 1 or text.startswith((".", "/", "~")) or text.endswith("/"):
-        raise JvidpruneError(f"{text} is neither a folder nor a hub id of the form owner/name.")
-    import huggingface_hub
-
-    try:
-        patterns = ["*.safetensors", "*.json", "*.txt", "*.jinja", "*.model"]
-        return Path(huggingface_hub.snapshot_download(text, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        raise JvidpruneError(
-            f"{text} is no local folder and could not be fetched from the hub: {reason(error)}."
-        ) from error
+    return _WRAPPERS.sub("", name)
 
 
 class Part(NamedTuple):
@@ -79,7 +71,7 @@ class Checkpoint:
 
     Args:
       folder: with `model.safetensors`, or shards and `model.safetensors.index.json`.
-      canonical: stored name -> canonical name, or None for tensors to ignore.
+      canonical: stored name without wrappers (`unwrapped`) -> canonical name, or None for tensors to ignore.
 
     Raises:
       JvidpruneError: pickles only, no weights, a missing or truncated file, an index that leaves the folder, or two
@@ -92,7 +84,7 @@ class Checkpoint:
         self._where: dict[str, tuple[str, str]] = {}
         self._made: dict[str, tuple[Part, ...]] = {}
         for stored, file in self._weight_map().items():
-            name = canonical(stored)
+            name = canonical(unwrapped(stored))
             if name is None:
                 continue
             if name in self._where:

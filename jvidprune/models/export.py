@@ -6,15 +6,17 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.checkpoint import INDEX, SINGLE, UNTRAINED_MARK, Checkpoint, read_json
-from jvidprune.models.load import LoadedModel, load_model, name_table, read_config
+from jvidprune.models.checkpoint import INDEX, SINGLE, UNTRAINED_MARK, Checkpoint, read_json, unwrapped
+from jvidprune.models.dtypes import DTypeName
+from jvidprune.models.hub import resolve_folder
+from jvidprune.models.load import LoadedModel, check_supported, described, load_model, name_table
 from jvidprune.models.weights import Binding, NameTable, bind, group_layers
 
 SHARD_BYTES = 5_000_000_000
@@ -22,8 +24,6 @@ SHARD_BYTES = 5_000_000_000
 
 _COPIED = (".json", ".txt", ".jinja", ".model", ".md")
 _COPIED_NAMES = ("LICENSE", UNTRAINED_MARK, "stts.safetensors")
-
-DType = Literal["float16", "bfloat16", "float32"]
 
 
 class _Piece(NamedTuple):
@@ -52,7 +52,7 @@ class _Entry(NamedTuple):
         return int(np.prod(self.shape)) * jnp.dtype(self.dtype).itemsize
 
 
-def exact_dtype(source: str | Path) -> Any:
+def exact_dtype(source: str | Path, revision: str | None = None) -> Any:
     """The type that holds every parameter of a checkpoint as it is stored: to load it with before an export.
 
     float16 or bfloat16 where all tensors are stored so, else float32.
@@ -60,7 +60,8 @@ def exact_dtype(source: str | Path) -> Any:
     Raises:
       JvidpruneError: no checkpoint, or 64-bit tensors, which nothing here holds.
     """
-    family, config, folder = read_config(source)
+    folder = resolve_folder(source, revision, check=lambda folder: check_supported(folder, source))
+    family, config = described(read_json(folder / "config.json"))
     checkpoint = Checkpoint(folder, name_table(family, config).canonical)
     kinds = {checkpoint.dtype(name).name for name in checkpoint.names if checkpoint.is_float(name)}
     if "float64" in kinds:
@@ -72,7 +73,7 @@ def export_model(
     loaded: LoadedModel,
     out: str | Path,
     *,
-    dtype: DType | None = None,
+    dtype: DTypeName | None = None,
     extra: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
@@ -146,7 +147,7 @@ def export_checkpoint(
 
 
 def _entries(
-    loaded: LoadedModel, table: NameTable, source: Checkpoint, values: Mapping[str, Any], dtype: DType | None
+    loaded: LoadedModel, table: NameTable, source: Checkpoint, values: Mapping[str, Any], dtype: DTypeName | None
 ) -> Iterator[_Entry]:
     """What is written, in the order of the source's tensors, added ones behind them."""
     bindings = bind({path: value.shape for path, value in values.items()}, table)
@@ -157,7 +158,7 @@ def _entries(
         parts = table.pieces(name, source)
         if not all(part in made for part, _ in parts):
             kept = jnp.dtype(dtype) if dtype and source.is_float(name) else stored
-            yield _Entry(source.stored(name), shape, kept, (), name)
+            yield _Entry(unwrapped(source.stored(name)), shape, kept, (), name)
             continue
         pieces = []
         for part, rows in parts:
@@ -167,7 +168,7 @@ def _entries(
         held = jnp.dtype(values[pieces[0].binding.path].dtype)
         if dtype is None and jnp.promote_types(stored, held) != held:
             lossy.append(source.stored(name))
-        yield _Entry(source.stored(name), shape, jnp.dtype(dtype or stored), tuple(pieces), name)
+        yield _Entry(unwrapped(source.stored(name)), shape, jnp.dtype(dtype or stored), tuple(pieces), name)
     if lossy:
         raise JvidpruneError(
             f"the model was loaded with a narrower type than it is stored in, which loses digits of "
@@ -221,7 +222,7 @@ def _array(entry: _Entry, values: Mapping[str, Any], source: Checkpoint) -> np.n
     return np.ascontiguousarray(value.astype(entry.dtype))
 
 
-def _retyped(folder: Path, dtype: DType) -> str:
+def _retyped(folder: Path, dtype: DTypeName) -> str:
     """config.json with another type of parameters, wherever it names one."""
     raw = read_json(folder / "config.json")
     for part in (raw, *(value for value in raw.values() if isinstance(value, dict))):

@@ -1,18 +1,21 @@
 """Checkpoints to models: one call for every family, from a local folder or a hub id."""
 
 import dataclasses
-import difflib
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jvidprune.errors import JvidpruneError, quoted, reason
-from jvidprune.models.checkpoint import Checkpoint, read_json, resolve_folder
+from jvidprune.models.checkpoint import Checkpoint, read_json, unwrapped
+from jvidprune.models.dtypes import declared_dtype, is_auto, read_dtype, stored_dtype
+from jvidprune.models.formats import check_adapter, check_format
 from jvidprune.models.fused import AttentionKind
+from jvidprune.models.hub import resolve_folder
 from jvidprune.models.sizes import check_sections, check_sizes
 from jvidprune.models.weights import NameTable, load_parameters
 from jvidprune.parallel import check_mesh
@@ -98,6 +101,11 @@ class LoadedModel:
     folder: Path
     pooling_head: Path | None = None
 
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Type of the parameters."""
+        return jax.tree.leaves(self.model)[0].dtype
+
 
 def family_of(config: Mapping[str, Any]) -> str:
     """The family a config.json describes.
@@ -110,9 +118,7 @@ def family_of(config: Mapping[str, Any]) -> str:
             return name
     kinds = sorted(_names(config) - {""})
     kind = quoted(", ".join(kinds), 200) or "none named"
-    near = difflib.get_close_matches(str(config.get("model_type", "")), FAMILIES, n=1, cutoff=0.6)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise JvidpruneError(f"unknown architecture ({kind}); supported: {', '.join(FAMILIES)}.{hint}")
+    raise JvidpruneError(f"unknown architecture ({kind}); supported: {', '.join(FAMILIES)}.")
 
 
 def described(raw: Mapping[str, Any]) -> tuple[str, Any]:
@@ -133,14 +139,55 @@ def described(raw: Mapping[str, Any]) -> tuple[str, Any]:
     return family, config
 
 
-def read_config(source: str | Path, revision: str | None = None) -> tuple[str, Any, Path]:
-    """Family, config and folder of a checkpoint, from config.json alone.
+def check_supported(folder: Path, source: str | Path) -> None:
+    """Refuses, from the JSON files of a folder alone, what cannot be loaded.
+
+    Args:
+      folder: of the checkpoint; its weights need not be there.
+      source: what the user calls it.
 
     Raises:
-      JvidpruneError: no such checkpoint, an unknown architecture, or an option that is not supported.
+      JvidpruneError: no config.json, an unknown architecture, a quantised checkpoint, an adapter, a value that no model
+        has, or an option that is not supported.
     """
-    folder = resolve_folder(source, revision)
+    check_adapter(folder, str(source))
+    if not (folder / "config.json").exists():
+        gguf = " (GGUF files cannot be read)" if any(folder.glob("*.gguf")) else ""
+        raise JvidpruneError(f"{source} has no config.json{gguf}.")
+    raw = read_json(folder / "config.json")
+    try:
+        family_of(raw)
+    except JvidpruneError as error:
+        raise JvidpruneError(f"{source} cannot be loaded: {error}") from None
+    check_format(folder, source)
+    described(raw)
+
+
+def read_config(source: str | Path, revision: str | None = None) -> tuple[str, Any, Path]:
+    """Family, config and folder of a checkpoint, from its small files alone: no weights of a hub id are fetched.
+
+    Raises:
+      JvidpruneError: no such checkpoint, or one that cannot be loaded, see `check_supported`.
+    """
+    folder = resolve_folder(source, revision, weights=False, check=lambda folder: check_supported(folder, source))
     return *described(read_json(folder / "config.json")), folder
+
+
+def planned_dtype(folder: Path, dtype: Any) -> jnp.dtype:
+    """The type a checkpoint would be loaded in; where only its tensors could tell and they are not there, bfloat16.
+
+    Args:
+      folder: of the checkpoint.
+      dtype: as for `load_model`.
+
+    Raises:
+      JvidpruneError: a type that models do not run in, or broken files.
+    """
+    if not is_auto(dtype):
+        return read_dtype(dtype)
+    if (found := declared_dtype(read_json(folder / "config.json"))) is not None:
+        return found
+    return stored_dtype(Checkpoint(folder, str)) if any(folder.glob("*.safetensors")) else jnp.dtype("bfloat16")
 
 
 def name_table(family: str, config: Any) -> NameTable:
@@ -167,7 +214,8 @@ def load_model(
 
     Args:
       source: a folder, or a hub id such as "llava-hf/llava-onevision-qwen2-0.5b-ov-hf".
-      dtype: of parameters and activations, bfloat16 or float32.
+      dtype: of parameters and activations: float32, bfloat16, float16, or "auto" for what config.json names, else what
+        most numbers are stored in.
       mesh: where the parameters go, see `jvidprune.parallel`; None means the default device.
       progress: called as (bytes done, bytes in all, parameter) after each parameter.
       revision: of a hub id.
@@ -176,18 +224,26 @@ def load_model(
       attention: which code computes attention in tower and language model.
 
     Raises:
-      JvidpruneError: unknown architecture, pickles, missing or broken files, a mesh that cuts heads, or tensors that do
-        not fit, all of them in one message.
+      JvidpruneError: unknown architecture, a quantised checkpoint or an adapter, pickles, missing or broken files, a
+        mesh that cuts heads, or tensors that do not fit, all of them in one message.
     """
-    family, config, folder = read_config(source, revision)
+    dtype = dtype if is_auto(dtype) else read_dtype(dtype)
+    folder = resolve_folder(source, revision, check=lambda folder: check_supported(folder, source))
+    raw = read_json(folder / "config.json")
+    family, config = described(raw)
+    declared = declared_dtype(raw) if is_auto(dtype) else None
     package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
     table: NameTable = package.name_table(config)
     checkpoint = Checkpoint(folder, table.canonical)
-    head = None if pooling_head is None else resolve_folder(pooling_head)
+    head = None
+    if pooling_head is not None:
+        head = resolve_folder(pooling_head, check=lambda folder: check_format(folder, pooling_head))
     if head is not None:
         if not hasattr(package, "HEAD_TENSORS"):
             raise JvidpruneError(f"{family} has no SigLIP tower that a pooling head could be put next to.")
         checkpoint.add(Checkpoint(head, table.canonical), package.HEAD_TENSORS)
+    if is_auto(dtype):
+        dtype = stored_dtype(checkpoint) if declared is None else declared
     table.arrange(checkpoint)
     config = config.with_tensors(checkpoint.names)
     config = dataclasses.replace(
@@ -222,7 +278,7 @@ _TELLTALES: dict[str, tuple[str, ...]] = {
 
 def _check_family(family: str, checkpoint: Checkpoint) -> None:
     """Says so when config and weights belong to different families, instead of listing every tensor as a problem."""
-    stored = [checkpoint.stored(name).removeprefix("model.") for name in checkpoint.names]
+    stored = [unwrapped(checkpoint.stored(name)).removeprefix("model.") for name in checkpoint.names]
     kinds = {kind for kind, prefixes in _TELLTALES.items() if any(name.startswith(prefixes) for name in stored)}
     if "a Molmo2 model" in kinds:
         # transformers names its adapter as it names LLaVA's projector.

@@ -1,6 +1,7 @@
 """Tokenizers of checkpoint folders: transformers where it is configured, plain tokenizers otherwise."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +11,8 @@ from jvidprune.models.checkpoint import read_json
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """Ends of sequence of the Qwen family."""
+
+_ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
 class Tokenizer(Protocol):
@@ -39,6 +42,27 @@ def _readable(sentence: str) -> Iterator[None]:
         raise JvidpruneError(f"{sentence}: {reason(error)}.") from error
 
 
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """transformers neither advises to install PyTorch, which nothing here needs, nor warns of what it guesses."""
+    before = os.environ.get(_ADVICE)
+    os.environ[_ADVICE] = "1"
+    try:
+        from transformers.utils import logging
+
+        level = logging.get_verbosity()
+        logging.set_verbosity_error()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+    finally:
+        if before is None:
+            del os.environ[_ADVICE]
+        else:
+            os.environ[_ADVICE] = before
+
+
 class _Fast:
     """tokenizer.json read by the tokenizers library."""
 
@@ -62,9 +86,9 @@ class _Auto:
     """AutoTokenizer of transformers, for folders with a tokenizer_config.json."""
 
     def __init__(self, folder: Path):
-        from transformers import AutoTokenizer
+        with _readable(f"the tokenizer in {folder} cannot be loaded"), _silenced():
+            from transformers import AutoTokenizer
 
-        with _readable(f"the tokenizer in {folder} cannot be loaded"):
             self._inner: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self._vocab: dict[str, int] = self._inner.get_vocab()
 
@@ -85,9 +109,16 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
       JvidpruneError: the folder has none, or it cannot be read.
     """
     folder = Path(folder)
+    whole = (folder / "tokenizer.json").exists()
     if (folder / "tokenizer_config.json").exists():
-        return _Auto(folder)
-    if (folder / "tokenizer.json").exists():
+        try:
+            return _Auto(folder)
+        except JvidpruneError:
+            # Settings of another version of transformers (5 writes classes and token lists that 4 does not know), or of
+            # code that is not run: tokenizer.json says everything by itself.
+            if not whole:
+                raise
+    if whole:
         return _Fast(folder / "tokenizer.json")
     raise JvidpruneError(f"{folder} has neither tokenizer_config.json nor tokenizer.json.")
 
@@ -108,17 +139,24 @@ def beginning(folder: str | Path) -> str:
 
 
 def end_ids(folder: str | Path, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Ids that end an answer: those of generation_config.json and of `END_TOKENS`, increasing.
+    """Ids that end an answer, increasing: those of `END_TOKENS`, of generation_config.json, and of config.json, where
+    some checkpoints give them for the whole model and others for its language model.
 
     Raises:
-      JvidpruneError: a generation_config.json that is no JSON object, or lists something else than ids.
+      JvidpruneError: a file that is no JSON object, or lists something else than ids.
     """
-    found = {tokenizer.token_id(token) for token in END_TOKENS} - {None}
-    path = Path(folder) / "generation_config.json"
-    if path.exists():
-        listed = read_json(path).get("eos_token_id")
-        ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
-        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 1 << 31 for i in ids):
-            raise JvidpruneError(f"{path} gives eos_token_id {quoted(listed)}; it must be an id or a list of ids.")
-        found |= set(ids)
-    return tuple(sorted(int(i) for i in found if i is not None))
+    found = {id for token in END_TOKENS if (id := tokenizer.token_id(token)) is not None}
+    for name in ("generation_config.json", "config.json"):
+        path = Path(folder) / name
+        raw = read_json(path) if path.exists() else {}
+        for part in (raw, raw.get("text_config"), raw.get("llm_config")):
+            if isinstance(part, dict):
+                found |= _ids(part.get("eos_token_id"), path)
+    return tuple(sorted(found))
+
+
+def _ids(listed: Any, path: Path) -> set[int]:
+    ids = listed if isinstance(listed, list) else [] if listed is None else [listed]
+    if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < 1 << 31 for i in ids):
+        raise JvidpruneError(f"{path} gives eos_token_id {quoted(listed)}; it must be an id or a list of ids.")
+    return set(ids)

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 
 from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.models.checkpoint import Checkpoint
+from jvidprune.models.formats import odd_tensors
 from jvidprune.parallel import parameter_sharding
 
 _LISTED = 24
@@ -357,7 +358,10 @@ def _problems(bindings: Iterable[Binding], table: NameTable, source: Checkpoint)
     for what, names in (("missing", missing), ("unused", unused), ("not stored as floating point", foreign)):
         if names:
             problems.append(f"{len(names)} {what}: {_listed(group_layers(names))}")
-    return problems + ([f"{len(wrong)} of the wrong shape: {_listed(wrong)}"] if wrong else [])
+    if wrong:
+        problems.append(f"{len(wrong)} of the wrong shape: {_listed(wrong)}")
+    told = odd_tensors([*unused, *foreign])
+    return [*problems, told] if told else problems
 
 
 def _listed(names: list[str]) -> str:

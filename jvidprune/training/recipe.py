@@ -135,7 +135,7 @@ def config_json(sizes: Sizes, tokenizer: Any) -> dict[str, Any]:
     return {
         "architectures": ["LlavaOnevisionForConditionalGeneration"],
         "model_type": "llava_onevision",
-        "torch_dtype": "float16",
+        "torch_dtype": "float32",
         "text_config": text,
         "vision_config": vision,
         "projector_hidden_act": "gelu",

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.decoder import DecoderConfig
 from jvidprune.models.layers import check_activation
 from jvidprune.models.siglip import SiglipConfig
+from jvidprune.ops.newline import KINDS
 from jvidprune.ops.pool import PoolKind, pooled_side
 
 TOWERS: dict[str, dict[str, int]] = {
@@ -43,7 +44,7 @@ class LlavaOnevisionConfig:
       stored_blocks: vision blocks in the checkpoint; those beyond `vision.layers` are never run and not loaded.
       projector_activation: between the projector's two layers.
       pool: spatial pooling of the video path.
-      newline: where the newline embedding goes ("one_token": once, after the last frame).
+      newline: where the newline embedding goes ("one_token": once, after the last frame; "no_token": nowhere).
       image_token: placeholder id of an image in prompts.
       video_token: placeholder id of a video; -200 in the lmms-lab format.
     """
@@ -63,11 +64,16 @@ class LlavaOnevisionConfig:
     def from_hf(cls, raw: Mapping[str, Any]) -> "LlavaOnevisionConfig":
         """Reads a config.json: nested (llava-hf, both rope layouts) or flat (lmms-lab).
 
+        A flat one says how videos are pooled (`mm_spatial_pool_mode`) and whether a newline follows them
+        (`mm_patch_merge_type`); published ones say "bilinear" and "spatial_unpad".
+
         Raises:
           JvidpruneError: a tower without known sizes, or an option this port does not have.
         """
         if "mm_vision_tower" in raw or "text_config" not in raw:
-            return cls(**flat_fields(raw), newline=raw.get("mm_newline_position", "one_token"))
+            position, pool = raw.get("mm_newline_position", "one_token"), stored_pool(raw)
+            check_stride(raw)
+            return cls(**flat_fields(raw), newline=newline_of(raw, position), pool=pool)
         sizes = raw.get("vision_config")
         vision = SiglipConfig.from_hf(_DEFAULT_TOWER if sizes is None else sizes)
         if (strategy := raw.get("vision_feature_select_strategy", "full")) != "full":
@@ -123,6 +129,8 @@ def flat_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
         raise JvidpruneError(f"vision tower {tower!r} is not supported; known: {', '.join(TOWERS)}.")
     if (kind := raw.get("mm_projector_type", "mlp2x_gelu")) != "mlp2x_gelu":
         raise JvidpruneError(f"projector {kind!r} is not supported; allowed: mlp2x_gelu.")
+    if (resampler := raw.get("mm_resampler_type")) is not None:
+        raise JvidpruneError(f"mm_resampler_type {resampler!r} is not supported; allowed: null.")
     vision, text = SiglipConfig.from_hf(sizes), DecoderConfig.from_hf(raw)
     limit = min(text.max_positions, raw.get("tokenizer_model_max_length") or text.max_positions)
     return {
@@ -132,6 +140,47 @@ def flat_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
         "image_token": -200,
         "video_token": -200,
     }
+
+
+def stored_pool(raw: Mapping[str, Any]) -> PoolKind:
+    """How the video path pools, as a flat config.json names it.
+
+    Raises:
+      JvidpruneError: a mode that the reference does not have.
+    """
+    found = raw.get("mm_spatial_pool_mode")
+    kinds = [kind for kind in get_args(PoolKind) if kind != "none"]
+    if found is not None and found not in kinds:
+        raise JvidpruneError(f"mm_spatial_pool_mode {found!r} is not supported; allowed: {', '.join(kinds)}.")
+    return "bilinear" if found is None else found
+
+
+def check_stride(raw: Mapping[str, Any]) -> None:
+    """Refuses another pooling than 2 x 2.
+
+    Raises:
+      JvidpruneError: a stride that the reference's video path does not pool with.
+    """
+    stride = raw.get("mm_spatial_pool_stride")
+    if stride is not None and stride != 2:
+        raise JvidpruneError(f"mm_spatial_pool_stride {stride!r} is not supported; allowed: 2.")
+
+
+def newline_of(raw: Mapping[str, Any], position: str) -> str:
+    """Where newline embeddings go, as a flat config.json names position and merge type: "flat" has none at all, and the
+    one behind a video belongs to the merge types with "unpad".
+
+    Raises:
+      JvidpruneError: a position or a merge type that the reference does not have.
+    """
+    if position not in KINDS:
+        raise JvidpruneError(f"mm_newline_position {position!r} is not supported; allowed: {', '.join(KINDS)}.")
+    merge = raw.get("mm_patch_merge_type", "spatial_unpad")
+    if not isinstance(merge, str) or not (merge == "flat" or merge.startswith("spatial")):
+        raise JvidpruneError(f"mm_patch_merge_type {merge!r} is not supported; allowed: flat, spatial, spatial_unpad.")
+    if merge == "flat" or (position == "one_token" and "unpad" not in merge):
+        return "no_token"
+    return position
 
 
 def _used_blocks(stored: int, layer: Any) -> int:

@@ -2,11 +2,10 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig, flat_fields
-from jvidprune.ops.newline import KINDS
+from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig, flat_fields, newline_of, stored_pool
 from jvidprune.ops.pool import PoolKind
 
 
@@ -42,19 +41,10 @@ class LlavaVideoConfig(LlavaOnevisionConfig):
         """
         if raw.get("add_faster_video"):
             raise JvidpruneError("add_faster_video is true, but the second, coarser stream is not supported.")
-        stored = raw.get("mm_spatial_pool_mode", "bilinear")
-        kinds = [kind for kind in get_args(PoolKind) if kind != "none"]
-        if stored not in kinds:
-            raise JvidpruneError(f"mm_spatial_pool_mode {stored!r} is not supported; allowed: {', '.join(kinds)}.")
-        newline = raw.get("mm_newline_position", "grid")
-        if newline not in KINDS:
-            raise JvidpruneError(f"mm_newline_position {newline!r} is not supported; allowed: {', '.join(KINDS)}.")
-        if newline == "one_token" and "unpad" not in raw.get("mm_patch_merge_type", "spatial_unpad"):
-            newline = "no_token"
         return cls(
             **flat_fields(raw),
-            newline=newline,
-            stored_pool=stored,
+            newline=newline_of(raw, raw.get("mm_newline_position", "grid")),
+            stored_pool=stored_pool(raw),
             stored_frames=bool(raw.get("force_sample", True)),
             time_instruction=bool(raw.get("add_time_instruction", False)),
         )
