@@ -2,12 +2,11 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from jvidprune.commands.train_choice import TrainChoice
-from jvidprune.models.dtypes import DTypeChoice
 
 if TYPE_CHECKING:
     from jvidprune.commands.console import Console
@@ -52,7 +51,7 @@ class CheckpointChoice:
 class ModelChoice(CheckpointChoice):
     """Which model reads the video, how, and on which devices."""
 
-    dtype: DTypeChoice = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of parameters and activations; "auto" is that of the checkpoint."""
     fps: float | None = None
     """Frames a second instead of a number, by the family's own rule and limits; --frames is the most then."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.dtypes import AUTO, DTypeChoice
+from jvidprune.models.dtypes import AUTO, DTypeName
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
 from jvidprune.reducers.base import check_ratio
@@ -81,7 +81,7 @@ class ModelArgs:
             else:
                 made[key] = str(value).strip().strip("'\"")
         args = cls(**made)
-        for key, allowed in (("dtype", get_args(DTypeChoice)), ("likelihood", get_args(Likelihood))):
+        for key, allowed in (("dtype", (*get_args(DTypeName), AUTO)), ("likelihood", get_args(Likelihood))):
             if getattr(args, key) not in allowed:
                 raise JvidpruneError(f"{key} must be {' or '.join(allowed)}, got {getattr(args, key)!r}.")
         if args.reducer is not None:

@@ -11,7 +11,6 @@ from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.models.checkpoint import Checkpoint
 
 DTypeName = Literal["float32", "bfloat16", "float16"]
-DTypeChoice = Literal["auto", "float32", "bfloat16", "float16"]
 AUTO = "auto"
 _ALIASES = {"half": "float16", "float": "float32"}
 
@@ -32,7 +31,7 @@ def read_dtype(dtype: Any) -> jnp.dtype:
     except TypeError:
         found = None
     if found is None or found.name not in get_args(DTypeName):
-        allowed = ", ".join(get_args(DTypeChoice))
+        allowed = ", ".join((AUTO, *get_args(DTypeName)))
         raise JvidpruneError(f"dtype must be one of {allowed}, got {quoted(str(dtype))}.")
     return found
 
