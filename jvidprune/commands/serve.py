@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 from jvidprune.commands.console import Console
-from jvidprune.commands.run import open_model
+from jvidprune.commands.run import check_reading, open_model
 from jvidprune.serve.server import LIMITS, LOOPBACK, running
 from jvidprune.video.limits import Limits
 
@@ -29,6 +29,7 @@ def serve(
       console: how to talk.
       as_json: print the address as JSON.
     """
+    check_reading(model)
     limits = Limits.from_text(model.get("limits") or "", LIMITS)
     with console.working():
         llm = open_model(model, console)
