@@ -172,6 +172,8 @@ def test_limits_of_a_folder_and_what_goes_before_them():
     [
         ({}, "exactly one"),
         ({"frames": 0}, "at least one frame must be sampled, not 0"),
+        ({"frames": 2.5}, "at least one frame must be sampled, not 2.5"),
+        ({"fps": "fast"}, "fps must be above 0, not fast"),
         ({"frames": -3, "fps": 1.0}, "at least one frame must be sampled, not -3"),
         ({"fps": 0.0}, "fps must be above 0, not 0"),
         ({"fps": math.nan}, "fps must be above 0, not nan"),

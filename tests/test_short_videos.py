@@ -209,3 +209,41 @@ def test_what_a_folder_samples_reaches_the_answer(run, folders, films, tmp_path)
     assert err == (
         "error: the folder's video processor has num_frames 6 and fps 2; it can sample by one of them alone.\n"
     )
+
+
+def still(path):
+    picture = np.random.default_rng(3).integers(0, 256, (48, 64, 3), np.uint8)
+    Image.fromarray(picture).save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["still.png", "still.jpg", "still.gif", "still.webp", "still.mp4.png", "named.mp4"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_picture_is_one_frame_or_a_sentence(run, loaded, folders, tmp_path, family, name):  # noqa: F811
+    path = still(tmp_path / name) if name != "named.mp4" else still(tmp_path / "x.png").rename(tmp_path / name)
+    llm = loaded[family]
+    if llm.settings.woven:
+        for wish in ({}, {"frames": 9}, {"fps": 30}):
+            clip = llm.sample(path, **wish)
+            assert clip.picture
+            assert clip.indices.tolist() == [0, 0]
+        return
+    for look in (
+        lambda: llm.sample(path),
+        lambda: check_question(folders[family], path, "?", reducer="none", ratio=1.0, dtype="float32"),
+    ):
+        with pytest.raises(
+            JvidpruneError, match=r"is a picture, not a video, .* give a video, which may have one frame"
+        ):
+            look()
+
+
+def test_a_picture_is_said_to_be_one(run, folders, tmp_path):  # noqa: F811
+    path, words = still(tmp_path / "still.png"), ("--reducer", "uniform", "--ratio", 0.5, "--max-new-tokens", 2)
+    code, out, err = run("ask", path, "?", "--model", folders["qwen2_5_vl"], *words)
+    assert code == 0
+    assert "is a picture: it is read as a video of one frame" in " ".join((out + err).split())
+    for words in ((), ("--model", folders["molmo2"])):
+        code, out, err = run("ask", path, "?", *words, "--quiet")
+        assert (code, out) == (2, "")
+        assert err.startswith(f"error: {path} is a picture, not a video")

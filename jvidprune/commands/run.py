@@ -92,6 +92,8 @@ def read_video(
         limits = check_reading(choice)
         clip = model.sample(path, frames=choice["frames"], fps=choice["fps"], limits=limits, progress=bar)
         stage.tokens = len(clip.frames)
+    if clip.picture:
+        console.note(f"{path} is a picture: it is read as a video of one frame")
     with clock("encode") as stage:
         video = jax.block_until_ready(model.encode(clip.frames, needs))
         stage.tokens = video.features.shape[0] * video.features.shape[1]

@@ -37,6 +37,8 @@ class FamilySettings:
       own_chat: the chat template of a folder goes before `template` where it carries one.
       begins: a prompt starts with the tokenizer's token for the beginning of a text, or of its end if it has none.
       fps: rate that a folder's video processor samples at, before `frames`; None for a number of frames.
+      pictures: a still picture is read as a video of one frame, which it is to the Qwen-VL families; the others cut
+        pictures into tiles, which is not supported.
       fewest, most, fastest: limits that a folder's video processor sets, see `FrameWish`.
     """
 
@@ -50,6 +52,7 @@ class FamilySettings:
     rule_of_positions: MropeRule = "max"
     own_chat: bool = False
     begins: bool = False
+    pictures: bool = False
     fps: float | None = None
     fewest: int | None = None
     most: int | None = None
@@ -71,10 +74,11 @@ class FamilySettings:
                 frames = max(self.frames, self.fewest or 1)
                 frames = min(frames, self.most or frames)
         if fps is None:
-            return FrameWish(frames, rule=self.rule, fastest=self.fastest)
+            return FrameWish(frames, rule=self.rule, fastest=self.fastest, pictures=self.pictures)
         if frames is None and RATE_RULES.get(self.rule, self.rule) in ("llava_video_upto", "molmo2"):
             frames = self.frames
-        return FrameWish(frames, fps, self.rule, self.fewest, self.most, self.fastest)
+        limits: dict[str, Any] = {"fewest": self.fewest, "most": self.most, "fastest": self.fastest}
+        return FrameWish(frames, fps, self.rule, **limits, pictures=self.pictures)
 
     @property
     def woven(self) -> bool:
@@ -106,8 +110,10 @@ FAMILIES: dict[str, FamilySettings] = {
     "llava_onevision": FamilySettings("qwen_1_5", "one_token", "all", 32, "uniform", _squashed),
     "llava_video": FamilySettings("qwen_1_5", "grid", "all", 64, "llava_video_force", _squashed),
     # These have no newline embeddings: nothing stands behind the video.
-    "qwen2_5_vl": FamilySettings("qwen2_5_vl", "no_token", "all", 32, "qwen_utils", qwen.patches, "qwen"),
-    "qwen3_vl": FamilySettings("qwen3_vl", "no_token", "all", 32, "hf_qwen3", qwen.patches, "qwen"),
+    "qwen2_5_vl": FamilySettings(
+        "qwen2_5_vl", "no_token", "all", 32, "qwen_utils", qwen.patches, "qwen", pictures=True
+    ),
+    "qwen3_vl": FamilySettings("qwen3_vl", "no_token", "all", 32, "hf_qwen3", qwen.patches, "qwen", pictures=True),
     "molmo2": FamilySettings(
         "molmo2",
         "no_token",

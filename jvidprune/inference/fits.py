@@ -59,6 +59,8 @@ def _plan(
     # Of any video there are as many as the family reads, which a rate does not tell.
     count = wish.frames or settings.frames
     if info is not None:
+        if info.picture:
+            wish.check_picture(Path(video or ""))
         count = len(wish.indices(info.frames, info.fps))
     if not settings.woven:
         return _Planned(family, config, count, tower_shape(config, count), _square_layout(config, count), dtype)

@@ -180,7 +180,8 @@ def read_frames(
 
     Raises:
       JvidpruneError: missing, a folder, unreadable, damaged before the last wanted frame, without video or frames, an
-        index outside the video, a wish the sampling rule cannot serve, or a limit passed.
+        index outside the video, a wish the sampling rule cannot serve, a picture where the wish takes none, or a limit
+        passed.
     """
     if wish is None:
         if num_frames is None and fps is None and indices is None:
@@ -192,6 +193,8 @@ def read_frames(
     most = 0 if rule in UP_TO else num_frames or (0 if indices is None else len(indices))
     check_count(path, wish.asked if wish else most, limits)
     index = index_of(path, limits)
+    if index.picture and wish is not None:
+        wish.check_picture(path)
     for last_attempt in (False, True):
         if index.cut and (indices is None or max(indices) >= index.total):
             raise JvidpruneError(index.cut)

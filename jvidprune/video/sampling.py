@@ -5,6 +5,7 @@ or a wanted rate. `round` is half-to-even throughout, as in Python.
 """
 
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
@@ -111,9 +112,9 @@ def check_wish(
         raise JvidpruneError("the rule fps samples by a rate, not by a number of frames.")
     if fps is not None and rule in ("uniform", "llava_video_force", "llava_video_upto"):
         raise JvidpruneError(f"the rule {rule} samples a number of frames, not by a rate.")
-    if num_frames is not None and num_frames < 1:
+    if num_frames is not None and not (isinstance(num_frames, numbers.Integral) and num_frames >= 1):
         raise JvidpruneError(f"at least one frame must be sampled, not {num_frames}.")
-    if fps is not None and not (math.isfinite(fps) and fps > 0):
+    if fps is not None and not (isinstance(fps, numbers.Real) and math.isfinite(fps) and fps > 0):
         raise JvidpruneError(f"fps must be above 0, not {fps}.")
     if indices is not None and len(indices) == 0:
         raise JvidpruneError("the list of explicit frame indices is empty.")

@@ -7,6 +7,7 @@ video can meet it.
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class FrameWish:
       fastest: frames a second at most where the rule has such a limit (Molmo2); by default its own, 2.
       repeat: a video that gives fewer than `frames` shows some of them several times, as in the published LLaVA
         evaluations; training needs it, whose rows have one size.
+      pictures: a still picture is taken for a video of one frame; otherwise it is refused.
 
     Raises:
       JvidpruneError: neither frames nor a rate, a number below 1, a rate not above 0, fewest above most, an unknown
@@ -57,6 +59,7 @@ class FrameWish:
     most: int | None = None
     fastest: float | None = None
     repeat: bool = False
+    pictures: bool = True
 
     def __post_init__(self):
         if self.fps is None:
@@ -73,6 +76,18 @@ class FrameWish:
     def asked(self) -> int:
         """Frames that every video with as many of them gives; 0 where that depends on the video."""
         return self.frames or 0 if self.fps is None and self.rule not in UP_TO else 0
+
+    def check_picture(self, path: Path) -> None:
+        """Refuses a file that is a still picture where those are no videos of one frame.
+
+        Raises:
+          JvidpruneError: they are not.
+        """
+        if not self.pictures:
+            raise JvidpruneError(
+                f"{path} is a picture, not a video, and this model's own way to read pictures is not supported: give a "
+                "video, which may have one frame."
+            )
 
     def indices(self, total: int, rate: float) -> Indices:
         """Frame indices in [0, total), rising.
