@@ -2,11 +2,12 @@
 
     python experiments/retention_curves.py --clips 60
 
-Runs (or resumes) a sweep of the embedded model on the procedural test split and writes retention_curves.csv and
-retention_curves.md.
+Runs (or resumes) two sweeps of the embedded model on the procedural test split, with kept tokens at the positions that
+the model was made for and at the others, and writes retention_curves.csv and retention_curves.md. Neither holds times.
 """
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ import numpy as np
 from jvidprune.bench.markdown import accuracy_table, category_table, difference_table, grid
 from jvidprune.bench.metrics import Difference, paired_difference
 from jvidprune.bench.plan import SweepPlan
-from jvidprune.bench.results import make_table, write_csv
-from jvidprune.bench.runner import run_sweep
+from jvidprune.bench.results import make_table
+from jvidprune.bench.runner import SweepRecords, run_sweep
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import open_model
 from jvidprune.commands.sweep import METHODS, answerable_part
 from jvidprune.reducers import presets
+from jvidprune.reducers.prompting import PositionRule
+from jvidprune.training.logs import write_csv
 from jvidprune.viz.sweep_style import CONTROLS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -35,8 +38,21 @@ with console.working():
     task = answerable_part(llm.loaded.folder / "accuracy.csv", args.clips)
     names = args.methods.split(",")
     plan = SweepPlan({name: llm.reducer(name) for name in names})
-    found = run_sweep(llm, task, plan, progress=lambda text, done, total: console.task(text, total)(done, total))
+
+
+def swept(positions: PositionRule | None) -> SweepRecords:
+    """A sweep with the positions that the checkpoint declares, or with others."""
+    told = dataclasses.replace(llm, settings=dataclasses.replace(llm.settings, positions=positions))
+    with console.working():
+        return run_sweep(told, task, plan)
+
+
+own = llm.settings.declared_positions
+other: PositionRule = "renumbered" if own == "original" else "original"
+found = swept(None)
 table = make_table(found, task, {name: presets.title(name) for name in names})
+moved = swept(other)
+other_table = make_table(moved, task, table.titles)
 published = [name for name in names if name not in CONTROLS]
 
 
@@ -59,6 +75,20 @@ def kept(method: str) -> list[str]:
     return [table.titles[method], *("–" if cell is None else f"{cell.kept:.0f}" for cell in cells)]
 
 
+def both(method: str) -> list[str]:
+    """Accuracy under the two rules at every ratio."""
+    cells = [(table.cell(method, ratio), other_table.cell(method, ratio)) for ratio in table.ratios]
+    texts = ["–" if a is None or b is None else f"{100 * a.accuracy:.1f} / {100 * b.accuracy:.1f}" for a, b in cells]
+    return [table.titles[method], *texts]
+
+
+def by_moving(method: str) -> list[Difference | None]:
+    """Paired differences from the checkpoint's own positions to the others, at every ratio."""
+    renamed = [record | {"method": "moved"} for record in moved.samples if record["method"] == method]
+    return [paired_difference([*found.samples, *renamed], method, "moved", ratio) for ratio in table.ratios]
+
+
+own_name = own or "the references'"
 rows = sorted((collapse(category) for category in table.categories), key=lambda row: row[-1].rjust(4))
 parts = [
     "# Accuracy at few tokens\n",
@@ -71,6 +101,12 @@ parts = [
     "Points of accuracy over `random` at the same nominal ratio, paired; bold where zero lies outside. Methods read a "
     "ratio differently: the tokens they really keep stand in the table below.\n",
     difference_table([table.titles[m] for m in published], [over_random(m) for m in published]),
+    "\n## Positions of kept tokens\n",
+    f"Accuracy with {own_name} positions, which hold everywhere else in this file, and with {other} ones "
+    f"(`--positions {other}`), then the change from one to the other.\n",
+    grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [both(m) for m in names]),
+    "",
+    difference_table([table.titles[m] for m in names], [by_moving(m) for m in names]),
     "\n## Tokens kept of 288\n",
     grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [kept(m) for m in names]),
     "\n## Categories that collapse first\n",
@@ -79,6 +115,8 @@ parts = [
     *(f"\n## By category at {100 * r:g} %\n\n{category_table(table, r)}" for r in table.ratios),
 ]
 args.out.mkdir(parents=True, exist_ok=True)
-write_csv(table, args.out / "retention_curves.csv")
+cells = [{"positions": own or "reference"} | dataclasses.asdict(cell) for cell in table.cells.values()]
+cells += [{"positions": other} | dataclasses.asdict(cell) for cell in other_table.cells.values()]
+write_csv(args.out / "retention_curves.csv", cells)
 (args.out / "retention_curves.md").write_text("\n".join(parts) + "\n", encoding="utf8")
 print(args.out / "retention_curves.md")

@@ -3,7 +3,7 @@
     python experiments/sink_tokens.py --clips 80
 
 Every row compares two settings on the same questions of the procedural test split with the embedded model; the change
-of accuracy comes with a paired bootstrap interval over clips. Writes sink_tokens.csv and sink_tokens.md.
+of accuracy comes with a paired bootstrap interval over clips. Writes sink_tokens.csv and sink_tokens.md, without times.
 """
 
 import argparse
@@ -13,12 +13,13 @@ from pathlib import Path
 from jvidprune.bench.markdown import accuracy_table, difference_table
 from jvidprune.bench.metrics import paired_difference
 from jvidprune.bench.plan import SweepPlan
-from jvidprune.bench.results import make_table, write_csv
+from jvidprune.bench.results import make_table
 from jvidprune.bench.runner import run_sweep
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import open_model
 from jvidprune.commands.sweep import answerable_part
 from jvidprune.ops.transport import Sinkhorn
+from jvidprune.training.logs import write_csv
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--clips", type=int, default=80)
@@ -57,9 +58,7 @@ with console.working():
     pairs += [("flashvid released", f"flashvid {name}") for name in (*clean, "all three")]
 
     task = answerable_part(llm.loaded.folder / "accuracy.csv", args.clips)
-    found = run_sweep(
-        llm, task, SweepPlan(methods), progress=lambda text, done, total: console.task(text, total)(done, total)
-    )
+    found = run_sweep(llm, task, SweepPlan(methods))
 table = make_table(found, task, {name: name for name in methods})
 ratios = table.ratios
 
@@ -84,6 +83,6 @@ parts = [
     f"## Accuracies\n\n{accuracy_table(table)}",
 ]
 args.out.mkdir(parents=True, exist_ok=True)
-write_csv(table, args.out / "sink_tokens.csv")
+write_csv(args.out / "sink_tokens.csv", [dataclasses.asdict(cell) for cell in table.cells.values()])
 (args.out / "sink_tokens.md").write_text("\n".join(parts) + "\n", encoding="utf8")
 print(args.out / "sink_tokens.md")

@@ -51,6 +51,7 @@ parser.add_argument("--clips", type=int, default=60, help="held-out clips")
 parser.add_argument("--model", type=Path, default=EMBEDDED)
 parser.add_argument("--folder", type=Path, default=Path("runs/train_stts"), help="of the runs")
 parser.add_argument("--out", type=Path, default=Path("experiments"))
+parser.add_argument("--keep-times", action="store_true", help="leave the section of times as the last run wrote it")
 args = parser.parse_args()
 
 SHARES = [float(text) for text in args.removed.split(",")]
@@ -216,10 +217,23 @@ def shown(cell: Cell) -> str:
     return f"{100 * cell.accuracy:.1f} [{100 * cell.low:.0f}, {100 * cell.high:.0f}]"
 
 
+def measured() -> str:
+    """The section of times; with --keep-times that of the last run, for a machine that has other work to do."""
+    if args.keep_times:
+        return (args.out / "train_stts.md").read_text(encoding="utf8").split("\n## Time\n")[1].split("\n## ")[0].strip()
+    names = ("scorer", "random", "tokens")
+    timed = [("none", 0.0), *((name, removed) for name in names for removed in SHARES)]
+    times = in_turns({run: read_prompt(*run) for run in timed}, 10)
+    dense = times["none", 0.0]
+    shares = [[TITLES[name], *(f"{times[name, removed] / dense:.2f}" for removed in SHARES)] for name in names]
+    return (
+        f"From pixels to the read prompt of a clip of {task[0].load().frames.shape[0]} frames with 48 text tokens, as "
+        f"a share of the unpruned model's {1000 * dense:.1f} ms ({jax.default_backend()}, fastest of 10 in turns).\n\n"
+        + grid(head, shares)
+    )
+
+
 full = table[FULL, 1.0]
-timed = [("none", 0.0), *((name, removed) for name in ("scorer", "random", "tokens") for removed in SHARES)]
-times = in_turns({run: read_prompt(*run) for run in timed}, 10)
-dense = times["none", 0.0]
 others = [method for method in methods if method != TITLES["scorer"]]
 changes = [[paired_difference(records, other, TITLES["scorer"], ratio) for ratio in ratios] for other in others]
 head = ["method", *(f"{100 * removed:g} % removed" for removed in SHARES)]
@@ -238,15 +252,7 @@ parts = [
     "Points of accuracy at the share that is kept, paired by question and seed; bold where zero lies outside.\n",
     difference_table([f"{other} → STTS" for other in others], changes),
     "\n## Time\n",
-    f"From pixels to the read prompt of a clip of {task[0].load().frames.shape[0]} frames with 48 text tokens, as a "
-    f"share of the unpruned model's {1000 * dense:.1f} ms ({jax.default_backend()}, fastest of 10 in turns).\n",
-    grid(
-        head,
-        [
-            [TITLES[name], *(f"{times[name, removed] / dense:.2f}" for removed in SHARES)]
-            for name in ("scorer", "random", "tokens")
-        ],
-    ),
+    measured(),
     "\n## Seeds of STTS\n",
     grid(head, [[TITLES["scorer"], *(by_seed(TITLES["scorer"], ratio) for ratio in ratios)]]),
     "\n## Published figures\n",

@@ -284,6 +284,7 @@ def export(
     *,
     reducer: str | None = None,
     ratio: float | None = None,
+    positions: Literal["renumbered", "original"] | None = None,
     dtype: Literal["float16", "bfloat16", "float32"] | None = None,
     pooling_head: str | None = None,
     revision: str | None = None,
@@ -296,6 +297,7 @@ def export(
       folder: to create.
       reducer: method with settings that goes into jvidprune_config.json; by default the file is copied if there is one.
       ratio: retention ratio in (0, 1] that goes with it; by default 0.1.
+      positions: of kept tokens; goes with the reducer, or without one holds for every method on the checkpoint.
       dtype: store parameters so; by default as each is stored.
       pooling_head: folder or hub id of the original SigLIP, whose pooling head is to be part of a LLaVA checkpoint.
       revision: branch, tag or commit of a hub id.
@@ -303,7 +305,7 @@ def export(
     from jvidprune.commands.export import export as write
 
     options: Any = {"reducer": reducer, "ratio": ratio, "dtype": dtype, "pooling_head": pooling_head}
-    options |= {"revision": revision}
+    options |= {"revision": revision, "positions": positions}
     record = write(model, folder, console=out.console(), **options)
     if out.json:
         _print_json(record)

@@ -1,5 +1,6 @@
 """The export verb: a checkpoint with the settings of a reducer beside it."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from jvidprune.models.evidence import check_evidence
 from jvidprune.models.export import exact_dtype, export_model
 from jvidprune.models.load import load_model, read_config
 from jvidprune.reducers.presets import BACKBONES, for_model
-from jvidprune.reducers.saved import FILE, SavedPruning
+from jvidprune.reducers.prompting import PositionRule
+from jvidprune.reducers.saved import FILE, SavedPruning, load_settings
 from jvidprune.stts.attach import EVIDENCE
 from jvidprune.stts.released import released_scorer
 from jvidprune.stts.saved import read_stts
@@ -23,12 +25,16 @@ def export(
     *,
     reducer: str | None,
     ratio: float | None,
+    positions: PositionRule | None,
     dtype: DTypeName | None,
     pooling_head: str | None,
     revision: str | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Loads, checks that the model can give what the reducer needs, and writes.
+
+    `positions` become a setting of the reducer, or without one the declaration of the new folder; the declaration of
+    the source's folder is taken over.
 
     Raises:
       JvidpruneError: anything wrong with the checkpoint, the reducer or the folder, before something is written.
@@ -39,8 +45,15 @@ def export(
     backbone = family if family in BACKBONES else None
     pruning = None
     if reducer is not None:
-        pruning = SavedPruning(for_model(reducer, config), RATIO if ratio is None else ratio, backbone)
-    extra = {} if pruning is None else {FILE: pruning.text()}
+        method: Any = for_model(reducer, config)
+        if positions is not None:
+            method = dataclasses.replace(method, positions=positions)
+        pruning = SavedPruning(method, RATIO if ratio is None else ratio, backbone)
+    known = load_settings(source)
+    if reducer is None and positions is not None:
+        known = known._replace(positions=positions)
+    known = known._replace(pruning=pruning or known.pruning)
+    extra = {} if reducer is None and positions is None else {FILE: known.text()}
     with console.working():
         bar = console.task("loading the model")
         loaded = load_model(
@@ -60,4 +73,10 @@ def export(
         console.start("writing")
         path = export_model(loaded, folder, dtype=dtype, extra=extra)
     files = sorted(file.name for file in path.iterdir())
-    return {"path": str(path), "family": family, "files": files, "pruned": (path / FILE).exists()}
+    return {
+        "path": str(path),
+        "family": family,
+        "files": files,
+        "pruned": known.pruning is not None,
+        "positions": known.positions,
+    }

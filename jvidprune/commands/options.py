@@ -45,6 +45,8 @@ class CheckpointChoice:
     """Branch, tag or commit of a hub id."""
     template: str | None = None
     """Prompt template by name, or "chat" for the checkpoint's own; by default that of the family's evaluations."""
+    positions: Literal["renumbered", "original"] | None = None
+    """Positions of kept tokens, for all methods; by default each one's, else the checkpoint's, else the reference's."""
 
 
 @dataclasses.dataclass(frozen=True)

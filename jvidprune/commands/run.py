@@ -58,6 +58,7 @@ def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
         template=choice.get("template"),
         pooling_head=choice.get("pooling_head"),
         revision=choice.get("revision"),
+        positions=choice.get("positions"),
     )
 
 

@@ -19,8 +19,6 @@ class TrainChoice:
     """Factor of the auxiliary loss."""
     prune_method: Literal["scorer", "random", "heuristic", "easy"] = "scorer"
     """What ranks the windows: the scorer that is learned, or a baseline, for which the model can be trained too."""
-    keep_positions: bool = False
-    """Kept tokens keep their positions in the language model."""
     steps: int = 150
     """Steps of the optimiser."""
     rates: str = "scorer=1e-4,tower=5e-6,connector=5e-6,llm=1e-5"

@@ -13,6 +13,8 @@ from jvidprune.inference import qwen
 from jvidprune.inference.processor import channels, sampling_keys, square, video_processor
 from jvidprune.models.positions import MropeRule
 from jvidprune.ops.newline import NewlineKind, NewlineRows
+from jvidprune.reducers.prompting import PositionRule
+from jvidprune.reducers.saved import load_positions
 from jvidprune.video.preprocess import Patches, llava_pixels
 from jvidprune.video.resize import Filter
 from jvidprune.video.sampling import RATE_RULES, Rule
@@ -40,6 +42,10 @@ class FamilySettings:
       pictures: a still picture is read as a video of one frame, which it is to the Qwen-VL families; the others cut
         pictures into tiles, which is not supported.
       fewest, most, fastest: limits that a folder's video processor sets, see `FrameWish`.
+      positions: rule of kept tokens' positions that was asked for, whatever the method; see
+        `reducers.prompting.position_rule`, as for the next two.
+      declared_positions: the rule that the checkpoint's folder declares.
+      reference_positions: the rule of all methods' references on this family, None where they differ.
     """
 
     template: str
@@ -57,6 +63,9 @@ class FamilySettings:
     fewest: int | None = None
     most: int | None = None
     fastest: float | None = None
+    positions: PositionRule | None = None
+    declared_positions: PositionRule | None = None
+    reference_positions: PositionRule | None = None
 
     def wish(self, frames: int | None = None, fps: float | None = None) -> FrameWish:
         """What is read of a video: so many frames, a rate with `frames` as the most, or what the family reads.
@@ -109,11 +118,29 @@ def _squashed(
 FAMILIES: dict[str, FamilySettings] = {
     "llava_onevision": FamilySettings("qwen_1_5", "one_token", "all", 32, "uniform", _squashed),
     "llava_video": FamilySettings("qwen_1_5", "grid", "all", 64, "llava_video_force", _squashed),
-    # These have no newline embeddings: nothing stands behind the video.
+    # These have no newline embeddings: nothing stands behind the video. All methods keep original positions on them.
     "qwen2_5_vl": FamilySettings(
-        "qwen2_5_vl", "no_token", "all", 32, "qwen_utils", qwen.patches, "qwen", pictures=True
+        "qwen2_5_vl",
+        "no_token",
+        "all",
+        32,
+        "qwen_utils",
+        qwen.patches,
+        "qwen",
+        pictures=True,
+        reference_positions="original",
     ),
-    "qwen3_vl": FamilySettings("qwen3_vl", "no_token", "all", 32, "hf_qwen3", qwen.patches, "qwen", pictures=True),
+    "qwen3_vl": FamilySettings(
+        "qwen3_vl",
+        "no_token",
+        "all",
+        32,
+        "hf_qwen3",
+        qwen.patches,
+        "qwen",
+        pictures=True,
+        reference_positions="original",
+    ),
     "molmo2": FamilySettings(
         "molmo2",
         "no_token",
@@ -129,12 +156,14 @@ FAMILIES: dict[str, FamilySettings] = {
 
 
 def family_settings(family: str, folder: Path) -> FamilySettings:
-    """The settings of a family, with what the video processor of a checkpoint folder says about frames.
+    """The settings of a family, with what a checkpoint folder says about frames and the positions of kept tokens.
 
     Raises:
-      JvidpruneError: the settings of the folder's video processor are no JSON object, or its frames make no sense.
+      JvidpruneError: the settings of the folder's video processor are no JSON object, its frames make no sense, or
+        the folder declares no rule of positions where it should.
     """
-    settings, given = FAMILIES[family], sampling_keys(video_processor(folder))
+    settings = dataclasses.replace(FAMILIES[family], declared_positions=load_positions(folder))
+    given = sampling_keys(video_processor(folder))
     if given.pop("samples") and not {"frames", "fps"} & given.keys():
         if family not in _OWN_SAMPLING:
             raise JvidpruneError(

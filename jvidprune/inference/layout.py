@@ -6,9 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from jvidprune.inference.reduced import ReducedVideo
-from jvidprune.inference.sequence import Run, SlotMap, laid_out, weave
-from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange, full_length
+from jvidprune.inference.reduced import ReducedVideo, prompt_positions
+from jvidprune.inference.sequence import Run, SlotMap, laid_out, original_slots, weave
+from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange, full_length, unreduced_places
+from jvidprune.reducers.prompting import PositionRule
 
 _arrange = jax.jit(arrange, static_argnames=("kind", "grid", "frames", "rows"))
 
@@ -28,9 +29,14 @@ def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_r
     reduced = one.reduced
     places = reduced.diagnostics["place"] if one.rules.filed else reduced.index
     layout = _arrange(places, reduced.valid, kind=kind, grid=grid, frames=frames, rows=rows, real_frames=real)
-    valid = np.asarray(layout.valid)
-    found = np.where(np.asarray(layout.is_newline), -1, first_row + np.asarray(layout.source))
-    return Run(found[valid], np.asarray(layout.position)[valid], full_length(kind, grid, real))
+    valid, source, newline = (np.asarray(part) for part in (layout.valid, layout.source, layout.is_newline))
+    position = np.asarray(layout.position)
+    if one.rules.filed:
+        # Where a row is filed decides the order alone; its position is that of its own token.
+        own = unreduced_places(np.asarray(reduced.index), kind, grid)
+        position = np.where(newline, position, own[np.minimum(source, len(own) - 1)])
+    found = np.where(newline, -1, first_row + source)
+    return Run(found[valid], position[valid], full_length(kind, grid, real))
 
 
 def newline_kind(videos: Sequence[ReducedVideo], kind: NewlineKind) -> NewlineKind:
@@ -46,11 +52,17 @@ def lay_out(
     newline_rows: NewlineRows,
     max_positions: int,
     reserve: int,
+    positions: PositionRule | None = None,
 ) -> SlotMap:
     """The slots of a prompt of texts and videos in turn.
 
-    Slots count from 0, as the LLaVA models do after any reduction, unless a reducer declares that its tokens and the
-    text behind them keep the positions of the unpruned prompt.
+    Args:
+      videos: in the order of the prompt.
+      texts: token ids, one more than there are videos.
+      newline, newline_rows: layout of the family, where a reducer declares none.
+      max_positions: what the language model can address.
+      reserve: tokens that will be generated.
+      positions: rule of the prompt; None takes the methods' settings, else the rule of their references.
 
     Raises:
       JvidpruneError: prompt and answer do not fit into the model's positions.
@@ -58,7 +70,5 @@ def lay_out(
     firsts = np.cumsum([0, *(one.capacity for one in videos)])
     runs = [newline_run(one, newline, newline_rows, int(at)) for one, at in zip(videos, firsts, strict=False)]
     woven = weave(texts, runs)
-    where: dict[str, Any] = {}
-    if any(one.rules.positions == "original" for one in videos):
-        where = {"positions": woven.full, "next_position": woven.whole}
+    where = original_slots(woven, positions or prompt_positions(videos))
     return laid_out(woven, max_positions=max_positions, reserve=reserve, **where)

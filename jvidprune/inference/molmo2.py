@@ -9,11 +9,12 @@ from jaxtyping import Bool, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.qwen import block_runs
-from jvidprune.inference.reduced import ReducedVideo
-from jvidprune.inference.sequence import SlotMap, laid_out, weave
+from jvidprune.inference.reduced import ReducedVideo, prompt_positions
+from jvidprune.inference.sequence import SlotMap, laid_out, original_slots, weave
 from jvidprune.models.checkpoint import read_json
 from jvidprune.models.molmo2.config import Molmo2Config
 from jvidprune.models.positions import frame_blocks
+from jvidprune.reducers.prompting import PositionRule
 from jvidprune.video.decode import Clip
 from jvidprune.video.sampling import MOLMO2_RATE
 
@@ -73,16 +74,22 @@ def prompt_ids(
     return [*found, [*head, *encode(waiting)]]
 
 
-def lay_out(videos: Sequence[ReducedVideo], texts: Sequence[Any], config: Molmo2Config, *, reserve: int) -> SlotMap:
-    """The slots of a prompt; they count from 0 after the reduction, times and markers of every frame stay.
-
-    A reducer that declares original positions keeps those of the unpruned prompt.
+def lay_out(
+    videos: Sequence[ReducedVideo],
+    texts: Sequence[Any],
+    config: Molmo2Config,
+    *,
+    reserve: int,
+    positions: PositionRule | None = None,
+) -> SlotMap:
+    """The slots of a prompt; times and markers of every frame stay.
 
     Args:
       videos: in the order of the prompt.
       texts: token ids of `prompt_ids`.
       config: of the model.
       reserve: tokens that will be generated.
+      positions: rule of the prompt; None takes the methods' settings, else the rule of their references.
 
     Raises:
       JvidpruneError: prompt and answer do not fit into the model's positions.
@@ -93,9 +100,7 @@ def lay_out(videos: Sequence[ReducedVideo], texts: Sequence[Any], config: Molmo2
         runs += block_runs(index, frame_blocks(one.video.features.shape[0], *one.video.grid), first_row)
         first_row += one.capacity
     woven = weave(texts, runs)
-    where: dict[str, Any] = {}
-    if any(one.rules.positions == "original" for one in videos):
-        where = {"positions": woven.full, "next_position": woven.whole}
+    where = original_slots(woven, positions or prompt_positions(videos))
     return laid_out(woven, max_positions=config.text.max_positions, reserve=reserve, **where)
 
 

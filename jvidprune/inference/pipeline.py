@@ -19,7 +19,7 @@ from jvidprune.inference.families import FAMILIES, FamilySettings, family_settin
 from jvidprune.inference.layout import lay_out
 from jvidprune.inference.processor import video_processor
 from jvidprune.inference.prompt import template
-from jvidprune.inference.reduced import ReducedVideo, reduce_video
+from jvidprune.inference.reduced import ReducedVideo, prompt_positions, reduce_video
 from jvidprune.inference.sequence import SlotMap
 from jvidprune.inference.stages import Stage, StageClock, enable_compilation_cache
 from jvidprune.models.checkpoint import UNTRAINED_MARK
@@ -31,6 +31,7 @@ from jvidprune.models.tokenizer import Tokenizer, beginning, end_ids, load_token
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.reducers.presets import for_model
+from jvidprune.reducers.prompting import PositionRule, check_positions
 from jvidprune.reducers.saved import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
 from jvidprune.stts.saved import read_stts
@@ -51,6 +52,7 @@ class Answer:
       ratio: retention ratio asked for.
       kept, visual: tokens kept and tokens there were, newlines not counted.
       prompt: prompt length in tokens.
+      positions: rule of the kept tokens' positions.
       stages: decode, encode, reduce, prefill, generate.
       untrained: the weights are random.
     """
@@ -63,6 +65,7 @@ class Answer:
     kept: int
     visual: int
     prompt: int
+    positions: PositionRule
     stages: tuple[Stage, ...]
     untrained: bool
 
@@ -101,13 +104,14 @@ class VideoLLM:
         pooling_head: str | Path | None = None,
         attention: AttentionKind = "auto",
         revision: str | None = None,
+        positions: PositionRule | None = None,
     ) -> "VideoLLM":
         """Loads a checkpoint folder or hub id; from here on compiled programs are kept on disk between runs.
 
         A scorer among the tensors of the checkpoint (STTS's released ones) or beside them (`jvidprune train stts`) is
         attached, see `stts.attach`. A
         jvidprune_config.json in the folder (`jvidprune export --reducer ...`, `reducers.saved`) is read as its
-        `pruning`.
+        `pruning`, and the positions of kept tokens that it declares hold for methods that are not told others.
 
         Args:
           source: folder or hub id.
@@ -121,17 +125,20 @@ class VideoLLM:
           pooling_head: folder or hub id of the original SigLIP, for methods that need its head; see `load_model`.
           attention: which code computes attention, see `models.fused.AttentionKind`.
           revision: branch, tag or commit of a hub id.
+          positions: of kept tokens, for all methods: "renumbered" or "original"; by default each method's setting, else
+            the folder's declaration, else the rule of the method's reference, see `reducers.prompting.position_rule`.
 
         Raises:
           JvidpruneError: not a checkpoint of a known family, a quantised one, an adapter, anything wrong with its
             files, or an unknown template.
         """
+        check_positions(positions)
         enable_compilation_cache()
         options: dict[str, Any] = {"pooling_head": pooling_head, "attention": attention, "revision": revision}
         loaded = load_model(source, dtype=dtype, mesh=mesh, progress=progress, **options)
         if loaded.family not in FAMILIES:
             raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
-        settings = family_settings(loaded.family, loaded.folder)
+        settings = dataclasses.replace(family_settings(loaded.family, loaded.folder), positions=positions)
         if template is None and settings.own_chat and chat_template(loaded.folder) is not None:
             template = CHAT
         if template is not None:
@@ -239,6 +246,7 @@ class VideoLLM:
         reducer: Reducer | None = None,
         ratio: float | None = None,
         clip: Clip | None = None,
+        positions: PositionRule | None = None,
     ) -> ReducedVideo:
         """Reduces encoded tokens once, for any number of questions; `clip` is what was encoded.
 
@@ -246,6 +254,7 @@ class VideoLLM:
           video: encoded tokens.
           reducer, ratio: method and retention ratio; by default the folder's own.
           clip: what was encoded.
+          positions: of the kept tokens in prompts, before all other settings of it; see `load`.
 
         Raises:
           JvidpruneError: an impossible ratio or budget, missing evidence, or no reducer or ratio given where the folder
@@ -256,7 +265,17 @@ class VideoLLM:
             ratio = self.pruning.ratio if ratio is None else ratio
         if reducer is None or ratio is None:
             raise JvidpruneError("encoded tokens need a reducer and a ratio.")
-        return reduce_video(video, reducer, ratio, clip)
+        return reduce_video(video, reducer, ratio, clip, positions=positions)
+
+    def position_rule(self, videos: Sequence[ReducedVideo]) -> PositionRule:
+        """The rule of positions that a prompt with these videos follows.
+
+        Raises:
+          JvidpruneError: videos that were told different rules.
+        """
+        settings = self.settings
+        declared, reference = settings.declared_positions, settings.reference_positions
+        return prompt_positions(videos, asked=settings.positions, declared=declared, reference=reference)
 
     def lay_out(self, videos: Sequence[ReducedVideo], question: str, reserve: int) -> tuple[SlotMap, np.ndarray]:
         """The slots of a prompt and its text ids in order; families that write time read it from the videos' clips.
@@ -266,13 +285,14 @@ class VideoLLM:
         """
         config = self.loaded.config
         ids = self.prompt_ids(videos, question)
+        options: dict[str, Any] = {"reserve": reserve, "positions": self.position_rule(videos)}
         if self.settings.woven:
-            slots = qwen.lay_out(videos, ids, config, reserve=reserve, rule=self.settings.rule_of_positions)
+            slots = qwen.lay_out(videos, ids, config, rule=self.settings.rule_of_positions, **options)
         elif self.settings.prompt == "molmo2":
-            slots = molmo2.lay_out(videos, ids, config, reserve=reserve)
+            slots = molmo2.lay_out(videos, ids, config, **options)
         else:
             newlines: dict[str, Any] = {"newline": self.newline, "newline_rows": self.settings.newline_rows}
-            slots = lay_out(videos, ids, **newlines, max_positions=config.text.max_positions, reserve=reserve)
+            slots = lay_out(videos, ids, **newlines, max_positions=config.text.max_positions, **options)
         return slots, np.concatenate([np.asarray(part, np.int32) for part in ids])
 
     def prompt_ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
@@ -318,6 +338,7 @@ class VideoLLM:
         seed: int = 0,
         clock: StageClock | None = None,
         clip: Clip | None = None,
+        positions: PositionRule | None = None,
     ) -> Answer:
         """Answers one question about encoded tokens.
 
@@ -333,18 +354,22 @@ class VideoLLM:
           seed: of sampling.
           clock: collects the stages' times.
           clip: what was encoded; the Qwen-VL families take the times of its frames into the prompt.
+          positions: of kept tokens, before all other settings of it; see `load`.
 
         Raises:
           JvidpruneError: an impossible ratio or budget, or a prompt longer than the model's positions.
         """
         clock = clock or StageClock()
         check_sampling(max_new_tokens, temperature, top_p)
+        check_positions(positions)
         if isinstance(video, VideoTokens):
             with clock("reduce") as stage:
                 videos = [self.reduce(video, reducer=reducer, ratio=ratio, clip=clip)]
                 stage.tokens = videos[0].kept
         else:
             videos = [video] if isinstance(video, ReducedVideo) else list(video)
+        if positions is not None:
+            videos = [dataclasses.replace(one, positions=positions) for one in videos]
         options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seeds": seed, "clock": clock}
         (reply,) = answer_many(self, [Prompt(videos, question)], max_new_tokens=max_new_tokens, **options)
         return Answer(
@@ -356,6 +381,7 @@ class VideoLLM:
             kept=reply.kept,
             visual=reply.visual,
             prompt=reply.prompt,
+            positions=self.position_rule(videos),
             stages=tuple(clock.stages),
             untrained=self.untrained,
         )

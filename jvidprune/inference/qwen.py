@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Int
 
 from jvidprune.inference.processor import qwen_limits
-from jvidprune.inference.reduced import ReducedVideo
+from jvidprune.inference.reduced import ReducedVideo, prompt_positions
 from jvidprune.inference.sequence import Run, SlotMap, laid_out, weave
 from jvidprune.models.positions import MropeRule, VideoBlock
 from jvidprune.models.qwen_vl import QwenVLConfig, spread_levels
+from jvidprune.reducers.prompting import PositionRule
 from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenPixels, QwenUtils, qwen_patches
 from jvidprune.video.sampling import DEFAULT_RATE, pair_means, stamp
@@ -107,9 +108,15 @@ def block_runs(index: Int[np.ndarray, "V"], blocks: Sequence[VideoBlock], first_
 
 
 def lay_out(
-    videos: Sequence[ReducedVideo], texts: Sequence[Any], config: QwenVLConfig, *, reserve: int, rule: MropeRule = "max"
+    videos: Sequence[ReducedVideo],
+    texts: Sequence[Any],
+    config: QwenVLConfig,
+    *,
+    reserve: int,
+    rule: MropeRule = "max",
+    positions: PositionRule | None = None,
 ) -> SlotMap:
-    """The slots of a prompt with the positions of the unpruned one.
+    """The slots of a prompt, by default with the positions of the unpruned one.
 
     Positions are laid out on the full prompt; text and kept tokens keep theirs, and the first generated token follows
     the largest of the full prompt. All text stays, time stamps of frames without a kept token included; so do the
@@ -121,6 +128,8 @@ def lay_out(
       config: of the model.
       reserve: tokens that will be generated.
       rule: how text goes on behind a video, see `models.positions.MropeRule`.
+      positions: of kept tokens; None takes the methods' settings, else original ones. "renumbered" counts the slots
+        from 0 on all three axes, and new tokens behind them.
 
     Raises:
       JvidpruneError: prompt and answer do not fit into the model's positions, or an unknown rule.
@@ -135,9 +144,10 @@ def lay_out(
     drops = not config.tokens_per_second and any(one.rules.vision_markers == "drop" for one in videos)
     woven = weave(texts, runs, dropped=(config.vision_start, config.vision_end) if drops else ())
     whole = config.positions(pieces_of([len(text) for text in texts], blocks), rule)
-    kept = whole.keep(woven.full)
+    chosen = positions or prompt_positions(videos, reference="original")
+    kept = whole.keep(woven.full, reindexed=chosen == "renumbered")
     size = config.text.max_positions
-    return laid_out(woven, max_positions=size, reserve=reserve, positions=kept.ids, next_position=whole.next)
+    return laid_out(woven, max_positions=size, reserve=reserve, positions=kept.ids, next_position=kept.next)
 
 
 def video_blocks(one: ReducedVideo, config: QwenVLConfig) -> list[VideoBlock]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.reducers.base import inner_stages, sweep, title_of
-from jvidprune.reducers.prompting import PromptRules, prompt_rules
+from jvidprune.reducers.prompting import PositionRule, PromptRules, check_positions, position_rule, prompt_rules
 from jvidprune.tokens import InnerStage, Reduced, Reducer, VideoTokens
 from jvidprune.video.decode import Clip
 
@@ -25,6 +25,8 @@ class ReducedVideo:
       ratio: retention ratio.
       inner: the reducer's stages inside the language model.
       clip: what was encoded, for families that write the times of frames into the prompt.
+      positions: rule of the kept tokens' positions that was asked for, whatever the method; None leaves it to the
+        model and the method, see `reducers.prompting.position_rule`.
     """
 
     video: VideoTokens
@@ -33,6 +35,7 @@ class ReducedVideo:
     ratio: float
     inner: tuple[InnerStage, ...]
     clip: Clip | None = None
+    positions: PositionRule | None = None
 
     @property
     def rules(self) -> PromptRules:
@@ -61,14 +64,20 @@ class ReducedVideo:
 
 
 def reduce_video(
-    video: VideoTokens, reducer: Reducer, ratio: float, clip: Clip | None = None, *, diagnostics: bool = False
+    video: VideoTokens,
+    reducer: Reducer,
+    ratio: float,
+    clip: Clip | None = None,
+    *,
+    diagnostics: bool = False,
+    positions: PositionRule | None = None,
 ) -> ReducedVideo:
     """Reduces encoded tokens and waits for the result; with `diagnostics` it can be drawn as well as asked about.
 
     Raises:
       JvidpruneError: an impossible ratio or budget, or missing evidence.
     """
-    return sweep_video(video, reducer, [ratio], clip, diagnostics=diagnostics)[0]
+    return sweep_video(video, reducer, [ratio], clip, diagnostics=diagnostics, positions=positions)[0]
 
 
 def sweep_video(
@@ -78,18 +87,20 @@ def sweep_video(
     clip: Clip | None = None,
     *,
     diagnostics: bool = False,
+    positions: PositionRule | None = None,
 ) -> list[ReducedVideo]:
     """Reduces encoded tokens to several retention ratios in one compiled program, with diagnostics if they are wanted.
 
     Raises:
-      JvidpruneError: an impossible ratio or budget, or missing evidence.
+      JvidpruneError: an impossible ratio or budget, missing evidence, or a rule of positions that is none.
     """
+    check_positions(positions)
     stages = [inner_stages(reducer, ratio) for ratio in ratios]
     in_blocks = any(stage.rule == "text_in_blocks" for inner in stages for stage in inner)
     shown = diagnostics or in_blocks or prompt_rules(reducer).filed
     swept = jax.block_until_ready(sweep(reducer, video, ratios, diagnostics=shown))
     return [
-        ReducedVideo(video, jax.tree.map(operator.itemgetter(i), swept), reducer, float(ratio), inner, clip)
+        ReducedVideo(video, jax.tree.map(operator.itemgetter(i), swept), reducer, float(ratio), inner, clip, positions)
         for i, (ratio, inner) in enumerate(zip(ratios, stages, strict=True))
     ]
 
@@ -106,6 +117,23 @@ def shared_stages(videos: Sequence[ReducedVideo]) -> tuple[InnerStage, ...]:
         titles = ", ".join(video.title for video in videos)
         raise JvidpruneError(f"the videos of one prompt have different stages inside the language model ({titles}).")
     return videos[0].inner
+
+
+def prompt_positions(
+    videos: Sequence[ReducedVideo],
+    *,
+    asked: PositionRule | None = None,
+    declared: PositionRule | None = None,
+    reference: PositionRule | None = None,
+) -> PositionRule:
+    """The rule of positions of a prompt, see `reducers.prompting.position_rule`.
+
+    Raises:
+      JvidpruneError: videos that were told different rules.
+    """
+    reducers = [one.reducer for one in videos]
+    told: list[PositionRule | None] = [one.positions for one in videos]
+    return position_rule(reducers, told=told, asked=asked, declared=declared, reference=reference)
 
 
 def shared_blocks(videos: Sequence[ReducedVideo]) -> np.ndarray | None:

@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.reducers.prompting import PositionRule
 
 _BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
@@ -122,6 +123,11 @@ def weave(texts: Sequence[Sequence[int] | np.ndarray], runs: Sequence[Run], *, d
             slot += runs[number].length
     starts = np.cumsum([0, *map(len, source)])
     return Woven(np.concatenate(source), np.concatenate(full), (int(starts[1]), int(starts[-2])), count, slot)
+
+
+def original_slots(woven: Woven, rule: PositionRule) -> dict[str, Any]:
+    """What `laid_out` is told of positions where they are counted on one axis: nothing if they are renumbered."""
+    return {"positions": woven.full, "next_position": woven.whole} if rule == "original" else {}
 
 
 def laid_out(

@@ -11,6 +11,7 @@ from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.presets import from_text, unknown
+from jvidprune.reducers.prompting import PositionRule, check_positions
 
 Likelihood = Literal["loss", "sum", "logprob"]
 
@@ -34,6 +35,7 @@ class ModelArgs:
       revision: of a hub id.
       template: of prompts, see `VideoLLM.load`.
       pooling_head: see `VideoLLM.load`.
+      positions: of kept tokens, "renumbered" or "original", see `VideoLLM.load`.
       batch_size: prompts that are read together (lmms-eval's --batch_size).
       max_new_tokens: longest answer of tasks that name no length.
       resume: folder where every answer is kept as soon as it is made; a run that was stopped goes on from there. Runs
@@ -53,6 +55,7 @@ class ModelArgs:
     revision: str | None = None
     template: str | None = None
     pooling_head: str | None = None
+    positions: PositionRule | None = None
     batch_size: int = 1
     max_new_tokens: int = 1024
     resume: str | None = None
@@ -84,6 +87,7 @@ class ModelArgs:
         for key, allowed in (("dtype", (*get_args(DTypeName), AUTO)), ("likelihood", get_args(Likelihood))):
             if getattr(args, key) not in allowed:
                 raise JvidpruneError(f"{key} must be {' or '.join(allowed)}, got {getattr(args, key)!r}.")
+        check_positions(args.positions)
         if args.reducer is not None:
             from_text(args.reducer)
         return args

@@ -69,7 +69,8 @@ class Adapter:
         """
         self.args = args
         options: dict[str, Any] = {"template": args.template, "pooling_head": args.pooling_head}
-        self.llm = VideoLLM.load(args.pretrained, dtype=args.dtype, revision=args.revision, **options)
+        options |= {"positions": args.positions, "revision": args.revision}
+        self.llm = VideoLLM.load(args.pretrained, dtype=args.dtype, **options)
         own = self.llm.pruning
         if args.reducer is not None:
             self.reducer = self.llm.reducer(args.reducer)

@@ -7,6 +7,7 @@ frame, `one_token` the whole video, `no_token` nothing.
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from jvidprune.errors import JvidpruneError
@@ -54,6 +55,12 @@ def newline_count(kind: NewlineKind, grid: tuple[int, int], frames: int) -> int:
 def full_length(kind: NewlineKind, grid: tuple[int, int], frames: int) -> int:
     """Length of the layout without any reduction."""
     return frames * grid[0] * grid[1] + newline_count(kind, grid, frames)
+
+
+def unreduced_places(ids: Int[np.ndarray, "K"], kind: NewlineKind, grid: tuple[int, int]) -> Int[np.ndarray, "K"]:
+    """Place of each token, frame * N + token, in the layout without any reduction: what `Arrangement.position` says."""
+    size = grid[0] * grid[1]
+    return ids + {"frame": ids // size, "grid": ids // grid[1]}.get(kind, 0)
 
 
 def arrange(

@@ -23,14 +23,14 @@ from jvidprune.ops.transport import ClipCost, Projection, Sinkhorn, TokenCost, U
 from jvidprune.reducers import aot_inter, aot_intra, aot_ratio
 from jvidprune.reducers.aot_order import arrange
 from jvidprune.reducers.aot_types import AOTBudget, AOTPlan, AOTShared
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, Reduced, VideoTokens
 
 _COST, _CLIP_COST, _MARGINALS, _SOLVER = TokenCost(), ClipCost(), Uniform(), Sinkhorn()
 
 
 @dataclasses.dataclass(frozen=True)
-class AOT(StagedReducer):
+class AOT(PositionedReducer):
     """Anchors before pooling, transport of the rest onto them, pooling, transport along clips.
 
     Defaults are the reference with its OneVision settings; what a clean variant would change is an option.

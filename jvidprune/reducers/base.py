@@ -13,6 +13,7 @@ from jax import lax
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.prompting import PositionRule
 from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens, stack_budgets
 
 
@@ -68,6 +69,18 @@ class StagedReducer:
     def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
         """The decisions for one video and one budget; see `Reducer.plan`."""
         return self.decide(lax.stop_gradient(self.prepare(video, capacity=capacity)), budget, capacity=capacity)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PositionedReducer(StagedReducer):
+    """What every method of this package lets a user choose beside its own hyper-parameters.
+
+    Attributes:
+      positions: rotary positions of kept tokens, "renumbered" or "original"; None takes the rule of the checkpoint's
+        folder or of the method's reference on the model's family, see `prompting.position_rule`.
+    """
+
+    positions: PositionRule | None = dataclasses.field(default=None, kw_only=True)
 
 
 def title_of(reducer: Reducer) -> str:

@@ -14,8 +14,8 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers import presets
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio, inner_stages, title_of
-from jvidprune.reducers.prompting import prompt_rules
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, StagedReducer, check_ratio, inner_stages, title_of
+from jvidprune.reducers.prompting import PositionRule, prompt_rules
 from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
 
 _PER_TOKEN = ("attention_last", "attention_pooling_head", "attention_mean_query", "keys", "features_deepstack")
@@ -38,7 +38,7 @@ class _Rung(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequential(StagedReducer):
+class Sequential(PositionedReducer):
     """Runs `second` on the tokens that `first` leaves, as one reducer with one plan over the original tokens.
 
     The first stage must keep the same known number K1 of tokens in every frame (it has a `tokens_per_frame` method):
@@ -135,9 +135,14 @@ class Sequential(StagedReducer):
         return prompt_rules(self.second).newline_rows
 
     @property
-    def positions(self) -> str:
-        """The second stage's rule for positions."""
-        return prompt_rules(self.second).positions
+    def inherited_positions(self) -> PositionRule | None:
+        """The second stage's rule of positions, else the first's."""
+        return prompt_rules(self.second).positions or prompt_rules(self.first).positions
+
+    @property
+    def reference_positions(self) -> PositionRule:
+        """The rule of the second stage's reference."""
+        return prompt_rules(self.second).reference_positions
 
     @property
     def vision_markers(self) -> str:

@@ -13,7 +13,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.select import rank_descending
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 
@@ -46,7 +46,7 @@ def spread(total: int, count: int) -> np.ndarray:
     return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
 
 
-class _Ranked(StagedReducer):
+class _Ranked(PositionedReducer):
     """Keeps the first ranks, so that budgets are nested; subclasses say how tokens are ranked."""
 
     scope: str
@@ -140,7 +140,7 @@ class AttentionTopK(_Ranked):
 
 
 @dataclasses.dataclass(frozen=True)
-class Uniform(StagedReducer):
+class Uniform(PositionedReducer):
     """Keeps evenly spaced tokens of the video in raster order; blind to content, so its budget is the selection."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -168,7 +168,7 @@ class Uniform(StagedReducer):
 
 
 @dataclasses.dataclass(frozen=True)
-class FrameDrop(StagedReducer):
+class FrameDrop(PositionedReducer):
     """Keeps evenly spaced frames whole: kept_of(T, ratio) of them."""
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -17,7 +17,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import rank_ascending, rank_of_order
 from jvidprune.ops.similarity import frame_pair_inner, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
 
@@ -45,7 +45,7 @@ class DyCokeShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DyCoke(StagedReducer):
+class DyCoke(PositionedReducer):
     """In windows of four frames the first stays; the others keep the m tokens least similar to an earlier frame.
 
     Frames 1 and 3 of a window are compared with the frame before them, frame 2 with frame 0, token by token at the

@@ -16,7 +16,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import rank_descending
 from jvidprune.ops.similarity import same_position_inner, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 FIRST_FRAME = 255.0
@@ -37,7 +37,7 @@ class EVSShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class EVS(StagedReducer):
+class EVS(PositionedReducer):
     """Ranks all tokens of the video by 1 - cosine to the same place one frame earlier and keeps the first K.
 
     The first frame is always complete; K = max(N, int(T * N * (1 - q))) with q = 1 - ratio in float64, so the count

@@ -17,7 +17,7 @@ from jvidprune.ops.cluster import centre_mask, peak_scores
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, normalise, over_frames
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 Variant = Literal["llava_onevision", "llava_video", "qwen2_5_vl"]
@@ -93,7 +93,7 @@ class _Leads(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FastVID(StagedReducer):
+class FastVID(PositionedReducer):
     """Keeps salient tokens of every frame and, in a few anchor frames a segment, density peaks that absorb the rest.
 
     Reads an attention map (T, N) and `frame_embedding` (T, Df). A segment ends where neighbouring embeddings are less
@@ -163,7 +163,7 @@ class FastVID(StagedReducer):
     }
     newline_rows: ClassVar[str] = "nonempty"
     # Positions are those of the unpruned sequence on every backbone, for the text behind the video too.
-    positions: ClassVar[str] = "original"
+    reference_positions: ClassVar[str] = "original"
 
     def __post_init__(self) -> None:
         if self.variant not in ("llava_onevision", "llava_video", "qwen2_5_vl"):

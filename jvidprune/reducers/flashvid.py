@@ -16,7 +16,7 @@ from jvidprune.ops.exact import ceil_scaled
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.select import order_descending
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.reducers.prompting import MarkerRule
 from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
@@ -68,7 +68,7 @@ class _Trees(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class FlashVID(StagedReducer):
+class FlashVID(PositionedReducer):
     """Selects A tokens a frame, links the others into trees over time and clusters the trees' tokens per frame.
 
     Frames are cut into segments (DySeg). In every frame A = ceil(B * alpha) of the B = ceil(N * ratio * expansion)

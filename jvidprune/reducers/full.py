@@ -8,7 +8,7 @@ import numpy as np
 
 from jvidprune.ops.compact import selection_plan
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 
@@ -19,7 +19,7 @@ class FullBudget(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Full(StagedReducer):
+class Full(PositionedReducer):
     """Keeps all tokens whatever the ratio says."""
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -26,7 +26,7 @@ from jvidprune.ops.similarity import (
 )
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
 
@@ -82,7 +82,7 @@ class _Clusters(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class HoliTom(StagedReducer):
+class HoliTom(PositionedReducer):
     """Cuts the video into windows that merge best over time, then thins what changes and clusters what does not.
 
     Reads `attention_last` (T, N). A token is unchanged from one frame to the next where the cosine exceeds `tau`.

@@ -17,7 +17,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import order_ascending, rank_ascending, rank_descending
 from jvidprune.ops.similarity import frame_gram
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 EPS = 1e-6
@@ -52,7 +52,7 @@ class HoloVShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class HoloV(StagedReducer):
+class HoloV(PositionedReducer):
     """Splits a frame into C bands of consecutive tokens, gives each a share of k by its score, keeps the top attended.
 
     k = int(N * ratio) and C = max(1, int((1024 / 576 * N) / k)) bands, the first N mod C of them one token longer.

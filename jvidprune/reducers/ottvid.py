@@ -18,7 +18,7 @@ from jvidprune.ops.select import first_argmax, order_ascending, rank_descending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
 from jvidprune.ops.transport import strongest
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.reducers.ottvid_pairs import (
     centroids,
     cross_cosine,
@@ -60,7 +60,7 @@ class OTTVidShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class OTTVid(StagedReducer):
+class OTTVid(PositionedReducer):
     """Keeps K tokens a frame by weighted facility location, then absorbs tokens into the frame before them.
 
     The defaults are the paper's configuration; `OTTVid.library_defaults()` are those of the reference package. The

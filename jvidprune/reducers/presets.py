@@ -8,6 +8,7 @@ from typing import Any
 
 from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.reducers.base import MethodInfo
+from jvidprune.reducers.prompting import check_positions
 from jvidprune.tokens import Reducer
 
 BACKBONES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2")
@@ -106,6 +107,7 @@ def _build(name: str, backbone: str | None, layers: int | None, overrides: dict[
     for key in overrides:
         if key not in fields:
             raise JvidpruneError(unknown(f"hyper-parameter of {name}", key, tuple(fields)))
+    check_positions(overrides.get("positions"), f"positions of {name}")
     try:
         if layers is not None and hasattr(cls, "at_depth"):
             settings |= cls.at_depth(layers, settings, overrides)

@@ -5,18 +5,33 @@ of them optional:
 
 * `newline`: layout of the newline embeddings on LLaVA, e.g. "frame" for FlashVID on LLaVA-Video;
 * `newline_rows`: with the "grid" layout, the rows that get one;
-* `positions`: "original" keeps the positions of the unpruned prompt on LLaVA too (FastVID). The Qwen-VL families always
-  keep them, because all published methods do;
+* `positions`: the rotary positions of kept tokens as the user wants them, see `PositionRule`; None, the default of
+  every method, leaves them to the folder's declaration and to the reference, see `position_rule`;
+* `inherited_positions`: what holds where `positions` is None, of methods that wrap others (SToP its base's, a chain
+  its stages') or learned under one rule (STTS);
+* `reference_positions`: the rule of the reference on families that count positions on one axis, "renumbered" unless
+  it is declared (FastVID "original"). The references of the Qwen-VL families all keep original positions;
 * `filed`: True where rows stand under other places than their tokens' own, told by the diagnostic "place" (VisionZip's
   grid layout);
 * `vision_markers`: "drop" leaves out all vision start and end tokens of Qwen3-VL (FlashVID's released code).
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
+from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 
-PositionRule = Literal["family", "original"]
+PositionRule = Literal["renumbered", "original"]
+"""Rotary positions of a prompt whose visual tokens were reduced.
+
+"renumbered" counts the tokens that are left 0, 1, 2, ..., on all axes alike where there are three (golden files of the
+Qwen-VL families call it reindexed); an answer goes on at their number. "original" gives every token, newline and word
+the position it has in the prompt without any reduction, merged tokens that of the token their row is named after, and
+an answer goes on where it would there. The order of the tokens and cuts inside the language model, which always keep
+the positions that tokens came with, are the same under both.
+"""
+
 MarkerRule = Literal["keep", "drop"]
 
 
@@ -25,12 +40,70 @@ class PromptRules(NamedTuple):
 
     newline: NewlineKind | None = None
     newline_rows: NewlineRows | None = None
-    positions: PositionRule = "family"
+    positions: PositionRule | None = None
+    reference_positions: PositionRule = "renumbered"
     vision_markers: MarkerRule = "keep"
     filed: bool = False
 
 
 def prompt_rules(reducer: Any) -> PromptRules:
-    """The declarations of a reducer, with the defaults where it has none."""
+    """The declarations of a reducer, with the defaults where it has none; `positions` may be inherited.
+
+    Raises:
+      JvidpruneError: a rule of positions that is none.
+    """
     given = {name: getattr(reducer, name, None) for name in PromptRules._fields}
+    if given["positions"] is None:
+        given["positions"] = getattr(reducer, "inherited_positions", None)
+    for name in ("positions", "reference_positions"):
+        check_positions(given[name], f"{name} of {type(reducer).__name__}")
     return PromptRules(**{name: value for name, value in given.items() if value is not None})
+
+
+def check_positions(value: Any, what: str = "positions") -> PositionRule | None:
+    """A rule of positions, or None for none.
+
+    Raises:
+      JvidpruneError: anything else.
+    """
+    for known in (None, *get_args(PositionRule)):
+        if type(value) is type(known) and value == known:
+            return known
+    raise JvidpruneError(f"{what} must be {' or '.join(get_args(PositionRule))}, got {quoted(repr(value))}.")
+
+
+def position_rule(
+    reducers: Sequence[Any],
+    *,
+    told: Sequence[PositionRule | None] = (),
+    asked: PositionRule | None = None,
+    declared: PositionRule | None = None,
+    reference: PositionRule | None = None,
+) -> PositionRule:
+    """The one rule of a prompt with the tokens of these reducers, one for each video.
+
+    The first of these that says anything decides: what was asked for with the videos; what was asked for when the model
+    was loaded; the methods' own settings; the declaration of the checkpoint's folder; the references, where "original"
+    goes before "renumbered".
+
+    Args:
+      reducers: of the videos.
+      told: rules asked for with the videos, whatever their method.
+      asked: rule asked for whatever the video.
+      declared: of the folder, see `reducers.saved.load_positions`.
+      reference: of all methods on this family; None asks the methods.
+
+    Raises:
+      JvidpruneError: videos of one prompt whose methods were told different rules.
+    """
+    rules = [prompt_rules(reducer) for reducer in reducers]
+    for level in (told, (asked,), [rule.positions for rule in rules], (declared,), (reference,)):
+        said: set[PositionRule] = {rule for rule in level if rule is not None}
+        if len(said) > 1:
+            raise JvidpruneError(
+                f"the positions of one prompt follow one rule, but its videos were told {' and '.join(sorted(said))}: "
+                "name one for all of them."
+            )
+        for rule in said:
+            return rule
+    return "original" if any(rule.reference_positions == "original" for rule in rules) else "renumbered"

@@ -20,7 +20,7 @@ from jvidprune.ops.runs import refine_labels
 from jvidprune.ops.select import first_argmin, order_descending, rank_of_order
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkAdjust, SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
 SMALLEST = 14
@@ -76,7 +76,7 @@ class PruneVidShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class PruneVid(StagedReducer):
+class PruneVid(PositionedReducer):
     """Averages over time what does not change within a temporal segment and clusters what is left.
 
     Frames are clustered by density peaks of their mean tokens, labels are made contiguous, and runs of a label are the

@@ -6,12 +6,13 @@ import math
 import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 from jvidprune.reducers import presets
 from jvidprune.reducers.base import check_ratio
+from jvidprune.reducers.prompting import PositionRule, check_positions
 from jvidprune.tokens import Reducer
 
 FILE = "jvidprune_config.json"
@@ -68,40 +69,101 @@ class SavedPruning:
 
     def text(self) -> str:
         """The file's text."""
-        return json.dumps(self.record(), indent=1, ensure_ascii=False) + "\n"
+        return FolderSettings(self).text()
+
+
+class FolderSettings(NamedTuple):
+    """What `FILE` of a folder says.
+
+    Attributes:
+      pruning: how its videos are reduced, None where it names no reducer.
+      positions: the rule of positions that the model was made for, which holds for every method that is not told
+        another (`prompting.position_rule`); None where it declares none.
+    """
+
+    pruning: SavedPruning | None = None
+    positions: PositionRule | None = None
+
+    def text(self) -> str:
+        """The file's text.
+
+        Raises:
+          JvidpruneError: what `SavedPruning.record` raises, or a rule that is none.
+        """
+        known: dict[str, Any] = {"format": FORMAT} if self.pruning is None else self.pruning.record()
+        declared = check_positions(self.positions)
+        known |= {} if declared is None else {"positions": declared}
+        return json.dumps(known, indent=1, ensure_ascii=False) + "\n"
 
 
 def save_pruning(folder: str | Path, pruning: SavedPruning) -> Path:
-    """Writes `FILE` into a checkpoint folder.
+    """Writes `FILE` into a checkpoint folder; positions that the folder declares stay.
 
     Raises:
       JvidpruneError: what `SavedPruning.record` raises, or a folder that cannot be written to.
     """
-    path, text = Path(folder) / FILE, pruning.text()
+    path = Path(folder) / FILE
+    text = FolderSettings(pruning, load_settings(folder).positions).text()
     with atomic_output(path) as part:
         part.write_text(text, encoding="utf-8")
     return path
 
 
 def load_pruning(folder: str | Path) -> SavedPruning | None:
-    """What `FILE` of a folder says, None where there is none.
+    """How `FILE` of a folder says that videos are reduced, None where there is none or it names no reducer.
+
+    Raises:
+      JvidpruneError: anything unexpected in the file, in one sentence that names it.
+    """
+    return load_settings(folder).pruning
+
+
+def load_positions(folder: str | Path) -> PositionRule | None:
+    """The rule of positions that `FILE` of a folder declares for its model, None where it declares none.
+
+    Raises:
+      JvidpruneError: anything unexpected in the file, in one sentence that names it.
+    """
+    return load_settings(folder).positions
+
+
+def load_settings(folder: str | Path) -> FolderSettings:
+    """All that `FILE` of a folder says; nothing where there is none.
 
     Raises:
       JvidpruneError: anything unexpected in the file, in one sentence that names it.
     """
     path = Path(folder) / FILE
     if not path.exists():
-        return None
+        return FolderSettings()
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise JvidpruneError(f"{path} is no readable JSON file: {error}.") from error
     try:
-        return read_record(value)
+        return read_settings(value)
     except RecursionError as error:
         raise JvidpruneError(f"{path} nests methods too deeply.") from error
     except JvidpruneError as error:
         raise JvidpruneError(f"{path}: {error}") from error
+
+
+def read_settings(value: Any) -> FolderSettings:
+    """The inverse of `FolderSettings.text`: a record of pruning, positions declared for a model, or both.
+
+    Raises:
+      JvidpruneError: as for `read_record`, or a rule of positions that is none.
+    """
+    if not isinstance(value, dict) or "positions" not in value:
+        return FolderSettings(read_record(value))
+    declared = check_positions(value["positions"])
+    if declared is None:
+        raise JvidpruneError("positions must be renumbered or original, got null.")
+    rest = {key: part for key, part in value.items() if key != "positions"}
+    if {"reducer", "ratio", "backbone"} & rest.keys():
+        return FolderSettings(read_record(rest), declared)
+    _checked_format(_object(rest, "the file", _KEYS, required=("format",)))
+    return FolderSettings(None, declared)
 
 
 def read_record(value: Any) -> SavedPruning:
@@ -112,18 +174,22 @@ def read_record(value: Any) -> SavedPruning:
     Raises:
       JvidpruneError: an unknown key, method or setting, a value of the wrong type, or one that the method refuses.
     """
-    found = _object(value, "the file", _KEYS, required=("format", "ratio", "reducer"))
-    version = found["format"]
-    if type(version) is not int or version < 1:
-        raise JvidpruneError(f"format must be a whole number from 1 on, got {version!r}.")
-    if version > FORMAT:
-        raise JvidpruneError(f"it has format {version}, which a later jvidprune wrote; this one reads up to {FORMAT}.")
+    found = _checked_format(_object(value, "the file", _KEYS, required=("format", "ratio", "reducer")))
     ratio, backbone = found["ratio"], found.get("backbone")
     if isinstance(ratio, bool) or not isinstance(ratio, int | float):
         raise JvidpruneError(f"ratio must be a number in (0, 1], got {ratio!r}.")
     if backbone is not None and not isinstance(backbone, str):
         raise JvidpruneError(f"backbone must be a name or null, got {backbone!r}.")
     return SavedPruning(_build(found["reducer"], "reducer"), ratio, backbone)
+
+
+def _checked_format(found: dict[str, Any]) -> dict[str, Any]:
+    version = found["format"]
+    if type(version) is not int or version < 1:
+        raise JvidpruneError(f"format must be a whole number from 1 on, got {version!r}.")
+    if version > FORMAT:
+        raise JvidpruneError(f"it has format {version}, which a later jvidprune wrote; this one reads up to {FORMAT}.")
+    return found
 
 
 def _method(value: Any, what: str) -> dict[str, Any]:

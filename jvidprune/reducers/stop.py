@@ -13,8 +13,8 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.reducers import presets
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_weighs_features
-from jvidprune.reducers.prompting import MarkerRule, prompt_rules
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, StagedReducer, check_weighs_features
+from jvidprune.reducers.prompting import MarkerRule, PositionRule, prompt_rules
 from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens
 
 _WEIGHTS: dict[str, tuple[float, float]] = {
@@ -55,7 +55,7 @@ class SToPShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class SToP(StagedReducer):
+class SToP(PositionedReducer):
     """Lowers the attention of tokens that attract it in every frame, then lets the base decide.
 
     The sink score s of a place is the min-max normalised power (gamma) of its mean attention over frames, in [0, 1].
@@ -72,6 +72,9 @@ class SToP(StagedReducer):
     * FastVID's cluster centres are lowered by 0.3 * s, twice in segments of several frames, where mu_s is not 0;
     * FlashVID scores each segment by itself and may choose a token again once few positive columns are left
       (`FlashVID(distinct=True)` does not).
+
+    Kept tokens stand at the positions that the base's have: on LLaVA those of FastVID keep the original ones, where
+    the reference's copy of it counts them anew (`base=(fastvid:positions=renumbered)`).
 
     `gated=True` is the clean variant: no extra without its weight and the base's own threshold, so that
     mu_s = mu_t = 0 is exactly the base. The paper's tables "without SToP" come from the ungated code.
@@ -166,6 +169,16 @@ class SToP(StagedReducer):
     def newline_rows(self) -> NewlineRows | None:
         """The base's rule for newline rows."""
         return prompt_rules(self.base).newline_rows
+
+    @property
+    def inherited_positions(self) -> PositionRule | None:
+        """The base's rule of positions."""
+        return prompt_rules(self.base).positions
+
+    @property
+    def reference_positions(self) -> PositionRule:
+        """The rule of the base's reference."""
+        return prompt_rules(self.base).reference_positions
 
     @property
     def vision_markers(self) -> MarkerRule:

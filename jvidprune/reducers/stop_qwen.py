@@ -21,7 +21,7 @@ from jvidprune.ops.exact import fraction_words, round_product
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 _SETS = 2
@@ -65,7 +65,7 @@ class VisionZipQwenShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionZipQwen(StagedReducer):
+class VisionZipQwen(PositionedReducer):
     """Averages static tokens over windows, then keeps in every set the tokens of largest norm and centrality.
 
     Needs features alone. In each window the tokens that stay the same become one mean each (a set); what is left of

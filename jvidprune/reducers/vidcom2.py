@@ -18,7 +18,7 @@ from jvidprune.ops.newline import NewlineRows
 from jvidprune.ops.select import rank_ascending
 from jvidprune.ops.similarity import over_frames
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 ALPHAS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -58,7 +58,7 @@ class VidCom2Shared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class VidCom2(StagedReducer):
+class VidCom2(PositionedReducer):
     """Scores tokens by Gaussian kernels around two centres, in the half of the channels that varies least.
 
     Frame t gets k_t = max(round(min(r * (1 + p_t - mean p), 1) * N), 1) tokens (half to even, float32), p the softmax

@@ -16,7 +16,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax, order_descending, rank_of_order
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 Tower = Literal["siglip", "clip", "none"]
@@ -61,7 +61,7 @@ class VisionZipShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class VisionZip(StagedReducer):
+class VisionZip(PositionedReducer):
     """Keeps `dominant` tokens per frame unchanged and adds to each of `contextual` seeds the mean of its members.
 
     Reads `attention_last` (T, N) and `keys` (T, N, Dk). Every frame stands alone and keeps S tokens: d = int(S * share)

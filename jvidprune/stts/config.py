@@ -44,8 +44,8 @@ class STTSConfig:
       retry: of the heuristics, when a window that must stay was pruned: up to five more tries with a threshold that is
         0.05 lower, each from the full mask ("restart") or each on what the last one left ("official", which prunes the
         budget again every time).
-      keep_positions: the language model's tokens keep the positions of the unpruned prompt; by default they are counted
-        anew.
+      keep_positions: whether the language model's tokens keep the positions of the unpruned prompt, or are counted
+        anew; None leaves it to the folder and the family (`reducers.prompting.position_rule`).
 
     Raises:
       JvidpruneError: a value of a wrong type or out of range.
@@ -67,7 +67,7 @@ class STTSConfig:
     prune_from_frame: int = 0
     threshold: float = 0.85
     retry: Literal["restart", "official"] = "restart"
-    keep_positions: bool = False
+    keep_positions: bool | None = None
 
     def __post_init__(self) -> None:
         choices = {
@@ -89,7 +89,8 @@ class STTSConfig:
             if not _is_finite(value := getattr(self, name)):
                 raise JvidpruneError(f"{name} must be a finite number, got {quoted(repr(value))}.")
         for name in ("bias", "detach_target", "within_examples", "keep_positions"):
-            if not isinstance(value := getattr(self, name), bool):
+            value = getattr(self, name)
+            if not (isinstance(value, bool) or (value is None and name == "keep_positions")):
                 raise JvidpruneError(f"{name} is true or false, got {quoted(repr(value))}.")
         check_removed(self.removed)
         if self.prune_at < 0:

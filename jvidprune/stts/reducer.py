@@ -9,6 +9,7 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers.base import MethodInfo, check_ratio
+from jvidprune.reducers.prompting import PositionRule, check_positions
 from jvidprune.stts.budget import windows_to_remove
 from jvidprune.stts.config import Method, STTSConfig
 from jvidprune.stts.select import keep_windows, one_video
@@ -34,11 +35,13 @@ class STTS:
       method: what ranks the windows: the scorer, or "heuristic", "easy", "random".
       refill: see `STTSConfig`.
       seed: of "random".
+      positions: of kept tokens, see `reducers.prompting.PositionRule`; None as the scorer was trained, else as for all.
     """
 
     method: Method = "scorer"
     refill: Any = None
     seed: int = 0
+    positions: PositionRule | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="stts",
@@ -54,6 +57,7 @@ class STTS:
 
     def __post_init__(self) -> None:
         STTSConfig(method=self.method, refill=self.refill or False)
+        check_positions(self.positions, "positions of stts")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -82,9 +86,10 @@ class STTS:
         return dataclasses.replace(base, method=self.method, refill=refill)
 
     @property
-    def positions(self) -> str:
-        """How tokens stand in a prompt, see `reducers.prompting`."""
-        return "original" if self.config.keep_positions else "family"
+    def inherited_positions(self) -> PositionRule | None:
+        """The rule that the scorer was trained under, see `reducers.prompting`."""
+        keep = self.config.keep_positions
+        return None if keep is None else "original" if keep else "renumbered"
 
     def budget(self, layout: Layout, ratio: float) -> STTSBudget:
         """Windows to remove, truncated in float32 as in the released code.

@@ -15,6 +15,7 @@ from jvidprune.bench.procedural import Procedural
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.models.export import export_model
+from jvidprune.reducers.prompting import position_rule
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig
 from jvidprune.stts.saved import TrainedSTTS, write_stts
 from jvidprune.training.clips import open_clips, rows_for
@@ -150,13 +151,14 @@ def stts_config(llm: VideoLLM, choice: Any) -> STTSConfig:
       JvidpruneError: one out of range, or a block that the tower lacks.
     """
     layers = llm.loaded.config.vision.layers
+    rules: dict[str, Any] = {"asked": llm.settings.positions, "declared": llm.settings.declared_positions}
     config = STTSConfig(
         prune_at=prune_at(layers) if choice.prune_at is None else choice.prune_at,
         removed=choice.topk,
         window=choice.window,
         method=choice.prune_method,
         coefficient=choice.coefficient,
-        keep_positions=choice.keep_positions,
+        keep_positions=position_rule([], **rules) == "original",
     )
     config.check_layers(layers)
     return config
