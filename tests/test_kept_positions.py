@@ -300,6 +300,12 @@ def test_every_method_takes_the_setting_and_what_wraps_others_inherits_it(text, 
     assert prompt_rules(presets.from_text(text, "llava_onevision", 8)).positions == rule
 
 
+def test_no_method_lacks_it():
+    for name in (*presets.names(), *presets.combinators(), *presets.learned()):
+        assert prompt_rules(presets.get(name)).positions is None
+        assert prompt_rules(presets.get(name, positions="renumbered")).positions == "renumbered"
+
+
 def test_a_rule_that_is_none_is_refused_wherever_a_reducer_says_it():
     @dataclasses.dataclass(frozen=True)
     class Wrong(Mine):

@@ -29,7 +29,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 EPS = 1e-12
@@ -63,7 +63,7 @@ class DivPruneShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DivPrune(StagedReducer):
+class DivPrune(PositionedReducer):
     """Keeps the tokens that lie farthest from each other, by greedy max-min on 1 - cosine.
 
     k = round(ratio * n) in float64, halves to even, and at least one token, where the released code keeps none. Frames

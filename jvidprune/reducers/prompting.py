@@ -97,13 +97,15 @@ def position_rule(
       JvidpruneError: videos of one prompt whose methods were told different rules.
     """
     rules = [prompt_rules(reducer) for reducer in reducers]
-    for level in (told, (asked,), [rule.positions for rule in rules], (declared,), (reference,)):
-        said: set[PositionRule] = {rule for rule in level if rule is not None}
-        if len(said) > 1:
+    own: list[PositionRule | None] = [rule.positions for rule in rules]
+    levels: list[Sequence[PositionRule | None]] = [told, [asked], own, [declared], [reference]]
+    for level in levels:
+        if {"original", "renumbered"} <= set(level):
             raise JvidpruneError(
-                f"the positions of one prompt follow one rule, but its videos were told {' and '.join(sorted(said))}: "
-                "name one for all of them."
+                "the positions of one prompt follow one rule, but its videos were told original and renumbered: name "
+                "one for all of them."
             )
-        for rule in said:
-            return rule
+        for rule in level:
+            if rule is not None:
+                return rule
     return "original" if any(rule.reference_positions == "original" for rule in rules) else "renumbered"
