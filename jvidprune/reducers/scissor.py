@@ -29,7 +29,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, StagedReducer, check_ratio
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.reducers.controls import kept_of
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -77,7 +77,7 @@ class _Components(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Scissor(StagedReducer):
+class Scissor(PositionedReducer):
     """Averages tokens into the connected components of their cosine graph, over space and then over time.
 
     Rows are named after the best-connected token of their best-connected frame component and ascend by it. A token
