@@ -191,7 +191,7 @@ def read_frames(
             wish = FrameWish(num_frames, fps)
     path = existing_file(path)
     most = 0 if rule in UP_TO else num_frames or (0 if indices is None else len(indices))
-    check_count(path, wish.asked if wish else most, limits)
+    check_count(path, most, limits)
     index = index_of(path, limits)
     if index.picture and wish is not None:
         wish.check_picture(path)

@@ -43,7 +43,7 @@ class FrameWish:
       fewest: of a rate; by default the rule's own (4 on the Qwen families, else 1).
       most: of a rate; by default the rule's own (768 on the Qwen families, else any number).
       fastest: frames a second at most where the rule has such a limit (Molmo2); by default its own, 2.
-      repeat: a video that gives fewer than `frames` shows some of them several times, as in the published LLaVA
+      repeat: every video gives exactly `frames`, a shorter one some of its own several times, as in the published LLaVA
         evaluations; training needs it, whose rows have one size.
       pictures: a still picture is taken for a video of one frame; otherwise it is refused.
 
@@ -71,11 +71,6 @@ class FrameWish:
             raise JvidpruneError(
                 f"fewest and most frames of a video must be at least 1 and in order, not {self.fewest} to {self.most}."
             )
-
-    @property
-    def asked(self) -> int:
-        """Frames that every video with as many of them gives; 0 where that depends on the video."""
-        return self.frames or 0 if self.fps is None and self.rule not in UP_TO else 0
 
     def check_picture(self, path: Path) -> None:
         """Refuses a file that is a still picture where those are no videos of one frame.
@@ -105,7 +100,7 @@ class FrameWish:
         if by_rate and not (math.isfinite(rate) and rate > 0):
             raise JvidpruneError(f"sampling by fps needs the frame rate of the file, which is given as {rate}.")
         chosen = self._at_rate(total, rate) if by_rate else self._numbered(total)
-        if self.repeat and self.frames is not None and len(chosen) < self.frames:
+        if self.repeat and self.frames is not None and len(chosen) != self.frames:
             return reference_indices(total, rate, "llava_video_force", self.frames, None)
         return chosen
 
