@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from jvidprune.errors import JvidpruneError
 from jvidprune.parity.core import run_folder
 from jvidprune.parity.preprocess import COMPARERS
-from jvidprune.video import preprocess, resize, sampling
+from jvidprune.video import bands, preprocess, resize, sampling
+from jvidprune.video import resize_float as floats
+from jvidprune.video.resize_float import resize_float
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocess"
 
@@ -111,20 +113,79 @@ def test_resampling_is_exact_at_real_ratios(filter):
 def test_threads_and_blocks_change_nothing(monkeypatch):
     frames = pixels(90, 70, frames=3)
     expected = resize.resize_frames(frames, (33, 51), workers=1)
-    monkeypatch.setattr(resize, "_BLOCK_VALUES", 1000)
-    monkeypatch.setattr(resize, "_SERIAL_PRODUCT", 5000)
+    monkeypatch.setattr(bands, "_BLOCK_VALUES", 1000)
+    monkeypatch.setattr(bands, "_SERIAL_PRODUCT", 5000)
     assert np.array_equal(resize.resize_frames(frames, (33, 51), workers=3), expected)
 
 
 def test_float_resampling_agrees_with_bytes_and_keeps_fitting_frames():
     smooth = np.cumsum(pixels(40, 60) % 5, axis=2, dtype=np.int64).astype(np.uint8).transpose(0, 3, 1, 2)
     values = smooth.astype(np.float32)
-    assert np.array_equal(resize.resize_float(values, (40, 60)), values)
-    fine = resize.resize_float(values, (25, 90))
+    assert np.array_equal(resize_float(values, (40, 60)), values)
+    fine = resize_float(values, (25, 90))
     coarse = resize.resize_planes(smooth[0].transpose(1, 2, 0), (25, 90))
     inside = (fine[0] > 1) & (fine[0] < 254)
     assert fine.dtype == np.float32
     assert np.abs(fine[0] - coarse)[inside].max() <= 2.0
+
+
+def slow_float_axis(line, n_out):
+    """One axis of one image as torch's kernel for floats takes it: which operations are in double is its own."""
+    n_in, one = len(line), np.float32
+    if n_in == n_out:
+        return line.astype(np.float32)
+
+    def fused(x, y, z):
+        return one(float(x) * float(y) + float(z))
+
+    def kernel(x):
+        if x < 1:
+            return fused(fused(x, one(1.5), -2.5) * x, x, 1)
+        return fused(fused(fused(x, one(-0.5), 2.5), x, -4), x, 2) if x < 2 else one(0)
+
+    scale = one(n_in) / one(n_out)
+    widen = max(scale, one(1))
+    support, narrow = one(2 * float(widen)), one(1 / float(widen))
+    out = []
+    for i in range(n_out):
+        centre = one(float(scale) * (i + 0.5))
+        lo = max(int(float(centre - support) + 0.5), 0)
+        hi = min(int(float(centre + support) + 0.5), n_in)
+        weights = [kernel(abs(one((float(one(j) - centre) + 0.5) * float(narrow)))) for j in range(lo, hi)]
+        total = one(0)
+        for weight in weights:
+            total += weight
+        weights = [weight / total for weight in weights]
+        terms = [line[j].astype(np.float32) for j in range(lo, hi)]
+        value = terms[0] * weights[0]
+        plain = 1 + (len(terms) - 1) // 4 * 4
+        for number, (term, weight) in enumerate(zip(terms[1:], weights[1:], strict=True), 1):
+            product = term * weight if number < plain else term.astype(np.float64) * float(weight)
+            value = (value + product).astype(np.float32)
+        out.append(value)
+    return np.stack(out)
+
+
+@settings(max_examples=15, deadline=None)
+@given(sides, sides, sides, sides, st.integers(0, 99))
+def test_float_resampling_is_rounded_once_and_equals_brute_force(height, width, tall, wide, seed):
+    """The road of qwen-vl-utils; hard edges and few levels give many sums of exactly a half."""
+    frame = pixels(height, width, seed=seed)[0]
+    frame[seed % height :] = frame[seed % height :] // 64 * 64
+    rows = slow_float_axis(frame.swapaxes(0, 1), wide).swapaxes(0, 1)
+    expected = np.rint(np.clip(slow_float_axis(rows, tall), 0, 255))
+    found = resize.resize_planes(frame, (tall, wide), filter="torchvision_float")
+    assert found.dtype == np.uint8
+    assert np.array_equal(found, expected.transpose(2, 0, 1))
+    free = resize_float(frame.transpose(2, 0, 1), (tall, wide))
+    np.testing.assert_allclose(free, slow_float_axis(rows, tall).transpose(2, 0, 1), atol=1e-3)
+
+
+def test_many_halves_are_taken_in_parts(monkeypatch):
+    frame = np.where(pixels(40, 60)[0] > 127, 255, 0).astype(np.uint8)
+    whole = resize.resize_planes(frame, (20, 30), filter="torchvision_float")
+    monkeypatch.setattr(floats, "_TERMS", 500)
+    assert np.array_equal(resize.resize_planes(frame, (20, 30), filter="torchvision_float"), whole)
 
 
 def test_normalising_equals_rescale_then_normalise():
@@ -171,6 +232,14 @@ def test_qwen_patches_of_both_roads(family):
     assert tall * wide <= 6 * family.factor**2
     resized = preprocess.qwen_resized(frames, family, utils=small)
     assert resized.shape[2:] == family.size(3, tall, wide)
+    once = dataclasses.replace(family, min_pixels=1 << 22, max_pixels=1 << 23, do_resize=False)
+    resized = preprocess.qwen_resized(frames, once, utils=small)
+    assert resized.shape[2:] == (tall, wide)
+    expected = resize.resize_frames(frames, (tall, wide), filter="torchvision_float")
+    assert np.array_equal(resized, expected)
+    assert once.size(3, tall, wide) == (tall, wide)
+    with pytest.raises(JvidpruneError, match="do_resize false, but the sides of frames of 60 x 91 pixels are no"):
+        once.size(3, 60, 91)
     tight = dataclasses.replace(family, min_pixels=1, max_pixels=2 * 3 * family.factor**2)
     assert preprocess.qwen_resized(frames, tight, utils=preprocess.QwenUtils()).dtype == np.float32
 

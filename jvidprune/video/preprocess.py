@@ -9,7 +9,8 @@ from jaxtyping import Float32, Int32, UInt8
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.video import resize
-from jvidprune.video.resize import Filter, check_frames, map_frames, resize_float, resize_planes
+from jvidprune.video.resize import Filter, check_frames, map_frames, resize_planes
+from jvidprune.video.resize_float import resize_float
 
 Channels = tuple[float, float, float]
 
@@ -45,6 +46,7 @@ def llava_pixels(
     mean: Channels = HALF,
     std: Channels = HALF,
     filter: Filter = "torchvision",
+    do_resize: bool = True,
     workers: int | None = None,
 ) -> Float32[np.ndarray, "frames 3 size size"]:
     """What LLaVA and Molmo2 read: frames squashed to a square (aspect ratio not kept) and normalised.
@@ -56,14 +58,22 @@ def llava_pixels(
       std: per channel, in units of the full range.
       filter: "torchvision" as the llava-hf processor, "pillow" as the lmms-lab code, "bilinear" as Molmo2's processor
         (`resize.resize_frames`).
+      do_resize: False takes frames of this size alone.
       workers: threads; by default one a core.
 
     Raises:
-      JvidpruneError: frames that are no uint8 (frames, height, width, 3), or a size below 1.
+      JvidpruneError: frames that are no uint8 (frames, height, width, 3), a size below 1, or frames of another size
+        that may not be resized.
     """
     check_frames(frames)
     if size < 1:
         raise JvidpruneError(f"frames cannot be resized to {size} x {size} pixels.")
+    height, width = frames[0].shape[:2]
+    if not do_resize and (height, width) != (size, size):
+        raise JvidpruneError(
+            f"the folder's video processor says do_resize false, but frames of {height} x {width} pixels are not the "
+            f"{size} x {size} that the tower reads."
+        )
     work: Callable[[np.ndarray], np.ndarray] = lambda frame: normalise(  # noqa: E731
         resize_planes(frame, (size, size), filter=filter), mean, std
     )
@@ -84,6 +94,7 @@ class QwenPixels:
       merge: patches on a side of the block that becomes one token.
       pair: frames in a grid frame; an incomplete last one repeats the last frame.
       cap_pixels_per_frame: the option of transformers 5.23 that limits frames as qwen-vl-utils does.
+      do_resize: False leaves frames as they come.
     """
 
     patch: int
@@ -95,6 +106,7 @@ class QwenPixels:
     merge: int = 2
     pair: int = 2
     cap_pixels_per_frame: bool = False
+    do_resize: bool = True
 
     @property
     def factor(self) -> int:
@@ -105,8 +117,15 @@ class QwenPixels:
         """Target height and width in pixels of a video of this size.
 
         Raises:
-          JvidpruneError: a shape the rule refuses.
+          JvidpruneError: a shape the rule refuses, or one that may not be resized and cannot be cut into tokens.
         """
+        if not self.do_resize:
+            if height % self.factor or width % self.factor:
+                raise JvidpruneError(
+                    f"the folder's video processor says do_resize false, but the sides of frames of {height} x {width} "
+                    f"pixels are no multiples of {self.factor}."
+                )
+            return height, width
         limits = {"factor": self.factor, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
         if self.rule == "area":
             if self.cap_pixels_per_frame:
@@ -170,18 +189,21 @@ def qwen_resized(
 ) -> np.ndarray:
     """Frames at the target size of a Qwen processor, before normalising: (frames, 3, h, w) uint8.
 
-    With `utils` the frames take the road of the reference pipeline: resized to the size of qwen-vl-utils as bytes, and
-    once more as floats if the processor's own rule asks for another size; the result is float32 then.
+    With `utils` the frames take the road of the reference pipeline: resized to the size of qwen-vl-utils with its own
+    filter (`resize_float.resize_rounded`), and once more as floats if the processor resizes (`family.do_resize`) and
+    its rule asks for another size; the result is float32 then.
 
     Raises:
       JvidpruneError: frames that are no uint8 (frames, height, width, 3), or a shape the rule refuses.
     """
     check_frames(frames)
     count, (height, width) = len(frames), frames[0].shape[:2]
-    wanted = family.size(count, height, width) if utils is None else utils.size(count, height, width, family.factor)
-    result = resize.resize_frames(frames, wanted, workers=workers)
-    if utils is not None and (final := family.size(count, *wanted)) != wanted:
-        result = resize_float(result.astype(np.float32), final)
+    if utils is None:
+        return resize.resize_frames(frames, family.size(count, height, width), workers=workers)
+    wanted = utils.size(count, height, width, family.factor)
+    result = resize.resize_frames(frames, wanted, filter="torchvision_float", workers=workers)
+    if (final := family.size(count, *wanted)) != wanted:
+        return np.stack(map_frames(lambda frame: resize_float(frame, final), result, workers))
     return result
 
 

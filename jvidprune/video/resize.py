@@ -1,9 +1,11 @@
-"""Resampling of 8-bit images, byte for byte as torchvision (CPU) and Pillow 11 compute it: bicubic with antialiasing,
-and torchvision's bilinear filter without it.
+"""Resampling of 8-bit images as torchvision (CPU) and Pillow 11 compute it: bicubic with antialiasing, and
+torchvision's bilinear filter without it.
 
-Bicubic: two separable passes, width first, each rounded and clipped to 8 bits: the clipping in between counts.
+Bicubic of bytes: two separable passes, width first, each rounded and clipped to 8 bits: the clipping in between counts.
 Weights are fixed-point integers, so every sum is exact in whatever order it is taken: a pass is a product with a narrow
-band of a matrix, in float32 where the sums fit 24 bits and in float64 otherwise.
+band of a matrix, in float32 where the sums fit 24 bits and in float64 otherwise. All bytes are the references'.
+
+Bicubic in floats, which qwen-vl-utils takes, stands in `resize_float`.
 """
 
 import functools
@@ -14,33 +16,21 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float32, Float64, UInt8
+from jaxtyping import Float64, UInt8
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.video.bands import Band, blocks, make_bands, product
+from jvidprune.video.resize_float import resize_rounded
 
-Filter = Literal["torchvision", "pillow", "bilinear"]
+Filter = Literal["torchvision", "pillow", "torchvision_float", "bilinear"]
 
 _PILLOW_BITS = 22
-# Outputs a band covers: few enough that the band holds little but weights, enough for an efficient product.
-_BAND = 32
-# Largest product, in multiply-adds, that BLAS leaves to the calling thread: the threads here are those of the frames,
-# and a second pool below them would only fight over the cores.
-_SERIAL_PRODUCT = 1 << 18
-# Pixels of an image that are held as floats at a time.
-_BLOCK_VALUES = 1 << 18
-
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
 
-class _Band(NamedTuple):
-    outputs: slice
-    inputs: slice
-    weights: np.ndarray  # (inputs, outputs)
-
-
 class _Axis(NamedTuple):
-    """One axis of a resampling, ready to be applied.
+    """One axis of a resampling of bytes, ready to be applied.
 
     Attributes:
       bands: blocks of the integer weight matrix, in order of the outputs.
@@ -49,7 +39,7 @@ class _Axis(NamedTuple):
       dtype: float type in which every partial sum is an exact integer.
     """
 
-    bands: tuple[_Band, ...]
+    bands: tuple[Band, ...]
     offset: np.ndarray
     scale: float
     dtype: type
@@ -96,41 +86,22 @@ def _axis(n_in: int, n_out: int, filter: Filter) -> _Axis:
     # the result is clipped to 255 anyway: such a sum is at least 256 units of 2^q, as q <= 16 follows from the bound.
     largest = int(np.maximum(128 * np.abs(weights).sum(1), offset).max())
     dtype = np.float32 if largest < 1 << 24 else np.float64
-    return _Axis(tuple(_bands(lo, weights.astype(dtype), n_in)), offset.astype(dtype), 2.0**-bits, dtype)
-
-
-def _bands(lo: np.ndarray, weights: np.ndarray, n_in: int) -> Iterable[_Band]:
-    taps = np.arange(weights.shape[1])
-    for start in range(0, len(lo), _BAND):
-        rows = slice(start, min(start + _BAND, len(lo)))
-        first, last = int(lo[rows.start]), min(int(lo[rows.stop - 1]) + len(taps), n_in)
-        band = np.zeros((last - first + len(taps), rows.stop - rows.start), weights.dtype)
-        band[lo[rows, None] - first + taps, np.arange(band.shape[1])[:, None]] = weights[rows]
-        yield _Band(rows, slice(first, last), np.ascontiguousarray(band[: last - first]))
+    return _Axis(tuple(make_bands(lo, weights.astype(dtype), n_in)), offset.astype(dtype), 2.0**-bits, dtype)
 
 
 def _resample_last(planes: np.ndarray, n_out: int, filter: Filter) -> np.ndarray:
     """(..., n_in) uint8 -> (..., n_out) uint8."""
     *lead, n_in = planes.shape
     axis = _axis(n_in, n_out, filter)
-    lines = planes.reshape(-1, n_in)
-    tile = max(1, _SERIAL_PRODUCT // max(band.weights.size for band in axis.bands))
-    block = tile * max(1, _BLOCK_VALUES // (tile * max(n_in, n_out)))
-    result = np.empty((len(lines), n_out), np.uint8)
-    for start in range(0, len(lines), block):
-        part = lines[start : start + block]
-        tiles = -(-len(part) // tile)
-        pixels = np.zeros((tiles * tile, n_in), axis.dtype)
-        np.subtract(part, 128, dtype=axis.dtype, out=pixels[: len(part)])
-        pixels = pixels.reshape(tiles, tile, n_in)
-        sums = np.empty((tiles, tile, n_out), axis.dtype)
-        for band in axis.bands:
-            np.matmul(pixels[:, :, band.inputs], band.weights, out=sums[:, :, band.outputs])
+    result = np.empty((*lead, n_out), np.uint8)
+    for part, out in blocks(planes, result, axis.bands):
+        pixels = np.subtract(part, 128, dtype=axis.dtype)
+        sums = product(pixels, axis.bands, n_out)
         sums += axis.offset
         sums *= axis.scale
         np.clip(sums, 0, 255, out=sums)
-        np.copyto(result[start : start + block], sums.reshape(-1, n_out)[: len(part)], casting="unsafe")
-    return result.reshape(*lead, n_out)
+        np.copyto(out, sums, casting="unsafe")
+    return result
 
 
 def resize_planes(
@@ -140,6 +111,8 @@ def resize_planes(
     planes = frame.transpose(2, 0, 1)
     if filter == "bilinear":
         return _bilinear(planes, size)
+    if filter == "torchvision_float":
+        return resize_rounded(planes, size)
     if planes.shape[2] != size[1]:
         planes = _resample_last(planes, size[1], filter)
     if planes.shape[1] != size[0]:
@@ -159,9 +132,10 @@ def resize_frames(
     Args:
       frames: uint8 RGB frames.
       size: target height and width in pixels.
-      filter: bicubic with antialiasing as "torchvision" (the processors of transformers, qwen-vl-utils) or "pillow"
-        (version 11; the lmms-lab code), which differ by one level in less than 0.5 % of the bytes; or "bilinear", from
-        the four nearest pixels whatever the scale (Molmo2).
+      filter: bicubic with antialiasing as "torchvision" (the processors of transformers) or "pillow" (version 11; the
+        lmms-lab code), which differ by one level in less than 0.5 % of the bytes, or "torchvision_float", in floats
+        that are clipped and rounded once (qwen-vl-utils; a level apart in 10 to 20 % of the bytes); or "bilinear",
+        from the four nearest pixels whatever the scale (Molmo2).
       workers: threads; by default one a core, at most one a frame.
 
     Raises:
@@ -199,24 +173,6 @@ def _bilinear_axis(n_in: int, n_out: int) -> tuple[np.ndarray, ...]:
 def _fused(x: np.ndarray, weight: Any, added: Any) -> np.ndarray:
     """x * weight + added of float32 numbers, rounded once."""
     return (x * np.asarray(weight, np.float64) + added).astype(np.float32)
-
-
-def resize_float(
-    frames: Float32[np.ndarray, "frames channels height width"], size: tuple[int, int]
-) -> Float32[np.ndarray, "frames channels out_height out_width"]:
-    """Float frames resampled with the same kernel and no rounding; returned as they are when the size already fits.
-
-    This is what a Qwen processor does to frames that qwen-vl-utils resized before; values may leave 0..255 slightly.
-    """
-    for axis, n_out in ((3, size[1]), (2, size[0])):
-        n_in = frames.shape[axis]
-        if n_in != n_out:
-            lo, weights = bicubic_weights(n_in, n_out)
-            matrix = np.zeros((n_out, n_in + weights.shape[1]))
-            np.put_along_axis(matrix, lo[:, None] + np.arange(weights.shape[1]), weights, axis=1)
-            kernel = matrix[:, :n_in].astype(np.float32)
-            frames = frames @ kernel.T if axis == 3 else kernel @ frames
-    return frames
 
 
 def map_frames(work: Callable[[_T], _R], frames: Iterable[_T], workers: int | None = None) -> list[_R]:
