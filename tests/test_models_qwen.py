@@ -14,7 +14,15 @@ from safetensors.numpy import load_file, save_file
 
 from jvidprune import JvidpruneError
 from jvidprune.models import attention, load_model
-from jvidprune.models.positions import VideoBlock, frame_blocks, prompt_pieces, prompt_positions
+from jvidprune.models.positions import (
+    POSITION_RULES,
+    VideoBlock,
+    frame_blocks,
+    prompt_pieces,
+    prompt_positions,
+    step_seconds,
+    video_ids,
+)
 from jvidprune.models.qwen2_5_vl import Config as Config25
 from jvidprune.models.qwen3_vl import Config as Config3
 from jvidprune.models.qwen_vit import Windows, patch_coordinates
@@ -448,7 +456,7 @@ def slow_positions(pieces, rule, per_second):
         for f in range(piece.frames):
             time = int(np.floor(np.float32(f) * np.float32(piece.seconds) * np.float32(per_second)))
             ids += [(before + time, before + y, before + x) for y in range(piece.height) for x in range(piece.width)]
-        start = before + max(piece.height, piece.width) if rule == "tf5" else max(map(max, ids)) + 1
+        start = before + max(piece.height, piece.width) if rule == "transformers-5" else max(map(max, ids)) + 1
     return np.array(ids).T, max(map(max, ids)) + 1
 
 
@@ -456,22 +464,50 @@ BLOCKS = st.builds(VideoBlock, st.integers(1, 4), st.integers(1, 4), st.integers
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(1, 4) | BLOCKS, min_size=1, max_size=6), st.sampled_from(["max", "tf5"]))
+@given(st.lists(st.integers(1, 4) | BLOCKS, min_size=1, max_size=6), st.sampled_from(POSITION_RULES))
 def test_positions_equal_a_token_by_token_count(pieces, rule):
     found = prompt_positions(pieces, tokens_per_second=2, rule=rule)
     ids, after = slow_positions(pieces, rule, 2)
     np.testing.assert_array_equal(found.ids, ids)
-    assert (found.next, found.rope_delta) == (after, after - ids.shape[1])
+    assert found.rope_delta == after - ids.shape[1]
+    assert found.next == (max(ids[:, -1]) + 1 if rule == "transformers-5" else after)
 
 
-def test_the_two_rules_differ_exactly_as_observed():
-    """Grid (6, 4, 4), one second a step, starting at 3: text resumes at 14 or at 5, and generates at 14."""
+def test_the_rules_differ_exactly_as_observed():
+    """Grid (6, 4, 4), one second a step, starting at 3: text resumes at 14 or at 5; generated tokens follow it.
+
+    transformers 5 returns a rope_delta that would put them at 14, but `generate()` counts on from the last position.
+    """
     pieces = [3, VideoBlock(6, 2, 2, 1.0), 2]
-    rules = {rule: prompt_positions(pieces, tokens_per_second=2, rule=rule) for rule in ("max", "tf5")}
-    assert rules["max"].ids[:, -2:].tolist() == [[14, 15]] * 3
-    assert (rules["tf5"].ids[:, -2:].tolist(), rules["tf5"].next) == ([[5, 6]] * 3, 14)
+    rules = {rule: prompt_positions(pieces, tokens_per_second=2, rule=rule) for rule in POSITION_RULES}
+    new = rules.pop("transformers-5")
+    assert (new.ids[:, -2:].tolist(), new.next, new.rope_delta) == ([[5, 6]] * 3, 7, 14 - 29)
+    for old in rules.values():
+        assert (old.ids[:, -2:].tolist(), old.next, old.rope_delta) == ([[14, 15]] * 3, 16, 16 - 29)
     still = prompt_positions([3, VideoBlock(6, 2, 2, 2 / 24), 2], tokens_per_second=2)
     assert set(still.ids[0, 3:27].tolist()) == {3}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "found"),
+    [
+        (0.75, {"released": 0.75, "transformers-5": 0.75, "transformers-4.57": 0.0, "lmms-eval": 1.0}),
+        (2.5, {"released": 2.5, "transformers-5": 2.5, "transformers-4.57": 2.0, "lmms-eval": 1.0}),
+        (None, {"released": 1.0, "transformers-5": 2 / 24, "transformers-4.57": 1.0, "lmms-eval": 1.0}),
+    ],
+)
+def test_seconds_of_a_grid_step_by_rule(seconds, found):
+    assert {rule: step_seconds(seconds, rule, assumed=2 / 24) for rule in POSITION_RULES} == found
+
+
+def test_transformers_5_multiplies_seconds_and_scale_first():
+    """A scale that is no power of two: the two orders of float32 products floor to other ids."""
+    block = VideoBlock(200, 1, 1, 0.7)
+    old, new = (video_ids(block, 0, 25.0, rule)[0] for rule in ("released", "transformers-5"))
+    steps = np.arange(200, dtype=np.float32)
+    np.testing.assert_array_equal(old, np.floor(steps * np.float32(0.7) * np.float32(25)))
+    np.testing.assert_array_equal(new, np.floor(steps * (np.float32(0.7) * np.float32(25))))
+    assert (old != new).any()
 
 
 def test_kept_tokens_keep_their_ids_or_are_counted_anew():
@@ -490,7 +526,7 @@ def test_placeholders_must_match_the_blocks():
         prompt_pieces(ids, 9, [VideoBlock(1, 1, 5)])
     with pytest.raises(JvidpruneError, match="text stands inside the 6 placeholders that begin at token 1"):
         prompt_pieces(ids, 9, [VideoBlock(1, 2, 3)])
-    with pytest.raises(JvidpruneError, match="unknown position rule 'tf4'; known: max, tf5"):
+    with pytest.raises(JvidpruneError, match="unknown position rule 'tf4'; known: released, transformers-5, transf"):
         prompt_positions([1], rule="tf4")
     with pytest.raises(JvidpruneError, match="without tokens"):
         prompt_positions([])

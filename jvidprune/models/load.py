@@ -44,14 +44,15 @@ def _is_llava_onevision(config: Mapping[str, Any]) -> bool:
     names = _names(config)
     if names & {"llava_onevision", "LlavaOnevisionForConditionalGeneration"}:
         return True
-    return _is_lmms_lab(config) and not _has_video_layout(config)
+    return is_lmms_lab(config) and not _has_video_layout(config)
 
 
 def _is_llava_video(config: Mapping[str, Any]) -> bool:
-    return _is_lmms_lab(config) and _has_video_layout(config)
+    return is_lmms_lab(config) and _has_video_layout(config)
 
 
-def _is_lmms_lab(config: Mapping[str, Any]) -> bool:
+def is_lmms_lab(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is in the format of LLaVA-NeXT, as lmms-lab publishes its checkpoints."""
     return bool(_names(config) & {"llava_qwen", "LlavaQwenForCausalLM"})
 
 

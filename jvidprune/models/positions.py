@@ -11,10 +11,19 @@ from jaxtyping import Int
 
 from jvidprune.errors import JvidpruneError
 
-MropeRule = Literal["max", "tf5"]
-"""How text goes on behind a video. "max": at the largest id of any axis plus one, as in transformers 4.49-4.57, vLLM
-and tpu-inference (the default: the library the models were released with). "tf5": at the video's start plus the larger
-of its height and width, as in transformers 5.23, even where time ids are larger."""
+MropeRule = Literal["released", "transformers-5", "transformers-4.57", "lmms-eval"]
+"""How a Qwen2.5-VL video is placed in time, how text goes on behind it, and where generated tokens stand.
+
+"released": seconds between grid frames as they are; text goes on at the largest id of any axis plus one, generated
+tokens too. So do transformers 4.49 and 4.50, which the models were released with, vLLM and tpu-inference.
+"transformers-5": seconds as they are; text goes on at the video's start plus the larger of its height and width, even
+where time ids are larger, and generated tokens at the last position plus one, as `generate()` has it.
+"transformers-4.57": seconds cut to whole numbers (0.75 to 0), otherwise as "released": versions 4.52 to 4.57.
+"lmms-eval": one second between grid frames whatever the video, otherwise as "released": its models pass no rate.
+
+Qwen3-VL tells time by text, so that all four agree."""
+
+POSITION_RULES: tuple[str, ...] = get_args(MropeRule)
 
 
 class VideoBlock(NamedTuple):
@@ -41,16 +50,15 @@ class PromptPositions(NamedTuple):
 
     Attributes:
       ids: (3, L) int32 time, height and width.
-      next: position of the first generated token on all axes: the largest id of the UNPRUNED prompt plus one.
+      next: position of the first generated token on all axes: the largest id of the UNPRUNED prompt plus one, or its
+        last plus one ("transformers-5").
+      rope_delta: the largest id of the unpruned prompt plus one, minus its length: what the references return beside
+        the ids.
     """
 
     ids: Int[np.ndarray, "3 L"]
     next: int
-
-    @property
-    def rope_delta(self) -> int:
-        """`next` minus the prompt's length, as the references call it."""
-        return self.next - self.ids.shape[1]
+    rope_delta: int
 
     def keep(self, slots: Int[np.ndarray, "K"], *, reindexed: bool = False) -> "PromptPositions":
         """The positions of a pruned prompt.
@@ -62,22 +70,42 @@ class PromptPositions(NamedTuple):
         """
         if reindexed:
             count = len(slots)
-            return PromptPositions(np.tile(np.arange(count, dtype=np.int32), (3, 1)), count)
-        return PromptPositions(self.ids[:, slots], self.next)
+            return PromptPositions(np.tile(np.arange(count, dtype=np.int32), (3, 1)), count, 0)
+        return self._replace(ids=self.ids[:, slots])
 
 
-def video_ids(block: VideoBlock, start: int, tokens_per_second: float) -> Int[np.ndarray, "3 M"]:
+def step_seconds(seconds: float | None, rule: MropeRule, *, assumed: float) -> float:
+    """Seconds between two grid frames as a rule takes them.
+
+    Args:
+      seconds: in the video; None where it is not known.
+      rule: "lmms-eval" takes 1.0 whatever they are, "transformers-4.57" whole ones; where they are not known, all but
+        "transformers-5" take 1.0.
+      assumed: what "transformers-5" takes where they are not known.
+    """
+    if rule == "lmms-eval":
+        return 1.0
+    if seconds is None:
+        return assumed if rule == "transformers-5" else 1.0
+    return float(int(seconds)) if rule == "transformers-4.57" else seconds
+
+
+def video_ids(
+    block: VideoBlock, start: int, tokens_per_second: float, rule: MropeRule = "released"
+) -> Int[np.ndarray, "3 M"]:
     """(3, tokens) ids of a block that starts at `start`: time floor(frame * seconds * tokens_per_second), row, column.
 
-    The product is taken in float32, as torch takes it.
+    The product is taken in float32, as torch takes it, from the left; "transformers-5" multiplies seconds and scale
+    first.
     """
     frame, row, column = np.indices((block.frames, block.height, block.width)).reshape(3, -1)
-    seconds = frame.astype(np.float32) * np.float32(block.seconds) * np.float32(tokens_per_second)
-    return (start + np.stack([np.floor(seconds), row, column])).astype(np.int32)
+    seconds, scale, steps = np.float32(block.seconds), np.float32(tokens_per_second), frame.astype(np.float32)
+    times = steps * (seconds * scale) if rule == "transformers-5" else steps * seconds * scale
+    return (start + np.stack([np.floor(times), row, column])).astype(np.int32)
 
 
 def prompt_positions(
-    pieces: Sequence[int | VideoBlock], *, tokens_per_second: float = 0.0, rule: MropeRule = "max"
+    pieces: Sequence[int | VideoBlock], *, tokens_per_second: float = 0.0, rule: MropeRule = "released"
 ) -> PromptPositions:
     """Positions of a prompt.
 
@@ -85,18 +113,17 @@ def prompt_positions(
       pieces: in order, a number of text tokens or a block of visual ones. Qwen2.5-VL has one block a video; Qwen3-VL
         has one of a single frame for each grid frame, with its time stamp as text before it (`frame_blocks`).
       tokens_per_second: ids of the time axis in a second (Qwen2.5-VL, from its config; 0 for Qwen3-VL).
-      rule: see `MropeRule`; the two agree where time stands still.
+      rule: see `MropeRule`; all agree where time stands still.
 
     Raises:
       JvidpruneError: an unknown rule, or an empty prompt.
     """
-    if rule not in get_args(MropeRule):
-        raise JvidpruneError(f"unknown position rule {rule!r}; known: {', '.join(get_args(MropeRule))}.")
+    check_rule(rule)
     parts, at, top = [], 0, -1
     for piece in pieces:
         if isinstance(piece, VideoBlock):
-            ids = video_ids(piece, at, tokens_per_second)
-            at = at + max(piece.height, piece.width) if rule == "tf5" else int(ids.max()) + 1
+            ids = video_ids(piece, at, tokens_per_second, rule)
+            at = at + max(piece.height, piece.width) if rule == "transformers-5" else int(ids.max()) + 1
         else:
             ids = np.tile(np.arange(at, at + piece, dtype=np.int32), (3, 1))
             at += piece
@@ -104,7 +131,19 @@ def prompt_positions(
         parts.append(ids)
     if top < 0:
         raise JvidpruneError("a prompt without tokens has no positions.")
-    return PromptPositions(np.concatenate(parts, axis=1), top + 1)
+    ids = np.concatenate(parts, axis=1)
+    after = int(ids[:, -1].max()) if rule == "transformers-5" else top
+    return PromptPositions(ids, after + 1, top + 1 - ids.shape[1])
+
+
+def check_rule(rule: str) -> None:
+    """Refuses what is no position rule.
+
+    Raises:
+      JvidpruneError: an unknown one.
+    """
+    if rule not in POSITION_RULES:
+        raise JvidpruneError(f"unknown position rule {rule!r}; known: {', '.join(POSITION_RULES)}.")
 
 
 def frame_blocks(frames: int, height: int, width: int) -> list[VideoBlock]:

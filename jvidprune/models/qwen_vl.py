@@ -69,7 +69,7 @@ class QwenVLConfig:
             return [VideoBlock(frames, height, width, seconds)]
         return frame_blocks(frames, height, width)
 
-    def positions(self, pieces: Any, rule: MropeRule = "max") -> PromptPositions:
+    def positions(self, pieces: Any, rule: MropeRule = "released") -> PromptPositions:
         """`prompt_positions` with this model's time scale."""
         return prompt_positions(pieces, tokens_per_second=self.tokens_per_second, rule=rule)
 

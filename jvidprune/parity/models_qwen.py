@@ -129,11 +129,11 @@ def qwen_vl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozens
         reads = decoder_stages(model, embeds, found.ids[:, None], golden, added)
         return _position_stages(found, golden) | reads
 
-    stages |= read("max", golden)
+    stages |= read("released", golden)
     ends = {key: key.replace("_tf5", "") for key in golden.arrays if "_tf5" in key}
     if ends:
         arrays = {"input_ids": ids} | {name: golden[key] for key, name in ends.items()}
-        other = read("tf5", Golden(arrays, golden.config))
+        other = read("transformers-5", Golden(arrays, golden.config))
         stages |= {
             key: lambda key=key, name=name: _renamed(other[name], key) for key, name in ends.items() if name in other
         }
