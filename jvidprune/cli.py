@@ -17,7 +17,9 @@ from jvidprune.commands.options import (
     TRAINING,
     Checkpoint,
     Common,
+    ConventionName,
     Model,
+    MropeRuleName,
     Processes,
     Training,
     Video,
@@ -288,6 +290,8 @@ def export(
     dtype: Literal["float16", "bfloat16", "float32"] | None = None,
     pooling_head: str | None = None,
     revision: str | None = None,
+    convention: ConventionName | None = None,
+    mrope_rule: MropeRuleName | None = None,
     out: Common = OUTPUT,
 ) -> None:
     """Write a checkpoint with pruning settings beside it, in the layout and with the tensor names other tools read.
@@ -301,11 +305,14 @@ def export(
       dtype: store parameters so; by default as each is stored.
       pooling_head: folder or hub id of the original SigLIP, whose pooling head is to be part of a LLaVA checkpoint.
       revision: branch, tag or commit of a hub id.
+      convention: that videos are read in, which goes into jvidprune_config.json with the reducer.
+      mrope_rule: of the Qwen-VL families, likewise.
     """
     from jvidprune.commands.export import export as write
 
     options: Any = {"reducer": reducer, "ratio": ratio, "dtype": dtype, "pooling_head": pooling_head}
     options |= {"revision": revision, "positions": positions}
+    options |= {"convention": convention, "mrope_rule": mrope_rule}
     record = write(model, folder, console=out.console(), **options)
     if out.json:
         _print_json(record)
@@ -324,6 +331,7 @@ def flops(
     kept: int | None = None,
     text: int = 57,
     new_tokens: int = 64,
+    convention: ConventionName | None = None,
     out: Common = OUTPUT,
 ) -> None:
     """Count what an answer costs, stage by stage, from a model's config alone.
@@ -337,11 +345,12 @@ def flops(
       kept: visual tokens kept, where they are known; by default the count or bound of the method.
       text: text tokens of the prompt.
       new_tokens: length of the answer.
+      convention: that the video is read in (docs/conventions.md); by default the authors' released code's.
     """
     from jvidprune.commands import costs
 
     numbers = {"frames": frames, "size": size, "kept": kept, "text": text, "new_tokens": new_tokens}
-    report = costs.of_config(model, reducer=reducer, ratio=ratio, **numbers)
+    report = costs.of_config(model, reducer=reducer, ratio=ratio, convention=convention, **numbers)
     if out.json:
         _print_json(report.record())
     elif out.quiet:
@@ -364,6 +373,7 @@ def plan(
     new_tokens: int = 64,
     batch: int = 1,
     dtype: Literal["float32", "bfloat16"] = "bfloat16",
+    convention: ConventionName | None = None,
     out: Common = OUTPUT,
 ) -> None:
     """Say whether a model, a video and a ratio fit a mesh of named chips, what bounds them, and when the answer begins.
@@ -380,10 +390,12 @@ def plan(
       new_tokens: longest answer.
       batch: prompts read together, each with a video of its own.
       dtype: of parameters and activations.
+      convention: that the video is read in (docs/conventions.md); by default the authors' released code's.
     """
     from jvidprune.commands import planning
 
-    wish = planning.Wish(model, chip, mesh, frames, ratios, reducer, size, text, new_tokens, batch, dtype)
+    sizes: Any = {"text": text, "new_tokens": new_tokens, "batch": batch, "dtype": dtype, "convention": convention}
+    wish = planning.Wish(model, chip, mesh, frames, ratios, reducer, size, **sizes)
     rows = planning.rows(wish)
     if out.json:
         _print_json([row.record() for row in rows])

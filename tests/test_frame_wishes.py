@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.inference.conventions import settings_of
 from jvidprune.inference.families import FAMILIES, family_settings
 from jvidprune.video.sampling import RULES
 from jvidprune.video.wish import FrameWish
@@ -36,10 +37,8 @@ def pair(total, count, rounding=round):
 def by_number(family, total, rate, number):
     if family in ("llava_onevision", "llava_video"):
         return spread(total, min(number, total), math.floor)
-    if family == "qwen2_5_vl":
+    if family in ("qwen2_5_vl", "qwen3_vl"):
         return pair(total, min(2 * round(number / 2), even(total)))
-    if family == "qwen3_vl":
-        return pair(total, min(number, total))
     return molmo2(total, rate, 2.0, number)
 
 
@@ -66,7 +65,7 @@ def by_rate(family, total, rate, fps, most=None):
         return molmo2(total, rate, min(fps, 2.0), most or 128)
     high = min(768, total, most or total)
     count = min(max(wanted, 4), high)
-    return pair(total, 2 * math.floor(count / 2) if family == "qwen2_5_vl" else math.floor(count))
+    return pair(total, 2 * math.floor(count / 2))
 
 
 def ties(total, count):
@@ -97,6 +96,18 @@ def test_a_number_of_frames_is_a_ceiling(family, rate):
             same(found, by_number(family, total, rate, number), total, family)
             assert len(np.unique(found)) <= total
             assert len(found) <= max(number + number % 2, 2 * settings.woven)
+
+
+def test_qwen3_vl_takes_odd_numbers_in_transformers():
+    """qwen-vl-utils, its authors' way, knows even ones alone."""
+    settings = settings_of("qwen3_vl", "transformers")
+    for total in TOTALS:
+        for number in NUMBERS:
+            found = settings.wish(number).indices(total, 25.0)
+            same(found, pair(total, min(number, total)), total, "qwen3_vl")
+        for fps in (0.5, 2.0, 60.0):
+            count = math.floor(min(max(Fraction(total) / 25 * Fraction(fps), 4), 768, total))
+            same(settings.wish(fps=fps).indices(total, 25.0), pair(total, count), total, "qwen3_vl")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -206,7 +217,7 @@ PROCESSORS = [
     ("qwen2_5_vl", {"do_sample_frames": False, "fps": 2, "min_frames": 4, "max_frames": 8, "num_frames": None}, 32),
     ("qwen3_vl", {"do_sample_frames": True, "fps": 2, "min_frames": 4, "max_frames": 768, "num_frames": None}, 12),
     ("qwen3_vl", {"do_sample_frames": True}, 12),
-    ("qwen3_vl", {"do_sample_frames": True, "num_frames": 7}, 7),
+    ("qwen3_vl", {"do_sample_frames": True, "num_frames": 7}, 8),
     ("llava_onevision", {"do_sample_frames": False, "num_frames": None, "fps": None}, 32),
     ("llava_onevision", {"do_sample_frames": True, "num_frames": 16}, 16),
     ("llava_onevision", {"fps": 1.5}, 9),

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from jvidprune import JvidpruneError
 from jvidprune.models import attention, load_model
 from jvidprune.models.positions import (
-    POSITION_RULES,
+    MROPE_RULES,
     VideoBlock,
     frame_blocks,
     prompt_pieces,
@@ -464,7 +464,7 @@ BLOCKS = st.builds(VideoBlock, st.integers(1, 4), st.integers(1, 4), st.integers
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.lists(st.integers(1, 4) | BLOCKS, min_size=1, max_size=6), st.sampled_from(POSITION_RULES))
+@given(st.lists(st.integers(1, 4) | BLOCKS, min_size=1, max_size=6), st.sampled_from(MROPE_RULES))
 def test_positions_equal_a_token_by_token_count(pieces, rule):
     found = prompt_positions(pieces, tokens_per_second=2, rule=rule)
     ids, after = slow_positions(pieces, rule, 2)
@@ -479,7 +479,7 @@ def test_the_rules_differ_exactly_as_observed():
     transformers 5 returns a rope_delta that would put them at 14, but `generate()` counts on from the last position.
     """
     pieces = [3, VideoBlock(6, 2, 2, 1.0), 2]
-    rules = {rule: prompt_positions(pieces, tokens_per_second=2, rule=rule) for rule in POSITION_RULES}
+    rules = {rule: prompt_positions(pieces, tokens_per_second=2, rule=rule) for rule in MROPE_RULES}
     new = rules.pop("transformers-5")
     assert (new.ids[:, -2:].tolist(), new.next, new.rope_delta) == ([[5, 6]] * 3, 7, 14 - 29)
     for old in rules.values():
@@ -497,7 +497,7 @@ def test_the_rules_differ_exactly_as_observed():
     ],
 )
 def test_seconds_of_a_grid_step_by_rule(seconds, found):
-    assert {rule: step_seconds(seconds, rule, assumed=2 / 24) for rule in POSITION_RULES} == found
+    assert {rule: step_seconds(seconds, rule, assumed=2 / 24) for rule in MROPE_RULES} == found
 
 
 def test_transformers_5_multiplies_seconds_and_scale_first():
@@ -526,7 +526,7 @@ def test_placeholders_must_match_the_blocks():
         prompt_pieces(ids, 9, [VideoBlock(1, 1, 5)])
     with pytest.raises(JvidpruneError, match="text stands inside the 6 placeholders that begin at token 1"):
         prompt_pieces(ids, 9, [VideoBlock(1, 2, 3)])
-    with pytest.raises(JvidpruneError, match="unknown position rule 'tf4'; known: released, transformers-5, transf"):
+    with pytest.raises(JvidpruneError, match="unknown M-RoPE rule 'tf4'; known: released, transformers-5, transf"):
         prompt_positions([1], rule="tf4")
     with pytest.raises(JvidpruneError, match="without tokens"):
         prompt_positions([])

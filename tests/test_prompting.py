@@ -170,7 +170,7 @@ def test_prompts_of_transformers_5_keep_the_templates_markers_and_its_positions(
     """Qwen2.5-VL goes on at the larger side behind a video; Qwen3-VL has one more pair of markers around all of it."""
     one = reduced_video(reducers.get("random"), list(range(3 * N))[:ROOM])
     texts = template(config.family).texts("?")
-    old, new = (qwen.video_texts(texts, [one], config, rule) for rule in ("max", "tf5"))
+    old, new = (qwen.video_texts(texts, [one], config, markers) for markers in ("blocks", "around"))
     if config.family == "qwen3_vl":
         assert new[0].startswith(texts[0] + "<|vision_start|><0.0 seconds>")
         assert new[1:-1] == old[1:-1]
@@ -178,10 +178,12 @@ def test_prompts_of_transformers_5_keep_the_templates_markers_and_its_positions(
         return
     assert new == old
     ids = [encoded(text) for text in new]
-    slots = [qwen.lay_out([one], ids, config, reserve=1, rule=rule) for rule in ("max", "tf5")]
+    slots = [qwen.lay_out([one], ids, config, reserve=1, rule=rule) for rule in ("released", "transformers-5")]
     behind = [int(one.positions[0, one.length - len(ids[1])]) - len(ids[0]) for one in slots]
-    # Three grid frames a second apart, on the time axis of the config; four rows.
+    # Three grid frames, a second apart or without a clip a twelfth, on the time axis of the config; four rows.
     assert behind == [int(2 * config.tokens_per_second) + 1, 4]
+    # Generated tokens follow the text.
+    assert [one.next_position for one in slots] == [behind + len(ids[0]) + len(ids[1]) for behind in behind]
 
 
 def test_videos_of_one_prompt_must_agree_on_what_happens_inside_the_model():

@@ -56,9 +56,9 @@ def expected(family, total, frames=None, fps=None):
         }.get(family, min(most, max(4, int(total / 4 * fps))))
     else:
         count = min(most, total // 2 + 1) if family == "molmo2" else most
-        if family == "qwen2_5_vl" and frames is not None:
+        if family.startswith("qwen") and frames is not None:
             count = min(2 * round(frames / 2), total)
-    if family == "qwen2_5_vl":
+    if family.startswith("qwen"):
         count -= count % 2
     if family.startswith("qwen"):
         count = max(count, 2)

@@ -43,7 +43,8 @@ def model_identity(llm: VideoLLM) -> dict[str, Any]:
     """What of a loaded model and its surroundings changes results, as plain values.
 
     That is the model's files, family and type, and those of the checkpoint that lent its pooling head; the prompt; the
-    sources of the package, the version of JAX and the backend.
+    convention and rule of positions that its videos are read with; the sources of the package, the version of JAX and
+    the backend.
     """
     loaded = llm.loaded
     return {
@@ -58,6 +59,7 @@ def model_identity(llm: VideoLLM) -> dict[str, Any]:
             "newline": llm.newline,
             "positions": llm.settings.positions,
         },
+        "reading": {"convention": llm.settings.convention, "mrope_rule": llm.settings.mrope_rule},
         "code": {"jvidprune": jvidprune.__version__, "sources": code_fingerprint(), "jax": jax.__version__},
         "backend": jax.default_backend(),
     }

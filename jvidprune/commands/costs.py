@@ -7,7 +7,7 @@ from typing import Any
 
 from jvidprune.bench.flops import FlopReport, count, count_ratio, newline_tokens
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.families import FAMILIES
+from jvidprune.inference.conventions import settings_of
 from jvidprune.inference.pipeline import Answer
 from jvidprune.inference.qwen import grid_of
 from jvidprune.models.checkpoint import read_json
@@ -43,6 +43,7 @@ def of_config(
     kept: int | None,
     text: int,
     new_tokens: int,
+    convention: str | None = None,
 ) -> FlopReport:
     """The breakdown of a published model, or of a folder's config.json; no weights are read.
 
@@ -55,12 +56,14 @@ def of_config(
       kept: visual tokens kept, where known.
       text: text tokens of the prompt.
       new_tokens: generated tokens.
+      convention: that the video is read in, see `inference.conventions`.
 
     Raises:
       JvidpruneError: an unknown model or reducer, or impossible numbers.
     """
     config = config_named(model)
-    layout = layout_of(config, FAMILIES[config.family].frames if frames is None else frames, read_size(size))
+    frames = settings_of(config.family, convention).frames if frames is None else frames
+    layout = layout_of(config, frames, read_size(size), convention)
     if min(text, new_tokens) < 1:
         raise JvidpruneError(f"text and new tokens must be at least 1, got {text} and {new_tokens}.")
     method = for_model(reducer, config)
@@ -68,21 +71,23 @@ def of_config(
     return count_ratio(config, layout, reducer=method, ratio=ratio, **options)
 
 
-def layout_of(config: Any, frames: int, size: tuple[int, int]) -> Layout:
+def layout_of(config: Any, frames: int, size: tuple[int, int], convention: str | None = None) -> Layout:
     """Frames and tokens of a video as a family's preprocessing makes them.
 
     Args:
       config: of a family.
       frames: video frames; a Qwen grid frame takes two.
       size: (height, width) in pixels; LLaVA squashes every size to a square.
+      convention: that the video is read in, see `inference.conventions`.
 
     Raises:
-      JvidpruneError: no frame, or a size that the family's rule refuses.
+      JvidpruneError: no frame, a size that the family's rule refuses, or a convention that it does not have.
     """
     if frames < 1:
         raise JvidpruneError(f"a video has at least one frame, got {frames}.")
-    if FAMILIES[config.family].woven:
-        rows, columns = grid_of(config, frames, *size)
+    settings = settings_of(config.family, convention)
+    if settings.woven:
+        rows, columns = grid_of(config, frames, *size, {}, steps=settings.steps)
         return Layout(math.ceil(frames / config.vision.pair), (rows, columns))
     return Layout(frames, config.grid, config.unpooled_grid)
 

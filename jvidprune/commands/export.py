@@ -7,6 +7,7 @@ from typing import Any
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import RATIO
 from jvidprune.errors import JvidpruneError
+from jvidprune.inference.families import family_settings
 from jvidprune.models.dtypes import DTypeName
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.export import exact_dtype, export_model
@@ -29,6 +30,8 @@ def export(
     dtype: DTypeName | None,
     pooling_head: str | None,
     revision: str | None = None,
+    convention: str | None = None,
+    mrope_rule: str | None = None,
     console: Console,
 ) -> dict[str, Any]:
     """Loads, checks that the model can give what the reducer needs, and writes.
@@ -41,14 +44,23 @@ def export(
     """
     if reducer is None and ratio is not None:
         raise JvidpruneError(f"the ratio {ratio:g} goes into a file of settings with a method: name it with --reducer.")
-    family, config, _ = read_config(model, revision)
+    for what, name in (("convention", convention), ("M-RoPE rule", mrope_rule)):
+        if reducer is None and name is not None:
+            raise JvidpruneError(
+                f"the {what} {name} goes into a file of settings with a method: name it with --reducer (none keeps all "
+                "tokens)."
+            )
+    family, config, source = read_config(model, revision)
+    # Conventions and rules that the family does not have are refused.
+    family_settings(family, source, convention, mrope_rule)
     backbone = family if family in BACKBONES else None
     pruning = None
     if reducer is not None:
         method: Any = for_model(reducer, config)
         if positions is not None:
             method = dataclasses.replace(method, positions=positions)
-        pruning = SavedPruning(method, RATIO if ratio is None else ratio, backbone)
+        reading = {"convention": convention, "mrope_rule": mrope_rule}
+        pruning = SavedPruning(method, RATIO if ratio is None else ratio, backbone, **reading)
     known = load_settings(source)
     if reducer is None and positions is not None:
         known = known._replace(positions=positions)

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from jvidprune.commands.console import Console
 
 
+# Written again, so that help and completion come without the libraries below `inference` and `models`.
+ConventionName = Literal["released", "transformers", "lmms-eval"]
+MropeRuleName = Literal["released", "transformers-5", "transformers-4.57", "lmms-eval"]
+
+
 @dataclasses.dataclass(frozen=True)
 class Output:
     """How a verb talks."""
@@ -44,9 +49,14 @@ class CheckpointChoice:
     revision: str | None = None
     """Branch, tag or commit of a hub id."""
     template: str | None = None
-    """Prompt template by name, or "chat" for the checkpoint's own; by default that of the family's evaluations."""
+    """Prompt template by name, or "chat" for the checkpoint's own; by default that of the convention."""
     positions: Literal["renumbered", "original"] | None = None
     """Positions of kept tokens, for all methods; by default each one's, else the checkpoint's, else the reference's."""
+    convention: ConventionName | None = None
+    """Whose sampling, pixel limits, resizing, template, positions and markers (docs/conventions.md); by default the
+    authors' released code's."""
+    mrope_rule: MropeRuleName | None = None
+    """Positions of the Qwen-VL families in place of the convention's."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jvidprune.bench.footprint import Footprint, footprint
 from jvidprune.bench.roofline import REACHED_BANDWIDTH, REACHED_FLOPS, StageTime, stage_times
 from jvidprune.commands.costs import config_named, layout_of, read_size
 from jvidprune.errors import JvidpruneError
+from jvidprune.inference.conventions import settings_of
 from jvidprune.inference.families import FAMILIES
 from jvidprune.inference.inner import newlines_compete
 from jvidprune.inference.memory import tower_shape
@@ -40,6 +41,7 @@ class Wish:
     new_tokens: int
     batch: int
     dtype: str
+    convention: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,9 @@ def rows(wish: Wish) -> list[PlanRow]:
       JvidpruneError: unknown names, impossible numbers, or a mesh that the model cannot be divided over.
     """
     config = config_named(wish.model)
-    frames = [_count(part) for part in wish.frames.split(",") if part.strip()] or [FAMILIES[config.family].frames]
+    frames = [_count(part) for part in wish.frames.split(",") if part.strip()] or [
+        settings_of(config.family, wish.convention).frames
+    ]
     ratios = [check_ratio(part.strip()) for part in wish.ratios.split(",") if part.strip()]  # type: ignore[arg-type]
     chips = [chip(part.strip()) for part in wish.chip.split(",") if part.strip()]
     if not (ratios and chips and wish.mesh):
@@ -115,7 +119,7 @@ def _count(text: str) -> int:
 
 
 def _row(wish: Wish, config: Any, where: Chip, sizes: dict[str, int], frames: int, ratio: float) -> PlanRow:
-    layout = layout_of(config, frames, read_size(wish.size))
+    layout = layout_of(config, frames, read_size(wish.size), wish.convention)
     method = for_model(wish.reducer, config)
     kept, newlines, prompt = prompt_sizes(config, layout, reducer=method, ratio=ratio, text=wish.text)
     options: dict[str, Any] = {"newlines": newlines, "new_tokens": wish.new_tokens, "exact": False}

@@ -59,6 +59,8 @@ def open_model(choice: dict[str, Any], console: Console) -> VideoLLM:
         pooling_head=choice.get("pooling_head"),
         revision=choice.get("revision"),
         positions=choice.get("positions"),
+        convention=choice.get("convention"),
+        mrope_rule=choice.get("mrope_rule"),
     )
 
 
@@ -129,6 +131,7 @@ def ask(
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
             sizes |= {"mesh": model.get("mesh", ""), "limits": limits, "revision": model.get("revision")}
+            sizes["convention"] = model.get("convention")
             options = sizes | {"reducer": chosen, "ratio": ratio, "max_new_tokens": sampling["max_new_tokens"]}
             check_question(model["model"], path or default_clip(cache_folder()), question, **options)
         llm = open_model(model, console)
@@ -153,6 +156,7 @@ def draw_reduction(
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
             sizes |= {"mesh": model.get("mesh", ""), "limits": limits, "revision": model.get("revision")}
+            sizes["convention"] = model.get("convention")
             check_encoding(model["model"], path or default_clip(cache_folder()), **sizes)
         llm = open_model(model, console)
         methods = {name: llm.reducer(name) for name in names}

@@ -99,6 +99,7 @@ def sweep(
             count = Procedural.frames if choice.task == "procedural" and model["frames"] is None else model["frames"]
             options = {"frames": count, "dtype": model["dtype"], "max_new_tokens": choice.max_new_tokens, "size": size}
             options |= {"mesh": model.get("mesh", ""), "revision": model.get("revision")}
+            options["convention"] = model.get("convention")
             check_question(model["model"], None, "", reducer=FULL, ratio=1.0, **options)
         llm = open_model(model, console)
         task = open_task(choice, llm, model, console)

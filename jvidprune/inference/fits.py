@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jvidprune.inference import qwen
-from jvidprune.inference.families import FAMILIES, family_settings
+from jvidprune.inference.families import family_settings
 from jvidprune.inference.memory import Need, TowerShape, ask_need, check_fits, tower_shape
 from jvidprune.inference.processor import video_processor
+from jvidprune.inference.settings import FamilySettings
 from jvidprune.models.load import planned_dtype, read_config
 from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.parallel import read_mesh
@@ -29,9 +30,11 @@ NOMINAL = (720, 1280)
 
 
 class _Planned(NamedTuple):
-    """A video as a model will read it: the model's family and config, frames sampled, its tower's shape, grid, type."""
+    """A video as a model will read it: the model's family, its settings and config, frames sampled, its tower's shape,
+    grid, type."""
 
     family: str
+    settings: FamilySettings
     config: Any
     frames: int
     shape: TowerShape
@@ -48,10 +51,11 @@ def _plan(
     limits: Limits,
     revision: str | None,
     dtype: Any,
+    convention: str | None,
 ) -> _Planned:
     family, config, folder = read_config(source, revision)
     dtype = planned_dtype(folder, dtype)
-    settings = family_settings(family, folder)
+    settings = family_settings(family, folder, convention)
     wish = settings.wish(frames, fps)
     # A file that is not there is refused where it is read.
     there = video is not None and (settings.woven or wish.fps is not None or Path(video).exists())
@@ -63,12 +67,13 @@ def _plan(
             wish.check_picture(Path(video or ""))
         count = len(wish.indices(info.frames, info.fps))
     if not settings.woven:
-        return _Planned(family, config, count, tower_shape(config, count), _square_layout(config, count), dtype)
+        shape = tower_shape(config, count)
+        return _Planned(family, settings, config, count, shape, _square_layout(config, count), dtype)
     height, width = (info.height, info.width) if info is not None else size or NOMINAL
-    height, width = qwen.grid_of(config, count, height, width, video_processor(folder))
+    height, width = qwen.grid_of(config, count, height, width, video_processor(folder), steps=settings.steps)
     layout, merge = Layout(-(-count // config.vision.pair), (height, width)), config.vision.merge
     shape = tower_shape(config, count, (layout.frames, height * merge, width * merge))
-    return _Planned(family, config, count, shape, layout, dtype)
+    return _Planned(family, settings, config, count, shape, layout, dtype)
 
 
 def _square_layout(config: Any, count: int) -> Layout:
@@ -91,6 +96,7 @@ def check_question(
     mesh: str = "",
     limits: Limits = DEFAULT,
     revision: str | None = None,
+    convention: str | None = None,
 ) -> Need:
     """Refuses a question that cannot fit, before anything is loaded or compiled.
 
@@ -108,6 +114,7 @@ def check_question(
       mesh: that the model is divided over, see `parallel.read_mesh`.
       limits: what is accepted of the file.
       revision: of a hub id.
+      convention: that the video is read in, as for `VideoLLM.load`.
 
     Returns:
       What it needs.
@@ -115,8 +122,8 @@ def check_question(
     Raises:
       JvidpruneError: it does not fit, or the checkpoint, the file or the reducer is not what it should be.
     """
-    planned = _plan(source, video, frames, fps, size, limits, revision, dtype)
-    settings, config, layout = FAMILIES[planned.family], planned.config, planned.layout
+    planned = _plan(source, video, frames, fps, size, limits, revision, dtype, convention)
+    settings, config, layout = planned.settings, planned.config, planned.layout
     method = for_model(reducer, config) if isinstance(reducer, str) else reducer
     newline: NewlineKind = prompt_rules(method).newline or getattr(config, "newline", settings.newline)
     kept = method.capacity(layout, ratio) + newline_count(newline, layout.grid, layout.frames)
@@ -139,16 +146,17 @@ def check_encoding(
     mesh: str = "",
     limits: Limits = DEFAULT,
     revision: str | None = None,
+    convention: str | None = None,
 ) -> Need:
     """Refuses a video whose tokens cannot be made in the memory there is; nothing is asked about it.
 
     Args:
-      source, video, dtype, frames, fps, available, mesh, limits, revision: as for `check_question`.
+      source, video, dtype, frames, fps, available, mesh, limits, revision, convention: as for `check_question`.
 
     Raises:
       JvidpruneError: it does not fit, or the checkpoint or the file is not what it should be.
     """
-    planned = _plan(source, video, frames, fps, None, limits, revision, dtype)
+    planned = _plan(source, video, frames, fps, None, limits, revision, dtype, convention)
     sizes: dict[str, Any] = {"kept": 0, "text": 0, "max_new_tokens": 1, "mesh": read_mesh(mesh)}
     need = ask_need(planned.config, planned.shape, **sizes, dtype=planned.dtype)
     need = dataclasses.replace(need, prompt=0)

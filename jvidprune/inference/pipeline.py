@@ -15,18 +15,21 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.inference import molmo2, qwen
 from jvidprune.inference.batch import Prompt, answer_many
 from jvidprune.inference.chat import CHAT, chat_template, chat_texts
-from jvidprune.inference.families import FAMILIES, FamilySettings, family_settings
+from jvidprune.inference.conventions import check_convention
+from jvidprune.inference.families import FAMILIES, family_settings
 from jvidprune.inference.layout import lay_out
 from jvidprune.inference.processor import video_processor
 from jvidprune.inference.prompt import template
 from jvidprune.inference.reduced import ReducedVideo, prompt_positions, reduce_video
 from jvidprune.inference.sequence import SlotMap
+from jvidprune.inference.settings import Convention, FamilySettings
 from jvidprune.inference.stages import Stage, StageClock, enable_compilation_cache
 from jvidprune.models.checkpoint import UNTRAINED_MARK
 from jvidprune.models.dtypes import AUTO
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.generate import check_sampling
-from jvidprune.models.load import LoadedModel, load_model
+from jvidprune.models.load import LoadedModel, load_model, read_config
+from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.tokenizer import Tokenizer, beginning, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.parallel import on_every_device, on_mesh_of
@@ -105,6 +108,8 @@ class VideoLLM:
         attention: AttentionKind = "auto",
         revision: str | None = None,
         positions: PositionRule | None = None,
+        convention: Convention | None = None,
+        mrope_rule: MropeRule | None = None,
     ) -> "VideoLLM":
         """Loads a checkpoint folder or hub id; from here on compiled programs are kept on disk between runs.
 
@@ -121,24 +126,37 @@ class VideoLLM:
             device reduces the whole video.
           progress: see `load_model`.
           template: of prompts: a name of `prompt.TEMPLATES`, "chat" for the chat template in the folder, or None for
-            that of the family's published evaluations.
+            that of the convention.
           pooling_head: folder or hub id of the original SigLIP, for methods that need its head; see `load_model`.
           attention: which code computes attention, see `models.fused.AttentionKind`.
           revision: branch, tag or commit of a hub id.
           positions: of kept tokens, for all methods: "renumbered" or "original"; by default each method's setting, else
             the folder's declaration, else the rule of the method's reference, see `reducers.prompting.position_rule`.
+          convention: whose sampling, pixel limits, resizing, template, positions and markers: "released" (the authors'
+            code), "transformers" or "lmms-eval", see `inference.conventions`; None for what jvidprune_config.json of
+            the folder names, else "released".
+          mrope_rule: of a Qwen-VL family in place of the convention's, see `models.positions.MropeRule`; None
+            likewise.
 
         Raises:
           JvidpruneError: not a checkpoint of a known family, a quantised one, an adapter, anything wrong with its
-            files, or an unknown template.
+            files, an unknown template, or a convention or M-RoPE rule that the checkpoint's family does not have.
         """
         check_positions(positions)
+        for name, check in ((convention, check_convention), (mrope_rule, check_rule)):
+            if name is not None:
+                check(name)
+        if convention is not None or mrope_rule is not None:
+            # One that the family does not have is refused before any weights are read.
+            family, _, folder = read_config(source, revision)
+            family_settings(family, folder, convention, mrope_rule)
         enable_compilation_cache()
         options: dict[str, Any] = {"pooling_head": pooling_head, "attention": attention, "revision": revision}
         loaded = load_model(source, dtype=dtype, mesh=mesh, progress=progress, **options)
         if loaded.family not in FAMILIES:
             raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
-        settings = dataclasses.replace(family_settings(loaded.family, loaded.folder), positions=positions)
+        settings = family_settings(loaded.family, loaded.folder, convention, mrope_rule)
+        settings = dataclasses.replace(settings, positions=positions)
         if template is None and settings.own_chat and chat_template(loaded.folder) is not None:
             template = CHAT
         if template is not None:
@@ -287,7 +305,7 @@ class VideoLLM:
         ids = self.prompt_ids(videos, question)
         options: dict[str, Any] = {"reserve": reserve, "positions": self.position_rule(videos)}
         if self.settings.woven:
-            slots = qwen.lay_out(videos, ids, config, rule=self.settings.rule_of_positions, **options)
+            slots = qwen.lay_out(videos, ids, config, rule=self.settings.mrope_rule, **options)
         elif self.settings.prompt == "molmo2":
             slots = molmo2.lay_out(videos, ids, config, **options)
         else:
@@ -302,7 +320,7 @@ class VideoLLM:
             around = molmo2.marks(config, self.loaded.folder)
             return molmo2.prompt_ids(texts, videos, around, self.tokenizer.encode)
         if self.settings.woven:
-            texts = qwen.video_texts(texts, videos, config, self.settings.rule_of_positions)
+            texts = qwen.video_texts(texts, videos, config, self.settings.markers)
         return [self.tokenizer.encode(text) for text in texts]
 
     def prompt_texts(self, question: str, videos: int = 1) -> list[str]:

@@ -9,6 +9,11 @@ from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.models.checkpoint import read_json
 from jvidprune.video.preprocess import HALF, Channels, QwenPixels
 
+BILINEAR, BICUBIC = 2, 3
+"""Filters as Pillow numbers them, which is how `resample` names one."""
+
+_FILTERS = {BILINEAR: "bilinear", BICUBIC: "bicubic"}
+
 _NESTED, _VIDEO, _IMAGE = "processor_config.json", "video_preprocessor_config.json", "preprocessor_config.json"
 
 
@@ -56,17 +61,51 @@ def qwen_limits(given: Mapping[str, Any], family: QwenPixels) -> QwenPixels:
             f"{model[wrong[0]]}."
         )
     mean, std = channels(given, family.mean, family.std)
-    capped = bool(given.get("cap_pixels_per_frame", family.cap_pixels_per_frame))
-    changed: dict[str, Any] = {"min_pixels": low, "max_pixels": high, "cap_pixels_per_frame": capped}
+    changed: dict[str, Any] = {"min_pixels": low, "max_pixels": high, "do_resize": resizes(given)}
+    changed["cap_pixels_per_frame"] = _flag(given, "cap_pixels_per_frame", family.cap_pixels_per_frame)
     return dataclasses.replace(family, **changed, mean=mean, std=std)
 
 
-def channels(given: Mapping[str, Any], mean: Channels = HALF, std: Channels = HALF) -> tuple[Channels, Channels]:
-    """Mean and standard deviation of a processor's settings, those of the family where it has none.
+def resizes(given: Mapping[str, Any], resample: int = BICUBIC) -> bool:
+    """Whether a processor resizes frames (`do_resize`).
+
+    Args:
+      given: its settings.
+      resample: the one filter that the family's frames are resized with, numbered as in Pillow.
 
     Raises:
-      JvidpruneError: not three numbers, or a deviation that is not positive.
+      JvidpruneError: another filter, a centre crop, or flags that are none.
     """
+    found = given.get("resample")
+    if found is not None and (isinstance(found, bool) or found != resample):
+        raise JvidpruneError(
+            f"the folder's video processor has resample {quoted(found)}, but frames of this family are resized with "
+            f"{resample} ({_FILTERS[resample]}) alone."
+        )
+    if _flag(given, "do_center_crop", False):
+        raise JvidpruneError("the folder's video processor has do_center_crop true, which is not supported.")
+    return _flag(given, "do_resize", True)
+
+
+def channels(given: Mapping[str, Any], mean: Channels = HALF, std: Channels = HALF) -> tuple[Channels, Channels]:
+    """What a processor subtracts from levels and divides them by, in units of the full range.
+
+    That is `image_mean` and `image_std`, those of the family where it has none, for a `rescale_factor` of 1/255;
+    another factor, no rescaling (`do_rescale`) and no normalising (`do_normalize`) come to other numbers of the same
+    arithmetic.
+
+    Raises:
+      JvidpruneError: not three numbers, a deviation or a factor that is not positive, or flags that are none.
+    """
+    factor = given.get("rescale_factor")
+    factor = 1 / 255 if factor is None else factor
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < 1e6:
+        raise JvidpruneError(f"the folder's video processor has rescale_factor {quoted(factor)}; it must be above 0.")
+    if not _flag(given, "do_rescale", True):
+        factor = 1.0
+    if not _flag(given, "do_normalize", True):
+        width = 1 / (255 * factor)
+        return (0.0, 0.0, 0.0), (width, width, width)
     found = []
     for name, default in (("image_mean", mean), ("image_std", std)):
         value = given.get(name) or default
@@ -77,8 +116,18 @@ def channels(given: Mapping[str, Any], mean: Channels = HALF, std: Channels = HA
             raise JvidpruneError(
                 f"the folder's video processor has {name} {quoted(value)}; it must hold three numbers."
             )
-        found.append((float(value[0]), float(value[1]), float(value[2])))
+        first, second, third = (float(part) / (255 * factor) for part in value)
+        found.append((first, second, third))
     return found[0], found[1]
+
+
+def _flag(given: Mapping[str, Any], name: str, default: bool) -> bool:
+    value = given.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise JvidpruneError(f"the folder's video processor has {name} {quoted(value)}; it must be true or false.")
+    return value
 
 
 def sampling_keys(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxtyping import Int
 from jvidprune.inference.processor import qwen_limits
 from jvidprune.inference.reduced import ReducedVideo, prompt_positions
 from jvidprune.inference.sequence import Run, SlotMap, laid_out, weave
+from jvidprune.models import positions
 from jvidprune.models.positions import MropeRule, VideoBlock
 from jvidprune.models.qwen_vl import QwenVLConfig, spread_levels
 from jvidprune.reducers.prompting import PositionRule
@@ -20,40 +21,76 @@ from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenPixels, QwenUtils, qwen_patches
 from jvidprune.video.sampling import DEFAULT_RATE, pair_means, stamp
 
+Markers = Literal["blocks", "around"]
+"""Where Qwen3-VL has vision markers: around each grid frame ("blocks", as transformers 4.57, the format of its
+training), or besides around all of them, where the template has them and transformers 5 leaves them."""
+
 _PIXELS = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
 
 
-def patches(config: QwenVLConfig, given: Mapping[str, Any]) -> Callable[[np.ndarray], Patches]:
-    """Frames to patches as the reference pipeline makes them: the sizes of qwen-vl-utils, then the processor's rule.
+@dataclasses.dataclass(frozen=True)
+class PixelSteps:
+    """How frames get to the pixels of a tower, before they are normalised.
+
+    Attributes:
+      utils: the resizing of qwen-vl-utils, which comes first; None leaves the processor alone.
+      processor: the processor resizes (behind qwen-vl-utils once more, if its rule asks for another size).
+      limits: smallest and largest area or volume that the processor is loaded with; None takes those of its folder.
+    """
+
+    utils: QwenUtils | None
+    processor: bool = True
+    limits: tuple[int, int] | None = None
+
+
+TWICE = PixelSteps(QwenUtils())
+"""qwen-vl-utils, then the processor's own rule, as the README of Qwen2.5-VL has it."""
+
+ONCE = PixelSteps(QwenUtils(), processor=False)
+"""qwen-vl-utils alone: the README of Qwen3-VL calls its processor with `do_resize=False`."""
+
+ALONE = PixelSteps(None)
+"""The processor's rule alone."""
+
+
+def patches(config: QwenVLConfig, given: Mapping[str, Any], *, steps: PixelSteps) -> Callable[[np.ndarray], Patches]:
+    """Frames to patches.
 
     Args:
       config: of the model.
       given: the settings of the folder's video processor; the published ones where they say nothing.
+      steps: of a convention.
 
     Raises:
       JvidpruneError: settings that make no sense or belong to another model.
     """
-    return functools.partial(qwen_patches, family=_rules(config, given), utils=QwenUtils())
+    return functools.partial(qwen_patches, family=_rules(config, given, steps), utils=steps.utils)
 
 
 def grid_of(
-    config: QwenVLConfig, frames: int, height: int, width: int, given: Mapping[str, Any] | None = None
+    config: QwenVLConfig, frames: int, height: int, width: int, given: Mapping[str, Any], *, steps: PixelSteps
 ) -> tuple[int, int]:
     """(rows, columns) of tokens that `patches` makes of a grid frame of a video of this size in pixels."""
-    family = _rules(config, given or {})
-    sides = family.size(frames, *QwenUtils().size(frames, height, width, family.factor))
+    family = _rules(config, given, steps)
+    if steps.utils is not None:
+        height, width = steps.utils.size(frames, height, width, family.factor)
+    sides = family.size(frames, height, width)
     return sides[0] // family.factor, sides[1] // family.factor
 
 
-def _rules(config: QwenVLConfig, given: Mapping[str, Any]) -> QwenPixels:
+def _rules(config: QwenVLConfig, given: Mapping[str, Any], steps: PixelSteps) -> QwenPixels:
     vision = config.vision
     family = dataclasses.replace(_PIXELS[config.family], patch=vision.patch_size, merge=vision.merge, pair=vision.pair)
-    return qwen_limits(given, family)
+    found = qwen_limits(given, family)
+    if steps.limits is not None:
+        found = dataclasses.replace(found, min_pixels=steps.limits[0], max_pixels=steps.limits[1])
+    return found if steps.processor else dataclasses.replace(found, do_resize=False)
 
 
-def step_seconds(clip: Clip | None, pair: int) -> float:
-    """Seconds between grid frames: `pair` over the sampling rate; 1.0 where it is unknown, as lmms-eval has it."""
-    return 1.0 if clip is None else pair / clip.sampled_fps
+def step_seconds(clip: Clip | None, pair: int, rule: MropeRule = "released") -> float:
+    """Seconds between grid frames, `pair` over the sampling rate, as a rule of positions takes them."""
+    seconds = None if clip is None else pair / clip.sampled_fps
+    return positions.step_seconds(seconds, rule, assumed=pair / DEFAULT_RATE)
 
 
 def stamps(clip: Clip | None, frames: int, pair: int) -> list[str]:
@@ -63,26 +100,25 @@ def stamps(clip: Clip | None, frames: int, pair: int) -> list[str]:
 
 
 def video_texts(
-    texts: Sequence[str], videos: Sequence[ReducedVideo], config: QwenVLConfig, rule: MropeRule = "max"
+    texts: Sequence[str], videos: Sequence[ReducedVideo], config: QwenVLConfig, markers: Markers = "blocks"
 ) -> list[str]:
     """The texts of a prompt cut further, one more than there are blocks of visual tokens.
 
     Qwen2.5-VL wraps each video in vision_start and vision_end; Qwen3-VL does so with every grid frame and writes its
-    time stamp before (as transformers 4.57, the format of its training; 5.23 leaves the markers of the template around
-    all of it).
+    time stamp before.
 
     Args:
       texts: before, between and behind the videos, without vision markers.
       videos: with their clips.
       config: of the model.
-      rule: whose prompts and positions.
+      markers: see `Markers`.
     """
     first, last = "<|vision_start|>", "<|vision_end|>"
     found = [texts[0]]
     for one, text in zip(videos, texts[1:], strict=True):
         by_text = not config.tokens_per_second
         times = stamps(one.clip, one.video.features.shape[0], config.vision.pair) if by_text else [""]
-        around = by_text and rule == "tf5"
+        around = by_text and markers == "around"
         found[-1] += first * around
         for stamped in times:
             found[-1] += stamped + first
@@ -113,13 +149,13 @@ def lay_out(
     config: QwenVLConfig,
     *,
     reserve: int,
-    rule: MropeRule = "max",
+    rule: MropeRule = "released",
     positions: PositionRule | None = None,
 ) -> SlotMap:
     """The slots of a prompt, by default with the positions of the unpruned one.
 
     Positions are laid out on the full prompt; text and kept tokens keep theirs, and the first generated token follows
-    the largest of the full prompt. All text stays, time stamps of frames without a kept token included; so do the
+    the full prompt. All text stays, time stamps of frames without a kept token included; so do the
     vision markers, unless a reducer declares on Qwen3-VL that they go (FlashVID).
 
     Args:
@@ -127,7 +163,7 @@ def lay_out(
       texts: token ids of `video_texts`.
       config: of the model.
       reserve: tokens that will be generated.
-      rule: how text goes on behind a video, see `models.positions.MropeRule`.
+      rule: of positions, see `models.positions.MropeRule`.
       positions: of kept tokens; None takes the methods' settings, else original ones. "renumbered" counts the slots
         from 0 on all three axes, and new tokens behind them.
 
@@ -136,7 +172,7 @@ def lay_out(
     """
     runs, blocks, first_row = [], [], 0
     for one in videos:
-        found = video_blocks(one, config)
+        found = video_blocks(one, config, rule)
         index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
         runs += block_runs(index, found, first_row)
         blocks += found
@@ -150,10 +186,10 @@ def lay_out(
     return laid_out(woven, max_positions=size, reserve=reserve, positions=kept.ids, next_position=kept.next)
 
 
-def video_blocks(one: ReducedVideo, config: QwenVLConfig) -> list[VideoBlock]:
+def video_blocks(one: ReducedVideo, config: QwenVLConfig, rule: MropeRule = "released") -> list[VideoBlock]:
     """What shares an origin in the prompt: the video, or each grid frame."""
     frames, (height, width), merge = one.video.features.shape[0], one.video.grid, config.vision.merge
-    return config.blocks((frames, height * merge, width * merge), step_seconds(one.clip, config.vision.pair))
+    return config.blocks((frames, height * merge, width * merge), step_seconds(one.clip, config.vision.pair, rule))
 
 
 def pieces_of(texts: Sequence[int], blocks: Sequence[VideoBlock]) -> list[int | VideoBlock]:

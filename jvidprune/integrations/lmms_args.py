@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.inference.conventions import check_convention
 from jvidprune.models.dtypes import AUTO, DTypeName
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
+from jvidprune.models.positions import check_rule
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.presets import from_text, unknown
 from jvidprune.reducers.prompting import PositionRule, check_positions
@@ -36,6 +38,7 @@ class ModelArgs:
       template: of prompts, see `VideoLLM.load`.
       pooling_head: see `VideoLLM.load`.
       positions: of kept tokens, "renumbered" or "original", see `VideoLLM.load`.
+      convention, mrope_rule: see `VideoLLM.load`; "lmms-eval" reads videos as lmms-eval's own models do.
       batch_size: prompts that are read together (lmms-eval's --batch_size).
       max_new_tokens: longest answer of tasks that name no length.
       resume: folder where every answer is kept as soon as it is made; a run that was stopped goes on from there. Runs
@@ -56,6 +59,8 @@ class ModelArgs:
     template: str | None = None
     pooling_head: str | None = None
     positions: PositionRule | None = None
+    convention: str | None = None
+    mrope_rule: str | None = None
     batch_size: int = 1
     max_new_tokens: int = 1024
     resume: str | None = None
@@ -88,6 +93,9 @@ class ModelArgs:
             if getattr(args, key) not in allowed:
                 raise JvidpruneError(f"{key} must be {' or '.join(allowed)}, got {getattr(args, key)!r}.")
         check_positions(args.positions)
+        for name, check in ((args.convention, check_convention), (args.mrope_rule, check_rule)):
+            if name is not None:
+                check(name)
         if args.reducer is not None:
             from_text(args.reducer)
         return args

@@ -23,7 +23,7 @@ where time ids are larger, and generated tokens at the last position plus one, a
 
 Qwen3-VL tells time by text, so that all four agree."""
 
-POSITION_RULES: tuple[str, ...] = get_args(MropeRule)
+MROPE_RULES: tuple[str, ...] = get_args(MropeRule)
 
 
 class VideoBlock(NamedTuple):
@@ -137,13 +137,13 @@ def prompt_positions(
 
 
 def check_rule(rule: str) -> None:
-    """Refuses what is no position rule.
+    """Refuses what is no M-RoPE rule.
 
     Raises:
       JvidpruneError: an unknown one.
     """
-    if rule not in POSITION_RULES:
-        raise JvidpruneError(f"unknown position rule {rule!r}; known: {', '.join(POSITION_RULES)}.")
+    if rule not in MROPE_RULES:
+        raise JvidpruneError(f"unknown M-RoPE rule {rule!r}; known: {', '.join(MROPE_RULES)}.")
 
 
 def frame_blocks(frames: int, height: int, width: int) -> list[VideoBlock]:

@@ -21,7 +21,7 @@ FILE = "jvidprune_config.json"
 FORMAT = 1
 """Version of the layout; a file of a later one is refused."""
 
-_KEYS = ("format", "jvidprune", "backbone", "ratio", "reducer")
+_KEYS = ("format", "jvidprune", "backbone", "ratio", "reducer", "convention", "mrope_rule")
 _PARTS = (
     "TokenCost",
     "ClipCost",
@@ -44,11 +44,15 @@ class SavedPruning:
       reducer: the method with all its settings.
       ratio: retention ratio in (0, 1].
       backbone: model family that the settings were made for, None for any.
+      convention: that videos are read in, a name of `inference.conventions`; None leaves it to the default.
+      mrope_rule: of a Qwen-VL family, a name of `models.positions.MropeRule`; None leaves it to the convention.
     """
 
     reducer: Reducer
     ratio: float
     backbone: str | None = None
+    convention: str | None = None
+    mrope_rule: str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ratio", check_ratio(self.ratio))
@@ -65,7 +69,9 @@ class SavedPruning:
 
         method = _method(self.reducer, "the reducer")
         known = {"format": FORMAT, "jvidprune": jvidprune.__version__, "backbone": self.backbone, "ratio": self.ratio}
-        return known | {"reducer": method}
+        reading = {"convention": self.convention, "mrope_rule": self.mrope_rule}
+        # Files that leave the reading of videos alone stay readable for versions that know nothing of it.
+        return known | {"reducer": method} | {key: value for key, value in reading.items() if value is not None}
 
     def text(self) -> str:
         """The file's text."""
@@ -160,7 +166,7 @@ def read_settings(value: Any) -> FolderSettings:
     if declared is None:
         raise JvidpruneError("positions must be renumbered or original, got null.")
     rest = {key: part for key, part in value.items() if key != "positions"}
-    if {"reducer", "ratio", "backbone"} & rest.keys():
+    if {"reducer", "ratio", "backbone", "convention", "mrope_rule"} & rest.keys():
         return FolderSettings(read_record(rest), declared)
     _checked_format(_object(rest, "the file", _KEYS, required=("format",)))
     return FolderSettings(None, declared)
@@ -180,7 +186,11 @@ def read_record(value: Any) -> SavedPruning:
         raise JvidpruneError(f"ratio must be a number in (0, 1], got {ratio!r}.")
     if backbone is not None and not isinstance(backbone, str):
         raise JvidpruneError(f"backbone must be a name or null, got {backbone!r}.")
-    return SavedPruning(_build(found["reducer"], "reducer"), ratio, backbone)
+    reading = {key: found.get(key) for key in ("convention", "mrope_rule")}
+    for key, name in reading.items():
+        if name is not None and not isinstance(name, str):
+            raise JvidpruneError(f"{key} must be a name or null, got {name!r}.")
+    return SavedPruning(_build(found["reducer"], "reducer"), ratio, backbone, **reading)
 
 
 def _checked_format(found: dict[str, Any]) -> dict[str, Any]:

@@ -171,6 +171,7 @@ class Comparer:
         for name in methods if self._source is not None else ():
             sizes: dict[str, Any] = self._wish | {"dtype": jax.tree.leaves(self.llm.loaded.model)[0].dtype}
             sizes |= {"ratio": _ratio_of(name, ratio), "max_new_tokens": self._longest, "limits": self._limits}
+            sizes["convention"] = self.llm.settings.convention
             check_question(self._source or "", path, question, reducer=name, **sizes)
         needs = frozenset[str]().union(*(method.needs for method in methods.values()))
         with self._lock:
