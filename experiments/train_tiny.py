@@ -139,7 +139,7 @@ def publish(run: Path, out: Path, network: Network, params: Any) -> None:
     """Writes checkpoint and record, with accuracies measured on the checkpoint's own files."""
     tokenizer = word_tokenizer(all_words())
     model, _ = network.merge(params)
-    write_checkpoint(out, model, config_json(RECIPE.sizes, tokenizer), tokenizer, TEST.frames)
+    write_checkpoint(out, model, config_json(RECIPE.sizes, tokenizer), tokenizer, TEST.frames, "original")
     llm = VideoLLM.load(out)
     tables = {}
     for given, blind in (("all tokens", False), ("text alone", True)):

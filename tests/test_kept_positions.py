@@ -384,7 +384,11 @@ def test_a_declaration_is_read_strictly(tmp_path, content, says):
 
 
 def test_the_embedded_model_was_made_for_original_positions():
+    """Its training left tokens out at their own positions, in every stage."""
     assert load_settings(EMBEDDED) == FolderSettings(None, "original")
+    assert (EMBEDDED / FILE).read_text() == FolderSettings(None, "original").text()
+    plans = [stage["plan"] for stage in json.loads((EMBEDDED / "record.json").read_text())["stages"]]
+    assert not any(plan["close_gaps"] for plan in plans if plan)
 
 
 def test_the_command_line(llms, tmp_path, monkeypatch, capsys):

@@ -10,6 +10,8 @@ from flax import nnx
 from jvidprune.models.llava_onevision import LlavaOnevision
 from jvidprune.models.load import name_table
 from jvidprune.models.weights import bind
+from jvidprune.reducers.prompting import PositionRule
+from jvidprune.reducers.saved import FILE, FolderSettings
 
 
 def tensors(model: Any, dtype: Any = np.float16) -> dict[str, np.ndarray]:
@@ -30,7 +32,14 @@ def tensors(model: Any, dtype: Any = np.float16) -> dict[str, np.ndarray]:
     return found
 
 
-def write_checkpoint(folder: Path, model: LlavaOnevision, raw: dict[str, Any], tokenizer: Any, frames: int) -> None:
+def write_checkpoint(
+    folder: Path,
+    model: LlavaOnevision,
+    raw: dict[str, Any],
+    tokenizer: Any,
+    frames: int,
+    positions: PositionRule | None = None,
+) -> None:
     """Writes model.safetensors (float16), config.json, generation, preprocessor and tokenizer files.
 
     Args:
@@ -39,6 +48,7 @@ def write_checkpoint(folder: Path, model: LlavaOnevision, raw: dict[str, Any], t
       raw: its config.json.
       tokenizer: a tokenizers.Tokenizer.
       frames: frames of a video that the model was made for.
+      positions: rule of kept tokens' positions that it was made for, None to declare none.
     """
     from safetensors.numpy import save_file
 
@@ -56,3 +66,5 @@ def write_checkpoint(folder: Path, model: LlavaOnevision, raw: dict[str, Any], t
     ):
         (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
+    if positions is not None:
+        (folder / FILE).write_text(FolderSettings(positions=positions).text(), encoding="utf-8")
