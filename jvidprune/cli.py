@@ -128,6 +128,7 @@ def sweep_methods(
     clips: int | None = None,
     questions: Literal["answerable", "all"] = "answerable",
     max_new_tokens: int = 8,
+    strict: bool = False,
     save: Annotated[
         Path | None, arg(name="out", help="Folder of the run; by default runs/<hash of what changes results>.")
     ] = None,
@@ -136,6 +137,9 @@ def sweep_methods(
     out: Common = OUTPUT,
 ) -> None:
     """Compare methods by accuracy at retention ratios: a table, a CSV file, plots and report.html; resumes if stopped.
+
+    Videos and annotations that cannot be used are left out and listed. With --out a folder gathers what is asked of it:
+    further clips, methods and ratios, or a mended video, are added to what is there.
 
     Args:
       methods: names with settings, separated by commas; by default all that read the video before the language model.
@@ -146,13 +150,15 @@ def sweep_methods(
       clips: look at the first so many clips only.
       questions: of the procedural benchmark: those that the embedded model was measured to answer above chance, or all.
       max_new_tokens: longest answer.
+      strict: stop at the first video or annotation that cannot be used, instead of leaving it out and listing it.
     """
     from jvidprune.commands import sweep
     from jvidprune.reducers.presets import split_texts
 
     console = out.console()
     chosen = split_texts(methods or sweep.METHODS)
-    choice = sweep.SweepChoice(chosen, sweep.read_ratios(ratios), task, data, clips, questions, max_new_tokens, save)
+    asked = task, data, clips, questions, max_new_tokens, save, strict
+    choice = sweep.SweepChoice(chosen, sweep.read_ratios(ratios), *asked)
     settings = {"model": dataclasses.asdict(model), "launch": dataclasses.asdict(launch)}
     table, record = sweep.sweep(choice, **settings, console=console)
     if out.json:

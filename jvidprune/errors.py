@@ -1,5 +1,7 @@
 """The error types that reach a user as a sentence, and what other errors become in one."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -24,6 +26,21 @@ class TransientError(JvidpruneError):
     """
 
     exit_code: ClassVar[int] = 75
+
+
+@contextlib.contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Whatever a file or clip ends in while it is read is a sentence about it.
+
+    Raises:
+      JvidpruneError: in place of any other error of the body.
+    """
+    try:
+        yield
+    except JvidpruneError:
+        raise
+    except Exception as error:
+        raise JvidpruneError(f"{name} cannot be read: {type(error).__name__}: {reason(error)}.") from error
 
 
 def reason(error: BaseException, longest: int = 300) -> str:

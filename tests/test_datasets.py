@@ -219,16 +219,26 @@ def test_the_authors_files_of_egoschema_and_nextqa(tmp_path, film):
     assert open_dataset("next-qa", tmp_path / "next", **WISH)[0].questions[0].answer == "E"
 
 
-def test_the_fingerprint_follows_questions_videos_and_sampling(tmp_path, film):
+def test_the_fingerprint_follows_sampling_and_items_follow_their_own_video(tmp_path, film):
     longvideobench(tmp_path, film)
-    known = open_dataset("longvideobench", tmp_path, **WISH).fingerprint()
-    assert open_dataset("longvideobench", tmp_path, **WISH).fingerprint() == known
-    assert open_dataset("longvideobench", tmp_path, **(WISH | {"frames": 5})).fingerprint() != known
+
+    def made(**wish):
+        task = open_dataset("longvideobench", tmp_path, **(WISH | wish))
+        return task.fingerprint(), {task[i].id: task[i].source() for i in range(len(task))}
+
+    known, sources = made()
+    assert made() == (known, sources)
+    assert made(frames=5)[0] != known
+    assert made(frames=5)[1] != sources
     place(tmp_path, film[:10], "videos/v.mp4")
-    changed = open_dataset("longvideobench", tmp_path, **WISH).fingerprint()
-    assert changed != known
-    place(tmp_path, film[:10], "videos/gone.mp4")
-    assert open_dataset("longvideobench", tmp_path, **WISH).fingerprint() != changed
+    changed = made()
+    assert changed[0] == known
+    assert changed[1] != sources
+    place(tmp_path, film[:9], "videos/gone.mp4")
+    added = made()
+    assert added[0] == known
+    assert added[1]["videos/v.mp4"] == changed[1]["videos/v.mp4"]
+    assert added[1].keys() == {"videos/v.mp4", "videos/gone.mp4"}
 
 
 def test_refusals_are_sentences(tmp_path, film):

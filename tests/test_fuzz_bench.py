@@ -11,10 +11,11 @@ from PIL import Image
 from test_datasets import LAYOUTS
 
 from jvidprune.bench.datasets import names, open_dataset
+from jvidprune.bench.keys import BATCH_KEY, SAMPLE_KEY
 from jvidprune.bench.metrics import summarise
 from jvidprune.bench.records import is_batch, is_sample
 from jvidprune.bench.results import make_table
-from jvidprune.bench.runner import BATCH_KEY, SAMPLE_KEY, RunFiles, SweepRecords
+from jvidprune.bench.runner import RunFiles, SweepRecords
 from jvidprune.bench.store import RecordStore
 from jvidprune.errors import JvidpruneError
 from jvidprune.parity.core import run_folder

@@ -222,11 +222,20 @@ def test_the_report_is_whole_and_needs_nothing_beside_it(whole):
         assert (whole / name).read_text().startswith("<svg")
 
 
-def test_a_run_keeps_its_folder_and_another_one_is_refused(home, model, whole, capfd):
-    before = results(whole)
-    sweep(home, model, whole, "--max-new-tokens", "3")
-    assert "holds another run" in capfd.readouterr().err
-    assert results(whole) == before
+def test_a_folder_takes_other_settings_and_keeps_what_is_there(home, model, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path / "out")
+    before = (whole / "samples.jsonl").read_bytes()
+    sweep(home, model, out, "--max-new-tokens", "3")
+    after = (out / "samples.jsonl").read_bytes()
+    assert after.startswith(before)
+    assert after.count(b"\n") == 2 * before.count(b"\n")
+    first, second = (json.loads((folder / "run.json").read_text()) for folder in (whole, out))
+    assert (first["max_new_tokens"], second["max_new_tokens"]) == (2, 3)
+    assert [run["hash"] for run in second["earlier"]] == [first["hash"]]
+    sweep(home, model, out)
+    assert (out / "samples.jsonl").read_bytes() == after
+    assert table(out) == table(whole)
+    assert json.loads((out / "run.json").read_text())["hash"] == first["hash"]
 
 
 def test_a_published_benchmark_runs_through_the_same_verb(home, model, whole, tmp_path, capfd):
@@ -270,8 +279,10 @@ def test_the_hash_changes_with_everything_that_changes_results(model, tmp_path):
     ]
     hashes = {run_hash(identity(llm, task, one)) for one in other}
     hashes |= {
-        run_hash(identity(llm, one, plan)) for one in (Procedural("test", clips=4), Procedural("train", clips=3))
+        run_hash(identity(llm, one, plan)) for one in (Procedural("train", clips=3), Procedural("test", noise=1.0))
     }
+    # How many clips there are is no part of what a run is.
+    assert known == run_hash(identity(llm, Procedural("test", clips=4), plan))
     settings = dataclasses.replace(llm.settings, template="qwen3_vl")
     hashes.add(run_hash(identity(dataclasses.replace(llm, settings=settings), task, plan)))
     # What a model is said with and what lends it a pooling head: files of every kind that are read.

@@ -1,10 +1,12 @@
 """Answers of one clip: every ratio of a method from one reduction, all questions at all ratios in few batches."""
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.inference.batch import Prompt, Reply, answer_many
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.reduced import ReducedVideo, sweep_video
@@ -31,7 +33,9 @@ def compile_all(
 
     def one(method: tuple[str, Reducer, Sequence[float]]) -> float:
         start = time.perf_counter()
-        sweep_video(video, method[1], method[2])
+        # A method that cannot do this clip says so again when it is asked.
+        with contextlib.suppress(JvidpruneError):
+            sweep_video(video, method[1], method[2])
         finished(method[0])
         return time.perf_counter() - start
 

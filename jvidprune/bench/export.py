@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from jvidprune.bench.items import LMMS_POST_PROMPTS
 from jvidprune.bench.lmms_task import write_tasks
 from jvidprune.bench.procedural import Procedural
 from jvidprune.bench.world import Scene
@@ -29,7 +28,7 @@ def export(
     Args:
       task: what to write.
       folder: gets videos/ID.mp4, one frame a second, and annotations.json: the task's settings, and for each question
-        its id, video, category, kind, text, options, answer, prompt in the words of lmms-eval, and the ground truth;
+        its id, video, category, kind, text, options, answer, prompt as the benchmark itself asks, and the ground truth;
         and lmms_eval/ with the tasks of `lmms_task`.
       scale: pixels a side that each pixel becomes: codecs halve the resolution of colour, and shapes of a few pixels
         lose theirs.
@@ -52,7 +51,7 @@ def export(
         for question in drawn.questions:
             row = {"id": question.id, "category": question.category, "kind": question.kind, "question": question.text}
             row |= {"options": list(question.options), "answer": question.answer}
-            questions.append(row | {"prompt": question.prompt(LMMS_POST_PROMPTS)} | clip)
+            questions.append(row | {"prompt": question.prompt()} | clip)
         if progress:
             progress(i + 1, len(task))
     path = target / "annotations.json"

@@ -161,13 +161,21 @@ def wait_for_others(folder: Path, host: Host, complete: Callable[[], bool], grac
     return True
 
 
-def join(folder: Path, name: str, records: Sequence[Record], parts: Iterable[Path]) -> None:
+def join(folder: Path, name: str, records: Sequence[Record], parts: Sequence[Path], others: Iterable[bytes]) -> None:
     """Writes all records of a kind into the file of a single process and removes the parts.
 
     Killed at any moment it loses nothing: a record that is in a part and in the file counts once.
+
+    Args:
+      folder: of the run.
+      name: of the kind, e.g. "samples".
+      records: all that are known, in order.
+      parts: files of processes that are not alone.
+      others: lines that are no records here, which stay as they are.
     """
     target = folder / f"{name}.jsonl"
     with atomic_output(target) as part, part.open("wb") as file:
+        file.writelines(others)
         file.writelines(json_line(record) for record in records)
         file.flush()
         os.fsync(file.fileno())

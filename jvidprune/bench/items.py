@@ -5,7 +5,7 @@ import string
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.video.decode import Clip
 
 Kind = Literal["choice", "short", "yes_no"]
@@ -81,11 +81,41 @@ class Item:
       id: unique in its task.
       questions: one or more.
       load: reads or draws the clip.
+      source: what decides the frames that `load` gives, as JSON holds it: content and part of the file, sampling. An
+        item whose source changes is asked again. Without one the item stands for itself, with its task's fingerprint.
+      file: that `load` reads, if any.
     """
 
     id: str
     questions: tuple[Question, ...]
     load: Callable[[], Clip]
+    source: Callable[[], Any] | None = None
+    file: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class LeftOut:
+    """Something of a task that cannot be asked.
+
+    Attributes:
+      item: id of the clip or question, or the place of the annotation.
+      file: the video or annotation file; empty where there is none.
+      reason: what is wrong with it, as a sentence.
+      missing: it is a video that is not there.
+    """
+
+    item: str
+    file: str
+    reason: str
+    missing: bool = False
+
+    def __post_init__(self) -> None:
+        # Names come from anywhere; what is printed and written to JSON must be text.
+        for name in ("item", "file", "reason"):
+            object.__setattr__(self, name, quoted(getattr(self, name), 1000))
+
+    def __str__(self) -> str:
+        return self.reason if self.item in self.reason else f"{self.item}: {self.reason}"
 
 
 class Task(Protocol):
@@ -110,8 +140,17 @@ class Task(Protocol):
     def __getitem__(self, index: int) -> Item: ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """Settings that change results, as values that JSON can hold."""
+        """Settings that hold for all items and change results, as values that JSON can hold.
+
+        What belongs to one item (its video, its questions) stands in the item: adding, mending or removing one leaves
+        the task what it is. A task may also have `left_out`, a sequence of `LeftOut`.
+        """
         ...
+
+
+def left_out(task: Any) -> tuple[LeftOut, ...]:
+    """What of a task was found not to be askable before any clip was read."""
+    return tuple(getattr(task, "left_out", ()))
 
 
 def chance(question: Question) -> float:

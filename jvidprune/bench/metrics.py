@@ -95,26 +95,28 @@ def summarise(
     full = {(r["clip"], r["question"]): r["correct"] for r in records if r["method"] == FULL}
     categories = [ALL, *sorted({r["category"] for r in records})]
     cells = {(run, c): i for i, (run, c) in enumerate((run, c) for run in runs for c in categories)}
-    sums = np.zeros((5, len(clips), len(cells)))
+    sums = np.zeros((6, len(clips), len(cells)))
     for record in records:
         row = clips[record["clip"]]
-        base = full.get((record["clip"], record["question"]), 0)
-        values = record["correct"], 1, base, record["kept"], record["prompt"]
+        # Relative accuracies run over the questions that the unpruned model was asked, too.
+        base = full.get((record["clip"], record["question"]))
+        common = 0 if base is None else record["correct"]
+        values = record["correct"], 1, base or 0, record["kept"], record["prompt"], common
         for category in (ALL, record["category"]):
             column = cells.get(((record["method"], record["ratio"]), category))
             if column is not None:
                 sums[:, row, column] += values
-    right, count, base, _, _ = sums
+    right, count, base, _, _, common = sums
     if not clips:
         return []
     resampled = clip_draws(len(clips), draws, seed)
     low, high = bootstrap_ratio(resampled, right, count, level)
     # Both sums run over the same questions, so the ratio of right answers is the ratio of accuracies.
-    relative_low, relative_high = bootstrap_ratio(resampled, right, base, level)
+    relative_low, relative_high = bootstrap_ratio(resampled, common, base, level)
     totals = sums.sum(1)
     out = []
     for ((method, ratio), category), i in cells.items():
-        hits, questions, reference, kept, prompt = (float(total) for total in totals[:, i])
+        hits, questions, reference, kept, prompt, both = (float(total) for total in totals[:, i])
         if questions:
             out.append(
                 Cell(
@@ -125,7 +127,7 @@ def summarise(
                     accuracy=hits / questions,
                     low=float(low[i]),
                     high=float(high[i]),
-                    relative=hits / reference if reference else float("nan"),
+                    relative=both / reference if reference else float("nan"),
                     relative_low=float(relative_low[i]),
                     relative_high=float(relative_high[i]),
                     kept=kept / questions,

@@ -101,15 +101,20 @@ class SweepPlan:
         return frozenset().union(*(method.needs for method in self.methods.values()))
 
 
-def identity(llm: VideoLLM, task: Any, plan: SweepPlan) -> dict[str, Any]:
-    """Everything that changes the results of a run, as plain values.
+MODEL = ("model", "prompt", "around", "code", "backend")
+"""Parts of an identity that belong to the model and its surroundings, which change every result."""
 
-    That is the model with its prompt, code and backend (`identity.model_identity`); the task's own fingerprint; each
-    method with all its settings; the ratios; the length of answers.
+
+def identity(llm: VideoLLM, task: Any, plan: SweepPlan) -> dict[str, Any]:
+    """What a run is, as plain values, whatever clips there are; it names the run's folder and stands in its report.
+
+    That is the model with its prompt, settings, code and backend (`identity.model_identity`); the task, where its files
+    lie and what it says of itself; each method with all its settings and, where it is the user's own, its source; the
+    ratios; the length of answers.
     """
     return {
         **model_identity(llm),
-        "task": {"name": task.name, "settings": plain(task.fingerprint())},
+        "task": {"name": task.name, "data": getattr(task, "folder", None), "settings": plain(task.fingerprint())},
         "methods": {name: plain(method) for name, method in plan.methods.items()},
         "ratios": list(plan.ratios),
         "own_ratios": {name: list(ratios) for name, ratios in plan.own_ratios.items()},

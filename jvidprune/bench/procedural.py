@@ -166,11 +166,17 @@ class Procedural:
 
     def __getitem__(self, index: int) -> Item:
         _, questions = self.scene(index)
-        return Item(f"{self.split}-{index}", questions, lambda: self.clip(index))
+        return Item(f"{self.split}-{index}", questions, lambda: self.clip(index), lambda: self._drawn(index))
+
+    def _drawn(self, index: int) -> dict[str, Any]:
+        """What decides the frames of an item: not which questions are asked about it, but what it was made for."""
+        settings = {name: value for name, value in self.fingerprint().items() if name not in ("questions", "grid")}
+        return settings | {"item": index}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides clips and questions."""
+        """Everything that decides clips and questions but the number of clips: item i is the same in more of them."""
         settings = dataclasses.asdict(self) | dataclasses.asdict(self.knobs)
+        del settings["clips"]
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
         return {"task": self.name, "version": VERSION, **settings}
 

@@ -7,6 +7,7 @@ _SAMPLE = {"clip": str, "question": str, "method": str, "category": str, "predic
 _COUNTS = ("kept", "visual", "prompt")
 _COSTS = ("encode", "reduce", "compile", "memory", "tflops", "prefill_tflops")
 _ALONE = ("prefill", "generate")
+_FAILURE = ("clip", "key", "file", "reason")
 
 
 def is_sample(record: dict[str, Any]) -> bool:
@@ -20,8 +21,16 @@ def is_batch(record: dict[str, Any]) -> bool:
     """Whether a record is that of one method and ratio on a clip: its costs, or why it was refused."""
     if not all(isinstance(record.get(name), str) for name in ("clip", "method", "refused")):
         return False
+    together = record.get("together", [])
+    if not isinstance(together, list) or not all(_number(ratio) for ratio in together):
+        return False
     costs = () if record["refused"] else (*_COSTS, *(name for name in _ALONE if name in record))
     return all(_number(record.get(name)) for name in ("ratio", *costs))
+
+
+def is_failure(record: dict[str, Any]) -> bool:
+    """Whether a record is that of a clip that could not be read: file and sentence."""
+    return all(isinstance(record.get(name), str) for name in _FAILURE)
 
 
 def _number(value: Any) -> bool:

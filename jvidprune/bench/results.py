@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jvidprune.bench.items import LeftOut
 from jvidprune.bench.metrics import ALL, Cell, summarise
 from jvidprune.bench.runner import SweepRecords
 from jvidprune.bench.store import Record
@@ -64,6 +65,7 @@ class SweepTable:
       chance: category -> accuracy of a guess.
       clips: number of clips.
       titles: method -> name as its paper writes it.
+      left_out: what could not be asked and is not counted.
     """
 
     identity: dict[str, Any]
@@ -76,6 +78,7 @@ class SweepTable:
     chance: dict[str, float]
     clips: int
     titles: dict[str, str]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def methods(self) -> list[str]:
@@ -104,10 +107,6 @@ def make_table(
       draws, seed: of the bootstrap.
     """
     cells = {(c.method, c.ratio, c.category): c for c in summarise(found.samples, found.runs, draws=draws, seed=seed)}
-    refused: dict[str, dict[float, str]] = {}
-    for record in found.batches:
-        if record["refused"]:
-            refused.setdefault(record["method"], {})[record["ratio"]] = record["refused"]
     seen = {category for _, _, category in cells}
     runs = [run for run in found.runs if (*run, ALL) in cells]
     return SweepTable(
@@ -117,11 +116,32 @@ def make_table(
         [category for category in task.categories if category in seen],
         cells,
         {run: _cost(run, found.batches) for run in runs},
-        refused,
+        _refusals(found.batches),
         _chance(task),
         len({record["clip"] for record in found.samples}),
         titles,
+        found.left_out,
     )
+
+
+def _refusals(batches: Sequence[Record]) -> dict[str, dict[float, str]]:
+    """Why methods refused; where one refused some clips only, with their number."""
+    refused: dict[str, dict[float, list[str]]] = {}
+    asked: dict[tuple[str, float], int] = {}
+    for record in batches:
+        run = record["method"], record["ratio"]
+        asked[run] = asked.get(run, 0) + 1
+        if record["refused"]:
+            refused.setdefault(run[0], {}).setdefault(run[1], []).append(record["refused"])
+
+    def told(reasons: list[str], clips: int) -> str:
+        some = "" if len(reasons) == clips else f" (on {len(reasons)} of {clips} clips)"
+        return f"{reasons[-1].rstrip('.')}{some}." if some else reasons[-1]
+
+    return {
+        method: {ratio: told(reasons, asked[method, ratio]) for ratio, reasons in by_ratio.items()}
+        for method, by_ratio in refused.items()
+    }
 
 
 def _cost(run: tuple[str, float], batches: Sequence[Record]) -> Cost:

@@ -3,22 +3,19 @@
 import contextlib
 import dataclasses
 import json
-import resource
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 
 from jvidprune.bench import plan as plans
-from jvidprune.bench.answering import answer_all, compile_all, time_alone
-from jvidprune.bench.extract import is_correct
-from jvidprune.bench.flops import count
+from jvidprune.bench.answering import compile_all
 from jvidprune.bench.hosts import (
     ALONE,
     GRACE,
     Host,
+    is_running,
     join,
     one_at_a_time,
     only_writer,
@@ -27,28 +24,30 @@ from jvidprune.bench.hosts import (
     wait_for_others,
 )
 from jvidprune.bench.identity import run_hash
+from jvidprune.bench.items import LeftOut, left_out
+from jvidprune.bench.keys import BATCH_KEY, FAILURE_KEY, SAMPLE_KEY, Group, Keys, Stores
+from jvidprune.bench.pairs import Job, answer_job, possible_ratios
 from jvidprune.bench.plan import SweepPlan
-from jvidprune.bench.records import is_batch, is_sample
-from jvidprune.bench.store import Record, RecordStore
-from jvidprune.errors import JvidpruneError, quoted
+from jvidprune.bench.records import is_batch, is_failure, is_sample
+from jvidprune.bench.store import Record, RecordStore, unusable_lines
+from jvidprune.errors import JvidpruneError, TransientError, quoted, reading
 from jvidprune.files import atomic_output, load_json
-from jvidprune.inference.batch import Reply
 from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.reduced import sweep_video
 from jvidprune.inference.stages import StageClock
-from jvidprune.tokens import Reducer, VideoTokens
-
-Group = tuple[str, Reducer, tuple[float, ...]]
-"""Name, reducer and ratios that are run together."""
+from jvidprune.models.evidence import check_evidence
+from jvidprune.tokens import VideoTokens
 
 TIMED = 3
 """Clips on which one question is asked alone at every ratio, to see what a ratio costs."""
 
-SAMPLE_KEY = ("clip", "question", "method", "ratio")
-BATCH_KEY = ("clip", "method", "ratio")
+KINDS = ("samples", "batches", "failures")
+"""Records of a run: answers, costs, and clips that cannot be asked about."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, and how many (clip, method) pairs are done of how many."""
+
+Report = Callable[[LeftOut], None]
+"""Called with what is left out, as soon as it is found."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +72,15 @@ class RunFiles:
         """One record a clip, method and ratio: times, memory, or why the method refused; alike."""
         return self.folder / f"batches{self.host.mark}.jsonl"
 
+    @property
+    def failures(self) -> Path:
+        """One record a clip that could not be read; alike."""
+        return self.folder / f"failures{self.host.mark}.jsonl"
+
 
 @dataclasses.dataclass(frozen=True)
 class SweepRecords:
-    """What a run has written.
+    """What a run has written of what was asked for.
 
     Attributes:
       files: where.
@@ -86,6 +90,7 @@ class SweepRecords:
       batches: one record a clip, method and ratio.
       resumed: samples that were there before this process started.
       complete: whether nothing is missing; False while other hosts have clips to do.
+      left_out: what could not be asked and is not counted: annotations, videos that are not there or cannot be read.
     """
 
     files: RunFiles
@@ -95,6 +100,7 @@ class SweepRecords:
     batches: list[Record]
     resumed: int
     complete: bool = True
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def run_sweep(
@@ -104,14 +110,19 @@ def run_sweep(
     out: Path | None = None,
     *,
     progress: Progress | None = None,
+    report: Report | None = None,
     host: Host = ALONE,
     grace: float = GRACE,
+    strict: bool = False,
 ) -> SweepRecords:
     """Runs what is not yet on disk of a sweep.
 
     Records reach the disk after every clip and method. A process that is killed loses the pair it was at; started again
     it makes the same batches and writes the records that are missing, so the final table is that of an uninterrupted
-    run.
+    run. Records are filed under their item as it is and the settings that decide them (`bench.keys`): a folder takes
+    further clips, methods and ratios, mended videos and other settings, and nothing in it is ever removed.
+
+    A clip that cannot be read is left out and listed; it is tried again whenever the sweep is started.
 
     Several processes that share a folder each run the clips of their number (`bench.hosts`); the last one to finish, or
     any that is started later, joins their records into what a single process would have written.
@@ -120,208 +131,175 @@ def run_sweep(
       llm: the model.
       task: a `bench.items.Task`.
       plan: methods, ratios and length of answers.
-      out: folder of the run; by default runs/<hash of everything that changes results>.
+      out: folder of the run; by default runs/<hash of what the run is, whatever clips there are>.
       progress: called before every clip and method.
+      report: called with every clip that is left out.
       host: which of several processes this is.
       grace: see `hosts.wait_for_others`.
+      strict: stop at the first clip that cannot be read.
 
     Raises:
       TransientError: another process writes there.
-      JvidpruneError: the folder holds another run or cannot be written to, or a video cannot be read.
+      JvidpruneError: the folder cannot be written to, evidence that the model cannot give, or `strict` and a clip that
+        cannot be read.
     """
     identity = plans.identity(llm, task, plan)
     files = RunFiles(out or Path("runs") / run_hash(identity), host)
     progress = progress or (lambda text, done, total: None)
+    if plan.needs:
+        check_evidence(llm.loaded.family, plan.needs, llm.loaded.model.provides, None)
+    keys = Keys(task, plan, {name: identity.get(name) for name in plans.MODEL})
     with only_writer(files.folder, host):
         with contextlib.ExitStack() as closing:
             with one_at_a_time(files.folder):
-                _write_settings(files.settings, identity)
+                _write_settings(files, identity)
                 stores = closing.enter_context(_stores(files))
-            resumed = len(stores[0])
-            _run_missing(llm, task, plan, *stores, progress, host)
+            resumed = len(keys.select(stores, ())[0])
+            failed = _run_missing(llm, keys, stores, progress, report, host, strict)
         if host.of > 1:
             progress("waiting for the other hosts", 0, 1)
-        items = [task[number] for number in range(len(task))]
-        complete = wait_for_others(files.folder, host, lambda: _joined(files, items, plan), grace)
-        with one_at_a_time(files.folder), _stores(files) as (samples, batches):
-            records = samples.records(), batches.records()
-        return SweepRecords(files, identity, plan.runs(), *records, resumed, complete)
+        complete = wait_for_others(files.folder, host, lambda: _joined(files, keys), grace)
+        with one_at_a_time(files.folder), _stores(files) as stores:
+            absent = {number: failed.get(number) or keys.left_out(number, stores) for number in range(len(keys.items))}
+            bad = {number: why for number, why in absent.items() if why is not None}
+            samples, batches = keys.select(stores, tuple(bad))
+        out_of_it = (*left_out(task), *bad.values())
+        return SweepRecords(files, identity, plan.runs(), samples, batches, resumed, complete, out_of_it)
 
 
 @contextlib.contextmanager
-def _stores(files: RunFiles) -> Iterator[tuple[RecordStore, RecordStore]]:
-    """Samples and batches: our own files, and what other processes have written."""
+def _stores(files: RunFiles) -> Iterator[Stores]:
+    """Samples, batches and failures: our own files, and what other processes have written."""
     with contextlib.ExitStack() as closing:
         stores = []
-        kinds = (files.samples, "samples", SAMPLE_KEY, is_sample), (files.batches, "batches", BATCH_KEY, is_batch)
-        for path, name, key, whole in kinds:
+        forms = (SAMPLE_KEY, is_sample), (BATCH_KEY, is_batch), (FAILURE_KEY, is_failure)
+        for name, (key, whole) in zip(KINDS, forms, strict=True):
+            path = getattr(files, name)
             others = [other for other in record_files(files.folder, name) if other != path]
             stores.append(RecordStore(path, key, whole, others))
             closing.callback(stores[-1].close)
-        yield stores[0], stores[1]
+        yield stores[0], stores[1], stores[2]
 
 
-def _joined(files: RunFiles, items: Sequence[Any], plan: SweepPlan) -> bool:
+def _joined(files: RunFiles, keys: Keys) -> bool:
     """Whether nothing is missing; if so, all records are in the files of a single process afterwards."""
-    with one_at_a_time(files.folder), _stores(files) as (samples, batches):
-        groups = plan.groups()
-        if any(_missing(item, group, samples, batches) for item in items for group in groups):
-            return False
-        parts = {name: part_files(files.folder, name) for name in ("samples", "batches")}
+    with one_at_a_time(files.folder), _stores(files) as stores:
+        for number in range(len(keys.items)):
+            if keys.unfinished(number, stores) and keys.left_out(number, stores) is None:
+                return False
+        parts = {name: part_files(files.folder, name) for name in KINDS}
         if any(parts.values()):
-            clips = {item.id: number for number, item in enumerate(items)}
-            questions = {(item.id, q.id): n for item in items for n, q in enumerate(item.questions)}
-            runs = {run: number for number, run in enumerate(plan.runs())}
-
-            def place(record: Record) -> tuple[int, ...]:
-                question = questions.get((record["clip"], record.get("question")), 0)
-                return clips[record["clip"]], runs[record["method"], record["ratio"]], question
-
-            for name, store in (("samples", samples), ("batches", batches)):
-                ours = [r for r in store.records() if r["clip"] in clips and (r["method"], r["ratio"]) in runs]
-                join(files.folder, name, sorted(ours, key=place), parts[name])
+            for name, store, asked in zip(KINDS, stores, (*keys.select(stores, ()), []), strict=True):
+                # What is not asked for now stands first, as it was.
+                ours = {store.key(record) for record in asked}
+                others = [record for record in store.records() if store.key(record) not in ours]
+                paths = record_files(files.folder, name)
+                foreign = dict.fromkeys(line for path in paths for line in unusable_lines(path, store.usable))
+                join(files.folder, name, [*others, *asked], parts[name], foreign)
         return True
 
 
-def _write_settings(path: Path, identity: dict[str, Any]) -> None:
-    text = json.dumps({"hash": run_hash(identity)} | identity, indent=1, ensure_ascii=False) + "\n"
-    if path.exists():
-        try:
-            known = quoted(load_json(path).get("hash"))
-        except (ValueError, AttributeError):
-            known = "?"
-        if known != run_hash(identity):
-            raise JvidpruneError(f"{path.parent} holds another run ({known}); choose another --out for this one.")
+def _write_settings(files: RunFiles, identity: dict[str, Any]) -> None:
+    """Says in run.json what the run is; what was run in the folder before stands below.
+
+    Raises:
+      TransientError: another host is running something else there.
+    """
+    name = run_hash(identity)
+    known: dict[str, Any] = {}
+    if files.settings.exists():
+        with contextlib.suppress(JvidpruneError):
+            found = load_json(files.settings)
+            known = found if isinstance(found, dict) else {}
+    if known.get("hash") == name:
         return
-    with atomic_output(path) as part:
-        part.write_text(text, encoding="utf8")
+    if known and any(is_running(files.folder, other) for other in files.host.others()):
+        going = quoted(known.get("hash"))
+        raise TransientError(
+            f"{files.folder} holds another run ({going}) that goes on; choose another --out for this one."
+        )
+    earlier = known.pop("earlier", [])
+    before = {run.get("hash"): run for run in [*(earlier if isinstance(earlier, list) else []), known] if run}
+    before.pop(name, None)
+    text = json.dumps({"hash": name} | identity | {"earlier": list(before.values())}, indent=1, ensure_ascii=False)
+    with atomic_output(files.settings) as part:
+        part.write_text(text + "\n", encoding="utf8")
 
 
 def _run_missing(
     llm: VideoLLM,
-    task: Any,
-    plan: SweepPlan,
-    samples: RecordStore,
-    batches: RecordStore,
+    keys: Keys,
+    stores: Stores,
     progress: Progress,
+    report: Report | None,
     host: Host,
-) -> None:
-    groups, mine = plan.groups(), host.clips(len(task))
+    strict: bool,
+) -> dict[int, LeftOut]:
+    """Makes the records that are missing of a host's clips; the clips that cannot be read, by number."""
+    groups, mine = keys.plan.groups(), host.clips(len(keys.items))
     total = len(mine) * len(groups)
     compiled: dict[str, float] | None = None
+    failed: dict[int, LeftOut] = {}
     for turn, number in enumerate(mine):
-        item = task[number]
-        waiting = [group for group in groups if _missing(item, group, samples, batches)]
+        item = keys.items[number]
+        ratios = [keys.missing(number, group, stores) for group in groups]
+        waiting = [(name, reducer, some) for (name, reducer, _), some in zip(groups, ratios, strict=True) if some]
         done = (turn + 1) * len(groups) - len(waiting)
         if not waiting:
             progress("reading what is there", done, total)
             continue
         progress(f"{item.id} · encoding", done, total)
-        clip = item.load()
+        key = keys.failure(number)
         clock = StageClock()
-        with clock("encode"):
-            video = jax.block_until_ready(llm.encode(clip.frames, plan.needs))
-        jobs = [_Job(name, reducer, *possible_ratios(reducer, video, ratios)) for name, reducer, ratios in waiting]
+        try:
+            with reading(item.file or item.id):
+                clip = item.load()
+            with clock("encode"):
+                video = jax.block_until_ready(llm.encode(clip.frames, keys.plan.needs))
+        except JvidpruneError as error:
+            failed[number] = LeftOut(item.id, item.file, str(error))
+            if strict:
+                raise JvidpruneError(str(failed[number])) from error
+            stores[2].append([{"clip": item.id, "key": key, "file": item.file, "reason": failed[number].reason}])
+            if report is not None:
+                report(failed[number])
+            continue
+        jobs = _jobs(waiting, video)
         if compiled is None:
-            progress("compiling the reducers", 0, len(jobs))
-            names: list[str] = []
-
-            def finished(name: str, names: list[str] = names, of: int = len(jobs)) -> None:
-                names.append(name)
-                progress("compiling the reducers", len(names), of)
-
-            compiled = compile_all([(job.name, job.reducer, job.asked) for job in jobs if job.ratios], video, finished)
+            compiled = _compiled(jobs, video, progress)
         for job in jobs:
             progress(f"{item.id} · {job.name}", done, total)
-            known = {"clip": item.id, "method": job.name, "encode": clock.stages[0].seconds}
-            batches.append([known | {"ratio": ratio, "refused": reason} for ratio, reason in job.refused.items()])
+            known = {"clip": item.id, "method": job.name, "key": keys.batch(number, job.name)}
+            known |= {"encode": clock.stages[0].seconds}
+            stores[1].append([known | {"ratio": ratio, "refused": why} for ratio, why in job.refused.items()])
             if job.ratios:
-                new, costs = _answer(llm, task, item, clip, video, job, plan, timed=number < TIMED)
-                costs[0]["compile"] += compiled.pop(job.name, 0.0)
-                batches.append([known | cost for cost in costs])
-                samples.append(new)
+                first = number - len(failed) < TIMED
+                options: dict[str, Any] = {"longest": keys.plan.max_new_tokens, "rule": keys.rule, "timed": first}
+                try:
+                    new, costs = answer_job(llm, item, clip, video, job, **options)
+                except JvidpruneError as error:
+                    costs = [{"ratio": ratio, "refused": str(error)} for ratio in job.ratios]
+                    new = []
+                else:
+                    costs[0]["compile"] += compiled.pop(job.name, 0.0)
+                stores[1].append([known | cost for cost in costs])
+                marks = keys.samples(number, job.name) * len(job.ratios)
+                stores[0].append(record | {"key": mark} for record, mark in zip(new, marks, strict=False))
             done += 1
+    return failed
 
 
-class _Job(NamedTuple):
-    """A method on a clip: the ratios it can be asked for, and why not the others."""
-
-    name: str
-    reducer: Reducer
-    ratios: tuple[float, ...]
-    refused: dict[float, str]
-
-    @property
-    def asked(self) -> list[float]:
-        """The question without video stands at ratio 0, which no budget can be made from."""
-        return [ratio or 1.0 for ratio in self.ratios]
+def _jobs(waiting: list[Group], video: VideoTokens) -> list[Job]:
+    return [Job(name, reducer, *possible_ratios(reducer, video, ratios)) for name, reducer, ratios in waiting]
 
 
-def _missing(item: Any, group: Group, samples: RecordStore, batches: RecordStore) -> bool:
-    name, _, ratios = group
-    found = {ratio: batches.get((item.id, name, ratio)) for ratio in ratios}
-    asked = [ratio for ratio, batch in found.items() if not (batch and batch["refused"])]
-    keys = ((item.id, q.id, name, ratio) for q in item.questions for ratio in asked)
-    return None in found.values() or any(key not in samples for key in keys)
+def _compiled(jobs: list[Job], video: VideoTokens, progress: Progress) -> dict[str, float]:
+    """Seconds of compiling the reductions of a clip's methods, by name."""
+    progress("compiling the reducers", 0, len(jobs))
+    names: list[str] = []
 
+    def finished(name: str) -> None:
+        names.append(name)
+        progress("compiling the reducers", len(names), len(jobs))
 
-def possible_ratios(
-    reducer: Reducer, video: VideoTokens, ratios: tuple[float, ...]
-) -> tuple[tuple[float, ...], dict[float, str]]:
-    """The ratios a method can be asked for on one video, and why not the others; another video may have other ones."""
-    possible: list[float] = []
-    refused: dict[float, str] = {}
-    for ratio in ratios:
-        try:
-            reducer.budget(video.layout(), ratio or 1.0)
-            possible.append(ratio)
-        except ValueError as error:
-            refused[ratio] = str(error)
-    return tuple(possible), refused
-
-
-def _answer(
-    llm: VideoLLM, task: Any, item: Any, clip: Any, video: VideoTokens, job: _Job, plan: SweepPlan, *, timed: bool
-) -> tuple[list[Record], list[Record]]:
-    """Records of the samples and of the batches of one method on one clip."""
-    questions = [question.prompt() for question in item.questions]
-    clock = StageClock()
-    with clock("reduce"):
-        videos = sweep_video(video, job.reducer, job.asked, clip)
-    with clock("answer"):
-        replies = answer_all(llm, videos, questions, max_new_tokens=plan.max_new_tokens)
-    reduce, answer = clock.stages
-    alone = time_alone(llm, videos, questions[0], max_new_tokens=plan.max_new_tokens) if timed else []
-    rule = getattr(task, "extraction", "letters")
-    samples, batches = [], []
-    for i, (ratio, row) in enumerate(zip(job.ratios, replies, strict=True)):
-        for question, reply in zip(item.questions, row, strict=True):
-            right = is_correct(reply.text, question.answer, question.kind, question.options, rule=rule)
-            record = {"clip": item.id, "question": question.id, "method": job.name, "ratio": ratio}
-            record |= {"category": question.category, "prediction": reply.text, "answer": question.answer}
-            counts = {"kept": reply.kept, "visual": reply.visual, "prompt": reply.prompt}
-            samples.append(record | {"correct": right} | counts)
-        costs = {"ratio": ratio, "refused": "", "reduce": reduce.seconds / len(job.ratios)}
-        if timed:
-            costs |= {"prefill": alone[i][0], "generate": alone[i][1]}
-        costs |= {"compile": (reduce.compile_seconds + answer.compile_seconds) * (i == 0), "memory": peak_memory()}
-        batches.append(costs | _tflops(llm, video, job, ratio, row))
-    return samples, batches
-
-
-def _tflops(llm: VideoLLM, video: VideoTokens, job: _Job, ratio: float, replies: Sequence[Reply]) -> dict[str, float]:
-    """TFLOPs of an answer of mean length, and of its prefill; nothing for a method that cannot be counted."""
-    means = {name: round(sum(getattr(r, name) for r in replies) / len(replies)) for name in ("prompt", "generated")}
-    sizes = {"kept": replies[0].kept, "prompt": means["prompt"], "new_tokens": max(1, means["generated"])}
-    reducer = {"reducer": job.reducer, "ratio": ratio or 1.0}
-    report = count(llm.loaded.config, video.layout(), **sizes, **reducer)
-    return {"tflops": report.total / 1e12, "prefill_tflops": report.of("prefill") / 1e12}
-
-
-def peak_memory() -> int:
-    """Most bytes in use since the process started: of the device where it tells, else of the process."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
-    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return usage if sys.platform == "darwin" else usage * 1024
+    return compile_all([(job.name, job.reducer, job.asked) for job in jobs if job.ratios], video, finished)

@@ -15,8 +15,9 @@ Record = dict[str, Any]
 class RecordStore:
     """Records by key in a JSONL file; what `append` returned from is on the disk.
 
-    A process killed inside `append` can leave an unfinished last line. Opening the file again drops lines that are no
-    whole record; whoever made them makes them again. A record whose key is known already is not written twice.
+    A process killed inside `append` can leave an unfinished last line. Opening the file again removes lines that are no
+    JSON object, or there twice; whoever made them makes them again. Objects that are no whole records (of another
+    version, or with a field lost) are passed over and stay. A record whose key is known is not written twice.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class RecordStore:
         Args:
           path: the file.
           key: fields that identify a record.
-          whole: whether a record has all that its readers need; others are dropped like unfinished lines.
+          whole: whether a record has all that its readers need; others are passed over.
           beside: files of other writers, whose records are known here and which are never changed.
 
         Raises:
@@ -89,14 +90,18 @@ class RecordStore:
             self._file.close()
 
     def _repair(self) -> int:
-        """Drops lines of the file that are no whole records, or there twice; says how many."""
+        """Removes lines of the file that are no JSON objects, or there twice; says how many."""
         if not self.path.exists():
             return 0
         lines = self.path.read_bytes().splitlines(keepends=True)
         good = []
         for line in lines:
-            record = _parse(line, self._key)
-            if record is not None and self._whole(record) and self.key(record) not in self._records:
+            record = _parse(line)
+            if record is None:
+                continue
+            if not self.usable(record):
+                good.append(line)
+            elif self.key(record) not in self._records:
                 self._records[self.key(record)] = record
                 good.append(line)
         if len(good) < len(lines):
@@ -110,10 +115,15 @@ class RecordStore:
         """Whole records of a file that another process may be writing to, by their keys."""
         found: dict[tuple[Any, ...], Record] = {}
         for line in path.read_bytes().splitlines(keepends=True):
-            record = _parse(line, self._key)
-            if record is not None and self._whole(record):
+            record = _parse(line)
+            if record is not None and self.usable(record):
                 found.setdefault(self.key(record), record)
         return found
+
+    def usable(self, record: Record) -> bool:
+        """Whether an object is a whole record with a key."""
+        fields = all(isinstance(record.get(name), str | int | float) for name in self._key)
+        return fields and self._whole(record)
 
 
 def _unusable(path: Path, error: OSError) -> JvidpruneError:
@@ -125,12 +135,21 @@ def json_line(record: Record) -> bytes:
     return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
 
 
-def _parse(line: bytes, key: tuple[str, ...]) -> Record | None:
+def unusable_lines(path: Path, usable: Callable[[Record], bool]) -> list[bytes]:
+    """The lines of a file that hold JSON objects which are no records here, e.g. those of an earlier version."""
+    found = []
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        record = _parse(line)
+        if record is not None and not usable(record):
+            found.append(line)
+    return found
+
+
+def _parse(line: bytes) -> Record | None:
     if not line.endswith(b"\n"):
         return None
     try:
         record = parse_json(line)
     except ValueError:
         return None
-    whole = isinstance(record, dict) and all(isinstance(record.get(name), str | int | float) for name in key)
-    return record if whole else None
+    return record if isinstance(record, dict) else None

@@ -1,6 +1,7 @@
 """The questions of a task that a model can answer at all: where it is at chance, pruning tokens cannot show."""
 
 import csv
+import dataclasses
 import math
 from collections.abc import Collection
 from pathlib import Path
@@ -36,7 +37,7 @@ class Subset:
             item = task[i]
             kept = tuple(q for q in item.questions if (q.category, q.kind) in self.pairs)
             if kept and kept[0] == item.questions[0]:
-                self._items.append(Item(item.id, kept, item.load))
+                self._items.append(dataclasses.replace(item, questions=kept))
             if len(self._items) == clips:
                 break
 
@@ -57,9 +58,8 @@ class Subset:
         return self._items[index]
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the task, what is asked, and how many clips."""
-        pairs = [" ".join(pair) for pair in self.pairs]
-        return {**self._task.fingerprint(), "asked": pairs, "asked_clips": len(self)}
+        """That of the task, and what is asked."""
+        return {**self._task.fingerprint(), "asked": [" ".join(pair) for pair in self.pairs]}
 
 
 def answerable(accuracies: Path) -> list[Pair]:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from jvidprune.inference.stages import Stage
 
 
+_LISTED = 20
+"""Sentences about what a sweep left out that are printed behind its table."""
+
+
 class Console:
     """Prints for a person, or nothing when quiet."""
 
@@ -100,6 +104,13 @@ class Console:
             self._out.print(
                 "[yellow]The weights of this model are random: its accuracies are noise, its costs are real.[/yellow]"
             )
+        if table.left_out:
+            many = len(table.left_out)
+            self._out.print(f"[yellow]{many} {'was' if many == 1 else 'were'} left out:[/yellow]")
+            for one in table.left_out[:_LISTED]:
+                self._out.print(f"  {_escape(str(one))}", highlight=False, soft_wrap=True)
+            if many > _LISTED:
+                self._out.print(f"  and {many - _LISTED} more, which the report lists")
         resumed = f" ({record['resumed_samples']:,} were there)" if record["resumed_samples"] else ""
         self._out.print(f"{record['samples']:,} answers{resumed} · table.csv, plots and records beside the report")
         self._out.print(f"report: [bold]{_escape(record['report'])}[/bold]", soft_wrap=True)

@@ -7,11 +7,13 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from jvidprune.bench.hosts import GRACE, Host
+from jvidprune.bench.items import LeftOut, left_out
 from jvidprune.bench.metrics import FULL
+from jvidprune.bench.pairs import possible_ratios
 from jvidprune.bench.plan import BASELINES, SweepPlan
 from jvidprune.bench.procedural import Procedural
 from jvidprune.bench.results import SweepTable, make_table, write_csv
-from jvidprune.bench.runner import SweepRecords, possible_ratios, run_sweep
+from jvidprune.bench.runner import SweepRecords, run_sweep
 from jvidprune.bench.subset import Subset, answerable
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import check_reading, open_model
@@ -34,6 +36,9 @@ METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,
 CLIPS = 50
 """Clips of the procedural benchmark in a default run: all of it stays below five minutes on two cores."""
 
+NOTED = 20
+"""Sentences about what is left out that are printed before a sweep."""
+
 SIDE = 392
 """Height and width of its frames for towers of any resolution (the Qwen-VL families)."""
 
@@ -50,6 +55,7 @@ class SweepChoice:
     questions: Literal["answerable", "all"]
     max_new_tokens: int
     out: Path | None
+    strict: bool = False
 
 
 def read_ratios(text: str) -> tuple[float, ...]:
@@ -82,8 +88,11 @@ def sweep(
       finishes last makes it.
 
     Raises:
-      JvidpruneError: unknown names, impossible numbers, or anything wrong with the files.
+      JvidpruneError: no or unknown methods, impossible numbers, a folder that cannot be written to, nothing that can be
+        asked, or with `strict` anything that cannot.
     """
+    if not choice.methods:
+        raise JvidpruneError("a sweep needs at least one method: names separated by commas, as in random,flashvid.")
     for text in choice.methods:
         presets.from_text(text)
     for ratio in choice.ratios:
@@ -113,9 +122,14 @@ def sweep(
                 bar, text = console.task(doing, total), doing
             bar(done, total)
 
-        found = run_sweep(llm, task, plan, choice.out, progress=progress, host=host, grace=grace)
+        options: dict[str, Any] = {"host": host, "grace": grace, "strict": choice.strict}
+        options |= {"progress": progress, "report": lambda bad: console.note(f"left out: {bad}")}
+        found = run_sweep(llm, task, plan, choice.out, **options)
         if not found.complete:
-            return None, {"folder": str(found.files.folder), "complete": False, "host": host.number, "hosts": host.of}
+            record = {"folder": str(found.files.folder), "complete": False, "host": host.number, "hosts": host.of}
+            return None, record | {"left_out": listed(found.left_out)}
+        if not found.samples:
+            raise JvidpruneError(nothing_answered(task, found.left_out))
         console.start("writing the report")
         table = make_table(found, task, {name: presets.title(name) for name in names})
         shown = "the embedded model" if model["model"] is None else llm.loaded.folder.name
@@ -164,13 +178,36 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
     from jvidprune.bench.datasets import open_dataset
 
     wish, limits = llm.settings.wish(model["frames"], model["fps"]), check_reading(model)
-    task = open_dataset(choice.task, choice.data, clips=choice.clips, wish=wish, limits=limits)
-    if task.missing:
-        some = ", ".join(task.missing[:3])
-        more = f" and {len(task.missing) - 3} more" if len(task.missing) > 3 else ""
-        many = f"{len(task.missing)} videos are" if len(task.missing) > 1 else "1 video is"
-        console.note(f"{many} missing and left out: {some}{more}")
+    options: dict[str, Any] = {"clips": choice.clips, "wish": wish, "limits": limits, "strict": choice.strict}
+    task = open_dataset(choice.task, choice.data, **options)
+    note_left_out(task, console)
     return task
+
+
+def note_left_out(task: Any, console: Console) -> None:
+    """Tells people what of a task cannot be asked before it begins: the first few, and how many there are."""
+    names, bad = getattr(task, "missing", ()), [one for one in left_out(task) if not one.missing]
+    if names:
+        some = ", ".join(names[:3])
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        many = f"{len(names)} videos are" if len(names) > 1 else "1 video is"
+        console.note(f"{many} missing and left out: {some}{more}")
+    for one in bad[:NOTED]:
+        console.note(f"left out: {one}")
+    if len(bad) > NOTED:
+        console.note(f"left out: {len(bad) - NOTED} more, which the report lists")
+
+
+def listed(bad: Sequence[LeftOut]) -> list[dict[str, str]]:
+    """What is left out, for machines."""
+    return [{"item": one.item, "file": one.file, "reason": one.reason} for one in bad]
+
+
+def nothing_answered(task: Any, bad: Sequence[LeftOut]) -> str:
+    """The sentence about a task of which nothing could be asked."""
+    first = bad[0] if bad else "it has no questions."
+    more = f" ({len(bad) - 1} more {'is' if len(bad) == 2 else 'are'} left out, too)" if len(bad) > 1 else ""
+    return f"nothing of {task.name} could be answered{more}: {first}"
 
 
 def answerable_part(measured: Path, clips: int, **settings: Any) -> Subset:
@@ -225,6 +262,7 @@ def write_outputs(
         "rows": [_known(table.cells[run[0], run[1], "all"]) for run in table.runs],
         "costs": [_known(table.costs[run]) for run in table.runs],
         "refused": table.refused,
+        "left_out": listed(table.left_out),
     }
 
 

@@ -42,8 +42,10 @@ class ModelArgs:
       batch_size: prompts that are read together (lmms-eval's --batch_size).
       max_new_tokens: longest answer of tasks that name no length.
       resume: folder where every answer is kept as soon as it is made; a run that was stopped goes on from there. Runs
-        of any settings can share it: answers are filed under everything that decides them but what the videos show,
-        which a document's number in its task and split stands for.
+        of any settings can share it: answers are filed under everything that decides them, each for itself: settings,
+        the text that is asked, and what the video's file holds. Documents may come, go and move.
+      strict: stop at the first document whose video cannot be read. Otherwise its answer is empty and its likelihoods
+        are all alike, it is told at the end (with `resume` also in failures.jsonl), and tried again by the next run.
       likelihood: what a log-likelihood request gives: "loss", the mean negative log-likelihood of a token, which
         lmms-eval's models return and whose minimum its multiple-choice tasks take; "sum", that of all tokens; or
         "logprob", the sum with its sign as the interface's text has it.
@@ -65,6 +67,7 @@ class ModelArgs:
     max_new_tokens: int = 1024
     resume: str | None = None
     likelihood: Likelihood = "loss"
+    strict: bool = False
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> "ModelArgs":
@@ -84,6 +87,8 @@ class ModelArgs:
                 made[key] = _whole(key, value)
             elif key == "fps":
                 made[key] = _positive(key, value)
+            elif key == "strict":
+                made[key] = _truth(key, value)
             elif key == "ratio":
                 made[key] = check_ratio(value)
             else:
@@ -157,6 +162,13 @@ def _whole(key: str, value: Any) -> int:
     if number < 1:
         raise JvidpruneError(f"{key} must be at least 1, got {number}.")
     return number
+
+
+def _truth(key: str, value: Any) -> bool:
+    text = str(value).strip().lower()
+    if text not in ("true", "false", "1", "0"):
+        raise JvidpruneError(f"{key} must be True or False, got {value!r}.")
+    return text in ("true", "1")
 
 
 def _positive(key: str, value: Any) -> float:

@@ -2,6 +2,8 @@
 
 import contextlib
 import functools
+import hashlib
+import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,16 +16,21 @@ from jvidprune.bench.answering import MIN_FILL
 from jvidprune.bench.hosts import only_writer
 from jvidprune.bench.identity import model_identity, plain, run_hash
 from jvidprune.bench.store import RecordStore
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, reading, reason
+from jvidprune.files import content_mark
 from jvidprune.inference.batch import Prompt, Score, answer_many, score_many
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.reduced import ReducedVideo
 from jvidprune.integrations.lmms_args import Generation, ModelArgs
+from jvidprune.models.evidence import check_evidence
 from jvidprune.video.decode import Clip
 from jvidprune.video.wish import FrameWish
 
 _KEPT = 4
 """Reduced videos that are remembered for later questions about them."""
+
+UNLIKELY = -1e6
+"""Log-likelihood of every continuation where the video cannot be read."""
 
 
 class Answered(NamedTuple):
@@ -32,6 +39,16 @@ class Answered(NamedTuple):
     text: str
     prompt: int
     generated: int
+
+
+class Failed(NamedTuple):
+    """Why a document was not answered."""
+
+    reason: str
+
+
+class UnsupportedTask(JvidpruneError):
+    """A task that asks about something else than videos: no document of it can be answered."""
 
 
 class Responses(Sequence[Any]):
@@ -81,7 +98,12 @@ class Adapter:
         if ratio is None and args.reducer not in (None, "none"):
             raise JvidpruneError(f"the reducer {args.reducer} needs a ratio: reducer={args.reducer},ratio=0.1.")
         self.ratio = 1.0 if ratio is None else ratio
+        if "text" in self.reducer.needs:
+            raise JvidpruneError("a reducer that reads the question is not supported in lmms-eval.")
+        check_evidence(self.llm.loaded.family, self.reducer.needs, self.llm.loaded.model.provides, None)
         self._videos: OrderedDict[str, ReducedVideo] = OrderedDict()
+        self.failures: dict[tuple[str, str, Any], str] = {}
+        """(task, split, document) -> why it was not answered."""
 
     def generate(
         self, requests: Sequence[Any], documents: Mapping[str, Any], finished: Callable[[int], Any] = lambda count: None
@@ -93,23 +115,22 @@ class Adapter:
           documents: task -> split -> documents (`lmms.task_dict`).
           finished: called with the number of requests of each batch that is done.
 
+        A document whose video cannot be read is answered by an empty text, unless `ModelArgs.strict`; see `failures`.
+
         Raises:
-          JvidpruneError: a request that cannot be answered; the sentence names its document.
+          JvidpruneError: a request that is none about a video, with `strict` one that cannot be answered (the sentence
+            names its document), or, at the end, no document that could be answered.
         """
         asked = [_checked(request.args) for request in requests]
         ways = [Generation.read(args[1], self.args.max_new_tokens) for args in asked]
         # Samples of one request (repeats) differ in their seeds, and each is known by its own.
-        keys = [self._key("generate", args, way) for args, way in zip(asked, ways, strict=True)]
-        seeds = _occurrences(keys)
-        keys = [
-            key if way.temperature == 0 else f"{key}-{seed}" for key, way, seed in zip(keys, ways, seeds, strict=True)
-        ]
+        named = [{"request": [args[0], *args[3:]], "way": way} for args, way in zip(asked, ways, strict=True)]
+        seeds = _occurrences([run_hash(one) for one in named])
 
-        def answer(places: Sequence[int]) -> list[Answered]:
-            prompts = {i: self._prompt(asked[i], documents) for i in places}
+        def answer(prompts: Mapping[int, Prompt]) -> dict[int, Answered]:
             made: dict[int, Answered] = {}
-            for way in dict.fromkeys(ways[i] for i in places):
-                mine = [i for i in places if ways[i] == way]
+            for way in dict.fromkeys(ways[i] for i in prompts):
+                mine = [i for i in prompts if ways[i] == way]
                 replies = answer_many(
                     self.llm,
                     [prompts[i] for i in mine],
@@ -122,10 +143,16 @@ class Adapter:
                 )
                 for i, reply in zip(mine, replies, strict=True):
                     made[i] = Answered(way.cut(reply.text), reply.prompt, reply.generated)
-            return [made[i] for i in places]
+            return made
+
+        def key(place: int, visuals: Any) -> str:
+            way = ways[place]
+            known = self._key("generate", asked[place], way, visuals)
+            return known if way.temperature == 0 else f"{known}-{seeds[place]}"
 
         units = [[i] for i in range(len(requests))]
-        return (Answered(*value) for value in self._resumed(units, keys, answer, finished))
+        values = self._resumed(asked, units, documents, key, answer, finished, Answered("", 0, 0))
+        return (Answered(*value) for value in values)
 
     def likelihoods(
         self, requests: Sequence[Any], documents: Mapping[str, Any], finished: Callable[[int], Any] = lambda count: None
@@ -141,7 +168,6 @@ class Adapter:
         """
         asked = [_checked(request.args) for request in requests]
         texts = [_continuation(args, documents) for args in asked]
-        keys = [self._key("likelihood", args, text) for args, text in zip(asked, texts, strict=True)]
         units: list[list[int]] = []
         for i, args in enumerate(asked):
             if units and _same_prompt(asked[units[-1][0]], args):
@@ -149,61 +175,134 @@ class Adapter:
             else:
                 units.append([i])
 
-        def answer(places: Sequence[int]) -> list[tuple[float, int, bool]]:
+        def answer(prompts: Mapping[int, Prompt]) -> dict[int, tuple[float, int, bool]]:
             groups: list[list[int]] = []
-            for i in places:
+            for i in prompts:
                 if groups and _same_prompt(asked[groups[-1][0]], asked[i]):
                     groups[-1].append(i)
                 else:
                     groups.append([i])
-            prompts = [self._prompt(asked[group[0]], documents) for group in groups]
             choices = [[texts[i] for i in group] for group in groups]
-            rows = score_many(self.llm, prompts, choices, batch=self.args.batch_size, min_fill=MIN_FILL)
-            return [(score.log_likelihood, score.tokens, score.greedy) for row in rows for score in row]
+            options: dict[str, Any] = {"batch": self.args.batch_size, "min_fill": MIN_FILL}
+            rows = score_many(self.llm, [prompts[group[0]] for group in groups], choices, **options)
+            values = [(score.log_likelihood, score.tokens, score.greedy) for row in rows for score in row]
+            return dict(zip((i for group in groups for i in group), values, strict=True))
 
-        return (self._value(Score(*value)) for value in self._resumed(units, keys, answer, finished))
+        def key(place: int, visuals: Any) -> str:
+            return self._key("likelihood", asked[place], texts[place], visuals)
+
+        values = self._resumed(asked, units, documents, key, answer, finished, (UNLIKELY, 1, False))
+        return (self._value(Score(*value)) for value in values)
 
     def _resumed(
         self,
+        asked: Sequence[tuple[Any, ...]],
         units: Sequence[Sequence[int]],
-        keys: Sequence[str],
-        answer: Callable[[Sequence[int]], Sequence[tuple[Any, ...]]],
+        documents: Mapping[str, Any],
+        key: Callable[[int, Any], str],
+        answer: Callable[[Mapping[int, Prompt]], Mapping[int, tuple[Any, ...]]],
         finished: Callable[[int], Any],
+        empty: tuple[Any, ...],
     ) -> Iterator[tuple[Any, ...]]:
         """Values of requests in order: known ones from the store, others made, `batch_size` prompts at a time.
 
         Args:
+          asked: arguments of the requests.
           units: places of requests that share a prompt, in order.
-          keys: of each request.
-          answer: makes values for places.
+          documents: see `generate`.
+          key: of a place and what its document shows.
+          answer: makes values for prompts by place.
           finished: see `generate`.
+          empty: value of a request that cannot be answered.
         """
         with contextlib.ExitStack() as stack:
-            store: Any = None
+            store = bad = None
             if self.args.resume is not None:
                 # Processes of a distributed run (lmms-eval's launchers set these) write files of their own.
                 alone = os.environ.get("WORLD_SIZE", "1") == "1"
                 folder = Path(self.args.resume) / ("" if alone else f"rank{os.environ.get('RANK', '0')}")
                 stack.enter_context(only_writer(folder))
                 store = stack.enter_context(contextlib.closing(RecordStore(folder / "answers.jsonl", ("key",))))
+                bad = stack.enter_context(contextlib.closing(RecordStore(folder / "failures.jsonl", ("key",))))
             for start in range(0, len(units), self.args.batch_size):
                 places = [i for unit in units[start:][: self.args.batch_size] for i in unit]
-                known = {i: store.get((keys[i],)) for i in places} if store is not None else {}
-                missing = [i for i in places if known.get(i) is None]
-                values: dict[int, Any] = {
-                    i: tuple(record["value"]) for i, record in known.items() if record is not None
-                }
-                made = answer(missing) if missing else []
-                values |= dict(zip(missing, made, strict=True))
-                if store is not None:
-                    store.append({"key": keys[i], "value": list(values[i])} for i in missing)
+                shown = {i: self._visuals(asked[i], documents) for i in places}
+                keys = {i: key(i, shown[i]) for i in places} if store is not None else {}
+                values: dict[int, tuple[Any, ...]] = {}
+                for i in places if store is not None else ():
+                    if (record := store.get((keys[i],))) is not None:
+                        values[i] = tuple(record["value"])
+                missing = [i for i in places if i not in values]
+                for i, value in self._made(asked, {i: shown[i] for i in missing}, answer).items():
+                    if not isinstance(value, Failed):
+                        values[i] = value
+                        if store is not None:
+                            store.append([{"key": keys[i], "value": list(value)}])
+                        continue
+                    _, _, _, doc_id, task, split = asked[i]
+                    self.failures[str(task), str(split), doc_id] = value.reason
+                    values[i] = empty
+                    if bad is not None:
+                        place = {"task": str(task), "split": str(split), "document": str(doc_id)}
+                        bad.append([{"key": keys[i], **place, "reason": value.reason}])
                 finished(len(places))
                 yield from (values[i] for i in places)
+        self._tell(asked)
 
-    def _key(self, kind: str, args: tuple[Any, ...], extra: Any) -> str:
-        """What an answer is filed under: everything that decides it, as far as a request tells."""
-        context, _, _, doc_id, task, split = args
-        return run_hash({"run": self._identity, "request": [kind, context, doc_id, task, split, plain(extra)]})
+    def _made(
+        self,
+        asked: Sequence[tuple[Any, ...]],
+        shown: Mapping[int, Any],
+        answer: Callable[[Mapping[int, Prompt]], Mapping[int, tuple[Any, ...]]],
+    ) -> dict[int, tuple[Any, ...]]:
+        """Values of places, or why there is none; what one prompt of a batch cannot, the others still can."""
+        made: dict[int, tuple[Any, ...]] = {}
+        prompts: dict[int, Prompt] = {}
+        for i, visuals in shown.items():
+            try:
+                prompts[i] = self._prompt(asked[i], visuals)
+            except UnsupportedTask:
+                raise
+            except JvidpruneError as error:
+                made[i] = self._failed(error)
+        try:
+            return made | dict(answer(prompts)) if prompts else made
+        except JvidpruneError:
+            for i, prompt in prompts.items():
+                try:
+                    made |= answer({i: prompt})
+                except JvidpruneError as error:
+                    made[i] = self._failed(JvidpruneError(f"{_document(asked[i])}: {error}"))
+        return made
+
+    def _failed(self, error: JvidpruneError) -> Failed:
+        if self.args.strict:
+            raise error
+        return Failed(str(error))
+
+    def _tell(self, asked: Sequence[tuple[Any, ...]]) -> None:
+        """Counts and lists the documents that were not answered.
+
+        Raises:
+          JvidpruneError: there is no other.
+        """
+        documents = {(str(args[4]), str(args[5]), args[3]) for args in asked}
+        reasons = [why for place, why in self.failures.items() if place in documents]
+        if not reasons:
+            return
+        if len(reasons) == len(documents):
+            raise JvidpruneError(f"none of the {len(reasons)} documents could be answered; the first: {reasons[0]}")
+        logging.getLogger("jvidprune").warning(
+            "%d of %d documents could not be answered and count as empty answers:\n%s",
+            len(reasons),
+            len(documents),
+            "\n".join(reasons),
+        )
+
+    def _key(self, kind: str, args: tuple[Any, ...], extra: Any, visuals: Any) -> str:
+        """What an answer is filed under: everything that decides it."""
+        parts = [visuals] if isinstance(visuals, str | Path | Failed) else list(visuals or ())
+        return run_hash({"run": self._identity, "request": [kind, args[0], list(map(_mark, parts)), plain(extra)]})
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -214,12 +313,21 @@ class Adapter:
         values = {"loss": -score.mean, "sum": -score.log_likelihood, "logprob": score.log_likelihood}
         return values[self.args.likelihood], score.greedy
 
-    def _prompt(self, args: tuple[Any, ...], documents: Mapping[str, Any]) -> Prompt:
-        context, _, to_visual, doc_id, task, split = args
+    def _visuals(self, args: tuple[Any, ...], documents: Mapping[str, Any]) -> Any:
+        """What a document shows; `Failed` where the task's own function cannot say."""
+        _, _, to_visual, doc_id, task, split = args
         try:
-            return Prompt(self._video(to_visual(documents[task][split][doc_id])), str(context))
+            return to_visual(documents[task][split][doc_id])
+        except Exception as error:
+            return Failed(f"the task's doc_to_visual fails: {type(error).__name__}: {reason(error)}.")
+
+    def _prompt(self, args: tuple[Any, ...], visuals: Any) -> Prompt:
+        try:
+            if isinstance(visuals, Failed):
+                raise JvidpruneError(visuals.reason)
+            return Prompt(self._video(visuals), str(args[0]))
         except JvidpruneError as error:
-            raise JvidpruneError(f"document {doc_id} of {task}: {error}") from error
+            raise type(error)(f"{_document(args)}: {error}") from error
 
     def _video(self, visuals: Any) -> ReducedVideo | list[ReducedVideo]:
         """The reduced video of what doc_to_visual gives: paths of videos, or the frames of one as pictures."""
@@ -230,21 +338,19 @@ class Adapter:
         if len(parts) > 1 and all(hasattr(part, "convert") for part in parts):
             return self._reduced(_frames(parts, self.llm.settings.wish(self.args.max_frames_num, self.args.fps)))
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
-        raise JvidpruneError(f"jvidprune reads videos (paths, or several pictures as frames), the task gives {kinds}.")
+        raise UnsupportedTask(f"jvidprune reads videos (paths, or several pictures as frames), the task gives {kinds}.")
 
     def _file(self, path: str) -> ReducedVideo:
         if path not in self._videos:
-            self._videos[path] = self._reduced(
-                self.llm.sample(path, frames=self.args.max_frames_num, fps=self.args.fps)
-            )
+            with reading(path):
+                clip = self.llm.sample(path, frames=self.args.max_frames_num, fps=self.args.fps)
+            self._videos[path] = self._reduced(clip)
             while len(self._videos) > _KEPT:
                 self._videos.popitem(last=False)
         self._videos.move_to_end(path)
         return self._videos[path]
 
     def _reduced(self, clip: Clip) -> ReducedVideo:
-        if "text" in self.reducer.needs:
-            raise JvidpruneError("a reducer that reads the question is not supported in lmms-eval.")
         video = self.llm.encode(clip.frames, self.reducer.needs)
         return self.llm.reduce(video, reducer=self.reducer, ratio=self.ratio, clip=clip)
 
@@ -256,6 +362,22 @@ def _frames(pictures: Sequence[Any], wish: FrameWish) -> Clip:
     if len({array.shape for array in arrays}) > 1:
         raise JvidpruneError("the pictures of a video must have one size.")
     return Clip(np.stack(arrays), places, places.astype(np.float64), 1.0, len(pictures))
+
+
+def _mark(shown: Any) -> str:
+    """What a video or picture holds."""
+    if isinstance(shown, Failed):
+        return shown.reason
+    if isinstance(shown, str | Path):
+        return content_mark(Path(shown))
+    if hasattr(shown, "tobytes"):
+        size = getattr(shown, "size", "")
+        return hashlib.sha256(f"{size}:".encode() + shown.tobytes()).hexdigest()[:16]
+    return type(shown).__name__
+
+
+def _document(args: tuple[Any, ...]) -> str:
+    return f"document {args[3]} of {args[4]}"
 
 
 def _checked(args: tuple[Any, ...]) -> tuple[Any, ...]:

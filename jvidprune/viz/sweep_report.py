@@ -17,6 +17,9 @@ from jvidprune.viz.sweep_examples import Example
 from jvidprune.viz.sweep_plots import HALO, nearest_ratio, retention_plot, swept, time_plot
 from jvidprune.viz.sweep_style import CONTROLS, css_colour, css_variables, series_styles
 
+_SHOWN = 12
+"""Of what is left out; longer lists are opened by a click."""
+
 
 def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: str, note: str = "") -> str:
     """The page as one string.
@@ -33,6 +36,7 @@ def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: st
         "__TITLE__": html.escape(f"Accuracy at few tokens: {_count(len(swept(table)), 'method')} on {model}"),
         "__SUBTITLE__": html.escape(_subtitle(table)),
         "__NOTE__": f'<p class="note">{html.escape(note)}</p>' if note else "",
+        "__LEFT_OUT__": _left_out(table),
         "__CARDS__": _cards(table),
         "__HEADLINE__": _headline(table),
         "__RETENTION__": retention_plot(table),
@@ -63,6 +67,16 @@ def _subtitle(table: SweepTable) -> str:
     parts = [f"task {table.identity['task']['name']}", _count(table.clips, "clip"), _count(questions, "question")]
     parts += [f"retention {', '.join(_percent(ratio) for ratio in table.ratios)}"]
     return " · ".join([*parts, "brackets are 95 % bootstrap intervals over clips"])
+
+
+def _left_out(table: SweepTable) -> str:
+    """What could not be asked, each with its sentence."""
+    if not table.left_out:
+        return ""
+    rows = "".join(f"<li><b>{html.escape(one.item)}</b> {html.escape(one.reason)}</li>" for one in table.left_out)
+    head = f"{len(table.left_out):,} left out, not counted in any number below"
+    shown = " open" if len(table.left_out) <= _SHOWN else ""
+    return f'<details class="note" id="left-out"{shown}><summary>{head}</summary><ul>{rows}</ul></details>'
 
 
 def _percent(ratio: float) -> str:

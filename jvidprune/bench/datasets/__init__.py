@@ -4,5 +4,6 @@ Layouts and prompts are stated from memory of the dataset cards and of lmms-eval
 them; each module says what it expects. A file that lacks an expected column is refused with the columns it has.
 """
 
+from jvidprune.bench.datasets.entry import AskedQuestion
 from jvidprune.bench.datasets.registry import names, open_dataset
-from jvidprune.bench.datasets.task import AskedQuestion, VideoTask
+from jvidprune.bench.datasets.task import VideoTask

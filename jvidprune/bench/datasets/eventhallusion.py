@@ -5,27 +5,38 @@ name of the video), "questions": [{"question", "answer" ("yes" or "no")}, ...]};
 detailed-description part needs a judge model and is not read.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from jvidprune.bench.datasets.annotations import find_files, read_rows, require
-from jvidprune.bench.datasets.task import AskedQuestion, Entry
+from jvidprune.bench.datasets.annotations import Row, attempt, each_row, find_files
+from jvidprune.bench.datasets.entry import AskedQuestion, Entry
+from jvidprune.bench.datasets.wording import listing
 from jvidprune.bench.extract import yes_or_no
+from jvidprune.bench.items import LeftOut
 
 EXTRACTION = "letters"
 
 _INSTRUCTION = "Please answer yes or no."
 
 
-def entries(folder: Path) -> Iterator[Entry]:
+def entries(folder: Path) -> Iterator[Entry | LeftOut]:
     """Its questions by part: entire, interleave, misleading."""
     for path in find_files(folder, "*_questions.json"):
-        part = path.stem.removesuffix("_questions")
-        for row in require(read_rows(path), path, "id", "questions"):
-            for number, asked in enumerate(row["questions"]):
-                text = asked["question"].strip()
-                whole = text if "yes or no" in text.lower() else f"{text} {_INSTRUCTION}"
-                answer = yes_or_no(str(asked["answer"]))
-                options = ("yes", "no")
-                question = AskedQuestion(f"{row['id']}-{number}", text, part, "yes_no", options, answer, asked=whole)
-                yield Entry((f"videos/{part}/{row['id']}.mp4", f"{row['id']}.mp4", str(row["id"])), question)
+        yield from each_row(path, functools.partial(_entries, path), "id", "questions")
+
+
+def _entries(path: Path, number: int, row: Row) -> Iterator[Entry | LeftOut]:
+    for place, asked in enumerate(listing(row["questions"])):
+        make = functools.partial(_entry, path.stem.removesuffix("_questions"), str(row["id"]), place, asked)
+        yield from attempt(path, f"question {place} of row {number}", make)
+
+
+def _entry(part: str, video: str, place: int, asked: Row) -> list[Entry]:
+    text, answer = asked["question"].strip(), str(asked["answer"])
+    whole = text if "yes or no" in text.lower() else f"{text} {_INSTRUCTION}"
+    said = yes_or_no(answer)
+    if not said:
+        raise ValueError(f"the answer {answer!r} is neither yes nor no")
+    question = AskedQuestion(f"{video}-{place}", text, part, "yes_no", ("yes", "no"), said, asked=whole)
+    return [Entry((f"videos/{part}/{video}.mp4", f"{video}.mp4", video), question)]

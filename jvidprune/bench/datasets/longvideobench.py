@@ -9,22 +9,25 @@ no answers.
 from collections.abc import Iterator
 from pathlib import Path
 
-from jvidprune.bench.datasets.annotations import find_files, read_rows, require
-from jvidprune.bench.datasets.task import Entry
+from jvidprune.bench.datasets.annotations import Row, each_row, find_files
+from jvidprune.bench.datasets.entry import Entry
 from jvidprune.bench.datasets.wording import DIRECTLY, choice, lettered
+from jvidprune.bench.items import LeftOut
 
 EXTRACTION = "letters"
 
 
-def entries(folder: Path) -> Iterator[Entry]:
+def entries(folder: Path) -> Iterator[Entry | LeftOut]:
     """Its questions by duration group; subtitles are not given."""
     for path in find_files(folder, "lvb_val.json", "validation*.parquet"):
-        for row in require(read_rows(path), path, "id", "video_path", "question", "correct_choice"):
-            listed = row.get("candidates") or [row.get(f"option{i}") for i in range(5)]
-            options = [text for text in listed if text not in (None, "N/A")]
-            asked = "\n".join([row["question"], *lettered(options), DIRECTLY])
-            group = row.get("duration_group")
-            category = "all lengths" if group is None else f"{group} s"
-            name = str(row["id"])
-            question = choice(name, row["question"], category, options, int(row["correct_choice"]), asked=asked)
-            yield Entry((f"videos/{row['video_path']}", row["video_path"]), question)
+        yield from each_row(path, _entry, "id", "video_path", "question", "correct_choice")
+
+
+def _entry(number: int, row: Row) -> list[Entry]:
+    listed = row.get("candidates") or [row.get(f"option{i}") for i in range(5)]
+    options = [text for text in listed if text not in (None, "N/A")]
+    asked = "\n".join([row["question"], *lettered(options), DIRECTLY])
+    group = row.get("duration_group")
+    category = "all lengths" if group is None else f"{group} s"
+    question = choice(str(row["id"]), row["question"], category, options, int(row["correct_choice"]), asked=asked)
+    return [Entry((f"videos/{row['video_path']}", row["video_path"]), question)]

@@ -6,13 +6,14 @@ From memory of the dataset cards: json/<n>_<task>.json (1_plotQA, 2_needle, 3_eg
 task_type in one table. 8_sub_scene and 9_summary ask for open answers and are not read.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from jvidprune.bench.datasets.annotations import find_files, read_rows, require
-from jvidprune.bench.datasets.task import Entry
-from jvidprune.bench.datasets.wording import choice
-from jvidprune.bench.items import LETTERS
+from jvidprune.bench.datasets.annotations import Row, each_row, find_files
+from jvidprune.bench.datasets.entry import Entry
+from jvidprune.bench.datasets.wording import choice, listing
+from jvidprune.bench.items import LETTERS, LeftOut
 
 EXTRACTION = "letters"
 
@@ -22,19 +23,21 @@ _LEAD = (
 )
 
 
-def entries(folder: Path) -> Iterator[Entry]:
+def entries(folder: Path) -> Iterator[Entry | LeftOut]:
     """Its multiple-choice questions by task."""
     for path in find_files(folder, "json/[1-7]_*.json", "*.parquet", "[1-7]_*.json"):
-        for number, row in enumerate(require(read_rows(path), path, "question", "candidates", "answer")):
-            video = str(row.get("video_name") or row.get("video"))
-            task = str(row.get("task_type") or row.get("question_type") or path.stem.partition("_")[2])
-            options = [str(text) for text in row["candidates"]]
-            listed = [f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False)]
-            text = row["question"].strip()
-            # The parquet copy writes the options into the question.
-            whole = text if listed[0] in text else "\n".join([text, *listed])
-            asked = f"{_LEAD}\n{whole}\nOnly give the best option.\nBest option: ("
-            name = str(row.get("question_id") or f"{path.stem}-{number}")
-            question = choice(name, text.split("\n(A)")[0], task, options, str(row["answer"]), asked=asked)
-            places = (f"video/{path.stem}/{video}", video, video.removesuffix(Path(video).suffix))
-            yield Entry(places, question)
+        yield from each_row(path, functools.partial(_entry, path), "question", "candidates", "answer")
+
+
+def _entry(path: Path, number: int, row: Row) -> list[Entry]:
+    video = str(row.get("video_name") or row.get("video"))
+    task = str(row.get("task_type") or row.get("question_type") or path.stem.partition("_")[2])
+    options = [str(text) for text in listing(row["candidates"])]
+    listed = [f"({letter}) {text}" for letter, text in zip(LETTERS, options, strict=False)]
+    text = row["question"].strip()
+    # The parquet copy writes the options into the question.
+    whole = text if listed[0] in text else "\n".join([text, *listed])
+    asked = f"{_LEAD}\n{whole}\nOnly give the best option.\nBest option: ("
+    name = str(row.get("question_id") or f"{path.stem}-{number}")
+    question = choice(name, text.split("\n(A)")[0], task, options, str(row["answer"]), asked=asked)
+    return [Entry((f"video/{path.stem}/{video}", video, video.removesuffix(Path(video).suffix)), question)]

@@ -5,12 +5,14 @@ From memory of the dataset card: json/<task>.json, twenty files, each a list of 
 "end" in seconds. Videos lie in a folder for each source; episodic_reasoning has folders of frames, three a second.
 """
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
-from jvidprune.bench.datasets.annotations import find_files, read_rows, require
-from jvidprune.bench.datasets.task import Entry
+from jvidprune.bench.datasets.annotations import Row, each_row, find_files
+from jvidprune.bench.datasets.entry import Entry
 from jvidprune.bench.datasets.wording import choice, lettered
+from jvidprune.bench.items import LeftOut
 
 EXTRACTION = "letters"
 
@@ -39,19 +41,20 @@ SOURCES: dict[str, str] = {
 """Task -> folder of its videos, below video/ or the data folder itself."""
 
 
-def entries(folder: Path) -> Iterator[Entry]:
+def entries(folder: Path) -> Iterator[Entry | LeftOut]:
     """Its questions by task; where an annotation gives seconds, only that part of the video is looked at."""
     for path in find_files(folder, "json/*.json", *(f"{task}.json" for task in SOURCES)):
-        task = path.stem
-        source = SOURCES.get(task, task)
-        for number, row in enumerate(require(read_rows(path), path, "video", "question", "candidates", "answer")):
-            options = lettered(row["candidates"])
-            asked = "\n".join([row["question"], *options, "Only give the best option."])
-            name = f"{task}-{number}"
-            question = choice(name, row["question"], task, row["candidates"], str(row["answer"]), asked=asked)
-            # Names are those of their source alone: one is in several folders and means another video in each.
-            places = (f"video/{source}/{row['video']}", f"{source}/{row['video']}")
-            yield Entry(places, question, _seconds(row.get("start")), _seconds(row.get("end")))
+        make = functools.partial(_entry, path.stem)
+        yield from each_row(path, make, "video", "question", "candidates", "answer")
+
+
+def _entry(task: str, number: int, row: Row) -> list[Entry]:
+    source, name = SOURCES.get(task, task), f"{task}-{number}"
+    asked = "\n".join([row["question"], *lettered(row["candidates"]), "Only give the best option."])
+    question = choice(name, row["question"], task, row["candidates"], str(row["answer"]), asked=asked)
+    # Names are those of their source alone: one is in several folders and means another video in each.
+    places = (f"video/{source}/{row['video']}", f"{source}/{row['video']}")
+    return [Entry(places, question, _seconds(row.get("start")), _seconds(row.get("end")))]
 
 
 def _seconds(value: float | str | None) -> float | None:

@@ -8,23 +8,27 @@ lie in NExTVideo/, with a map from numbers to folders in the authors' copy.
 from collections.abc import Iterator
 from pathlib import Path
 
-from jvidprune.bench.datasets.annotations import find_files, read_rows, require
-from jvidprune.bench.datasets.task import Entry
+from jvidprune.bench.datasets.annotations import Row, each_row, find_files
+from jvidprune.bench.datasets.entry import Entry
 from jvidprune.bench.datasets.wording import DIRECTLY, choice, lettered
+from jvidprune.bench.items import LeftOut
 
 EXTRACTION = "letters"
 
+_COLUMNS = ("video", "question", "answer", "qid", "type", "a0", "a1", "a2", "a3", "a4")
 _KINDS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 
 
-def entries(folder: Path) -> Iterator[Entry]:
+def entries(folder: Path) -> Iterator[Entry | LeftOut]:
     """Its questions by causal, temporal and descriptive."""
     for path in find_files(folder, "MC/test*.parquet", "*MC*.parquet", "*.parquet", "test.csv", "val.csv"):
-        columns = ("video", "question", "answer", "qid", "type", "a0", "a1", "a2", "a3", "a4")
-        for row in require(read_rows(path), path, *columns):
-            options = [str(row[f"a{i}"]).strip() for i in range(5)]
-            text = str(row["question"]).strip()
-            asked = "\n".join([text, *lettered(options), DIRECTLY])
-            name, kind = f"{row['video']}-{row['qid']}", _KINDS.get(str(row["type"])[:1], str(row["type"]))
-            question = choice(name, text, kind, options, int(row["answer"]), asked=asked)
-            yield Entry((f"NExTVideo/{row['video']}.mp4", str(row["video"])), question)
+        yield from each_row(path, _entry, *_COLUMNS)
+
+
+def _entry(number: int, row: Row) -> list[Entry]:
+    options = [str(row[f"a{i}"]).strip() for i in range(5)]
+    text = str(row["question"]).strip()
+    asked = "\n".join([text, *lettered(options), DIRECTLY])
+    name, kind = f"{row['video']}-{row['qid']}", _KINDS.get(str(row["type"])[:1], str(row["type"]))
+    question = choice(name, text, kind, options, int(row["answer"]), asked=asked)
+    return [Entry((f"NExTVideo/{row['video']}.mp4", str(row["video"])), question)]

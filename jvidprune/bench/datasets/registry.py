@@ -6,7 +6,7 @@ from typing import Any
 
 from jvidprune.bench.datasets.task import VideoTask
 from jvidprune.bench.datasets.videos import wish_of
-from jvidprune.errors import JvidpruneError, reason
+from jvidprune.errors import JvidpruneError
 from jvidprune.reducers.presets import unknown
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import Rule
@@ -31,6 +31,7 @@ def open_dataset(
     wish: FrameWish | None = None,
     clips: int | None = None,
     limits: Limits = DEFAULT,
+    strict: bool = False,
 ) -> VideoTask:
     """A local copy of a benchmark as a task.
 
@@ -40,9 +41,10 @@ def open_dataset(
       frames, fps, rule, wish: frames that are read of each video, see `videos.read_clip`.
       clips: only the first so many clips whose videos are there.
       limits: what is accepted of a video.
+      strict: refuse the first annotation or video that cannot be asked, instead of leaving it out.
 
     Raises:
-      JvidpruneError: an unknown name, no folder, no annotations, unexpected columns, or no video at all.
+      JvidpruneError: an unknown name, no folder, no annotations, or nothing in them that can be asked.
     """
     key = name.lower().replace("-", "").replace("_", "")
     if key not in _KNOWN:
@@ -50,12 +52,6 @@ def open_dataset(
     if folder is None:
         raise JvidpruneError(f"{name} is read from a local copy: say where with --data.")
     module = importlib.import_module(f"jvidprune.bench.datasets.{key}")
-    try:
-        entries = list(module.entries(Path(folder)))
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, JvidpruneError):
-            raise
-        # A field of another type than the benchmark's own files have.
-        raise JvidpruneError(f"{name} in {folder} cannot be read: {reason(error)}.") from error
     read: dict[str, Any] = {"wish": wish_of(wish, frames, fps, rule), "limits": limits}
-    return VideoTask(key, entries, Path(folder), **read, clips=clips, extraction=module.EXTRACTION)
+    read |= {"extraction": module.EXTRACTION, "unique": getattr(module, "UNIQUE", False)}
+    return VideoTask(key, module.entries(Path(folder)), Path(folder), **read, clips=clips, strict=strict)

@@ -8,9 +8,10 @@ task_type, question, options (list of "A. ...") and answer (a letter).
 from collections.abc import Iterator
 from pathlib import Path
 
-from jvidprune.bench.datasets.annotations import find_files, read_rows, require
-from jvidprune.bench.datasets.task import Entry
+from jvidprune.bench.datasets.annotations import Row, each_row, find_files
+from jvidprune.bench.datasets.entry import Entry
 from jvidprune.bench.datasets.wording import choice, lettered
+from jvidprune.bench.items import LeftOut
 
 EXTRACTION = "first_letter"
 
@@ -20,13 +21,15 @@ _LEAD = (
 )
 
 
-def entries(folder: Path) -> Iterator[Entry]:
+def entries(folder: Path) -> Iterator[Entry | LeftOut]:
     """Its questions, by length of the video; subtitles are not given, as in lmms-eval's task without them."""
     for path in find_files(folder, "test*.parquet", "*.parquet", "*.json", "*.jsonl"):
-        for row in require(read_rows(path), path, "videoID", "question_id", "question", "options", "answer"):
-            options = lettered(row["options"])
-            asked = "\n".join([_LEAD, row["question"], *options, "The best answer is:"])
-            category = str(row.get("duration") or "all lengths")
-            name = str(row["question_id"])
-            question = choice(name, row["question"], category, options, row["answer"], asked=asked)
-            yield Entry((f"data/{row['videoID']}.mp4", row["videoID"]), question)
+        yield from each_row(path, _entry, "videoID", "question_id", "question", "options", "answer")
+
+
+def _entry(number: int, row: Row) -> list[Entry]:
+    options = lettered(row["options"])
+    asked = "\n".join([_LEAD, row["question"], *options, "The best answer is:"])
+    category = str(row.get("duration") or "all lengths")
+    question = choice(str(row["question_id"]), row["question"], category, options, row["answer"], asked=asked)
+    return [Entry((f"data/{row['videoID']}.mp4", row["videoID"]), question)]
