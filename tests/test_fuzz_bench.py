@@ -117,6 +117,7 @@ def test_damaged_parquet_and_frames(tmp_path, examples):
 
 SAMPLE = {
     "clip": "c",
+    "key": "k",
     "question": "q",
     "method": "m",
     "ratio": 0.1,
@@ -125,7 +126,16 @@ SAMPLE = {
     "answer": "A",
 }
 SAMPLE |= {"correct": True, "kept": 7, "visual": 70, "prompt": 30}
-BATCH = {"clip": "c", "method": "m", "encode": 0.1, "ratio": 0.1, "refused": "", "reduce": 0.1, "prefill": 0.1}
+BATCH = {
+    "clip": "c",
+    "key": "k",
+    "method": "m",
+    "encode": 0.1,
+    "ratio": 0.1,
+    "refused": "",
+    "reduce": 0.1,
+    "prefill": 0.1,
+}
 BATCH |= {"generate": 0.1, "compile": 1.0, "memory": 9, "tflops": 0.1, "prefill_tflops": 0.1}
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import math
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -200,33 +200,54 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def run(table: Table, found: Found, args: argparse.Namespace) -> dict[tuple[str, float], dict[str, float]]:
-    """Our numbers in per cent by column, and "kept", the tokens really kept; resumes what is in --out."""
+def run(
+    table: Table, found: Found, args: argparse.Namespace
+) -> tuple[dict[tuple[str, float], dict[str, float]], list[str]]:
+    """Our numbers in per cent by column, and "kept", the tokens really kept; and what was left out, a line each.
+
+    Resumes what is in --out. A task of which nothing can be asked costs the others nothing.
+
+    Raises:
+      JvidpruneError: nothing of any task can be asked, or with --strict something of one cannot.
+    """
     from jvidprune.bench.metrics import ALL
     from jvidprune.bench.plan import SweepPlan
     from jvidprune.bench.results import make_table
     from jvidprune.bench.runner import run_sweep
     from jvidprune.commands.console import Console
+    from jvidprune.commands.left_out import nothing_answered
     from jvidprune.commands.run import open_model
     from jvidprune.commands.sweep import SweepChoice, open_task
 
     console = Console()
     asked = settings(found.methods)
     ours: dict[tuple[str, float], dict[str, float]] = {}
+    bad: list[str] = []
     with console.working():
         model: dict[str, Any] = {"model": str(found.model), "dtype": args.dtype, "frames": args.frames or table.frames}
         model |= {"fps": None, "pooling_head": None if found.pooling_head is None else str(found.pooling_head)}
         llm = open_model(model, console)
         for name, folder in found.tasks.items():
             out = args.out / table.name / name
-            choice = SweepChoice(list(asked), table.ratios, name, folder, args.clips, "all", 16, out)
-            task = open_task(choice, llm, model, console)
+            choice = SweepChoice(list(asked), table.ratios, name, folder, args.clips, "all", 16, out, args.strict)
+            try:
+                task = open_task(choice, llm, model, console)
+            except JvidpruneError as error:
+                if args.strict:
+                    raise
+                bad.append(str(error))
+                continue
             reducers = {key: llm.reducer(one.text) for key, one in asked.items()}
             own = {key: one.ratios for key, one in asked.items()}
             ratios = tuple(dict.fromkeys([*table.ratios, *(ratio for some in own.values() for ratio in some)]))
             plan = SweepPlan(reducers, ratios, 16, own)
             bar = console.task(name, len(task))
-            records = run_sweep(llm, task, plan, out, progress=lambda _, done, total, bar=bar: bar(done, total))
+            options: dict[str, Any] = {"progress": lambda _, done, total, bar=bar: bar(done, total)}
+            records = run_sweep(llm, task, plan, out, strict=args.strict, **options)
+            bad += [f"{name}: {one}" for one in records.left_out]
+            if not records.samples:
+                bad.append(nothing_answered(name, records.left_out))
+                continue
             swept = make_table(records, task, {})
             whole = swept.cell(FULL, 1.0)
             for key, ratio in swept.runs:
@@ -237,7 +258,9 @@ def run(table: Table, found: Found, args: argparse.Namespace) -> dict[tuple[str,
                 cell = swept.cell(key, ratio)
                 if cell is not None and whole is not None:
                     row["kept"] = 100 * cell.kept / whole.kept
-    return {key: row | derived(row, ours.get((FULL, 1.0), {}), table.tasks) for key, row in ours.items()}
+    if not ours:
+        raise JvidpruneError(bad[-1])
+    return {key: row | derived(row, ours.get((FULL, 1.0), {}), table.tasks) for key, row in ours.items()}, bad
 
 
 def derived(row: Mapping[str, float], whole: Mapping[str, float], tasks: tuple[str, ...]) -> dict[str, float]:
@@ -275,7 +298,7 @@ def show(table: Table, ours: Mapping[tuple[str, float], Mapping[str, float]]) ->
     return grid(["ours / paper, per cent", "kept", *table.columns], rows)
 
 
-def report(table: Table, found: Found, ours: Mapping[Any, Any]) -> str:
+def report(table: Table, found: Found, ours: Mapping[Any, Any], bad: Sequence[str] = ()) -> str:
     """Everything as Markdown."""
     parts = [f"# {table.title}", f"arXiv {table.paper}, {table.table}; {table.checkpoint}, {table.frames} frames."]
     if ours:
@@ -284,6 +307,7 @@ def report(table: Table, found: Found, ours: Mapping[Any, Any]) -> str:
     parts += [f"- {note}" for note in table.notes]
     parts += [f"- Not at hand of the paper: {text}" for text in table.missing]
     parts += [f"- Not run here for want of {text}." for text in found.absent]
+    parts += [f"- Left out: {text}" for text in bad]
     return "\n\n".join(parts[:3]) + "\n\n" + "\n".join(parts[3:]) + "\n"
 
 
@@ -300,6 +324,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, help="the first so many clips of each task")
     parser.add_argument("--frames", type=int, help="frames of a video in place of the table's")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
+    parser.add_argument("--strict", action="store_true", help="stop at the first video or annotation that is bad")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
     args = parser.parse_args(words)
     if args.list or args.table is None:
@@ -315,7 +340,7 @@ def main(words: list[str] | None = None) -> int:
             lines = "".join(f"\n  - {text}" for text in found.absent)
             print(f"error: {table.name} cannot be run, for want of:{lines}", file=sys.stderr)
             return 2
-        text = report(table, found, run(table, found, args))
+        text = report(table, found, *run(table, found, args))
     except JvidpruneError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

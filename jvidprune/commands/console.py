@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from jvidprune.inference.stages import Stage
 
 
-_LISTED = 20
-"""Sentences about what a sweep left out that are printed behind its table."""
+LISTED = 20
+"""Sentences about what was left out that are printed; machines and reports get all of them."""
 
 
 class Console:
@@ -104,16 +104,21 @@ class Console:
             self._out.print(
                 "[yellow]The weights of this model are random: its accuracies are noise, its costs are real.[/yellow]"
             )
-        if table.left_out:
-            many = len(table.left_out)
-            self._out.print(f"[yellow]{many} {'was' if many == 1 else 'were'} left out:[/yellow]")
-            for one in table.left_out[:_LISTED]:
-                self._out.print(f"  {_escape(str(one))}", highlight=False, soft_wrap=True)
-            if many > _LISTED:
-                self._out.print(f"  and {many - _LISTED} more, which the report lists")
+        self.left_out(record)
         resumed = f" ({record['resumed_samples']:,} were there)" if record["resumed_samples"] else ""
         self._out.print(f"{record['samples']:,} answers{resumed} · table.csv, plots and records beside the report")
         self._out.print(f"report: [bold]{_escape(record['report'])}[/bold]", soft_wrap=True)
+
+    def left_out(self, record: dict[str, Any]) -> None:
+        """What was left out, a sentence each."""
+        bad = record["left_out"]
+        if bad:
+            self._out.print(f"[yellow]left out: {len(bad)}[/yellow]")
+        for one in bad[:LISTED]:
+            text = one["reason"] if one["item"] in one["reason"] else f"{one['item']}: {one['reason']}"
+            self._out.print(f"  {_escape(text)}", highlight=False, soft_wrap=True)
+        if len(bad) > LISTED:
+            self._out.print(f"  and {len(bad) - LISTED} more")
 
     def unfinished(self, record: dict[str, Any]) -> None:
         """A host that is done before others."""
@@ -126,6 +131,7 @@ class Console:
     def training(self, record: dict[str, Any]) -> None:
         """Where the trained checkpoint is, and what it reached."""
         kept, visual = record["kept"], record["visual"]
+        self.left_out(record)
         self._out.print(f"a clip keeps {kept:,} of {visual:,} visual tokens ({kept / visual:.1%})")
         for name, value in record["metrics"].items():
             self._out.print(f"{name} {value:.4g}", highlight=False)

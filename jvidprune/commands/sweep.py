@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from jvidprune.bench.hosts import GRACE, Host
-from jvidprune.bench.items import LeftOut, left_out
+from jvidprune.bench.items import left_out
 from jvidprune.bench.metrics import FULL
 from jvidprune.bench.pairs import possible_ratios
 from jvidprune.bench.plan import BASELINES, SweepPlan
@@ -16,6 +16,7 @@ from jvidprune.bench.results import SweepTable, make_table, write_csv
 from jvidprune.bench.runner import SweepRecords, run_sweep
 from jvidprune.bench.subset import Subset, answerable
 from jvidprune.commands.console import Console
+from jvidprune.commands.left_out import listed, note_left_out, nothing_answered
 from jvidprune.commands.run import check_reading, open_model
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
@@ -35,9 +36,6 @@ METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,
 
 CLIPS = 50
 """Clips of the procedural benchmark in a default run: all of it stays below five minutes on two cores."""
-
-NOTED = 20
-"""Sentences about what is left out that are printed before a sweep."""
 
 SIDE = 392
 """Height and width of its frames for towers of any resolution (the Qwen-VL families)."""
@@ -129,7 +127,7 @@ def sweep(
             record = {"folder": str(found.files.folder), "complete": False, "host": host.number, "hosts": host.of}
             return None, record | {"left_out": listed(found.left_out)}
         if not found.samples:
-            raise JvidpruneError(nothing_answered(task, found.left_out))
+            raise JvidpruneError(nothing_answered(task.name, found.left_out))
         console.start("writing the report")
         table = make_table(found, task, {name: presets.title(name) for name in names})
         shown = "the embedded model" if model["model"] is None else llm.loaded.folder.name
@@ -180,34 +178,8 @@ def open_task(choice: SweepChoice, llm: VideoLLM, model: dict[str, Any], console
     wish, limits = llm.settings.wish(model["frames"], model["fps"]), check_reading(model)
     options: dict[str, Any] = {"clips": choice.clips, "wish": wish, "limits": limits, "strict": choice.strict}
     task = open_dataset(choice.task, choice.data, **options)
-    note_left_out(task, console)
+    note_left_out(left_out(task), console)
     return task
-
-
-def note_left_out(task: Any, console: Console) -> None:
-    """Tells people what of a task cannot be asked before it begins: the first few, and how many there are."""
-    names, bad = getattr(task, "missing", ()), [one for one in left_out(task) if not one.missing]
-    if names:
-        some = ", ".join(names[:3])
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        many = f"{len(names)} videos are" if len(names) > 1 else "1 video is"
-        console.note(f"{many} missing and left out: {some}{more}")
-    for one in bad[:NOTED]:
-        console.note(f"left out: {one}")
-    if len(bad) > NOTED:
-        console.note(f"left out: {len(bad) - NOTED} more, which the report lists")
-
-
-def listed(bad: Sequence[LeftOut]) -> list[dict[str, str]]:
-    """What is left out, for machines."""
-    return [{"item": one.item, "file": one.file, "reason": one.reason} for one in bad]
-
-
-def nothing_answered(task: Any, bad: Sequence[LeftOut]) -> str:
-    """The sentence about a task of which nothing could be asked."""
-    first = bad[0] if bad else "it has no questions."
-    more = f" ({len(bad) - 1} more {'is' if len(bad) == 2 else 'are'} left out, too)" if len(bad) > 1 else ""
-    return f"nothing of {task.name} could be answered{more}: {first}"
 
 
 def answerable_part(measured: Path, clips: int, **settings: Any) -> Subset:

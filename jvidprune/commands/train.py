@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jvidprune.commands.console import Console
+from jvidprune.commands.left_out import listed, note_left_out
 from jvidprune.commands.run import check_reading, open_model
 from jvidprune.commands.train_choice import TrainChoice
 from jvidprune.errors import JvidpruneError
@@ -46,7 +47,9 @@ def train_stts(choice: TrainChoice, folder: Path, *, model: dict[str, Any], cons
     with console.working():
         llm = open_model(model | {"dtype": "float32"}, console)
         console.start("looking at the clips")
-        run = open_run(llm, choice, rates, frames=model["frames"], limits=limits)
+        told: dict[str, Any] = {"report": lambda bad: console.note(f"left out: {bad}")}
+        run = open_run(llm, choice, rates, frames=model["frames"], limits=limits, **told)
+        note_left_out(run.tuner.left_out, console)
         bar = console.task("training", choice.steps)
 
         def report(line: dict[str, float]) -> None:
@@ -66,6 +69,7 @@ def train_stts(choice: TrainChoice, folder: Path, *, model: dict[str, Any], cons
         "kept": run.kept,
         "visual": run.whole,
         "metrics": {name: value for name, value in measured.items() if name != "step"},
+        "left_out": listed(run.tuner.left_out),
     }
 
 

@@ -67,5 +67,7 @@ class TrainChoice:
     """Held-out clips."""
     eval_frames: int | None = None
     """Frames of held-out clips, with as many tokens kept as in training (test-time scaling)."""
+    strict: bool = False
+    """Stop at the first video or annotation of a benchmark that cannot be used, instead of leaving it out."""
     tensorboard: bool = False
     """Write TensorBoard's event files."""

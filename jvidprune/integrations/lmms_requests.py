@@ -229,22 +229,21 @@ class Adapter:
                 shown = {i: self._visuals(asked[i], documents) for i in places}
                 keys = {i: key(i, shown[i]) for i in places} if store is not None else {}
                 values: dict[int, tuple[Any, ...]] = {}
-                for i in places if store is not None else ():
-                    if (record := store.get((keys[i],))) is not None:
+                for i, name in keys.items():
+                    if store is not None and (record := store.get((name,))) is not None:
                         values[i] = tuple(record["value"])
                 missing = [i for i in places if i not in values]
-                for i, value in self._made(asked, {i: shown[i] for i in missing}, answer).items():
-                    if not isinstance(value, Failed):
-                        values[i] = value
-                        if store is not None:
-                            store.append([{"key": keys[i], "value": list(value)}])
-                        continue
+                made = self._made(asked, {i: shown[i] for i in missing}, answer)
+                failed = {i: value.reason for i, value in made.items() if isinstance(value, Failed)}
+                values |= {i: empty if i in failed else made[i] for i in missing}
+                if store is not None:
+                    store.append({"key": keys[i], "value": list(made[i])} for i in missing if i not in failed)
+                for i, why in failed.items():
                     _, _, _, doc_id, task, split = asked[i]
-                    self.failures[str(task), str(split), doc_id] = value.reason
-                    values[i] = empty
+                    self.failures[str(task), str(split), doc_id] = why
                     if bad is not None:
                         place = {"task": str(task), "split": str(split), "document": str(doc_id)}
-                        bad.append([{"key": keys[i], **place, "reason": value.reason}])
+                        bad.append([{"key": keys[i], **place, "reason": why}])
                 finished(len(places))
                 yield from (values[i] for i in places)
         self._tell(asked)

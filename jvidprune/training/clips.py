@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jvidprune.bench.items import Item, Question, Task
+from jvidprune.bench.items import Item, LeftOut, Question, Task, left_out
 from jvidprune.bench.procedural import Procedural
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.pipeline import VideoLLM
@@ -49,11 +49,14 @@ class Part:
     def __getitem__(self, index: int) -> Item:
         return self._task[self._numbers[index]]
 
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What cannot be asked of the task."""
+        return left_out(self._task)
+
     def fingerprint(self) -> dict[str, Any]:
-        """That of the task, and which items."""
-        numbers = self._numbers
-        listed = [numbers.start, numbers.stop, numbers.step] if isinstance(numbers, range) else list(numbers)
-        return {**self._task.fingerprint(), "items": listed}
+        """That of the task; which items there are changes with its files, and a run goes on with those that are."""
+        return self._task.fingerprint()
 
 
 def open_clips(
@@ -67,6 +70,7 @@ def open_clips(
     held: int,
     clips: int | None = None,
     limits: Limits = DEFAULT,
+    strict: bool = False,
 ) -> tuple[Task, Task]:
     """Clips to learn from and clips to measure on, which share none.
 
@@ -82,6 +86,7 @@ def open_clips(
       held: clips to measure on.
       clips: to learn from at most; by default all there are.
       limits: what is accepted of a benchmark's videos.
+      strict: refuse the first video or annotation of a benchmark that cannot be used.
 
     Raises:
       JvidpruneError: an unknown task, files that are not there, or too few clips.
@@ -100,7 +105,7 @@ def open_clips(
 
     # Rows have one size: shorter videos show frames several times.
     wishes = (FrameWish(count, rule=llm.settings.rule, repeat=True) for count in (frames, held_frames))
-    learned, measured = (open_dataset(task, data, wish=wish, limits=limits) for wish in wishes)
+    learned, measured = (open_dataset(task, data, wish=wish, limits=limits, strict=strict) for wish in wishes)
     split = len(learned) - held
     if split < 1:
         raise JvidpruneError(f"{task} has {len(learned)} clips: too few to keep {held} of them apart.")

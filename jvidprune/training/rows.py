@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jvidprune.bench.items import Task
+from jvidprune.bench.items import LeftOut, Task
+from jvidprune.errors import JvidpruneError, reading
 from jvidprune.training.examples import TEXT, Example
 
 
@@ -98,7 +99,9 @@ def _share(there: np.ndarray, processes: int) -> np.ndarray:
 
 
 class Pipeline:
-    """Rows of a task without end, shuffled anew in every epoch; equal settings give equal rows.
+    """Rows of a task without end, shuffled anew in every epoch; equal settings and files give equal rows.
+
+    Clips that cannot be read are passed over.
 
     Args:
       task: clips and questions.
@@ -109,6 +112,8 @@ class Pipeline:
       shuffle: False keeps the task's order.
       process: (number of this process, of how many); each reads clips of its own.
       threads: that make examples ahead of time; 0 makes them when asked.
+      strict: stop at the first clip that cannot be read, instead of passing over it.
+      report: called with each clip that is passed over.
     """
 
     def __init__(
@@ -122,9 +127,37 @@ class Pipeline:
         shuffle: bool = True,
         process: tuple[int, int] = (0, 1),
         threads: int = 1,
+        strict: bool = False,
+        report: Callable[[LeftOut], None] | None = None,
     ):
         self.task, self.encode, self.kept, self.shape = task, encode, kept, shape
         self._seed, self._shuffle, self._process, self._threads = seed, shuffle, process, threads
+        self._strict, self.report = strict, report
+        self.left_out: dict[int, LeftOut] = {}
+        """Clips that were passed over because they cannot be read, by number."""
+
+    def example(self, number: int) -> dict[str, Any] | None:
+        """The example of a clip, None where there is none.
+
+        Raises:
+          JvidpruneError: with `strict`, or when no clip of the task is left.
+        """
+        item = self.task[number]
+        try:
+            with reading(item.file or item.id):
+                return dict(self.encode(item))
+        except JvidpruneError as error:
+            bad = LeftOut(item.id, item.file, str(error))
+            if self._strict:
+                raise JvidpruneError(str(bad)) from error
+            fresh = number not in self.left_out
+            self.left_out[number] = bad
+            if len(self.left_out) == len(self.task):
+                first = next(iter(self.left_out.values()))
+                raise JvidpruneError(f"none of the {len(self.task)} clips can be read; the first: {first}") from error
+            if fresh and self.report is not None:
+                self.report(bad)
+            return None
 
     def dataset(self) -> Any:
         """The grain dataset of `Rows`."""
@@ -135,7 +168,7 @@ class Pipeline:
         numbers = grain.MapDataset.range(len(self.task))
         if self._shuffle:
             numbers = numbers.shuffle(self._seed)
-        examples = numbers.repeat(None)[number::count].map(lambda index: dict(self.encode(self.task[int(index)])))
+        examples = numbers.repeat(None)[number::count].map(lambda index: self.example(int(index)))
         threads = max(1, self._threads)
         read = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=2 * threads * (self._threads > 0))
         shape = self.shape

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from flax import nnx
 
 from jvidprune import parallel
 from jvidprune.bench.identity import plain
+from jvidprune.bench.items import LeftOut
 from jvidprune.bench.procedural import Procedural
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.pipeline import VideoLLM
@@ -56,7 +58,13 @@ def prune_at(layers: int) -> int:
 
 
 def open_run(
-    llm: VideoLLM, choice: Any, rates: dict[str, float], *, frames: int | None = None, limits: Limits = DEFAULT
+    llm: VideoLLM,
+    choice: Any,
+    rates: dict[str, float],
+    *,
+    frames: int | None = None,
+    limits: Limits = DEFAULT,
+    report: Callable[[LeftOut], None] | None = None,
 ) -> Run:
     """The run of a `commands.train.TrainChoice`.
 
@@ -66,6 +74,7 @@ def open_run(
       rates: learning rates by group.
       frames: of a clip; by default as many as the procedural benchmark has, else what the family was evaluated with.
       limits: what is accepted of a benchmark's videos.
+      report: called with each clip that is passed over because it cannot be read.
 
     Raises:
       JvidpruneError: a family without such a tower, settings that make no run, or files that are not there.
@@ -92,6 +101,7 @@ def open_run(
         held=choice.eval_clips,
         clips=choice.train_clips,
         limits=limits,
+        strict=choice.strict,
     )
     reader = Pruned(llm.loaded.config, config, frames)
     shape = rows_for(llm, task, frames=frames, kept=reader.kept, rows=choice.rows, clips=choice.row_clips)
@@ -129,7 +139,9 @@ def open_run(
         task=task,
         held=held,
         modules={"scorer": scorer} if config.method == "scorer" else {},
-        settings={"stts": plain(config)},
+        settings={"stts": plain(config), "clips": [choice.train_clips, choice.eval_clips]},
+        strict=choice.strict,
+        report=report,
         placing=Placing(mesh, family, llm.loaded.config.units),
     )
     return Run(llm, scorer, tuner, config, reader.kept, reader.whole)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jvidprune.bench.identity import model_identity, plain
-from jvidprune.bench.items import Task
+from jvidprune.bench.items import LeftOut, Task, left_out
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.training import groups, loop
@@ -123,6 +123,7 @@ class Tuner:
       held: clips and questions that are measured; needed with `measure_every`.
       settings: what else the run is made of, as JSON holds it; another run in its folder is refused.
       placing: where it runs.
+      strict, report: what becomes of clips that cannot be read, see `rows.Pipeline`.
 
     Raises:
       JvidpruneError: settings that make no run, or rows without room for one clip.
@@ -139,8 +140,11 @@ class Tuner:
         modules: Mapping[str, nnx.Module] | None = None,
         settings: Mapping[str, Any] | None = None,
         placing: Placing | None = None,
+        strict: bool = False,
+        report: Callable[[LeftOut], None] | None = None,
     ):
         tuning.check()
+        self._reading: dict[str, Any] = {"strict": strict, "report": report}
         self.tuning, self.placing = tuning, placing or Placing()
         self.placing.check(tuning.shape.rows, tuning.parts)
         if tuning.measure_every and held is None:
@@ -178,7 +182,15 @@ class Tuner:
         encode = Encoder(llm, frames, kept, tuning.shape.slots, tuning.shape.answers, pixels)
         process = (jax.process_index(), jax.process_count())
         own = dataclasses.replace(tuning.shape, rows=tuning.shape.rows // process[1])
-        return Pipeline(task, encode, kept=kept, shape=own, seed=tuning.seed, shuffle=shuffle, process=process)
+        options: dict[str, Any] = {"kept": kept, "shape": own, "seed": tuning.seed, "shuffle": shuffle}
+        return Pipeline(task, encode, process=process, **options, **self._reading)
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What could not be learned from or measured on: annotations, videos that are not there or cannot be read."""
+        pipelines = [self._pipeline, *([] if self._held is None else [self._held])]
+        found = dict.fromkeys(bad for pipeline in pipelines for bad in left_out(pipeline.task))
+        return tuple(found | dict.fromkeys(bad for pipeline in pipelines for bad in pipeline.left_out.values()))
 
     def run(
         self,

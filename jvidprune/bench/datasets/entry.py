@@ -47,8 +47,6 @@ class Entry:
             raise ValueError(f"it looks at {self.start} to {self.end} seconds, which is no part of a video")
         if not self.videos or not all(isinstance(name, str) for name in self.videos):
             raise ValueError("its video is no text")
-        if not all(_is_unicode(name) for name in self.videos):
-            raise ValueError(f"its video {quoted(repr(self.videos[0]))} is no name that a file can have")
         check_question(self.question)
 
 
