@@ -162,5 +162,16 @@ def test_a_table_runs_on_other_weights_and_small_data(tool, tmp_path, capsys, mo
     assert kept.keys() == {"OTT-Vid at 10 %", "Mixed at 50 %", "Mixed at 10 %"}
     assert float(kept["Mixed at 10 %"]) < 20 < float(kept["Mixed at 50 %"]) == 100
     assert (tmp_path / "out" / "ottvid" / "table.md").read_text() == out.removesuffix("\n")
+    # The videos that the small copies lack are listed.
+    assert out.count("\n- Left out: ") == 5
+    assert "- Left out: mlvu: the video video/2_needle/gone.mp4 is missing" in out
     runs = sorted(path.name for path in (tmp_path / "out" / "ottvid").iterdir() if path.is_dir())
     assert runs == ["longvideobench", "mlvu", "mvbench", "videomme"]
+    # A benchmark of which nothing can be asked costs the others nothing; with --strict it ends the run.
+    (data / "mlvu" / "json" / "2_needle.json").write_text("[]")
+    assert tool.main([str(word) for word in words]) == 0
+    out, _ = capsys.readouterr()
+    assert "- Left out: the annotations of mlvu in" in out
+    assert re.search(rf"\| OTT-Vid at 10 % \| {number} \|.* – / –", out)
+    assert tool.main([str(word) for word in [*words, "--strict"]]) == 2
+    assert "is missing" in capsys.readouterr().err

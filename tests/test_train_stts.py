@@ -371,6 +371,45 @@ def test_a_local_benchmark_is_divided_into_clips_to_learn_from_and_to_measure(ll
             open_clips(llm, task, data, **(wish | changed))[0][0].load()
 
 
+def test_clips_that_cannot_be_read_are_passed_over_and_listed(llm, tmp_path):
+    film = render(ClipSpec(seed=1, frames=12, size=(48, 64))).frames
+    lines = ["video,question,answer,qid,type,a0,a1,a2,a3,a4"]
+    for number in range(4):
+        write_mp4(tmp_path / "NExTVideo" / f"{number}.mp4", film, 6.0)
+        lines.append(f"{number},what is it,1,{number},DO,cat,dog,bird,fish,cow")
+    lines += ["3,what is it,9,9,DO,cat,dog,bird,fish,cow", "7,what is it,1,7,DO,cat,dog,bird,fish,cow"]
+    (tmp_path / "val.csv").write_text("\n".join(lines))
+    bad = tmp_path / "NExTVideo" / "1.mp4"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])
+    wish = {"frames": 4, "held_frames": 4, "questions": 8, "held": 1}
+    learned, held = open_clips(llm, "nextqa", tmp_path, **wish)
+    known = learned.fingerprint()
+    assert [one.item for one in learned.left_out] == ["row 4", "NExTVideo/7.mp4"]
+    shape = rows_for(llm, learned, frames=4, kept=20, rows=2, clips=1)
+    encode = Encoder(llm, 4, 20, shape.slots, shape.answers)
+    told = []
+    pipeline = Pipeline(learned, encode, kept=20, shape=shape, report=told.append)
+    steps = pipeline.iterate(0, None)
+    rows = [next(steps)[0] for _ in range(4)]
+    assert all((row.segment.max(1) == 1).all() for row in rows)
+    (left,) = pipeline.left_out.values()
+    assert told == [left]
+    assert (left.item, left.file) == ("NExTVideo/1.mp4", str(bad))
+    assert str(bad) in left.reason
+    with pytest.raises(JvidpruneError, match=r"1\.mp4"):
+        list(zip(range(4), Pipeline(learned, encode, kept=20, shape=shape, strict=True).iterate(0, None), strict=False))
+    with pytest.raises(JvidpruneError, match="row 4 of .* cannot be asked"):
+        open_clips(llm, "nextqa", tmp_path, **wish, strict=True)
+    # A mended clip is no other run.
+    bad.write_bytes(whole)
+    assert open_clips(llm, "nextqa", tmp_path, **wish)[0].fingerprint() == known
+    for number in range(3):
+        (tmp_path / "NExTVideo" / f"{number}.mp4").write_bytes(b"")
+    with pytest.raises(JvidpruneError, match="none of the 3 clips can be read; the first: "):
+        next(Pipeline(learned, encode, kept=20, shape=shape).iterate(0, None))
+
+
 def test_the_verb_refuses_in_a_sentence_and_fills_in_what_is_left_open(llm):
     choice = TrainChoice(steps=10, eval_clips=4, eval_frames=12)
     run = open_run(llm, choice, read_rates(choice.rates))

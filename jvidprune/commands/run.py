@@ -163,11 +163,18 @@ def draw_reduction(
         needs = frozenset().union(*(method.needs for method in methods.values()))
         clock = StageClock(console.start)
         clip, video = read_video(path, llm, needs, model, clock, console)
-        decisions = []
+        decisions, refused = [], {}
         for name, method in methods.items():
-            with clock("reduce") as stage:
-                decisions.append(decide(method, video, ratio, name))
-                stage.tokens = decisions[-1].count
+            try:
+                with clock("reduce") as stage:
+                    decisions.append(decide(method, video, ratio, name))
+                    stage.tokens = decisions[-1].count
+            except JvidpruneError as error:
+                # What one method cannot, the others still can.
+                refused[name] = str(error)
+                console.note(f"{name} is left out: {error}")
+        if not decisions:
+            raise JvidpruneError(next(iter(refused.values())))
         console.start("drawing")
         frames, labels = drawn_frames(clip, video.features.shape[0])
         with atomic_output(out) as part:
@@ -194,7 +201,7 @@ def draw_reduction(
         for decision in decisions
     ]
     stages = [dataclasses.asdict(stage) for stage in clock.stages]
-    return {"out": str(out), "frames": len(frames), "methods": rows, "stages": stages}
+    return {"out": str(out), "frames": len(frames), "methods": rows, "stages": stages, "refused": refused}
 
 
 def _save_film(path: Path, film: np.ndarray) -> None:
