@@ -383,7 +383,7 @@ def test_clips_that_cannot_be_read_are_passed_over_and_listed(llm, tmp_path):
     whole = bad.read_bytes()
     bad.write_bytes(whole[: len(whole) // 2])
     wish = {"frames": 4, "held_frames": 4, "questions": 8, "held": 1}
-    learned, held = open_clips(llm, "nextqa", tmp_path, **wish)
+    learned, _ = open_clips(llm, "nextqa", tmp_path, **wish)
     known = learned.fingerprint()
     assert [one.item for one in learned.left_out] == ["row 4", "NExTVideo/7.mp4"]
     shape = rows_for(llm, learned, frames=4, kept=20, rows=2, clips=1)
@@ -399,7 +399,7 @@ def test_clips_that_cannot_be_read_are_passed_over_and_listed(llm, tmp_path):
     assert str(bad) in left.reason
     with pytest.raises(JvidpruneError, match=r"1\.mp4"):
         list(zip(range(4), Pipeline(learned, encode, kept=20, shape=shape, strict=True).iterate(0, None), strict=False))
-    with pytest.raises(JvidpruneError, match="row 4 of .* cannot be asked"):
+    with pytest.raises(JvidpruneError, match=r"row 4 of .* cannot be asked"):
         open_clips(llm, "nextqa", tmp_path, **wish, strict=True)
     # A mended clip is no other run.
     bad.write_bytes(whole)
