@@ -9,6 +9,7 @@ import numpy as np
 from jvidprune.bench.metrics import FULL
 from jvidprune.bench.plan import BLIND
 from jvidprune.bench.store import Record
+from jvidprune.errors import JvidpruneError
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.drawn import drawn_frames
 from jvidprune.viz.overlay import draw_frame, fit
@@ -121,7 +122,11 @@ def draw_examples(
     for one in found:
         item = task[places[one.clip]]
         question = next(q for q in item.questions if q.id == one.question)
-        clip = item.load()
+        try:
+            clip = item.load()
+        except JvidpruneError:
+            # It was read when it was asked about, and is not any more, or no longer accepted.
+            continue
         decisions = decide(clip, list(one.records), one.ratio)
         steps = next(iter(decisions.values())).frames
         shown = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
