@@ -169,6 +169,7 @@ class Tuner:
             {
                 "model": known["model"],
                 "prompt": known["prompt"],
+                "around": known["around"],
                 "task": task.fingerprint(),
                 "held": None if held is None else held.fingerprint(),
                 "tuning": {k: v for k, v in dataclasses.asdict(tuning).items() if k not in ("keep", "every", "log")},
