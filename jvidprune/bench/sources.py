@@ -98,7 +98,7 @@ def _codes(thing: Any) -> list[tuple[str, Any]]:
         for name, member in vars(base).items():
             for suffix, function in _functions(member):
                 # Methods that `dataclasses` writes follow from the fields.
-                if function.__code__.co_filename != "<string>":
+                if not (name.startswith("__") and function.__code__.co_filename == "<string>"):
                     found.setdefault(f"{name}{suffix}", function)
             if isinstance(member, _PLAIN) and not name.startswith("__"):
                 found.setdefault(name, member)
