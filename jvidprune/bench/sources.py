@@ -4,6 +4,7 @@ The package's own sources are hashed as a whole (`identity.code_fingerprint`); w
 them, and would otherwise be known by its name alone.
 """
 
+import ast
 import functools
 import hashlib
 import inspect
@@ -74,15 +75,32 @@ def _hash_of_files(module: Any) -> str:
             continue
         if _is_ours(path) or (one is not module and _is_library(path)):
             continue
-        files[str(path)] = hashlib.sha256(path.read_bytes()).digest()
-        if _is_library(path):
-            continue
-        for value in list(vars(one).values()):
-            name = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
-            if isinstance(name, str) and name in sys.modules:
-                waiting.append(sys.modules[name])
+        text = path.read_bytes()
+        files[str(path)] = hashlib.sha256(text).digest()
+        if not _is_library(path):
+            waiting += [sys.modules[name] for name in _imported(text, one) if name in sys.modules]
     # The contents decide, not where the files lie: a moved folder is the same code.
     return hashlib.sha256(b"".join(sorted(files.values()))).hexdigest()[:16]
+
+
+def _imported(text: bytes, module: types.ModuleType) -> Iterator[str]:
+    """Names of the modules that a source imports, wherever in it; some may be names of what is in a module."""
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        # An extension module, or a file that was edited since.
+        return
+    package = getattr(module, "__package__", None) or ""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parts = package.split(".")
+                base = ".".join([*parts[: len(parts) - node.level + 1], *filter(None, [base])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
 def _codes(thing: Any) -> list[tuple[str, Any]]:
