@@ -28,6 +28,7 @@ from jvidprune.reducers.saved import SavedPruning, load_pruning, save_pruning
 from jvidprune.tokens import VideoTokens
 from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import normalise
+from jvidprune.video.resize import resize_planes
 
 HD = (720, 1280)
 
@@ -365,3 +366,25 @@ def test_model_arguments_of_lmms_eval_name_a_convention():
         ModelArgs.read({"convention": "vllm"})
     with pytest.raises(JvidpruneError, match="unknown M-RoPE rule 'max'"):
         ModelArgs.read({"mrope_rule": "max"})
+
+
+def test_released_recipes_equal_the_files_of_the_real_processors():
+    """Made with torchvision 0.28, qwen-vl-utils 0.0.14 and transformers 5.24 as tests/test_torch_reference.py has them.
+
+    Resized bytes on noise and on flat shapes with hard edges, where many sums are exactly a half; grids and patches.
+    """
+    golden = np.load(Path(__file__).parent / "golden" / "qwen_utils" / "released.npz")
+    cases = json.loads(str(golden["config"]))["cases"]
+    for number, (*_, height, width, kind) in enumerate(cases):
+        found = resize_planes(golden[f"in{number}"], (height, width), filter="torchvision_float")
+        assert np.array_equal(found, golden[f"out{number}"]), (number, kind)
+    frames = golden["frames"]
+    for family, name in (("qwen2_5_vl", "qwen2.5-vl-7b"), ("qwen3_vl", "qwen3-vl-8b")):
+        settings = settings_of(family)
+        index = settings.wish(4).indices(len(frames), 10.0)
+        found = settings.pixels(published(name), {})(frames[index])
+        assert found.grid.tolist() == golden[f"{family}_grid"].tolist()
+        np.testing.assert_allclose(found.values[:1], golden[f"{family}_first"], rtol=0, atol=2e-6)
+        np.testing.assert_allclose(found.values[-1:], golden[f"{family}_last"], rtol=0, atol=2e-6)
+        wide = found.values.astype(np.float64)
+        np.testing.assert_allclose([wide.sum(), np.abs(wide).sum()], golden[f"{family}_sums"], atol=1e-7 * wide.size)

@@ -15,7 +15,7 @@ import inspect
 import numpy as np
 import pytest
 import tiny_checkpoints as tiny
-from tiny import PAD, tokenizer, write_checkpoint
+from tiny import PAD, SPECIAL, tokenizer, write_checkpoint
 
 from jvidprune import reducers
 from jvidprune.inference.conventions import CONVENTIONS, settings_of
@@ -116,7 +116,9 @@ def processor(family, patch, limits=None):
     published = {"qwen2_5_vl": (3136, 12_845_056), "qwen3_vl": (4096, 25_165_824)}[family]
     low, high = limits or published
     made = video(size={"shortest_edge": low, "longest_edge": high}, patch_size=patch)
-    texts = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer(), pad_token="<|endoftext|>")
+    old = transformers.__version__.startswith("4.")
+    kind = transformers.Qwen2TokenizerFast if old else transformers.PreTrainedTokenizerFast
+    texts = kind(tokenizer_object=tokenizer(), pad_token="<|endoftext|>")
     template = TEMPLATE.replace("SYSTEM", "true" if family == "qwen2_5_vl" else "false")
     return whole(transformers.Qwen2VLImageProcessor(), texts, made, chat_template=template)
 
@@ -244,9 +246,10 @@ def test_positions_of_qwen2_5_vl_are_those_of_the_library(golden_folder, seconds
     rule = "transformers-4.57" if old else "transformers-5"
     config = VideoLLM.load(golden_folder).loaded.config
     steps, rows, columns = 6, 2, 3
-    ids = np.array([[65, 66, 257, *[PAD] * (steps * rows * columns), 258, 67, 68, 69]])
-    pad = model.config.video_token_id if hasattr(model.config, "video_token_id") else PAD
-    assert pad == PAD
+    start, end = (256 + SPECIAL.index(f"<|vision_{side}|>") for side in ("start", "end"))
+    ids = np.array([[65, 66, start, *[PAD] * (steps * rows * columns), end, 67, 68, 69]])
+    for settings in (model.config, model.model.config):
+        settings.video_token_id, settings.vision_start_token_id = PAD, start
     grid = torch.tensor([[steps, 2 * rows, 2 * columns]])
     words = {
         "input_ids": torch.from_numpy(ids),
