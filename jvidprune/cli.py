@@ -215,6 +215,31 @@ def clip(
         print(path)
 
 
+@app.command(name="video")
+def look_into_video(
+    video: Video = None,
+    /,
+    *,
+    save: Annotated[Path | None, arg(help="Folder to write the sampled frames to, as PNG files.")] = None,
+    model: Model = MODEL,
+    out: Common = OUTPUT,
+) -> None:
+    """Say what is seen of a video file: its stream, frames, times and size, and the frames that `ask` would sample.
+
+    With --frames or --fps the JSON object has their numbers and times by the rule of the checkpoint's family.
+    """
+    from jvidprune.commands import video as verb
+
+    console = out.console()
+    seen = verb.look(video, model=dataclasses.asdict(model), save=save)
+    if out.json:
+        _print_json(seen.record())
+    elif out.quiet:
+        print(seen.info.frames)
+    else:
+        console.show(verb.look_table(seen))
+
+
 @app.command
 def methods(*, out: Common = OUTPUT) -> None:
     """List the reducers: paper, the evidence they need, whether they merge and nest."""

@@ -178,7 +178,7 @@ def test_damaged_and_missing_files_end_in_a_sentence(film, tmp_path):
     (tmp_path / "header.mp4").write_bytes(whole[:100])
     (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 2 // 3])
     sentences = {
-        "missing.mp4": "there is no video file",
+        "missing.mp4": "no such video file",
         "nothing.mp4": "is empty",
         "noise.mp4": "cannot be read as a video",
         "header.mp4": "holds no video: it is empty or cut off",

@@ -164,6 +164,10 @@ class Console:
         if len(rows) == 1:
             wide.print(stages_table(rows[0]))
 
+    def show(self, table: Table) -> None:
+        """A table that a verb has made."""
+        self._out.print(table)
+
     def models(self, rows: list[dict[str, Any]]) -> None:
         """The family table."""
         table = Table(box=box.SIMPLE_HEAD)

@@ -25,6 +25,7 @@ from jvidprune.reducers.presets import from_text, title
 from jvidprune.reducers.saved import load_pruning
 from jvidprune.tokens import Reducer, VideoTokens
 from jvidprune.video.clips import ClipSpec, default_clip, render, write_mp4
+from jvidprune.video.container import existing_file
 from jvidprune.video.decode import Clip
 from jvidprune.video.limits import Limits
 from jvidprune.video.sampling import check_wish
@@ -228,8 +229,8 @@ def _check(path: Path | None, names: list[str], ratio: float) -> None:
     check_ratio(ratio)
     for name in names:
         from_text(name)
-    if path is not None and not path.exists():
-        raise JvidpruneError(f"no such video file: {path}.")
+    if path is not None:
+        existing_file(path)
 
 
 def _listing(names: list[str]) -> str:

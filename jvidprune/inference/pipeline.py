@@ -212,7 +212,8 @@ class VideoLLM:
           progress: called with (frames read, frames wanted) as frames come in.
 
         Raises:
-          JvidpruneError: a file that cannot be read, no frame, or no rate above 0.
+          JvidpruneError: a file that cannot be read, a picture that the family has no way to read, no
+            frame, or no rate above 0.
         """
         return read_frames(path, wish=self.settings.wish(frames, fps), limits=limits, progress=progress)
 

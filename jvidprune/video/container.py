@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jvidprune.errors import JvidpruneError, reason
+from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.video.ends import ends_inside
 from jvidprune.video.limits import Limits
 
@@ -45,7 +45,7 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
         if path.is_dir():
             raise JvidpruneError(f"{path} is a folder, not a video file.")
         if not path.exists():
-            raise JvidpruneError(f"there is no video file {path}.")
+            raise JvidpruneError(f"no such video file: {path}.")
         if not path.is_file():
             raise JvidpruneError(f"{path} is no regular file.")
         if path.stat().st_size == 0:
@@ -56,7 +56,7 @@ def existing_file(path: str | os.PathLike[str]) -> Path:
         if isinstance(error, JvidpruneError):
             raise
         # A name that no file system takes: too long, or with a zero byte.
-        raise JvidpruneError(f"there is no video file {str(path)!r:.200}.") from error
+        raise JvidpruneError(f"no such video file: {quoted(str(path), 200)}.") from error
     return path
 
 

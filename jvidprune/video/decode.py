@@ -53,7 +53,6 @@ class VideoInfo:
       why: why this stream.
       format: name of the container, e.g. "mov,mp4,m4a,3gp,3g2,mj2".
       picture: it is a still picture, no video.
-      cut: the sentence that says so where the end of the file is missing, or cannot be decoded.
     """
 
     frames: int
@@ -71,7 +70,6 @@ class VideoInfo:
     why: str = ""
     format: str = ""
     picture: bool = False
-    cut: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +85,7 @@ class Clip:
       total: frames in the file.
       start: seconds of the first frame of the file by the file's own clock.
       picture: it was a still picture, no video.
+      span: seconds that were sampled from, where they are a part of the file.
     """
 
     frames: UInt8[np.ndarray, "frames height width 3"]
@@ -96,10 +95,13 @@ class Clip:
     total: int
     start: float = 0.0
     picture: bool = False
+    span: float | None = None
 
     @property
     def sampled_fps(self) -> float:
-        """Frames per second of the sample: its length over the duration of the file."""
+        """Frames per second of the sample: its length over the duration of the file, or of the part of it."""
+        if self.span:
+            return len(self.indices) / self.span
         return len(self.indices) / self.total * self.fps
 
     @property
@@ -134,6 +136,19 @@ def probe(path: str | os.PathLike[str], *, limits: Limits = DEFAULT) -> VideoInf
     return _info(index)
 
 
+def evenly(path: Path, seconds: float | None, limits: Limits) -> float | None:
+    """The time at which a constant rate would show the frame that a file shows at `seconds` from its first.
+
+    Part of a video is cut out by numbers of frames, time * rate; in a file of variable rate this time gives the frame.
+    """
+    when = index_of(path, limits).timing
+    if seconds is None or when.regular:
+        return seconds
+    frames = np.arange(len(when.seconds))
+    inside = float(np.interp(seconds, when.seconds, frames)) / when.rate
+    return inside if seconds <= when.seconds[-1] else when.duration
+
+
 def _info(index: Index) -> VideoInfo:
     when, stream = index.timing, index.choice
     return VideoInfo(
@@ -151,7 +166,6 @@ def _info(index: Index) -> VideoInfo:
         why=stream.why if stream else "the only picture" if index.picture else "the only animation",
         format=index.format,
         picture=index.picture,
-        cut=index.cut,
     )
 
 

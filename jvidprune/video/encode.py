@@ -37,7 +37,9 @@ def write_mp4(
     codec = _encoder()
     with atomic_output(path) as part:
         try:
-            with av.open(str(part), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            with av.open(
+                f"file:{os.path.abspath(part)}", "w", format="mp4", options={"movflags": "faststart"}
+            ) as container:
                 stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(100_000))
                 assert isinstance(stream, VideoStream)
                 stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -12,7 +12,21 @@ from typing import BinaryIO
 _SEGMENT, _CLUSTER = b"\x18\x53\x80\x67", b"\x1f\x43\xb6\x75"
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
-_BOXES = {b"ftyp", b"moov", b"mdat", b"moof", b"styp", b"sidx", b"free", b"skip", b"wide", b"uuid", b"pnot", b"meta"}
+_BOXES = {
+    b"ftyp",
+    b"moov",
+    b"mdat",
+    b"moof",
+    b"styp",
+    b"sidx",
+    b"free",
+    b"skip",
+    b"wide",
+    b"uuid",
+    b"pnot",
+    b"meta",
+    b"mfra",
+}
 # An AVI file may be padded by less than this short of what its header says.
 _RIFF_SLACK = 16
 
@@ -60,9 +74,9 @@ def _boxes(file: BinaryIO, size: int, head: bytes) -> str | None:
         if length == 0 or kind not in _BOXES:
             return None
         if place + length > size:
-            if kind in (b"moov", b"moof"):
-                return "its index"
-            return "its frames" if kind == b"mdat" and (fragmented or not indexed) else None
+            if kind == b"mdat":
+                return None if indexed and not fragmented else "its frames"
+            return "its index" if kind in (b"moov", b"moof") else "a part of it"
         indexed, fragmented = indexed or kind == b"moov", fragmented or kind == b"moof"
         place += max(length, 8)
     return None
@@ -130,11 +144,19 @@ def _gif(file: BinaryIO, size: int, head: bytes) -> str | None:
         elif start[:1] == b"\x2c":
             place += 11 + _palette(start[9:10])
         else:
+            # The trailer, or what is no part of the format.
             return None
         while place < size and (part := _at(file, place, 1)[0]):
             place += 1 + part
         place += 1
-    return "a picture" if place > size else None
+    return "its frames"
+
+
+def _png(file: BinaryIO, size: int, head: bytes) -> str | None:
+    place = 8
+    while len(start := _at(file, place, 8)) == 8 and start[4:] != b"IEND":
+        place += 12 + int.from_bytes(start[:4], "big")
+    return "a part of it" if place + 12 > size else None
 
 
 def _palette(flags: bytes) -> int:
@@ -145,10 +167,10 @@ def _flash(file: BinaryIO, size: int, head: bytes) -> str | None:
     place = int.from_bytes(head[5:9], "big") + 4
     while place < size:
         start = _at(file, place, 11)
-        # The length of a tag stands behind it once more; without that alone nothing is missing.
-        if len(start) < 11 or place + 11 + int.from_bytes(start[1:4], "big") > size:
-            return "a tag"
         place += 15 + int.from_bytes(start[1:4], "big")
+        # The length of a tag stands behind it once more; a file may end without that.
+        if len(start) < 11 or (place > size and place - 4 != size):
+            return "a tag"
     return None
 
 
@@ -183,7 +205,8 @@ _WALKS: tuple[tuple[Callable[[bytes], bool], Callable[[BinaryIO, int, bytes], st
     (lambda head: head[:4] == b"RIFF", _riff),
     (lambda head: head[4:8] in _BOXES, _boxes),
     (lambda head: head[:4] == b"\x1a\x45\xdf\xa3", _matroska),
-    (lambda head: head[:4] in (b"GIF8",), _gif),
+    (lambda head: head[:4] == b"GIF8", _gif),
+    (lambda head: head[:8] == b"\x89PNG\r\n\x1a\n", _png),
     (lambda head: head[:3] == b"FLV", _flash),
     (lambda head: head[:4] == b"OggS", _ogg),
     (lambda head: head[:16] == _ASF, _windows),

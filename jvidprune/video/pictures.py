@@ -82,6 +82,7 @@ def look(path: Path, limits: Limits, *, still: bool) -> Pictures:
             raise JvidpruneError(f"{path} holds more than the {limits.total} frames allowed.")
         codec = (image.format or "").lower()
         if total == 1:
+            image.load()
             return Pictures((1000,), image.size, from_exif(image.getexif().get(_ORIENTATION, 1)), codec, _cut(path))
         lasts = []
         for number in range(total):

@@ -62,6 +62,8 @@ def timing(
       guess: another one, for files without times, durations and average.
     """
     average = _rate(average)
+    if times is not None and unit <= 0:
+        times = None
     if times is None or len(times) == 1:
         shown = float(lasts.sum()) * unit if (lasts > 0).all() else 0.0
         if times is not None and shown < _SHORTEST:
@@ -72,7 +74,8 @@ def timing(
         start = 0.0 if times is None else float(times[0]) * unit
         seconds = np.arange(frames) / rate
         return Timing(seconds, start, rate, True, start + float(seconds[-1]))
-    measured = (times - times[0]) * unit
+    # In floats: hostile times are further apart than integers go.
+    measured = (times.astype(np.float64) - float(times[0])) * unit
     gaps = np.diff(measured)
     last = float(lasts[-1]) * unit
     usual = last >= 0.5 * float(np.median(gaps))

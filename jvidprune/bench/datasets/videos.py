@@ -1,12 +1,13 @@
 """Videos of a local copy, found by the names that annotations give, and the frames that are read from them."""
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
 import numpy as np
 
 from jvidprune.errors import JvidpruneError, reason
-from jvidprune.video.decode import Clip, check_bytes, check_count, probe, read_frames
+from jvidprune.video.decode import Clip, check_bytes, check_count, evenly, probe, read_frames
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import Rule
 from jvidprune.video.wish import FrameWish
@@ -95,8 +96,14 @@ def read_clip(
     if start is None and end is None:
         return read_frames(path, wish=wish, limits=limits)
     info = probe(path, limits=limits)
-    indices = part_indices(info.frames, info.fps, part_count(info.frames, info.fps, wish, start, end), start, end)
-    return read_frames(path, indices=indices, limits=limits)
+    seconds = min(info.duration, info.duration if end is None else end) - (start or 0.0)
+    places = [evenly(path, edge, limits) for edge in (start, end)]
+    count = part_count(info.frames, info.fps, wish, start, end)
+    if not info.regular and seconds > 0:
+        inside = max(1, round(((places[1] or info.duration) - (places[0] or 0.0)) * info.fps))
+        count = part_count(inside, inside / seconds, wish, None, None)
+    clip = read_frames(path, indices=part_indices(info.frames, info.fps, count, *places), limits=limits)
+    return dataclasses.replace(clip, span=seconds if seconds > 0 else None)
 
 
 def wish_of(wish: FrameWish | None, frames: int | None, fps: float | None, rule: Rule | None) -> FrameWish:
