@@ -143,7 +143,8 @@ class Task(Protocol):
         """Settings that hold for all items and change results, as values that JSON can hold.
 
         What belongs to one item (its video, its questions) stands in the item: adding, mending or removing one leaves
-        the task what it is. A task may also have `left_out`, a sequence of `LeftOut`.
+        the task what it is; how many there are is called "clips". A task may also have `left_out`, a sequence of
+        `LeftOut`.
         """
         ...
 

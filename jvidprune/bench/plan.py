@@ -105,6 +105,10 @@ MODEL = ("model", "prompt", "around", "code", "backend")
 """Parts of an identity that belong to the model and its surroundings, which change every result."""
 
 
+_COUNTS = ("clips", "asked_clips")
+"""Settings of a task that say how many clips there are: a run that goes on to more of them is the same run."""
+
+
 def identity(llm: VideoLLM, task: Any, plan: SweepPlan) -> dict[str, Any]:
     """What a run is, as plain values, whatever clips there are; it names the run's folder and stands in its report.
 
@@ -112,9 +116,10 @@ def identity(llm: VideoLLM, task: Any, plan: SweepPlan) -> dict[str, Any]:
     lie and what it says of itself; each method with all its settings and, where it is the user's own, its source; the
     ratios; the length of answers.
     """
+    settings = {name: plain(value) for name, value in task.fingerprint().items() if name not in _COUNTS}
     return {
         **model_identity(llm),
-        "task": {"name": task.name, "data": getattr(task, "folder", None), "settings": plain(task.fingerprint())},
+        "task": {"name": task.name, "data": getattr(task, "folder", None), "settings": settings},
         "methods": {name: plain(method) for name, method in plan.methods.items()},
         "ratios": list(plan.ratios),
         "own_ratios": {name: list(ratios) for name, ratios in plan.own_ratios.items()},

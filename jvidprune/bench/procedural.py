@@ -170,13 +170,13 @@ class Procedural:
 
     def _drawn(self, index: int) -> dict[str, Any]:
         """What decides the frames of an item: not which questions are asked about it, but what it was made for."""
-        settings = {name: value for name, value in self.fingerprint().items() if name not in ("questions", "grid")}
+        beside = ("clips", "questions", "grid")
+        settings = {name: value for name, value in self.fingerprint().items() if name not in beside}
         return settings | {"item": index}
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that decides clips and questions but the number of clips: item i is the same in more of them."""
+        """Everything that decides clips and questions."""
         settings = dataclasses.asdict(self) | dataclasses.asdict(self.knobs)
-        del settings["clips"]
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
         return {"task": self.name, "version": VERSION, **settings}
 

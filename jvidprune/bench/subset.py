@@ -58,8 +58,9 @@ class Subset:
         return self._items[index]
 
     def fingerprint(self) -> dict[str, Any]:
-        """That of the task, and what is asked."""
-        return {**self._task.fingerprint(), "asked": [" ".join(pair) for pair in self.pairs]}
+        """That of the task, what is asked, and how many clips."""
+        pairs = [" ".join(pair) for pair in self.pairs]
+        return {**self._task.fingerprint(), "asked": pairs, "asked_clips": len(self)}
 
 
 def answerable(accuracies: Path) -> list[Pair]:
