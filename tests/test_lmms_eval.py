@@ -87,6 +87,45 @@ def test_the_printed_score_is_that_of_our_own_runner(clips, evaluated, tmp_path)
     assert counts == [record["prompt"] for record in records]
 
 
+def test_the_prompts_are_those_of_the_benchmark_in_memory(evaluated):
+    asked = {q.id: q for i in range(6) for q in Procedural("test", clips=6)[i].questions}
+    listed = samples(evaluated)
+    assert [sample["doc"]["id"] for sample in listed] == list(asked)
+    for sample in listed:
+        assert sample["doc"]["prompt"] == asked[sample["doc"]["id"]].prompt()
+        assert sample["input"] == sample["doc"]["prompt"]
+
+
+def test_a_video_that_cannot_be_read_costs_no_other_and_is_tried_again(clips, evaluated, tmp_path):
+    data = tmp_path / "clips"
+    export(Procedural("test", clips=6), data)
+    bad = data / "videos" / "test-2.mp4"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[: len(whole) // 2])
+    home = environment(tmp_path / "hf")
+    words = command(data, tmp_path / "first", extra=f",resume={tmp_path / 'kept'}")
+    done = subprocess.run(words, env=home, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    listed, known = samples(tmp_path / "first"), samples(evaluated)
+    empty = [i for i, sample in enumerate(listed) if sample["doc"]["video"] == str(bad)]
+    assert {i for i, sample in enumerate(listed) if sample["filtered_resps"] == [""]} == set(empty)
+    assert f"{len(empty)} of {len(listed)} documents could not be answered" in done.stdout + done.stderr
+    failures = [json.loads(line) for line in (tmp_path / "kept" / "failures.jsonl").read_text().splitlines()]
+    assert {str(bad) in failure["reason"] for failure in failures} == {True}
+    assert (tmp_path / "kept" / "answers.jsonl").read_text().count("\n") == len(listed) - len(empty)
+    for i, (sample, other) in enumerate(zip(listed, known, strict=True)):
+        assert i in empty or sample["filtered_resps"] == other["filtered_resps"]
+    strict = command(data, tmp_path / "strict", extra=",strict=True")
+    done = subprocess.run(strict, env=home, capture_output=True, text=True)
+    assert f"{bad}" in done.stdout + done.stderr
+    assert not list((tmp_path / "strict").rglob("*_results.json"))
+    bad.write_bytes(whole)
+    words = command(data, tmp_path / "second", extra=f",resume={tmp_path / 'kept'}")
+    subprocess.run(words, env=home, check=True, capture_output=True)
+    assert [sample["filtered_resps"] for sample in samples(tmp_path / "second")] == [s["filtered_resps"] for s in known]
+    assert (tmp_path / "kept" / "answers.jsonl").read_text().count("\n") == len(listed)
+
+
 def test_likelihoods_choose_the_letter_with_the_smallest_loss(evaluated):
     listed = samples(evaluated, f"{TASK}_choice")
     right = []
