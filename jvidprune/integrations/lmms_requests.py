@@ -2,53 +2,42 @@
 
 import contextlib
 import functools
-import hashlib
 import logging
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from jvidprune.bench.answering import MIN_FILL
 from jvidprune.bench.hosts import only_writer
 from jvidprune.bench.identity import model_identity, plain, run_hash
 from jvidprune.bench.store import RecordStore
 from jvidprune.errors import JvidpruneError, reading, reason
-from jvidprune.files import content_mark
 from jvidprune.inference.batch import Prompt, Score, answer_many, score_many
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.reduced import ReducedVideo
 from jvidprune.integrations.lmms_args import Generation, ModelArgs
+from jvidprune.integrations.lmms_documents import (
+    Answered,
+    Failed,
+    UnsupportedTask,
+    called,
+    checked,
+    continuation,
+    frames_of,
+    mark_of,
+    occurrences,
+    same_prompt,
+)
 from jvidprune.models.evidence import check_evidence
 from jvidprune.video.decode import Clip
-from jvidprune.video.wish import FrameWish
 
 _KEPT = 4
 """Reduced videos that are remembered for later questions about them."""
 
 UNLIKELY = -1e6
 """Log-likelihood of every continuation where the video cannot be read."""
-
-
-class Answered(NamedTuple):
-    """A reply's text, cut at what ends it, and the lengths of prompt and answer in tokens."""
-
-    text: str
-    prompt: int
-    generated: int
-
-
-class Failed(NamedTuple):
-    """Why a document was not answered."""
-
-    reason: str
-
-
-class UnsupportedTask(JvidpruneError):
-    """A task that asks about something else than videos: no document of it can be answered."""
 
 
 class Responses(Sequence[Any]):
@@ -121,11 +110,11 @@ class Adapter:
           JvidpruneError: a request that is none about a video, with `strict` one that cannot be answered (the sentence
             names its document), or, at the end, no document that could be answered.
         """
-        asked = [_checked(request.args) for request in requests]
+        asked = [checked(request.args) for request in requests]
         ways = [Generation.read(args[1], self.args.max_new_tokens) for args in asked]
         # Samples of one request (repeats) differ in their seeds, and each is known by its own.
         named = [{"request": [args[0], *args[3:]], "way": way} for args, way in zip(asked, ways, strict=True)]
-        seeds = _occurrences([run_hash(one) for one in named])
+        seeds = occurrences([run_hash(one) for one in named])
 
         def answer(prompts: Mapping[int, Prompt]) -> dict[int, Answered]:
             made: dict[int, Answered] = {}
@@ -166,11 +155,11 @@ class Adapter:
         Raises:
           JvidpruneError: as `generate`.
         """
-        asked = [_checked(request.args) for request in requests]
-        texts = [_continuation(args, documents) for args in asked]
+        asked = [checked(request.args) for request in requests]
+        texts = [continuation(args, documents) for args in asked]
         units: list[list[int]] = []
         for i, args in enumerate(asked):
-            if units and _same_prompt(asked[units[-1][0]], args):
+            if units and same_prompt(asked[units[-1][0]], args):
                 units[-1].append(i)
             else:
                 units.append([i])
@@ -178,7 +167,7 @@ class Adapter:
         def answer(prompts: Mapping[int, Prompt]) -> dict[int, tuple[float, int, bool]]:
             groups: list[list[int]] = []
             for i in prompts:
-                if groups and _same_prompt(asked[groups[-1][0]], asked[i]):
+                if groups and same_prompt(asked[groups[-1][0]], asked[i]):
                     groups[-1].append(i)
                 else:
                     groups.append([i])
@@ -271,7 +260,7 @@ class Adapter:
                 try:
                     made |= answer({i: prompt})
                 except JvidpruneError as error:
-                    made[i] = self._failed(JvidpruneError(f"{_document(asked[i])}: {error}"))
+                    made[i] = self._failed(JvidpruneError(f"{called(asked[i])}: {error}"))
         return made
 
     def _failed(self, error: JvidpruneError) -> Failed:
@@ -301,7 +290,7 @@ class Adapter:
     def _key(self, kind: str, args: tuple[Any, ...], extra: Any, visuals: Any) -> str:
         """What an answer is filed under: everything that decides it."""
         parts = [visuals] if isinstance(visuals, str | Path | Failed) else list(visuals or ())
-        return run_hash({"run": self._identity, "request": [kind, args[0], list(map(_mark, parts)), plain(extra)]})
+        return run_hash({"run": self._identity, "request": [kind, args[0], list(map(mark_of, parts)), plain(extra)]})
 
     @functools.cached_property
     def _identity(self) -> dict[str, Any]:
@@ -326,7 +315,7 @@ class Adapter:
                 raise JvidpruneError(visuals.reason)
             return Prompt(self._video(visuals), str(args[0]))
         except JvidpruneError as error:
-            raise type(error)(f"{_document(args)}: {error}") from error
+            raise type(error)(f"{called(args)}: {error}") from error
 
     def _video(self, visuals: Any) -> ReducedVideo | list[ReducedVideo]:
         """The reduced video of what doc_to_visual gives: paths of videos, or the frames of one as pictures."""
@@ -335,7 +324,7 @@ class Adapter:
             videos = [self._file(str(part)) for part in parts]
             return videos[0] if len(videos) == 1 else videos
         if len(parts) > 1 and all(hasattr(part, "convert") for part in parts):
-            return self._reduced(_frames(parts, self.llm.settings.wish(self.args.max_frames_num, self.args.fps)))
+            return self._reduced(frames_of(parts, self.llm.settings.wish(self.args.max_frames_num, self.args.fps)))
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
         raise UnsupportedTask(f"jvidprune reads videos (paths, or several pictures as frames), the task gives {kinds}.")
 
@@ -352,56 +341,3 @@ class Adapter:
     def _reduced(self, clip: Clip) -> ReducedVideo:
         video = self.llm.encode(clip.frames, self.reducer.needs)
         return self.llm.reduce(video, reducer=self.reducer, ratio=self.ratio, clip=clip)
-
-
-def _frames(pictures: Sequence[Any], wish: FrameWish) -> Clip:
-    """Pictures as the frames of a video, one a second."""
-    places = wish.indices(len(pictures), 1.0)
-    arrays = [np.asarray(pictures[i].convert("RGB")) for i in places]
-    if len({array.shape for array in arrays}) > 1:
-        raise JvidpruneError("the pictures of a video must have one size.")
-    return Clip(np.stack(arrays), places, places.astype(np.float64), 1.0, len(pictures))
-
-
-def _mark(shown: Any) -> str:
-    """What a video or picture holds."""
-    if isinstance(shown, Failed):
-        return shown.reason
-    if isinstance(shown, str | Path):
-        return content_mark(Path(shown))
-    if hasattr(shown, "tobytes"):
-        size = getattr(shown, "size", "")
-        return hashlib.sha256(f"{size}:".encode() + shown.tobytes()).hexdigest()[:16]
-    return type(shown).__name__
-
-
-def _document(args: tuple[Any, ...]) -> str:
-    return f"document {args[3]} of {args[4]}"
-
-
-def _checked(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(args) != 6:
-        raise JvidpruneError(
-            f"a request of {len(args)} parts is not supported: jvidprune answers questions about videos, given as "
-            "(context, settings or continuation, doc_to_visual, doc_id, task, split)."
-        )
-    return args
-
-
-def _same_prompt(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    return (one[0], *one[3:]) == (other[0], *other[3:])
-
-
-def _occurrences(keys: Sequence[str]) -> list[int]:
-    """How often each key stood before."""
-    seen: dict[str, int] = {}
-    found = []
-    for key in keys:
-        found.append(seen.get(key, 0))
-        seen[key] = found[-1] + 1
-    return found
-
-
-def _continuation(args: tuple[Any, ...], documents: Mapping[str, Any]) -> str:
-    _, target, _, doc_id, task, split = args
-    return target if isinstance(target, str) else str(target(documents[task][split][doc_id]))
