@@ -110,6 +110,23 @@ def test_qwen3_vl_takes_odd_numbers_in_transformers():
             same(settings.wish(fps=fps).indices(total, 25.0), pair(total, count), total, "qwen3_vl")
 
 
+@pytest.mark.parametrize("convention", ["released", "transformers", "lmms-eval"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_convention_answers_every_length(family, convention):
+    if (family, convention) in (("llava_video", "transformers"), ("molmo2", "lmms-eval")):
+        return
+    settings = settings_of(family, convention)
+    for total in TOTALS:
+        for rate in RATES:
+            for wish in ({}, {"frames": 1}, {"frames": 5}, {"fps": 2.0}, {"fps": 50.0}, {"frames": 2, "fps": 50.0}):
+                found = settings.wish(**wish).indices(total, rate)
+                assert 0 <= found[0] <= found[-1] < total
+                assert found.tolist() == (
+                    [0, 0] if settings.woven and len(set(found.tolist())) == 1 else sorted(set(found.tolist()))
+                )
+                assert len(found) <= max(2, total)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("rate", RATES)
 def test_a_rate_goes_by_the_family_and_frames_are_its_most(family, rate):
