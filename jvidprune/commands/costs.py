@@ -1,7 +1,6 @@
 """What an answer costs in FLOPs: the column of the stage table, and the breakdown of a config without weights."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,6 @@ from jvidprune.bench.flops import FlopReport, count, count_ratio, newline_tokens
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.conventions import settings_of
 from jvidprune.inference.pipeline import Answer
-from jvidprune.inference.qwen import grid_of
 from jvidprune.models.checkpoint import read_json
 from jvidprune.models.published import PUBLISHED, config_of, published, short_name
 from jvidprune.reducers.presets import for_model
@@ -85,11 +83,7 @@ def layout_of(config: Any, frames: int, size: tuple[int, int], convention: str |
     """
     if frames < 1:
         raise JvidpruneError(f"a video has at least one frame, got {frames}.")
-    settings = settings_of(config.family, convention)
-    if settings.woven:
-        rows, columns = grid_of(config, frames, *size, {}, steps=settings.steps)
-        return Layout(math.ceil(frames / config.vision.pair), (rows, columns))
-    return Layout(frames, config.grid, config.unpooled_grid)
+    return settings_of(config.family, convention).layout(config, frames, size, {})
 
 
 def config_named(model: str) -> Any:
