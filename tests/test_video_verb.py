@@ -47,7 +47,7 @@ def test_a_wish_gives_numbers_times_and_pictures(run, tmp_path):  # noqa: F811
 def test_a_folder_gives_its_familys_rule_without_its_weights(run, tmp_path):  # noqa: F811
     right = {
         "qwen2_5_vl": np.linspace(0, 59, 8).round(),  # qwen-vl-utils reads an even number of frames
-        "qwen3_vl": np.linspace(0, 59, 7).round(),
+        "qwen3_vl": np.linspace(0, 59, 8).round(),
         "llava_video": np.floor(np.linspace(0, 59, 7)),
         "molmo2": np.floor(np.linspace(0, 59, 7)),  # two a second would be 13, which is more
     }
