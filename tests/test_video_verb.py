@@ -62,6 +62,14 @@ def test_a_folder_gives_its_familys_rule_without_its_weights(run, tmp_path):  # 
         assert sampled["times"] == pytest.approx((numbers / 10).tolist())
 
 
+def test_a_convention_gives_its_rule(run):  # noqa: F811
+    words = ("video", CASES / "base.mp4", "--frames", 4, "--json", "--convention")
+    sampled = {name: json.loads(run(*words, name)[1])["sampled"] for name in ("released", "transformers")}
+    assert {name: one["convention"] for name, one in sampled.items()} == {name: name for name in sampled}
+    assert sampled["released"]["numbers"] == [0, 19, 39, 59]
+    assert sampled["transformers"]["numbers"] == [0, 15, 30, 45]
+
+
 def test_the_table_says_it_in_words(run):  # noqa: F811
     code, out, _ = run("video", CASES / "hflip.mp4", "--frames", 3)
     text = " ".join(out.split())
