@@ -103,7 +103,7 @@ def reduce(
       ratio: retention ratio in (0, 1].
     """
     from jvidprune.commands import run
-    from jvidprune.reducers.presets import split_texts
+    from jvidprune.texts import split_texts
 
     console = out.console()
     names = split_texts(compare) if compare else [reducer]
@@ -153,7 +153,7 @@ def sweep_methods(
       strict: stop at the first video or annotation that cannot be used, instead of leaving it out and listing it.
     """
     from jvidprune.commands import sweep
-    from jvidprune.reducers.presets import split_texts
+    from jvidprune.texts import split_texts
 
     console = out.console()
     chosen = split_texts(methods or sweep.METHODS)

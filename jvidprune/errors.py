@@ -28,6 +28,10 @@ class TransientError(JvidpruneError):
     exit_code: ClassVar[int] = 75
 
 
+class JvidpruneWarning(UserWarning):
+    """A result that is not what was asked for, with what to do about it, in one sentence."""
+
+
 @contextlib.contextmanager
 def reading(name: str) -> Iterator[None]:
     """Whatever a file or clip ends in while it is read is a sentence about it.

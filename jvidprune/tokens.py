@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,11 @@ EVIDENCE: dict[str, str] = {
     "newline": "(D,) the model's newline vector, for a reducer in which row newlines take part as tokens (AOT)",
 }
 """Every kind of evidence a model can attach to its tokens; the list is closed, reducers ask by these names."""
+
+AttentionName = Literal[
+    "attention_last", "attention_pooling_head", "attention_mean_query", "attention_shallow", "attention_deep"
+]
+"""The maps of `EVIDENCE` that tokens can be ranked by."""
 
 
 class Layout(NamedTuple):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +14,10 @@ from reducer_checks import GOLDEN, check_golden, check_others_refused
 
 import jvidprune
 from jvidprune import JvidpruneError, Layout, VideoTokens, reducers
+from jvidprune.errors import JvidpruneWarning
 from jvidprune.ops.pool import pooling_matrix
 from jvidprune.ops.sink import SinkRule
-from jvidprune.ops.transport import Sinkhorn, TokenCost
+from jvidprune.ops.transport import FixedSinkhorn, Sinkhorn, TokenCost
 from jvidprune.parity import aot as parity
 from jvidprune.parity.core import load_golden
 from jvidprune.reducers import aot_intra, aot_ratio, base
@@ -490,7 +492,7 @@ def test_errors_are_sentences():
         AOT().budget(Layout(4, (5, 5)), 0.5)
     with pytest.raises(JvidpruneError, match="keep_ratio must lie"):
         AOT(keep_ratio=1.5)
-    with pytest.raises(JvidpruneError, match="unknown criterion 'mood'"):
+    with pytest.raises(JvidpruneError, match="unknown distinct 'mood' of AOT"):
         AOT(distinct="mood")
     with pytest.raises(JvidpruneError, match="clips must be"):
         AOT(clips="sometimes")
@@ -498,3 +500,16 @@ def test_errors_are_sentences():
         AOT().budget(Layout(4, (7, 7), (27, 27)), 0.5)
     with pytest.raises(JvidpruneError, match="at least one sample video"):
         calibrate(AOT(), [], 0.3)
+
+
+def test_a_kernel_that_underflowed_is_said_to_have():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", JvidpruneWarning)
+        jvidprune.reduce(REDUCER, VIDEO, 0.4, diagnostics=True)
+    cold = dataclasses.replace(REDUCER, solver=Sinkhorn(epsilon=2e-3))
+    with pytest.warns(JvidpruneWarning, match=r"AOT's solver inside frames .*at epsilon 0\.002.*larger epsilon"):
+        reduced = jvidprune.reduce(cold, VIDEO, 0.4, diagnostics=True)
+    assert float(reduced.diagnostics["intra_underflow"].max()) > 0
+    assert not bool(reduced.diagnostics["intra_converged"].all())
+    log = dataclasses.replace(cold, solver=FixedSinkhorn(2e-3, 100, exact="anchors"))
+    assert log.warning(jvidprune.reduce(log, VIDEO, 0.4, diagnostics=True).diagnostics) is None

@@ -13,6 +13,7 @@ from jvidprune import JvidpruneError, Layout, VideoTokens, reducers
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers import base, presets
 from jvidprune.reducers.exported import export_reducer
+from jvidprune.texts import split_texts
 
 
 class KeepBudget(NamedTuple):
@@ -175,7 +176,7 @@ def test_every_method_describes_itself():
 
 
 def test_methods_are_written_with_their_settings_as_text():
-    texts = presets.split_texts("aot, flashvid:alpha=0.5,distinct=True,stop:base=fastvid , none")
+    texts = split_texts("aot, flashvid:alpha=0.5,distinct=True,stop:base=fastvid , none")
     assert texts == ["aot", "flashvid:alpha=0.5,distinct=True", "stop:base=fastvid", "none"]
     flashvid = presets.from_text(texts[1], backbone="qwen2_5_vl")
     assert (flashvid.alpha, flashvid.distinct, flashvid.min_segments) == (0.5, True, 4)
@@ -185,7 +186,7 @@ def test_methods_are_written_with_their_settings_as_text():
 
 def test_texts_nest_and_chain_reducers():
     texts = ["stop:base=(flashvid:alpha=0.5,eps=1e-6),mu_s=0.1", "visionzip+flashvid:eps=1e+3,distinct=True", "evs"]
-    assert presets.split_texts(",".join(texts)) == texts
+    assert split_texts(",".join(texts)) == texts
     titles = ["SToP (base=(flashvid:alpha=0.5,eps=1e-6), mu_s=0.1)", "VisionZip → FlashVID (eps=1e+3, distinct=True)"]
     assert [presets.title(text) for text in texts] == [*titles, reducers.info("evs").title]
     stop, chain, _ = (presets.from_text(text, "llava_video") for text in texts)

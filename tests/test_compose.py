@@ -190,7 +190,7 @@ def test_what_cannot_be_chained_is_refused_in_one_sentence():
         Sequential(OTT, ZIP)
     with pytest.raises(jv.JvidpruneError, match="cannot be the first stage"):
         Sequential(AttentionTopK(), ZIP)
-    with pytest.raises(jv.JvidpruneError, match="chains reducers"):
+    with pytest.raises(jv.JvidpruneError, match="second must be a reducer"):
         Sequential(TOP, 3)
     with pytest.raises(jv.JvidpruneError, match="Did you mean 'flashvid'"):
         Sequential(TOP, "flashvit")

@@ -135,10 +135,10 @@ WRONG = [
     ({"reducer": []}, "must be a JSON object"),
     ({"reducer": {"method": "os.system", "settings": {}}}, "unknown reducer 'os.system'"),
     ({"reducer": {"method": "flashvid", "settings": {"alpa": 1}}}, "Did you mean 'alpha'"),
-    ({"reducer": {"method": "flashvid", "settings": {"alpha": "x"}}}, "it must be a finite number"),
-    ({"reducer": {"method": "flashvid", "settings": {"do_segment": 1}}}, "it must be true or false"),
+    ({"reducer": {"method": "flashvid", "settings": {"alpha": "x"}}}, "alpha must be a number in \\[0, 1\\], got"),
+    ({"reducer": {"method": "flashvid", "settings": {"do_segment": 1}}}, "do_segment must be True or False, got 1"),
     ({"reducer": {"method": "aot", "settings": {"solver": {"part": "Given"}}}}, "unknown transport part"),
-    ({"reducer": {"method": "aot", "settings": {"solver": "x"}}}, "a part of the transport"),
+    ({"reducer": {"method": "aot", "settings": {"solver": "x"}}}, "unknown solver 'x'; known: Sinkhorn"),
     ({"reducer": {"method": "stop", "settings": {"base": {"method": "stop"}}}}, "cannot wrap SToP"),
 ]
 

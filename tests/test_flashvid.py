@@ -376,7 +376,7 @@ def test_a_cut_is_moved_only_where_it_is_the_presets():
     [
         ({"method": "best"}, "attn_div_v2"),
         ({"alpha": 1.2}, "alpha"),
-        ({"tree_value": "sum"}, "official or mean"),
+        ({"tree_value": "sum"}, "official, mean"),
         ({"expansion": 0.0}, "expansion"),
         ({"temporal_threshold": -2.0}, "temporal_threshold"),
         ({"eps": -1.0}, "eps"),

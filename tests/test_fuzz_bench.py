@@ -20,7 +20,8 @@ from jvidprune.bench.store import RecordStore
 from jvidprune.errors import JvidpruneError
 from jvidprune.parity.core import run_folder
 from jvidprune.parity.registry import comparers
-from jvidprune.reducers.presets import from_text, split_texts
+from jvidprune.reducers.presets import from_text
+from jvidprune.texts import split_texts
 from jvidprune.video.clips import ClipSpec, render
 
 OPTIONS = ["a cat", "a dog", "a bird", "a fish"]

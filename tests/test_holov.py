@@ -138,7 +138,7 @@ def test_a_sink_loses_its_place():
 def test_impossible_settings_are_refused():
     checks.refused(lambda: HoloV(rank_by="x"), "rank_by 'x'")
     checks.refused(lambda: HoloV(order="x"), "order 'x'")
-    checks.refused(lambda: HoloV(crops=0), "at least one crop")
+    checks.refused(lambda: HoloV(crops=0), "crops must be at least 1")
     checks.refused(lambda: HoloV(pad_zeros=True), "official order")
     checks.refused(lambda: HoloV(diversity=False, rank_by="holistic"), "similarity term")
     checks.refused(lambda: HoloV().budget(Layout(2, (4, 5)), 0.04), "no token of a sequence of 20")

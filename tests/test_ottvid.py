@@ -290,7 +290,7 @@ def test_presets_and_refusals():
     assert (library.epsilon, library.iterations, library.mass_temperature) == (0.1, 50, None)
     for settings_, words in [
         ({"variant": "clip"}, "variant"),
-        ({"iterations": 0}, "iteration"),
+        ({"iterations": 0}, "iterations must lie in"),
         ({"epsilon": 0.0}, "epsilon"),
         ({"temporal_share": 1.5}, "temporal_share"),
         ({"spatial_retention": -1.0}, "spatial_retention"),

@@ -307,13 +307,13 @@ def test_a_scorers_files_are_read_as_written_and_broken_settings_refused_in_one_
     assert sorted(path.name for path in tmp_path.iterdir()) == ["stts.json", "stts.safetensors"]
     assert kept == ((tmp_path / "stts.json").read_bytes(), (tmp_path / "stts.safetensors").read_bytes())
     for text, says in {
-        '{"prune_at": "3"}': "prune_at must be a whole number, got '3'",
-        '{"window": 2.5}': "window must be a whole number, got 2.5",
-        '{"prune_from_frame": true}': "prune_from_frame must be a whole number, got True",
-        '{"removed": "0.5"}': "removed must be a finite number, got '0.5'",
+        '{"prune_at": "3"}': "prune_at must be a whole number of at least 0, got '3'",
+        '{"window": 2.5}': "window must be a whole number of at least 1, got 2.5",
+        '{"prune_from_frame": true}': "prune_from_frame must be a whole number of at least 0, got True",
+        '{"removed": "0.5"}': r"removed must be a number in \[0, 1\), got '0.5'",
         '{"coefficient": NaN}': "coefficient must be a finite number, got nan",
         '{"threshold": [0.85]}': r"threshold must be a finite number, got \[0.85\]",
-        '{"bias": "no"}': "bias is true or false, got 'no'",
+        '{"bias": "no"}': "bias must be True or False, got 'no'",
         '{"method": ["scorer"]}': r"unknown method \['scorer'\]",
         '{"blocks": 3}': "unknown setting blocks",
     }.items():

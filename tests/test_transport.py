@@ -1,6 +1,7 @@
 """Transport in parts: native solvers against ott-jax and numpy, unbalanced, dustbin, low rank, gradients, sweeps."""
 
 import dataclasses
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from ott.geometry import costs, geometry
 
 from jvidprune import JvidpruneError
+from jvidprune.errors import JvidpruneWarning
 from jvidprune.ops import transport as tr
 
 R, A, D = 14, 5, 8
@@ -54,7 +56,8 @@ def test_stop_counts_the_mean_change_of_the_row_scaling(stop):
         np.testing.assert_allclose(
             np.asarray(result.plan)[group], r[..., None] * kernel[group] * c[:, None], rtol=1e-4, atol=1e-9
         )
-    assert bool(result.converged.all())
+    held = np.maximum(result.row_error, result.column_error) <= tr.HELD
+    np.testing.assert_array_equal(result.converged, held)
 
 
 @pytest.mark.parametrize("iterations", [1, 6])
@@ -181,8 +184,8 @@ def test_projections_normalise_as_named():
     np.testing.assert_array_equal(tr.normalise_plan(plan, lambda p: 2 * p), 2 * plan)
     with pytest.raises(JvidpruneError, match="unknown projection 'soft'"):
         tr.normalise_plan(plan, "soft")
-    with pytest.raises(JvidpruneError, match="stop must be"):
-        tr.Sinkhorn(stop="sometimes")(COST, MU, NU)
+    with pytest.raises(JvidpruneError, match="unknown stop 'sometimes' of Sinkhorn"):
+        tr.Sinkhorn(stop="sometimes")
 
 
 def test_aggregate_is_the_blend_of_its_parts():
@@ -240,3 +243,104 @@ def test_epsilon_and_cost_weights_vmap_in_one_compilation():
         np.testing.assert_allclose(out, one, atol=2e-6)
     assert tr.numeric_leaves(lambda x, y: x) is None
     assert tr.numeric_leaves(tr.Uniform()) is None
+
+
+def float64_plan(cost, mu, nu, epsilon, iterations=4000):
+    """Sinkhorn in the log domain in float64, to convergence."""
+    cost, log_mu, log_nu = (
+        cost.astype(np.float64) / epsilon,
+        np.log(mu.astype(np.float64)),
+        np.log(nu.astype(np.float64)),
+    )
+    f, g = np.zeros(len(mu)), np.zeros(len(nu))
+    for _ in range(iterations):
+        f = log_mu - np.logaddexp.reduce(g[None] - cost, axis=1)
+        g = log_nu - np.logaddexp.reduce(f[:, None] - cost, axis=0)
+        plan = np.exp(f[:, None] + g[None] - cost)
+        if np.abs(plan.sum(1) - mu).sum() < 1e-10:
+            break
+    return plan
+
+
+def true_errors(plan, mu, nu):
+    plan = np.asarray(plan, np.float64)
+    return np.abs(plan.sum(-1) - mu).sum(-1), np.abs(plan.sum(-2) - nu).sum(-1)
+
+
+EPSILONS = [1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.5, 1.0, 3.0, 10.0]
+SCALES = [1e-3, 1.0, 30.0, 1e4]
+
+
+@pytest.mark.filterwarnings("ignore::jvidprune.errors.JvidpruneWarning")
+@pytest.mark.parametrize("solver", ["aot", "long", "never", "sources"])
+def test_converged_says_that_the_marginals_hold(solver):
+    settings = {
+        "aot": {},
+        "long": {"threshold": 1e-7, "max_iterations": 2000},
+        "never": {"stop": "never", "max_iterations": 300},
+        "sources": {"exact": "sources", "threshold": 1e-5, "max_iterations": 500},
+    }[solver]
+    run = jax.jit(jax.vmap(lambda epsilon, cost: tr.Sinkhorn(epsilon, **settings)(cost, MU[0], NU[0]), (0, None)))
+    seen = set()
+    for scale in SCALES:
+        cost = (scale * COST[0]).astype(np.float32)
+        results = run(jnp.asarray(EPSILONS, jnp.float32), cost)
+        for number, epsilon in enumerate(EPSILONS):
+            result = jax.tree.map(lambda leaf, i=number: leaf[i], results)
+            rows, columns = true_errors(result.plan, MU[0], NU[0])
+            np.testing.assert_allclose([result.row_error, result.column_error], [rows, columns], atol=2e-5)
+            converged, worst = bool(result.converged), max(rows, columns)
+            seen.add(converged)
+            if abs(worst - tr.HELD) > 1e-4:
+                assert converged == (worst <= tr.HELD), (scale, epsilon, worst)
+            if solver == "long" and converged and worst < 1e-5:
+                np.testing.assert_allclose(result.plan, float64_plan(cost, MU[0], NU[0], epsilon), atol=2e-4)
+            lost = np.exp(-cost.astype(np.float64) / np.float64(np.float32(epsilon))) < 2.0**-126
+            assert float(result.underflow) == pytest.approx(lost.mean(), abs=0.02)
+            if not converged and lost.any():
+                assert "larger epsilon" in result.warning()
+            elif not lost.any():
+                assert result.warning() is None
+    assert seen == {True, False}
+
+
+def test_a_plan_of_nothing_is_said_not_to_have_converged():
+    cost = np.full((R, A), 5.0, np.float32)
+    with pytest.warns(JvidpruneWarning, match=r"up to 100% of the pairs at epsilon 0\.01.*log domain"):
+        result = tr.Sinkhorn(0.01, threshold=1e-2)(cost, MU[0], NU[0])
+    assert not bool(result.converged)
+    assert float(result.underflow) == 1.0
+    # The loop itself stops at once: nothing changes any more.
+    assert int(result.iterations) < 100
+    for solver in (tr.FixedSinkhorn(0.01, 50), tr.OttSinkhorn(0.01)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", JvidpruneWarning)
+            assert bool(solver(cost, MU[0], NU[0]).converged)
+    for solver in (tr.FixedSinkhorn(0.01, 50, domain="scaling"), tr.OttSinkhorn(0.01, lse_mode=False)):
+        with pytest.warns(JvidpruneWarning, match="larger epsilon"):
+            assert not bool(solver(cost, MU[0], NU[0]).converged)
+
+
+def test_the_early_stop_of_aot_is_not_called_convergence():
+    result = tr.Sinkhorn()(COST, MU, NU)
+    rows, _ = true_errors(result.plan, MU, NU)
+    assert int(result.iterations.max()) < 20
+    np.testing.assert_array_equal(result.converged, rows <= tr.HELD)
+    assert not bool(tr.Sinkhorn(threshold=0.5)(COST, MU, NU).converged.any())
+
+
+def test_a_relaxed_side_converges_to_its_own_fixed_point():
+    far = tr.Sinkhorn(0.1, tau_sources=0.5, threshold=0, max_iterations=400)(COST, MU, NU)
+    near = tr.Sinkhorn(0.1, tau_sources=0.5, stop="never", max_iterations=1)(COST, MU, NU)
+    assert bool(far.converged.all())
+    assert not bool(near.converged.any())
+    assert float(far.row_error.min()) > 0.05
+    assert bool(tr.OttSinkhorn(0.1, tau_sources=0.5)(COST, MU, NU).converged.all())
+
+
+def test_frames_without_mass_have_nothing_to_converge_to():
+    mu, nu = MU.copy(), NU.copy()
+    mu[1], nu[1], mu[2] = 0, 0, 0
+    result = jax.jit(tr.Sinkhorn(threshold=1e-6, max_iterations=1000))(COST, mu, nu)
+    assert result.converged.tolist() == [True, True, True]
+    assert result.underflow.tolist() == [0, 0, 0]

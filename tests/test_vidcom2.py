@@ -100,4 +100,4 @@ def test_the_exact_variant_counts_like_vllm():
 
 def test_impossible_settings_are_refused():
     checks.refused(lambda: VidCom2(variant="b"), "variant 'b'")
-    checks.refused(lambda: VidCom2(temperature=0.0), "temperature must be positive")
+    checks.refused(lambda: VidCom2(temperature=0.0), "temperature must be at least 1e-06, got 0")

@@ -12,8 +12,9 @@ from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.positions import check_rule
 from jvidprune.reducers.base import check_ratio
-from jvidprune.reducers.presets import from_text, unknown
+from jvidprune.reducers.presets import from_text
 from jvidprune.reducers.prompting import PositionRule, check_positions
+from jvidprune.texts import unknown
 
 Likelihood = Literal["loss", "sum", "logprob"]
 

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, NotNegative, Ratio, Share
 from jvidprune.ops import compact
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.pool import PoolKind, find_pooling, pool_tokens, pooled_side
@@ -19,7 +20,18 @@ from jvidprune.ops.quarters import filled_quarter
 from jvidprune.ops.segment import mask_cuts, smallest_cuts
 from jvidprune.ops.similarity import dot_f32, normalise
 from jvidprune.ops.sink import SinkRule
-from jvidprune.ops.transport import ClipCost, Projection, Sinkhorn, TokenCost, Uniform, numeric_leaves
+from jvidprune.ops.transport import (
+    ClipCost,
+    CostPart,
+    MarginalsPart,
+    Projection,
+    Sinkhorn,
+    SolverPart,
+    TokenCost,
+    Uniform,
+    numeric_leaves,
+    underflow_sentence,
+)
 from jvidprune.reducers import aot_inter, aot_intra, aot_ratio
 from jvidprune.reducers.aot_order import arrange
 from jvidprune.reducers.aot_types import AOTBudget, AOTPlan, AOTShared
@@ -63,31 +75,31 @@ class AOT(PositionedReducer):
       published: (ratio, V) pairs of the authors' scripts, taken before the measured table on their 27x27 grid.
     """
 
-    visual_tokens: int | None = None
-    global_ratio: float = 0.5
-    keep_ratio: float = 0.3
+    visual_tokens: Count | None = None
+    global_ratio: Share = 0.5
+    keep_ratio: Share = 0.3
     inter: bool = True
     clips: aot_ratio.Clips = "fixed"
     key_frame: Literal["first", "medoid"] = "first"
-    window: int = 9
-    nearest: float = 0.1
-    intra_scale: float = 1.0
-    inter_scale: float = 1.0
+    window: Count = 9
+    nearest: Share = 0.1
+    intra_scale: NotNegative = 1.0
+    inter_scale: NotNegative = 1.0
     pooling: PoolKind | None = None
     anchors_only: bool = False
     drop_original: bool = False
     row_newlines: bool = False
     newline: NewlineKind | None = None
-    cost: Any = _COST
-    marginals: Any = _MARGINALS
-    solver: Any = _SOLVER
+    cost: CostPart = _COST
+    marginals: MarginalsPart = _MARGINALS
+    solver: SolverPart = _SOLVER
     projection: Projection = "mass"
-    inter_cost: Any = _CLIP_COST
-    inter_marginals: Any = None
-    inter_solver: Any = None
+    inter_cost: CostPart = _CLIP_COST
+    inter_marginals: MarginalsPart | None = None
+    inter_solver: SolverPart | None = None
     inter_projection: Projection = "row"
     distinct: aot_inter.Distinct = "pmax"
-    published: tuple[tuple[float, int], ...] = ()
+    published: tuple[tuple[Ratio, Count], ...] = ()
 
     info: ClassVar[MethodInfo] = MethodInfo(
         "aot",
@@ -115,17 +127,6 @@ class AOT(PositionedReducer):
     def __post_init__(self) -> None:
         if self.row_newlines and self.newline is None:
             object.__setattr__(self, "newline", "no_token")
-        for name in ("global_ratio", "keep_ratio", "nearest"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise JvidpruneError(f"AOT's {name} must lie in [0, 1], got {getattr(self, name)!r}.")
-        if self.window < 1:
-            raise JvidpruneError(f"AOT's window must be at least 1, got {self.window}.")
-        if self.key_frame not in ("first", "medoid"):
-            raise JvidpruneError(f"AOT's key_frame must be 'first' or 'medoid', got {self.key_frame!r}.")
-        if self.distinct not in aot_inter.DISTINCT:
-            raise JvidpruneError(
-                f"unknown criterion {self.distinct!r} for distinct tokens; known: {', '.join(aot_inter.DISTINCT)}."
-            )
         aot_ratio.clip_lengths(self.clips, sum(self.clips) if isinstance(self.clips, tuple) else 1)
 
     @property
@@ -197,9 +198,18 @@ class AOT(PositionedReducer):
         return self.budget_of(layout, self.visual_tokens_for(layout, ratio))
 
     def budget_of(self, layout: Layout, visual_tokens: int) -> AOTBudget:
-        """Integers for one V."""
+        """Integers for one V.
+
+        Raises:
+          JvidpruneError: no anchor at all.
+        """
         geometry = self.geometry(layout.grid, layout.unpooled_grid)
         counts = aot_ratio.anchor_counts(visual_tokens, geometry, self.global_ratio)
+        if counts.total < 1:
+            raise JvidpruneError(
+                f"AOT has no anchor with {visual_tokens} visual tokens and global_ratio {self.global_ratio:g} on "
+                f"{geometry.windows[0] * geometry.windows[1]} windows a frame; at least one of the two must be larger."
+            )
         most = geometry.cells + geometry.newlines
         keep = np.array([aot_ratio.kept_tokens(self.keep_ratio, r) for r in range(most + 1)], np.int32)
         lengths = aot_ratio.clip_lengths(self.clips, layout.frames)
@@ -291,6 +301,7 @@ class AOT(PositionedReducer):
             "intra_row_error": intra.result.row_error,
             "intra_column_error": intra.result.column_error,
             "intra_converged": intra.result.converged,
+            "intra_underflow": jnp.broadcast_to(jnp.float32(intra.result.underflow), intra.result.converged.shape),
         }
         starts = budget.clip_start.astype(bool) if shared.starts is None else shared.starts
         clips = aot_inter.clip_roles(starts, used.any(1), shared.likeness)
@@ -316,6 +327,26 @@ class AOT(PositionedReducer):
         order["count"] = jnp.where(short, jnp.maximum(order["count"], capacity + 1), order["count"])
         roles = {"key": clips.key, "start": jnp.append(True, clips.last[:-1])}
         return AOTPlan(diagnostics=diagnostics, pooled=pooled, newline=newline, mix=mix, slots=most, **roles, **order)
+
+    def warning(self, diagnostics: dict[str, Array]) -> str | None:
+        """What to do about kernels that underflowed so far that marginals do not hold; None if none did.
+
+        Args:
+          diagnostics: of plans of this method, on the host.
+        """
+        for stage, solver in (("inside frames", "solver"), ("along clips", "inter_solver")):
+            name = "intra" if solver == "solver" else "inter"
+            if f"{name}_underflow" not in diagnostics:
+                continue
+            under, met = (np.asarray(diagnostics[f"{name}_{key}"]) for key in ("underflow", "converged"))
+            hurt = (under > 0) & ~met
+            if hurt.any():
+                part = self.solver if solver == "solver" or self.inter_solver is None else self.inter_solver
+                who = f"AOT's {solver} {stage}"
+                return underflow_sentence(
+                    who, float(under[hurt].max()), int(hurt.sum()), hurt.size, getattr(part, "epsilon", None)
+                )
+        return None
 
     def apply(self, plan: AOTPlan, video: VideoTokens) -> Reduced:
         """Tokens of a plan: pools every frame and mixes every clip under the plan's weights; linear in the features."""

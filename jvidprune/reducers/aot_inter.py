@@ -146,6 +146,7 @@ class Inter(NamedTuple):
         anchors' own weights.
       score: (T, n) what keeping was decided by.
       iterations, row_error, column_error: (T,) of the solver, -1 on frames without a step.
+      converged, underflow: (T,) of the solver, True and 0 on frames without a step; see `TransportResult`.
       plan: (T, n, n) transport plans.
     """
 
@@ -155,6 +156,8 @@ class Inter(NamedTuple):
     iterations: Int[Array, "T"]
     row_error: Float[Array, "T"]
     column_error: Float[Array, "T"]
+    converged: Bool[Array, "T"]
+    underflow: Float[Array, "T"]
     plan: Float[Array, "T n n"]
 
 
@@ -194,13 +197,15 @@ def merge_clips(
             jnp.where(later, done.result.iterations, -1),
             jnp.where(later, done.result.row_error, -1.0),
             jnp.where(later, done.result.column_error, -1.0),
+            done.result.converged | ~later,
+            jnp.where(later, done.result.underflow, 0.0),
             jnp.where(later, done.result.plan, 0.0),
         )
         return following._replace(features=features), out
 
     start = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(rows, order[0]))
     turned = order, clips.key[order], clips.later[order]
-    _, (keep, weight, divisor, score, steps, row, column, plan) = lax.scan(frame, start, turned)
+    _, (keep, weight, divisor, score, *solved) = lax.scan(frame, start, turned)
 
     def backwards(growth: Array, args: tuple) -> tuple[Array, Array]:
         weight, divisor, key, last = args
@@ -211,7 +216,7 @@ def merge_clips(
     # The place of a clip's last frame is the last in the order of merging too.
     inputs = weight, divisor, turned[1], clips.last
     _, mix = lax.scan(backwards, jnp.ones(n), inputs, reverse=True)
-    done = Inter(keep, mix, score, steps, row, column, plan)
+    done = Inter(keep, mix, score, *solved)
     if clips.order is not None:
         done = jax.tree.map(lambda leaf: leaf[jnp.argsort(order)], done)
     return done._replace(mix=jnp.where(mask[..., None], done.mix, 0.0))

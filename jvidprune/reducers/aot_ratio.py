@@ -7,9 +7,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count
 from jvidprune.ops.pool import PoolKind
 
-Clips = Literal["fixed", "dyseg"] | int | tuple[int, ...]
+Clips = Literal["fixed", "dyseg"] | Count | tuple[Count, ...]
 
 _V_SHARE = np.array([0, 54, 72, 90, 108, 126, 144, 180, 216, 252, 288, 729]) / 729
 _POOLED_SHARE: dict[str, np.ndarray] = {
@@ -99,14 +100,12 @@ def clip_lengths(clips: Clips, frames: int) -> tuple[int, ...]:
     shorter.
 
     Raises:
-      JvidpruneError: explicit lengths that do not sum to the frames, or an impossible interval.
+      JvidpruneError: explicit lengths that do not sum to the frames.
     """
     if isinstance(clips, tuple):
         if sum(clips) != frames or min(clips, default=0) < 1:
-            raise JvidpruneError(f"AOT's clip lengths {clips} must be positive and sum to the {frames} frames.")
+            raise JvidpruneError(f"AOT's clips {clips} must be positive and sum to the {frames} frames.")
         return clips
-    if clips not in ("fixed", "dyseg") and not (isinstance(clips, int) and clips >= 1):
-        raise JvidpruneError(f"AOT's clips must be 'fixed', 'dyseg', a length or a tuple of lengths, got {clips!r}.")
     interval = clips if isinstance(clips, int) else max(1, -(-frames // 8))
     whole, rest = divmod(frames, interval)
     return (interval,) * whole + ((rest,) if rest else ())

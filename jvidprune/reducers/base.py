@@ -2,15 +2,17 @@
 
 import dataclasses
 import functools
+import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, JvidpruneWarning
+from jvidprune.fields import check_fields
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.prompting import PositionRule
@@ -42,15 +44,52 @@ class MethodInfo:
     quirks: tuple[str, ...] = ()
 
 
+class _ReducerRule:
+    """The rule of `fields` for a reducer inside another one, which may also be a text for `presets.from_text`."""
+
+    words = "a reducer, or a method as text"
+
+    def check(self, value: Any) -> Any:
+        if isinstance(value, type) or not isinstance(value, str | Reducer) or value == "":
+            raise ValueError
+        return value
+
+
+AnyReducer = Annotated[Any, _ReducerRule()]
+"""Annotation of a field that holds a reducer."""
+
+
 class StagedReducer:
     """A reducer in two stages: `prepare` (no budget, shared by all ratios) and `decide` (budget-dependent).
 
-    Subclasses are frozen dataclasses of hyper-parameters. Decisions are made under `stop_gradient`: the output is
+    Subclasses are frozen dataclasses of hyper-parameters, whose values are checked against the annotations before a
+    `__post_init__` of their own runs, see `fields`. Decisions are made under `stop_gradient`: the output is
     linear in the features once the plan is fixed, so gradients reach the tokens that survive or are merged.
     """
 
     info: ClassVar[MethodInfo]
     needs: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("__post_init__")
+        if own is None:
+            return
+
+        @functools.wraps(own)
+        def checked_first(self: Any) -> None:
+            check_fields(self)
+            own(self)
+
+        cls.__post_init__ = checked_first  # type: ignore[attr-defined]
+
+    def __post_init__(self) -> None:
+        """Checks the values of all fields.
+
+        Raises:
+          JvidpruneError: names the field, the value and what is allowed.
+        """
+        check_fields(self)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
         """Ratio-independent work: similarities, segmentations, selection orders. Any pytree.
@@ -145,7 +184,8 @@ def check_video(reducer: Reducer, video: VideoTokens, *, finite: bool = True) ->
     if missing:
         raise JvidpruneError(
             f"{title_of(reducer)} needs the evidence {', '.join(missing)}, which the video does not carry "
-            f"(it has {', '.join(sorted(video.evidence)) or 'none'})."
+            f"(it has {', '.join(sorted(video.evidence)) or 'none'})"
+            + ("; text is the question, which is given to encode." if missing == ["text"] else ".")
         )
     if not finite or _on_host(video.frame_mask) is None:
         return
@@ -174,7 +214,8 @@ def reduce(
         compilation.
       frames: real frames, by default those of the frame mask. Inside jit, where the mask has no values, a video with
         padding frames needs it: budgets would count them otherwise.
-      diagnostics: also return what the method can show (segments, scores, plans).
+      diagnostics: also return what the method can show (segments, scores, plans), and warn where it says that its
+        numbers do not hold (`JvidpruneWarning`).
 
     Returns:
       `Reduced` with K = capacity rows.
@@ -220,7 +261,20 @@ def sweep(
     # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
     own = getattr(reducer, "run_budgets", None)
     run = functools.partial(run_budgets, reducer) if own is None else own
-    return run(video, budgets, capacity=capacity, diagnostics=diagnostics)
+    reduced = run(video, budgets, capacity=capacity, diagnostics=diagnostics)
+    if diagnostics:
+        _warn(reducer, reduced)
+    return reduced
+
+
+def _warn(reducer: Reducer, reduced: Reduced) -> None:
+    """Says what a method's `warning(diagnostics)` says of a result, outside of transformations."""
+    rule = getattr(reducer, "warning", None)
+    if rule is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(reduced.diagnostics)):
+        return
+    text = rule(reduced.diagnostics)
+    if text is not None:
+        warnings.warn(text, JvidpruneWarning, stacklevel=3)
 
 
 def reduce_batch(

@@ -11,10 +11,19 @@ import numpy as np
 from jax import lax
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, Ratio, Share
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers import presets
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, StagedReducer, check_ratio, inner_stages, title_of
+from jvidprune.reducers.base import (
+    AnyReducer,
+    MethodInfo,
+    PositionedReducer,
+    StagedReducer,
+    check_ratio,
+    inner_stages,
+    title_of,
+)
 from jvidprune.reducers.prompting import PositionRule, prompt_rules
 from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
 
@@ -64,12 +73,12 @@ class Sequential(PositionedReducer):
       backbone, layers: for stages given by a text.
     """
 
-    first: Any = "visionzip"
-    second: Any = "flashvid"
-    split: float = 0.5
-    ladder: tuple[float, ...] = (0.125, 0.25, 0.5, 1.0)
-    backbone: str | None = None
-    layers: int | None = None
+    first: AnyReducer = "visionzip"
+    second: AnyReducer = "flashvid"
+    split: Share = 0.5
+    ladder: tuple[Ratio, ...] = (0.125, 0.25, 0.5, 1.0)
+    backbone: presets.Backbone | None = None
+    layers: Count | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="sequential",
@@ -90,10 +99,12 @@ class Sequential(PositionedReducer):
     def __post_init__(self) -> None:
         for name in ("first", "second"):
             if isinstance(getattr(self, name), str):
-                object.__setattr__(self, name, presets.from_text(getattr(self, name), self.backbone, self.layers))
+                try:
+                    stage = presets.from_text(getattr(self, name), self.backbone, self.layers)
+                except JvidpruneError as error:
+                    raise JvidpruneError(f"Sequential's {name}: {error}") from error
+                object.__setattr__(self, name, stage)
         for stage in (self.first, self.second):
-            if not isinstance(stage, Reducer):
-                raise JvidpruneError(f"Sequential chains reducers, got {type(stage).__name__}.")
             if getattr(stage, "apply", None) is not None:
                 raise JvidpruneError(
                     f"Sequential cannot chain {title_of(stage)}: its tokens are no fixed weighting of its input tokens."
@@ -114,10 +125,8 @@ class Sequential(PositionedReducer):
                 f"{title_of(self.second)} cannot be a later stage of Sequential: its cut inside the language model "
                 "follows the ratio, which a chain divides."
             )
-        if not 0.0 <= self.split <= 1.0:
-            raise JvidpruneError(f"split must lie in [0, 1], got {self.split:g}.")
-        if not self.ladder or not all(0.0 < rung <= 1.0 for rung in self.ladder):
-            raise JvidpruneError(f"the rungs of ladder must lie in (0, 1], got {self.ladder}.")
+        if not self.ladder:
+            raise JvidpruneError("Sequential's ladder must have at least one ratio in (0, 1], got none.")
 
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Seed
 from jvidprune.ops import compact
 from jvidprune.ops.select import rank_descending
 from jvidprune.ops.sink import SinkRule
@@ -78,11 +78,6 @@ class _Ranked(PositionedReducer):
         return RankShared(rank_descending(scores.reshape(shape)).reshape(scores.shape), mask)
 
 
-def _check_scope(scope: str) -> None:
-    if scope not in ("video", "frame"):
-        raise JvidpruneError(f"unknown scope {scope!r}; known: video, frame.")
-
-
 @dataclasses.dataclass(frozen=True)
 class Random(_Ranked):
     """Keeps tokens at random; the same seed keeps the tokens of a smaller budget in every larger one.
@@ -94,15 +89,12 @@ class Random(_Ranked):
       scope: exact count over the `video`, or the same count in every `frame`.
     """
 
-    seed: int = 0
+    seed: Seed = 0
     scope: Literal["video", "frame"] = "video"
 
     info: ClassVar[MethodInfo] = MethodInfo(
         "random", "Random", "-", "Keeps tokens at random.", nested=True, merges=False, exact=True
     )
-
-    def __post_init__(self) -> None:
-        _check_scope(self.scope)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> RankShared:
         """Ranks of one uniform draw a token."""
@@ -126,9 +118,6 @@ class AttentionTopK(_Ranked):
         "attention_topk", "Attention top-k", "-", "Keeps the most attended tokens.", True, False, True
     )
     needs = frozenset({"attention_last"})
-
-    def __post_init__(self) -> None:
-        _check_scope(self.scope)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> RankShared:
         """Ranks by attention, equal ones by id."""

@@ -24,7 +24,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
 from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
@@ -95,10 +94,6 @@ class DivPrune(PositionedReducer):
     )
     # No settings of these families are published: the released code is one function for one image.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    def __post_init__(self) -> None:
-        if self.scope not in ("video", "frame"):
-            raise JvidpruneError(f"unknown scope {self.scope!r}; known: video, frame.")
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> DivPruneShared:
         """The order of the picks, as many as the capacity has room for; a sink rule has no place here."""

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, Share
 from jvidprune.ops import compact
 from jvidprune.ops.select import rank_ascending, rank_of_order
 from jvidprune.ops.similarity import frame_pair_inner, squared_norms
@@ -65,8 +66,8 @@ class DyCoke(PositionedReducer):
     """
 
     mode: Literal["official", "fixed"] = "official"
-    decode_layer: int | None = None
-    decode_dropped: float = 0.7
+    decode_layer: Count | None = None
+    decode_dropped: Share = 0.7
     decode_threshold: float = 0.9
     decode_mode: Literal["official", "paper"] = "official"
 
@@ -85,16 +86,6 @@ class DyCoke(PositionedReducer):
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}}
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("official", "fixed"):
-            raise JvidpruneError(f"unknown mode {self.mode!r}; known: official, fixed.")
-        if self.decode_mode not in ("official", "paper"):
-            raise JvidpruneError(f"unknown decode_mode {self.decode_mode!r}; known: official, paper.")
-        if not 0.0 <= self.decode_dropped <= 1.0:
-            raise JvidpruneError(f"decode_dropped must lie in [0, 1], got {self.decode_dropped:g}.")
-        if self.decode_layer is not None and self.decode_layer < 1:
-            raise JvidpruneError(f"decode_layer must be at least 1 or None, got {self.decode_layer}.")
 
     @property
     def inner(self) -> tuple[InnerStage, ...]:

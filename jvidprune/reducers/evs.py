@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import NotNegative
 from jvidprune.ops import compact
 from jvidprune.ops.select import rank_descending
 from jvidprune.ops.similarity import same_position_inner, squared_norms
@@ -50,7 +51,7 @@ class EVS(PositionedReducer):
       deepstack: rank by the features and the DeepStack levels side by side, as vLLM does for Qwen3-VL.
     """
 
-    floor: float = 0.0
+    floor: NotNegative = 0.0
     deepstack: bool = False
 
     info: ClassVar[MethodInfo] = MethodInfo(

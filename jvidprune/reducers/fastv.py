@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any, ClassVar, Literal
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Index, Share
 from jvidprune.reducers.base import MethodInfo, check_ratio
 from jvidprune.reducers.full import Full
 from jvidprune.tokens import InnerStage
@@ -41,10 +42,10 @@ class FastV(Full):
       shift: with `bank`, renew above this value of 1 - cosine of the attention to that of the last choice.
     """
 
-    layer: int | None = None
-    dropped: float | None = None
+    layer: Index | None = None
+    dropped: Share | None = None
     variant: Variant = "drop"
-    count: int | None = None
+    count: Index | None = None
     reselect: Literal["auto", "never", "recompute", "bank"] = "auto"
     shift: float = 0.0
 
@@ -67,19 +68,12 @@ class FastV(Full):
         """Refuses settings that contradict each other.
 
         Raises:
-          JvidpruneError: unknown variant or way to reselect, a layer below 1, a share outside [0, 1], or a count where
-            none belongs.
+          JvidpruneError: a layer below 1, or a count where none belongs or none where one does.
         """
-        if self.variant not in ("drop", "lmms", "inplace", "mask"):
-            raise JvidpruneError(f"unknown variant {self.variant!r}; known: drop, lmms, inplace, mask.")
-        if self.layer is not None and self.layer < 1:
+        if self.layer == 0:
             raise JvidpruneError(
-                f"FastV reads the layer before the cut, so it cuts before layer 1 at the earliest, got {self.layer}."
+                "FastV reads the layer before the cut, so it cuts before layer 1 at the earliest, got 0."
             )
-        if self.dropped is not None and not 0.0 <= self.dropped <= 1.0:
-            raise JvidpruneError(f"the share to drop must lie in [0, 1], got {self.dropped:g}.")
-        if self.reselect not in ("auto", "never", "recompute", "bank"):
-            raise JvidpruneError(f"unknown reselect {self.reselect!r}; known: auto, never, recompute, bank.")
         if (self.variant in ("inplace", "mask")) != (self.count is not None):
             raise JvidpruneError(
                 f"variant {self.variant!r} with count {self.count}: inplace and mask need a count, the others none."

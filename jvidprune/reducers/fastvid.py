@@ -12,13 +12,14 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, Share
 from jvidprune.ops import compact, segment
 from jvidprune.ops.cluster import centre_mask, peak_scores
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, normalise, over_frames
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
-from jvidprune.tokens import Layout, Plan, VideoTokens
+from jvidprune.tokens import AttentionName, Layout, Plan, VideoTokens
 
 Variant = Literal["llava_onevision", "llava_video", "qwen2_5_vl"]
 
@@ -129,14 +130,14 @@ class FastVID(PositionedReducer):
     """
 
     variant: Variant = "llava_onevision"
-    attention: str = "attention_pooling_head"
-    segments: int = 8
+    attention: AttentionName = "attention_pooling_head"
+    segments: Count = 8
     tau: float = 0.9
     ignore: float = 0.95
-    context_share: float = 0.4
-    interval: int = 4
-    beta: float = 0.6
-    neighbours: int = 4
+    context_share: Share = 0.4
+    interval: Count = 4
+    beta: Share = 0.6
+    neighbours: Count = 4
     count_from: Literal["end", "start"] = "end"
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -164,18 +165,6 @@ class FastVID(PositionedReducer):
     newline_rows: ClassVar[str] = "nonempty"
     # Positions are those of the unpruned sequence on every backbone, for the text behind the video too.
     reference_positions: ClassVar[str] = "original"
-
-    def __post_init__(self) -> None:
-        if self.variant not in ("llava_onevision", "llava_video", "qwen2_5_vl"):
-            raise JvidpruneError(
-                f"unknown FastVID variant {self.variant!r}; known: llava_onevision, llava_video, qwen2_5_vl."
-            )
-        if self.count_from not in ("end", "start"):
-            raise JvidpruneError(f"anchor frames are counted from 'end' or 'start', got {self.count_from!r}.")
-        if self.interval < 1 or self.segments < 1 or self.neighbours < 1:
-            raise JvidpruneError("FastVID's interval, segments and neighbours must be at least 1.")
-        if not 0.0 <= self.context_share <= 1.0:
-            raise JvidpruneError(f"the share of context tokens must lie in [0, 1], got {self.context_share:g}.")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

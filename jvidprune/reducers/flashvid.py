@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, NotNegative, Positive, Range, Ratio, Seed, Share
 from jvidprune.ops import cluster, maxmin, segment, similarity, tree
 from jvidprune.ops.compact import ascending_plan
 from jvidprune.ops.exact import ceil_scaled
@@ -120,21 +121,21 @@ class FlashVID(PositionedReducer):
       vision_markers: "drop" leaves out the vision start and end tokens of Qwen3-VL, as the official code does.
     """
 
-    expansion: float = 1.25
-    alpha: float = 0.7
+    expansion: Positive = 1.25
+    alpha: Share = 0.7
     method: Method = "attn_div_v2"
-    temporal_threshold: float = 0.8
+    temporal_threshold: Annotated[float, Range(-1)] = 0.8
     do_segment: bool = True
     complementary: bool = True
     segment_threshold: float = 0.9
-    min_segments: int = 8
+    min_segments: Count = 8
     tree_value: Literal["official", "mean"] = "official"
     distinct: bool = False
     exclude_selected_single: bool = False
-    eps: float = 0.0
-    noise_seed: int | None = None
-    pruning_layer: int | None = 20
-    llm_retention_ratio: float = 0.3
+    eps: NotNegative = 0.0
+    noise_seed: Seed | None = None
+    pruning_layer: Count | None = 20
+    llm_retention_ratio: Ratio = 0.3
     protect_newlines: bool = False
     newline: NewlineKind | None = None
     vision_markers: MarkerRule = "keep"
@@ -195,29 +196,6 @@ class FlashVID(PositionedReducer):
             return {"llm_retention_ratio": share}
         keep = settings.get("llm_retention_ratio", cls.llm_retention_ratio)
         return {} if own else {"expansion": layers / (layer + keep * (layers - layer))}
-
-    def __post_init__(self) -> None:
-        """Refuses hyper-parameters outside their ranges.
-
-        Raises:
-          JvidpruneError: names the value and what is allowed.
-        """
-        if self.method not in ("attn", "div", "attn_div", "attn_div_v2"):
-            raise JvidpruneError(f"method must be attn, div, attn_div or attn_div_v2, got {self.method!r}.")
-        if self.tree_value not in ("official", "mean"):
-            raise JvidpruneError(f"tree_value must be official or mean, got {self.tree_value!r}.")
-        if not 0.0 <= self.alpha <= 1.0:
-            raise JvidpruneError(f"alpha must lie in [0, 1], got {self.alpha:g}.")
-        if not self.expansion > 0.0:
-            raise JvidpruneError(f"expansion must be positive, got {self.expansion:g}.")
-        if not self.temporal_threshold >= -1.0:
-            raise JvidpruneError(f"temporal_threshold must be at least -1, got {self.temporal_threshold:g}.")
-        if self.eps < 0.0:
-            raise JvidpruneError(f"eps must not be negative, got {self.eps:g}.")
-        if not 0.0 < self.llm_retention_ratio <= 1.0:
-            raise JvidpruneError(f"llm_retention_ratio must lie in (0, 1], got {self.llm_retention_ratio:g}.")
-        if self.pruning_layer is not None and self.pruning_layer < 1:
-            raise JvidpruneError(f"pruning_layer must be at least 1 or None, got {self.pruning_layer}.")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, Share
 from jvidprune.ops import compact, segment
 from jvidprune.ops.cluster import assign_to_centres, centre_mask, peak_scores
 from jvidprune.ops.exact import ceil_product, fraction_words, round_product
@@ -119,14 +119,14 @@ class HoliTom(PositionedReducer):
 
     layout: Literal["one_token", "grid"] = "one_token"
     tau: float = 0.8
-    beta: float = 0.6
-    neighbours: int = 7
-    max_window: int = 1024
-    contextual_share: float = 0.0
+    beta: Share = 0.6
+    neighbours: Count = 7
+    max_window: Count = 1024
+    contextual_share: Share = 0.0
     merge: Literal["beta", "mean"] = "beta"
     keep_static: bool = False
-    inner_layer: int | None = None
-    inner_dropped: float = 0.5
+    inner_layer: Count | None = None
+    inner_dropped: Share = 0.5
     probe_causal: bool = False
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -154,20 +154,6 @@ class HoliTom(PositionedReducer):
     def newline(self) -> str:
         """Layout of LLaVA's newline embeddings."""
         return self.layout
-
-    def __post_init__(self) -> None:
-        if self.layout not in ("one_token", "grid"):
-            raise JvidpruneError(f"unknown layout {self.layout!r}; known: one_token, grid.")
-        if self.merge not in ("beta", "mean"):
-            raise JvidpruneError(f"unknown merge {self.merge!r}; known: beta, mean.")
-        if self.neighbours < 1:
-            raise JvidpruneError(f"HoliTom's density needs at least 1 neighbour, got {self.neighbours}.")
-        if not 0.0 <= self.contextual_share <= 1.0:
-            raise JvidpruneError(f"the contextual share must lie in [0, 1], got {self.contextual_share:g}.")
-        if self.inner_layer is not None and self.inner_layer < 1:
-            raise JvidpruneError(f"inner_layer must be at least 1 or None, got {self.inner_layer}.")
-        if not 0.0 <= self.inner_dropped <= 1.0:
-            raise JvidpruneError(f"inner_dropped must lie in [0, 1], got {self.inner_dropped:g}.")
 
     @property
     def inner(self) -> tuple[InnerStage, ...]:

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count
 from jvidprune.ops import compact
 from jvidprune.ops.select import order_ascending, rank_ascending, rank_descending
 from jvidprune.ops.similarity import frame_gram
@@ -79,7 +80,7 @@ class HoloV(PositionedReducer):
     order: Literal["ascending", "official"] = "ascending"
     pad_zeros: bool = False
     per_frame: bool = True
-    crops: int | None = None
+    crops: Count | None = None
     diversity: bool = True
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -100,12 +101,6 @@ class HoloV(PositionedReducer):
     needs = frozenset({"attention_last"})
 
     def __post_init__(self) -> None:
-        if self.rank_by not in ("attention", "holistic"):
-            raise JvidpruneError(f"unknown rank_by {self.rank_by!r}; known: attention, holistic.")
-        if self.order not in ("ascending", "official"):
-            raise JvidpruneError(f"unknown order {self.order!r}; known: ascending, official.")
-        if self.crops is not None and self.crops < 1:
-            raise JvidpruneError(f"HoloV needs at least one crop, got {self.crops}.")
         if self.pad_zeros and self.order != "official":
             raise JvidpruneError("zero rows (pad_zeros=True) belong to the official order; set order='official'.")
         if not self.diversity and self.rank_by == "holistic":

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, ClassVar
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Index, Seed
 from jvidprune.reducers.base import MethodInfo, check_ratio
 from jvidprune.reducers.full import Full
 from jvidprune.tokens import InnerStage
@@ -22,8 +22,8 @@ class InnerRandom(Full):
       seed: of the draw.
     """
 
-    layer: int = 20
-    seed: int = 0
+    layer: Index = 20
+    seed: Seed = 0
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="inner_random",
@@ -35,10 +35,6 @@ class InnerRandom(Full):
         exact=True,
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    def __post_init__(self) -> None:
-        if self.layer < 0:
-            raise JvidpruneError(f"the layer of a cut must not be negative, got {self.layer}.")
 
     def inner_at(self, ratio: float) -> tuple[InnerStage, ...]:
         """The cut for a retention ratio."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, Iterations, Positive, Share, Temperature
 from jvidprune.ops import similarity
 from jvidprune.ops.compact import ascending_plan
 from jvidprune.ops.facility import coverage_weights, facility_order
@@ -84,16 +84,16 @@ class OTTVid(PositionedReducer):
         bf16 pipeline does; False keeps float32.
     """
 
-    temporal_share: float | None = 0.3
-    spatial_retention: float | None = None
-    mass_temperature: float | None = 0.3
-    budget_temperature: float = 0.3
+    temporal_share: Share | None = 0.3
+    spatial_retention: Positive | None = None
+    mass_temperature: Temperature | None = 0.3
+    budget_temperature: Temperature = 0.3
     cost_threshold: float | None = 0.3
-    epsilon: float = 0.01
-    iterations: int = 200
+    epsilon: Temperature = 0.01
+    iterations: Iterations = 200
     temporal: bool = True
     variant: Literal["qwen", "llava"] = "qwen"
-    centroid_grid: tuple[int, int] | None = None
+    centroid_grid: tuple[Count, Count] | None = None
     model_dtype_pair_weight: bool = False
 
     needs = frozenset({"attention_last"})
@@ -120,20 +120,6 @@ class OTTVid(PositionedReducer):
     }
 
     newline_rows: ClassVar[str] = "nonempty"
-
-    def __post_init__(self) -> None:
-        if self.variant not in ("qwen", "llava"):
-            raise JvidpruneError(f"unknown OTT-Vid variant {self.variant!r}; known: qwen, llava.")
-        if self.iterations < 1:
-            raise JvidpruneError(f"OTT-Vid needs at least one Sinkhorn iteration, got {self.iterations}.")
-        for name in ("mass_temperature", "budget_temperature", "epsilon"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise JvidpruneError(f"OTT-Vid's {name} must be positive, got {value:g}.")
-        if self.temporal_share is not None and not 0 <= self.temporal_share <= 1:
-            raise JvidpruneError(f"OTT-Vid's temporal_share must lie in [0, 1], got {self.temporal_share:g}.")
-        if self.spatial_retention is not None and not self.spatial_retention > 0:
-            raise JvidpruneError(f"OTT-Vid's spatial_retention must be positive, got {self.spatial_retention:g}.")
 
     @classmethod
     def library_defaults(cls, **overrides: Any) -> "OTTVid":

@@ -1,17 +1,15 @@
 """Reducers by name, with the published hyper-parameters of each backbone."""
 
-import ast
-import difflib
 import importlib
-import re
-from typing import Any
+from typing import Any, Literal, get_args
 
 from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.reducers.base import MethodInfo
-from jvidprune.reducers.prompting import check_positions
+from jvidprune.texts import pieces, read_settings, split_chain, unknown
 from jvidprune.tokens import Reducer
 
-BACKBONES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2")
+Backbone = Literal["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2"]
+BACKBONES: tuple[str, ...] = get_args(Backbone)
 """Model families with published settings."""
 
 _METHODS: dict[str, tuple[str, str]] = {
@@ -107,9 +105,10 @@ def _build(name: str, backbone: str | None, layers: int | None, overrides: dict[
     for key in overrides:
         if key not in fields:
             raise JvidpruneError(unknown(f"hyper-parameter of {name}", key, tuple(fields)))
-    check_positions(overrides.get("positions"), f"positions of {name}")
     try:
         if layers is not None and hasattr(cls, "at_depth"):
+            # Values are checked first: settings of a depth are worked out from them.
+            cls(**(settings | overrides))
             settings |= cls.at_depth(layers, settings, overrides)
         return cls(**(settings | overrides))
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
@@ -118,41 +117,6 @@ def _build(name: str, backbone: str | None, layers: int | None, overrides: dict[
         # A value of a type that the hyper-parameter's own check does not know.
         given = quoted(", ".join(f"{key}={value!r}" for key, value in overrides.items()), 200)
         raise JvidpruneError(f"{name} cannot be made with {given}: {reason(error)}.") from error
-
-
-def split_texts(text: str) -> list[str]:
-    """Splits "a,b:x=1,y=2,c" into ["a", "b:x=1,y=2", "c"]: settings stay with the method they follow."""
-    parts: list[str] = []
-    for part in _pieces(text, ","):
-        if parts and re.match(r"\w+\s*=", part):
-            parts[-1] += "," + part
-        elif part:
-            parts.append(part)
-    return parts
-
-
-def split_chain(text: str) -> list[str]:
-    """Splits "a:x=1+b" into its stages ["a:x=1", "b"]."""
-    return _pieces(text, "+")
-
-
-def _pieces(text: str, separator: str) -> list[str]:
-    """Splits at a separator outside of brackets, a plus only in front of a name (not that of "1e+3")."""
-    parts, depth = [""], 0
-    for place, mark in enumerate(text):
-        depth += (mark in "([{") - (mark in ")]}")
-        between = mark == separator and depth == 0
-        if between and separator == "+":
-            between = not re.match(r"\s*[\d.]", text[place + 1 :])
-        if between:
-            parts.append("")
-        else:
-            parts[-1] += mark
-        if depth < 0:
-            break
-    if depth:
-        raise JvidpruneError(f"the brackets of {quoted(repr(text), 200)} do not match.")
-    return [part.strip() for part in parts]
 
 
 def for_model(text: str, config: Any) -> Reducer:
@@ -195,25 +159,6 @@ def from_text(text: str, backbone: str | None = None, layers: int | None = None)
     return _build(name, backbone, layers, settings)
 
 
-def read_settings(text: str) -> tuple[str, dict[str, Any]]:
-    """Name and settings of "name:key=value,key=value".
-
-    Raises:
-      JvidpruneError: a setting without "=".
-    """
-    name, _, rest = text.partition(":")
-    settings: dict[str, Any] = {}
-    for part in filter(None, _pieces(rest, ",")):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if not equals:
-            raise JvidpruneError(f"a reducer's settings are written name:key=value,key=value, got {text!r}.")
-        try:
-            settings[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            settings[key] = value[1:-1].strip() if value.startswith("(") and value.endswith(")") else value
-    return name.strip(), settings
-
-
 def title(text: str) -> str:
     """The name for people of a method as it is typed: its paper's, with the settings asked for; chains with an arrow.
 
@@ -225,16 +170,9 @@ def title(text: str) -> str:
         return " → ".join(map(title, stages))
     name, _, settings = text.partition(":")
     shown = info(name.strip()).title
-    return f"{shown} ({', '.join(_pieces(settings, ','))})" if settings.strip() else shown
+    return f"{shown} ({', '.join(pieces(settings, ','))})" if settings.strip() else shown
 
 
 def info(name: str) -> MethodInfo:
     """What is said of a method in listings."""
     return reducer_class(name).info
-
-
-def unknown(kind: str, value: str, allowed: tuple[str, ...]) -> str:
-    """The sentence about an unknown name, with the nearest known one."""
-    near = difflib.get_close_matches(value, allowed, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {value!r}; known: {', '.join(allowed)}.{hint}"

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, Index, Share
 from jvidprune.ops import compact, segment
 from jvidprune.ops.cluster import peak_scores
 from jvidprune.ops.newline import NewlineKind
@@ -21,7 +21,7 @@ from jvidprune.ops.select import first_argmin, order_descending, rank_of_order
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkAdjust, SinkRule
 from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
-from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
+from jvidprune.tokens import AttentionName, InnerStage, Layout, Plan, VideoTokens
 
 SMALLEST = 14
 """Sets of at most this many tokens are not clustered."""
@@ -111,12 +111,12 @@ class PruneVid(PositionedReducer):
 
     budgeting: Literal["retention", "clusters"] = "retention"
     tau: float = 0.8
-    frame_share: float = 0.25
-    frames_asked: int | None = None
-    neighbours: int = 7
-    attention: str | None = None
-    selected_layer: int | None = None
-    inner_share: float = 0.4
+    frame_share: Share = 0.25
+    frames_asked: Count | None = None
+    neighbours: Count = 7
+    attention: AttentionName | None = None
+    selected_layer: Index | None = None
+    inner_share: Share = 0.4
     newline: NewlineKind | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -137,18 +137,6 @@ class PruneVid(PositionedReducer):
         "llava_onevision": {"budgeting": "retention"},
         "llava_video": {"budgeting": "retention", "newline": "no_token"},
     }
-
-    def __post_init__(self) -> None:
-        if self.budgeting not in ("retention", "clusters"):
-            raise JvidpruneError(f"unknown budgeting {self.budgeting!r}; known: retention, clusters.")
-        if self.neighbours < 1:
-            raise JvidpruneError(f"PruneVid's density needs at least 1 neighbour, got {self.neighbours}.")
-        if not 0.0 <= self.frame_share <= 1.0:
-            raise JvidpruneError(f"the share of frame clusters must lie in [0, 1], got {self.frame_share:g}.")
-        if self.selected_layer is not None and self.selected_layer < 0:
-            raise JvidpruneError(f"selected_layer must be at least 0 or None, got {self.selected_layer}.")
-        if not 0.0 <= self.inner_share <= 1.0:
-            raise JvidpruneError(f"inner_share must lie in [0, 1], got {self.inner_share:g}.")
 
     @property
     def inner(self) -> tuple[InnerStage, ...]:

@@ -3,16 +3,16 @@
 import dataclasses
 import json
 import math
-import types
-import typing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
+from jvidprune.ops.transport.kinds import NAMES as PARTS
 from jvidprune.reducers import presets
 from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.prompting import PositionRule, check_positions
+from jvidprune.texts import unknown
 from jvidprune.tokens import Reducer
 
 FILE = "jvidprune_config.json"
@@ -22,18 +22,6 @@ FORMAT = 1
 """Version of the layout; a file of a later one is refused."""
 
 _KEYS = ("format", "jvidprune", "backbone", "ratio", "reducer", "convention", "mrope_rule")
-_PARTS = (
-    "TokenCost",
-    "ClipCost",
-    "Uniform",
-    "Saliency",
-    "Sinkhorn",
-    "FixedSinkhorn",
-    "Dustbin",
-    "OttSinkhorn",
-    "LowRank",
-)
-"""Parts of a transport (`ops.transport`) that are settings alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +45,7 @@ class SavedPruning:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ratio", check_ratio(self.ratio))
         if self.backbone is not None and self.backbone not in presets.BACKBONES:
-            raise JvidpruneError(presets.unknown("backbone", self.backbone, presets.BACKBONES))
+            raise JvidpruneError(unknown("backbone", self.backbone, presets.BACKBONES))
 
     def record(self) -> dict[str, Any]:
         """Plain values for JSON; every setting is written, so that later presets change nothing.
@@ -228,7 +216,7 @@ def _plain(value: Any, what: str) -> Any:
         return value
     if isinstance(value, tuple):
         return [_plain(item, what) for item in value]
-    if type(value).__name__ in _PARTS and type(value) is _part(type(value).__name__):
+    if type(value).__name__ in PARTS and type(value) is _part(type(value).__name__):
         return {"part": type(value).__name__, "settings": _settings(value, type(value).__name__)}
     return _method(value, what)
 
@@ -248,22 +236,12 @@ def _build(value: Any, what: str) -> Any:
         raise JvidpruneError(f"{kind} of {what} must be a name, got {name!r}.")
     if kind == "method":
         cls = presets.reducer_class(name)
-    elif name in _PARTS:
+    elif name in PARTS:
         cls = _part(name)
     else:
-        raise JvidpruneError(presets.unknown("transport part", name, _PARTS))
-    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
-    given = _object(settings, f"settings of {name}", tuple(fields))
-    hints = typing.get_type_hints(cls)
-    made = {}
-    for key, item in given.items():
-        made[key] = _value(item, f"{key} of {name}")
-        if dataclasses.is_dataclass(fields[key].default):
-            hint: Any = type(made[key]) if type(made[key]).__name__ in _PARTS else object
-        else:
-            hint = hints[key]
-        if not _fits(made[key], hint):
-            raise JvidpruneError(f"{key} of {name} cannot be {item!r}; it must be {_shown(hint)}.")
+        raise JvidpruneError(unknown("transport part", name, PARTS))
+    given = _object(settings, f"settings of {name}", tuple(f.name for f in dataclasses.fields(cls) if f.init))
+    made = {key: _value(item, f"{key} of {name}") for key, item in given.items()}
     try:
         return cls(**made)
     except JvidpruneError:
@@ -274,7 +252,7 @@ def _build(value: Any, what: str) -> Any:
 
 def _value(item: Any, what: str) -> Any:
     if isinstance(item, list):
-        return tuple(_value(part, what) for part in item)
+        return [_value(part, what) for part in item]
     return _build(item, what) if isinstance(item, dict) else item
 
 
@@ -283,47 +261,10 @@ def _object(value: Any, what: str, allowed: tuple[str, ...], required: tuple[str
         raise JvidpruneError(f"{what} must be a JSON object, got {type(value).__name__}.")
     for key in value:
         if key not in allowed:
-            raise JvidpruneError(presets.unknown(f"key in {what}", key, allowed))
+            raise JvidpruneError(unknown(f"key in {what}", key, allowed))
     if missing := [key for key in required if key not in value]:
         raise JvidpruneError(f"{what} has no {missing[0]}.")
     return value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value read from JSON is of a field's type; hints this does not know are left to the class."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, arg) for arg in args)
-    if origin is typing.Literal:
-        return any(type(value) is type(arg) and value == arg for arg in args)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        if len(args) == 2 and args[1] is Ellipsis:
-            return all(_fits(item, args[0]) for item in value)
-        return len(value) == len(args) and all(map(_fits, value, args))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str):
-        return isinstance(value, hint)
-    if hint is object:
-        return False
-    if hint is Any:
-        return value is None or isinstance(value, str | bool) or dataclasses.is_dataclass(value)
-    return value is None if hint is type(None) else True
-
-
-def _shown(hint: Any) -> str:
-    args = typing.get_args(hint)
-    if typing.get_origin(hint) is typing.Literal:
-        return " or ".join(repr(arg) for arg in args)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_shown(arg) for arg in args)
-    names = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a text", type(None): "null"}
-    names |= {object: f"a part of the transport ({', '.join(_PARTS)})", Any: "a method or a part of one"}
-    return "a list" if typing.get_origin(hint) is tuple else names.get(hint, str(hint))
 
 
 def _no_constant(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import math
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
@@ -10,11 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Exponent
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.reducers import presets
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, StagedReducer, check_weighs_features
+from jvidprune.reducers.base import AnyReducer, MethodInfo, PositionedReducer, StagedReducer, check_weighs_features
 from jvidprune.reducers.prompting import MarkerRule, PositionRule, prompt_rules
+from jvidprune.texts import read_settings, split_chain
 from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens
 
 _WEIGHTS: dict[str, tuple[float, float]] = {
@@ -92,13 +93,13 @@ class SToP(PositionedReducer):
       backbone: for a base given by name.
     """
 
-    base: Any = "visionzip"
+    base: AnyReducer = "visionzip"
     mu_s: float | None = None
     mu_t: float | None = None
-    gamma: float = 1.1
+    gamma: Exponent = 1.1
     gated: bool = False
     keep_inner: bool = False
-    backbone: str | None = None
+    backbone: presets.Backbone | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="stop",
@@ -126,16 +127,11 @@ class SToP(PositionedReducer):
         if isinstance(self.base, SToP):
             raise JvidpruneError("SToP cannot wrap SToP; choose mu_s and mu_t of one.")
         if isinstance(self.base, str):
-            object.__setattr__(self, "base", base_reducer(self.base, self.backbone))
-        if not isinstance(self.base, Reducer):
-            raise JvidpruneError(f"SToP wraps a reducer or a registry name, got {type(self.base).__name__}.")
+            try:
+                object.__setattr__(self, "base", base_reducer(self.base, self.backbone))
+            except JvidpruneError as error:
+                raise JvidpruneError(f"SToP's base: {error}") from error
         check_weighs_features(self.base, "SToP cannot wrap")
-        for name in ("mu_s", "mu_t"):
-            value = getattr(self, name)
-            if value is not None and not math.isfinite(value):
-                raise JvidpruneError(f"SToP's {name} must be finite, got {value}.")
-        if not self.gamma > 0:
-            raise JvidpruneError(f"SToP's gamma must be positive, got {self.gamma:g}.")
 
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -272,9 +268,9 @@ def base_reducer(text: str, backbone: str | None = None) -> Reducer:
     Raises:
       JvidpruneError: unknown name, backbone or hyper-parameter.
     """
-    if len(presets.split_chain(text)) > 1:
+    if len(split_chain(text)) > 1:
         return presets.from_text(text, backbone)
-    name, given = presets.read_settings(text)
+    name, given = read_settings(text)
     fields = getattr(presets.reducer_class(name), "__dataclass_fields__", {})
     settings = {key: value for key, value in _BASE_SETTINGS.get(name, {}).items() if key in fields}
     return presets.get(name, backbone, **(settings | given))

@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, Exponent
 from jvidprune.ops import segment, similarity
 from jvidprune.ops.compact import slotted_plan
 from jvidprune.ops.exact import fraction_words, round_product
@@ -85,9 +85,9 @@ class VisionZipQwen(PositionedReducer):
 
     mu_s: float = 3.7
     mu_t: float = 0.0
-    gamma: float = 1.1
+    gamma: Exponent = 1.1
     threshold: float = 0.8
-    max_window: int = 1024
+    max_window: Count = 1024
 
     needs = frozenset()
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -101,10 +101,6 @@ class VisionZipQwen(PositionedReducer):
         quirks=("the name is SToP's: neither attention nor VisionZip's seeds are used",),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
-
-    def __post_init__(self) -> None:
-        if self.max_window < 1:
-            raise JvidpruneError(f"the longest window must have at least one frame, got {self.max_window}.")
 
     def budget(self, layout: Layout, ratio: float) -> VisionZipQwenBudget:
         """Effective ratios for every number of merged tokens, in float64."""

@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Temperature
 from jvidprune.ops import compact
 from jvidprune.ops.newline import NewlineRows
 from jvidprune.ops.select import rank_ascending
@@ -75,7 +75,7 @@ class VidCom2(PositionedReducer):
     """
 
     variant: Literal["official", "vllm"] = "official"
-    temperature: float = 0.01
+    temperature: Temperature = 0.01
     deepstack: bool = False
     newline_rows: NewlineRows = "after_frame"
 
@@ -99,12 +99,6 @@ class VidCom2(PositionedReducer):
         "qwen2_5_vl": {},
         "qwen3_vl": {},
     }
-
-    def __post_init__(self) -> None:
-        if self.variant not in ("official", "vllm"):
-            raise JvidpruneError(f"unknown variant {self.variant!r}; known: official, vllm.")
-        if not self.temperature > 0:
-            raise JvidpruneError(f"the temperature must be positive, got {self.temperature:g}.")
 
     @property
     def needs(self) -> frozenset[str]:

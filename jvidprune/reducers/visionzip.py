@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Share
 from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax, order_descending, rank_of_order
 from jvidprune.ops.sink import SinkRule
@@ -87,7 +88,7 @@ class VisionZip(PositionedReducer):
     """
 
     layout: Literal["one_token", "frame", "grid", "no_token"] = "one_token"
-    dominant_share: float = 54 / 64
+    dominant_share: Share = 54 / 64
     tower: Tower = "siglip"
     cls_token: bool = False
     official_permutation: bool = True
@@ -126,14 +127,6 @@ class VisionZip(PositionedReducer):
     def filed(self) -> bool:
         """Whether rows stand under the places of `diagnostics["place"]`."""
         return self.official_permutation and self.layout == "grid"
-
-    def __post_init__(self) -> None:
-        if self.layout not in ("one_token", "frame", "grid", "no_token"):
-            raise JvidpruneError(f"unknown layout {self.layout!r}; known: one_token, frame, grid, no_token.")
-        if self.tower not in _TOWERS:
-            raise JvidpruneError(f"unknown tower {self.tower!r}; known: {', '.join(_TOWERS)}.")
-        if not 0.0 <= self.dominant_share <= 1.0:
-            raise JvidpruneError(f"the dominant share must lie in [0, 1], got {self.dominant_share:g}.")
 
     def spatial_tokens(self, tokens: int, ratio: float) -> int:
         """S, the tokens kept of a frame of `tokens` tokens; 0 where the ratio leaves none."""

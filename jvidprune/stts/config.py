@@ -2,10 +2,10 @@
 
 import dataclasses
 import math
-import numbers
-from typing import Any, Literal, get_args
+from typing import Annotated, Literal
 
-from jvidprune.errors import JvidpruneError, quoted
+from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, Index, Range, Ratio, check_fields
 from jvidprune.stts.attention import PackedKind
 
 Method = Literal["scorer", "heuristic", "easy", "random"]
@@ -51,12 +51,12 @@ class STTSConfig:
       JvidpruneError: a value of a wrong type or out of range.
     """
 
-    prune_at: int = 3
-    removed: float = 0.5
-    window: int = 1
+    prune_at: Index = 3
+    removed: Annotated[float, Range(0, 1, below=True)] = 0.5
+    window: Count = 1
     method: Method = "scorer"
     bias: bool = True
-    min_bias_scale: float = MIN_BIAS_SCALE
+    min_bias_scale: Ratio = MIN_BIAS_SCALE
     rescale: Literal["rows", "frame"] = "rows"
     coefficient: float = 0.5
     detach_target: bool = False
@@ -64,43 +64,13 @@ class STTSConfig:
     refill: Literal["official", False] = False
     packing: Packing = "flat"
     attention: PackedKind = "auto"
-    prune_from_frame: int = 0
+    prune_from_frame: Index = 0
     threshold: float = 0.85
     retry: Literal["restart", "official"] = "restart"
     keep_positions: bool | None = None
 
     def __post_init__(self) -> None:
-        choices = {
-            "method": get_args(Method),
-            "packing": get_args(Packing),
-            "attention": get_args(PackedKind),
-            "rescale": ("rows", "frame"),
-            "retry": ("restart", "official"),
-            "refill": ("official", False),
-        }
-        for name, allowed in choices.items():
-            if (value := getattr(self, name)) not in allowed:
-                raise JvidpruneError(f"unknown {name} {quoted(repr(value))}; known: {', '.join(map(str, allowed))}.")
-        for name in ("prune_at", "window", "prune_from_frame"):
-            value = getattr(self, name)
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-                raise JvidpruneError(f"{name} must be a whole number, got {quoted(repr(value))}.")
-        for name in ("removed", "min_bias_scale", "coefficient", "threshold"):
-            if not _is_finite(value := getattr(self, name)):
-                raise JvidpruneError(f"{name} must be a finite number, got {quoted(repr(value))}.")
-        for name in ("bias", "detach_target", "within_examples", "keep_positions"):
-            value = getattr(self, name)
-            if not (isinstance(value, bool) or (value is None and name == "keep_positions")):
-                raise JvidpruneError(f"{name} is true or false, got {quoted(repr(value))}.")
-        check_removed(self.removed)
-        if self.prune_at < 0:
-            raise JvidpruneError(f"prune_at is a 0-based block, got {self.prune_at}.")
-        if self.window < 1:
-            raise JvidpruneError(f"a window has at least 1 token on a side, got {self.window}.")
-        if not 0.0 < self.min_bias_scale <= 1.0:
-            raise JvidpruneError(f"min_bias_scale must lie in (0, 1], got {self.min_bias_scale:g}.")
-        if self.prune_from_frame < 0:
-            raise JvidpruneError(f"prune_from_frame must not be negative, got {self.prune_from_frame}.")
+        check_fields(self)
 
     @property
     def first_packed(self) -> int:
@@ -115,13 +85,6 @@ class STTSConfig:
                 f"prune_at {self.prune_at} is too deep for a tower of {layers} blocks with method {self.method!r}; "
                 f"allowed: 0..{last}."
             )
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return not isinstance(value, bool) and math.isfinite(value)
-    except (TypeError, OverflowError):
-        return False
 
 
 def check_removed(removed: float) -> float:

@@ -1,15 +1,16 @@
 """STTS as one more method of `ask` and `sweep`: the tower runs up to the scores once, and on from there a ratio."""
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Seed, check_fields
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers.base import MethodInfo, check_ratio
-from jvidprune.reducers.prompting import PositionRule, check_positions
+from jvidprune.reducers.prompting import PositionRule
 from jvidprune.stts.budget import windows_to_remove
 from jvidprune.stts.config import Method, STTSConfig
 from jvidprune.stts.select import keep_windows, one_video
@@ -39,8 +40,8 @@ class STTS:
     """
 
     method: Method = "scorer"
-    refill: Any = None
-    seed: int = 0
+    refill: Literal["official", False] | None = None
+    seed: Seed = 0
     positions: PositionRule | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -56,8 +57,7 @@ class STTS:
     _bound: ClassVar[Any] = None
 
     def __post_init__(self) -> None:
-        STTSConfig(method=self.method, refill=self.refill or False)
-        check_positions(self.positions, "positions of stts")
+        check_fields(self)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from jvidprune.bench.datasets.task import VideoTask
 from jvidprune.bench.datasets.videos import wish_of
 from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.presets import unknown
+from jvidprune.texts import unknown
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import Rule
 from jvidprune.video.wish import FrameWish

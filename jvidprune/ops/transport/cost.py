@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jvidprune.fields import Temperature, Weight, check_fields, pytree
 from jvidprune.ops.similarity import cosine_from_gram, dot_f32, squared_norms
 
 
@@ -66,7 +67,7 @@ def lag(x: Rows, y: Rows) -> Float[Array, "R A"]:
     return jnp.abs(x.time[:, None] - y.time[None])
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class TokenCost:
     """w_feat (1 - cos) + w_pos |p - q| + w_time (1 - exp(-dt^2 / (2 sigma^2))), all weights traced.
@@ -74,10 +75,13 @@ class TokenCost:
     The defaults are AOT's cost inside frames (arXiv 2603.01400; spatial weight 0.5, no temporal term).
     """
 
-    w_feat: float = 1.0
-    w_pos: float = 0.5
-    w_time: float = 0.0
-    sigma: float = 1.5
+    w_feat: Weight = 1.0
+    w_pos: Weight = 0.5
+    w_time: Weight = 0.0
+    sigma: Temperature = 1.5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, x: Rows, y: Rows) -> Float[Array, "R A"]:
         """(R, A) costs."""
@@ -85,7 +89,7 @@ class TokenCost:
         return self.w_feat * (1.0 - cosine(x, y)) + self.w_pos * distance(x, y) + self.w_time * apart
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class ClipCost:
     """AOT's cost between frames: (1 - cos) minus its smallest pair, times 1 - exp(-dt^2 / (2 sigma^2 + 1e-9)).
@@ -94,9 +98,12 @@ class ClipCost:
     factor is only a temperature.
     """
 
-    w_feat: float = 1.0
-    w_pos: float = 0.0
-    sigma: float = 1.5
+    w_feat: Weight = 1.0
+    w_pos: Weight = 0.0
+    sigma: Temperature = 1.5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, x: Rows, y: Rows) -> Float[Array, "R A"]:
         """(R, A) costs; the minimum is taken over pairs without padding."""

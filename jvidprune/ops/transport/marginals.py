@@ -1,13 +1,16 @@
 """How much mass each token sends or receives; zeros mark padding."""
 
 import dataclasses
-from typing import Protocol
+from typing import Annotated, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jvidprune.fields import Range, check_fields, pytree
 from jvidprune.ops.transport.cost import Rows
+
+Power = Annotated[float, Range(-100, 100)]
 
 
 class Marginals(Protocol):
@@ -33,7 +36,7 @@ class Uniform:
         return _share(x.mask.astype(jnp.float32)), _share(y.mask.astype(jnp.float32))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Saliency:
     """Masses in proportion to saliency ** power; power 0 is uniform, a negative one lets salient sources stay home.
@@ -43,9 +46,12 @@ class Saliency:
       floor: smallest saliency, so that no token loses its mass altogether.
     """
 
-    sources: float = 1.0
-    anchors: float = 1.0
-    floor: float = 1e-6
+    sources: Power = 1.0
+    anchors: Power = 1.0
+    floor: Annotated[float, Range(1e-30)] = 1e-6
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, x: Rows, y: Rows) -> tuple[Float[Array, "R"], Float[Array, "A"]]:
         """(R,) and (A,) masses."""

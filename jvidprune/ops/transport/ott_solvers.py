@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvidprune.ops.transport.solvers import Exact, TransportResult, transport_result
+from jvidprune.fields import Count, Iterations, NotNegative, Ratio, Temperature, check_fields, pytree
+from jvidprune.ops.transport.solvers import HELD, Exact, TransportResult, transport_result, underflowed, warn_eagerly
 
 
 def _each(solve: Callable, cost: Array, mu: Array, nu: Array) -> Any:
@@ -24,7 +25,7 @@ def _each(solve: Callable, cost: Array, mu: Array, nu: Array) -> Any:
 _STATIC = {"static": True}
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class OttSinkhorn:
     """`ott.solvers.linear.sinkhorn.Sinkhorn` on a cost matrix.
@@ -48,16 +49,19 @@ class OttSinkhorn:
       exact: side updated last; static.
     """
 
-    epsilon: float = 0.1
-    iterations: int | None = dataclasses.field(default=None, metadata=_STATIC)
-    threshold: float = dataclasses.field(default=1e-3, metadata=_STATIC)
-    max_iterations: int = dataclasses.field(default=2000, metadata=_STATIC)
-    inner_iterations: int = dataclasses.field(default=10, metadata=_STATIC)
+    epsilon: Temperature = 0.1
+    iterations: Iterations | None = dataclasses.field(default=None, metadata=_STATIC)
+    threshold: NotNegative = dataclasses.field(default=1e-3, metadata=_STATIC)
+    max_iterations: Iterations = dataclasses.field(default=2000, metadata=_STATIC)
+    inner_iterations: Iterations = dataclasses.field(default=10, metadata=_STATIC)
     lse_mode: bool = dataclasses.field(default=True, metadata=_STATIC)
-    tau_sources: float = dataclasses.field(default=1.0, metadata=_STATIC)
-    tau_anchors: float = dataclasses.field(default=1.0, metadata=_STATIC)
+    tau_sources: Ratio = dataclasses.field(default=1.0, metadata=_STATIC)
+    tau_anchors: Ratio = dataclasses.field(default=1.0, metadata=_STATIC)
     unrolled: bool = dataclasses.field(default=False, metadata=_STATIC)
     exact: Exact = dataclasses.field(default="anchors", metadata=_STATIC)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def aot(cls, iterations: int, epsilon: float = 0.1, lse_mode: bool = True) -> "OttSinkhorn":
@@ -72,8 +76,12 @@ class OttSinkhorn:
     def __call__(
         self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
     ) -> TransportResult:
-        """Solves every problem of the leading axes."""
-        return _each(self._one, cost, mu, nu)
+        """Solves every problem of the leading axes.
+
+        Warns:
+          JvidpruneWarning: outside of jit, a kernel that underflowed so far that the marginals do not hold.
+        """
+        return warn_eagerly(_each(self._one, cost, mu, nu), "OttSinkhorn", self.epsilon)
 
     def on_geometry(self, geometry: Any, mu: Float[Array, "n"], nu: Float[Array, "m"]) -> TransportResult:
         """Solves on an ott geometry as it is, with its own epsilon and scaling: mu on its first axis, nu on its second.
@@ -81,9 +89,7 @@ class OttSinkhorn:
         The first axis is ott's exact one; build the geometry with anchors first for exact anchor loads.
         """
         output = self._solve(geometry, mu, nu, self.tau_sources, self.tau_anchors)
-        return transport_result(
-            output.matrix, mu, nu, output.n_iters, output.converged if not self.iterations else None
-        )
+        return self._result(output.matrix, mu, nu, output.n_iters, output)
 
     def _one(self, cost: Array, mu: Array, nu: Array) -> TransportResult:
         from ott.geometry import geometry
@@ -99,7 +105,17 @@ class OttSinkhorn:
         # A problem without any mass (padding frames) has no plan; ott returns NaN for it.
         plan = jnp.where((mu[:, None] > 0) & (nu[None] > 0), plan, 0.0)
         steps = output.n_iters if self.iterations is None else self.iterations
-        return transport_result(plan, mu, nu, steps, output.converged if self.iterations is None else None)
+        lost = 0.0 if self.lse_mode else underflowed(jnp.exp(-cost / self.epsilon), mu, nu)
+        return self._result(plan, mu, nu, steps, output)._replace(underflow=jnp.asarray(lost, jnp.float32))
+
+    def _result(self, plan: Array, mu: Array, nu: Array, steps: Any, output: Any) -> TransportResult:
+        stopped = output.converged if self.iterations is None else True
+        if min(self.tau_sources, self.tau_anchors) < 1.0:
+            # Relaxed marginals are not to hold; ott then judges by how far its potentials still move.
+            result = transport_result(plan, mu, nu, steps)
+            return result._replace(converged=jnp.isfinite(plan).all((-2, -1)) & stopped)
+        # ott measures the same error on scalings: a plan may be off by rounding.
+        return transport_result(plan, mu, nu, steps, stopped, tolerance=max(HELD, 1.01 * self.threshold))
 
     def _solve(self, geom: Any, a: Array, b: Array, tau_a: float, tau_b: float) -> Any:
         from ott.problems.linear import linear_problem
@@ -116,7 +132,7 @@ class OttSinkhorn:
         return solver(linear_problem.LinearProblem(geom, a=a, b=b, tau_a=tau_a, tau_b=tau_b))
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class LowRank:
     """`ott.solvers.linear.sinkhorn_lr.LRSinkhorn`: transport through `rank` latent anchors, some 200 times slower.
@@ -127,9 +143,12 @@ class LowRank:
       iterations: cap; static.
     """
 
-    rank: int = dataclasses.field(default=8, metadata=_STATIC)
-    epsilon: float = dataclasses.field(default=0.0, metadata=_STATIC)
-    iterations: int = dataclasses.field(default=200, metadata=_STATIC)
+    rank: Count = dataclasses.field(default=8, metadata=_STATIC)
+    epsilon: NotNegative = dataclasses.field(default=0.0, metadata=_STATIC)
+    iterations: Iterations = dataclasses.field(default=200, metadata=_STATIC)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(
         self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]

@@ -1,7 +1,8 @@
 """Native Sinkhorn loops: a solver is a frozen configuration whose floats may be traced, results carry diagnostics."""
 
 import dataclasses
-from typing import Any, Literal, NamedTuple, Protocol
+import warnings
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +10,18 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneWarning
+from jvidprune.fields import Iterations, NotNegative, Range, Ratio, Share, Temperature, Weight, check_fields, pytree
 from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
+from jvidprune.ops.transport.kinds import SolverPart
 
 Exact = Literal["anchors", "sources"]
+
+HELD = 1e-3
+"""Largest sum of absolute deviations from a marginal, as a share of the mass, at which it holds."""
+
+_SMALLEST = 2.0**-126
+"""Smaller kernel entries are 0 in float32."""
 
 
 class TransportResult(NamedTuple):
@@ -23,8 +32,12 @@ class TransportResult(NamedTuple):
       iterations: (...) int32.
       row_error: (...) sum over sources of |mass sent - marginal|.
       column_error: (...) sum over anchors of |mass received - marginal|.
-      converged: (...) bool, the solver's own stop fired before its cap; for fixed counts, both errors are below 1e-3.
+      converged: (...) bool, the marginals hold: both errors are at most `HELD` of the mass. Of a relaxed side that is
+        the equation of its own fixed point. That a stop has fired is not enough: AOT's does long before. True where
+        there is nothing to move.
       unmatched: (..., R) mass of each source that reached no anchor.
+      underflow: (...) share of the pairs with mass on both sides whose exp(-cost / epsilon) is 0 in float32; nothing
+        can move between these. 0 in the log domain.
     """
 
     plan: Float[Array, "... R A"]
@@ -33,6 +46,31 @@ class TransportResult(NamedTuple):
     column_error: Float[Array, "..."]
     converged: Bool[Array, "..."]
     unmatched: Float[Array, "... R"]
+    underflow: Float[Array, "..."] | float = 0.0
+
+    def warning(self, solver: str = "the solver", epsilon: Any = None) -> str | None:
+        """What to do about a kernel that underflowed so far that the marginals do not hold; None if it did not.
+
+        Args:
+          solver: what solved, begins the sentence.
+          epsilon: its temperature, if it is known.
+        """
+        under, failed = np.asarray(self.underflow), ~np.asarray(self.converged)
+        hurt = np.broadcast_to(under, failed.shape)[failed & (under > 0)]
+        if hurt.size == 0:
+            return None
+        return underflow_sentence(solver, float(hurt.max()), int(hurt.size), failed.size, epsilon)
+
+
+def underflow_sentence(solver: str, share: float, problems: int, total: int, epsilon: Any = None) -> str:
+    """The sentence of `TransportResult.warning`: `share` of the pairs in `problems` of `total` problems underflowed."""
+    at = "" if epsilon is None else f" at epsilon {float(epsilon):g}"
+    of = "" if total == 1 else f" in {problems} of {total} problems"
+    return (
+        f"{solver} did not meet its marginals{of}: exp(-cost / epsilon) is 0 in float32 for up to {share:.0%} of the "
+        f"pairs{at}, and nothing can move between these; take a larger epsilon, or a solver in the log domain "
+        "(FixedSinkhorn with domain='log', OttSinkhorn with lse_mode=True)."
+    )
 
 
 class Scaled(NamedTuple):
@@ -63,18 +101,60 @@ class Solver(Protocol):
         ...
 
 
-def transport_result(plan: Array, mu: Array, nu: Array, iterations: Any, converged: Any = None) -> TransportResult:
-    """A plan with its marginal errors."""
+def transport_result(
+    plan: Array,
+    mu: Array,
+    nu: Array,
+    iterations: Any,
+    converged: Any = True,
+    *,
+    tolerance: float = HELD,
+    underflow: Any = 0.0,
+) -> TransportResult:
+    """A plan with its marginal errors.
+
+    Args:
+      plan, mu, nu: (..., R, A), (..., R) and (..., A).
+      iterations: of the solver.
+      converged: a condition of the solver's own on top of the marginals.
+      tolerance: of the marginals, as a share of the mass.
+      underflow: see `TransportResult`.
+    """
     sent, received = plan.sum(-1), plan.sum(-2)
     row_error = jnp.abs(sent - mu).sum(-1)
     column_error = jnp.abs(received - nu).sum(-1)
-    if converged is None:
-        converged = jnp.maximum(row_error, column_error) < 1e-3
     shape = row_error.shape
     steps = jnp.broadcast_to(jnp.asarray(iterations, jnp.int32), shape)
-    return TransportResult(
-        plan, steps, row_error, column_error, jnp.broadcast_to(converged, shape), jnp.maximum(mu - sent, 0.0)
-    )
+    held = hold(row_error, column_error, mu, nu, tolerance) & converged
+    under = jnp.broadcast_to(jnp.asarray(underflow, jnp.float32), shape)
+    return TransportResult(plan, steps, row_error, column_error, held, jnp.maximum(mu - sent, 0.0), under)
+
+
+def hold(row_error: Array, column_error: Array, mu: Array, nu: Array, tolerance: float = HELD) -> Bool[Array, "..."]:
+    """Whether errors are at most a share of the mass, or there is no mass on one side and so nothing to move."""
+    mass = jnp.minimum(mu.sum(-1), nu.sum(-1))
+    return (jnp.maximum(row_error, column_error) <= tolerance * mass) | (mass <= 0)
+
+
+def underflowed(kernel: Float[Array, "... R A"], mu: Array, nu: Array) -> Float[Array, "..."]:
+    """Share of the pairs with mass on both sides whose kernel is 0 in float32."""
+    pairs = (mu > 0)[..., :, None] & (nu > 0)[..., None, :]
+    lost = (pairs & (kernel < _SMALLEST)).sum((-2, -1), dtype=jnp.float32)
+    return lost / jnp.maximum(pairs.sum((-2, -1), dtype=jnp.float32), 1.0)
+
+
+def warn_eagerly(result: TransportResult, solver: str, epsilon: Any) -> TransportResult:
+    """The result; outside of any transformation a kernel that underflowed too far is said to have.
+
+    Warns:
+      JvidpruneWarning: `TransportResult.warning`.
+    """
+    values = (result.converged, result.underflow, epsilon)
+    if not any(isinstance(value, jax.core.Tracer) for value in values):
+        text = result.warning(solver, epsilon if np.ndim(epsilon) == 0 else None)
+        if text is not None:
+            warnings.warn(text, JvidpruneWarning, stacklevel=3)
+    return result
 
 
 def numeric_leaves(part: Any) -> Any:
@@ -92,19 +172,30 @@ def _swap(x: Array) -> Array:
     return jnp.swapaxes(x, -1, -2)
 
 
+def _fixed_point_error(moved: Array, scaling: Array, mass: Array, tau: Any) -> Float[Array, "..."]:
+    """Sum of |moved - mass ** tau * (moved / scaling) ** (1 - tau)|: the error of the marginal where it is not relaxed.
+
+    At the fixed point scaling = (mass / received) ** tau, and what moves is scaling * received.
+    """
+    if tau is None:
+        return jnp.abs(moved - mass).sum(-1)
+    received = jnp.where(scaling > 0, moved / jnp.where(scaling > 0, scaling, 1.0), 0.0)
+    return jnp.abs(moved - _power(mass, tau) * _power(received, 1.0 - jnp.asarray(tau))).sum(-1)
+
+
 def _power(ratio: Array, tau: Any) -> Array:
     return ratio if tau is None else jnp.where(ratio > 0, jnp.where(ratio > 0, ratio, 1.0) ** tau, 0.0)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Sinkhorn:
     """Scaling-form Sinkhorn with AOT's stop (arXiv 2603.01400): the defaults are the reference's loop.
 
     r = mu / (K c), then c = nu / (K' r) with K = exp(-cost / epsilon); stops once the mean absolute change of r over
     all active rows, and over all problems of the batch with `stop="joint"`, is below `threshold`. As r is of the size
-    1/R
-    this often fires at the second iteration: one side of the plan is exact, the other is not.
+    1/R this often fires at the second iteration: one side of the plan is exact, the other is not, which
+    `TransportResult.converged` tells. Where cost / epsilon exceeds 87 the kernel is 0, see `TransportResult.underflow`.
 
     Attributes:
       epsilon: temperature, traced.
@@ -118,25 +209,28 @@ class Sinkhorn:
       floor: of denominators. The reference has none; it only acts where that divides by zero. Static.
     """
 
-    epsilon: float = 0.1
-    tau_sources: float | None = None
-    tau_anchors: float | None = None
-    threshold: float = 1e-2
-    max_iterations: int = dataclasses.field(default=100, metadata={"static": True})
+    epsilon: Temperature = 0.1
+    tau_sources: Ratio | None = None
+    tau_anchors: Ratio | None = None
+    threshold: NotNegative = 1e-2
+    max_iterations: Iterations = dataclasses.field(default=100, metadata={"static": True})
     stop: Literal["joint", "each", "never"] = dataclasses.field(default="joint", metadata={"static": True})
     exact: Exact = dataclasses.field(default="anchors", metadata={"static": True})
-    floor: float = dataclasses.field(default=1e-30, metadata={"static": True})
+    floor: Annotated[float, Range(0, 1, above=True)] = dataclasses.field(default=1e-30, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(
         self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
     ) -> TransportResult:
         """Solves every problem of the leading axes.
 
-        Raises:
-          JvidpruneError: unknown stop or side.
+        Warns:
+          JvidpruneWarning: outside of jit, a kernel that underflowed so far that the marginals do not hold.
         """
         factors, result = self.on_kernel(self.kernel(cost), mu, nu)
-        return result._replace(plan=factors.plan())
+        return warn_eagerly(result._replace(plan=factors.plan()), "Sinkhorn", self.epsilon)
 
     def kernel(self, cost: Float[Array, "... R A"]) -> Float[Array, "... R A"]:
         """exp(-cost / epsilon), all that the solver reads of the costs."""
@@ -147,27 +241,23 @@ class Sinkhorn:
     ) -> tuple["Scaled", TransportResult]:
         """`__call__` from kernels, for callers that form kernels and plans one by one: costs or plans of all problems
         then need not exist together.
-
-        Raises:
-          JvidpruneError: as there.
         """
-        if self.stop not in ("joint", "each", "never") or self.exact not in ("anchors", "sources"):
-            raise JvidpruneError(
-                f"stop must be joint, each or never and exact anchors or sources, got {self.stop!r} and {self.exact!r}."
-            )
         mu = jnp.broadcast_to(mu, kernel.shape[:-1])
         nu = jnp.broadcast_to(nu, (*kernel.shape[:-2], kernel.shape[-1]))
         if self.exact == "anchors":
-            left, right, steps, error = self._loop(kernel, mu, nu, self.tau_sources, self.tau_anchors)
+            left, right, steps = self._loop(kernel, mu, nu, self.tau_sources, self.tau_anchors)
         else:
-            right, left, steps, error = self._loop(_swap(kernel), nu, mu, self.tau_anchors, self.tau_sources)
+            right, left, steps = self._loop(_swap(kernel), nu, mu, self.tau_anchors, self.tau_sources)
         factors = Scaled(left, kernel, right)
-        converged = None if self.stop == "never" else error < self.threshold
-        return factors, transport_result(factors.plan(), mu, nu, steps, converged)
+        plan = factors.plan()
+        result = transport_result(plan, mu, nu, steps, underflow=underflowed(kernel, mu, nu))
+        rows = _fixed_point_error(plan.sum(-1), left, mu, self.tau_sources)
+        columns = _fixed_point_error(plan.sum(-2), right, nu, self.tau_anchors)
+        return factors, result._replace(converged=hold(rows, columns, mu, nu))
 
     def _loop(
         self, kernel: Array, first: Array, last: Array, tau_first: Any, tau_last: Any
-    ) -> tuple[Array, Array, Array, Array]:
+    ) -> tuple[Array, Array, Array]:
         active = first > 0
         batch = tuple(range(first.ndim)) if self.stop == "joint" else (-1,)
         rows = jnp.maximum(active.sum(batch, keepdims=True), 1)
@@ -184,7 +274,7 @@ class Sinkhorn:
         start = active.astype(jnp.float32), (last > 0).astype(jnp.float32)
         if self.stop == "never":
             (r, c), _ = lax.scan(lambda rc, _: (update(rc[1]), None), start, length=self.max_iterations)
-            return r, c, jnp.int32(self.max_iterations), jnp.float32(0)
+            return r, c, jnp.int32(self.max_iterations)
 
         def body(state: tuple) -> tuple:
             i, steps, r, c, error = state
@@ -203,15 +293,14 @@ class Sinkhorn:
             return (state[0] < self.max_iterations) & jnp.any(state[-1] >= self.threshold)
 
         error = jnp.full(rows.shape, jnp.inf, jnp.float32)
-        _, steps, r, c, error = lax.while_loop(
+        _, steps, r, c, _ = lax.while_loop(
             unfinished, body, (jnp.int32(0), jnp.zeros(rows.shape, jnp.int32), *start, error)
         )
         shape = first.shape[:-1]
-        flat = (lambda v: v.reshape(())) if self.stop == "joint" else (lambda v: v.reshape(shape))
-        return r, c, flat(steps), flat(error)
+        return r, c, steps.reshape(() if self.stop == "joint" else shape)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class FixedSinkhorn:
     """A fixed number of balanced updates, as OTT-Vid defines its plan (arXiv 2605.11803): differentiable, any epsilon.
@@ -223,10 +312,13 @@ class FixedSinkhorn:
       exact: the side updated last; OTT-Vid's is "sources" (its earlier frame); static.
     """
 
-    epsilon: float = 0.01
-    iterations: int = dataclasses.field(default=200, metadata={"static": True})
+    epsilon: Temperature = 0.01
+    iterations: Iterations = dataclasses.field(default=200, metadata={"static": True})
     domain: Literal["log", "scaling"] = dataclasses.field(default="log", metadata={"static": True})
     exact: Exact = dataclasses.field(default="sources", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @classmethod
     def ottvid(cls, epsilon: float = 0.01, iterations: int = 200) -> "FixedSinkhorn":
@@ -239,15 +331,18 @@ class FixedSinkhorn:
         """Solves every problem of the leading axes."""
         mu = jnp.broadcast_to(mu, cost.shape[:-1])
         nu = jnp.broadcast_to(nu, (*cost.shape[:-2], cost.shape[-1]))
-        solve: Any = sinkhorn_log if self.domain == "log" else sinkhorn_scaling
+        log = self.domain == "log"
+        solve: Any = sinkhorn_log if log else sinkhorn_scaling
+        lost = 0.0 if log else underflowed(jnp.exp(-cost / self.epsilon), mu, nu)
         if self.exact == "sources":
             plan = solve(cost, mu, nu, self.epsilon, self.iterations)
         else:
             plan = _swap(solve(_swap(cost), nu, mu, self.epsilon, self.iterations))
-        return transport_result(plan, mu, nu, self.iterations)
+        result = transport_result(plan, mu, nu, self.iterations, underflow=lost)
+        return warn_eagerly(result, "FixedSinkhorn", self.epsilon)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
 class Dustbin:
     """Any solver with one more anchor of constant cost, where sources that match nothing may leave their mass.
@@ -260,9 +355,12 @@ class Dustbin:
       mass: share of all mass that it takes, traced.
     """
 
-    solver: Any = Sinkhorn()
-    cost: float = 0.6
-    mass: float = 0.3
+    solver: SolverPart = Sinkhorn()
+    cost: Weight = 0.6
+    mass: Share = 0.3
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(
         self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]

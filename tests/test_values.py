@@ -1,0 +1,335 @@
+"""Wrong values of every setting of every method, in Python, as texts and in saved settings: a sentence, or it works."""
+
+import dataclasses
+import itertools
+import json
+import math
+from typing import Annotated, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jvidprune
+from jvidprune import JvidpruneError, VideoTokens, cli
+from jvidprune.fields import Count, Range, Share, check_fields, checked, pytree
+from jvidprune.ops import transport
+from jvidprune.ops.transport import kinds
+from jvidprune.reducers import presets
+from jvidprune.reducers.base import StagedReducer
+from jvidprune.reducers.saved import read_record
+
+METHODS = (*presets.names(), *presets.combinators(), *presets.learned())
+FRAMES, GRID, UNPOOLED, DIM = 6, (4, 4), (8, 8), 8
+
+
+class Odd:
+    """Something that no setting can be."""
+
+
+WRONG = [
+    None,
+    True,
+    False,
+    "abc",
+    "",
+    "1",
+    "a\nb" * 200,
+    b"x",
+    [],
+    [1],
+    [0.5, "x"],
+    (),
+    {},
+    {"a": 1},
+    {1},
+    1j,
+    math.nan,
+    math.inf,
+    -math.inf,
+    -1,
+    0,
+    -0.5,
+    0.5,
+    1.5,
+    3,
+    np.float32(0.25),
+    np.int64(2),
+    np.float64("nan"),
+    np.zeros(3),
+    -1e30,
+    1e30,
+    1e300,
+    1e-300,
+    2**31,
+    -(2**40),
+    10**400,
+    10**5000,
+    Odd(),
+    Odd,
+    int,
+    lambda: 0,
+    transport.TokenCost(),
+    transport.Sinkhorn(),
+    transport.Uniform(),
+    presets.get("random"),
+]
+
+
+def the_video() -> VideoTokens:
+    rng = np.random.default_rng(0)
+    n, m = GRID[0] * GRID[1], UNPOOLED[0] * UNPOOLED[1]
+
+    def draw(*shape):
+        return rng.random(shape, np.float32) + 0.01
+
+    evidence = {name: draw(FRAMES, n) for name in ("attention_last", "attention_pooling_head", "attention_mean_query")}
+    evidence |= {name: draw(FRAMES, m) for name in ("attention_shallow", "attention_deep")}
+    evidence |= {
+        "keys": draw(FRAMES, n, 4),
+        "features_unpooled": draw(FRAMES, m, DIM),
+        "frame_embedding": draw(FRAMES, 5),
+    }
+    evidence |= {"features_deepstack": draw(FRAMES, n, 2, DIM), "text": draw(3, DIM), "newline": draw(DIM)}
+    evidence["tower_scores"] = draw(FRAMES, n)
+    evidence["tower_state"] = draw(FRAMES, n, DIM)
+    return VideoTokens.create(draw(FRAMES, n, DIM), evidence, grid=GRID, unpooled_grid=UNPOOLED)
+
+
+VIDEO = the_video()
+
+
+def fields_of(cls):
+    return [field.name for field in dataclasses.fields(cls) if field.init]
+
+
+def one_sentence(error, name, value):
+    text = str(error)
+    assert "\n" not in text
+    assert len(text) < 700
+    assert text.endswith((".", "?"))
+    assert name in text, text
+    return text
+
+
+def plans(reducer, trace=True):
+    """Budget, capacity and the traced plan of a small video, without compiling it."""
+    layout = VIDEO.layout()
+    budget, capacity = reducer.budget(layout, 0.5), reducer.capacity(layout, 0.5)
+    assert capacity >= 1
+    if trace and getattr(reducer, "run_budgets", None) is None:
+        plan = jax.eval_shape(lambda video, budget: reducer.plan(video, budget, capacity=capacity), VIDEO, budget)
+        assert plan.ids.shape == (capacity,)
+
+
+def check_values(method, most):
+    """Every wrong value of every field is refused or plans; `most` of those that plan do so for real."""
+    cls, refused, accepted = presets.reducer_class(method), 0, {}
+    for name, value in itertools.product(fields_of(cls), WRONG):
+        try:
+            made = cls(**{name: value})
+        except JvidpruneError as error:
+            one_sentence(error, name, value)
+            refused += 1
+            continue
+        accepted.setdefault(made, (name, value))
+    # Most of the list fits no field.
+    assert refused >= 20 * len(fields_of(cls))
+    step = max(1, -(-len(accepted) // most))
+    for number, made in enumerate(accepted):
+        try:
+            plans(made, trace=number % step == 0)
+        except JvidpruneError as error:
+            one_sentence(error, "", None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_wrong_value_is_refused_in_one_sentence_or_works(method):
+    check_values(method, most=4)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", METHODS)
+def test_every_value_that_is_accepted_plans(method):
+    check_values(method, most=10_000)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_texts_and_saved_settings_are_refused_as_python_is(method):
+    cls = presets.reducer_class(method)
+    typed = [value for value in WRONG if isinstance(value, bool | int | float | str | list | type(None))]
+    typed = [value for value in typed if not (isinstance(value, int) and abs(value) > 2**64)]
+    typed = [
+        value for value in typed if value == value and value not in (math.inf, -math.inf) and "\n" not in str(value)
+    ]
+    for name, value in itertools.product(fields_of(cls), typed):
+        outcomes = []
+        record = {"format": 1, "ratio": 0.5, "reducer": {"method": method, "settings": {name: value}}}
+        ways = [
+            lambda name=name, value=value: cls(**{name: value}),
+            lambda name=name, value=value: presets.from_text(f"{method}:{name}={value!r}"),
+            lambda record=record: read_record(record).reducer,
+        ]
+        for way in ways:
+            try:
+                outcomes.append(way())
+            except JvidpruneError as error:
+                outcomes.append(one_sentence(error, name, value))
+        assert outcomes[0] == outcomes[1] == outcomes[2], (name, value)
+
+
+SENTENCES = {
+    "aot:cost=Foo": "AOT's cost: unknown cost 'Foo'; known: TokenCost, ClipCost.",
+    "random:seed=abc": "Random's seed must be a whole number in [-2147483648, 4294967295], got 'abc'.",
+    "evs:floor=None": "EVS's floor must be a number of at least 0, got None.",
+    "fastvid:tau=abc": "FastVID's tau must be a finite number, got 'abc'.",
+    "holitom:tau=abc": "HoliTom's tau must be a finite number, got 'abc'.",
+    "prunevid:tau=[1]": "PruneVid's tau must be a finite number, got [1].",
+    "aot:solver=5": "AOT's solver must be one of Sinkhorn, FixedSinkhorn, Dustbin, OttSinkhorn, LowRank or a function "
+    "of (cost, mu, nu), got 5.",
+    "aot:solver=(Sinkhorn:epsilon=0)": "AOT's solver: Sinkhorn's epsilon must be at least 1e-06, got 0.",
+    "aot:solver=(Sinkhorn:epsilom=1)": "AOT's solver: unknown setting of Sinkhorn 'epsilom'; known: epsilon, "
+    "tau_sources, tau_anchors, threshold, max_iterations, stop, exact, floor. Did you mean 'epsilon'?",
+    "flashvid:distinct=true": "FlashVID's distinct must be True or False, got 'true'.",
+    "flashvid:pruning_layer=0": "FlashVID's pruning_layer must be at least 1 or None, got 0.",
+    "flashvid:method=atn": "unknown method 'atn' of FlashVID; known: attn, div, attn_div, attn_div_v2. Did you mean "
+    "'attn'?",
+    "ottvid:centroid_grid=[13]": "OTT-Vid's centroid_grid must be a list of 2: a whole number of at least 1, a whole "
+    "number of at least 1 or None, got [13].",
+    "flashvid:alpha=1,alpha=0": "alpha is given twice in 'flashvid:alpha=1,alpha=0'.",
+    "stop:base=(flashvid:alpha=2)": "SToP's base: FlashVID's alpha must lie in [0, 1], got 2.",
+}
+
+
+@pytest.mark.parametrize(("text", "sentence"), SENTENCES.items())
+def test_sentences_of_the_command_line(text, sentence, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["jvidprune", "flops", "--reducer", text])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+
+
+def test_numbers_of_numpy_and_whole_numbers_are_numbers():
+    made = presets.get(
+        "flashvid", alpha=np.float32(0.5), min_segments=np.int64(4), expansion=2, distinct=np.bool_(True)
+    )
+    assert made == presets.get("flashvid", alpha=0.5, min_segments=4, expansion=2.0, distinct=True)
+    assert {type(getattr(made, name)) for name in ("alpha", "min_segments", "distinct")} == {float, int, bool}
+    hash(made)
+    assert presets.get("sequential", ladder=[0.5, 1]).ladder == (0.5, 1)
+    assert presets.get("ottvid", centroid_grid=[13, np.int32(13)]).centroid_grid == (13, 13)
+
+
+def test_traced_values_stay_what_they_are():
+    budget = presets.get("prunevid").budget(VIDEO.layout(), 0.5)
+
+    def kept(tau):
+        return presets.get("prunevid", tau=tau).plan(VIDEO, budget, capacity=VIDEO.layout().total).count
+
+    counts = jax.jit(jax.vmap(kept))(jnp.array([-2.0, 0.9999, 2.0]))
+    wanted = [int(jax.jit(kept)(tau)) for tau in (-2.0, 0.9999, 2.0)]
+    assert counts.tolist() == wanted
+    assert len(set(wanted)) > 1
+
+
+PARTS = [*kinds.NAMES]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_of_a_transport_refuse_wrong_values_too(part):
+    cls = getattr(transport, part)
+    for name, value in itertools.product(fields_of(cls), WRONG):
+        try:
+            made = cls(**{name: value})
+        except JvidpruneError as error:
+            one_sentence(error, name, value)
+            continue
+        leaves, tree = jax.tree.flatten(made)
+        assert jax.tree.unflatten(tree, leaves) == made
+        # Transformations put what they like into the leaves.
+        jax.tree.unflatten(tree, [object()] * len(leaves))
+        kind = next(kind for kind, names in kinds._NAMED.items() if part in names)
+        if not any(isinstance(leaf, np.ndarray) for leaf in leaves):
+            plans(presets.get("aot", window=2, **{kind: made}))
+
+
+def test_texts_make_parts_of_a_transport():
+    made = presets.from_text("aot:solver=(Dustbin:solver=(Sinkhorn:epsilon=0.5),mass=0.2),cost=(TokenCost:w_pos=0)")
+    assert made.solver == transport.Dustbin(transport.Sinkhorn(0.5), mass=0.2)
+    assert made.cost == transport.TokenCost(w_pos=0)
+    assert presets.from_text("aot:inter_solver=Sinkhorn,marginals=Saliency").marginals == transport.Saliency()
+
+
+@dataclasses.dataclass(frozen=True)
+class Mine(StagedReducer):
+    """A reducer of a user whose annotations name what only its own module knows."""
+
+    share: Share = 2.0
+    whatever: Annotated["NoSuchName", 1] | None = None
+
+
+def test_a_users_own_fields_are_left_alone_where_annotations_cannot_be_read():
+    assert Mine(share="x").share == "x"
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked(StagedReducer):
+    """A reducer of a user."""
+
+    share: Share = 2.0
+    mode: Literal["a", "b"] | int = "a"
+    many: tuple[Count, ...] = ()
+    anything: object = None
+    inside: Annotated[float, Range(0, 1, above=True, below=True)] = 0.5
+
+    def __post_init__(self):
+        if self.share > 0.5 and self.mode == "b":
+            raise JvidpruneError("b takes at most a half.")
+
+
+def test_a_users_own_fields_are_checked_before_its_own_check():
+    assert Checked() == Checked(share=2.0)
+    assert Checked(many=[1, 2], anything=Odd).many == (1, 2)
+    for settings, sentence in [
+        ({"share": 1.5}, "Checked's share must lie in [0, 1], got 1.5."),
+        ({"share": "x"}, "Checked's share must be a number in [0, 1], got 'x'."),
+        ({"mode": "c"}, "Checked's mode must be 'a' or 'b' or a whole number, got 'c'."),
+        ({"many": (1, 0)}, "Checked's many must be a list, each entry a whole number of at least 1, got (1, 0)."),
+        ({"inside": 1}, "Checked's inside must lie in (0, 1), got 1."),
+        ({"share": 1, "mode": "b"}, "b takes at most a half."),
+    ]:
+        with pytest.raises(JvidpruneError) as caught:
+            Checked(**settings)
+        assert str(caught.value) == sentence
+
+
+def test_values_without_an_owner_and_long_ones():
+    with pytest.raises(JvidpruneError, match=r"^seconds must be a positive number, got '(a+)\.\.\.\.$"):
+        checked("a" * 500, Annotated[float, Range(0, above=True)], "seconds")
+    assert json.dumps(checked(np.float64(2), float, "x")) == "2.0"
+    assert jvidprune.JvidpruneError is JvidpruneError
+    check_fields(Odd())
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """A pytree with one leaf and one part of its structure."""
+
+    a: float = 1.0
+    b: int = dataclasses.field(default=2, metadata={"static": True})
+
+    def __post_init__(self):
+        check_fields(self)
+
+
+def test_a_pytree_is_checked_when_made_and_not_when_rebuilt():
+    paths = jax.tree_util.tree_leaves_with_path(Leaf(3.0))
+    assert [(jax.tree_util.keystr(path), leaf) for path, leaf in paths] == [(".a", 3.0)]
+    assert jax.tree.map(lambda _: "text", Leaf()).a == "text"
+    assert Leaf(np.arange(3.0)).a.shape == (3,)
+    for wrong in ({"a": "x"}, {"b": 1.5}, {"a": math.nan}):
+        with pytest.raises(JvidpruneError, match="Leaf's"):
+            Leaf(**wrong)
