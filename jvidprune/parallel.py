@@ -16,7 +16,8 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted
+from jvidprune.texts import whole_number
 
 AXES = ("data", "fsdp", "tensor")
 """Axes of every mesh, the slowest first: neighbours on "tensor" are neighbours in the machine."""
@@ -135,9 +136,9 @@ def read_mesh(text: str) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for part in text.split(",") if text.strip() not in ("", "auto") else ():
         name, _, size = (piece.strip() for piece in part.partition("="))
-        if name not in AXES or not size.isdigit() or name in sizes:
-            raise JvidpruneError(f"a mesh is written as in data=2,fsdp=2,tensor=2, got {text!r}.")
-        sizes[name] = int(size)
+        if name not in AXES or (count := whole_number(size)) is None or name in sizes:
+            raise JvidpruneError(f"a mesh is written as in data=2,fsdp=2,tensor=2, got {quoted(repr(text))}.")
+        sizes[name] = count
     return sizes
 
 

@@ -231,7 +231,7 @@ def prompt_sizes(
     bound = reducer.capacity(layout, check_ratio(ratio))
     kept = bound if kept is None else kept
     if not 0 <= kept <= max(bound, layout.total):
-        raise JvidpruneError(f"{kept} kept tokens are more than the {layout.total} of the video.")
+        raise JvidpruneError(f"kept must lie in [0, {max(bound, layout.total)}], the video's tokens, got {kept}.")
     newlines = newline_tokens(config, layout, reducer)
     return kept, newlines, kept + newlines + text + marker_tokens(config, layout, reducer)
 

@@ -1,17 +1,24 @@
 """What an answer costs in FLOPs: the column of the stage table, and the breakdown of a config without weights."""
 
 import dataclasses
+import math
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jvidprune.bench.flops import FlopReport, count, count_ratio, newline_tokens
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted
+from jvidprune.fields import Range, checked
 from jvidprune.inference.conventions import settings_of
 from jvidprune.inference.pipeline import Answer
+from jvidprune.inference.qwen import grid_of
 from jvidprune.models.checkpoint import read_json
 from jvidprune.models.published import PUBLISHED, config_of, published, short_name
 from jvidprune.reducers.presets import for_model
+from jvidprune.texts import whole_number
 from jvidprune.tokens import Layout, Reducer
+
+_MOST_FRAMES, _LARGEST_SIDE = 100_000, 100_000
+"""What a video can have on paper; tables of some methods grow with the frames."""
 
 
 def priced(answer: Answer, config: Any, layout: Layout, reducer: Reducer) -> Answer:
@@ -61,9 +68,8 @@ def of_config(
     """
     config = config_named(model)
     frames = settings_of(config.family, convention).frames if frames is None else frames
+    check_counts(text=text, new_tokens=new_tokens)
     layout = layout_of(config, frames, read_size(size), convention)
-    if min(text, new_tokens) < 1:
-        raise JvidpruneError(f"text and new tokens must be at least 1, got {text} and {new_tokens}.")
     method = for_model(reducer, config)
     options: dict[str, Any] = {"kept": kept, "text": text, "new_tokens": new_tokens, "name": model}
     return count_ratio(config, layout, reducer=method, ratio=ratio, **options)
@@ -81,9 +87,12 @@ def layout_of(config: Any, frames: int, size: tuple[int, int], convention: str |
     Raises:
       JvidpruneError: no frame, a size that the family's rule refuses, or a convention that it does not have.
     """
-    if frames < 1:
-        raise JvidpruneError(f"a video has at least one frame, got {frames}.")
-    return settings_of(config.family, convention).layout(config, frames, size, {})
+    checked(frames, Annotated[int, Range(1, _MOST_FRAMES)], "frames")
+    settings = settings_of(config.family, convention)
+    if settings.woven:
+        rows, columns = grid_of(config, frames, *size, {}, steps=settings.steps)
+        return Layout(math.ceil(frames / config.vision.pair), (rows, columns))
+    return Layout(frames, config.grid, config.unpooled_grid)
 
 
 def config_named(model: str) -> Any:
@@ -107,6 +116,15 @@ def read_size(size: str) -> tuple[int, int]:
       JvidpruneError: another text.
     """
     height, _, width = size.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
-        raise JvidpruneError(f"a size is written HEIGHTxWIDTH in pixels, got {size!r}.")
-    return int(height), int(width)
+    sides = whole_number(height), whole_number(width)
+    if not all(side and side <= _LARGEST_SIDE for side in sides):
+        raise JvidpruneError(
+            f"a size is written HEIGHTxWIDTH in pixels, each from 1 to {_LARGEST_SIDE}, got {quoted(repr(size))}."
+        )
+    return sides  # type: ignore[return-value]
+
+
+def check_counts(**counts: int) -> None:
+    """JvidpruneError for a number of tokens or prompts below 1 or beyond ten million."""
+    for name, value in counts.items():
+        checked(value, Annotated[int, Range(1, 10_000_000)], name)

@@ -11,8 +11,8 @@ from jvidprune.bench.flops import count, newline_kind, prompt_sizes
 from jvidprune.bench.flops_model import segments
 from jvidprune.bench.footprint import Footprint, footprint
 from jvidprune.bench.roofline import REACHED_BANDWIDTH, REACHED_FLOPS, StageTime, stage_times
-from jvidprune.commands.costs import config_named, layout_of, read_size
-from jvidprune.errors import JvidpruneError
+from jvidprune.commands.costs import check_counts, config_named, layout_of, read_size
+from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.inference.conventions import settings_of
 from jvidprune.inference.families import FAMILIES
 from jvidprune.inference.inner import newlines_compete
@@ -20,6 +20,7 @@ from jvidprune.inference.memory import tower_shape
 from jvidprune.parallel import AXES, read_mesh
 from jvidprune.reducers.base import check_ratio, inner_stages
 from jvidprune.reducers.presets import for_model
+from jvidprune.texts import whole_number
 from jvidprune.tokens import Layout
 
 if TYPE_CHECKING:
@@ -97,15 +98,13 @@ def rows(wish: Wish) -> list[PlanRow]:
       JvidpruneError: unknown names, impossible numbers, or a mesh that the model cannot be divided over.
     """
     config = config_named(wish.model)
-    frames = [_count(part) for part in wish.frames.split(",") if part.strip()] or [
-        settings_of(config.family, wish.convention).frames
-    ]
+    default = settings_of(config.family, wish.convention).frames
+    frames = [_count(part) for part in wish.frames.split(",")] if wish.frames else [default]
     ratios = [check_ratio(part.strip()) for part in wish.ratios.split(",") if part.strip()]  # type: ignore[arg-type]
     chips = [chip(part.strip()) for part in wish.chip.split(",") if part.strip()]
     if not (ratios and chips and wish.mesh):
         raise JvidpruneError("a plan needs at least one chip, one mesh and one ratio.")
-    if min(wish.text, wish.new_tokens) < 1:
-        raise JvidpruneError(f"text and new tokens must be at least 1, got {min(wish.text, wish.new_tokens)}.")
+    check_counts(text=wish.text, new_tokens=wish.new_tokens, batch=wish.batch)
     meshes = [dict.fromkeys(AXES, 1) | read_mesh(text) for text in wish.mesh]
     if any(size < 1 for sizes in meshes for size in sizes.values()):
         raise JvidpruneError("every axis of a mesh must be at least 1.")
@@ -113,9 +112,10 @@ def rows(wish: Wish) -> list[PlanRow]:
 
 
 def _count(text: str) -> int:
-    if not text.strip().isdigit():
-        raise JvidpruneError(f"frames are whole numbers separated by commas, got {text!r}.")
-    return int(text)
+    number = whole_number(text)
+    if number is None:
+        raise JvidpruneError(f"frames are whole numbers separated by commas, got {quoted(repr(text))}.")
+    return number
 
 
 def _row(wish: Wish, config: Any, where: Chip, sizes: dict[str, int], frames: int, ratio: float) -> PlanRow:

@@ -1,15 +1,17 @@
 """The verbs that run a model, with progress: ask, draw a reduction, make a clip."""
 
 import dataclasses
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
 from jvidprune.commands import costs
 from jvidprune.commands.console import Console
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, JvidpruneWarning
+from jvidprune.fields import Range, checked
 from jvidprune.files import atomic_output
 from jvidprune.inference.fits import check_encoding, check_question
 from jvidprune.inference.pipeline import Answer, VideoLLM
@@ -36,6 +38,9 @@ from jvidprune.viz.report import reduction_page
 
 REDUCER, RATIO = "flashvid", 0.1
 """What a question is asked with where neither the user nor the checkpoint says otherwise."""
+
+_MOST_FRAMES = 10_000
+"""Of a generated clip, which is made in memory: 3.3 GB."""
 
 _FORMATS = (".html", ".png", ".mp4")
 
@@ -86,8 +91,9 @@ def read_video(
     choice: dict[str, Any],
     clock: StageClock,
     console: Console,
+    question: str | None = None,
 ) -> tuple[Clip, VideoTokens]:
-    """Decodes and encodes a video (the generated clip without a path), timing both."""
+    """Decodes and encodes a video (the generated clip without a path), timing both; methods may read the question."""
     if path is None:
         path = default_clip(cache_folder())
         console.note(f"no video given: using the generated clip {path}")
@@ -99,7 +105,7 @@ def read_video(
     if clip.picture:
         console.note(f"{path} is a picture: it is read as a video of one frame")
     with clock("encode") as stage:
-        video = jax.block_until_ready(model.encode(clip.frames, needs))
+        video = jax.block_until_ready(model.encode(clip.frames, needs, question if "text" in needs else None))
         stage.tokens = video.features.shape[0] * video.features.shape[1]
     return clip, video
 
@@ -139,7 +145,7 @@ def ask(
         # The loaded settings are bound to the model, where a method needs its weights.
         method = llm.reducer(chosen) if isinstance(chosen, str) else llm.pruning.reducer if llm.pruning else chosen
         clock = StageClock(console.start)
-        clip, video = read_video(path, llm, method.needs, model, clock, console)
+        clip, video = read_video(path, llm, method.needs, model, clock, console, question)
         question = with_times(question, clip) if times else question
         answer = llm.ask(video, question, reducer=method, ratio=ratio, clock=clock, clip=clip, **sampling)
     return costs.priced(answer, llm.loaded.config, video.layout(), method)
@@ -167,9 +173,12 @@ def draw_reduction(
         decisions, refused = [], {}
         for name, method in methods.items():
             try:
-                with clock("reduce") as stage:
+                with clock("reduce") as stage, warnings.catch_warnings(record=True) as said:
+                    warnings.simplefilter("always", JvidpruneWarning)
                     decisions.append(decide(method, video, ratio, name))
                     stage.tokens = decisions[-1].count
+                for one in said:
+                    console.note(str(one.message))
             except JvidpruneError as error:
                 # What one method cannot, the others still can.
                 refused[name] = str(error)
@@ -220,6 +229,8 @@ def make_clip(path: Path, *, seed: int, frames: int) -> dict[str, Any]:
     """Writes a generated clip."""
     if path.suffix.lower() != ".mp4":
         raise JvidpruneError(f"cannot write a clip to {path}: the suffix must be .mp4.")
+    checked(seed, Annotated[int, Range(0)], "seed")
+    checked(frames, Annotated[int, Range(3, _MOST_FRAMES)], "frames")
     clip = render(ClipSpec(seed=seed, frames=frames))
     write_mp4(path, clip.frames, clip.spec.fps)
     return {"path": str(path), "frames": frames, "seed": seed}

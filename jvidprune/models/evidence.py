@@ -6,14 +6,20 @@ from typing import Any
 from jvidprune.errors import JvidpruneError
 from jvidprune.tokens import EVIDENCE
 
+NO_QUESTION = (
+    "the evidence text is the question, and none was passed: give it to encode together with the frames, as in "
+    "llm.encode(frames, reducer.needs, question)."
+)
+
 
 def check_evidence(family: str, needs: Set[str], provides: Set[str], text: Any) -> None:
-    """JvidpruneError that names evidence this model cannot attach; "text" is there when the caller passes it."""
+    """JvidpruneError that names evidence this model cannot attach, or says that no question was passed for "text"."""
     if unknown := sorted(needs - EVIDENCE.keys()):
         raise JvidpruneError(f"unknown evidence {', '.join(unknown)}; known: {', '.join(EVIDENCE)}.")
-    given = set(provides) | (set() if text is None else {"text"})
-    if lacking := sorted(needs - given):
+    if lacking := sorted(needs - provides - {"text"}):
         raise JvidpruneError(
             f"{family} cannot give evidence {', '.join(lacking)} with this checkpoint; "
-            f"it gives: {', '.join(sorted(given))}."
+            f"it gives: {', '.join(sorted({*provides, 'text'}))}."
         )
+    if "text" in needs and text is None:
+        raise JvidpruneError(NO_QUESTION)

@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count, NotNegative, Ratio, checked
 from jvidprune.models.cache import Cache
 from jvidprune.parallel import on_every_device, on_mesh_of
 
@@ -209,9 +210,6 @@ def generate(
 
 def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:
     """JvidpruneError for settings out of range."""
-    if max_new_tokens < 1:
-        raise JvidpruneError(f"max_new_tokens must be at least 1, got {max_new_tokens}.")
-    if not temperature >= 0:
-        raise JvidpruneError(f"temperature must be at least 0, got {temperature}.")
-    if not 0 < top_p <= 1:
-        raise JvidpruneError(f"top_p must be in (0, 1], got {top_p}.")
+    checked(max_new_tokens, Count, "max_new_tokens")
+    checked(temperature, NotNegative, "temperature")
+    checked(top_p, Ratio, "top_p")

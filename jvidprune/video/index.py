@@ -267,8 +267,6 @@ def _count(path: Path, limits: Limits, choice: Choice, listed: Listing) -> Listi
     lasts: list[int] = []
     cut = listed.cut
     with opened(path, limits, choice) as (container, stream, _):
-        # Decoding frames side by side loses the mark of an incomplete one now and then.
-        stream.thread_type = "SLICE"
         try:
             for frame in container.decode(stream):
                 if frame.is_corrupt:
