@@ -145,6 +145,45 @@ def test_published_layouts_are_read(tmp_path, film, name):
     assert json.loads(json.dumps(task.fingerprint())) == task.fingerprint()
 
 
+@pytest.mark.parametrize("name", names())
+def test_one_wrong_row_costs_no_other(tmp_path, film, name):
+    from jvidprune.bench.datasets.annotations import read_rows
+
+    LAYOUTS[name](tmp_path, film)
+    before = open_dataset(name, tmp_path, **WISH)
+    path = min(path for path in tmp_path.rglob("*") if path.suffix in (".json", ".parquet"))
+    rows = read_rows(path)
+    field = "questions" if name == "eventhallusion" else "question"
+    # Behind the good rows, so that questions numbered by their rows keep their names.
+    write(tmp_path, path.relative_to(tmp_path), [*rows, rows[0] | {field: None}])
+    task = open_dataset(name, tmp_path, **WISH)
+    (bad,) = set(task.left_out) - set(before.left_out)
+    assert (bad.item, bad.file) == (f"row {len(rows)}", str(path))
+    assert f"{bad.item} of {path} has no {field}; its columns are" in bad.reason
+    assert [task[i].questions for i in range(len(task))] == [before[i].questions for i in range(len(before))]
+    with pytest.raises(JvidpruneError):
+        open_dataset(name, tmp_path, **WISH, strict=True)
+
+
+def test_lines_that_are_no_json_and_answers_that_are_none_are_left_out(tmp_path, film):
+    row = {"videoID": "v", "question_id": "1", "question": "What barks?", "options": OPTIONS, "answer": "B"}
+    answers = ("C", "Z", 9, -1, "7", True, None, ["A"], "a dog", "(D) a fish", 2, "3")
+    rows = [row | {"question_id": str(i), "answer": answer} for i, answer in enumerate(answers)]
+    lines = [json.dumps(row) for row in rows]
+    (tmp_path / "test.jsonl").write_text("\n".join(["{", *lines, "[1]", lines[0], "", "nothing"]))
+    place(tmp_path, film, "data/v.mp4")
+    task = open_dataset("videomme", tmp_path, **WISH)
+    assert [q.answer for q in task[0].questions] == ["C", "B", "D", "C", "D"]
+    assert [bad.item for bad in task.left_out] == [
+        "line 1",
+        *(f"row {number}" for number in (2, 3, 4, 5, 6, 7, 8)),
+        "line 14",
+        "0",
+        "line 17",
+    ]
+    assert all(bad.file == str(tmp_path / "test.jsonl") for bad in task.left_out if bad.item != "0")
+
+
 def test_parts_and_folders_of_frames(tmp_path, film):
     mvbench(tmp_path, film)
     task = open_dataset("mvbench", tmp_path, **WISH)

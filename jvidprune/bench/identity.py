@@ -133,7 +133,8 @@ def _plain(value: Any, inside: tuple[int, ...]) -> Any:
 def _named(kind: str, thing: Any, describe: Callable[[Any], Any]) -> dict[str, Any]:
     known = {kind: f"{getattr(thing, '__module__', None)}.{thing.__qualname__}"}
     source = source_of(thing, describe)
-    return known if source is None else known | {"source": source}
+    # No field of a dataclass can have a name with a space.
+    return known if source is None else known | {f"{kind} source": source}
 
 
 def run_hash(identity: Mapping[str, Any]) -> str:
