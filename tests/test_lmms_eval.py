@@ -82,7 +82,7 @@ def test_the_printed_score_is_that_of_our_own_runner(clips, evaluated, tmp_path)
     assert [sample["accuracy"] for sample in listed] == [float(record["correct"]) for record in records]
     mean = sum(record["correct"] for record in records) / len(records)
     assert results(evaluated)[TASK]["accuracy,none"] == pytest.approx(mean)
-    assert 0 < mean < 1
+    assert mean > 0.8
     counts = [sample["token_counts"][0]["input_tokens"] for sample in listed]
     assert counts == [record["prompt"] for record in records]
 
@@ -90,10 +90,8 @@ def test_the_printed_score_is_that_of_our_own_runner(clips, evaluated, tmp_path)
 def test_the_prompts_are_those_of_the_benchmark_in_memory(evaluated):
     asked = {q.id: q for i in range(6) for q in Procedural("test", clips=6)[i].questions}
     listed = samples(evaluated)
-    assert [sample["doc"]["id"] for sample in listed] == list(asked)
-    for sample in listed:
-        assert sample["doc"]["prompt"] == asked[sample["doc"]["id"]].prompt()
-        assert sample["input"] == sample["doc"]["prompt"]
+    assert [sample["input"] for sample in listed] == [question.prompt() for question in asked.values()]
+    assert [sample["target"] for sample in listed] == [question.answer for question in asked.values()]
 
 
 def test_a_video_that_cannot_be_read_costs_no_other_and_is_tried_again(clips, evaluated, tmp_path):
@@ -107,14 +105,15 @@ def test_a_video_that_cannot_be_read_costs_no_other_and_is_tried_again(clips, ev
     done = subprocess.run(words, env=home, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     listed, known = samples(tmp_path / "first"), samples(evaluated)
-    empty = [i for i, sample in enumerate(listed) if sample["doc"]["video"] == str(bad)]
-    assert {i for i, sample in enumerate(listed) if sample["filtered_resps"] == [""]} == set(empty)
+    documents = [json.loads(line) for line in (data / "lmms_eval" / "questions.jsonl").read_text().splitlines()]
+    empty = [sample["doc_id"] for sample in listed if documents[sample["doc_id"]]["video"] == str(bad)]
+    assert [sample["doc_id"] for sample in listed if not sample["filtered_resps"]] == empty
     assert f"{len(empty)} of {len(listed)} documents could not be answered" in done.stdout + done.stderr
     failures = [json.loads(line) for line in (tmp_path / "kept" / "failures.jsonl").read_text().splitlines()]
     assert {str(bad) in failure["reason"] for failure in failures} == {True}
     assert (tmp_path / "kept" / "answers.jsonl").read_text().count("\n") == len(listed) - len(empty)
-    for i, (sample, other) in enumerate(zip(listed, known, strict=True)):
-        assert i in empty or sample["filtered_resps"] == other["filtered_resps"]
+    for sample, other in zip(listed, known, strict=True):
+        assert sample["doc_id"] in empty or sample["filtered_resps"] == other["filtered_resps"]
     strict = command(data, tmp_path / "strict", extra=",strict=True")
     done = subprocess.run(strict, env=home, capture_output=True, text=True)
     assert f"{bad}" in done.stdout + done.stderr
