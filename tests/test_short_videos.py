@@ -11,6 +11,7 @@ from test_cli import run  # noqa: F401
 
 from jvidprune.bench.export import export
 from jvidprune.bench.procedural import Procedural
+from jvidprune.commands.sweep import METHODS
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.fits import check_question
 from jvidprune.inference.pipeline import VideoLLM
@@ -247,3 +248,21 @@ def test_a_picture_is_said_to_be_one(run, folders, tmp_path):  # noqa: F811
         code, out, err = run("ask", path, "?", *words, "--quiet")
         assert (code, out) == (2, "")
         assert err.startswith(f"error: {path} is a picture, not a video")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_readme_s_own_sweep_runs_with_every_method(run, folders, tmp_path, family):  # noqa: F811
+    code, _, err = run("bench", "export", tmp_path / "clips", "--clips", 2)
+    assert code == 0, err
+    words = ("--task", "exported", "--data", tmp_path / "clips", "--model", folders[family], "--out", tmp_path / "run")
+    code, out, err = run("sweep", *words, "--json")
+    assert (code, err) == (0, "")
+    record = json.loads(out)
+    assert record["complete"]
+    methods = {row["method"] for row in record["rows"]}
+    # Eight frames are four grid frames of the Qwen models, one fewer than DyCoke's reference can take.
+    missing = {"dycoke"} if family.startswith("qwen") else set()
+    assert set(METHODS.split(",")) - missing <= methods
+    assert missing.isdisjoint(methods)
+    assert set(record["refused"]) >= missing
