@@ -148,6 +148,32 @@ def test_times_are_the_files_own_whatever_it_says_of_its_rate(tmp_path, name):
         assert numbers_of(clip.frames).tolist() == list(range(14))
 
 
+@pytest.mark.parametrize(
+    ("times", "duration"),
+    [
+        ([0, 100, 30_000], 30.1),  # a screen that stands still
+        ([0, 30_000, 30_100], 30.2),
+        ([0, 1, 2, 60_000], 60.1),
+    ],
+)
+@pytest.mark.parametrize("name", ["screen.mkv", "screen.webm", "screen.mp4"])
+def test_screens_that_stand_still_last_as_long_as_they_do(tmp_path, name, times, duration):
+    codec = "libvpx" if name == "screen.webm" else "libx264"
+    path = encode_with(tmp_path / name, numbered(len(times)), codec, times=times)
+    info = decode.probe(path)
+    assert (info.frames, info.regular) == (len(times), False)
+    assert info.duration == pytest.approx(duration)
+    clip = decode.read_frames(path, num_frames=len(times))
+    assert clip.timestamps.tolist() == pytest.approx([time / 1000 for time in times])
+
+
+@pytest.mark.parametrize("name", ["still.mkv", "still.webm", "still.avi", "still.mp4", "still.mov"])
+def test_one_frame_lasts_as_long_as_the_file_says(tmp_path, name):
+    codec = {"still.webm": "libvpx", "still.avi": "mpeg4"}.get(name, "libx264")
+    info = decode.probe(encode_with(tmp_path / name, numbered(1), codec, rate=Fraction(1, 10)))
+    assert (info.frames, info.duration, info.picture) == (1, pytest.approx(10), False)
+
+
 def test_a_film_that_starts_late_or_shows_its_last_frame_for_long(tmp_path):
     late = decode.probe(encode_with(tmp_path / "late.mkv", numbered(5), times=[5000, 5100, 5200, 5300, 5400]))
     assert (late.first, late.last, late.fps, late.duration) == pytest.approx((5.0, 5.4, 10.0, 0.5))

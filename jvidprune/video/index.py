@@ -213,7 +213,8 @@ def list_packets(path: Path, container: "InputContainer", stream: "VideoStream",
         shown = [shown[place] for place in order.tolist()]
         times = np.asarray(stamps, np.int64)[order]
     lasts = np.asarray([packet.duration for packet in shown], np.int64)
-    when = timing(len(shown), times, lasts, unit, *rates)
+    exact = "mp4" in container.format.name
+    when = timing(len(shown), times, lasts, unit, *rates, exact=exact)
     if when.duration > limits.seconds:
         raise JvidpruneError(f"{path} lasts {when.duration:.0f} seconds, more than the {limits.seconds:g} allowed.")
     keys = np.asarray(sorted(p.pts for p in shown if p.key and p.pts is not None), np.int64)
@@ -267,6 +268,9 @@ def _count(path: Path, limits: Limits, choice: Choice, listed: Listing) -> Listi
     lasts: list[int] = []
     cut = listed.cut
     with opened(path, limits, choice) as (container, stream, _):
+        # Decoding frames side by side loses the mark of an incomplete one now and then.
+        stream.thread_type = "SLICE"
+        exact = "mp4" in container.format.name
         try:
             for frame in container.decode(stream):
                 if frame.is_corrupt:
@@ -284,6 +288,6 @@ def _count(path: Path, limits: Limits, choice: Choice, listed: Listing) -> Listi
     if None not in stamps:
         given = np.asarray(stamps, np.int64)
         times = given if bool((np.diff(given) > 0).all()) else None
-    when = timing(len(stamps), times, np.asarray(lasts, np.int64), listed.unit, *listed.rates)
+    when = timing(len(stamps), times, np.asarray(lasts, np.int64), listed.unit, *listed.rates, exact=exact)
     keys = listed.keys if times is None else listed.keys[np.isin(listed.keys, times)]
     return Listing(len(stamps), when, times, keys, listed.unit, listed.rates, cut)

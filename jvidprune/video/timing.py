@@ -50,6 +50,8 @@ def timing(
     unit: float,
     average: float | None,
     guess: float | None = None,
+    *,
+    exact: bool = False,
 ) -> Timing:
     """The timing of a file.
 
@@ -60,6 +62,7 @@ def timing(
       unit: seconds.
       average: rate that the container or the decoder's library gives.
       guess: another one, for files without times, durations and average.
+      exact: the container has the duration of every frame (mp4), so that the last one's is believed however short.
     """
     average = _rate(average)
     if times is not None and unit <= 0:
@@ -80,7 +83,7 @@ def timing(
     last = float(lasts[-1]) * unit
     usual = last >= 0.5 * float(np.median(gaps))
     # The frames of a grid that leaves places out (an AVI file that drops frames) are shorter than most gaps.
-    if not usual and not (average and last >= max(0.5 * float(gaps.min()), _SHORTEST)):
+    if not (usual or (exact and last > 0)) and last < max(0.5 * float(gaps.min()), _SHORTEST):
         last = float(measured[-1]) / (frames - 1)
     duration = float(measured[-1]) + last
     tick = max(1.5 * unit, _ROUNDING)
