@@ -328,6 +328,18 @@ def test_verbs_choose_a_convention(folders, tmp_path, capsys):
         kept[convention] = json.loads(capsys.readouterr().out)[0]["visual"]
     assert kept == {"released": 23040, "transformers": 11648, "lmms-eval": 23040}
 
+    seen = {}
+    for convention in CONVENTIONS:
+        run("video", "--model", str(folders["qwen3_vl"]), "--frames", "5", "--convention", convention, "--json")
+        seen[convention] = json.loads(capsys.readouterr().out)["sampled"]
+        assert seen[convention]["convention"] == convention
+    # The generated clip has frames of 288 x 384 pixels; tokens of this checkpoint are 8 x 8.
+    assert [(one["rule"], len(one["numbers"]), one["grid"], one["tokens"]) for one in seen.values()] == [
+        ("qwen_utils", 4, [2, 24, 32], 2 * 24 * 32),
+        ("hf_qwen3", 5, [3, 36, 48], 3 * 36 * 48),
+        ("qwen_utils", 4, [2, 49, 65], 2 * 49 * 65),
+    ]
+
     target = tmp_path / "out"
     words = ("--reducer", "random", "--ratio", "0.5", "--convention", "transformers", "--mrope-rule", "released")
     run("export", str(folders["qwen2_5_vl"]), str(target), *words, "--quiet")

@@ -213,6 +213,11 @@ def test_streams_without_times_are_counted_and_keep_their_own_rate(tmp_path):
     clip = decode.read_frames(path, indices=[3, 19, 0])
     assert numbers_of(clip.frames).tolist() == [3, 19, 0]
     assert clip.timestamps.tolist() == pytest.approx([0.3, 1.9, 0])
+    whole = path.read_bytes()
+    for length in (len(whole) * np.asarray([0.55, 0.83, 0.97])).astype(int):
+        path.write_bytes(whole[:length])
+        with pytest.raises(JvidpruneError, match="is damaged: frame"):
+            decode.read_frames(path)
 
 
 def write(path, streams, **options):

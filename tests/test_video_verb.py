@@ -47,7 +47,7 @@ def test_a_wish_gives_numbers_times_and_pictures(run, tmp_path):  # noqa: F811
 def test_a_folder_gives_its_familys_rule_without_its_weights(run, tmp_path):  # noqa: F811
     right = {
         "qwen2_5_vl": np.linspace(0, 59, 8).round(),  # qwen-vl-utils reads an even number of frames
-        "qwen3_vl": np.linspace(0, 59, 7).round(),
+        "qwen3_vl": np.linspace(0, 59, 8).round(),
         "llava_video": np.floor(np.linspace(0, 59, 7)),
         "molmo2": np.floor(np.linspace(0, 59, 7)),  # two a second would be 13, which is more
     }
@@ -60,6 +60,14 @@ def test_a_folder_gives_its_familys_rule_without_its_weights(run, tmp_path):  # 
         sampled = json.loads(out)["sampled"]
         assert (sampled["family"], sampled["numbers"]) == (family, numbers.astype(int).tolist())
         assert sampled["times"] == pytest.approx((numbers / 10).tolist())
+
+
+def test_a_convention_gives_its_rule(run):  # noqa: F811
+    words = ("video", CASES / "base.mp4", "--frames", 4, "--json", "--convention")
+    sampled = {name: json.loads(run(*words, name)[1])["sampled"] for name in ("released", "transformers")}
+    assert {name: one["convention"] for name, one in sampled.items()} == {name: name for name in sampled}
+    assert sampled["released"]["numbers"] == [0, 19, 39, 59]
+    assert sampled["transformers"]["numbers"] == [0, 15, 30, 45]
 
 
 def test_the_table_says_it_in_words(run):  # noqa: F811

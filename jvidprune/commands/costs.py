@@ -1,7 +1,6 @@
 """What an answer costs in FLOPs: the column of the stage table, and the breakdown of a config without weights."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +9,6 @@ from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.fields import Range, checked
 from jvidprune.inference.conventions import settings_of
 from jvidprune.inference.pipeline import Answer
-from jvidprune.inference.qwen import grid_of
 from jvidprune.models.checkpoint import read_json
 from jvidprune.models.published import PUBLISHED, config_of, published, short_name
 from jvidprune.reducers.presets import for_model
@@ -88,11 +86,7 @@ def layout_of(config: Any, frames: int, size: tuple[int, int], convention: str |
       JvidpruneError: no frame, a size that the family's rule refuses, or a convention that it does not have.
     """
     checked(frames, Annotated[int, Range(1, _MOST_FRAMES)], "frames")
-    settings = settings_of(config.family, convention)
-    if settings.woven:
-        rows, columns = grid_of(config, frames, *size, {}, steps=settings.steps)
-        return Layout(math.ceil(frames / config.vision.pair), (rows, columns))
-    return Layout(frames, config.grid, config.unpooled_grid)
+    return settings_of(config.family, convention).layout(config, frames, size, {})
 
 
 def config_named(model: str) -> Any:

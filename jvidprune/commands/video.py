@@ -11,9 +11,11 @@ from jvidprune.commands.run import check_reading
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 from jvidprune.inference.families import family_settings
+from jvidprune.inference.processor import video_processor
 from jvidprune.inference.stages import cache_folder
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.load import read_config
+from jvidprune.tokens import Layout
 from jvidprune.video.clips import default_clip
 from jvidprune.video.container import existing_file
 from jvidprune.video.decode import Clip, VideoInfo, probe, read_frames
@@ -28,17 +30,21 @@ class Look:
       path: of the file.
       info: what it holds.
       family: whose rule samples it.
+      convention: that it is of, see `inference.conventions`.
       rule: name of this rule.
       clip: the frames that a question would be asked about, None for a still picture that the family cannot read.
       wished: whether frames or a rate were asked for.
+      layout: grid frames and tokens that these frames become, with a clip.
     """
 
     path: Path
     info: VideoInfo
     family: str
+    convention: str
     rule: str
     clip: Clip | None
     wished: bool
+    layout: Layout | None = None
 
     def record(self) -> dict[str, Any]:
         """Plain values for JSON: times are seconds by the file's own clock, sizes width and height as shown."""
@@ -63,16 +69,19 @@ class Look:
         }
 
     def sampled(self) -> dict[str, Any] | None:
-        """Numbers and times of the sampled frames, and the seconds from the first frame that prompts count by."""
-        if self.clip is None:
+        """Numbers and times of the sampled frames, seconds from the first frame, and the tokens that these become."""
+        if self.clip is None or self.layout is None:
             return None
         seconds = self.clip.timestamps.tolist()
         return {
             "family": self.family,
+            "convention": self.convention,
             "rule": self.rule,
             "numbers": self.clip.indices.tolist(),
             "times": [round(self.clip.start + time, 6) for time in seconds],
             "seconds": [round(time, 6) for time in seconds],
+            "grid": [self.layout.frames, *self.layout.grid],
+            "tokens": self.layout.total,
         }
 
 
@@ -92,15 +101,20 @@ def look(path: Path | None, *, model: dict[str, Any], save: Path | None = None) 
     """
     limits = check_reading(model)
     path = existing_file(path or default_clip(cache_folder()))
-    family, _, folder = read_config(model["model"] or EMBEDDED, model.get("revision"))
-    wish = family_settings(family, folder).wish(model["frames"], model["fps"])
+    family, config, folder = read_config(model["model"] or EMBEDDED, model.get("revision"))
+    settings = family_settings(family, folder, model.get("convention"), model.get("mrope_rule"))
+    wish = settings.wish(model["frames"], model["fps"])
     rule = wish.rule if wish.fps is None else RATE_RULES.get(wish.rule, wish.rule)
     wished = save is not None or model["frames"] is not None or model["fps"] is not None
     info = probe(path, limits=limits)
     clip = read_frames(path, wish=wish, limits=limits) if wished or not info.picture or wish.pictures else None
     if save is not None and clip is not None:
         _save(clip, save)
-    return Look(path, info, family, rule, clip, wished)
+    layout = None
+    if clip is not None:
+        height, width = clip.frames.shape[1:3]
+        layout = settings.layout(config, len(clip.frames), (height, width), video_processor(folder))
+    return Look(path, info, family, settings.convention, rule, clip, wished, layout)
 
 
 def look_table(seen: Look) -> Table:
@@ -133,6 +147,9 @@ def look_table(seen: Look) -> Table:
         asked = "" if seen.wished else ", without a wish"
         rows["sampled"] = f"{len(shown)} of {info.frames} by {seen.family}'s rule {seen.rule}{asked}"
         rows[""] = "  ".join(shown)
+    if seen.layout is not None:
+        steps, (down, across), total = seen.layout.frames, seen.layout.grid, seen.layout.total
+        rows["tokens"] = f"{total:,}, {steps} x {down} x {across}, in the convention {seen.convention}"
     for name, text in rows.items():
         table.add_row(name, Text(text))
     return table

@@ -8,7 +8,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jvidprune.inference import qwen
 from jvidprune.inference.families import family_settings
 from jvidprune.inference.memory import Need, TowerShape, ask_need, check_fits, tower_shape
 from jvidprune.inference.processor import video_processor
@@ -66,18 +65,12 @@ def _plan(
         if info.picture:
             wish.check_picture(Path(video or ""))
         count = len(wish.indices(info.frames, info.fps))
-    if not settings.woven:
-        shape = tower_shape(config, count)
-        return _Planned(family, settings, config, count, shape, _square_layout(config, count), dtype)
-    height, width = (info.height, info.width) if info is not None else size or NOMINAL
-    height, width = qwen.grid_of(config, count, height, width, video_processor(folder), steps=settings.steps)
-    layout, merge = Layout(-(-count // config.vision.pair), (height, width)), config.vision.merge
-    shape = tower_shape(config, count, (layout.frames, height * merge, width * merge))
-    return _Planned(family, settings, config, count, shape, layout, dtype)
-
-
-def _square_layout(config: Any, count: int) -> Layout:
-    return Layout(count, config.grid, config.unpooled_grid)
+    pixels = (info.height, info.width) if info is not None else size or NOMINAL
+    layout = settings.layout(config, count, pixels, video_processor(folder))
+    patches = None
+    if settings.woven:
+        patches = (layout.frames, *(side * config.vision.merge for side in layout.grid))
+    return _Planned(family, settings, config, count, tower_shape(config, count, patches), layout, dtype)
 
 
 def check_question(

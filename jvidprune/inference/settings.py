@@ -13,6 +13,7 @@ from jvidprune.inference.qwen import Markers, PixelSteps
 from jvidprune.models.positions import MropeRule
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.reducers.prompting import PositionRule
+from jvidprune.tokens import Layout
 from jvidprune.video.preprocess import Patches, llava_pixels
 from jvidprune.video.resize import Filter
 from jvidprune.video.sampling import RATE_RULES, Rule
@@ -95,6 +96,22 @@ class FamilySettings:
             frames = self.frames
         limits: dict[str, Any] = {"fewest": self.fewest, "most": self.most, "fastest": self.fastest}
         return FrameWish(frames, fps, self.rule, **limits, pictures=self.pictures)
+
+    def layout(self, config: Any, frames: int, size: tuple[int, int], given: Mapping[str, Any]) -> Layout:
+        """Grid frames and tokens that the tower makes of a video.
+
+        Args:
+          config: of the model.
+          frames: that are read.
+          size: height and width of a frame in pixels.
+          given: the settings of the folder's video processor.
+
+        Raises:
+          JvidpruneError: a size that the family's rule refuses.
+        """
+        if not self.woven:
+            return Layout(frames, config.grid, config.unpooled_grid)
+        return Layout(-(-frames // config.vision.pair), qwen.grid_of(config, frames, *size, given, steps=self.steps))
 
     @property
     def woven(self) -> bool:
