@@ -20,15 +20,7 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
       JvidpruneError: the folder cannot be created or written to, or `path` is a folder.
     """
     target = Path(path)
-    if target.is_dir():
-        raise JvidpruneError(f"cannot write {target}: it is a folder.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
-    except OSError as error:
-        raise JvidpruneError(f"cannot write {target}: {error.strerror}.") from error
-    os.close(handle)
-    part = Path(name)
+    part = _reserved(target)
     # mkstemp files are private; the result should carry the permissions a plain open() would give.
     umask = os.umask(0)
     os.umask(umask)
@@ -38,6 +30,28 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuses what `atomic_output` would refuse, for callers that compute long before they write.
+
+    Raises:
+      JvidpruneError: as there.
+    """
+    _reserved(Path(path)).unlink()
+
+
+def _reserved(target: Path) -> Path:
+    """An empty file beside the target."""
+    if target.is_dir():
+        raise JvidpruneError(f"cannot write {target}: it is a folder.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.stem}-", suffix=target.suffix, dir=target.parent)
+    except OSError as error:
+        raise JvidpruneError(f"cannot write {target}: {error.strerror}.") from error
+    os.close(handle)
+    return Path(name)
 
 
 _WHOLE, _BLOCK, _BLOCKS = 1 << 20, 1 << 16, 16

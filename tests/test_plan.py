@@ -180,7 +180,7 @@ def test_the_verb_prints_a_table_and_records(run, monkeypatch):
         (["--mesh", "model=2"], "a mesh is written as in data=2,fsdp=2,tensor=2"),
         (["--frames", "many"], "frames are whole numbers separated by commas, got 'many'"),
         (["--ratios", "2"], "ratio"),
-        (["--batch", "0"], "a batch has at least 1 prompt, got 0"),
+        (["--batch", "0"], "batch must lie in [1, 10000000], got 0"),
         (["--mesh", "data=0"], "every axis of a mesh must be at least 1"),
     ],
 )

@@ -333,3 +333,40 @@ def test_a_pytree_is_checked_when_made_and_not_when_rebuilt():
     for wrong in ({"a": "x"}, {"b": 1.5}, {"a": math.nan}):
         with pytest.raises(JvidpruneError, match="Leaf's"):
             Leaf(**wrong)
+
+
+WRONG_NUMBERS = {
+    "flops --kept=-1": "kept must lie in [0, 6272], the video's tokens, got -1.",
+    "flops --kept=6273": "kept must lie in [0, 6272], the video's tokens, got 6273.",
+    "flops --text=0": "text must lie in [1, 10000000], got 0.",
+    "flops --new-tokens=99999999999999999999": "new_tokens must lie in [1, 10000000], got 99999999999999999999.",
+    "flops --frames=-3": "frames must lie in [1, 100000], got -3.",
+    "flops --ratio=nan": "the retention ratio must lie in (0, 1], got nan.",
+    "flops --size=²x³": "a size is written HEIGHTxWIDTH in pixels, each from 1 to 100000, got '²x³'.",
+    "flops --size=0x448": "a size is written HEIGHTxWIDTH in pixels, each from 1 to 100000, got '0x448'.",
+    "plan --frames=,": "frames are whole numbers separated by commas, got ''.",
+    "plan --frames=1e3": "frames are whole numbers separated by commas, got '1e3'.",
+    "plan --batch=-1": "batch must lie in [1, 10000000], got -1.",
+    "plan --mesh tensor=²": "a mesh is written as in data=2,fsdp=2,tensor=2, got 'tensor=²'.",
+    "clip out.mp4 --seed=-1": "seed must be at least 0, got -1.",
+    "clip out.mp4 --frames=100000000": "frames must lie in [3, 10000], got 100000000.",
+    "ask --max-new-tokens=-1": "max_new_tokens must be at least 1, got -1.",
+    "ask --temperature=nan": "temperature must be a number of at least 0, got nan.",
+    "ask --temperature=inf": "temperature must be a number of at least 0, got inf.",
+    "ask --top-p=0": "top_p must lie in (0, 1], got 0.",
+    "ask --seed=99999999999999999999": "seed must lie in [-2147483648, 4294967295], got 99999999999999999999.",
+    "reduce --ratio=inf": "the retention ratio must lie in (0, 1], got inf.",
+    "reduce --out=/proc/none/x.png": "cannot write /proc/none/x.png: No such file or directory.",
+    "bench baselines --clips=99999999999": "clips must lie in [1, 1000000], got 99999999999.",
+}
+
+
+@pytest.mark.parametrize(("words", "sentence"), WRONG_NUMBERS.items())
+def test_numbers_that_no_verb_can_use(words, sentence, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["jvidprune", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {sentence}\n"
+    assert list(tmp_path.iterdir()) == []

@@ -2,12 +2,12 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from jvidprune.bench import Procedural
 from jvidprune.bench.procedural import Split
 from jvidprune.commands.console import Console
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Range, checked
 
 # Clips that the text-only baseline is fitted on; only their questions are made.
 _FITTED = 8000
@@ -36,5 +36,4 @@ def baselines(split: Split, clips: int, settings: dict[str, Any]) -> tuple[list[
 
 
 def _check(clips: int) -> None:
-    if clips < 1:
-        raise JvidpruneError(f"a benchmark needs at least 1 clip, got {clips}.")
+    checked(clips, Annotated[int, Range(1, 1_000_000)], "clips")

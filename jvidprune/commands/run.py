@@ -11,8 +11,8 @@ import numpy as np
 from jvidprune.commands import costs
 from jvidprune.commands.console import Console
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
-from jvidprune.fields import Range, checked
-from jvidprune.files import atomic_output
+from jvidprune.fields import Range, Seed, checked
+from jvidprune.files import atomic_output, check_writable
 from jvidprune.inference.fits import check_encoding, check_question
 from jvidprune.inference.pipeline import Answer, VideoLLM
 from jvidprune.inference.stages import StageClock, cache_folder
@@ -125,9 +125,10 @@ def ask(
 
     Where no reducer or ratio is given they are the checkpoint's own, else FlashVID's at `RATIO`.
     """
-    _check(path, [] if reducer is None else [reducer], RATIO if ratio is None else ratio)
     check_sampling(sampling["max_new_tokens"], sampling["temperature"], sampling["top_p"])
+    checked(sampling["seed"], Seed, "seed")
     limits = check_reading(model)
+    _check(path, [] if reducer is None else [reducer], RATIO if ratio is None else ratio)
     own = None
     if model["model"] is not None and None in (reducer, ratio):
         # This fetches the small files of a checkpoint of the hub.
@@ -157,8 +158,9 @@ def draw_reduction(
     """Reduces a video with one or several methods and draws what they did."""
     if out.suffix.lower() not in _FORMATS:
         raise JvidpruneError(f"cannot draw to {out}: the suffix must be one of {', '.join(_FORMATS)}.")
-    _check(path, names, ratio)
     limits = check_reading(model)
+    _check(path, names, ratio)
+    check_writable(out)
     with console.working():
         if model["model"] is not None:
             sizes: dict[str, Any] = {name: model[name] for name in ("frames", "fps", "dtype")}
@@ -231,6 +233,7 @@ def make_clip(path: Path, *, seed: int, frames: int) -> dict[str, Any]:
         raise JvidpruneError(f"cannot write a clip to {path}: the suffix must be .mp4.")
     checked(seed, Annotated[int, Range(0)], "seed")
     checked(frames, Annotated[int, Range(3, _MOST_FRAMES)], "frames")
+    check_writable(path)
     clip = render(ClipSpec(seed=seed, frames=frames))
     write_mp4(path, clip.frames, clip.spec.fps)
     return {"path": str(path), "frames": frames, "seed": seed}
