@@ -29,6 +29,9 @@ EVIDENCE: dict[str, str] = {
     "tower_input": "(T, Mv, Dv) patches with positions, what enters the tower's blocks (STTS's heuristics)",
     "features_deepstack": "(T, N, S, D) the DeepStack levels that Qwen3-VL adds after its first S decoder layers",
     "text": "(L, D) embeddings of the question's tokens",
+    "joint_image": "(T, N, C) tokens in a space that the vision tower shares with a text tower (CDPruner)",
+    "joint_text": "(S, C) the question's segments in the same space (CDPruner)",
+    "relevance": "(T, N) what each token has to do with the question, in any unit, larger for more (CDPruner)",
     "newline": "(D,) the model's newline vector, for a reducer in which row newlines take part as tokens (AOT)",
 }
 """Every kind of evidence a model can attach to its tokens; the list is closed, reducers ask by these names."""

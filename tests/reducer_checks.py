@@ -39,7 +39,8 @@ def pad(video, extra):
     def tail(array):
         return jnp.concatenate([array, jnp.full((extra, *array.shape[1:]), 9.0, array.dtype)])
 
-    evidence = {name: tail(value) for name, value in video.evidence.items()}
+    whole = ("text", "joint_text")
+    evidence = {name: value if name in whole else tail(value) for name, value in video.evidence.items()}
     frames = video.features.shape[0]
     mask = np.arange(frames + extra) < frames
     return VideoTokens.create(tail(video.features), evidence, grid=video.grid, frame_mask=mask)

@@ -30,6 +30,9 @@ KEPT = {
     "visionzip": 24,  # int(16 * 0.3) = 4 a frame
     "divprune": 29,  # round(28.8)
     "scissor": 16,  # equal frames are one below tau = 1, which leaves fewer than round(28.8)
+    "tome": 30,  # round(4.8) a frame
+    "cdpruner": 30,  # floor(4.8 + 1 / 2) a frame
+    "vcast": 29,  # round(28.8)
     "evs": 28,  # int(96 * (1 - (1 - 0.3))) in float64
     "vidcom2": 30,  # round(4.8) a frame where no frame is unusual
     "holov": 24,  # int(16 * 0.3) a frame
@@ -127,7 +130,7 @@ def run_family(family, folder, read, monkeypatch):
     pair = 2 if llm.settings.woven else 1
     still = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8).repeat(FRAMES * pair, 0)
     methods = {name: method_on(family, name) for name in reducers.names()}
-    video = llm.encode(still, frozenset().union(*(method.needs for method in methods.values())))
+    video = llm.encode(still, frozenset().union(*(method.needs for method in methods.values())), QUESTION)
     assert video.features.shape == (FRAMES, TOKENS, tiny.WIDTH)
     wrong = []
 

@@ -32,6 +32,7 @@ def video_for(needs, frames=FRAMES, grid=GRID, unpooled=UNPOOLED, dim=DIM):
         "keys": (frames, n, 8),
         "frame_embedding": (frames, dim),
         "newline": (dim,),
+        "text": (3, dim),
     }
     evidence = {name: rng.random(shapes.get(name, (frames, n)), np.float32) + 0.01 for name in needs}
     features = rng.standard_normal((frames, n, dim), np.float32)

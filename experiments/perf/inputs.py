@@ -52,6 +52,7 @@ def video_tokens(
         "keys": lambda: rng.standard_normal((t, n, 72), np.float32),
         "features_unpooled": lambda: tokens(m),
         "frame_embedding": lambda: features.mean(1),
+        "text": lambda: tokens(1)[:8, 0],
     }
     evidence = {name: makers.get(name, lambda: saliency(n))() for name in needs}
     return VideoTokens.create(features, evidence, grid=(grid, grid), unpooled_grid=(unpooled_grid, unpooled_grid))

@@ -101,6 +101,33 @@ def _scissor(reducer: Any, s: Sizes) -> Terms:
     }
 
 
+def _tome(reducer: Any, s: Sizes) -> Terms:
+    clip = s.layout.frames if reducer.clip is None else min(reducer.clip, s.layout.frames)
+    # Halvings of the list shrink a round's work by four each.
+    pairs, size = 0.0, clip * s.layout.tokens
+    while size > 1:
+        pairs += (size - size // 2) * (size // 2)
+        size -= size // 2
+    clips = s.layout.frames / clip
+    matching = 2.0 * clips * pairs * s.width / reducer.heads
+    return {"similarities of pairs": matching, "sums of rounds": 2 * s.sums(), "weighted sums": s.sums()}
+
+
+def _cdpruner(reducer: Any, s: Sizes) -> Terms:
+    lists = s.layout.frames if reducer.scope == "frame" else 1
+    size = s.layout.total // lists
+    picks = int(reducer.budget(s.layout, s.ratio).keep)
+    # Each part of a list takes its share of the picks, and both look at all of the list.
+    steps = lists * (picks / reducer.parts) ** 2 * size * reducer.parts
+    terms = {"similarities": 2.0 * lists * size**2 * s.width, "selection steps": steps}
+    return terms | ({"relevance": 4.0 * s.layout.total * s.width} if reducer.relevance == "text" else {})
+
+
+def _vcast(reducer: Any, s: Sizes) -> Terms:
+    # Of each number: 1 for means, 2 for norms, 2 for the cosine with the mean.
+    return {"passes over the features": 5.0 * s.layout.total * s.width}
+
+
 def _evs(reducer: Any, s: Sizes) -> Terms:
     return {"neighbour cosines": s.neighbours * (1 + s.levels * reducer.deepstack)}
 
@@ -225,6 +252,9 @@ COSTS: dict[str, Callable[[Any, Sizes], Terms]] = {
     "visionzip": _visionzip,
     "divprune": _divprune,
     "scissor": _scissor,
+    "tome": _tome,
+    "cdpruner": _cdpruner,
+    "vcast": _vcast,
     "evs": _evs,
     "vidcom2": _vidcom2,
     "holov": _holov,

@@ -28,8 +28,11 @@ REPRESENTATIVES: dict[str, str] = {
 
 
 def lacking(config: Any, needs: frozenset[str]) -> tuple[str, ...]:
-    """Evidence that a family cannot give a method, even with SigLIP's pooling head put next to its tower."""
-    return tuple(sorted(needs - _with_head(config).provides))
+    """Evidence that a family cannot give a method, even with SigLIP's pooling head put next to its tower.
+
+    Every family embeds the text of a question.
+    """
+    return tuple(sorted(needs - _with_head(config).provides - {"text"}))
 
 
 def cell(family: str, method: str) -> str:
@@ -39,7 +42,7 @@ def cell(family: str, method: str) -> str:
     if missing := lacking(config, reducer.needs):
         return "needs " + ", ".join(f"`{name}`" for name in missing)
     notes = ["in the LLM"] * bool(inner_stages(reducer, 0.5))
-    notes += ["with SigLIP's pooling head"] * (not reducer.needs <= config.provides)
+    notes += ["with SigLIP's pooling head"] * (not reducer.needs <= config.provides | {"text"})
     return f"yes ({', '.join(notes)})" if notes else "yes"
 
 

@@ -27,8 +27,16 @@ from jvidprune.reducers.base import (
 from jvidprune.reducers.prompting import PositionRule, prompt_rules
 from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
 
-_PER_TOKEN = ("attention_last", "attention_pooling_head", "attention_mean_query", "keys", "features_deepstack")
-_PER_VIDEO = ("frame_embedding", "text")
+_PER_TOKEN = (
+    "attention_last",
+    "attention_pooling_head",
+    "attention_mean_query",
+    "keys",
+    "features_deepstack",
+    "joint_image",
+    "relevance",
+)
+_PER_VIDEO = ("frame_embedding", "text", "joint_text")
 _ANY, _OTHER = 0.5, 0.25
 """Two ratios, to tell cuts inside the model that follow the ratio from those that do not."""
 

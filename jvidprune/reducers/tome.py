@@ -1,0 +1,247 @@
+"""ToMe on video tokens: rounds of bipartite matching that merge the most similar pairs (arXiv 2210.09461).
+
+Tokens at even places are A, those at odd places B; n tokens become g, at most half of them merged a round.
+
+1. u = metric / |metric| of every token; each a in A finds its most similar b in B.
+2. The r = min(n - g, n // 2) most similar a of all are merged into their b; rows are means weighted by size.
+3. The new list is the unmerged a, by falling similarity, then B in order; the next round splits that list.
+
+Follows `facebookresearch/ToMe` (af95e4b) and VideoChat-Flash's loop around its functions (arXiv 2501.00574, 2f8e2f5:
+`clip=4, heads=16`). No code fixes how it runs as a video baseline: here each frame, or clip of frames, by itself.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("tome"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+72
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.ops import compact
+from jvidprune.ops.select import first_argmax, rank_descending
+from jvidprune.ops.similarity import dot_f32, over_frames, squared_norms
+from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.tokens import Layout, Plan, VideoTokens
+
+
+class ToMeBudget(NamedTuple):
+    """int32 scalars: tokens left of a whole clip, and of each frame of a clip that the video's end cuts short."""
+
+    target: Any
+    per_frame: Any
+
+
+class ToMeShared(NamedTuple):
+    """Ratio-independent work on E clips of n tokens; level f is the list that f full halvings leave, L levels.
+
+    All rounds but the last are full halvings, and a level's matching does not depend on how many of its pairs merge: a
+    ratio takes one level and a prefix of its pairs.
+
+    Attributes:
+      row: (L, E, n) int32 place of each source token in the list.
+      rank: (L, E, A) int32 rank of every even token of the list by its best similarity, largest first.
+      into: (L, E, A) int32 the odd token that is its best.
+      frame_mask: (T,) bool.
+    """
+
+    row: Int[Array, "L E n"]
+    rank: Int[Array, "L E A"]
+    into: Int[Array, "L E A"]
+    frame_mask: Bool[Array, "T"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ToMe(PositionedReducer):
+    """Merges tokens of each clip in rounds of bipartite matching until k a frame are left.
+
+    k = max(1, round(ratio * N)), halves to even. A row is the mean of its source tokens and is named after the first of
+    them. A clip that the end of the video cuts short keeps k for each of its frames. Ties go to the lowest index; a
+    zero metric, NaN in the released code, is similar to nothing.
+
+    Attributes:
+      clip: frames that are merged together; None takes the whole video as one clip, whose first round compares
+        (T * N / 2)^2 pairs.
+      heads: tokens are compared by the mean of so many equal parts of their features, which it must divide; 1 compares
+        the features themselves, 16 is VideoChat-Flash's.
+      order: rows of a clip in the `released` order of the lists, not that of the video, or by the `position` of the
+        first token of each.
+    """
+
+    clip: int | None = 1
+    heads: int = 1
+    order: Literal["released", "position"] = "released"
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="tome",
+        title="ToMe",
+        paper="2210.09461",
+        summary="Merges the most similar pairs of tokens of each frame in rounds of bipartite matching.",
+        nested=False,
+        merges=True,
+        exact=True,
+        quirks=("rows come unmerged ones first, by falling similarity (order='position' sorts them)",),
+    )
+    # No code runs it before a language model without training; VideoChat-Flash's clips are trained for.
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def __post_init__(self) -> None:
+        if self.clip is not None and self.clip < 1:
+            raise JvidpruneError(f"a clip has at least one frame, got {self.clip}.")
+        if self.heads < 1:
+            raise JvidpruneError(f"ToMe compares at least one head, got {self.heads}.")
+        if self.order not in ("released", "position"):
+            raise JvidpruneError(f"unknown order {self.order!r}; known: released, position.")
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> ToMeShared:
+        """The matchings of all levels; a sink rule has no place here."""
+        frames, n, dim = video.features.shape
+        if dim % self.heads:
+            raise JvidpruneError(f"the heads of ToMe must divide the width of the tokens, {dim}, got {self.heads}.")
+        clip = self._clip(frames)
+        x = video.features.reshape(frames * n, dim)
+        if frames % clip:
+            x = jnp.pad(x, ((0, -frames % clip * n), (0, 0)))
+        lengths = n * _frames_of(video.frame_mask, clip)
+        found = over_frames(
+            lambda tokens, length: _levels(tokens, length, self.heads), x.reshape(-1, clip * n, dim), lengths
+        )
+        return ToMeShared(*(jnp.moveaxis(part, 1, 0) for part in found), video.frame_mask)
+
+    def decide(self, shared: ToMeShared, budget: ToMeBudget, *, capacity: int) -> Plan:
+        """Level and number of pairs of every clip, and from them the row of every token."""
+        levels, entries, n = shared.row.shape
+        m = shared.frame_mask.shape[0]
+        clip = self._clip(m)
+        frames = _frames_of(shared.frame_mask, clip)
+        length = frames * (n // clip)
+        target = jnp.where(frames == clip, budget.target, budget.per_frame * frames)
+        level, size = jnp.zeros_like(length), length
+        for _ in range(levels - 1):
+            halve = (size > target) & (size - size // 2 >= target)
+            level, size = level + halve, jnp.where(halve, size - size // 2, size)
+        pairs = jnp.maximum(size - target, 0)
+
+        entry = jnp.arange(entries)
+        place, rank, into = (part[level, entry] for part in (shared.row, shared.rank, shared.into))
+        row = jnp.where(pairs[:, None] > 0, _merged_place(place, rank, into, size, pairs), place)
+        token = jnp.arange(n, dtype=jnp.int32)
+        row = jnp.where(token < length[:, None], row, n)
+        left = size - pairs
+
+        at = entry[:, None], row
+        first = jnp.full((entries, n), n, jnp.int32).at[at].min(token, mode="drop")
+        mass = jnp.zeros((entries, n), jnp.int32).at[at].add(1, mode="drop")
+        start = entry.astype(jnp.int32)[:, None] * n
+        tokens = m * (n // clip)
+        share = 1.0 / jnp.maximum(jnp.take_along_axis(mass, jnp.minimum(row, n - 1), axis=1), 1)
+        flat = (start + first).reshape(-1)
+        target_row = jnp.where(row < n, start + row, entries * n).reshape(1, -1)[:, :tokens]
+        diagnostics = {"row": row, "size": mass, "level": level, "pairs": pairs, "rank": rank, "into": into}
+        return compact.slotted_plan(
+            jnp.minimum(flat, tokens),
+            (token < left[:, None]).reshape(-1),
+            jnp.zeros(entries * n, bool),
+            target_row,
+            share.reshape(1, -1)[:, :tokens],
+            capacity,
+            diagnostics | {"levels_rank": shared.rank, "levels_into": shared.into},
+            key=None if self.order == "released" else flat,
+        )
+
+    def budget(self, layout: Layout, ratio: float) -> ToMeBudget:
+        """k for each frame of a clip."""
+        kept = keep_count(layout.tokens, check_ratio(ratio))
+        return ToMeBudget(np.int32(kept * self._clip(layout.slots)), np.int32(kept))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """Exactly k rows a frame."""
+        return layout.frames * keep_count(layout.tokens, check_ratio(ratio))
+
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
+        """k where each frame is merged by itself, None for clips of several."""
+        if self.clip != 1:
+            return None
+        return lambda layout, ratio: keep_count(layout.tokens, check_ratio(ratio))
+
+    def _clip(self, frames: int) -> int:
+        return frames if self.clip is None else min(self.clip, frames)
+
+
+def keep_count(tokens: int, ratio: float) -> int:
+    """k = max(1, round(ratio * N)) in float64, halves to even."""
+    return max(1, round(ratio * tokens))
+
+
+def _frames_of(frame_mask: Bool[Array, "T"], clip: int) -> Int[Array, "E"]:
+    """Real frames of every clip; real frames come first."""
+    entries = -(-frame_mask.shape[0] // clip)
+    real = jnp.sum(frame_mask, dtype=jnp.int32)
+    return jnp.clip(real - clip * jnp.arange(entries, dtype=jnp.int32), 0, clip)
+
+
+def _levels(
+    tokens: Float[Array, "n D"], length: Int[Array, ""], heads: int
+) -> tuple[Int[Array, "L n"], Int[Array, "L A"], Int[Array, "L A"]]:
+    """Rows, ranks and targets of all levels of one clip, of which the first `length` tokens are real.
+
+    Sums stand for the means: a cosine does not see the difference.
+    """
+    n = tokens.shape[0]
+    half = -(-n // 2)
+    sums, place = tokens, jnp.arange(n, dtype=jnp.int32)
+    rows, ranks, targets = [], [], []
+    size, static = length, n
+    while static > 1:
+        rank, into = _match(sums, size, heads)
+        rows.append(place)
+        ranks.append(jnp.pad(rank, (0, half - rank.shape[0])))
+        targets.append(jnp.pad(into, (0, half - into.shape[0])))
+        index = jnp.arange(static, dtype=jnp.int32)
+        new = _merged_place(index[None], rank[None], into[None], size[None], (size // 2)[None])[0]
+        static = -(-static // 2)
+        new = jnp.where(index < size, new, static)
+        sums = jnp.asarray(compact.row_sums(new[None], jnp.ones((1, new.size)), jnp.full(static, new.size), sums))
+        place = jnp.where(place < size, new[jnp.minimum(place, new.size - 1)], n)
+        size = size - size // 2
+    nothing = jnp.zeros(half, jnp.int32)
+    return jnp.stack([*rows, place]), jnp.stack([*ranks, nothing]), jnp.stack([*targets, nothing])
+
+
+def _match(sums: Float[Array, "n D"], size: Int[Array, ""], heads: int) -> tuple[Int[Array, "A"], Int[Array, "A"]]:
+    """Rank of every even token by its best similarity to an odd one, and that odd token."""
+    metric = sums
+    if heads > 1:
+        metric = jnp.mean(sums.astype(jnp.float32).reshape(sums.shape[0], heads, -1), axis=1)
+    norm = jnp.sqrt(squared_norms(metric))
+    scale = jnp.where(norm > 0, 1.0 / jnp.where(norm > 0, norm, 1.0), 0.0)
+    similarity = dot_f32(metric[0::2], metric[1::2]) * scale[0::2, None] * scale[1::2]
+    odd = 2 * jnp.arange(similarity.shape[1]) + 1 < size
+    similarity = jnp.where(odd, similarity, -jnp.inf)
+    even = 2 * jnp.arange(similarity.shape[0]) < size
+    best = jnp.where(even, jnp.max(similarity, axis=1), -jnp.inf)
+    return rank_descending(best), first_argmax(similarity)
+
+
+def _merged_place(
+    place: Int[Array, "E n"],
+    rank: Int[Array, "E A"],
+    into: Int[Array, "E A"],
+    size: Int[Array, "E"],
+    pairs: Int[Array, "E"],
+) -> Int[Array, "E n"]:
+    """Place in the list behind a round that merges `pairs`, of what stands at a place of a list of `size` before it."""
+    half = jnp.clip(place // 2, 0, rank.shape[1] - 1)
+    own, other = jnp.take_along_axis(rank, half, axis=1), jnp.take_along_axis(into, half, axis=1)
+    pairs = pairs[:, None]
+    unmerged = -(-size[:, None] // 2) - pairs
+    even = jnp.where(own < pairs, unmerged + other, own - pairs)
+    return jnp.where(place % 2 == 0, even, unmerged + half)
