@@ -31,6 +31,8 @@ EVIDENCE: dict[str, str] = {
     "text": "(L, D) embeddings of the question's tokens",
     "joint_image": "(T, N, C) tokens in a space that the vision tower shares with a text tower (CDPruner)",
     "joint_text": "(S, C) the question's segments in the same space (CDPruner)",
+    "attention_columns": "(T, P) attention received by every patch in the last block, mean over heads, summed over "
+    "queries, in the tower's own order: the four patches of a token are neighbours (qwen_norm's first version)",
     "relevance": "(T, N) what each token has to do with the question, in any unit, larger for more (CDPruner)",
     "newline": "(D,) the model's newline vector, for a reducer in which row newlines take part as tokens (AOT)",
 }

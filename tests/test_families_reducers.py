@@ -33,6 +33,7 @@ KEPT = {
     "tome": 30,  # round(4.8) a frame
     "cdpruner": 30,  # floor(4.8 + 1 / 2) a frame
     "vcast": 29,  # round(28.8)
+    "qwen_norm": 24,  # int(16 * 0.3) a frame
     "evs": 28,  # int(96 * (1 - (1 - 0.3))) in float64
     "vidcom2": 30,  # round(4.8) a frame where no frame is unusual
     "holov": 24,  # int(16 * 0.3) a frame

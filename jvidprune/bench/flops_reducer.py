@@ -240,6 +240,14 @@ def _sequential(reducer: Any, s: Sizes) -> Terms:
     return terms
 
 
+def _qwen_norm(reducer: Any, s: Sizes) -> Terms:
+    norms = {"norms": 2.0 * s.layout.total * s.width}
+    if reducer.method == "visionzip":
+        return norms | {"similarities": s.layout.frames * s.gram, "weighted sums": s.sums()}
+    # Of either method only its settings are read.
+    return norms | (_fastvid if reducer.method == "fastvid" else _holitom)(reducer.inner_method, s)
+
+
 def _visionzip_qwen(reducer: Any, s: Sizes) -> Terms:
     return {
         "neighbour cosines": s.neighbours,
@@ -267,6 +275,7 @@ COSTS: dict[str, Callable[[Any, Sizes], Terms]] = {
     "aot": _aot,
     "stop": _stop,
     "sequential": _sequential,
+    "qwen_norm": _qwen_norm,
     "visionzip_qwen": _visionzip_qwen,
 }
 """Registry name -> terms. The methods without an entry gather, draw or sort and compute nothing of width D."""

@@ -11,6 +11,7 @@ _MODULES = (
     "tome",
     "cdpruner",
     "vcast",
+    "qwen_norm",
     "evs",
     "vidcom2",
     "holov",

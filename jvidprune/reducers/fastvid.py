@@ -21,7 +21,10 @@ from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import AttentionName, Layout, Plan, VideoTokens
 
-Variant = Literal["llava_onevision", "llava_video", "qwen2_5_vl"]
+Variant = Literal["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_norm"]
+
+_HOLDERS = ("qwen2_5_vl", "qwen3_norm")
+"""Variants in which near-equal frames keep nothing and peaks of a frame are limited."""
 
 
 class FastVIDBudget(NamedTuple):
@@ -117,11 +120,12 @@ class FastVID(PositionedReducer):
         remainder lost; peaks are members of their own mean; where a frame gets exactly int(R d) peaks it absorbs only
         its own tokens. `llava_video`: int(R L d) peaks a segment of L frames, exactly R L tokens kept; peaks are no
         members. `qwen2_5_vl`: as `llava_video`, but frames at least `ignore` similar to their successor keep nothing
-        and a frame has at most N // 2 peaks, which loses tokens.
+        and a frame has at most N // 2 peaks, which loses tokens. `qwen3_norm`: as `qwen2_5_vl`, but at least one token
+        a frame, and no peak in a segment of one token (what `qwen_norm` runs).
       attention: evidence that salience is ranked by.
       segments: least number of segments (c).
       tau: cut below this similarity (strict).
-      ignore: only `qwen2_5_vl`, see there.
+      ignore: only `qwen2_5_vl` and `qwen3_norm`, see there.
       context_share: share of the budget that goes to peaks (d).
       interval: frames from one anchor frame to the next (p).
       beta: least weight of a peak in its merged token.
@@ -183,8 +187,11 @@ class FastVID(PositionedReducer):
             table = [int(tokens * self.context_share) * length for length in lengths]
         else:
             table = [int(tokens * length * self.context_share) for length in lengths]
-        if self.variant == "qwen2_5_vl":
+        if self.variant in _HOLDERS:
             table = [max(peaks, 1) for peaks in table]
+        if self.variant == "qwen3_norm":
+            # A segment of one token keeps it, without a peak.
+            table = [peaks if tokens * length > 1 else 0 for length, peaks in enumerate(table)]
         return FastVIDBudget(np.int32(tokens), np.asarray(table, np.int32))
 
     def capacity(self, layout: Layout, ratio: float) -> int:
@@ -193,6 +200,8 @@ class FastVID(PositionedReducer):
 
     def _tokens(self, layout: Layout, ratio: float) -> int:
         tokens = int(layout.tokens * check_ratio(ratio))
+        if self.variant == "qwen3_norm":
+            tokens = max(1, tokens)
         if tokens < 1:
             raise JvidpruneError(f"FastVID keeps no token of a frame of {layout.tokens} at ratio {ratio:g}.")
         return tokens
@@ -213,7 +222,7 @@ class FastVID(PositionedReducer):
         cuts = segment.mask_cuts(forced | segment.threshold_cuts(similarity, self.tau), real)
         ids = segment.segment_ids(cuts)
         holds = real
-        if self.variant == "qwen2_5_vl":
+        if self.variant in _HOLDERS:
             last = jnp.append(cuts, True) | ~jnp.append(real[1:], False)
             holds = real & (last | jnp.append(similarity < self.ignore, True))
 
@@ -313,7 +322,7 @@ class FastVID(PositionedReducer):
             peaks = peaks + (shared.slot < context % anchors)
         is_anchor = shared.slot < shared.gram.shape[1]
         peaks = jnp.where(is_anchor, peaks, 0)
-        if self.variant == "qwen2_5_vl":
+        if self.variant in _HOLDERS:
             several = shared.length > 1
             peaks = jnp.where(several, jnp.minimum(peaks, n // 2), peaks)
             salient = jnp.where(several, jnp.minimum(salient, n - peaks), salient)

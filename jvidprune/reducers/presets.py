@@ -37,6 +37,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "ottvid": ("ottvid", "OTTVid"),
     "aot": ("aot", "AOT"),
     "stop": ("stop", "SToP"),
+    "qwen_norm": ("qwen_norm", "QwenNorm"),
     "visionzip_qwen": ("stop_qwen", "VisionZipQwen"),
 }
 """Registry name -> (module in this package, class). A class carries `info` and `PRESETS`, backbone -> settings."""
