@@ -85,12 +85,12 @@ def test_sweeps_padding_bf16_and_gradients():
 
 def test_a_still_video_has_equal_weights_and_leftovers_go_to_its_first_frame():
     frame = np.asarray(checks.make_video(frames=1).features)
-    video = VideoTokens.create(np.repeat(frame, 6, axis=0), grid=(4, 5))
+    video = VideoTokens.create(np.repeat(frame, 8, axis=0), grid=(4, 5))
     reduced = jvidprune.reduce(VCAST(), video, 0.3, diagnostics=True)
-    np.testing.assert_array_equal(reduced.diagnostics["curvature"], np.ones(6))
-    np.testing.assert_array_equal(reduced.diagnostics["budgets"], [6] * 6)
-    for leftover, counts in (("first", [10, 6, 6, 6, 6, 6]), ("spread", [7, 7, 7, 7, 6, 6])):
-        reduced = jvidprune.reduce(VCAST(leftover=leftover), video, 40 / 120, diagnostics=True)
+    np.testing.assert_array_equal(reduced.diagnostics["curvature"], np.ones(8))
+    np.testing.assert_array_equal(reduced.diagnostics["budgets"], [6] * 8)
+    for leftover, counts in (("first", [10, 6, 6, 6, 6, 6, 6, 6]), ("spread", [7, 7, 7, 7, 6, 6, 6, 6])):
+        reduced = jvidprune.reduce(VCAST(leftover=leftover), video, 52 / 160, diagnostics=True)
         np.testing.assert_array_equal(reduced.diagnostics["budgets"], counts)
 
 
