@@ -191,9 +191,9 @@ def test_chains_stop_and_refusals():
     chain = reducers.presets.from_text("qwen_norm+divprune")
     assert int(checks.reduce(chain, checks.make_video(), 0.1).count) == 12
     assert int(checks.reduce(reducers.get("stop", base="qwen_norm"), checks.make_video(), 0.3).count) == 36
-    checks.refused(lambda: QwenNorm("dycoke"), "'dycoke'")
+    checks.refused(lambda: QwenNorm("dycoke"), "dycoke")
     checks.refused(lambda: QwenNorm("fastvid", "first"), "visionzip and holitom, got fastvid")
-    checks.refused(lambda: QwenNorm(version="last"), "'last'")
+    checks.refused(lambda: QwenNorm(version="last"), "last")
     checks.refused(lambda: QwenNorm(dominant_share=2.0), r"lie in \[0, 1\], got 2")
-    checks.refused(lambda: QwenNorm(neighbours=0), "at least 1 neighbour, got 0")
+    checks.refused(lambda: QwenNorm(neighbours=0), "at least 1, got 0")
     checks.refused(lambda: QwenNorm(interval=0), "at least 1")

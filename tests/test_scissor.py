@@ -174,7 +174,7 @@ def test_thresholds_are_told_and_ranges_refused():
     tau = tau_for(video, 0.2)
     assert int(checks.reduce(Scissor(tau=tau), video, 0.5).count) <= 24
     assert Scissor(tau=0.9).capacity(Layout(3, (4, 5)), 0.1) == 60
-    checks.refused(lambda: Scissor(tau=3.0), "at most 2, or None, got 3")
+    checks.refused(lambda: Scissor(tau=3.0), "tau.*got 3")
     checks.refused(lambda: Scissor(tau=float("nan")), "got nan")
     wrapped = checks.reduce(reducers.get("stop", base="scissor"), video, 0.3)
     np.testing.assert_array_equal(wrapped.index, checks.reduce(Scissor(), video, 0.3).index)

@@ -131,8 +131,8 @@ def test_counts_round_half_to_even_and_frames_can_be_chained():
 
 
 def test_impossible_settings_are_refused():
-    checks.refused(lambda: ToMe(clip=0), "at least one frame, got 0")
-    checks.refused(lambda: ToMe(heads=0), "at least one head, got 0")
+    checks.refused(lambda: ToMe(clip=0), "clip.*got 0")
+    checks.refused(lambda: ToMe(heads=0), "heads.*got 0")
     checks.refused(lambda: ToMe(order="raster"), "raster")
     checks.refused(
         lambda: jvidprune.reduce(ToMe(heads=3), checks.make_video(), 0.5), "divide the width of the tokens, 8"

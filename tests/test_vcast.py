@@ -133,6 +133,6 @@ def test_zero_tokens_and_frames_stay_finite():
 
 
 def test_impossible_settings_are_refused():
-    checks.refused(lambda: VCAST(temperature=0.0), "must be positive, got 0")
-    checks.refused(lambda: VCAST(least=-1), "at least 0 tokens, got -1")
-    checks.refused(lambda: VCAST(leftover="all"), "'all'")
+    checks.refused(lambda: VCAST(temperature=0.0), "temperature.*got 0")
+    checks.refused(lambda: VCAST(least=-1), "least.*got -1")
+    checks.refused(lambda: VCAST(leftover="all"), "all")

@@ -26,7 +26,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Share
 from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import frame_gram, normalise, over_frames, squared_norms
@@ -87,7 +87,7 @@ class CDPruner(PositionedReducer):
 
     variant: Literal["llm_embedding", "official"] = "llm_embedding"
     relevance: Literal["text", "joint", "given"] = "text"
-    weight: float = 0.5
+    weight: Share = 0.5
     kernel: Literal["mixed", "exponential"] = "mixed"
     split: bool = True
     scope: Literal["frame", "video"] = "frame"
@@ -110,20 +110,6 @@ class CDPruner(PositionedReducer):
     )
     # The authors publish LLaVA-1.5 and 1.6 for images, OpenVINO GenAI its defaults for Qwen.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
-
-    def __post_init__(self) -> None:
-        known = {
-            "variant": ("llm_embedding", "official"),
-            "relevance": ("text", "joint", "given"),
-            "kernel": ("mixed", "exponential"),
-            "scope": ("frame", "video"),
-            "range": ("all", "each"),
-        }
-        for name, allowed in known.items():
-            if getattr(self, name) not in allowed:
-                raise JvidpruneError(f"unknown {name} {getattr(self, name)!r}; known: {', '.join(allowed)}.")
-        if not 0.0 <= self.weight <= 1.0:
-            raise JvidpruneError(f"the weight of CDPruner must lie in [0, 1], got {self.weight:g}.")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -16,7 +16,7 @@ True
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Range
 from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
@@ -89,7 +89,7 @@ class Scissor(PositionedReducer):
         leaves at most floor(ratio * T * N + 1/2) tokens, at least one; `tau_for` tells it.
     """
 
-    tau: float | None = None
+    tau: Annotated[float, Range(LOWEST, 2.0)] | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="scissor",
@@ -108,10 +108,6 @@ class Scissor(PositionedReducer):
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
     newline: ClassVar[str] = "no_token"
-
-    def __post_init__(self) -> None:
-        if self.tau is not None and not LOWEST <= self.tau <= 2.0:
-            raise JvidpruneError(f"tau is a cosine, at least {LOWEST:g} and at most 2, or None, got {self.tau:g}.")
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> ScissorShared:
         """Cosines inside frames; a sink rule has no place here."""

@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Count
 from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import dot_f32, over_frames, squared_norms
@@ -75,8 +76,8 @@ class ToMe(PositionedReducer):
         first token of each.
     """
 
-    clip: int | None = 1
-    heads: int = 1
+    clip: Count | None = 1
+    heads: Count = 1
     order: Literal["released", "position"] = "released"
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -91,14 +92,6 @@ class ToMe(PositionedReducer):
     )
     # No code runs it before a language model without training; VideoChat-Flash's clips are trained for.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    def __post_init__(self) -> None:
-        if self.clip is not None and self.clip < 1:
-            raise JvidpruneError(f"a clip has at least one frame, got {self.clip}.")
-        if self.heads < 1:
-            raise JvidpruneError(f"ToMe compares at least one head, got {self.heads}.")
-        if self.order not in ("released", "position"):
-            raise JvidpruneError(f"unknown order {self.order!r}; known: released, position.")
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> ToMeShared:
         """The matchings of all levels; a sink rule has no place here."""

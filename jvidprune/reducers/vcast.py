@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Index, Temperature
 from jvidprune.ops import compact
 from jvidprune.ops.select import order_descending, rank_descending, rank_of_order
 from jvidprune.ops.similarity import over_frames, squared_norms
@@ -79,8 +79,8 @@ class VCAST(PositionedReducer):
         largest remainders). Ties go to the earliest frame.
     """
 
-    temperature: float = 0.7
-    least: int = 1
+    temperature: Temperature = 0.7
+    least: Index = 1
     leftover: Literal["first", "spread"] = "first"
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -97,14 +97,6 @@ class VCAST(PositionedReducer):
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen3_vl": {}}
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise JvidpruneError(f"the temperature must be positive, got {self.temperature:g}.")
-        if self.least < 0:
-            raise JvidpruneError(f"a frame keeps at least 0 tokens, got {self.least}.")
-        if self.leftover not in ("first", "spread"):
-            raise JvidpruneError(f"unknown leftover {self.leftover!r}; known: first, spread.")
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> VCASTShared:
         """Curvature, weights, scores and ranks; a sink rule has no place here."""
