@@ -74,7 +74,8 @@ parts = [
     "# Sinks, quirks and corrections\n",
     f"{table.clips} clips of the procedural test split; points of accuracy with paired 95 % bootstrap intervals over "
     "clips, bold where zero lies outside. Written by `experiments/sink_tokens.py`; "
-    f"model files {found.identity['model']['files']}.\n",
+    f"model files {found.identity['model']['files']}, "
+    f"positions {llm.settings.declared_positions or 'of the references'}.\n",
     f"## SToP on each base\n\n{changes(sinks)}\n",
     f"## SToP on hallucination questions\n\n{changes(sinks, 'hallucination')}\n",
     f"## AOT: the reference against its clean variants\n\n{changes([p for p in pairs if p[0] == 'aot'])}\n",

@@ -243,7 +243,8 @@ parts = [
     f"{len(task)} held-out clips of the procedural test split, {full.questions // args.seeds} questions of the kinds "
     f"that the embedded model answers above chance, {args.seeds} seeds; accuracy in per cent with 95 % bootstrap "
     f"intervals over clips. {args.steps} steps of 4 clips with their questions, learning rates {args.rates}. Written "
-    f"by `experiments/train_stts.py`; model files {model_fingerprint(args.model)}.\n",
+    f"by `experiments/train_stts.py`; model files {model_fingerprint(args.model)}, "
+    f"positions {llm.settings.declared_positions or 'of the references'}.\n",
     f"Unpruned: {shown(full)} with {full.kept:.0f} visual tokens.\n",
     grid(head, [[method, *(shown(table[method, ratio]) for ratio in ratios)] for method in order]),
     "\n## Tokens kept\n",
