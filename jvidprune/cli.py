@@ -1,5 +1,6 @@
 """The command line: one verb a function, everything heavy imported inside the verb that needs it."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.conf import Positional, arg
 
+from jvidprune.commands.libraries import silent
 from jvidprune.commands.options import (
     CHECKPOINT,
     MODEL,
@@ -25,6 +27,7 @@ from jvidprune.commands.options import (
     Video,
 )
 from jvidprune.errors import JvidpruneError
+from jvidprune.extras import EXTRAS, need
 
 app = tyro.extras.SubcommandApp()
 
@@ -189,6 +192,7 @@ def serve_page(
       max_mb: largest upload in megabytes.
       max_new_tokens: longest answer.
     """
+    need("the page", "gradio")
     from jvidprune.commands import serve
 
     limits = {"upload_mb": max_mb, "max_new_tokens": max_new_tokens}
@@ -453,6 +457,7 @@ def train(
       folder: of checkpoints, curves and, below it in model/, the trained checkpoint. The same command goes on where it
         stopped.
     """
+    need("training", "grain", "optax", "orbax.checkpoint", *["tensorboardX"] * settings.tensorboard)
     from jvidprune.commands import train as verb
 
     console = out.console()
@@ -493,13 +498,22 @@ def main() -> None:
     output that nobody reads any more.
     """
     debug = "--debug" in sys.argv
+    quiet = bool({"--quiet", "--json"} & set(sys.argv))
     try:
-        app.cli(prog="jvidprune", description="Visual-token reduction for video LLMs in JAX.")
+        with contextlib.nullcontext() if debug else silent(quiet=quiet):
+            app.cli(prog="jvidprune", description="Visual-token reduction for video LLMs in JAX.")
     except JvidpruneError as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except ImportError as error:
+        top = (error.name or "").partition(".")[0]
+        if debug or top in ("", "jvidprune"):
+            raise
+        package = f"jvidprune[{EXTRAS[top]}]" if top in EXTRAS else "jvidprune"
+        print(f"error: this verb needs {top}, which cannot be imported: pip install '{package}'.", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jvidprune.errors import JvidpruneError, reason
+from jvidprune.errors import JvidpruneError, quoted, reason
 
 
 @contextlib.contextmanager
@@ -78,6 +78,43 @@ def content_mark(path: Path) -> str:
     except (OSError, ValueError) as error:
         return f"no file: {reason(error)}"
     return digest.hexdigest()[:16]
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """The folder, made with those above it where it is not there.
+
+    Raises:
+      JvidpruneError: it cannot be made, is a file, or cannot be written to.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise JvidpruneError(f"cannot make the folder {quoted(str(folder), 300)}: a file is in its way.") from None
+    except (OSError, ValueError) as error:
+        raise JvidpruneError(f"cannot make the folder {quoted(str(folder), 300)}: {reason(error)}.") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise JvidpruneError(f"cannot write to the folder {quoted(str(folder), 300)}: permission denied.")
+    return folder
+
+
+def check_folder(path: str | os.PathLike[str]) -> None:
+    """Refuses a folder that cannot be made, before the work for what goes into it; nothing stays behind.
+
+    Raises:
+      JvidpruneError: as `make_folder`.
+    """
+    folder = Path(path).absolute()
+    try:
+        new = [place for place in (folder, *folder.parents) if not place.exists()]
+    except (OSError, ValueError) as error:
+        raise JvidpruneError(f"cannot make the folder {quoted(str(folder), 300)}: {reason(error)}.") from error
+    try:
+        make_folder(folder)
+    finally:
+        for place in new:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -8,6 +8,7 @@ from jvidprune.bench import Procedural
 from jvidprune.bench.procedural import Split
 from jvidprune.commands.console import Console
 from jvidprune.fields import Range, checked
+from jvidprune.files import check_folder
 
 # Clips that the text-only baseline is fitted on; only their questions are made.
 _FITTED = 8000
@@ -19,6 +20,7 @@ def export(folder: Path, split: Split, clips: int, settings: dict[str, Any], *, 
 
     _check(clips)
     task = Procedural(split, clips, **settings)
+    check_folder(folder)
     with console.working():
         path = write(task, folder, progress=console.task("clips", clips))
     return {"path": str(path), "clips": clips, "questions": sum(len(task[i].questions) for i in range(clips))}

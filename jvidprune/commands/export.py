@@ -7,6 +7,7 @@ from typing import Any
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import RATIO
 from jvidprune.errors import JvidpruneError
+from jvidprune.files import check_folder
 from jvidprune.inference.families import family_settings
 from jvidprune.models.dtypes import DTypeName
 from jvidprune.models.evidence import check_evidence
@@ -50,6 +51,9 @@ def export(
                 f"the {what} {name} goes into a file of settings with a method: name it with --reducer (none keeps all "
                 "tokens)."
             )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise JvidpruneError(f"cannot export to {folder}: it exists and is not empty.")
+    check_folder(folder)
     family, config, source = read_config(model, revision)
     # Conventions and rules that the family does not have are refused.
     family_settings(family, source, convention, mrope_rule)

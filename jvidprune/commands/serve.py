@@ -7,7 +7,7 @@ from typing import Any
 
 from jvidprune.commands.console import Console
 from jvidprune.commands.run import check_reading, open_model
-from jvidprune.serve.server import LIMITS, LOOPBACK, running
+from jvidprune.serve.server import LIMITS, LOOPBACK, check_page, running
 from jvidprune.video.limits import Limits
 
 
@@ -29,11 +29,13 @@ def serve(
       console: how to talk.
       as_json: print the address as JSON.
     """
+    check_page(host, port, upload_mb)
     check_reading(model)
     limits = Limits.from_text(model.get("limits") or "", LIMITS)
     with console.working():
         llm = open_model(model, console)
-    options: dict[str, Any] = {"source": model["model"], "upload_mb": upload_mb, "limits": limits}
+    source = None if model["model"] is None else str(llm.loaded.folder)
+    options: dict[str, Any] = {"source": source, "upload_mb": upload_mb, "limits": limits}
     options |= {"max_new_tokens": max_new_tokens, "frames": model["frames"], "fps": model["fps"]}
     stop = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())

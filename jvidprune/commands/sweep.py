@@ -19,7 +19,7 @@ from jvidprune.commands.console import Console
 from jvidprune.commands.left_out import listed, note_left_out, nothing_answered
 from jvidprune.commands.run import check_reading, open_model
 from jvidprune.errors import JvidpruneError
-from jvidprune.files import atomic_output
+from jvidprune.files import atomic_output, check_folder
 from jvidprune.inference.fits import check_question
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.inference.reduced import sweep_video
@@ -98,6 +98,8 @@ def sweep(
     check_reading(model)
     if choice.task == "procedural" and model["fps"] is not None:
         raise JvidpruneError("clips of the procedural benchmark have a frame a second: say how many with --frames.")
+    if choice.out is not None:
+        check_folder(choice.out)
     host, grace = open_host(launch)
     with console.working():
         if model["model"] is not None:

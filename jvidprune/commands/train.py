@@ -8,6 +8,7 @@ from jvidprune.commands.left_out import listed, note_left_out
 from jvidprune.commands.run import check_reading, open_model
 from jvidprune.commands.train_choice import TrainChoice
 from jvidprune.errors import JvidpruneError
+from jvidprune.files import make_folder
 
 MODEL = "model"
 """Folder of the published checkpoint, below that of the run."""
@@ -43,6 +44,7 @@ def train_stts(choice: TrainChoice, folder: Path, *, model: dict[str, Any], cons
     check_removed(choice.topk)
     rates = read_rates(choice.rates)
     limits = check_reading(model)
+    make_folder(folder)
     launch.start()
     with console.working():
         llm = open_model(model | {"dtype": "float32"}, console)
@@ -55,7 +57,7 @@ def train_stts(choice: TrainChoice, folder: Path, *, model: dict[str, Any], cons
         def report(line: dict[str, float]) -> None:
             console.note(describe(line))
 
-        trained = run.tuner.run(folder, report=report, progress=bar, tensorboard=choice.tensorboard)
+        trained = run.tuner.run(folder, report=report, progress=bar, tensorboard=choice.tensorboard, note=console.note)
         console.start("publishing")
         target = folder / MODEL
         publish(target, run, trained)
@@ -68,6 +70,7 @@ def train_stts(choice: TrainChoice, folder: Path, *, model: dict[str, Any], cons
         "best_step": trained.step,
         "kept": run.kept,
         "visual": run.whole,
+        "notes": list(trained.notes),
         "metrics": {name: value for name, value in measured.items() if name != "step"},
         "left_out": listed(run.tuner.left_out),
     }

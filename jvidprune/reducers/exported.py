@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.extras import need
 from jvidprune.files import atomic_output
 from jvidprune.reducers.base import apply_plan, bucket_capacity, check_ratio, check_weighs_features
 from jvidprune.reducers.saved import SavedPruning, read_record
@@ -133,11 +134,7 @@ def export_reducer(
 
 
 def _serialization() -> None:
-    try:
-        import flatbuffers  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        text = "exported reducers need the package flatbuffers: pip install 'jvidprune[export]'."
-        raise JvidpruneError(text) from error
+    need("a reducer as a file", "flatbuffers")
 
 
 def load_reducer(path: str | Path) -> ExportedReducer:

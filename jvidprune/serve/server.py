@@ -1,15 +1,19 @@
 """Runs the page on this machine: loopback by default, uploads limited, nothing fetched, nothing left behind."""
 
 import contextlib
+import errno
 import functools
+import ipaddress
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jvidprune.errors import JvidpruneError, reason
+from jvidprune.errors import JvidpruneError, quoted, reason
+from jvidprune.extras import need
 from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.serve.compare import Comparer
 from jvidprune.serve.examples import write_examples
@@ -75,16 +79,12 @@ def running(
     Raises:
       JvidpruneError: gradio is not installed, the port is taken, or a limit makes no sense.
     """
-    if not 0 < upload_mb <= 1 << 20:
-        raise JvidpruneError(f"uploads are limited to a number of megabytes above 0, not {upload_mb:g}.")
-    if not 0 <= port < 1 << 16:
-        raise JvidpruneError(f"a port lies in 0..65535, not {port}.")
+    check_page(host, port, upload_mb)
     # Read when gradio is imported: no usage statistics, no look for newer versions.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio
-    except ImportError:
-        raise JvidpruneError("the page needs gradio: pip install 'jvidprune[serve]'.") from None
+    need("the page", "gradio")
+    import gradio
+
     from jvidprune.serve.page import build_page, style, theme
 
     port = port or _free_port(host)
@@ -130,12 +130,46 @@ def _uploads_in(folder: Path) -> Iterator[None]:
             os.environ["GRADIO_TEMP_DIR"] = before
 
 
-def _free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+def check_page(host: str, port: int, upload_mb: float) -> None:
+    """Refuses an address that cannot be bound and impossible numbers, before a model is loaded.
+
+    Args:
+      host, port, upload_mb: as for `running`.
+
+    Raises:
+      JvidpruneError: which, and what is allowed.
+    """
+    if not 0 < upload_mb <= 1 << 20:
+        raise JvidpruneError(f"uploads are limited to a number of megabytes above 0, not {upload_mb:g}.")
+    if not 0 <= port < 1 << 16:
+        raise JvidpruneError(f"a port lies in 0..65535, not {port}.")
+    # Digits and colons are no name: nobody is asked for what they mean.
+    if re.fullmatch(r"[\d.]+|[\da-fA-F:.]*:[\da-fA-F:.]*(%\w+)?", host):
         try:
-            probe.bind((host, 0))
-        except OSError as error:
-            raise JvidpruneError(f"cannot serve on {host}: {reason(error)}.") from error
+            ipaddress.ip_address(host)
+        except ValueError:
+            known = "127.0.0.1 is this machine, 0.0.0.0 all its addresses"
+            raise JvidpruneError(f"cannot serve on {host}, which is no IP address; {known}.") from None
+    _bound(host, port)
+
+
+def _free_port(host: str) -> int:
+    return _bound(host, 0)
+
+
+def _bound(host: str, port: int) -> int:
+    """The port that a socket was bound to, and is free again."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        # As the server does it: connections that have ended are in nobody's way.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, UnicodeError) as error:
+            name = f"[{host}]" if ":" in host else host
+            if isinstance(error, OSError) and error.errno in (errno.EADDRINUSE, errno.EACCES):
+                raise JvidpruneError(f"cannot serve on {name}:{port}: {reason(error)}.") from error
+            why = f"which is no address of this machine ({reason(error)}); 127.0.0.1 is one"
+            raise JvidpruneError(f"cannot serve on {quoted(host)}, {why}.") from error
         return probe.getsockname()[1]
 
 

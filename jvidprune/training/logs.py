@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.extras import need
 
 METRICS = "metrics.csv"
 
@@ -35,10 +35,9 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, step: int):
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError:
-            raise JvidpruneError("TensorBoard files need tensorboardX: pip install 'jvidprune[train]'.") from None
+        need("writing TensorBoard files", "tensorboardX")
+        from tensorboardX import SummaryWriter
+
         self._writer = SummaryWriter(str(folder), purge_step=step)
 
     def write(self, line: Mapping[str, float]) -> None:

@@ -1,9 +1,11 @@
 """A resumable training loop: state in orbax checkpoints, the learning curve in a file beside them."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,9 @@ import jax
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.files import atomic_output, load_json, make_folder
+from jvidprune.training import checkpoints
+from jvidprune.training.checkpoints import Keeping
 
 Batch = Any
 CURVE = "curve.jsonl"
@@ -42,23 +47,6 @@ class Stepwise:
 
 
 @dataclasses.dataclass(frozen=True)
-class Keeping:
-    """Which checkpoints are kept, and how they are written.
-
-    Attributes:
-      every: steps between checkpoints; the last step has one too.
-      latest: newest ones that are kept.
-      best: metric of `Measure` whose best checkpoint is kept besides; "" for none. Larger is better.
-      background: they are written while training goes on.
-    """
-
-    every: int = 200
-    latest: int = 2
-    best: str = ""
-    background: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class Measure:
     """What is measured on the way.
 
@@ -85,6 +73,7 @@ def fit(
     stop_at: Callable[[], bool] | None = None,
     keeping: Keeping | None = None,
     measure: Measure | None = None,
+    note: Callable[[str], None] | None = None,
 ) -> Any:
     """Trains to `steps`, going on where an earlier call in the same folder stopped.
 
@@ -106,22 +95,25 @@ def fit(
       stop_at: asked at every checkpoint; True ends the run early, in a state that may be gone on from.
       keeping: which checkpoints are kept.
       measure: what is measured on the way.
+      note: called with a sentence for each checkpoint that is damaged or missing; by default it is a warning. The
+        newest whole one before it is gone on from.
 
     Raises:
-      JvidpruneError: the folder holds a run with other settings, or `log` does not divide the other numbers of steps.
+      JvidpruneError: the folder cannot be made or holds a run with other settings, none of its checkpoints is whole, or
+        `log` does not divide the other numbers of steps.
     """
     keeping = Keeping(every) if keeping is None else keeping
     for number in (keeping.every, measure.every if measure else log):
         if number % log:
             raise JvidpruneError(f"log must divide every, but {log} does not divide {number}.")
     folder = Path(folder).absolute()
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     _check_settings(folder / "settings.json", settings)
+    note = warn if note is None else note
     source = batch if hasattr(batch, "iterate") else Stepwise(batch, steps)
-    with checkpoints(folder, keeping) as manager:
-        step, saved = manager.latest_step() or 0, None
-        if step:
-            state, saved = restore(manager, step, state, placed=source is batch)
+    reached = max((int(line["step"]) for line in read_curve(folder)), default=0) // keeping.every * keeping.every
+    step, state, saved = checkpoints.newest(folder, state, placed=source is batch, note=note, reached=reached)
+    with checkpoints.manager(folder, keeping) as manager:
         curve = _cut_curve(folder / CURVE, step)
         _write_curve(folder / CURVE, curve)
         sums: list[dict[str, Any]] = []
@@ -139,68 +131,29 @@ def fit(
                     report(line)
             if step % keeping.every == 0 or step == steps:
                 jax.block_until_ready(state)
-                manager.save(step, args=_saved(state, place), metrics=measured or None)
+                checkpoints.save(manager, step, state, place, measured)
                 if stop_at and stop_at():
                     break
     return state
 
 
-def checkpoints(folder: Path, keeping: Keeping) -> Any:
-    """The orbax manager of a run's checkpoints."""
-    import orbax.checkpoint as ocp
-
-    if not keeping.best:
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keeping.latest,
-            enable_async_checkpointing=keeping.background,
-            cleanup_tmp_directories=True,
-        )
-        return ocp.CheckpointManager(folder / "checkpoints", options=options)
-    managers = ocp.checkpoint_managers
-
-    def value(metrics: Any) -> float:
-        return metrics[keeping.best]
-
-    best = managers.BestN(get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False)
-    options = ocp.CheckpointManagerOptions(
-        best_fn=value,
-        preservation_policy=managers.AnyPreservationPolicy([managers.LatestN(keeping.latest), best]),
-        enable_async_checkpointing=keeping.background,
-        cleanup_tmp_directories=True,
-    )
-    return ocp.CheckpointManager(folder / "checkpoints", options=options)
-
-
-def restore(manager: Any, step: int, state: Any, *, placed: bool = True) -> tuple[Any, Any]:
-    """State and place in the input of a checkpoint.
-
-    Args:
-      manager: from `checkpoints`.
-      step: of the checkpoint.
-      state: of the same shapes; says on which devices the arrays go.
-      placed: whether the run's input has a place that is saved with the state.
-    """
-    import orbax.checkpoint as ocp
-
-    if not placed:
-        return manager.restore(step, args=ocp.args.StandardRestore(state)), None
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(state), input=ocp.args.JsonRestore())
-    found = manager.restore(step, args=args)
-    return found["state"], found["input"]
-
-
-def _saved(state: Any, place: Any) -> Any:
-    import orbax.checkpoint as ocp
-
-    if place is None:
-        return ocp.args.StandardSave(state)
-    return ocp.args.Composite(state=ocp.args.StandardSave(state), input=ocp.args.JsonSave(place))
+def warn(sentence: str) -> None:
+    """Says something where nobody else listens."""
+    warnings.warn(sentence, stacklevel=3)
 
 
 def read_curve(folder: str | Path) -> list[dict[str, float]]:
-    """Lines of a run's learning curve."""
+    """Lines of a run's learning curve; what is no line of one, as a full disk leaves it, is passed over."""
     path = Path(folder) / CURVE
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    found = []
+    for text in path.read_bytes().splitlines():
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                found.append(line)
+    return found
 
 
 def _means(sums: list[dict[str, Any]]) -> dict[str, float]:
@@ -216,9 +169,18 @@ def _means(sums: list[dict[str, Any]]) -> dict[str, float]:
 
 def _check_settings(path: Path, settings: dict[str, Any]) -> None:
     text = json.dumps(settings, indent=1, sort_keys=True) + "\n"
-    if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise JvidpruneError(f"{path.parent} holds a run with other settings: choose another folder or remove it.")
-    path.write_text(text, encoding="utf-8")
+    if path.exists():
+        try:
+            load_json(path)
+        except JvidpruneError:
+            raise JvidpruneError(
+                f"{path} is damaged: remove it if the folder's run has the present settings, or choose another folder."
+            ) from None
+        if path.read_text(encoding="utf-8") != text:
+            raise JvidpruneError(f"{path.parent} holds a run with other settings: choose another folder or remove it.")
+        return
+    with atomic_output(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _cut_curve(path: Path, step: int) -> list[dict[str, float]]:

@@ -14,7 +14,7 @@ from jvidprune.bench.identity import model_identity, plain
 from jvidprune.bench.items import LeftOut, Task, left_out
 from jvidprune.errors import JvidpruneError
 from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.training import groups, loop
+from jvidprune.training import checkpoints, groups, loop
 from jvidprune.training.examples import Encoder
 from jvidprune.training.groups import Params
 from jvidprune.training.logs import METRICS, TensorBoard, write_csv
@@ -99,12 +99,14 @@ class Trained:
       params: of all modules: those of the best checkpoint where held-out clips were measured, else of the last.
       step: of that checkpoint.
       curve: lines of metrics.
+      notes: sentences about damaged checkpoints that were passed over.
     """
 
     trainee: Trainee
     params: Params
     step: int
     curve: list[dict[str, float]]
+    notes: tuple[str, ...] = ()
 
     def modules(self) -> dict[str, Any]:
         """The modules by name."""
@@ -201,6 +203,7 @@ class Tuner:
         progress: Callable[[int, int], None] | None = None,
         tensorboard: bool = False,
         stop_at: Callable[[], bool] | None = None,
+        note: Callable[[str], None] | None = None,
     ) -> Trained:
         """Trains to the last step, going on where an earlier call in the same folder stopped.
 
@@ -209,10 +212,10 @@ class Tuner:
           report: called with each line of the curve.
           progress: called as (steps done, steps in all).
           tensorboard: whether TensorBoard's files are written.
-          stop_at: see `loop.fit`.
+          stop_at, note: see `loop.fit`.
 
         Raises:
-          JvidpruneError: the folder holds another run, or an unreadable clip.
+          JvidpruneError: the folder holds another run, or damaged checkpoints alone; or an unreadable clip.
         """
         folder, tuning = Path(folder), self.tuning
         tx = groups.optimiser(
@@ -238,12 +241,19 @@ class Tuner:
             if report:
                 report(values)
 
-        keeping = loop.Keeping(
+        notes: list[str] = []
+
+        def tell(sentence: str) -> None:
+            notes.append(sentence)
+            (note or loop.warn)(sentence)
+
+        keeping = checkpoints.Keeping(
             tuning.every, tuning.keep, best=ACCURACY if tuning.measure_every else "", background=True
         )
         measure = loop.Measure(tuning.measure_every, self._measure()) if tuning.measure_every else None
         state = self.placing.state(begin(self._learned, tx, tuning.seed))
         options: dict[str, Any] = {"settings": self._settings, "log": tuning.log, "report": line, "stop_at": stop_at}
+        options |= {"note": tell}
         try:
             state = loop.fit(
                 folder, state, update, self._pipeline, tuning.steps, keeping=keeping, measure=measure, **options
@@ -253,10 +263,10 @@ class Tuner:
                 board.close()
         at = int(state.count)
         if keeping.best:
-            with loop.checkpoints(folder.absolute(), keeping) as manager:
-                at = manager.best_step() or at
-                state = state if at == int(state.count) else loop.restore(manager, at, state)[0]
-        return Trained(self.trainee, {**self._frozen, **state.params}, at, loop.read_curve(folder))
+            step, state = checkpoints.best(folder.absolute(), keeping, state, placed=True, note=tell)
+            at = step or at
+        curve = loop.read_curve(folder)
+        return Trained(self.trainee, {**self._frozen, **state.params}, at, curve, tuple(notes))
 
     def _measure(self) -> Callable[[State], dict[str, float]]:
         """Accuracy and loss on held-out rows, always the same."""

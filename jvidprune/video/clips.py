@@ -77,12 +77,18 @@ class ClipSpec:
     noise: float = 1.5
 
     def __post_init__(self):
-        if self.frames < 1 or not 0 < self.fps < math.inf:
-            raise JvidpruneError(f"a clip needs frames and a rate above 0, not {self.frames} and {self.fps}.")
+        if self.frames < 1:
+            raise JvidpruneError(f"a clip needs at least 1 frame, got {self.frames}.")
+        if not 0 < self.fps < math.inf:
+            raise JvidpruneError(f"a clip needs a rate above 0, got {self.fps}.")
+        if self.seed < 0:
+            raise JvidpruneError(f"the seed of a clip must be at least 0, got {self.seed}.")
         if min(self.size) < 16:
             raise JvidpruneError(f"a clip needs at least 16 x 16 pixels, not {self.size[0]} x {self.size[1]}.")
-        if self.seed < 0 or self.distractors < 0 or not 0 <= self.shapes <= len(COLOURS):
-            raise JvidpruneError(f"a scene holds 0 to {len(COLOURS)} shapes, and no number of a clip is negative.")
+        if not 0 <= self.shapes <= len(COLOURS):
+            raise JvidpruneError(f"a scene holds 0 to {len(COLOURS)} shapes, got {self.shapes}.")
+        if self.distractors < 0:
+            raise JvidpruneError(f"a scene holds 0 distractors or more, got {self.distractors}.")
         if not 0 <= self.cuts < self.frames:
             raise JvidpruneError(f"{self.frames} frames can have 0 to {self.frames - 1} cuts, not {self.cuts}.")
         if not (0 <= self.texture <= 1 and 0 <= self.noise <= 64):

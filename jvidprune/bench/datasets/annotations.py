@@ -8,6 +8,7 @@ from typing import Any
 from jvidprune.bench.datasets.entry import Entry
 from jvidprune.bench.items import LeftOut
 from jvidprune.errors import JvidpruneError, quoted, reason
+from jvidprune.extras import need
 from jvidprune.files import parse_json
 
 Row = dict[str, Any]
@@ -145,10 +146,9 @@ def _no_object(path: Path, place: str, value: Any) -> LeftOut:
 
 
 def _read_parquet(path: Path) -> list[Any]:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise JvidpruneError(f"reading {path} needs pyarrow: pip install 'jvidprune[eval]'.") from None
+    need(f"reading {path}", "pyarrow")
+    from pyarrow import ArrowException, parquet
+
     try:
         return parquet.read_table(path).to_pylist()
     except ArrowException as error:
