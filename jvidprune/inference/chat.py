@@ -5,6 +5,7 @@ from typing import Any
 
 from jvidprune.errors import JvidpruneError, reason
 from jvidprune.models.checkpoint import read_json
+from jvidprune.models.tokenizer import silenced
 
 CHAT = "chat"
 """The template name that stands for the checkpoint's own."""
@@ -67,7 +68,8 @@ def chat_texts(folder: Path, question: str, videos: int, *, placeholder: str, be
 
 
 def _render(source: str, messages: list[dict[str, Any]], folder: Path) -> str:
-    from transformers.utils.chat_template_utils import render_jinja_template
+    with silenced():
+        from transformers.utils.chat_template_utils import render_jinja_template
 
     path = folder / "tokenizer_config.json"
     given = read_json(path) if path.exists() else {}

@@ -43,7 +43,7 @@ def _readable(sentence: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silenced() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     """transformers neither advises to install PyTorch, which nothing here needs, nor warns of what it guesses."""
     before = os.environ.get(_ADVICE)
     os.environ[_ADVICE] = "1"
@@ -86,7 +86,7 @@ class _Auto:
     """AutoTokenizer of transformers, for folders with a tokenizer_config.json."""
 
     def __init__(self, folder: Path):
-        with _readable(f"the tokenizer in {folder} cannot be loaded"), _silenced():
+        with _readable(f"the tokenizer in {folder} cannot be loaded"), silenced():
             from transformers import AutoTokenizer
 
             self._inner: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
