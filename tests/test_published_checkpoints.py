@@ -265,7 +265,7 @@ def test_a_hub_id_is_checked_before_its_weights_come_and_pinned_to_what_was_chec
         assert load_model("a/whole", revision="v2").folder.name == COMMIT
         assert hub.weights == ["model.safetensors"]
         assert set(hub.revisions) == {"v2", COMMIT}
-        with pytest.raises(JvidpruneError, match=r"a/pickled has no safetensors files on the hub; pickles"):
+        with pytest.raises(JvidpruneError, match=r"a/pickled has no safetensors files on the hub.* pickles"):
             load_model("a/pickled")
         assert hub.weights == ["model.safetensors"]
         with pytest.raises(JvidpruneError, match=r"a/none is no local folder and could not be fetched"):

@@ -39,10 +39,10 @@ def place(tmp_path_factory):
     """A clip, and a checkpoint whose tokenizer and chat template are read by transformers."""
     root = tmp_path_factory.mktemp("verbs")
     write_mp4(root / "clip.mp4", render(ClipSpec(seed=3, frames=8, size=(64, 64))).frames, 4.0)
-    folder = tiny_checkpoints.write("qwen3_vl", root / "model")
+    folder = tiny_checkpoints.write("llava_onevision", root / "model")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "extra_special_tokens": {}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    template = "{% for m in messages %}{{ m['role'] }}<|vision_start|><|video_pad|><|vision_end|>{% endfor %}"
+    template = "{% for m in messages %}{{ m['role'] }}<video>{% endfor %}"
     (folder / "chat_template.jinja").write_text(template)
     return root
 
@@ -66,7 +66,7 @@ def verbs(place, out):
         [*ask, "--template", "chat"],
         [*reduce, out / "drawn.html", *model],
         [*reduce, out / "drawn.png", *model],
-        ["sweep", "--methods", "random", "--ratios", "0.5", "--clips", "1", "--out", out / "sweep", *model],
+        ["sweep", "--methods", "random", "--ratios", "0.5", "--clips", "1", "--out", out / "sweep"],
     ]
 
 

@@ -49,8 +49,8 @@ def resolve_folder(
     folder = _fetch(text, commit, (*_WEIGHTS, *_SMALL))
     if not any(folder.glob("*.safetensors")):
         raise JvidpruneError(
-            f"{text} has no safetensors files on the hub; pickles such as pytorch_model.bin are never fetched: convert "
-            "them to safetensors and load the local folder."
+            f"{text} has no safetensors files on the hub, or it cannot be reached to fetch them; pickles such as "
+            "pytorch_model.bin are never fetched: convert them and load the local folder."
         )
     return folder
 
