@@ -84,6 +84,9 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_run_ends_the_same
     curve = loop.read_curve(whole)
     files = sorted(file.relative_to(whole) for file in (whole / FOLDER / "6").rglob("*") if file.is_file())
     assert len(files) >= 5
+    if how == "over":
+        # The numbers themselves carry no checksum in orbax's files.
+        files = [file for file in files if "d" not in file.parts]
     told = set()
     for number, file in enumerate(files):
         folder = shutil.copytree(whole, tmp_path / str(number))
@@ -97,6 +100,7 @@ def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_run_ends_the_same
             assert note.startswith(f"the checkpoint of step 6 in {folder / FOLDER} is damaged (")
             assert note.endswith("training goes on from step 4.")
             assert "\n" not in note
+            assert len(note) < 500 + 2 * len(str(folder))
             assert [path.name for path in (folder / DAMAGED).iterdir()] == ["6"]
             # It has been written again: the next start has nothing to say.
             assert train(folder, **KINDS[kind])[1] == []

@@ -1,9 +1,13 @@
 """Checkpoints of a run in orbax folders; damaged ones are told, put aside and passed over."""
 
+import contextlib
 import dataclasses
+import gc
 import json
+import logging
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -168,14 +172,37 @@ def restore(folder: Path, step: int, state: Any, *, placed: bool) -> tuple[Any, 
     """
     import orbax.checkpoint as ocp
 
-    path = folder / FOLDER / str(step)
+    path, why = folder / FOLDER / str(step), ""
+    with _unheard():
+        try:
+            with ocp.StandardCheckpointer() as reader:
+                found = reader.restore(path / (_PLACED if placed else _STATE), state)
+            place = json.loads((path / _INPUT / "metadata").read_text(encoding="utf-8")) if placed else None
+            return found, place
+        except Exception as error:
+            # The root of a chain says it shortest. Of the error itself nothing may live on, see `_unheard`.
+            why = reason(_root(error), 160).partition(". See full TensorStore details")[0]
+        gc.collect()
+    raise JvidpruneError(why)
+
+
+def _root(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Readers that orbax gave up on report to nobody: neither in log lines nor when they are collected as garbage."""
+    level, hook = logging.root.manager.disable, sys.unraisablehook
+    logging.disable(logging.CRITICAL)
+    sys.unraisablehook = lambda unraisable: None
     try:
-        with ocp.StandardCheckpointer() as reader:
-            found = reader.restore(path / (_PLACED if placed else _STATE), state)
-        place = json.loads((path / _INPUT / "metadata").read_text(encoding="utf-8")) if placed else None
-    except Exception as error:
-        raise JvidpruneError(reason(error, 200)) from error
-    return found, place
+        yield
+    finally:
+        sys.unraisablehook = hook
+        logging.disable(level)
 
 
 def _steps(folder: Path) -> list[int]:
