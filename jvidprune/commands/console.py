@@ -45,7 +45,9 @@ class Console:
     def working(self) -> Iterator[None]:
         """Progress bars live inside; they vanish when done."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        with Progress(*columns, TimeElapsedColumn(), console=self._err, transient=True) as progress:
+        # Without a terminal all that bars leave behind is an empty line.
+        shown: dict[str, Any] = {"transient": True, "disable": not self._err.is_terminal}
+        with Progress(*columns, TimeElapsedColumn(), console=self._err, **shown) as progress:
             self._progress = progress
             try:
                 yield
