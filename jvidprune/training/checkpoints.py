@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,16 +181,22 @@ def restore(folder: Path, step: int, state: Any, *, placed: bool) -> tuple[Any, 
             place = json.loads((path / _INPUT / "metadata").read_text(encoding="utf-8")) if placed else None
             return found, place
         except Exception as error:
-            # The root of a chain says it shortest. Of the error itself nothing may live on, see `_unheard`.
-            why = reason(_root(error), 160).partition(". See full TensorStore details")[0]
+            # Of the error itself nothing may live on, see `_unheard`.
+            why = _why(error)
         gc.collect()
     raise JvidpruneError(why)
 
 
-def _root(error: BaseException) -> BaseException:
+def _why(error: BaseException) -> str:
+    """What an error of orbax means, in the middle of a sentence: the root of its chain says it shortest."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return error
+    if isinstance(error, UnicodeDecodeError | json.JSONDecodeError):
+        return "a file beside its arrays is no JSON"
+    text = reason(error, 160)
+    # TensorStore begins with a status code and goes on with its drivers.
+    code = re.match(r"[A-Z]+(?:_[A-Z]+)*(?=: )", text)
+    return f"its arrays cannot be read, {code.group()}" if code else text
 
 
 @contextlib.contextmanager
