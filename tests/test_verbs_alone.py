@@ -160,11 +160,9 @@ def test_numbers_and_addresses_that_make_no_sense(place, tmp_path):
     taken.listen()
     port = taken.getsockname()[1]
     wanted = [
-        (["clip", tmp_path / "x.mp4", "--seed", "-1"], "the seed of a clip must be at least 0, got -1"),
-        (["clip", tmp_path / "x.mp4", "--frames", "0"], "a clip needs at least 1 frame, got 0"),
-        (["flops", "--kept", "-1"], "at least 1 token is kept, got -1"),
-        (["flops", "--kept", "0"], "at least 1 token is kept, got 0"),
-        (["flops", "--kept", "99999999"], "99999999 kept tokens are more than the"),
+        (["clip", tmp_path / "x.mp4", "--seed", "-1"], "seed must be at least 0, got -1"),
+        (["clip", tmp_path / "x.mp4", "--frames", "0"], "frames must lie in [3, 10000], got 0"),
+        (["flops", "--kept", "-1"], "kept must lie in [0, 6272], the video's tokens, got -1"),
         (["ask", "--revision", "v1"], "a revision, here 'v1', is one of a hub id"),
         (["ask", "--model", place / "model", "--revision", "v1"], "is a local folder; a revision"),
     ]
@@ -182,10 +180,3 @@ def test_numbers_and_addresses_that_make_no_sense(place, tmp_path):
         assert found["err"].count("\n") == 1, found["err"]
         assert says in found["err"], line
     taken.close()
-
-
-def test_short_clips_have_as_many_cuts_as_they_can(tmp_path):
-    lines = [["clip", tmp_path / f"{frames}.mp4", "--frames", frames, "--json"] for frames in (1, 2, 3)]
-    for line, found in run(tmp_path, lines):
-        assert found["code"] == 0, (line, found)
-        assert json.loads(found["out"])["frames"] == line[3]

@@ -7,6 +7,8 @@ import sys
 import warnings
 from collections.abc import Iterator
 
+from jvidprune.errors import JvidpruneWarning
+
 _ALWAYS = {
     # transformers advises to install PyTorch, which nothing here needs.
     "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
@@ -25,7 +27,7 @@ def silent(*, quiet: bool) -> Iterator[None]:
     """Warnings and log lines of libraries go nowhere inside; what the environment sets itself stays as it is.
 
     Args:
-      quiet: their progress bars as well.
+      quiet: their progress bars and this package's own warnings as well.
     """
     added = {name: value for name, value in (_ALWAYS | (_QUIET if quiet else {})).items() if name not in os.environ}
     os.environ.update(added)
@@ -35,6 +37,8 @@ def silent(*, quiet: bool) -> Iterator[None]:
         with warnings.catch_warnings():
             if not sys.warnoptions:
                 warnings.simplefilter("ignore")
+                if not quiet:
+                    warnings.simplefilter("default", JvidpruneWarning)
             yield
     finally:
         logging.disable(level)
