@@ -303,5 +303,5 @@ def test_configs_and_sizes_are_refused_in_one_sentence(tmp_path):
     assert report.stages == named.stages
     assert report.visual == 2 * 14 * 14
     assert config_of(PUBLISHED["qwen3-vl-8b"]) == published("QWEN3-VL-8B")
-    with pytest.raises(JvidpruneError, match="more than the 392 of the video"):
+    with pytest.raises(JvidpruneError, match=r"kept must lie in \[0, 392\]"):
         costs.of_config("qwen3-vl-8b", size="448x448", **(words | {"kept": 393}))
