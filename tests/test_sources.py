@@ -38,7 +38,7 @@ class Mine:
         rank = jnp.argsort(jnp.argsort(sign * norms, stable=True), stable=True)
         return selection_plan(rank < budget, capacity)
 
-def cost(x):
+def cost(x, y):
     return x + 1
 """
 
