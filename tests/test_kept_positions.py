@@ -192,6 +192,31 @@ def test_the_model_reads_and_answers_at_these_positions(llms, family, rule, monk
     assert int(third[0, 0]) == answer.token_ids[2]
 
 
+@pytest.mark.parametrize("text", ["fastv:layer=1", "dycoke:decode_layer=1"])
+def test_stages_inside_the_model_and_decoding_policies_work_under_both_rules(llms, text):
+    """Where nothing is left out before the model, both rules are one on a single axis; where it is, they differ."""
+    llm, frames = llms["molmo2"], np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8)
+    reducer = llm.reducer(text)
+    video = llm.encode(frames, reducer.needs)
+    cuts = reducer.inner_at(0.6) if text.startswith("fastv") else reducer.inner
+    assert cuts
+    found = {}
+    for rule in RULES:
+        one = llm.reduce(video, reducer=reducer, ratio=0.6, positions=rule)
+        answer = llm.ask(one, "What?", max_new_tokens=4)
+        slots, _ = llm.lay_out([one], "What?", 4)
+        found[rule] = answer.token_ids, slots.rotary[0, : slots.length].tolist()
+        assert (answer.positions, len(one.inner)) == (rule, len(cuts))
+    whole = llm.prompt_ids([one], "What?")
+    length = sum(map(len, whole)) + video.layout().total
+    if text.startswith("fastv"):
+        assert found["original"] == found["renumbered"]
+        assert found["original"][1] == list(range(length))
+    else:
+        assert found["renumbered"][1] == list(range(len(found["renumbered"][1])))
+        assert found["original"][1][-1] == length - 1 > found["renumbered"][1][-1]
+
+
 def test_rows_filed_under_other_places_keep_the_positions_of_their_own_tokens(llms):
     """VisionZip on LLaVA-Video: where a row is filed decides where it stands, not its position."""
     one = reduced_video(reducers.get("visionzip", "llava_video"), [3, 0, 9], positions="original")
