@@ -19,6 +19,7 @@ from jvidprune.integrations.lmms_args import ModelArgs
 from jvidprune.integrations.lmms_requests import Adapter
 from jvidprune.models.load import FAMILIES
 from jvidprune.serve.compare import Comparer
+from jvidprune.training.clips import open_clips
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.limits import Limits
 
@@ -266,3 +267,18 @@ def test_the_readme_s_own_sweep_runs_with_every_method(run, folders, tmp_path, f
     assert set(METHODS.split(",")) - missing <= methods
     assert missing.isdisjoint(methods)
     assert set(record["refused"]) >= missing
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_training_reads_as_many_frames_of_a_short_video(loaded, films, tmp_path, family):
+    """Its rows have one size."""
+    lines = ["video,question,answer,qid,type,a0,a1,a2,a3,a4"]
+    for number, length in enumerate((1, 5, 9)):
+        (tmp_path / "NExTVideo").mkdir(exist_ok=True)
+        shutil.copy(films[length], tmp_path / "NExTVideo" / f"{number}.mp4")
+        lines.append(f"{number},what is it,1,{number},DO,cat,dog,bird,fish,cow")
+    (tmp_path / "val.csv").write_text("\n".join(lines))
+    sizes = {"frames": 7, "held_frames": 6, "questions": 8, "held": 1}
+    learned, held = open_clips(loaded[family], "nextqa", tmp_path, **sizes)
+    assert [learned[i].load().indices.tolist() for i in range(2)] == [[0] * 7, [0, 0, 1, 2, 2, 3, 4]]
+    assert len(held[0].load().indices) == 6
