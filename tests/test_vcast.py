@@ -100,7 +100,8 @@ def test_a_turn_back_gets_more_than_a_straight_way():
     centre = np.array([10.0, 0, 0, 0]) + way[:, None] * np.array([0, 0.1, 0, 0])
     spread = rng.normal(size=(1, 20, 4))
     video = VideoTokens.create((centre[:, None] + spread).astype(np.float32), grid=(4, 5))
-    reduced = jvidprune.reduce(VCAST(), video, 0.5, diagnostics=True)
+    # At a fifth of the tokens no frame is full, so that none hands its share on.
+    reduced = jvidprune.reduce(VCAST(), video, 0.2, diagnostics=True)
     curvature = np.asarray(reduced.diagnostics["curvature"])
     assert curvature.argmax() == 3
     assert curvature[3] > 1.9
