@@ -190,6 +190,8 @@ def _joined(files: RunFiles, keys: Keys) -> bool:
         parts = {name: part_files(files.folder, name) for name in KINDS}
         if any(parts.values()):
             for name, store, asked in zip(KINDS, stores, (*keys.select(stores, ()), []), strict=True):
+                if not parts[name]:
+                    continue
                 # What is not asked for now stands first, as it was.
                 ours = {store.key(record) for record in asked}
                 others = [record for record in store.records() if store.key(record) not in ours]
