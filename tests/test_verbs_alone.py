@@ -59,7 +59,7 @@ def verbs(place, out):
         ["plan", "--frames", "4"],
         ["clip", out / "made.mp4", "--frames", "4"],
         ["bench", "baselines", "--clips", "2"],
-        ["bench", "export", out / "exported", "--clips", "1", "--frames", "4"],
+        ["bench", "export", out / "exported", "--clips", "1"],
         ["parity", HERE / "golden" / "evs"],
         ["export", place / "model", out / "copy"],
         ask,
