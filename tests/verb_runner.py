@@ -4,7 +4,6 @@ Reads {"blocked": [modules], "lines": [[words], ...]} as JSON from the file it i
 {"code", "out", "err"} into the file named second. Streams are caught below Python, so that native code is heard too.
 """
 
-import importlib.abc
 import json
 import os
 import sys
@@ -12,16 +11,22 @@ import tempfile
 import traceback
 
 
-class Blocked(importlib.abc.MetaPathFinder):
-    """Packages that are not installed."""
+class Without:
+    """A finder of modules to which some packages are not installed.
 
-    def __init__(self, names):
-        self.names = set(names)
+    A finder before the others would not do: who asks whether a package is there wants None, no error.
+    """
+
+    def __init__(self, finder, names):
+        self._finder, self._names = finder, names
 
     def find_spec(self, fullname, path=None, target=None):
-        if fullname.partition(".")[0] in self.names:
-            raise ModuleNotFoundError(f"No module named {fullname!r}", name=fullname)
-        return None
+        if fullname.partition(".")[0] in self._names:
+            return None
+        return self._finder.find_spec(fullname, path, target)
+
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
 
 
 def call(words):
@@ -57,7 +62,7 @@ if __name__ == "__main__":
     with open(sys.argv[1], encoding="utf-8") as file:
         asked = json.load(file)
     target = sys.argv[2]
-    sys.meta_path.insert(0, Blocked(asked["blocked"]))
+    sys.meta_path[:] = [Without(finder, set(asked["blocked"])) for finder in sys.meta_path]
     found = [call(words) for words in asked["lines"]]
     with open(target, "w", encoding="utf-8") as file:
         json.dump(found, file)
