@@ -16,10 +16,11 @@ import math
 import numbers
 import types
 import typing
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar, cast
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.texts import shown, unknown
@@ -311,7 +312,7 @@ def _number(value: Any, kind: type, traced: bool, limits: Range = _ANYWHERE) -> 
     if isinstance(value, jax.Array) or (traced and isinstance(value, np.ndarray) and value.ndim):
         if not _is_array(value, kinds, traced):
             raise _Wrong(_words(kind))
-        if isinstance(value, jax.core.Tracer) or value.size != 1:
+        if isinstance(value, Tracer) or value.size != 1:
             return value
         _in_range(value.item(), kind, limits)
         return value
@@ -321,7 +322,7 @@ def _number(value: Any, kind: type, traced: bool, limits: Range = _ANYWHERE) -> 
     if not isinstance(value, wanted) or isinstance(value, bool):
         raise _Wrong(_words(kind))
     _in_range(value, kind, limits)
-    return value if type(value) is kind else kind(value)
+    return value if type(value) is kind else cast(Any, kind)(value)
 
 
 def _in_range(value: Any, kind: type, limits: Range) -> None:
@@ -347,7 +348,7 @@ def _is_array(value: Any, kinds: str, traced: bool) -> bool:
     """Whether a value is an array of jax, or in a leaf of numpy, that can stand for a number of this kind."""
     if not (isinstance(value, jax.Array) or (traced and isinstance(value, np.ndarray))):
         return False
-    scalar = value.ndim == 0 or traced or isinstance(value, jax.core.Tracer)
+    scalar = value.ndim == 0 or traced or isinstance(value, Tracer)
     return scalar and value.dtype.kind in kinds
 
 
@@ -359,7 +360,8 @@ def _names(hint: Any) -> tuple[str, ...]:
         if part is not types.NoneType
         for arg in (typing.get_args(part) if typing.get_origin(part) is Literal else (None,))
     ]
-    return tuple(args) if all(isinstance(arg, str) for arg in args) else ()
+    names = tuple(arg for arg in args if isinstance(arg, str))
+    return names if len(names) == len(args) else ()
 
 
 def _words(hint: Any) -> str:

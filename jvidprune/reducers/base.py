@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
 from jvidprune.fields import check_fields
@@ -270,7 +271,7 @@ def sweep(
 def _warn(reducer: Reducer, reduced: Reduced) -> None:
     """Says what a method's `warning(diagnostics)` says of a result, outside of transformations."""
     rule = getattr(reducer, "warning", None)
-    if rule is None or any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(reduced.diagnostics)):
+    if rule is None or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(reduced.diagnostics)):
         return
     text = rule(reduced.diagnostics)
     if text is not None:

@@ -139,7 +139,7 @@ class Sequential(PositionedReducer):
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What either stage needs."""
-        return self.first.needs | self.second.needs
+        return frozenset(self.first.needs) | frozenset(self.second.needs)
 
     @property
     def newline(self) -> Any:

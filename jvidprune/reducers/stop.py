@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -131,7 +131,7 @@ class SToP(PositionedReducer):
                 object.__setattr__(self, "base", base_reducer(self.base, self.backbone))
             except JvidpruneError as error:
                 raise JvidpruneError(f"SToP's base: {error}") from error
-        check_weighs_features(self.base, "SToP cannot wrap")
+        check_weighs_features(cast(Reducer, self.base), "SToP cannot wrap")
 
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]

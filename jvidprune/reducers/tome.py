@@ -106,7 +106,8 @@ class ToMe(PositionedReducer):
         found = over_frames(
             lambda tokens, length: _levels(tokens, length, self.heads), x.reshape(-1, clip * n, dim), lengths
         )
-        return ToMeShared(*(jnp.moveaxis(part, 1, 0) for part in found), video.frame_mask)
+        row, rank, into = (jnp.moveaxis(part, 1, 0) for part in found)
+        return ToMeShared(row, rank, into, video.frame_mask)
 
     def decide(self, shared: ToMeShared, budget: ToMeBudget, *, capacity: int) -> Plan:
         """Level and number of pairs of every clip, and from them the row of every token."""

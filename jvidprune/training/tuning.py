@@ -226,7 +226,7 @@ class Tuner:
 
         def update(state: State, rows: Rows, number: Any) -> tuple[State, dict[str, Any]]:
             state, metrics = step(state, self._frozen, self.placing.batch(split_batch(rows, tuning.parts)))
-            if progress:
+            if progress is not None:
                 progress(int(number) + 1, tuning.steps)
             return state, metrics
 
@@ -263,8 +263,8 @@ class Tuner:
                 board.close()
         at = int(state.count)
         if keeping.best:
-            step, state = checkpoints.best(folder.absolute(), keeping, state, placed=True, note=tell)
-            at = step or at
+            best, state = checkpoints.best(folder.absolute(), keeping, state, placed=True, note=tell)
+            at = best or at
         curve = loop.read_curve(folder)
         return Trained(self.trainee, {**self._frozen, **state.params}, at, curve, tuple(notes))
 

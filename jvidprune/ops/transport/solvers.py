@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneWarning
@@ -150,7 +151,7 @@ def warn_eagerly(result: TransportResult, solver: str, epsilon: Any) -> Transpor
       JvidpruneWarning: `TransportResult.warning`.
     """
     values = (result.converged, result.underflow, epsilon)
-    if not any(isinstance(value, jax.core.Tracer) for value in values):
+    if not any(isinstance(value, Tracer) for value in values):
         text = result.warning(solver, epsilon if np.ndim(epsilon) == 0 else None)
         if text is not None:
             warnings.warn(text, JvidpruneWarning, stacklevel=3)
