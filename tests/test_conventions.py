@@ -279,7 +279,8 @@ def test_runs_of_two_conventions_are_two_runs(folders):
     words = [{}, {"convention": "transformers"}, {"convention": "lmms-eval"}, {"mrope_rule": "transformers-4.57"}]
     found = [model_identity(VideoLLM.load(folders["qwen2_5_vl"], **some)) for some in words]
     assert len({run_hash(identity) for identity in found}) == 4
-    assert found[2]["reading"] == {"convention": "lmms-eval", "mrope_rule": "lmms-eval"}
+    settings = found[2]["around"]["settings"]
+    assert (settings["convention"], settings["mrope_rule"]) == ("lmms-eval", "lmms-eval")
 
 
 def test_a_saved_convention_is_that_of_the_folder(folders, tmp_path):
