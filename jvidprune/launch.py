@@ -72,14 +72,14 @@ def _number(given: int | None, env: Mapping[str, str], name: str) -> int | None:
     text = env.get(name)
     if given is not None or not text:
         return given
-    if not text.lstrip("-").isdigit():
+    if not text.lstrip("-").isdecimal():
         raise JvidpruneError(f"{name} must be a whole number, got {text!r}.")
     return int(text)
 
 
 def _explicit(coordinator: str, processes: int, process: int) -> Launch:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise JvidpruneError(f"a coordinator is written host:port, got {coordinator!r}.")
     if processes < 1:
         raise JvidpruneError(f"there must be at least 1 process, got {processes}.")
@@ -92,7 +92,7 @@ def _slurm(env: Mapping[str, str]) -> Launch:
     """A task of `srun`: the coordinator is on the step's first node, at a port that the job's number decides."""
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST", "")
     job = env.get("SLURM_JOB_ID", "")
-    if not nodes or not job.isdigit():
+    if not nodes or not job.isdecimal():
         raise JvidpruneError("SLURM gives neither nodes nor a job number: start with srun, or name a coordinator.")
     # node[003-007,9] and node3,node4 begin with node003 and node3.
     first = re.match(r"([^\[,]+)(?:\[([^\],-]+))?", nodes)

@@ -151,7 +151,7 @@ def open_host(launch: Mapping[str, Any]) -> tuple[Host, float]:
     if any(launch.get(name) is not None for name in ("coordinator", "processes", "process_id")):
         raise JvidpruneError(f"host {text} needs no coordinator: leave out --coordinator, --processes, --process-id.")
     number, _, of = text.partition("/")
-    if not (number.isdigit() and of.isdigit() and int(of)):
+    if not (number.isdecimal() and of.isdecimal() and int(of)):
         raise JvidpruneError(f"a host is written as in 0/4, got {text!r}.")
     return Host(int(number), int(of)), 0.0
 
