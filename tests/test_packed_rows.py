@@ -60,4 +60,5 @@ def test_layers_computed_again_give_the_same_gradients(decoder):
     for start in (0, 1):
         kept, found = gradient(decoder, start), gradient(again, start)
         for a, b in zip(jax.tree.leaves(kept), jax.tree.leaves(found), strict=True):
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+            # Computed again, sums are ordered otherwise: an entry is as exact as the largest of its array.
+            np.testing.assert_allclose(a, b, rtol=0, atol=1e-6 * np.abs(b).max())
