@@ -23,7 +23,7 @@ def smoke_eval(out: Path) -> None:
     import pyarrow
     from pyarrow import parquet
 
-    from jvidprune.bench.datasets.annotations import read_rows
+    from jvidprune.evals.datasets.annotations import read_rows
 
     assert "--task" in verb("sweep", "--help")
     rows = [{"videoID": "a", "question": "?", "answer": "B"}]

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from jvidprune.bench.markdown import accuracy_table, category_table, difference_table, grid
-from jvidprune.bench.metrics import Difference, paired_difference
-from jvidprune.bench.plan import SweepPlan
-from jvidprune.bench.results import make_table
-from jvidprune.bench.runner import SweepRecords, run_sweep
-from jvidprune.commands.console import Console
-from jvidprune.commands.run import open_model
-from jvidprune.commands.sweep import METHODS, answerable_part
+from jvidprune.cli.console import Console
+from jvidprune.cli.run import open_model
+from jvidprune.cli.sweep import METHODS, answerable_part
+from jvidprune.evals.markdown import accuracy_table, category_table, difference_table, grid
+from jvidprune.evals.metrics import Difference, paired_difference
+from jvidprune.evals.plan import SweepPlan
+from jvidprune.evals.results import make_table
+from jvidprune.evals.runner import SweepRecords, run_sweep
 from jvidprune.reducers import presets
 from jvidprune.reducers.prompting import PositionRule
 from jvidprune.training.logs import write_csv

@@ -10,14 +10,14 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from jvidprune.bench.markdown import accuracy_table, difference_table
-from jvidprune.bench.metrics import paired_difference
-from jvidprune.bench.plan import SweepPlan
-from jvidprune.bench.results import make_table
-from jvidprune.bench.runner import run_sweep
-from jvidprune.commands.console import Console
-from jvidprune.commands.run import open_model
-from jvidprune.commands.sweep import answerable_part
+from jvidprune.cli.console import Console
+from jvidprune.cli.run import open_model
+from jvidprune.cli.sweep import answerable_part
+from jvidprune.evals.markdown import accuracy_table, difference_table
+from jvidprune.evals.metrics import paired_difference
+from jvidprune.evals.plan import SweepPlan
+from jvidprune.evals.results import make_table
+from jvidprune.evals.runner import run_sweep
 from jvidprune.ops.transport import Sinkhorn
 from jvidprune.training.logs import write_csv
 

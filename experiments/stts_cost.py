@@ -20,11 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jvidprune.bench.flops_model import Segment, prefill, vision_terms
-from jvidprune.bench.flops_stts import stts_projector, stts_tower
-from jvidprune.bench.markdown import grid
-from jvidprune.bench.timing import in_turns
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.costs.flops_model import Segment, prefill, vision_terms
+from jvidprune.costs.flops_stts import stts_projector, stts_tower
+from jvidprune.costs.timing import in_turns
+from jvidprune.evals.markdown import grid
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, llava_windows
 from jvidprune.tokens import Layout
@@ -149,7 +149,7 @@ amounts = [int(text) for text in args.frames.split(",")]
 parts = [
     "# What STTS saves\n",
     "Cost of the embedded model with windows removed, as a share of the unpruned model's: FLOPs (counted, "
-    f"`bench.flops_stts`) / time (measured, {jax.default_backend()}, one thread a matrix product, fastest of "
+    f"`costs.flops_stts`) / time (measured, {jax.default_backend()}, one thread a matrix product, fastest of "
     f"{args.repeat} in turns). Block {config.prune_at} of {sizes.vision.layers} is scored, blocks from "
     f"{config.first_packed} run on what is kept; {args.text} text tokens. The tower includes the projector; a training "
     "step is that of one clip, all parameters learn, layers are computed again in the backward pass (counted as three "

@@ -23,18 +23,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvidprune.bench.answering import BATCH, MIN_FILL
-from jvidprune.bench.extract import is_correct
-from jvidprune.bench.identity import model_fingerprint, run_hash
-from jvidprune.bench.markdown import difference_table, grid
-from jvidprune.bench.metrics import FULL, Cell, paired_difference, summarise
-from jvidprune.bench.store import RecordStore
-from jvidprune.bench.timing import in_turns
-from jvidprune.commands.sweep import answerable_part
-from jvidprune.commands.train import describe, read_rates
-from jvidprune.commands.train_choice import TrainChoice
-from jvidprune.inference.batch import Prompt, answer_many
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.cli.sweep import answerable_part
+from jvidprune.cli.train import describe, read_rates
+from jvidprune.cli.train_choice import TrainChoice
+from jvidprune.costs.timing import in_turns
+from jvidprune.evals.answering import BATCH, MIN_FILL
+from jvidprune.evals.extract import is_correct
+from jvidprune.evals.identity import model_fingerprint, run_hash
+from jvidprune.evals.markdown import difference_table, grid
+from jvidprune.evals.metrics import FULL, Cell, paired_difference, summarise
+from jvidprune.evals.store import RecordStore
+from jvidprune.llm.batch import Prompt, answer_many
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.stts import attach
 from jvidprune.training.logs import write_csv

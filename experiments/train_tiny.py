@@ -15,16 +15,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jvidprune.bench.procedural import Procedural
-from jvidprune.bench.templates import CATEGORIES
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.training.batches import Plan
+from experiments.tiny.batches import Plan
+from experiments.tiny.network import Network
+from experiments.tiny.publish import write_checkpoint
+from experiments.tiny.recipe import Recipe, Stage, all_words, config_json, train
+from experiments.tiny.record import write_record
+from experiments.tiny.vocabulary import word_tokenizer
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.templates import CATEGORIES
 from jvidprune.training.measure import accuracy_table, answers
-from jvidprune.training.network import Network
-from jvidprune.training.publish import write_checkpoint
-from jvidprune.training.recipe import Recipe, Stage, all_words, config_json, train
-from jvidprune.training.record import write_record
-from jvidprune.training.vocabulary import word_tokenizer
 
 EYES = ("0.vision", "0.projector", "0.lm.embed", "1.")
 MIND = ("0.projector", "0.image_newline", "0.lm", "1.")

@@ -264,7 +264,7 @@ class InnerStage:
     * "random" (control): a draw; setting `seed`. The only rule that may stand before layer 0.
     * "dynamic_decode" (DyCoke): attention of the new token in layer `layer` - 1; settings `threshold`, `mode`.
 
-    A rule of one's own is a `models.inner.Rule` in place of a name.
+    A rule of one's own is a `models.cuts.Rule` in place of a name.
 
     Attributes:
       layer: 0-based index of the first decoder layer after the cut; a layer beyond the last one means no cut.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from jvidprune.bench.world import COLOURS
+from jvidprune.procedural.world import COLOURS
 
 SHAPES = ("circle", "square", "triangle", "cross", "ring")
 Blob = collections.namedtuple("Blob", "colour shape x y area")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from jvidprune.inference.sequence import Run, laid_out, weave
+from jvidprune.llm.prompts.slots import Run, laid_out, weave
 
 
 def one_run(before, after, visual, *, max_positions, reserve):

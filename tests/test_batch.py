@@ -11,11 +11,11 @@ import untrained
 from tiny import write_checkpoint
 
 from jvidprune import JvidpruneError, VideoTokens, reducers
-from jvidprune.inference.batch import Prompt, answer_many, score_many
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.prompt import template
-from jvidprune.inference.reduced import ReducedVideo
-from jvidprune.inference.sequence import bucket_length
+from jvidprune.llm.batch import Prompt, answer_many, score_many
+from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.llm.prompts.llava import template
+from jvidprune.llm.prompts.slots import bucket_length
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.generate import prefill
 from jvidprune.models.score import _at_once, _one_by_one
 from jvidprune.tokens import InnerStage, Reduced

@@ -10,15 +10,14 @@ import pytest
 from bench_watcher import Watcher
 
 from jvidprune import cli
-from jvidprune.bench import Procedural, vocabulary
-from jvidprune.bench.baselines import TextOnly, baselines, table
-from jvidprune.bench.export import export
-from jvidprune.bench.items import LETTERS, Item, Question, chance
-from jvidprune.bench.procedural import SPLITS
-from jvidprune.bench.templates import CATEGORIES, FOCUS, TEXTS, split, template_of
-from jvidprune.bench.world import COLOUR_IDS, COLOURS, DIRECTION_IDS, SHAPE_IDS
-from jvidprune.commands import benchmark
+from jvidprune.cli import benchmark
 from jvidprune.errors import JvidpruneError
+from jvidprune.evals.items import LETTERS, Item, Question, chance
+from jvidprune.procedural.baselines import TextOnly, baselines, table
+from jvidprune.procedural.benchmark import SPLITS, Procedural, vocabulary
+from jvidprune.procedural.export import export
+from jvidprune.procedural.templates import CATEGORIES, FOCUS, TEXTS, split, template_of
+from jvidprune.procedural.world import COLOUR_IDS, COLOURS, DIRECTION_IDS, SHAPE_IDS
 from jvidprune.video.decode import read_frames
 
 PLAIN = {"clutter": 0, "texture": 0.0, "noise": 0.0, "camera": 0.0, "posts": 0, "crowding": 0.0}

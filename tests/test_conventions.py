@@ -13,17 +13,17 @@ import pytest
 import tiny_checkpoints as tiny
 
 from jvidprune import JvidpruneError, reducers
-from jvidprune.bench.identity import model_identity, run_hash
 from jvidprune.cli import main
-from jvidprune.commands.costs import layout_of
-from jvidprune.inference import qwen
-from jvidprune.inference.conventions import CONVENTIONS, settings_of
-from jvidprune.inference.families import FAMILIES, family_settings
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.processor import channels
+from jvidprune.cli.costs import layout_of
+from jvidprune.evals.identity import model_identity, run_hash
 from jvidprune.integrations.lmms_args import ModelArgs
+from jvidprune.llm.conventions import CONVENTIONS, settings_of
+from jvidprune.llm.families import FAMILIES, family_settings
+from jvidprune.llm.processor import channels
+from jvidprune.llm.prompts import qwen
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.checkpoint.published import published
 from jvidprune.models.positions import MROPE_RULES
-from jvidprune.models.published import published
 from jvidprune.reducers.saved import SavedPruning, load_pruning, save_pruning
 from jvidprune.tokens import VideoTokens
 from jvidprune.video.decode import Clip

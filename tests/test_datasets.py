@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jvidprune.bench.datasets import names, open_dataset
-from jvidprune.bench.datasets.videos import VideoIndex, part_indices, read_clip
 from jvidprune.errors import JvidpruneError
+from jvidprune.evals.datasets import names, open_dataset
+from jvidprune.evals.datasets.videos import VideoIndex, part_indices, read_clip
 from jvidprune.video.clips import ClipSpec, render
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.limits import Limits
@@ -147,7 +147,7 @@ def test_published_layouts_are_read(tmp_path, film, name):
 
 @pytest.mark.parametrize("name", names())
 def test_one_wrong_row_costs_no_other(tmp_path, film, name):
-    from jvidprune.bench.datasets.annotations import read_rows
+    from jvidprune.evals.datasets.annotations import read_rows
 
     LAYOUTS[name](tmp_path, film)
     before = open_dataset(name, tmp_path, **WISH)

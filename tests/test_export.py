@@ -15,9 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from jvidprune import cli
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.models.export import exact_dtype, export_checkpoint, export_model
-from jvidprune.models.load import load_model
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.checkpoint.export import exact_dtype, export_checkpoint, export_model
+from jvidprune.models.checkpoint.load import load_model
 from jvidprune.ops.transport import Dustbin, FixedSinkhorn, Given, TokenCost
 from jvidprune.reducers import presets
 from jvidprune.reducers.saved import FILE, SavedPruning, load_pruning, read_record, save_pruning

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from jvidprune import JvidpruneError
-from jvidprune.bench.datasets.wording import choice
-from jvidprune.bench.extract import first_letter, is_correct, option_letter, short_text, yes_or_no
-from jvidprune.bench.items import Question
+from jvidprune.evals.datasets.wording import choice
+from jvidprune.evals.extract import first_letter, is_correct, option_letter, short_text, yes_or_no
+from jvidprune.evals.items import Question
 
 COLOURS = ("red", "green", "light green", "blue")
 

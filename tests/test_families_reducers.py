@@ -13,9 +13,11 @@ import pytest
 import tiny_checkpoints as tiny
 
 from jvidprune import reducers
-from jvidprune.inference import batch, coverage, qwen, sequence
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.models.load import FAMILIES
+from jvidprune.llm import batch, coverage
+from jvidprune.llm.prompts import qwen
+from jvidprune.llm.prompts import slots as sequence
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.checkpoint.load import FAMILIES
 from jvidprune.reducers.base import inner_stages
 from jvidprune.video.preprocess import qwen_patches
 

@@ -6,7 +6,7 @@ import reducer_checks as checks
 
 import jvidprune as jv
 from jvidprune import JvidpruneError, reducers
-from jvidprune.models.inner import Inner
+from jvidprune.models.cuts import Inner
 from jvidprune.parity import core
 from jvidprune.parity import fastv as parity
 from jvidprune.reducers.base import inner_stages

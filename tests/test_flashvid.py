@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout, VideoTokens
-from jvidprune.models.published import PUBLISHED, published
+from jvidprune.models.checkpoint.published import PUBLISHED, published
 from jvidprune.ops.sink import SinkRule
 from jvidprune.parity import core, flashvid_cut, flashvid_hooks
 from jvidprune.parity import flashvid as parity

@@ -10,18 +10,18 @@ import pytest
 from flax import nnx
 
 from jvidprune import JvidpruneError, VideoTokens, reducers
-from jvidprune.bench import flops_model
-from jvidprune.bench.flops import count_ratio
-from jvidprune.bench.flops_papers import paper_prefill
-from jvidprune.bench.flops_reducer import reducer_flops
-from jvidprune.commands import costs
+from jvidprune.cli import costs
+from jvidprune.costs import flops_model
+from jvidprune.costs.flops import count_ratio
+from jvidprune.costs.flops_papers import paper_prefill
+from jvidprune.costs.flops_reducer import reducer_flops
+from jvidprune.models.checkpoint.published import PUBLISHED, config_of, published
+from jvidprune.models.cuts import Inner
 from jvidprune.models.decoder import Decoder
-from jvidprune.models.inner import Inner
 from jvidprune.models.llava_onevision import LlavaOnevisionConfig
 from jvidprune.models.llava_onevision import Model as Llava
 from jvidprune.models.molmo2 import Model as Molmo2
-from jvidprune.models.published import PUBLISHED, config_of, published
-from jvidprune.models.qwen_vl import QwenVL
+from jvidprune.models.qwen.model import QwenVL
 from jvidprune.reducers import presets
 from jvidprune.reducers.base import run_budgets, stack_budgets
 from jvidprune.tokens import InnerStage, Layout

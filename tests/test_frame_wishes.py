@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.conventions import settings_of
-from jvidprune.inference.families import FAMILIES, family_settings
+from jvidprune.llm.conventions import settings_of
+from jvidprune.llm.families import FAMILIES, family_settings
 from jvidprune.video.sampling import RULES
 from jvidprune.video.wish import FrameWish
 

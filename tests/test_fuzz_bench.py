@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from PIL import Image
 from test_datasets import LAYOUTS
 
-from jvidprune.bench.datasets import names, open_dataset
-from jvidprune.bench.keys import BATCH_KEY, SAMPLE_KEY
-from jvidprune.bench.metrics import summarise
-from jvidprune.bench.records import is_batch, is_sample
-from jvidprune.bench.results import make_table
-from jvidprune.bench.runner import RunFiles, SweepRecords
-from jvidprune.bench.store import RecordStore
 from jvidprune.errors import JvidpruneError
+from jvidprune.evals.datasets import names, open_dataset
+from jvidprune.evals.keys import BATCH_KEY, SAMPLE_KEY
+from jvidprune.evals.metrics import summarise
+from jvidprune.evals.records import is_batch, is_sample
+from jvidprune.evals.results import make_table
+from jvidprune.evals.runner import RunFiles, SweepRecords
+from jvidprune.evals.store import RecordStore
 from jvidprune.parity.core import run_folder
 from jvidprune.parity.registry import comparers
 from jvidprune.reducers.presets import from_text

@@ -13,9 +13,9 @@ from fuzzing import bounded, broken_text, damaged, fuzz, one_sentence
 from hypothesis import strategies as st
 
 import jvidprune
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.models.checkpoint import Checkpoint
-from jvidprune.models.load import FAMILIES, load_model, read_config
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.checkpoint.folder import Checkpoint
+from jvidprune.models.checkpoint.load import FAMILIES, load_model, read_config
 from jvidprune.models.tokenizer import load_tokenizer
 from jvidprune.reducers.presets import get
 from jvidprune.reducers.saved import SavedPruning
@@ -135,7 +135,7 @@ def test_hostile_files_beside_the_weights(folders, tmp_path, examples):
         (folder / name).write_bytes(data)
         with pytest.MonkeyPatch.context() as patch, one_sentence():
             model = dataclasses.replace(loaded[family], folder=folder)
-            patch.setattr("jvidprune.inference.pipeline.load_model", lambda *args, **options: model)
+            patch.setattr("jvidprune.llm.video_llm.load_model", lambda *args, **options: model)
             llm = VideoLLM.load(folder, template="chat" if name.startswith("chat") else None)
             assert all(isinstance(i, int) for i in llm.eos_ids)
         shutil.rmtree(folder)

@@ -14,10 +14,10 @@ import untrained
 from prompts import one_run
 
 from jvidprune import JvidpruneError, VideoTokens, reducers
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.prompt import template
-from jvidprune.inference.sequence import bucket_length
-from jvidprune.inference.stages import StageClock
+from jvidprune.llm.prompts.llava import template
+from jvidprune.llm.prompts.slots import bucket_length
+from jvidprune.llm.stages import StageClock
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.overlay import contact_sheet, draw_frame, row_colours
 from jvidprune.viz.report import reduction_page
@@ -199,7 +199,7 @@ CACHED = """
 import jax, jax.numpy as jnp
 {before}
 jnp.ones(3) + 1
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.llm.video_llm import VideoLLM
 try:
     VideoLLM.load({folder!r})
 except Exception as error:

@@ -9,13 +9,13 @@ import tiny_checkpoints as tiny
 from tiny import tokenizer
 
 from jvidprune import JvidpruneError, reducers
-from jvidprune.inference import molmo2
-from jvidprune.inference.batch import Prompt, answer_many
-from jvidprune.inference.fits import check_question
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.costs.fits import check_question
+from jvidprune.llm.batch import Prompt, answer_many
+from jvidprune.llm.prompts import molmo2
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models import generate
+from jvidprune.models.cuts import Inner
 from jvidprune.models.generate import prefill
-from jvidprune.models.inner import Inner
 from jvidprune.models.tokenizer import beginning
 from jvidprune.reducers.base import reduce
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, attach

@@ -7,12 +7,12 @@ import pytest
 from tiny import PAD, write_checkpoint
 
 from jvidprune import reducers
-from jvidprune.inference import qwen
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.prompt import template
+from jvidprune.llm.prompts import qwen
+from jvidprune.llm.prompts.llava import template
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models import generate
 from jvidprune.models.positions import prompt_pieces
-from jvidprune.models.qwen_vl import spread_levels
+from jvidprune.models.qwen.model import spread_levels
 from jvidprune.reducers.base import reduce
 from jvidprune.video.decode import Clip
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from prompts import one_run
 
 from jvidprune import JvidpruneError, reducers
-from jvidprune.inference.inner import prompt_inner
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.llm.cuts import prompt_inner
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.cuts import Inner
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.generate import generate, prefill
-from jvidprune.models.inner import Inner
 from jvidprune.models.rope import RopeConfig
 from jvidprune.ops.inner_select import kept_table, random_scores
 from jvidprune.parity import core, flashvid_cut

@@ -11,17 +11,17 @@ import pytest
 import tiny_checkpoints as tiny
 
 from jvidprune import JvidpruneError, cli, reducers
-from jvidprune.bench.identity import model_identity, plain, run_hash
-from jvidprune.bench.plan import NoVideo
-from jvidprune.commands.train_choice import TrainChoice
-from jvidprune.inference import batch, families
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.reduced import ReducedVideo
+from jvidprune.cli.train_choice import TrainChoice
+from jvidprune.evals.identity import model_identity, plain, run_hash
+from jvidprune.evals.plan import NoVideo
 from jvidprune.integrations.lmms_args import ModelArgs
+from jvidprune.llm import batch, families
+from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.checkpoint.export import export_checkpoint
+from jvidprune.models.checkpoint.load import FAMILIES
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.models.export import export_checkpoint
 from jvidprune.models.generate import generate, prefill
-from jvidprune.models.load import FAMILIES
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers import presets
 from jvidprune.reducers.prompting import position_rule, prompt_rules

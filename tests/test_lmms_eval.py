@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from jvidprune.bench.datasets import open_dataset
-from jvidprune.bench.export import export
-from jvidprune.bench.plan import SweepPlan
-from jvidprune.bench.procedural import Procedural
-from jvidprune.bench.runner import run_sweep
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.evals.datasets import open_dataset
+from jvidprune.evals.plan import SweepPlan
+from jvidprune.evals.runner import run_sweep
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
+from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.export import export
 
 pytestmark = pytest.mark.lmms_eval
 

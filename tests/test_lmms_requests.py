@@ -12,15 +12,15 @@ import tiny_checkpoints
 import yaml
 from PIL import Image
 
-from jvidprune.bench import lmms_task
-from jvidprune.bench.datasets import open_dataset
-from jvidprune.bench.export import export
-from jvidprune.bench.procedural import Procedural
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.batch import Prompt, score_many
+from jvidprune.evals.datasets import open_dataset
 from jvidprune.integrations import lmms_requests
 from jvidprune.integrations.lmms_args import Generation, ModelArgs
 from jvidprune.integrations.lmms_requests import Adapter, Responses
+from jvidprune.llm.batch import Prompt, score_many
+from jvidprune.procedural import lmms_task
+from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.export import export
 from jvidprune.reducers import presets
 from jvidprune.reducers.saved import SavedPruning, save_pruning
 from jvidprune.video.encode import write_mp4
@@ -311,7 +311,7 @@ def test_an_export_is_a_task_of_lmms_eval_and_of_our_own_runner(tmp_path):
 
     def function(loader, node):
         module, name = loader.construct_scalar(node).rsplit(".", 1)
-        assert module == "jvidprune.bench.lmms_task"
+        assert module == "jvidprune.procedural.lmms_task"
         return getattr(lmms_task, name)
 
     Loader.add_constructor("!function", function)

@@ -15,14 +15,14 @@ from tiny import write_checkpoint
 from untrained import LARGE, config_json
 
 from jvidprune import JvidpruneError
-from jvidprune.inference import memory
-from jvidprune.inference.families import family_settings
-from jvidprune.inference.fits import check_encoding, check_question
+from jvidprune.costs import memory
+from jvidprune.costs.fits import check_encoding, check_question
+from jvidprune.llm.families import family_settings
 from jvidprune.models import qwen3_vl
 from jvidprune.models.cache import empty_cache
+from jvidprune.models.checkpoint.load import FAMILIES, family_of, load_model
+from jvidprune.models.checkpoint.published import published
 from jvidprune.models.llava_onevision import Config
-from jvidprune.models.load import FAMILIES, family_of, load_model
-from jvidprune.models.published import published
 from jvidprune.video.clips import ClipSpec, render, write_mp4
 from jvidprune.video.limits import Limits
 
@@ -65,7 +65,7 @@ def test_frames_in_a_llava_tower_take_what_xla_counts():
 def test_frames_in_a_qwen_tower_go_in_chunks_and_take_what_xla_counts(monkeypatch):
     config = qwen3_vl.Config.from_hf(json.loads((ROOT / "qwen3_vl" / "config.json").read_text()))
     grid = (6, 16, 24)
-    monkeypatch.setattr("jvidprune.models.qwen_vit._SCORES", 2 * config.vision.heads * 384**2)
+    monkeypatch.setattr("jvidprune.models.qwen.tower._SCORES", 2 * config.vision.heads * 384**2)
     shape = memory.tower_shape(config, 12, grid)
     assert (shape.frames, shape.patches, shape.tokens, shape.chunk, shape.levels) == (6, 384, 96, 2, 2)
     patches = spec(6 * 384, config.vision.patch_values)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jvidprune import JvidpruneError
-from jvidprune.inference.families import FAMILIES as SETTINGS
-from jvidprune.inference.times import time_instruction, with_times
+from jvidprune.llm.clock import time_instruction, with_times
+from jvidprune.llm.families import FAMILIES as SETTINGS
+from jvidprune.models.checkpoint.load import FAMILIES, family_of
 from jvidprune.models.llava_video import Config
-from jvidprune.models.load import FAMILIES, family_of
 from jvidprune.ops.newline import full_length
 from jvidprune.ops.pool import pool_tokens, pooled_side
 from jvidprune.parity.models import compare_model_folder

@@ -14,13 +14,13 @@ from safetensors.numpy import load_file, save_file
 from jvidprune import JvidpruneError
 from jvidprune.models import load_model
 from jvidprune.models.attention import Keys, attend
-from jvidprune.models.export import export_model
+from jvidprune.models.checkpoint.export import export_model
+from jvidprune.models.checkpoint.published import PUBLISHED, published
 from jvidprune.models.molmo2 import Config
 from jvidprune.models.molmo2.config import ConnectorConfig
 from jvidprune.models.molmo2.connector import Connector
 from jvidprune.models.molmo2.params import SCORER, name_table
 from jvidprune.models.molmo2.windows import window_patches
-from jvidprune.models.published import PUBLISHED, published
 from jvidprune.models.rope import Yarn
 from jvidprune.parity.models import compare_model_folder
 

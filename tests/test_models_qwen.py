@@ -23,10 +23,10 @@ from jvidprune.models.positions import (
     step_seconds,
     video_ids,
 )
+from jvidprune.models.qwen.model import spread_levels
+from jvidprune.models.qwen.tower import Windows, patch_coordinates
 from jvidprune.models.qwen2_5_vl import Config as Config25
 from jvidprune.models.qwen3_vl import Config as Config3
-from jvidprune.models.qwen_vit import Windows, patch_coordinates
-from jvidprune.models.qwen_vl import spread_levels
 from jvidprune.parity.models import compare_model_folder
 
 ROOT = Path(__file__).parent / "golden" / "models"

@@ -18,7 +18,7 @@ from tiny import ROOT
 from jvidprune import parallel
 from jvidprune.errors import JvidpruneError, TransientError
 from jvidprune.launch import Launch, detect, start
-from jvidprune.models.published import PUBLISHED, published
+from jvidprune.models.checkpoint.published import PUBLISHED, published
 
 HERE = Path(__file__).parent
 
@@ -207,7 +207,7 @@ import jax, numpy as np, jax.numpy as jnp
 from flax import nnx
 from jvidprune import parallel
 from jvidprune.models import load_model
-from jvidprune.models.checkpoint import Checkpoint
+from jvidprune.models.checkpoint.folder import Checkpoint
 assert jax.device_count() == 8
 mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
 plain = load_model(sys.argv[1], dtype=jnp.float32).model
@@ -236,7 +236,7 @@ wanted = parallel.state_shardings(nnx.state(plain), mesh, "llava_onevision", pla
 placed = parallel.shard_state(nnx.state(plain), mesh, "llava_onevision", plain.config.units)
 for a, b, c in zip(*(jax.tree.leaves(t) for t in (wanted, nnx.state(spread), placed)), strict=True):
     assert a == b.sharding == c.sharding
-from jvidprune.bench.footprint import weights
+from jvidprune.costs.footprint import weights
 first = jax.devices()[0]
 held = [s.data.size for x in jax.tree.leaves(nnx.state(spread)) for s in x.addressable_shards if s.device == first]
 assert weights(spread.config, dict(mesh.shape)).total == sum(held) < total / 4 / 2
@@ -267,9 +267,9 @@ from pathlib import Path
 import jax, numpy as np
 import tiny
 from jvidprune import parallel
-from jvidprune.inference import batch
-from jvidprune.inference.batch import Prompt, answer_many, score_many
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.llm import batch
+from jvidprune.llm.batch import Prompt, answer_many, score_many
+from jvidprune.llm.video_llm import VideoLLM
 family, folder = sys.argv[1], Path(sys.argv[2])
 tiny.write_checkpoint(folder, family)
 mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)

@@ -10,7 +10,7 @@ import pytest
 from jax.extend import core as jex
 
 from jvidprune import VideoTokens, reducers
-from jvidprune.models.published import published
+from jvidprune.models.checkpoint.published import published
 from jvidprune.reducers import base
 from jvidprune.tokens import stack_budgets
 

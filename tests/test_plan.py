@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import pytest
 
 from jvidprune import cli
-from jvidprune.bench.chips import CHIPS, chip
-from jvidprune.bench.footprint import footprint, weights
-from jvidprune.commands.planning import Wish, rows
+from jvidprune.cli.planning import Wish, rows
+from jvidprune.costs import memory
+from jvidprune.costs.chips import CHIPS, chip
+from jvidprune.costs.footprint import footprint, weights
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference import memory
-from jvidprune.models.published import published
+from jvidprune.models.checkpoint.published import published
 
 WISH = Wish("llava-onevision-7b", "h100", ("tensor=1",), "32", "1", "none", "448x448", 57, 64, 1, "bfloat16")
 

@@ -9,11 +9,11 @@ import pytest
 from tiny import SPECIAL, tokenizer
 
 from jvidprune import JvidpruneError, reducers
-from jvidprune.inference import layout, qwen
-from jvidprune.inference.chat import chat_texts
-from jvidprune.inference.processor import channels, qwen_limits, square, video_processor
-from jvidprune.inference.prompt import template
-from jvidprune.inference.reduced import ReducedVideo, shared_blocks, shared_stages
+from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_stages
+from jvidprune.llm.processor import channels, qwen_limits, square, video_processor
+from jvidprune.llm.prompts import layout, qwen
+from jvidprune.llm.prompts.llava import template
+from jvidprune.llm.prompts.templates import chat_texts
 from jvidprune.models.positions import prompt_pieces
 from jvidprune.models.qwen2_5_vl import Config as Config25
 from jvidprune.models.qwen3_vl import Config as Config3

@@ -14,9 +14,9 @@ from hub_server import COMMIT, serving
 from safetensors.numpy import load_file, save_file
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.models.checkpoint import unwrapped
-from jvidprune.models.load import load_model, planned_dtype, read_config
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.checkpoint.folder import unwrapped
+from jvidprune.models.checkpoint.load import load_model, planned_dtype, read_config
 from jvidprune.models.tokenizer import end_ids, load_tokenizer
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from jvidprune.inference import coverage
+from jvidprune.llm import coverage
 from jvidprune.reducers import table
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
@@ -29,4 +29,4 @@ def test_the_methods_table_is_the_generated_one():
 
 
 def test_the_families_table_is_the_generated_one():
-    assert coverage.markdown() in README, "run: python -m jvidprune.inference.coverage README.md"
+    assert coverage.markdown() in README, "run: python -m jvidprune.llm.coverage README.md"

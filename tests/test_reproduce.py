@@ -9,10 +9,10 @@ import pytest
 import tiny_checkpoints
 from test_datasets import LAYOUTS
 
-from jvidprune.bench.datasets import names as datasets
-from jvidprune.bench.plan import SweepPlan
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.load import FAMILIES
+from jvidprune.evals.datasets import names as datasets
+from jvidprune.evals.plan import SweepPlan
+from jvidprune.models.checkpoint.load import FAMILIES
 from jvidprune.reducers.evs import EVS
 from jvidprune.reducers.presets import from_text
 from jvidprune.tokens import Layout

@@ -24,7 +24,7 @@ from test_inner import (
 )
 
 from jvidprune import JvidpruneError
-from jvidprune.models.inner import Chosen, Rule
+from jvidprune.models.cuts import Chosen, Rule
 from jvidprune.reducers.fastv import FastV
 from jvidprune.tokens import InnerStage
 

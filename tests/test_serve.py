@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.serve.cards import cards, figures
 from jvidprune.serve.compare import Comparer

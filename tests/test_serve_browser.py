@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.serve.examples import write_examples
 from jvidprune.serve.server import running

@@ -9,15 +9,15 @@ import tiny_checkpoints
 from PIL import Image
 from test_cli import run  # noqa: F401
 
-from jvidprune.bench.export import export
-from jvidprune.bench.procedural import Procedural
-from jvidprune.commands.sweep import METHODS
+from jvidprune.cli.sweep import METHODS
+from jvidprune.costs.fits import check_question
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.fits import check_question
-from jvidprune.inference.pipeline import VideoLLM
 from jvidprune.integrations.lmms_args import ModelArgs
 from jvidprune.integrations.lmms_requests import Adapter
-from jvidprune.models.load import FAMILIES
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.checkpoint.load import FAMILIES
+from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.export import export
 from jvidprune.serve.compare import Comparer
 from jvidprune.training.clips import open_clips
 from jvidprune.video.encode import write_mp4

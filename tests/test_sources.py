@@ -11,11 +11,11 @@ import types
 import numpy as np
 import pytest
 
-from jvidprune.bench.identity import plain, run_hash
-from jvidprune.bench.plan import SweepPlan
-from jvidprune.bench.procedural import Procedural
-from jvidprune.bench.runner import run_sweep
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.evals.identity import plain, run_hash
+from jvidprune.evals.plan import SweepPlan
+from jvidprune.evals.runner import run_sweep
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers import presets
 
 MODULE = """
@@ -146,7 +146,7 @@ def test_objects_without_fields_are_told_apart_by_what_they_hold():
 def test_marks_are_those_of_the_next_process(own, tmp_path):
     own()
     (name,) = [path.stem for path in tmp_path.glob("*_mine.py")]
-    script = f"import {name}; from jvidprune.bench.identity import plain, run_hash; "
+    script = f"import {name}; from jvidprune.evals.identity import plain, run_hash; "
     script += f"print(run_hash(plain({name}.Mine())), run_hash(plain({{'f': {name}.cost, 's': {{'a', 'b', 'c'}}}})))"
     found = {
         subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True).stdout

@@ -14,9 +14,9 @@ import tiny_checkpoints
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.reduced import sweep_video
-from jvidprune.models.load import load_model
+from jvidprune.llm.encoded import sweep_video
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.checkpoint.load import load_model
 from jvidprune.reducers import presets
 from jvidprune.stts import (
     Scorer,

@@ -1,7 +1,7 @@
 """What a model is asked: the categories and kinds in which it was measured to be above chance."""
 
-from jvidprune.bench.procedural import Procedural
-from jvidprune.bench.subset import Subset, answerable
+from jvidprune.evals.subset import Subset, answerable
+from jvidprune.procedural.benchmark import Procedural
 
 TABLE = """given,category,kind,questions,right,accuracy,chance
 all tokens,all,all,300,200,0.66,0.3

@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 
 from jvidprune import cli
-from jvidprune.bench.metrics import Cell, bootstrap_ratio, clip_draws, paired_difference, summarise
-from jvidprune.bench.plan import SweepPlan
-from jvidprune.bench.procedural import Procedural
-from jvidprune.bench.results import Cost, SweepTable, make_table
-from jvidprune.bench.runner import run_sweep
-from jvidprune.bench.store import RecordStore
-from jvidprune.commands import sweep as verb
-from jvidprune.commands.console import sweep_table
+from jvidprune.cli import sweep as verb
+from jvidprune.cli.console import sweep_table
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.evals.metrics import Cell, bootstrap_ratio, clip_draws, paired_difference, summarise
+from jvidprune.evals.plan import SweepPlan
+from jvidprune.evals.results import Cost, SweepTable, make_table
+from jvidprune.evals.runner import run_sweep
+from jvidprune.evals.store import RecordStore
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers.controls import Random
 from jvidprune.viz.sweep_examples import Disagreement
 from jvidprune.viz.sweep_plots import time_plot
@@ -261,8 +261,8 @@ WRITTEN = ("generation_config.json", "chat_template.jinja", "merges.txt", "token
 
 
 def test_the_hash_changes_with_everything_that_changes_results(model, tmp_path):
-    from jvidprune.bench.identity import run_hash
-    from jvidprune.bench.plan import identity
+    from jvidprune.evals.identity import run_hash
+    from jvidprune.evals.plan import identity
     from jvidprune.reducers import presets
 
     folder = shutil.copytree(model, tmp_path / "model")
@@ -297,7 +297,7 @@ def test_the_hash_changes_with_everything_that_changes_results(model, tmp_path):
 
 
 def test_two_writers_of_one_folder_are_kept_apart(tmp_path):
-    from jvidprune.bench.hosts import only_writer
+    from jvidprune.evals.hosts import only_writer
 
     refused = pytest.raises(JvidpruneError, match=r"another process is writing to .*; wait for it")
     with only_writer(tmp_path), refused, only_writer(tmp_path, patience=0):

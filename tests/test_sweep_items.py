@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jvidprune import cli
-from jvidprune.bench.export import export
-from jvidprune.bench.procedural import Procedural
+from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.export import export
 from jvidprune.video.encode import write_mp4
 
 WORDS = ["--methods", "random", "--ratios", "0.25", "--frames", "8", "--max-new-tokens", "1"]
@@ -247,7 +247,7 @@ def test_no_method_is_no_sweep(data, run, methods):
 
 def test_frames_of_other_clips_are_not_read_again(data, run, monkeypatch):
     """What is there is known by the file, not by reading it."""
-    from jvidprune.bench.datasets import task as module
+    from jvidprune.evals.datasets import task as module
 
     run(data, "--clips", "3")
     read = []

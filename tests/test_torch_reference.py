@@ -18,8 +18,8 @@ import tiny_checkpoints as tiny
 from tiny import PAD, SPECIAL, tokenizer, write_checkpoint
 
 from jvidprune import reducers
-from jvidprune.inference.conventions import CONVENTIONS, settings_of
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.llm.conventions import CONVENTIONS, settings_of
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.positions import prompt_pieces, prompt_positions
 from jvidprune.tokens import VideoTokens
 from jvidprune.video import resize
@@ -193,7 +193,7 @@ def test_qwen_videos_are_read_as_by_the_processors(family, convention, size, kin
 
 
 def published_config(family):
-    from jvidprune.models.published import published
+    from jvidprune.models.checkpoint.published import published
 
     return published({"qwen2_5_vl": "qwen2.5-vl-7b", "qwen3_vl": "qwen3-vl-8b"}[family])
 

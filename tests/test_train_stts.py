@@ -17,12 +17,12 @@ import pytest
 import tiny_checkpoints
 from flax import nnx
 
-from jvidprune.bench.procedural import Procedural
-from jvidprune.commands.train import read_rates
-from jvidprune.commands.train_choice import TrainChoice
+from jvidprune.cli.train import read_rates
+from jvidprune.cli.train_choice import TrainChoice
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.batch import Prompt, score_many
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.llm.batch import Prompt, score_many
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.procedural.benchmark import Procedural
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, attach
 from jvidprune.training import groups, loop, step
 from jvidprune.training.clips import open_clips, rows_for

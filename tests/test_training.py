@@ -16,21 +16,21 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jvidprune.bench.paint import paint
-from jvidprune.bench.procedural import Procedural
-from jvidprune.bench.templates import CATEGORIES
-from jvidprune.bench.world import COLOUR_IDS, SHAPE_IDS
+from experiments.tiny.batches import TEMPLATE, Plan, Prompts, clip_batch, frame_batch
+from experiments.tiny.publish import write_checkpoint
+from experiments.tiny.recipe import LONGEST, Recipe, Sizes, Stage, all_words, config_json, train, write_tokenizer
+from experiments.tiny.record import RECORD
+from experiments.tiny.targets import IGNORE, clip_targets
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.checkpoint.load import load_model
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.models.load import load_model
+from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.paint import paint
+from jvidprune.procedural.templates import CATEGORIES
+from jvidprune.procedural.world import COLOUR_IDS, SHAPE_IDS
 from jvidprune.training import loop
-from jvidprune.training.batches import TEMPLATE, Plan, Prompts, clip_batch, frame_batch
 from jvidprune.training.measure import answers
-from jvidprune.training.publish import write_checkpoint
-from jvidprune.training.recipe import LONGEST, Recipe, Sizes, Stage, all_words, config_json, train, write_tokenizer
-from jvidprune.training.record import RECORD
-from jvidprune.training.targets import IGNORE, clip_targets
 
 TASK = Procedural("train", clips=1 << 20, side=56)
 MICRO = Recipe(

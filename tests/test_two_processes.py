@@ -122,8 +122,8 @@ def results_of(path):
 
 
 def test_two_hosts_keep_a_single_process_out_and_other_hosts_of_their_number(tmp_path):
-    from jvidprune.bench.hosts import Host, is_running, only_writer
     from jvidprune.errors import JvidpruneError, TransientError
+    from jvidprune.evals.hosts import Host, is_running, only_writer
 
     assert [list(Host(i, 3).clips(7)) for i in range(3)] == [[0, 3, 6], [1, 4], [2, 5]]
     with pytest.raises(JvidpruneError, match="numbered 0 to 1, got 2"):
@@ -145,7 +145,7 @@ def test_two_hosts_keep_a_single_process_out_and_other_hosts_of_their_number(tmp
 def test_a_place_that_is_only_asked_about_is_waited_for(tmp_path):
     import fcntl
 
-    from jvidprune.bench import hosts
+    from jvidprune.evals import hosts
 
     assert hosts.PATIENCE >= 1
     with hosts.only_writer(tmp_path, hosts.Host(1, 2)):
@@ -159,8 +159,8 @@ def test_a_place_that_is_only_asked_about_is_waited_for(tmp_path):
 
 
 def test_what_goes_wrong_inside_is_not_taken_for_a_folder_that_cannot_be_written_to(tmp_path):
-    from jvidprune.bench.hosts import only_writer
     from jvidprune.errors import JvidpruneError
+    from jvidprune.evals.hosts import only_writer
 
     with pytest.raises(BrokenPipeError), only_writer(tmp_path):
         raise BrokenPipeError
@@ -170,10 +170,10 @@ def test_what_goes_wrong_inside_is_not_taken_for_a_folder_that_cannot_be_written
 
 
 def test_of_two_runs_at_once_in_a_folder_one_is_refused_and_later_both_share_it(tmp_path, monkeypatch):
-    from jvidprune.bench import runner
-    from jvidprune.bench.hosts import Host, only_writer
-    from jvidprune.bench.plan import SweepPlan
     from jvidprune.errors import TransientError
+    from jvidprune.evals import runner
+    from jvidprune.evals.hosts import Host, only_writer
+    from jvidprune.evals.plan import SweepPlan
 
     monkeypatch.setattr(runner.plans, "identity", lambda llm, task, plan: {"longest": plan.max_new_tokens})
 
@@ -196,8 +196,8 @@ def test_of_two_runs_at_once_in_a_folder_one_is_refused_and_later_both_share_it(
 
 
 def test_a_bad_clip_is_the_same_for_hosts_and_for_a_single_process(home, model, tmp_path):
-    from jvidprune.bench.export import export
-    from jvidprune.bench.procedural import Procedural
+    from jvidprune.procedural.benchmark import Procedural
+    from jvidprune.procedural.export import export
 
     data, out = tmp_path / "data", tmp_path / "out"
     export(Procedural("test", clips=4, questions=1), data, scale=1)
@@ -223,7 +223,7 @@ def test_a_bad_clip_is_the_same_for_hosts_and_for_a_single_process(home, model, 
 
 
 def test_hosts_without_a_coordinator_share_the_folder_alone(home, model, whole, tmp_path, capfd):
-    from jvidprune.bench.hosts import Host, only_writer
+    from jvidprune.evals.hosts import Host, only_writer
 
     out = tmp_path / "out"
     sweep(home, model, out, "--host", "1/2")
@@ -251,7 +251,7 @@ def train(folder, mesh=None):
     from flax import nnx
 
     from jvidprune import parallel
-    from jvidprune.models.load import load_model
+    from jvidprune.models.checkpoint.load import load_model
     from jvidprune.training.optimiser import State, training_step
 
     loaded = load_model(folder, dtype=jnp.float32, mesh=mesh)
@@ -285,7 +285,7 @@ TRAIN = """
 import sys
 import jax, numpy as np
 from jvidprune import launch, parallel
-from jvidprune.models.checkpoint import Checkpoint
+from jvidprune.models.checkpoint.folder import Checkpoint
 from test_two_processes import train
 started = launch.start(patience=60)
 assert (started.kind, started.processes) == ("slurm", 2), started

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image, ImageOps
 from test_video_files import encode_with, numbered, numbers_of
 
-from jvidprune.bench.datasets.videos import read_clip
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference import molmo2, qwen
-from jvidprune.inference.times import time_instruction
+from jvidprune.evals.datasets.videos import read_clip
+from jvidprune.llm.clock import time_instruction
+from jvidprune.llm.prompts import molmo2, qwen
 from jvidprune.video import decode, display, index
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.timing import timing

@@ -14,7 +14,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tiny import SPECIAL, tokenizer
 
-from jvidprune.models.load import FAMILIES
+from jvidprune.models.checkpoint.load import FAMILIES
 
 WIDTH, LAYERS = 16, 2
 

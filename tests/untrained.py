@@ -7,9 +7,9 @@ import numpy as np
 from flax import nnx
 from tiny import tokenizer
 
-from jvidprune.models.checkpoint import UNTRAINED_MARK
+from experiments.tiny import publish, recipe
+from jvidprune.models.checkpoint.folder import UNTRAINED_MARK
 from jvidprune.models.llava_onevision import Config, Model
-from jvidprune.training import publish, recipe
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jvidprune import reducers
+from jvidprune.costs import memory
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference import memory
 from jvidprune.reducers.base import run_budgets
 from jvidprune.tokens import Layout, stack_budgets
 

@@ -11,11 +11,11 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from jvidprune.bench import flops_model
+from jvidprune.costs import flops_model
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.inner import Inner
-from jvidprune.models.load import FAMILIES, family_of
-from jvidprune.models.published import PUBLISHED, published
+from jvidprune.models.checkpoint.load import FAMILIES, family_of
+from jvidprune.models.checkpoint.published import PUBLISHED, published
+from jvidprune.models.cuts import Inner
 from jvidprune.reducers.base import inner_stages
 from jvidprune.reducers.presets import for_model
 from jvidprune.tokens import Layout

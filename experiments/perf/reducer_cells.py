@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 
 from jvidprune import VideoTokens, reducers
-from jvidprune.bench.flops_reducer import reducer_flops
+from jvidprune.costs.flops_reducer import reducer_flops
 from jvidprune.errors import JvidpruneError
 from jvidprune.reducers.base import run_budgets
 from jvidprune.tokens import stack_budgets

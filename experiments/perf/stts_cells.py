@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jvidprune.bench import flops_model
+from jvidprune.costs import flops_model
+from jvidprune.models.checkpoint.load import load_model
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.models.load import load_model
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, encode_llava, llava_windows, one_video, windows_to_remove
 from jvidprune.tokens import Layout
 

@@ -35,7 +35,7 @@ class Table:
       checkpoint, family: hub id of the weights, and the family they load as.
       frames: of a video.
       ratios: retention ratios of all methods that have none of their own.
-      tasks: names of benchmarks (`bench.datasets`).
+      tasks: names of benchmarks (`evals.datasets`).
       columns: task, task.category, or one of `DERIVED`.
       methods: the table's name of a method -> ratio -> how the command line writes it there. A file gives one text
         for all ratios, {default = TEXT, "0.1" = TEXT} where settings depend on the ratio, or {"0.11" = TEXT} without a
@@ -136,7 +136,7 @@ def settings(methods: Mapping[str, Mapping[float, str]]) -> dict[str, Setting]:
 
 def look(table: Table, args: argparse.Namespace) -> Found:
     """Looks for weights and data."""
-    from jvidprune.models.load import FAMILIES
+    from jvidprune.models.checkpoint.load import FAMILIES
     from jvidprune.reducers.presets import from_text
 
     absent: list[str] = []
@@ -171,9 +171,9 @@ def look(table: Table, args: argparse.Namespace) -> Found:
 
 def _gives(model: Path, head: Path | None) -> tuple[str, frozenset[str]]:
     """Family and evidence of a checkpoint, with SigLIP's pooling head or without."""
-    from jvidprune.models.checkpoint import Checkpoint
+    from jvidprune.models.checkpoint.folder import Checkpoint
+    from jvidprune.models.checkpoint.load import name_table, read_config
     from jvidprune.models.llava_onevision.config import HEAD_EVIDENCE
-    from jvidprune.models.load import name_table, read_config
     from jvidprune.stts.attach import EVIDENCE
     from jvidprune.stts.released import released_scorer
     from jvidprune.stts.saved import read_stts
@@ -210,14 +210,14 @@ def run(
     Raises:
       JvidpruneError: nothing of any task can be asked, or with --strict something of one cannot.
     """
-    from jvidprune.bench.metrics import ALL
-    from jvidprune.bench.plan import SweepPlan
-    from jvidprune.bench.results import make_table
-    from jvidprune.bench.runner import run_sweep
-    from jvidprune.commands.console import Console
-    from jvidprune.commands.left_out import nothing_answered
-    from jvidprune.commands.run import open_model
-    from jvidprune.commands.sweep import SweepChoice, open_task
+    from jvidprune.cli.console import Console
+    from jvidprune.cli.left_out import nothing_answered
+    from jvidprune.cli.run import open_model
+    from jvidprune.cli.sweep import SweepChoice, open_task
+    from jvidprune.evals.metrics import ALL
+    from jvidprune.evals.plan import SweepPlan
+    from jvidprune.evals.results import make_table
+    from jvidprune.evals.runner import run_sweep
 
     console = Console()
     asked = settings(found.methods)
@@ -280,7 +280,7 @@ def derived(row: Mapping[str, float], whole: Mapping[str, float], tasks: tuple[s
 
 def show(table: Table, ours: Mapping[tuple[str, float], Mapping[str, float]]) -> str:
     """The table as Markdown: in every cell ours, then the paper's; a dash where one is missing."""
-    from jvidprune.bench.markdown import grid
+    from jvidprune.evals.markdown import grid
 
     def text(value: float | None) -> str:
         return "–" if value is None else f"{value:.1f}"

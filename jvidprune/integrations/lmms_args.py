@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.conventions import check_convention
-from jvidprune.models.dtypes import AUTO, DTypeName
+from jvidprune.llm.conventions import check_convention
+from jvidprune.models.checkpoint.dtypes import AUTO, DTypeName
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.positions import check_rule

@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jvidprune.bench.answering import MIN_FILL
-from jvidprune.bench.hosts import only_writer
-from jvidprune.bench.identity import model_identity, plain, run_hash
-from jvidprune.bench.store import RecordStore
 from jvidprune.errors import JvidpruneError, reading, reason
-from jvidprune.inference.batch import Prompt, Score, answer_many, score_many
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.inference.reduced import ReducedVideo
+from jvidprune.evals.answering import MIN_FILL
+from jvidprune.evals.hosts import only_writer
+from jvidprune.evals.identity import model_identity, plain, run_hash
+from jvidprune.evals.store import RecordStore
 from jvidprune.integrations.lmms_args import Generation, ModelArgs
 from jvidprune.integrations.lmms_documents import (
     Answered,
@@ -30,6 +27,9 @@ from jvidprune.integrations.lmms_documents import (
     occurrences,
     same_prompt,
 )
+from jvidprune.llm.batch import Prompt, Score, answer_many, score_many
+from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.evidence import check_evidence
 from jvidprune.video.decode import Clip
 

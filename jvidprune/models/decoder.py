@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.attention import Keys, Past, Segments, attend, probe
 from jvidprune.models.cache import Cache, CacheSegment, empty_cache
+from jvidprune.models.cuts import Inner
 from jvidprune.models.fused import AttentionKind
-from jvidprune.models.inner import Inner
 from jvidprune.models.layers import GatedMlp, RMSNorm, linear, scan_layers, stack
 from jvidprune.models.reading import Read, read_prompt, run_cached
 from jvidprune.models.rope import RopeConfig, rope_tables, rotate

@@ -1,6 +1,6 @@
 """What `jvidprune models` says of each family."""
 
-from jvidprune.models.load import FAMILIES
+from jvidprune.models.checkpoint.load import FAMILIES
 
 _KNOWN: dict[str, tuple[str, str]] = {
     "llava_onevision": ("2408.03326", "llava-hf/llava-onevision-qwen2-7b-ov-hf, lmms-lab/llava-onevision-qwen2-7b-ov"),

@@ -9,8 +9,8 @@ from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.cache import Cache, CacheSegment
+from jvidprune.models.cuts import Cut, CutRecord, Inner, TokenState, last_valid
 from jvidprune.models.decode_policy import Reselection
-from jvidprune.models.inner import Cut, CutRecord, Inner, TokenState, last_valid
 
 
 class Read(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jvidprune.errors import JvidpruneError, quoted, reason
-from jvidprune.models.checkpoint import read_json
+from jvidprune.models.checkpoint.folder import read_json
 
 END_TOKENS = ("<|im_end|>", "<|endoftext|>")
 """Ends of sequence of the Qwen family."""

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from jvidprune.models.checkpoint.names import decoder_rules
 from jvidprune.models.decoder import Decoder, DecoderConfig
-from jvidprune.models.weights import decoder_rules
 
 
 def decoder_of(weights: Mapping[str, np.ndarray], text: Mapping[str, Any]) -> Decoder:

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.models.cuts import Inner
 from jvidprune.models.decoder import Decoder
-from jvidprune.models.inner import Inner
 from jvidprune.models.reading import Read
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.parity.decoders import decoder_of

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from jvidprune.inference.qwen import block_runs
-from jvidprune.inference.sequence import Woven, weave
+from jvidprune.llm.prompts.qwen import block_runs
+from jvidprune.llm.prompts.slots import Woven, weave
 from jvidprune.models.attention import attend_all
 from jvidprune.models.positions import PromptPositions, VideoBlock, frame_blocks, prompt_pieces, prompt_positions
 from jvidprune.ops import newline

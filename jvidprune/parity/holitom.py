@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.models.cuts import Inner
 from jvidprune.models.decoder import Decoder
-from jvidprune.models.inner import Inner
 from jvidprune.ops import newline
 from jvidprune.ops.cluster import peak_scores
 from jvidprune.ops.exact import ceil_product, fraction_words, round_product

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.checkpoint.load import LoadedModel, load_model
 from jvidprune.models.generate import generate
-from jvidprune.models.load import LoadedModel, load_model
 from jvidprune.parity.core import FileReport, Golden, Row, close, exact, load_golden
 
 VISION, ATTENTION, LOGITS = 5e-5, 1e-6, 1e-4

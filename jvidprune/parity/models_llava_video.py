@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.models.generate import generate
-from jvidprune.models.load import LoadedModel
 from jvidprune.ops.newline import arrange, full_length, sequence
 from jvidprune.ops.pool import pool_tokens, pooled_side
 from jvidprune.parity.core import Golden, Row, close, exact

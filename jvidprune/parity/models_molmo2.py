@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.models.generate import prefill
-from jvidprune.models.load import LoadedModel
 from jvidprune.models.molmo2.windows import window_patches
 from jvidprune.parity.core import Golden, Row, close, exact
 from jvidprune.parity.models import LOGITS, VISION, Stages, _embed_text, decoder_stages, tower_stages

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.load import LoadedModel
+from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.models.positions import MropeRule, PromptPositions, prompt_pieces
-from jvidprune.models.qwen_vit import Grid, Windows, patch_coordinates
-from jvidprune.models.qwen_vl import spread_levels
+from jvidprune.models.qwen.model import spread_levels
+from jvidprune.models.qwen.tower import Grid, Windows, patch_coordinates
 from jvidprune.parity.core import Golden, Row, close, exact
 from jvidprune.parity.models import ATTENTION, VISION, Stages, _embed_text, decoder_stages
 

@@ -32,7 +32,7 @@ class SavedPruning:
       reducer: the method with all its settings.
       ratio: retention ratio in (0, 1].
       backbone: model family that the settings were made for, None for any.
-      convention: that videos are read in, a name of `inference.conventions`; None leaves it to the default.
+      convention: that videos are read in, a name of `llm.conventions`; None leaves it to the default.
       mrope_rule: of a Qwen-VL family, a name of `models.positions.MropeRule`; None leaves it to the convention.
     """
 

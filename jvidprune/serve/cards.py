@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 
-from jvidprune.inference.stages import Stage
+from jvidprune.llm.stages import Stage
 from jvidprune.serve.compare import Column, Comparison
 from jvidprune.viz.report import data_url
 

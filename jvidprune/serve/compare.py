@@ -11,12 +11,12 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from jvidprune.bench.datasets.videos import VIDEO_SUFFIXES
+from jvidprune.costs.fits import check_question
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.fits import check_question
-from jvidprune.inference.pipeline import Answer, VideoLLM
-from jvidprune.inference.reduced import reduce_video
-from jvidprune.inference.stages import Stage, StageClock
+from jvidprune.evals.datasets.videos import VIDEO_SUFFIXES
+from jvidprune.llm.encoded import reduce_video
+from jvidprune.llm.stages import Stage, StageClock
+from jvidprune.llm.video_llm import Answer, VideoLLM
 from jvidprune.reducers import presets
 from jvidprune.reducers.base import check_ratio
 from jvidprune.tokens import VideoTokens

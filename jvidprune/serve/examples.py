@@ -3,10 +3,10 @@
 import dataclasses
 from pathlib import Path
 
-from jvidprune.bench.items import LMMS_POST_PROMPTS, POST_PROMPTS, Question
-from jvidprune.bench.procedural import Procedural
-from jvidprune.bench.subset import answerable
+from jvidprune.evals.items import LMMS_POST_PROMPTS, POST_PROMPTS, Question
+from jvidprune.evals.subset import answerable
 from jvidprune.models.embedded import EMBEDDED
+from jvidprune.procedural.benchmark import Procedural
 from jvidprune.video.encode import write_mp4
 
 SCALE = 4

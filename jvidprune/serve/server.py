@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.extras import need
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.serve.compare import Comparer
 from jvidprune.serve.examples import write_examples
 from jvidprune.serve.uploads import Uploads

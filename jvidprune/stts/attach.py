@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.qwen_vit import Grid
+from jvidprune.models.qwen.tower import Grid
 from jvidprune.stts.config import STTSConfig
 from jvidprune.stts.encode import Encoder, connect_kept, encoder_of
 from jvidprune.stts.released import RELEASED, released_scorer
@@ -98,7 +98,7 @@ def attach(llm: Any, config: STTSConfig, scorer: Scorer) -> Any:
     """A `VideoLLM` whose model carries a scorer: `llm.reducer("stts")` is a method like any other from there on.
 
     Args:
-      llm: the `inference.pipeline.VideoLLM`.
+      llm: the `llm.video_llm.VideoLLM`.
       config: settings.
       scorer: of the width of its tower.
 

@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfig
-from jvidprune.models.qwen_vit import Grid
-from jvidprune.models.qwen_vl import QwenVL
+from jvidprune.models.qwen.model import QwenVL
+from jvidprune.models.qwen.tower import Grid
 from jvidprune.ops.compact import compact
 from jvidprune.stts.config import STTSConfig
 from jvidprune.stts.qwen import QwenTower

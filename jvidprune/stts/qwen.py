@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.models.attention import attend_all
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import map_chunks
-from jvidprune.models.qwen_vit import Grid, GridTables, QwenVit
-from jvidprune.models.qwen_vit import Windows as AttentionWindows
+from jvidprune.models.qwen.tower import Grid, GridTables, QwenVit
+from jvidprune.models.qwen.tower import Windows as AttentionWindows
 from jvidprune.stts.scorer import ScorerSizes
 from jvidprune.stts.tower import PackedAttend
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jvidprune.models.checkpoint import Checkpoint
+from jvidprune.models.checkpoint.folder import Checkpoint
 from jvidprune.stts.config import STTSConfig
 from jvidprune.stts.scorer import Scorer, scorer_from_tensors
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
-from jvidprune.models.checkpoint import read_json
+from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.stts.config import STTSConfig
 from jvidprune.stts.scorer import Scorer, scorer_from_tensors, scorer_tensors
 

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jvidprune.bench.items import Item, LeftOut, Question, Task, left_out
-from jvidprune.bench.procedural import Procedural
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.evals.items import Item, LeftOut, Question, Task, left_out
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.procedural.benchmark import Procedural
 from jvidprune.training.examples import Encoder
 from jvidprune.training.rows import Shape
 from jvidprune.video.limits import DEFAULT, Limits
@@ -78,7 +78,7 @@ def open_clips(
 
     Args:
       llm: whose tower says how large procedural clips are.
-      task: "procedural" or a name of `bench.datasets.names()`.
+      task: "procedural" or a name of `evals.datasets.names()`.
       data: folder with annotations and videos.
       frames: of a clip to learn from.
       held_frames: of a clip to measure on.
@@ -101,7 +101,7 @@ def open_clips(
         side = max(56, getattr(llm.loaded.config.vision, "image_size", 56))
         learned = Procedural("train", clips=clips or 1 << 30, frames=frames, side=side, questions=questions)
         return learned, dataclasses.replace(learned, split="validation", clips=held, frames=held_frames)
-    from jvidprune.bench.datasets import open_dataset
+    from jvidprune.evals.datasets import open_dataset
 
     # Rows have one size: shorter videos show frames several times.
     wishes = (FrameWish(count, rule=llm.settings.rule, repeat=True) for count in (frames, held_frames))

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jvidprune.bench.items import Item, Question
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.evals.items import Item, Question
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.tokenizer import END_TOKENS
 
 TEXT, NEWLINE = -1, -2

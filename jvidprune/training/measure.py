@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from jvidprune import reducers
-from jvidprune.bench.items import Question, chance
-from jvidprune.bench.procedural import Procedural
-from jvidprune.inference.batch import Prompt, answer_many
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.evals.items import Question, chance
+from jvidprune.llm.batch import Prompt, answer_many
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.procedural.benchmark import Procedural
 from jvidprune.tokens import Reducer
 
 CLIPS = 16

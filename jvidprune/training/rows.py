@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jvidprune.bench.items import LeftOut, Task
 from jvidprune.errors import JvidpruneError, reading
+from jvidprune.evals.items import LeftOut, Task
 from jvidprune.training.examples import TEXT, Example
 
 

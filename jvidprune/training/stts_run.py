@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jvidprune import parallel
-from jvidprune.bench.identity import plain
-from jvidprune.bench.items import LeftOut
-from jvidprune.bench.procedural import Procedural
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.pipeline import VideoLLM
-from jvidprune.models.export import export_model
+from jvidprune.evals.identity import plain
+from jvidprune.evals.items import LeftOut
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.checkpoint.export import export_model
+from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers.prompting import position_rule
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig
 from jvidprune.stts.saved import TrainedSTTS, write_stts
@@ -66,7 +66,7 @@ def open_run(
     limits: Limits = DEFAULT,
     report: Callable[[LeftOut], None] | None = None,
 ) -> Run:
-    """The run of a `commands.train.TrainChoice`.
+    """The run of a `cli.train.TrainChoice`.
 
     Args:
       llm: loaded in float32.

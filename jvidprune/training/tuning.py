@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jvidprune.bench.identity import model_identity, plain
-from jvidprune.bench.items import LeftOut, Task, left_out
 from jvidprune.errors import JvidpruneError
-from jvidprune.inference.pipeline import VideoLLM
+from jvidprune.evals.identity import model_identity, plain
+from jvidprune.evals.items import LeftOut, Task, left_out
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.training import checkpoints, groups, loop
 from jvidprune.training.examples import Encoder
 from jvidprune.training.groups import Params

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jvidprune.bench.metrics import FULL
-from jvidprune.bench.plan import BLIND
-from jvidprune.bench.store import Record
 from jvidprune.errors import JvidpruneError
+from jvidprune.evals.metrics import FULL
+from jvidprune.evals.plan import BLIND
+from jvidprune.evals.store import Record
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.drawn import drawn_frames
 from jvidprune.viz.overlay import draw_frame, fit

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jvidprune.bench.metrics import ALL, FULL
-from jvidprune.bench.plan import BASELINES, BLIND
-from jvidprune.bench.results import SweepTable
+from jvidprune.evals.metrics import ALL, FULL
+from jvidprune.evals.plan import BASELINES, BLIND
+from jvidprune.evals.results import SweepTable
 from jvidprune.viz.sweep_style import INK, LINE, SOFT, SeriesStyle, css_variables, series_styles, themed
 
 _SIZE = (9.6, 5.6)

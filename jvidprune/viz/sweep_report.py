@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from importlib import resources
 
-from jvidprune.bench.extract import option_letter
-from jvidprune.bench.flops import tera
-from jvidprune.bench.items import LETTERS
-from jvidprune.bench.metrics import ALL, FULL, Cell
-from jvidprune.bench.plan import BASELINES, BLIND
-from jvidprune.bench.results import SweepTable
+from jvidprune.costs.flops import tera
+from jvidprune.evals.extract import option_letter
+from jvidprune.evals.items import LETTERS
+from jvidprune.evals.metrics import ALL, FULL, Cell
+from jvidprune.evals.plan import BASELINES, BLIND
+from jvidprune.evals.results import SweepTable
 from jvidprune.viz.report import data_url
 from jvidprune.viz.sweep_examples import Example
 from jvidprune.viz.sweep_plots import HALO, nearest_ratio, retention_plot, swept, time_plot

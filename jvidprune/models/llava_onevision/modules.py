@@ -6,11 +6,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jvidprune.models.base import Reader
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import Mlp, map_chunks
 from jvidprune.models.llava_onevision.config import HEAD_EVIDENCE, LlavaOnevisionConfig
-from jvidprune.models.reader import Reader
 from jvidprune.models.siglip import Siglip
 from jvidprune.ops.pool import pool_tokens
 from jvidprune.tokens import VideoTokens

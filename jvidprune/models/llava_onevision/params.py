@@ -1,7 +1,7 @@
 """Tensor names of LLaVA-OneVision: every variant is renamed to the published llava-hf names, then mapped to modules."""
 
+from jvidprune.models.checkpoint.names import NameTable, Rule, affine, decoder_rules, siglip_rules
 from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
-from jvidprune.models.weights import NameTable, Rule, affine, decoder_rules, siglip_rules
 
 _TOWER = "vision_tower.vision_model"
 

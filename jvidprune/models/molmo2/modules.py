@@ -6,13 +6,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
+from jvidprune.models.base import Reader
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import map_chunks
 from jvidprune.models.molmo2.config import Molmo2Config
 from jvidprune.models.molmo2.connector import Connector, window_means
 from jvidprune.models.molmo2.windows import window_patches
-from jvidprune.models.reader import Reader
 from jvidprune.models.siglip import Siglip
 from jvidprune.tokens import VideoTokens
 

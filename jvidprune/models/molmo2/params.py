@@ -1,7 +1,7 @@
 """Tensor names of Molmo2: the released ones are renamed to those of transformers' class, then mapped to modules."""
 
+from jvidprune.models.checkpoint.names import Join, NameTable, Rule, Split, affine, decoder_rules, norm
 from jvidprune.models.molmo2.config import Molmo2Config
-from jvidprune.models.weights import Join, NameTable, Rule, Split, affine, decoder_rules, norm
 
 _TOWER, _ADAPTER, _TEXT = "model.vision_tower", "model.multi_modal_projector", "model.language_model"
 

@@ -1,6 +1,6 @@
 """Qwen2.5-VL: config and name table; the modules are shared with Qwen3-VL."""
 
+from jvidprune.models.qwen.model import QwenVL as Model
 from jvidprune.models.qwen2_5_vl.config import Qwen25VLConfig
 from jvidprune.models.qwen2_5_vl.config import Qwen25VLConfig as Config
 from jvidprune.models.qwen2_5_vl.params import name_table
-from jvidprune.models.qwen_vl import QwenVL as Model

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jvidprune.models.qwen_config import QwenTable, read_config
-from jvidprune.models.qwen_vl import QwenVLConfig
+from jvidprune.models.qwen.config import QwenTable, read_config
+from jvidprune.models.qwen.model import QwenVLConfig
 
 TABLE = QwenTable(
     title="Qwen2.5-VL",

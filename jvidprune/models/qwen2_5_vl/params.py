@@ -1,8 +1,8 @@
 """Tensor names of Qwen2.5-VL."""
 
-from jvidprune.models import qwen_vl
+from jvidprune.models.checkpoint.names import NameTable, affine, norm
+from jvidprune.models.qwen import model as qwen_vl
 from jvidprune.models.qwen2_5_vl.config import Qwen25VLConfig
-from jvidprune.models.weights import NameTable, affine, norm
 
 
 def name_table(config: Qwen25VLConfig) -> NameTable:

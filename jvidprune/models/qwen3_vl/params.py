@@ -1,8 +1,8 @@
 """Tensor names of Qwen3-VL."""
 
-from jvidprune.models import qwen_vl
+from jvidprune.models.checkpoint.names import NameTable, Rule, affine, norm
+from jvidprune.models.qwen import model as qwen_vl
 from jvidprune.models.qwen3_vl.config import Qwen3VLConfig
-from jvidprune.models.weights import NameTable, Rule, affine, norm
 
 
 def name_table(config: Qwen3VLConfig) -> NameTable:

@@ -1,9 +1,0 @@
-"""Published video benchmarks from local copies: their annotation layouts, prompts as lmms-eval has them, videos found.
-
-Layouts and prompts are stated from memory of the dataset cards and of lmms-eval's task files, not read from copies of
-them; each module says what it expects. A file that lacks an expected column is refused with the columns it has.
-"""
-
-from jvidprune.bench.datasets.entry import AskedQuestion
-from jvidprune.bench.datasets.registry import names, open_dataset
-from jvidprune.bench.datasets.task import VideoTask

@@ -1,0 +1,5 @@
+"""`python -m jvidprune.cli`."""
+
+from jvidprune.cli import main
+
+main()

@@ -1,0 +1,124 @@
+"""What an answer costs in FLOPs: the column of the stage table, and the breakdown of a config without weights."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any
+
+from jvidprune.costs.flops import FlopReport, count, count_ratio, newline_tokens
+from jvidprune.errors import JvidpruneError, quoted
+from jvidprune.fields import Range, checked
+from jvidprune.llm.conventions import settings_of
+from jvidprune.llm.video_llm import Answer
+from jvidprune.models.checkpoint.folder import read_json
+from jvidprune.models.checkpoint.published import PUBLISHED, config_of, published, short_name
+from jvidprune.reducers.presets import for_model
+from jvidprune.texts import whole_number
+from jvidprune.tokens import Layout, Reducer
+
+_MOST_FRAMES, _LARGEST_SIDE = 100_000, 100_000
+"""What a video can have on paper; tables of some methods grow with the frames."""
+
+
+def priced(answer: Answer, config: Any, layout: Layout, reducer: Reducer) -> Answer:
+    """The answer with the FLOPs of each stage that is counted.
+
+    Args:
+      answer: from `VideoLLM.ask`.
+      config: of the model.
+      layout: of the video.
+      reducer: that was used.
+    """
+    sizes = {"kept": answer.kept, "prompt": answer.prompt, "ratio": answer.ratio}
+    steps = next((stage.tokens for stage in answer.stages if stage.name == "generate"), 1)
+    newlines = min(newline_tokens(config, layout, reducer), answer.prompt - answer.kept)
+    report = count(config, layout, reducer=reducer, new_tokens=steps, newlines=newlines, **sizes)
+    stages = (dataclasses.replace(stage, flops=report.timed(stage.name)) for stage in answer.stages)
+    return dataclasses.replace(answer, stages=tuple(stages))
+
+
+def of_config(
+    model: str,
+    *,
+    reducer: str,
+    ratio: float,
+    frames: int | None,
+    size: str,
+    kept: int | None,
+    text: int,
+    new_tokens: int,
+    convention: str | None = None,
+) -> FlopReport:
+    """The breakdown of a published model, or of a folder's config.json; no weights are read.
+
+    Args:
+      model: key of `PUBLISHED`, or a folder with config.json.
+      reducer: as for `jvidprune ask`.
+      ratio: retention ratio.
+      frames: of the video; by default what the family was evaluated with.
+      size: "HEIGHTxWIDTH" of the frames in pixels, for families whose tokens depend on it.
+      kept: visual tokens kept, where known.
+      text: text tokens of the prompt.
+      new_tokens: generated tokens.
+      convention: that the video is read in, see `llm.conventions`.
+
+    Raises:
+      JvidpruneError: an unknown model or reducer, or impossible numbers.
+    """
+    config = config_named(model)
+    frames = settings_of(config.family, convention).frames if frames is None else frames
+    check_counts(text=text, new_tokens=new_tokens)
+    layout = layout_of(config, frames, read_size(size), convention)
+    method = for_model(reducer, config)
+    options: dict[str, Any] = {"kept": kept, "text": text, "new_tokens": new_tokens, "name": model}
+    return count_ratio(config, layout, reducer=method, ratio=ratio, **options)
+
+
+def layout_of(config: Any, frames: int, size: tuple[int, int], convention: str | None = None) -> Layout:
+    """Frames and tokens of a video as a family's preprocessing makes them.
+
+    Args:
+      config: of a family.
+      frames: video frames; a Qwen grid frame takes two.
+      size: (height, width) in pixels; LLaVA squashes every size to a square.
+      convention: that the video is read in, see `llm.conventions`.
+
+    Raises:
+      JvidpruneError: no frame, a size that the family's rule refuses, or a convention that it does not have.
+    """
+    checked(frames, Annotated[int, Range(1, _MOST_FRAMES)], "frames")
+    return settings_of(config.family, convention).layout(config, frames, size, {})
+
+
+def config_named(model: str) -> Any:
+    """The config of a published model, or of a folder's config.json.
+
+    Raises:
+      JvidpruneError: neither.
+    """
+    if short_name(model) in PUBLISHED and not Path(model).is_dir():
+        return published(model)
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        raise JvidpruneError(f"{model!r} is neither a folder with a config.json nor one of {', '.join(PUBLISHED)}.")
+    return config_of(read_json(folder / "config.json"))
+
+
+def read_size(size: str) -> tuple[int, int]:
+    """(height, width) from "448x448".
+
+    Raises:
+      JvidpruneError: another text.
+    """
+    height, _, width = size.lower().partition("x")
+    sides = whole_number(height), whole_number(width)
+    if not all(side and side <= _LARGEST_SIDE for side in sides):
+        raise JvidpruneError(
+            f"a size is written HEIGHTxWIDTH in pixels, each from 1 to {_LARGEST_SIDE}, got {quoted(repr(size))}."
+        )
+    return sides  # type: ignore[return-value]
+
+
+def check_counts(**counts: int) -> None:
+    """JvidpruneError for a number of tokens or prompts below 1 or beyond ten million."""
+    for name, value in counts.items():
+        checked(value, Annotated[int, Range(1, 10_000_000)], name)

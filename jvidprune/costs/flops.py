@@ -1,0 +1,265 @@
+"""FLOP accounting: what every stage of an answer costs, counted from a config before anything runs.
+
+`count` takes the sizes of one prompt; `count_ratio` derives them from a reducer and a ratio. See
+`costs.flops_model` for what is counted, `costs.flops_reducer` for the methods, `costs.flops_papers` for the second
+column, which repeats the arithmetic of the papers' tables.
+"""
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from jvidprune.costs.flops_model import Segment, Terms, decode, prefill, segments, vision_terms
+from jvidprune.costs.flops_papers import CONVENTIONS, paper_prefill
+from jvidprune.costs.flops_reducer import reducer_flops
+from jvidprune.errors import JvidpruneError
+from jvidprune.llm.cuts import newlines_compete
+from jvidprune.llm.families import FAMILIES
+from jvidprune.ops.newline import NewlineKind, newline_count
+from jvidprune.reducers.base import check_ratio, inner_stages, title_of
+from jvidprune.reducers.prompting import prompt_rules
+from jvidprune.tokens import Layout, Reducer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MATCHES: dict[str, tuple[str, ...]] = {
+    "encode": ("tower", "projector"),
+    "reduce": ("reducer",),
+    "prefill": ("prefill",),
+    "generate": ("decode",),
+}
+"""Timed stages of an answer -> stages counted here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StageFlops:
+    """One stage, or one stretch of layers of the prefill.
+
+    Attributes:
+      name: tower, projector, reducer, prefill or decode.
+      part: which layers and how many tokens, empty for a stage that is whole.
+      terms: FLOPs by what they are spent on.
+      papers: operations by convention of `CONVENTIONS`; prefill only.
+    """
+
+    name: str
+    part: str
+    terms: Terms
+    papers: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    @property
+    def flops(self) -> float:
+        """Sum of the terms."""
+        return sum(self.terms.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class FlopReport:
+    """All stages of one answer.
+
+    Attributes:
+      model: family, or the name of a published checkpoint.
+      method: title of the reducer.
+      visual: visual tokens of the video.
+      kept: of those, what the reducer hands on; a bound where `exact` is False.
+      prompt: tokens of the prompt.
+      exact: whether `kept` is known.
+      stages: in the order they run.
+    """
+
+    model: str
+    method: str
+    visual: int
+    kept: int
+    prompt: int
+    exact: bool
+    stages: tuple[StageFlops, ...]
+
+    @property
+    def total(self) -> float:
+        """FLOPs of all stages."""
+        return sum(stage.flops for stage in self.stages)
+
+    def of(self, *names: str) -> float:
+        """FLOPs of the stages with these names."""
+        return sum(stage.flops for stage in self.stages if stage.name in names)
+
+    def paper(self, convention: str = "fastv") -> float:
+        """Prefill as the papers count it; see `costs.flops_papers`."""
+        return sum(stage.papers.get(convention, 0.0) for stage in self.stages)
+
+    def timed(self, stage: str) -> float | None:
+        """FLOPs of a timed stage of an `Answer`; None for one that is not counted (decoding the file)."""
+        return self.of(*MATCHES[stage]) if stage in MATCHES else None
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        stages = [dataclasses.asdict(stage) | {"flops": stage.flops} for stage in self.stages]
+        papers = {name: self.paper(name) for name in CONVENTIONS}
+        return dataclasses.asdict(self) | {"stages": stages, "total": self.total, "papers": papers}
+
+    def __rich__(self) -> "Table":
+        """A table of TFLOPs with a row a stage, its terms below it, and a column a convention."""
+        from rich import box
+        from rich.table import Table
+
+        amount = f"{'' if self.exact else 'at most '}{self.kept:,} of {self.visual:,} visual tokens"
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            title=f"{self.model}, {self.method}: {amount}, prompt of {self.prompt:,}",
+            caption="papers count the prefill's visual tokens alone, a product with its sum as one",
+        )
+        for name, justify in (("stage", "left"), ("", "left"), ("TFLOP", "right")):
+            table.add_column(name, justify=justify)  # type: ignore[arg-type]
+        for name in CONVENTIONS:
+            table.add_column(f"as {name}", justify="right", no_wrap=True)
+        for stage in self.stages:
+            papers = [tera(stage.papers[name]) if name in stage.papers else "" for name in CONVENTIONS]
+            table.add_row(stage.name, stage.part, tera(stage.flops), *papers)
+            for term, flops in filter(lambda item: item[1], stage.terms.items()):
+                table.add_row("", f"[dim]{term}[/dim]", f"[dim]{tera(flops)}[/dim]")
+        table.add_section()
+        table.add_row("all", "", tera(self.total), *(tera(self.paper(name)) for name in CONVENTIONS), style="bold")
+        return table
+
+
+def tera(flops: float) -> str:
+    """TFLOPs with three significant digits, no exponents."""
+    value = flops / 1e12
+    digits = next((d for d in range(6) if value >= 10.0 ** (2 - d)), 6)
+    return f"{value:,.{digits}f}" if value else "0"
+
+
+def count(
+    config: Any,
+    layout: Layout,
+    *,
+    kept: int,
+    prompt: int,
+    reducer: Reducer,
+    ratio: float = 1.0,
+    new_tokens: int = 1,
+    newlines: int = 0,
+    causal: bool = True,
+    exact: bool = True,
+    name: str | None = None,
+) -> FlopReport:
+    """Every stage of one answer from sizes that are known.
+
+    Args:
+      config: of a family of `jvidprune.models`.
+      layout: of the video; frames are grid frames for the Qwen families.
+      kept: visual tokens that enter the language model, newlines not counted.
+      prompt: all tokens that do.
+      reducer: whose work and cuts inside the model are counted.
+      ratio: what it was asked for.
+      new_tokens: generated tokens, the end of sequence included.
+      newlines: newline embeddings among the prompt's tokens.
+      causal: see `flops_model.prefill`.
+      exact: whether `kept` is known or a bound.
+      name: of the model, by default its family.
+
+    Raises:
+      JvidpruneError: a prompt shorter than its visual tokens.
+    """
+    if prompt < kept + newlines:
+        raise JvidpruneError(f"a prompt of {prompt} tokens cannot hold {kept} visual tokens and {newlines} newlines.")
+    text, vision = config.text, config.vision
+    tower, after = vision_terms(config, layout)
+    stages = inner_stages(reducer, ratio)
+    acting = [stage for stage in stages if stage.layer < text.layers]
+    competing = kept + newlines * newlines_compete(acting, newline_kind(config, reducer))
+    parts = segments(stages, text.layers, tokens=prompt, visual=competing)
+    # The papers' n leaves newlines out.
+    plain = segments(stages, text.layers, tokens=kept, visual=kept)
+    papers = {convention: paper_prefill(text, plain, convention) for convention in CONVENTIONS}
+    options = {"keys": vision.width // vision.heads, "levels": len(getattr(vision, "taps", ()))}
+    counted = [
+        StageFlops("tower", "", tower),
+        StageFlops("projector", "", after),
+        StageFlops("reducer", "", reducer_flops(reducer, layout, text.width, ratio, **options)),
+    ]
+    reads = prefill(text, parts, causal=causal, mutual=FAMILIES[config.family].prompt == "molmo2")
+    for number, (part, terms) in enumerate(zip(parts, reads, strict=True)):
+        numbers = {convention: values[number] for convention, values in papers.items()}
+        counted.append(StageFlops("prefill", _stretch(part), terms, numbers))
+    answer = "1 token" if new_tokens == 1 else f"{new_tokens:,} tokens"
+    counted.append(StageFlops("decode", answer, decode(text, parts, new_tokens)))
+    return FlopReport(name or config.family, title_of(reducer), layout.total, kept, prompt, exact, tuple(counted))
+
+
+def count_ratio(
+    config: Any,
+    layout: Layout,
+    *,
+    reducer: Reducer,
+    ratio: float,
+    kept: int | None = None,
+    text: int = 57,
+    new_tokens: int = 1,
+    name: str | None = None,
+) -> FlopReport:
+    """Every stage of one answer from a ratio alone: counts that the video decides are replaced by their bound.
+
+    Args:
+      config: of a family.
+      layout: of the video.
+      reducer: the method.
+      ratio: retention ratio.
+      kept: tokens that were kept, where that is known.
+      text: text tokens of the prompt; the stamps and markers that a family writes are added.
+      new_tokens: generated tokens.
+      name: of the model.
+
+    Raises:
+      JvidpruneError: an impossible ratio or count.
+    """
+    exact = kept is not None or bool(getattr(getattr(reducer, "info", None), "exact", False))
+    kept, newlines, prompt = prompt_sizes(config, layout, reducer=reducer, ratio=ratio, kept=kept, text=text)
+    sizes: dict[str, Any] = {"kept": kept, "prompt": prompt, "newlines": newlines, "new_tokens": new_tokens}
+    return count(config, layout, reducer=reducer, ratio=ratio, exact=exact, name=name, **sizes)
+
+
+def prompt_sizes(
+    config: Any, layout: Layout, *, reducer: Reducer, ratio: float, kept: int | None = None, text: int = 57
+) -> tuple[int, int, int]:
+    """Visual tokens kept, newline embeddings, and all tokens of a prompt; see `count_ratio`.
+
+    Raises:
+      JvidpruneError: an impossible ratio or count.
+    """
+    bound = reducer.capacity(layout, check_ratio(ratio))
+    kept = bound if kept is None else kept
+    if not 0 <= kept <= max(bound, layout.total):
+        raise JvidpruneError(f"kept must lie in [0, {max(bound, layout.total)}], the video's tokens, got {kept}.")
+    newlines = newline_tokens(config, layout, reducer)
+    return kept, newlines, kept + newlines + text + marker_tokens(config, layout, reducer)
+
+
+def newline_kind(config: Any, reducer: Reducer) -> NewlineKind:
+    """Layout of the newline embeddings: what the reducer declares, else the checkpoint's, else the family's."""
+    return prompt_rules(reducer).newline or getattr(config, "newline", FAMILIES[config.family].newline)
+
+
+def newline_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
+    """Newline embeddings of a prompt if every frame and row gets its own."""
+    return newline_count(newline_kind(config, reducer), layout.grid, layout.frames)
+
+
+def marker_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
+    """Tokens around video blocks: two markers, and with Qwen3-VL two and a stamp of about 8 tokens a grid frame.
+
+    Molmo2 writes two markers and about 6 tokens of time a frame.
+    """
+    if FAMILIES[config.family].prompt == "molmo2":
+        return 8 * layout.frames
+    if not FAMILIES[config.family].woven:
+        return 0
+    if config.tokens_per_second:
+        return 2
+    return layout.frames * (8 if prompt_rules(reducer).vision_markers == "drop" else 10)
+
+
+def _stretch(part: Segment) -> str:
+    layers = f"layer {part.start}" if part.stop == part.start + 1 else f"layers {part.start}-{part.stop - 1}"
+    return f"{layers}, {part.tokens:,} tokens"

@@ -1,0 +1,190 @@
+"""FLOPs of the models' parts from their configs: towers, projectors and mergers, prefill between cuts, decoding.
+
+A multiplication and an addition are two FLOPs. Matrix products alone are counted, which is nearly all there is: norms,
+activations, rotary embeddings and softmax are a few per cent at tiny widths and less at published ones.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jvidprune.models.decoder import DecoderConfig
+from jvidprune.models.qwen.tower import QwenVisionConfig
+from jvidprune.models.siglip import SiglipConfig
+from jvidprune.ops.inner_select import kept_table
+from jvidprune.tokens import InnerStage, Layout
+
+Terms = dict[str, float]
+"""FLOPs by what they are spent on."""
+
+
+class Segment(NamedTuple):
+    """A stretch of decoder layers between two cuts.
+
+    Attributes:
+      start, stop: layers [start, stop).
+      tokens: of the prompt that these layers read, text included.
+      visual: of those, the tokens that compete at cuts.
+      cached: entries that the cache of these layers holds behind the prefill.
+    """
+
+    start: int
+    stop: int
+    tokens: int
+    visual: int
+    cached: int
+
+
+def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: int) -> tuple[Segment, ...]:
+    """How many tokens each stretch of layers reads; counts are those of `Inner.create` for one prompt.
+
+    A rule that keeps a share of every block ("text_in_blocks") keeps at most what is counted here. A decoding stage
+    cuts nothing.
+
+    Args:
+      stages: of the reducer, in any order; those at or behind the last layer do nothing.
+      layers: decoder layers.
+      tokens: of the prompt.
+      visual: of those, the tokens that compete.
+    """
+    cuts = [s for s in stages if s.layer < layers and s.rule != "dynamic_decode"]
+    found, start, trims = [], 0, False
+    for stage in sorted(cuts, key=lambda s: s.layer):
+        if stage.layer > start:
+            found.append(Segment(start, stage.layer, tokens, visual, tokens))
+        settings = dict(stage.settings)
+        table = kept_table(visual, stage.keep, settings.get("rounding", "ceil"), settings.get("count"))
+        kept = int(table[visual])
+        tokens, visual, start = tokens - visual + kept, kept, stage.layer
+        trims = trims or bool(settings.get("trim_earlier"))
+        if settings.get("trim_earlier"):
+            found = [s._replace(cached=tokens) for s in found]
+    return (*found, Segment(start, layers, tokens, visual, tokens))
+
+
+def _attention(queries: float, keys: float, width: int, *, half: bool = False) -> float:
+    """Scores and weighted values: 4 FLOPs a query, key and channel; half of them under a causal mask."""
+    return 4.0 * queries * keys * width / (2 if half else 1)
+
+
+def prefill(text: DecoderConfig, parts: Sequence[Segment], *, causal: bool = True, mutual: bool = False) -> list[Terms]:
+    """One entry a segment; the last one includes the head, which is applied to the last position alone.
+
+    Args:
+      text: the decoder.
+      parts: from `segments`.
+      causal: count the lower half of the attention; False counts the whole square, which is what a plain
+        implementation with a mask computes.
+      mutual: under a causal mask the visual tokens see each other in either direction (Molmo2).
+    """
+    out, width = [], text.heads * text.head_dim
+    for part in parts:
+        depth, n = part.stop - part.start, part.tokens
+        attention = _attention(n, n, width, half=causal)
+        if causal and mutual:
+            attention += _attention(part.visual, part.visual, width, half=True)
+        out.append({"matrices": 2.0 * depth * text.layer_weights * n, "attention": depth * attention})
+    out[-1]["head"] = 2.0 * text.width * text.vocab
+    return out
+
+
+def decode(text: DecoderConfig, parts: Sequence[Segment], new_tokens: int) -> Terms:
+    """All steps behind the first token, which comes from the prefill; step i reads a cache that is i tokens longer.
+
+    Stages that read a part of the cache while decoding count as if they read all of it.
+    """
+    steps = max(new_tokens - 1, 0)
+    read = sum((p.stop - p.start) * (p.cached * steps + steps * (steps + 1) / 2) for p in parts)
+    return {
+        "matrices": 2.0 * text.layers * text.layer_weights * steps,
+        "attention": _attention(1, read, text.heads * text.head_dim),
+        "head": 2.0 * text.width * text.vocab * steps,
+    }
+
+
+def siglip(vision: SiglipConfig, frames: int) -> Terms:
+    """Patch embedding and blocks; evidence of tapped blocks costs nothing worth counting."""
+    tokens, width = vision.tokens, vision.width
+    block = 4 * width**2 + 2 * width * vision.mlp
+    return {
+        "patches": 2.0 * frames * tokens * vision.channels * vision.patch_size**2 * width,
+        "matrices": 2.0 * frames * vision.layers * block * tokens,
+        "attention": frames * vision.layers * _attention(tokens, tokens, width),
+    }
+
+
+def projector(vision: SiglipConfig, width: int, frames: int) -> Terms:
+    """LLaVA's two layers, on all tokens before pooling."""
+    return {"matrices": 2.0 * frames * vision.tokens * (vision.width * width + width**2)}
+
+
+def connector(vision: SiglipConfig, pooling: Any, width: int, frames: int) -> Terms:
+    """Molmo2's pooling attention, one query a window, and its projector.
+
+    Args:
+      vision: the tower.
+      pooling: `models.molmo2.config.ConnectorConfig`.
+      width: of the language model.
+      frames: T.
+    """
+    wide, inner = vision.width * len(pooling.blocks), pooling.width
+    windows = (-(-vision.side // pooling.pool)) ** 2
+    pooled = 2 * wide * inner * vision.tokens + windows * inner * (wide + inner)
+    return {
+        "pooling": 2.0 * frames * pooled,
+        "attention": frames * windows * _attention(1, pooling.pool**2, inner),
+        "matrices": 2.0 * frames * windows * pooling.mlp * (2 * inner + width),
+    }
+
+
+def qwen_vit(vision: QwenVisionConfig, layout: Layout) -> Terms:
+    """Patch embedding, blocks that see frames and blocks that see windows (border windows at their own size)."""
+    rows, columns = layout.grid
+    patches, width = layout.tokens * vision.unit, vision.width
+    total = layout.frames * patches
+    block = 4 * width**2 + (3 if vision.rms else 2) * width * vision.mlp
+    whole = sum(vision.sees_frames)
+    pairs = layout.frames * vision.unit**2 * _window_pairs(rows, columns, vision.window)
+    terms = {
+        "patches": 2.0 * total * vision.patch_values * width,
+        "matrices": 2.0 * vision.layers * block * total,
+        "attention": whole * layout.frames * _attention(patches, patches, width),
+    }
+    if whole < vision.layers:
+        terms["attention in windows"] = (vision.layers - whole) * _attention(1, pairs, width)
+    return terms
+
+
+def _window_pairs(rows: int, columns: int, side: int) -> float:
+    """Pairs of tokens that share a window of a frame."""
+    if not side:
+        return float((rows * columns) ** 2)
+
+    def sizes(length: int) -> np.ndarray:
+        whole, rest = divmod(length, side)
+        return np.asarray([side] * whole + [rest] * (rest > 0), np.float64)
+
+    return float(((sizes(rows)[:, None] * sizes(columns)[None, :]) ** 2).sum())
+
+
+def mergers(vision: QwenVisionConfig, layout: Layout) -> Terms:
+    """Qwen's merger, and with DeepStack one more a tap."""
+    joined = vision.unit * vision.width
+    one = 2.0 * layout.total * (joined**2 + joined * vision.out)
+    return {"matrices": one} | ({"DeepStack": one * len(vision.taps)} if vision.taps else {})
+
+
+def vision_terms(config: Any, layout: Layout) -> tuple[Terms, Terms]:
+    """(tower, projector or mergers) of any family.
+
+    Args:
+      config: of a family of `jvidprune.models`.
+      layout: frames (grid frames of the Qwen families) and tokens a frame.
+    """
+    if hasattr(config, "connector"):
+        after = connector(config.vision, config.connector, config.text.width, layout.frames)
+        return siglip(config.vision, layout.frames), after
+    if isinstance(config.vision, SiglipConfig):
+        return siglip(config.vision, layout.frames), projector(config.vision, config.text.width, layout.frames)
+    return qwen_vit(config.vision, layout), mergers(config.vision, layout)

@@ -1,0 +1,107 @@
+"""One method on one clip: the ratios it can be asked for, its answers at all of them, and what they cost."""
+
+import resource
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from jvidprune.costs.flops import count
+from jvidprune.evals.answering import answer_all, time_alone
+from jvidprune.evals.extract import is_correct
+from jvidprune.evals.items import Item
+from jvidprune.evals.store import Record
+from jvidprune.llm.batch import Reply
+from jvidprune.llm.encoded import sweep_video
+from jvidprune.llm.stages import StageClock
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.tokens import Reducer, VideoTokens
+
+
+class Job(NamedTuple):
+    """A method on a clip: the ratios it can be asked for, and why not the others."""
+
+    name: str
+    reducer: Reducer
+    ratios: tuple[float, ...]
+    refused: dict[float, str]
+
+    @property
+    def asked(self) -> list[float]:
+        """The question without video stands at ratio 0, which no budget can be made from."""
+        return [ratio or 1.0 for ratio in self.ratios]
+
+
+def possible_ratios(
+    reducer: Reducer, video: VideoTokens, ratios: tuple[float, ...]
+) -> tuple[tuple[float, ...], dict[float, str]]:
+    """The ratios a method can be asked for on one video, and why not the others; another video may have other ones."""
+    possible: list[float] = []
+    refused: dict[float, str] = {}
+    for ratio in ratios:
+        try:
+            reducer.budget(video.layout(), ratio or 1.0)
+            possible.append(ratio)
+        except ValueError as error:
+            refused[ratio] = str(error)
+    return tuple(possible), refused
+
+
+def answer_job(
+    llm: VideoLLM, item: Item, clip: Any, video: VideoTokens, job: Job, *, longest: int, rule: str, timed: bool
+) -> tuple[list[Record], list[Record]]:
+    """Records of the samples and of the batches of one method on one clip, without keys.
+
+    Args:
+      llm: the model.
+      item: what is asked about the clip.
+      clip, video: its frames and their tokens.
+      job: the method, and the ratios that are possible.
+      longest: tokens of an answer.
+      rule: for choice letters, see `extract.RULES`.
+      timed: whether one question is asked alone at every ratio, to see what a ratio costs.
+
+    Raises:
+      JvidpruneError: the method or the model cannot do this clip.
+    """
+    questions = [question.prompt() for question in item.questions]
+    clock = StageClock()
+    with clock("reduce"):
+        videos = sweep_video(video, job.reducer, job.asked, clip)
+    with clock("answer"):
+        replies = answer_all(llm, videos, questions, max_new_tokens=longest)
+    reduce, answer = clock.stages
+    alone = time_alone(llm, videos, questions[0], max_new_tokens=longest) if timed else []
+    samples, batches = [], []
+    for i, (ratio, row) in enumerate(zip(job.ratios, replies, strict=True)):
+        for question, reply in zip(item.questions, row, strict=True):
+            right = is_correct(reply.text, question.answer, question.kind, question.options, rule=rule)
+            record = {"clip": item.id, "question": question.id, "method": job.name, "ratio": ratio}
+            record |= {"category": question.category, "prediction": reply.text, "answer": question.answer}
+            counts = {"kept": reply.kept, "visual": reply.visual, "prompt": reply.prompt}
+            samples.append(record | {"correct": right} | counts)
+        costs: Record = {"ratio": ratio, "refused": "", "reduce": reduce.seconds / len(job.ratios)}
+        if timed:
+            costs |= {"prefill": alone[i][0], "generate": alone[i][1]}
+        costs |= {"compile": (reduce.compile_seconds + answer.compile_seconds) * (i == 0), "memory": peak_memory()}
+        batches.append(costs | _tflops(llm, video, job, ratio, row) | {"together": list(job.ratios)})
+    return samples, batches
+
+
+def _tflops(llm: VideoLLM, video: VideoTokens, job: Job, ratio: float, replies: Sequence[Reply]) -> dict[str, float]:
+    """TFLOPs of an answer of mean length, and of its prefill; nothing for a method that cannot be counted."""
+    means = {name: round(sum(getattr(r, name) for r in replies) / len(replies)) for name in ("prompt", "generated")}
+    sizes = {"kept": replies[0].kept, "prompt": means["prompt"], "new_tokens": max(1, means["generated"])}
+    reducer = {"reducer": job.reducer, "ratio": ratio or 1.0}
+    report = count(llm.loaded.config, video.layout(), **sizes, **reducer)
+    return {"tflops": report.total / 1e12, "prefill_tflops": report.of("prefill") / 1e12}
+
+
+def peak_memory() -> int:
+    """Most bytes in use since the process started: of the device where it tells, else of the process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024

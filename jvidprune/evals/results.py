@@ -1,0 +1,187 @@
+"""The table of a sweep: accuracies and costs of every method and ratio, and the file they are written to."""
+
+import csv
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jvidprune.evals.items import LeftOut
+from jvidprune.evals.metrics import ALL, Cell, summarise
+from jvidprune.evals.runner import SweepRecords
+from jvidprune.evals.store import Record
+from jvidprune.files import atomic_output
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What one method at one ratio cost.
+
+    Attributes:
+      method, ratio: of the run.
+      encode: seconds of encoding a clip.
+      reduce: seconds of reducing a clip to this ratio; all ratios of a method share one call, this is its share.
+      prefill: seconds of reading one prompt, asked alone.
+      generate: seconds of writing one answer, asked alone.
+      compile: seconds of compilation that the method caused, encoding left out; at its first ratio.
+      memory: most bytes in use until then.
+      tflops, prefill_tflops: 10^12 floating-point operations of an answer from frames on, and of its prefill.
+
+    Seconds are medians over clips (those of questions asked alone over the first few), compilation left out.
+    """
+
+    method: str
+    ratio: float
+    encode: float
+    reduce: float
+    prefill: float
+    generate: float
+    compile: float
+    memory: int
+    tflops: float
+    prefill_tflops: float
+
+    @property
+    def answer(self) -> float:
+        """Seconds from encoded tokens to an answer."""
+        return self.reduce + self.prefill + self.generate
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepTable:
+    """Everything that tables, plots and the report show.
+
+    Attributes:
+      identity: what the run is.
+      folder: where its files are.
+      runs: (method, ratio) that have results, in order.
+      categories: of the questions, in the task's order.
+      cells: accuracies by (method, ratio, category); the category "all" is every question.
+      costs: by (method, ratio).
+      refused: method -> ratio -> why it cannot be asked for.
+      chance: category -> accuracy of a guess.
+      clips: number of clips.
+      titles: method -> name as its paper writes it.
+      left_out: what could not be asked and is not counted.
+    """
+
+    identity: dict[str, Any]
+    folder: Path
+    runs: list[tuple[str, float]]
+    categories: list[str]
+    cells: dict[tuple[str, float, str], Cell]
+    costs: dict[tuple[str, float], Cost]
+    refused: dict[str, dict[float, str]]
+    chance: dict[str, float]
+    clips: int
+    titles: dict[str, str]
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def methods(self) -> list[str]:
+        """Names in order, without repeats."""
+        return list(dict.fromkeys(method for method, _ in self.runs))
+
+    @property
+    def ratios(self) -> list[float]:
+        """The swept ratios, in the order they were asked for."""
+        return [float(ratio) for ratio in self.identity["ratios"]]
+
+    def cell(self, method: str, ratio: float, category: str = ALL) -> Cell | None:
+        """The accuracy of a run, None where there is none."""
+        return self.cells.get((method, ratio, category))
+
+
+def make_table(
+    found: SweepRecords, task: Any, titles: dict[str, str], *, draws: int = 2000, seed: int = 0
+) -> SweepTable:
+    """Accuracies with bootstrap intervals and costs from the records of a run.
+
+    Args:
+      found: what the run wrote.
+      task: what it was run on, for the order of categories and the level of chance.
+      titles: method -> shown name.
+      draws, seed: of the bootstrap.
+    """
+    cells = {(c.method, c.ratio, c.category): c for c in summarise(found.samples, found.runs, draws=draws, seed=seed)}
+    seen = {category for _, _, category in cells}
+    runs = [run for run in found.runs if (*run, ALL) in cells]
+    return SweepTable(
+        found.identity,
+        found.files.folder,
+        runs,
+        [category for category in task.categories if category in seen],
+        cells,
+        {run: _cost(run, found.batches) for run in runs},
+        _refusals(found.batches),
+        _chance(task),
+        len({record["clip"] for record in found.samples}),
+        titles,
+        found.left_out,
+    )
+
+
+def _refusals(batches: Sequence[Record]) -> dict[str, dict[float, str]]:
+    """Why methods refused; where one refused some clips only, with their number."""
+    refused: dict[str, dict[float, list[str]]] = {}
+    asked: dict[tuple[str, float], int] = {}
+    for record in batches:
+        run = record["method"], record["ratio"]
+        asked[run] = asked.get(run, 0) + 1
+        if record["refused"]:
+            refused.setdefault(run[0], {}).setdefault(run[1], []).append(record["refused"])
+
+    def told(reasons: list[str], clips: int) -> str:
+        some = "" if len(reasons) == clips else f" (on {len(reasons)} of {clips} clips)"
+        return f"{reasons[-1].rstrip('.')}{some}." if some else reasons[-1]
+
+    return {
+        method: {ratio: told(reasons, asked[method, ratio]) for ratio, reasons in by_ratio.items()}
+        for method, by_ratio in refused.items()
+    }
+
+
+def _cost(run: tuple[str, float], batches: Sequence[Record]) -> Cost:
+    mine = [b for b in batches if (b["method"], b["ratio"]) == run and not b["refused"]]
+    seconds = {
+        name: float(np.median([b[name] for b in mine if name in b] or [np.nan]))
+        for name in ("encode", "reduce", "prefill", "generate")
+    }
+    counted = {name: float(np.mean([b[name] for b in mine])) for name in ("tflops", "prefill_tflops")}
+    compiled, memory = math.fsum(b["compile"] for b in mine), max(b["memory"] for b in mine)
+    return Cost(method=run[0], ratio=run[1], compile=compiled, memory=memory, **seconds, **counted)
+
+
+def _chance(task: Any) -> dict[str, float]:
+    guesses: dict[str, list[float]] = {ALL: []}
+    for number in range(len(task)):
+        for question in task[number].questions:
+            value = task.chance(question)
+            guesses[ALL].append(value)
+            guesses.setdefault(question.category, []).append(value)
+    return {category: math.fsum(values) / len(values) for category, values in guesses.items() if values}
+
+
+def write_csv(table: SweepTable, path: Path) -> None:
+    """One line a method, ratio and category; costs stand on the lines of all categories together."""
+    fields = [field.name for field in dataclasses.fields(Cell)]
+    costs = [field.name for field in dataclasses.fields(Cost) if field.name not in fields]
+    with atomic_output(path) as part, part.open("w", newline="", encoding="utf8") as file:
+        writer = csv.DictWriter(file, [*fields, "chance", *costs], restval="")
+        writer.writeheader()
+        for run in table.runs:
+            for category in (ALL, *table.categories):
+                cell = table.cell(*run, category)
+                if cell is None:
+                    continue
+                row = dataclasses.asdict(cell) | {"chance": table.chance.get(category, 0.0)}
+                if category == ALL:
+                    row |= {name: getattr(table.costs[run], name) for name in costs}
+                writer.writerow({k: _written(v) for k, v in row.items()})
+
+
+def _written(value: Any) -> Any:
+    return f"{value:.6g}" if isinstance(value, float) else value

@@ -1,0 +1,325 @@
+"""Many questions about reduced videos in few padded batches: answers, and the likelihood of given continuations.
+
+Questions may differ in everything: text, clip, method, ratio. Prompts of similar length share a batch; lengths, rows
+and the lengths behind cuts inside the language model are rounded up to few sizes, so that a sweep compiles a handful
+of programs. Every row keeps its own counts, so that a batch gives what each prompt gives by itself.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.llm.cuts import join_inner, prompt_inner
+from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_stages
+from jvidprune.llm.prompts import molmo2, qwen
+from jvidprune.llm.prompts.layout import newline_kind
+from jvidprune.llm.prompts.slots import SlotMap
+from jvidprune.llm.stages import StageClock
+from jvidprune.models.cache import Cache
+from jvidprune.models.generate import NO_TOKEN, check_sampling, decode, prefill
+from jvidprune.models.score import score
+from jvidprune.tokens import InnerStage
+
+if TYPE_CHECKING:
+    from jvidprune.llm.video_llm import VideoLLM
+
+BATCH = 8
+"""Prompts that are read together unless the caller says otherwise."""
+
+MIN_FILL = 0.5
+"""Padded length of a prompt, as a share of its batch's, below which it waits for a batch of its own."""
+
+_NEWLINE, _TEXT = -1, -2
+"""What stands in a slot that holds no reduced token."""
+
+_COUNTED = ("seed", "rounding", "count")
+"""Settings of a stage that each row of a batch has for itself."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One question about one reduced video, or several.
+
+    Attributes:
+      video: what `VideoLLM.reduce` or `reduced.sweep_video` made of a video; or several, in the order of the prompt.
+      question: text.
+    """
+
+    video: ReducedVideo | Sequence[ReducedVideo]
+    question: str
+
+    @property
+    def videos(self) -> list[ReducedVideo]:
+        """All of them."""
+        return [self.video] if isinstance(self.video, ReducedVideo) else list(self.video)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """An answer.
+
+    Attributes:
+      text: what was answered.
+      token_ids: generated ids, end of sequence excluded.
+      generated: ids generated, end of sequence included.
+      kept, visual: visual tokens kept and there were, newlines not counted.
+      prompt: prompt length in tokens.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    generated: int
+    kept: int
+    visual: int
+    prompt: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """How likely a model finds a continuation.
+
+    Attributes:
+      log_likelihood: sum of the natural-log probabilities of its tokens, float32.
+      tokens: how many there are.
+      greedy: whether every token is the most probable one in its place.
+    """
+
+    log_likelihood: float
+    tokens: int
+    greedy: bool
+
+    @property
+    def mean(self) -> float:
+        """Log-likelihood a token."""
+        return self.log_likelihood / self.tokens
+
+
+def answer_many(
+    llm: "VideoLLM",
+    prompts: Sequence[Prompt],
+    *,
+    max_new_tokens: int = 64,
+    batch: int = BATCH,
+    min_fill: float = MIN_FILL,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seeds: int | Sequence[int] = 0,
+    clock: StageClock | None = None,
+) -> list[Reply]:
+    """Answers many questions; each gets the answer it would get alone.
+
+    Args:
+      llm: the model.
+      prompts: any mixture; those whose methods act alike inside the language model can share a batch.
+      max_new_tokens: longest answer.
+      batch: most prompts in a batch; fewer rows are filled up to a power of two with copies of the first.
+      min_fill: in [0, 1]; a prompt joins longer ones if its padded length is at least this share of theirs. 0 puts
+        everything into as few batches as possible, 1 lets only prompts of one padded length meet.
+      temperature: 0 answers greedily, above 0 samples.
+      top_p: share of probability that sampling draws from.
+      seeds: of sampling, one for all prompts or one each.
+      clock: gets a "prefill" and a "generate" stage for each batch.
+
+    Returns:
+      One reply for each prompt, in their order.
+
+    Raises:
+      JvidpruneError: settings out of range, or a prompt longer than the model's positions; before anything runs.
+    """
+    check_sampling(max_new_tokens, temperature, top_p)
+    seed = _row_seeds(seeds, len(prompts))
+    options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "eos_ids": llm.eos_ids}
+    clock = clock or StageClock()
+    replies: list[Any] = [None] * len(prompts)
+    for rows in _batches(llm, prompts, reserve=max_new_tokens, batch=batch, min_fill=min_fill):
+        with clock("prefill") as stage:
+            logits, cache = jax.block_until_ready(_read(llm, rows, max_new_tokens - 1))
+            stage.tokens = sum(row.slots.length for row in rows.used)
+        with clock("generate") as stage:
+            if temperature > 0:
+                options["key"] = jnp.stack(rows.filled([jax.random.key(seed[row.number]) for row in rows.used]))
+            found, _ = decode(llm.loaded.model, logits, cache, max_new_tokens=max_new_tokens, **options)
+            for row, ids in zip(rows.used, np.asarray(found), strict=False):
+                replies[row.number] = _reply(llm, row, [int(i) for i in ids if i >= 0])
+            stage.tokens = sum(replies[row.number].generated for row in rows.used)
+    return replies
+
+
+def score_many(
+    llm: "VideoLLM",
+    prompts: Sequence[Prompt],
+    continuations: Sequence[Sequence[str]],
+    *,
+    batch: int = BATCH,
+    min_fill: float = MIN_FILL,
+    clock: StageClock | None = None,
+) -> list[list[Score]]:
+    """How likely the model finds each of the continuations given for each prompt (multiple choice by likelihood).
+
+    A prompt is read once, whatever the number of its continuations. Nothing is added behind a continuation; write the
+    end of sequence into the text to have it counted.
+
+    Args:
+      llm: the model.
+      prompts: as for `answer_many`.
+      continuations: for each prompt its texts, any number of them.
+      batch, min_fill: as for `answer_many`.
+      clock: gets a "prefill" and a "score" stage for each batch.
+
+    Returns:
+      For each prompt its scores, in the order of its continuations.
+
+    Raises:
+      JvidpruneError: an empty continuation, or a prompt longer than the model's positions; before anything runs.
+    """
+    if len(continuations) != len(prompts):
+        raise JvidpruneError(f"{len(prompts)} prompts need as many lists of continuations, got {len(continuations)}.")
+    texts = [[llm.tokenizer.encode(text) for text in choices] for choices in continuations]
+    for choices, ids in zip(continuations, texts, strict=True):
+        if empty := [text for text, found in zip(choices, ids, strict=True) if not found]:
+            raise JvidpruneError(f"the continuation {empty[0]!r} has no token to score.")
+    width = _power(max((len(ids) for choices in texts for ids in choices), default=1))
+    clock = clock or StageClock()
+    scores: list[list[Score]] = [[] for _ in prompts]
+    for rows in _batches(llm, prompts, reserve=width, batch=batch, min_fill=min_fill):
+        with clock("prefill") as stage:
+            logits, cache = jax.block_until_ready(_read(llm, rows, width - 1))
+            stage.tokens = sum(row.slots.length for row in rows.used)
+        with clock("score") as stage:
+            for turn in range(max(len(texts[row.number]) for row in rows.used)):
+                asked = [(at, row.number) for at, row in enumerate(rows.used) if turn < len(texts[row.number])]
+                ids = np.full((rows.size, width), NO_TOKEN, np.int32)
+                for at, number in asked:
+                    ids[at, : len(texts[number][turn])] = texts[number][turn]
+                sums, greedy = (np.asarray(part) for part in score(llm.loaded.model, logits, cache, ids))
+                for at, number in asked:
+                    scores[number].append(Score(float(sums[at]), len(texts[number][turn]), bool(greedy[at])))
+                stage.tokens += sum(scores[number][turn].tokens for _, number in asked)
+    return scores
+
+
+class _Row(NamedTuple):
+    """A prompt laid out: its place among the prompts, its videos, slots and text ids."""
+
+    number: int
+    videos: list[ReducedVideo]
+    slots: SlotMap
+    text: np.ndarray
+
+    @property
+    def size(self) -> int:
+        return len(self.slots.source)
+
+
+class _Rows(NamedTuple):
+    """A batch: the prompts in it, the longest first, and the number of rows, fillers included."""
+
+    used: list[_Row]
+    size: int
+
+    def filled(self, parts: list[Any]) -> list[Any]:
+        """One part for each row: those of the prompts, then the first one's again."""
+        return parts + parts[:1] * (self.size - len(parts))
+
+
+def _batches(
+    llm: "VideoLLM", prompts: Sequence[Prompt], *, reserve: int, batch: int, min_fill: float
+) -> Iterator[_Rows]:
+    if batch < 1:
+        raise JvidpruneError(f"a batch has at least 1 prompt, got {batch}.")
+    if not 0 <= min_fill <= 1:
+        raise JvidpruneError(f"min_fill must lie in [0, 1], got {min_fill}.")
+    groups: dict[Any, list[_Row]] = {}
+    for number, prompt in enumerate(prompts):
+        videos = prompt.videos
+        stages = _alike(shared_stages(videos), llm.loaded.config.text.layers)
+        row = _Row(number, videos, *llm.lay_out(videos, prompt.question, reserve))
+        groups.setdefault(stages, []).append(row)
+    made = []
+    for group in groups.values():
+        waiting = sorted(group, key=lambda row: -row.size)
+        while waiting:
+            used = [row for row in waiting[:batch] if row.size >= min_fill * waiting[0].size]
+            made.append(_Rows(used, min(batch, _power(len(used)))))
+            waiting = waiting[len(used) :]
+    return iter(made)
+
+
+def _alike(stages: Sequence[InnerStage], layers: int) -> Any:
+    """What prompts of one batch must have in common: layers, rules and settings, not the shares kept."""
+    return tuple(
+        (stage.layer, stage.rule, tuple(pair for pair in stage.settings if pair[0] not in _COUNTED))
+        for stage in stages
+        if stage.layer < layers
+    )
+
+
+def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
+    """Prefill of a batch: (B, V) logits and a cache with room for more tokens."""
+    model, layers = llm.loaded.model, llm.loaded.config.text.layers
+    width = rows.used[0].size
+    embeds, inners, levels, slots, mutual = [], [], [], [], []
+    for row in rows.used:
+        videos, count = row.videos, len(row.text)
+        wide = row.slots.widened(width)
+        at = wide.source - count - 1
+        ids = np.where(at < _NEWLINE, row.text[np.minimum(wide.source, count - 1)], 0).astype(np.int32)
+        held = np.where(wide.valid, np.maximum(at, _TEXT), _TEXT).astype(np.int32)
+        slots.append(wide)
+        embeds.append(_embed(model, ids, held, [one.reduced.tokens for one in videos]))
+        levels.append(qwen.kept_levels(videos, wide, count))
+        if llm.settings.prompt == "molmo2":
+            mutual.append(molmo2.together(wide, row.text, llm.loaded.config))
+        newline = newline_kind(videos, llm.newline)
+        found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=shared_blocks(videos))
+        inners.append(found)
+    slots = rows.filled(slots)
+    following = [one.length if one.next_position is None else one.next_position for one in slots]
+    options: dict[str, Any] = {"next_position": np.asarray(following, np.int32)}
+    if inners[0] is not None:
+        options["inner"] = join_inner(rows.filled(inners))
+    if mutual:
+        options["together"] = np.stack(rows.filled(mutual))
+    if levels[0] is not None:
+        options["added"] = jnp.concatenate(rows.filled(levels), axis=1)
+    positions = np.concatenate([one.rotary for one in slots], axis=-2)
+    valid = np.stack([one.valid for one in slots])
+    return prefill(model, jnp.stack(rows.filled(embeds)), positions, valid, capacity=width + room, **options)
+
+
+@jax.jit
+def _embed(model: Any, ids: jax.Array, held: jax.Array, parts: list[jax.Array]) -> jax.Array:
+    """(S, D) embeddings of a prompt's slots: text ids, or what they hold of the reduced tokens of its videos."""
+    tokens = jnp.concatenate(parts)
+    words = model.embed_text(ids)
+    placeholder = getattr(model.config, "placeholder", None)
+    if placeholder is not None:
+        # Molmo2 adds its tokens to what they stand for. The config tells, so that a model may be wrapped.
+        tokens = tokens.astype(words.dtype) + model.embed_text(jnp.asarray(placeholder))
+    newline = getattr(model, "newline", None)
+    if newline is not None:
+        words = jnp.where((held == _NEWLINE)[:, None], newline.astype(words.dtype), words)
+    return jnp.where((held >= 0)[:, None], tokens[jnp.maximum(held, 0)].astype(words.dtype), words)
+
+
+def _reply(llm: "VideoLLM", row: _Row, ids: list[int]) -> Reply:
+    answer = tuple(i for i in ids if i not in llm.eos_ids)
+    kept, visual = (sum(getattr(one, name) for one in row.videos) for name in ("kept", "visual"))
+    return Reply(llm.tokenizer.decode(answer).strip(), answer, len(ids), kept, visual, row.slots.length)
+
+
+def _row_seeds(seeds: int | Sequence[int], count: int) -> list[int]:
+    listed = [seeds] * count if isinstance(seeds, int) else list(seeds)
+    if len(listed) != count:
+        raise JvidpruneError(f"{count} prompts need one seed or as many, got {len(listed)}.")
+    return listed
+
+
+def _power(count: int) -> int:
+    """The smallest power of two that is not below `count`."""
+    return 1 << (count - 1).bit_length()

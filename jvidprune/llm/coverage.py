@@ -1,0 +1,66 @@
+"""Which reducer runs on which family, and what a family lacks where one does not: the README's second table.
+
+python -m jvidprune.llm.coverage README.md    rewrites the table in place.
+"""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+from jvidprune.models.checkpoint.load import FAMILIES
+from jvidprune.models.checkpoint.published import published
+from jvidprune.models.siglip import SiglipConfig
+from jvidprune.reducers import presets
+from jvidprune.reducers.base import inner_stages
+from jvidprune.reducers.table import rewrite
+
+_MARK = "<!-- families-table -->"
+
+REPRESENTATIVES: dict[str, str] = {
+    "llava_onevision": "llava-onevision-7b",
+    "llava_video": "llava-video-7b",
+    "qwen2_5_vl": "qwen2.5-vl-7b",
+    "qwen3_vl": "qwen3-vl-8b",
+    "molmo2": "molmo2-8b",
+}
+"""The published checkpoint whose config speaks for a family."""
+
+
+def lacking(config: Any, needs: frozenset[str]) -> tuple[str, ...]:
+    """Evidence that a family cannot give a method, even with SigLIP's pooling head put next to its tower.
+
+    Every family embeds the text of a question.
+    """
+    return tuple(sorted(needs - _with_head(config).provides - {"text"}))
+
+
+def cell(family: str, method: str) -> str:
+    """One cell: yes, where the method acts, or what it needs and the family's towers do not give."""
+    config = published(REPRESENTATIVES[family])
+    reducer = presets.get(method, family)
+    if missing := lacking(config, reducer.needs):
+        return "needs " + ", ".join(f"`{name}`" for name in missing)
+    notes = ["in the LLM"] * bool(inner_stages(reducer, 0.5))
+    notes += ["with SigLIP's pooling head"] * (not reducer.needs <= config.provides | {"text"})
+    return f"yes ({', '.join(notes)})" if notes else "yes"
+
+
+def markdown() -> str:
+    """A row a method, a column a family."""
+    head = ["method", *(f"`{family}`" for family in FAMILIES)]
+    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+    for name in presets.names():
+        cells = (cell(family, name) for family in FAMILIES)
+        lines.append(" | ".join([f"`{name}` {presets.info(name).title}", *cells]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def _with_head(config: Any) -> Any:
+    if not isinstance(config.vision, SiglipConfig):
+        return config
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, pooling_head=True))
+
+
+if __name__ == "__main__":
+    rewrite(Path(sys.argv[1]), _MARK, markdown())

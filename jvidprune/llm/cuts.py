@@ -1,0 +1,90 @@
+"""Which slots of a prompt take part in the stages inside the language model."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jvidprune.llm.prompts.slots import SlotMap, bucket_length
+from jvidprune.models.cuts import Inner
+from jvidprune.models.decode_policy import Reselection
+from jvidprune.ops.newline import NewlineKind
+from jvidprune.tokens import InnerStage
+
+
+def newlines_compete(stages: Sequence[InnerStage], newline: NewlineKind) -> bool:
+    """Whether newline embeddings are cut like video tokens, which is where the references put them into the range.
+
+    Those of "grid" and "frame" layouts are, unless a stage protects them; the one behind a whole video only for a stage
+    that says `all_newlines` (HoliTom); none where blocks of tokens are cut or the cache is read in part.
+    """
+    settings: dict[str, Any] = {name: value for stage in stages for name, value in stage.settings}
+    if settings.get("protect_newlines") or any(stage.rule in ("text_in_blocks", "dynamic_decode") for stage in stages):
+        return False
+    return newline != "one_token" or bool(settings.get("all_newlines", False))
+
+
+def prompt_inner(
+    stages: Sequence[InnerStage],
+    slots: SlotMap,
+    text: int,
+    *,
+    newline: NewlineKind,
+    layers: int,
+    block: np.ndarray | None = None,
+) -> Inner | None:
+    """The stages of one prompt, or None where they do nothing.
+
+    Args:
+      stages: of the reducer, from `reducers.base.inner_stages`.
+      slots: the prompt.
+      text: its text tokens, before and after the video.
+      newline: layout of the newline embeddings.
+      layers: decoder layers.
+      block: (K,) group of each reduced row, for "text_in_blocks".
+    """
+    acting = [stage for stage in stages if stage.layer < layers]
+    if not acting:
+        return None
+    places = np.arange(len(slots.source))
+    inside = (places >= slots.visual[0]) & (places < slots.visual[1])
+    row = np.where(inside, slots.source - text - 1, -1)
+    competing = newlines_compete(acting, newline)
+    # Row -1 is the newline embedding; text between video blocks (Qwen3-VL's time stamps) has smaller ones.
+    visual = inside & ((row >= 0) | ((row == -1) & competing))
+    group = np.zeros(len(places), np.int32)
+    if block is not None:
+        group = np.where(row >= 0, np.maximum(block[np.maximum(row, 0)], 0), 0).astype(np.int32)
+    return Inner.create(
+        acting,
+        visual[None],
+        slots.valid[None],
+        layers=layers,
+        asking=((places >= slots.visual[1]) & slots.valid)[None],
+        block=group[None],
+        bucket=bucket_length,
+    )
+
+
+def join_inner(rows: Sequence[Inner]) -> Inner:
+    """The stages of a batch of prompts of one padded length; each prompt keeps its own counts, seeds and blocks.
+
+    Args:
+      rows: from `prompt_inner`, with the same layers, rules and settings; lengths behind the cuts become the largest.
+    """
+    cuts = []
+    for same in zip(*(row.cuts for row in rows), strict=True):
+        tables, seeds = np.stack([cut.table for cut in same]), np.stack([cut.seed for cut in same])
+        lengths = [cut.capacity for cut in same if cut.capacity is not None]
+        changed: dict[str, Any] = {"table": tables, "seed": seeds, "capacity": max(lengths, default=None)}
+        cuts.append(dataclasses.replace(same[0], **changed))
+    roles: dict[str, Any] = {
+        name: np.concatenate([getattr(row, name) for row in rows]) for name in ("visual", "asking", "block")
+    }
+    policy, policies = rows[0].policy, [row.policy for row in rows]
+    if policy is not None:
+        names = ("visual", "keep") if isinstance(policy, Reselection) else ("video", "keep", "previous", "kept")
+        arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in policies]) for name in names}
+        policy = dataclasses.replace(policy, **arrays)
+    return Inner(tuple(cuts), **roles, policy=policy, asking_rows=max(row.asking_rows for row in rows))

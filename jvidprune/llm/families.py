@@ -1,0 +1,66 @@
+"""What a checkpoint folder needs around its model: the settings of its family, and what the folder says itself."""
+
+import dataclasses
+from pathlib import Path
+from typing import cast
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.llm.conventions import RELEASED, settings_of
+from jvidprune.llm.processor import sampling_keys, video_processor
+from jvidprune.llm.settings import FamilySettings
+from jvidprune.models.checkpoint.folder import read_json
+from jvidprune.models.checkpoint.load import is_lmms_lab
+from jvidprune.models.positions import MropeRule, check_rule
+from jvidprune.reducers.saved import load_settings
+
+FAMILIES: dict[str, FamilySettings] = RELEASED
+"""What the authors' own code does, by family; `llm.conventions` has other ways."""
+
+
+def family_settings(
+    family: str, folder: Path, convention: str | None = None, mrope_rule: str | None = None
+) -> FamilySettings:
+    """The settings of a checkpoint folder, with what it says itself about frames and the positions of kept tokens.
+
+    Args:
+      family: of the checkpoint.
+      folder: of the checkpoint; what its jvidprune_config.json names counts where the caller names nothing.
+      convention: see `settings_of`.
+      mrope_rule: in place of the convention's.
+
+    Raises:
+      JvidpruneError: what `settings_of` raises, an M-RoPE rule that is unknown or for another family, settings of the
+        folder's video processor that are no JSON object, frames of it that make no sense, or a folder that declares no
+        rule of positions where it should.
+    """
+    saved, declared = load_settings(folder)
+    if saved is not None:
+        # Positions belong to a convention: another one of the caller's leaves the saved rule behind.
+        mrope_rule = saved.mrope_rule if convention is None and mrope_rule is None else mrope_rule
+        convention = saved.convention if convention is None else convention
+    lmms_lab = (folder / "config.json").exists() and is_lmms_lab(read_json(folder / "config.json"))
+    settings = settings_of(family, convention, lmms_lab=lmms_lab)
+    settings = dataclasses.replace(settings, declared_positions=declared)
+    if mrope_rule is not None:
+        check_rule(mrope_rule)
+        if not settings.woven:
+            raise JvidpruneError(
+                f"positions of {family} have one axis: M-RoPE rules are for the Qwen-VL families, leave {mrope_rule} "
+                "out."
+            )
+        settings = dataclasses.replace(settings, mrope_rule=cast(MropeRule, mrope_rule))
+    given = sampling_keys(video_processor(folder))
+    if settings.convention == "lmms-eval":
+        # Its model classes sample by themselves and leave that of the processor aside.
+        return settings
+    if given.pop("samples") and not {"frames", "fps"} & given.keys():
+        if family not in _OWN_SAMPLING:
+            raise JvidpruneError(
+                "the folder's video processor samples frames (do_sample_frames), but says neither num_frames nor fps."
+            )
+        given |= _OWN_SAMPLING[family]
+    return dataclasses.replace(settings, **given)
+
+
+_OWN_SAMPLING: dict[str, dict[str, float]] = {"qwen3_vl": {"fps": 2.0}, "molmo2": {}}
+"""What the processors of families sample that do so where a folder only says that they shall."""

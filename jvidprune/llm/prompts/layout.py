@@ -1,0 +1,74 @@
+"""From reduced videos and texts to the slots of a prompt, for families with newline embeddings (LLaVA)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jvidprune.llm.encoded import ReducedVideo, prompt_positions
+from jvidprune.llm.prompts.slots import Run, SlotMap, laid_out, original_slots, weave
+from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange, full_length, unreduced_places
+from jvidprune.reducers.prompting import PositionRule
+
+_arrange = jax.jit(arrange, static_argnames=("kind", "grid", "frames", "rows"))
+
+
+def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_row: int = 0) -> Run:
+    """The kept tokens of a video with newline embeddings between them.
+
+    Args:
+      one: the video; what its reducer declares goes before the family's layout.
+      kind: the family's layout.
+      rows: the family's rule for rows of a grid.
+      first_row: of this video among the reduced tokens of all videos.
+    """
+    kind, rows = one.rules.newline or kind, one.rules.newline_rows or rows
+    grid, frames = one.video.grid, one.video.features.shape[0]
+    real = int(one.video.frame_mask.sum())
+    reduced = one.reduced
+    places = reduced.diagnostics["place"] if one.rules.filed else reduced.index
+    layout = _arrange(places, reduced.valid, kind=kind, grid=grid, frames=frames, rows=rows, real_frames=real)
+    valid, source, newline = (np.asarray(part) for part in (layout.valid, layout.source, layout.is_newline))
+    position = np.asarray(layout.position)
+    if one.rules.filed:
+        # Where a row is filed decides the order alone; its position is that of its own token.
+        own = unreduced_places(np.asarray(reduced.index), kind, grid)
+        position = np.where(newline, position, own[np.minimum(source, len(own) - 1)])
+    found = np.where(newline, -1, first_row + source)
+    return Run(found[valid], position[valid], full_length(kind, grid, real))
+
+
+def newline_kind(videos: Sequence[ReducedVideo], kind: NewlineKind) -> NewlineKind:
+    """The layout that decides which newlines compete at a cut inside the language model: that of the first video."""
+    return videos[0].rules.newline or kind
+
+
+def lay_out(
+    videos: Sequence[ReducedVideo],
+    texts: Sequence[Any],
+    *,
+    newline: NewlineKind,
+    newline_rows: NewlineRows,
+    max_positions: int,
+    reserve: int,
+    positions: PositionRule | None = None,
+) -> SlotMap:
+    """The slots of a prompt of texts and videos in turn.
+
+    Args:
+      videos: in the order of the prompt.
+      texts: token ids, one more than there are videos.
+      newline, newline_rows: layout of the family, where a reducer declares none.
+      max_positions: what the language model can address.
+      reserve: tokens that will be generated.
+      positions: rule of the prompt; None takes the methods' settings, else the rule of their references.
+
+    Raises:
+      JvidpruneError: prompt and answer do not fit into the model's positions.
+    """
+    firsts = np.cumsum([0, *(one.capacity for one in videos)])
+    runs = [newline_run(one, newline, newline_rows, int(at)) for one, at in zip(videos, firsts, strict=False)]
+    woven = weave(texts, runs)
+    where = original_slots(woven, positions or prompt_positions(videos))
+    return laid_out(woven, max_positions=max_positions, reserve=reserve, **where)

@@ -1,0 +1,116 @@
+"""What Molmo2 needs around its model: prompts in which every frame stands behind its time, and who sees whom."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.llm.encoded import ReducedVideo, prompt_positions
+from jvidprune.llm.prompts.qwen import block_runs
+from jvidprune.llm.prompts.slots import SlotMap, laid_out, original_slots, weave
+from jvidprune.models.checkpoint.folder import read_json
+from jvidprune.models.molmo2.config import Molmo2Config
+from jvidprune.models.positions import frame_blocks
+from jvidprune.reducers.prompting import PositionRule
+from jvidprune.video.decode import Clip
+from jvidprune.video.sampling import MOLMO2_RATE
+
+
+class Marks(NamedTuple):
+    """Ids before and behind the placeholders of a frame."""
+
+    start: int
+    end: int
+
+
+def marks(config: Molmo2Config, folder: Path) -> Marks:
+    """The markers that a folder's processor_config.json asks for: those of frames, or of images.
+
+    Raises:
+      JvidpruneError: markers behind the rows of a frame, which no pruned frame has.
+    """
+    path = folder / "processor_config.json"
+    given = read_json(path) if path.exists() else {}
+    if given.get("video_use_col_tokens"):
+        raise JvidpruneError(
+            f"{path} asks for column tokens in videos (video_use_col_tokens), which are not supported."
+        )
+    tokens = config.tokens
+    if given.get("use_frame_special_tokens", True):
+        return Marks(tokens.frame_start, tokens.frame_end)
+    return Marks(tokens.image_start, tokens.image_end)
+
+
+def stamps(clip: Clip | None, frames: int) -> list[str]:
+    """The seconds that stand before each frame; without a clip, consecutive frames at 2 a second, as the processor."""
+    times = np.arange(frames) / MOLMO2_RATE if clip is None else clip.timestamps
+    return [f"{seconds:.1f} " for seconds in times.tolist()]
+
+
+def prompt_ids(
+    texts: Sequence[str], videos: Sequence[ReducedVideo], around: Marks, encode: Callable[[str], list[int]]
+) -> list[list[int]]:
+    """The texts of a prompt as ids, cut further, one more than there are frames.
+
+    Before a frame stand its time and a marker, behind it another, and a space before every time but the first
+    (the text that transformers' processor writes). Frames of which no token is kept leave all of these.
+
+    Args:
+      texts: before, between and behind the videos.
+      videos: with their clips.
+      around: from `marks`.
+      encode: text to ids.
+    """
+    first, last = around
+    found, waiting, head = [], texts[0], list[int]()
+    for one, text in zip(videos, texts[1:], strict=True):
+        for number, stamped in enumerate(stamps(one.clip, one.video.features.shape[0])):
+            found.append([*head, *encode(waiting + " " * (number > 0) + stamped), first])
+            waiting, head = "", [last]
+        waiting = text
+    return [*found, [*head, *encode(waiting)]]
+
+
+def lay_out(
+    videos: Sequence[ReducedVideo],
+    texts: Sequence[Any],
+    config: Molmo2Config,
+    *,
+    reserve: int,
+    positions: PositionRule | None = None,
+) -> SlotMap:
+    """The slots of a prompt; times and markers of every frame stay.
+
+    Args:
+      videos: in the order of the prompt.
+      texts: token ids of `prompt_ids`.
+      config: of the model.
+      reserve: tokens that will be generated.
+      positions: rule of the prompt; None takes the methods' settings, else the rule of their references.
+
+    Raises:
+      JvidpruneError: prompt and answer do not fit into the model's positions.
+    """
+    runs, first_row = [], 0
+    for one in videos:
+        index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
+        runs += block_runs(index, frame_blocks(one.video.features.shape[0], *one.video.grid), first_row)
+        first_row += one.capacity
+    woven = weave(texts, runs)
+    where = original_slots(woven, positions or prompt_positions(videos))
+    return laid_out(woven, max_positions=config.text.max_positions, reserve=reserve, **where)
+
+
+def together(slots: SlotMap, text: Int[np.ndarray, "L"], config: Molmo2Config) -> Bool[np.ndarray, "S"]:
+    """Slots that see each other whatever their order: visual tokens and the markers around them, of all frames.
+
+    Args:
+      slots: of the prompt.
+      text: ids of its text tokens in order.
+      config: of the model.
+    """
+    ids = text[np.minimum(slots.source, len(text) - 1)]
+    return slots.valid & ((slots.source > len(text)) | np.isin(ids, config.tokens.ids))

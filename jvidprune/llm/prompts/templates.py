@@ -1,0 +1,82 @@
+"""Prompts from the chat template that a checkpoint folder carries, rendered by transformers."""
+
+from pathlib import Path
+from typing import Any
+
+from jvidprune.errors import JvidpruneError, reason
+from jvidprune.models.checkpoint.folder import read_json
+from jvidprune.models.tokenizer import silenced
+
+CHAT = "chat"
+"""The template name that stands for the checkpoint's own."""
+
+
+def chat_template(folder: Path) -> str | None:
+    """The Jinja text of a folder's chat template, None where it carries none.
+
+    In the order of transformers: chat_template.jinja, chat_template.json, tokenizer_config.json (where a list of named
+    templates gives the one called "default").
+    """
+    if (folder / "chat_template.jinja").exists():
+        try:
+            return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise JvidpruneError(f"{folder / 'chat_template.jinja'} is no readable text: {reason(error)}.") from error
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
+        if isinstance(found, list):
+            named = [one for one in found if isinstance(one, dict) and one.get("name") == "default"]
+            found = named[0].get("template") if named else None
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def chat_texts(folder: Path, question: str, videos: int, *, placeholder: str, between: str) -> list[str]:
+    """The texts around and between the videos of one user turn, an answer expected next.
+
+    Templates that know videos get them as parts of the message; those of plain language models (lmms-lab folders) get
+    the placeholders as text in front of the question.
+
+    Args:
+      folder: of the checkpoint.
+      question: what is asked.
+      videos: how many stand before the question.
+      placeholder: what the template writes for a video, vision markers included.
+      between: text between two placeholders, where they go in as text.
+
+    Raises:
+      JvidpruneError: the folder has no chat template, or one that cannot be rendered or leaves the videos out.
+    """
+    source = chat_template(folder)
+    if source is None:
+        raise JvidpruneError(f"{folder} carries no chat template; leave the template out, or name one.")
+    if placeholder in question:
+        raise JvidpruneError(f"the question must not contain {placeholder}, which stands for the video.")
+    parts = [{"type": "video"}] * videos + [{"type": "text", "text": question}]
+    after = "\n" if placeholder == "<video>" else ""
+    problem = "it leaves the videos out"
+    for content in (parts, between.join([placeholder] * videos) + after + question):
+        try:
+            texts = _render(source, [{"role": "user", "content": content}], folder).split(placeholder)
+        except Exception as error:
+            problem = reason(error)
+            continue
+        if len(texts) == videos + 1:
+            return texts
+    raise JvidpruneError(f"the chat template of {folder} cannot be used: {problem}.")
+
+
+def _render(source: str, messages: list[dict[str, Any]], folder: Path) -> str:
+    with silenced():
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+    path = folder / "tokenizer_config.json"
+    given = read_json(path) if path.exists() else {}
+    special = {
+        name: given[name] for name in ("bos_token", "eos_token", "pad_token") if isinstance(given.get(name), str)
+    }
+    rendered, _ = render_jinja_template(
+        conversations=[messages], chat_template=source, add_generation_prompt=True, **special
+    )
+    return rendered[0]

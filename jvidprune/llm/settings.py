@@ -1,0 +1,145 @@
+"""What a family needs around its model in one convention: prompts, frames, and what its tower reads."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import numpy as np
+
+from jvidprune.llm.processor import BICUBIC, BILINEAR, channels, resizes, square
+from jvidprune.llm.prompts import qwen
+from jvidprune.llm.prompts.qwen import Markers, PixelSteps
+from jvidprune.models.positions import MropeRule
+from jvidprune.ops.newline import NewlineKind, NewlineRows
+from jvidprune.reducers.prompting import PositionRule
+from jvidprune.tokens import Layout
+from jvidprune.video.preprocess import Patches, llava_pixels
+from jvidprune.video.resize import Filter
+from jvidprune.video.sampling import RATE_RULES, Rule
+from jvidprune.video.wish import FrameWish
+
+Convention = Literal["released", "transformers", "lmms-eval"]
+"""Whose way from a file to a model, see `llm.conventions`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class FamilySettings:
+    """What a family needs around its model, in one convention.
+
+    Attributes:
+      template: prompt template, a name of `prompt.TEMPLATES` or "chat" for the checkpoint's own.
+      newline: where newline embeddings go among the kept tokens.
+      newline_rows: with a grid layout, rows that get one.
+      frames: frames its published evaluations use.
+      rule: frame sampling rule of `jvidprune.video.sampling`, which also says by which rule a rate is sampled.
+      pixels: the model's config and the settings of its folder's video processor to a function from (T, H, W, 3) uint8
+        frames to what the tower reads.
+      prompt: how videos stand in a prompt: with newline embeddings (LLaVA), with three-axis positions, time stamps and
+        vision markers (the Qwen-VL families), or frame by frame behind their times (Molmo2).
+      mrope_rule: with `woven`, where a video and what follows it stand, see `models.positions.MropeRule`.
+      own_chat: the chat template of a folder goes before `template` where it carries one.
+      begins: a prompt starts with the tokenizer's token for the beginning of a text, or of its end if it has none.
+      fps: rate that a folder's video processor samples at, before `frames`; None for a number of frames.
+      pictures: a still picture is read as a video of one frame, which it is to the Qwen-VL families; the others cut
+        pictures into tiles, which is not supported.
+      fewest, most, fastest: limits that a folder's video processor sets, see `FrameWish`.
+      positions: rule of kept tokens' positions that was asked for, whatever the method; see
+        `reducers.prompting.position_rule`, as for the next two.
+      declared_positions: the rule that the checkpoint's folder declares.
+      reference_positions: the rule of all methods' references on this family, None where they differ.
+      steps: with `woven`, how `pixels` resizes.
+      markers: with `woven`, where vision markers stand, see `qwen.Markers`.
+      convention: that these settings are of.
+    """
+
+    template: str
+    newline: NewlineKind
+    newline_rows: NewlineRows
+    frames: int
+    rule: Rule
+    pixels: Callable[[Any, Mapping[str, Any]], Callable[[np.ndarray], np.ndarray | Patches]]
+    prompt: Literal["newlines", "qwen", "molmo2"] = "newlines"
+    mrope_rule: MropeRule = "released"
+    own_chat: bool = False
+    begins: bool = False
+    pictures: bool = False
+    fps: float | None = None
+    fewest: int | None = None
+    most: int | None = None
+    fastest: float | None = None
+    positions: PositionRule | None = None
+    declared_positions: PositionRule | None = None
+    reference_positions: PositionRule | None = None
+    steps: PixelSteps = qwen.TWICE
+    markers: Markers = "blocks"
+    convention: Convention = "released"
+
+    def wish(self, frames: int | None = None, fps: float | None = None) -> FrameWish:
+        """What is read of a video: so many frames, a rate with `frames` as the most, or what the family reads.
+
+        The limits of the folder hold for rates and for the family's own number of frames; a number that is asked for
+        goes before them. A rate that the family samples up to a number of frames (LLaVA-Video, Molmo2) gives `frames`
+        of the settings at most, where none are asked for.
+
+        Raises:
+          JvidpruneError: no frame, or no rate above 0.
+        """
+        if frames is None and fps is None:
+            fps = self.fps
+            if fps is None:
+                frames = max(self.frames, self.fewest or 1)
+                frames = min(frames, self.most or frames)
+        if fps is None:
+            return FrameWish(frames, rule=self.rule, fastest=self.fastest, pictures=self.pictures)
+        if frames is None and RATE_RULES.get(self.rule, self.rule) in ("llava_video_upto", "molmo2"):
+            frames = self.frames
+        limits: dict[str, Any] = {"fewest": self.fewest, "most": self.most, "fastest": self.fastest}
+        return FrameWish(frames, fps, self.rule, **limits, pictures=self.pictures)
+
+    def layout(self, config: Any, frames: int, size: tuple[int, int], given: Mapping[str, Any]) -> Layout:
+        """Grid frames and tokens that the tower makes of a video.
+
+        Args:
+          config: of the model.
+          frames: that are read.
+          size: height and width of a frame in pixels.
+          given: the settings of the folder's video processor.
+
+        Raises:
+          JvidpruneError: a size that the family's rule refuses.
+        """
+        if not self.woven:
+            return Layout(frames, config.grid, config.unpooled_grid)
+        return Layout(-(-frames // config.vision.pair), qwen.grid_of(config, frames, *size, given, steps=self.steps))
+
+    @property
+    def woven(self) -> bool:
+        """Whether positions have three axes (the Qwen-VL families)."""
+        return self.prompt == "qwen"
+
+    @property
+    def placeholder(self) -> str:
+        """What a chat template writes for a video."""
+        return _PLACEHOLDERS[self.prompt]
+
+
+_PLACEHOLDERS = {
+    "newlines": "<video>",
+    "qwen": "<|vision_start|><|video_pad|><|vision_end|>",
+    "molmo2": "<|video|>",
+}
+
+
+def squashed(
+    config: Any, given: Mapping[str, Any], *, filter: Filter = "torchvision"
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Frames squashed to the square that the tower reads, with what the folder's video processor says.
+
+    Raises:
+      JvidpruneError: settings that make no sense, or another size than the tower's.
+    """
+    mean, std = channels(given)
+    size = square(given, config.vision.image_size)
+    again = resizes(given, BILINEAR if filter == "bilinear" else BICUBIC)
+    return functools.partial(llava_pixels, size=size, mean=mean, std=std, filter=filter, do_resize=again)

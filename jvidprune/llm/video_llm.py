@@ -1,0 +1,416 @@
+"""A video LLM that reads reduced videos: load, encode, reduce, ask. Every step can be called by itself."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.llm.batch import Prompt, answer_many
+from jvidprune.llm.conventions import check_convention
+from jvidprune.llm.encoded import ReducedVideo, prompt_positions, reduce_video
+from jvidprune.llm.families import FAMILIES, family_settings
+from jvidprune.llm.processor import video_processor
+from jvidprune.llm.prompts import molmo2, qwen
+from jvidprune.llm.prompts.layout import lay_out
+from jvidprune.llm.prompts.llava import template
+from jvidprune.llm.prompts.slots import SlotMap
+from jvidprune.llm.prompts.templates import CHAT, chat_template, chat_texts
+from jvidprune.llm.settings import Convention, FamilySettings
+from jvidprune.llm.stages import Stage, StageClock, enable_compilation_cache
+from jvidprune.models.checkpoint.dtypes import AUTO
+from jvidprune.models.checkpoint.folder import UNTRAINED_MARK
+from jvidprune.models.checkpoint.load import LoadedModel, load_model, read_config
+from jvidprune.models.fused import AttentionKind
+from jvidprune.models.generate import check_sampling
+from jvidprune.models.positions import MropeRule, check_rule
+from jvidprune.models.tokenizer import Tokenizer, beginning, end_ids, load_tokenizer
+from jvidprune.ops.newline import NewlineKind
+from jvidprune.parallel import on_every_device, on_mesh_of
+from jvidprune.reducers.presets import for_model
+from jvidprune.reducers.prompting import PositionRule, check_positions
+from jvidprune.reducers.saved import SavedPruning, load_pruning
+from jvidprune.stts.attach import attach, attach_released
+from jvidprune.stts.saved import read_stts
+from jvidprune.tokens import Reducer, VideoTokens
+from jvidprune.video.decode import Clip, read_frames
+from jvidprune.video.limits import DEFAULT, Limits
+from jvidprune.video.preprocess import Patches
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """An answer and what it cost.
+
+    Attributes:
+      question, text: what was asked and answered.
+      token_ids: generated ids, end of sequence excluded.
+      reducer: method name.
+      ratio: retention ratio asked for.
+      kept, visual: tokens kept and tokens there were, newlines not counted.
+      prompt: prompt length in tokens.
+      positions: rule of the kept tokens' positions.
+      stages: decode, encode, reduce, prefill, generate.
+      untrained: the weights are random.
+    """
+
+    question: str
+    text: str
+    token_ids: tuple[int, ...]
+    reducer: str
+    ratio: float
+    kept: int
+    visual: int
+    prompt: int
+    positions: PositionRule
+    stages: tuple[Stage, ...]
+    untrained: bool
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        stages = [dataclasses.asdict(stage) | {"per_second": stage.rate} for stage in self.stages]
+        return dataclasses.asdict(self) | {"token_ids": list(self.token_ids), "stages": stages}
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoLLM:
+    """A loaded model with its tokenizer and the settings of its family.
+
+    Attributes:
+      loaded: model and config.
+      tokenizer: of its folder.
+      settings: of its family.
+      pruning: reducer and ratio that jvidprune_config.json of its folder names, None without that file; `encode`,
+        `reduce` and `ask` use them where the caller gives none.
+    """
+
+    loaded: LoadedModel
+    tokenizer: Tokenizer
+    settings: FamilySettings
+    pruning: SavedPruning | None = None
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        *,
+        dtype: Any = AUTO,
+        mesh: Mesh | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+        template: str | None = None,
+        pooling_head: str | Path | None = None,
+        attention: AttentionKind = "auto",
+        revision: str | None = None,
+        positions: PositionRule | None = None,
+        convention: Convention | None = None,
+        mrope_rule: MropeRule | None = None,
+    ) -> "VideoLLM":
+        """Loads a checkpoint folder or hub id; from here on compiled programs are kept on disk between runs.
+
+        A scorer among the tensors of the checkpoint (STTS's released ones) or beside them (`jvidprune train stts`) is
+        attached, see `stts.attach`. A
+        jvidprune_config.json in the folder (`jvidprune export --reducer ...`, `reducers.saved`) is read as its
+        `pruning`, and the positions of kept tokens that it declares hold for methods that are not told others.
+
+        Args:
+          source: folder or hub id.
+          dtype: of parameters and activations: float32, bfloat16 or float16, or "auto" for that of the checkpoint:
+            what its config.json names, else what most of its numbers are stored in.
+          mesh: of `parallel.make_mesh`; towers divide frames over it, prompts their rows, both their heads, and every
+            device reduces the whole video.
+          progress: see `load_model`.
+          template: of prompts: a name of `prompt.TEMPLATES`, "chat" for the chat template in the folder, or None for
+            that of the convention.
+          pooling_head: folder or hub id of the original SigLIP, for methods that need its head; see `load_model`.
+          attention: which code computes attention, see `models.fused.AttentionKind`.
+          revision: branch, tag or commit of a hub id.
+          positions: of kept tokens, for all methods: "renumbered" or "original"; by default each method's setting, else
+            the folder's declaration, else the rule of the method's reference, see `reducers.prompting.position_rule`.
+          convention: whose sampling, pixel limits, resizing, template, positions and markers: "released" (the authors'
+            code), "transformers" or "lmms-eval", see `llm.conventions`; None for what jvidprune_config.json of
+            the folder names, else "released".
+          mrope_rule: of a Qwen-VL family in place of the convention's, see `models.positions.MropeRule`; None
+            likewise.
+
+        Raises:
+          JvidpruneError: not a checkpoint of a known family, a quantised one, an adapter, anything wrong with its
+            files, an unknown template, or a convention or M-RoPE rule that the checkpoint's family does not have.
+        """
+        check_positions(positions)
+        for name, check in ((convention, check_convention), (mrope_rule, check_rule)):
+            if name is not None:
+                check(name)
+        if convention is not None or mrope_rule is not None:
+            # One that the family does not have is refused before any weights are read.
+            family, _, folder = read_config(source, revision)
+            family_settings(family, folder, convention, mrope_rule)
+        enable_compilation_cache()
+        options: dict[str, Any] = {"pooling_head": pooling_head, "attention": attention, "revision": revision}
+        loaded = load_model(source, dtype=dtype, mesh=mesh, progress=progress, **options)
+        if loaded.family not in FAMILIES:
+            raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
+        settings = family_settings(loaded.family, loaded.folder, convention, mrope_rule)
+        settings = dataclasses.replace(settings, positions=positions)
+        if template is None and settings.own_chat and chat_template(loaded.folder) is not None:
+            template = CHAT
+        if template is not None:
+            settings = dataclasses.replace(settings, template=template)
+        pruning = load_pruning(loaded.folder)
+        if pruning is not None and pruning.backbone not in (None, loaded.family):
+            raise JvidpruneError(
+                f"{loaded.folder} is a {loaded.family} checkpoint with pruning settings made for {pruning.backbone}."
+            )
+        llm = cls(loaded, load_tokenizer(loaded.folder), settings, pruning)
+        # Settings of the folder that make no sense and missing templates are refused here, not at the first video.
+        _ = llm.pixels, llm.prompt_texts("?")
+        if settings.prompt == "molmo2":
+            molmo2.marks(loaded.config, loaded.folder)
+        trained = read_stts(loaded.folder, heads=loaded.config.vision.heads, dtype=loaded.dtype)
+        llm = attach_released(llm) if trained is None else attach(llm, *trained)
+        bind = getattr(pruning and pruning.reducer, "bind", None)
+        if pruning is not None and bind is not None:
+            return dataclasses.replace(llm, pruning=dataclasses.replace(pruning, reducer=bind(llm.loaded.model)))
+        return llm
+
+    @functools.cached_property
+    def pixels(self) -> Callable[[np.ndarray], np.ndarray | Patches]:
+        """(T, H, W, 3) uint8 frames to what the tower reads, with the settings of the folder's video processor."""
+        return self.settings.pixels(self.loaded.config, video_processor(self.loaded.folder))
+
+    @property
+    def untrained(self) -> bool:
+        """Whether the checkpoint says that its weights are random."""
+        return (self.loaded.folder / UNTRAINED_MARK).exists()
+
+    @functools.cached_property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer."""
+        return end_ids(self.loaded.folder, self.tokenizer)
+
+    def sample(
+        self,
+        path: str | Path,
+        *,
+        frames: int | None = None,
+        fps: float | None = None,
+        limits: Limits = DEFAULT,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Clip:
+        """Decodes the frames this model looks at.
+
+        Args:
+          path: video file.
+          frames: how many at most; by default what the family was evaluated with, or what the folder says.
+          fps: frames a second instead, by the family's own rule and limits, with `frames` as the most.
+          limits: what is accepted of the file.
+          progress: called with (frames read, frames wanted) as frames come in.
+
+        Raises:
+          JvidpruneError: a file that cannot be read, a picture that the family has no way to read, no
+            frame, or no rate above 0.
+        """
+        return read_frames(path, wish=self.settings.wish(frames, fps), limits=limits, progress=progress)
+
+    def encode(
+        self, frames: np.ndarray, needs: frozenset[str] | None = None, question: str | None = None
+    ) -> VideoTokens:
+        """(T, H, W, 3) uint8 frames to tokens with the evidence asked for.
+
+        Args:
+          frames: of the video.
+          needs: names of `tokens.EVIDENCE`; by default what the folder's own reducer needs, if it names one.
+          question: what "text" holds the embeddings of, for reducers that read it.
+
+        Raises:
+          JvidpruneError: evidence this checkpoint cannot give.
+        """
+        if needs is None:
+            needs = frozenset() if self.pruning is None else self.pruning.reducer.needs
+        asked = needs if question is None else needs - {"text"}
+        pixels = self.pixels(frames)
+        with on_mesh_of(self.loaded.model):
+            if isinstance(pixels, Patches):
+                steps, rows, columns = (int(side) for side in pixels.grid)
+                video = _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (steps, rows, columns), asked)
+            else:
+                video = _encode(self.loaded.model, jnp.asarray(pixels), asked)
+        if asked == needs:
+            return video
+        # Attached here, so that the tower does not compile anew for every length of a question.
+        text = self.loaded.model.embed_text(jnp.asarray(self.tokenizer.encode(question or ""), jnp.int32))
+        return dataclasses.replace(video, evidence=video.evidence | {"text": text})
+
+    def reducer(self, text: str) -> Reducer:
+        """A reducer with this family's published settings, from "name" or "name:key=value,..."; "stts" is bound to it.
+
+        Settings that depend on the depth of the language model are set for this one's; see `presets.for_model`.
+
+        Raises:
+          JvidpruneError: unknown name or setting, or "stts" for a model without a scorer.
+        """
+        found = for_model(text, self.loaded.config)
+        bind = getattr(found, "bind", None)
+        return found if bind is None else bind(self.loaded.model)
+
+    def reduce(
+        self,
+        video: VideoTokens,
+        *,
+        reducer: Reducer | None = None,
+        ratio: float | None = None,
+        clip: Clip | None = None,
+        positions: PositionRule | None = None,
+    ) -> ReducedVideo:
+        """Reduces encoded tokens once, for any number of questions; `clip` is what was encoded.
+
+        Args:
+          video: encoded tokens.
+          reducer, ratio: method and retention ratio; by default the folder's own.
+          clip: what was encoded.
+          positions: of the kept tokens in prompts, before all other settings of it; see `load`.
+
+        Raises:
+          JvidpruneError: an impossible ratio or budget, missing evidence, or no reducer or ratio given where the folder
+            names none.
+        """
+        if self.pruning is not None:
+            reducer = self.pruning.reducer if reducer is None else reducer
+            ratio = self.pruning.ratio if ratio is None else ratio
+        if reducer is None or ratio is None:
+            raise JvidpruneError("encoded tokens need a reducer and a ratio.")
+        return reduce_video(video, reducer, ratio, clip, positions=positions)
+
+    def position_rule(self, videos: Sequence[ReducedVideo]) -> PositionRule:
+        """The rule of positions that a prompt with these videos follows.
+
+        Raises:
+          JvidpruneError: videos that were told different rules.
+        """
+        settings = self.settings
+        declared, reference = settings.declared_positions, settings.reference_positions
+        return prompt_positions(videos, asked=settings.positions, declared=declared, reference=reference)
+
+    def lay_out(self, videos: Sequence[ReducedVideo], question: str, reserve: int) -> tuple[SlotMap, np.ndarray]:
+        """The slots of a prompt and its text ids in order; families that write time read it from the videos' clips.
+
+        Raises:
+          JvidpruneError: prompt and `reserve` tokens of an answer do not fit into the model's positions.
+        """
+        config = self.loaded.config
+        ids = self.prompt_ids(videos, question)
+        options: dict[str, Any] = {"reserve": reserve, "positions": self.position_rule(videos)}
+        if self.settings.woven:
+            slots = qwen.lay_out(videos, ids, config, rule=self.settings.mrope_rule, **options)
+        elif self.settings.prompt == "molmo2":
+            slots = molmo2.lay_out(videos, ids, config, **options)
+        else:
+            newlines: dict[str, Any] = {"newline": self.newline, "newline_rows": self.settings.newline_rows}
+            slots = lay_out(videos, ids, **newlines, max_positions=config.text.max_positions, **options)
+        return slots, np.concatenate([np.asarray(part, np.int32) for part in ids])
+
+    def prompt_ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
+        """Token ids of the texts between runs of visual tokens, with what the family writes around these."""
+        texts, config = self.prompt_texts(question, len(videos)), self.loaded.config
+        if self.settings.prompt == "molmo2":
+            around = molmo2.marks(config, self.loaded.folder)
+            return molmo2.prompt_ids(texts, videos, around, self.tokenizer.encode)
+        if self.settings.woven:
+            texts = qwen.video_texts(texts, videos, config, self.settings.markers)
+        return [self.tokenizer.encode(text) for text in texts]
+
+    def prompt_texts(self, question: str, videos: int = 1) -> list[str]:
+        """The texts around and between so many videos, without what a family writes around each.
+
+        Raises:
+          JvidpruneError: an unknown template, or a chat template that is not there or cannot be used.
+        """
+        settings, folder = self.settings, self.loaded.folder
+        if settings.template != CHAT:
+            texts = template(settings.template).texts(question, videos)
+        else:
+            between = "" if settings.woven else " "
+            texts = chat_texts(folder, question, videos, placeholder=settings.placeholder, between=between)
+        start = beginning(folder) if settings.begins else ""
+        return texts if texts[0].startswith(start) else [start + texts[0], *texts[1:]]
+
+    @property
+    def newline(self) -> NewlineKind:
+        """Layout of the newline embeddings where a reducer declares none: the checkpoint's, else the family's."""
+        return getattr(self.loaded.config, "newline", self.settings.newline)
+
+    def ask(
+        self,
+        video: VideoTokens | ReducedVideo | Sequence[ReducedVideo],
+        question: str,
+        *,
+        reducer: Reducer | None = None,
+        ratio: float | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        clock: StageClock | None = None,
+        clip: Clip | None = None,
+        positions: PositionRule | None = None,
+    ) -> Answer:
+        """Answers one question about encoded tokens.
+
+        Args:
+          video: encoded tokens, which are reduced here; or what `reduce` made of one or several videos, for another
+            question about the same tokens or for a prompt with more than one video.
+          question: what to ask.
+          reducer: of encoded tokens; by default the folder's own, as for the ratio.
+          ratio: retention ratio of encoded tokens.
+          max_new_tokens: longest answer.
+          temperature: 0 answers greedily, above 0 samples.
+          top_p: share of probability that sampling draws from.
+          seed: of sampling.
+          clock: collects the stages' times.
+          clip: what was encoded; the Qwen-VL families take the times of its frames into the prompt.
+          positions: of kept tokens, before all other settings of it; see `load`.
+
+        Raises:
+          JvidpruneError: an impossible ratio or budget, or a prompt longer than the model's positions.
+        """
+        clock = clock or StageClock()
+        check_sampling(max_new_tokens, temperature, top_p)
+        check_positions(positions)
+        if isinstance(video, VideoTokens):
+            with clock("reduce") as stage:
+                videos = [self.reduce(video, reducer=reducer, ratio=ratio, clip=clip)]
+                stage.tokens = videos[0].kept
+        else:
+            videos = [video] if isinstance(video, ReducedVideo) else list(video)
+        if positions is not None:
+            videos = [dataclasses.replace(one, positions=positions) for one in videos]
+        options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seeds": seed, "clock": clock}
+        (reply,) = answer_many(self, [Prompt(videos, question)], max_new_tokens=max_new_tokens, **options)
+        return Answer(
+            question=question,
+            text=reply.text,
+            token_ids=reply.token_ids,
+            reducer=", ".join(dict.fromkeys(one.title for one in videos)),
+            ratio=videos[0].ratio,
+            kept=reply.kept,
+            visual=reply.visual,
+            prompt=reply.prompt,
+            positions=self.position_rule(videos),
+            stages=tuple(clock.stages),
+            untrained=self.untrained,
+        )
+
+
+@functools.partial(jax.jit, static_argnames="needs")
+def _encode(model: Any, pixels: jax.Array, needs: frozenset[str]) -> VideoTokens:
+    return on_every_device(model.encode(pixels, needs))
+
+
+@functools.partial(jax.jit, static_argnames=("grid", "needs"))
+def _encode_grid(model: Any, patches: jax.Array, grid: tuple[int, int, int], needs: frozenset[str]) -> VideoTokens:
+    return on_every_device(model.encode(patches, grid, needs))

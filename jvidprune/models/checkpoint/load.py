@@ -1,0 +1,293 @@
+"""Checkpoints to models: one call for every family, from a local folder or a hub id."""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jvidprune.errors import JvidpruneError, quoted, reason
+from jvidprune.models.checkpoint.dtypes import declared_dtype, is_auto, read_dtype, stored_dtype
+from jvidprune.models.checkpoint.folder import Checkpoint, read_json, unwrapped
+from jvidprune.models.checkpoint.formats import check_adapter, check_format
+from jvidprune.models.checkpoint.hub import resolve_folder
+from jvidprune.models.checkpoint.names import NameTable, load_parameters
+from jvidprune.models.checkpoint.sizes import check_sections, check_sizes
+from jvidprune.models.fused import AttentionKind
+from jvidprune.parallel import check_mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One model family of `FAMILIES`.
+
+    Attributes:
+      package: module below jvidprune.models with `Config` (`from_hf`, `with_tensors`, `units`), `Model` and
+        `name_table(config)`.
+      matches: whether a config.json describes this family.
+    """
+
+    package: str
+    matches: Callable[[Mapping[str, Any]], bool]
+
+
+def _names(config: Mapping[str, Any]) -> set[str]:
+    listed = config.get("architectures")
+    return {str(config.get("model_type", "")), *map(str, listed if isinstance(listed, list) else ())}
+
+
+def _is_llava_onevision(config: Mapping[str, Any]) -> bool:
+    names = _names(config)
+    if names & {"llava_onevision", "LlavaOnevisionForConditionalGeneration"}:
+        return True
+    return is_lmms_lab(config) and not _has_video_layout(config)
+
+
+def _is_llava_video(config: Mapping[str, Any]) -> bool:
+    return is_lmms_lab(config) and _has_video_layout(config)
+
+
+def is_lmms_lab(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is in the format of LLaVA-NeXT, as lmms-lab publishes its checkpoints."""
+    return bool(_names(config) & {"llava_qwen", "LlavaQwenForCausalLM"})
+
+
+def _has_video_layout(config: Mapping[str, Any]) -> bool:
+    # Both LLaVA families of lmms-lab carry one architecture name; only LLaVA-Video writes newlines or times.
+    layout = config.get("mm_newline_position", "one_token")
+    return layout != "one_token" or bool(config.get("add_time_instruction", False))
+
+
+def _is_qwen2_5_vl(config: Mapping[str, Any]) -> bool:
+    return bool(_names(config) & {"qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"})
+
+
+def _is_qwen3_vl(config: Mapping[str, Any]) -> bool:
+    return bool(_names(config) & {"qwen3_vl", "Qwen3VLForConditionalGeneration"})
+
+
+def _is_molmo2(config: Mapping[str, Any]) -> bool:
+    return bool(_names(config) & {"molmo2", "Molmo2ForConditionalGeneration"})
+
+
+FAMILIES: dict[str, Family] = {
+    "llava_onevision": Family("llava_onevision", _is_llava_onevision),
+    "llava_video": Family("llava_video", _is_llava_video),
+    "qwen2_5_vl": Family("qwen2_5_vl", _is_qwen2_5_vl),
+    "qwen3_vl": Family("qwen3_vl", _is_qwen3_vl),
+    "molmo2": Family("molmo2", _is_molmo2),
+}
+"""Model families by name; the first that matches a config.json loads it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to run.
+
+    Attributes:
+      family: key of `FAMILIES`.
+      config: frozen, hashable dataclass of the family.
+      model: the nnx module.
+      folder: where tokenizer and preprocessing files lie.
+      pooling_head: folder of another checkpoint that the tower's pooling head was read from.
+    """
+
+    family: str
+    config: Any
+    model: Any
+    folder: Path
+    pooling_head: Path | None = None
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Type of the parameters."""
+        return jax.tree.leaves(self.model)[0].dtype
+
+
+def family_of(config: Mapping[str, Any]) -> str:
+    """The family a config.json describes.
+
+    Raises:
+      JvidpruneError: unknown architecture.
+    """
+    for name, family in FAMILIES.items():
+        if family.matches(config):
+            return name
+    kinds = sorted(_names(config) - {""})
+    kind = quoted(", ".join(kinds), 200) or "none named"
+    raise JvidpruneError(f"unknown architecture ({kind}); supported: {', '.join(FAMILIES)}.")
+
+
+def described(raw: Mapping[str, Any]) -> tuple[str, Any]:
+    """Family and config that a config.json describes.
+
+    Raises:
+      JvidpruneError: an unknown architecture, a value that no model has, or an option that is not supported.
+    """
+    family = family_of(raw)
+    check_sections(raw)
+    try:
+        config = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}").Config.from_hf(raw)
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        if isinstance(error, JvidpruneError):
+            raise
+        raise JvidpruneError(f"config.json does not describe a {family} model: {reason(error)}.") from error
+    check_sizes(config)
+    return family, config
+
+
+def check_supported(folder: Path, source: str | Path) -> None:
+    """Refuses, from the JSON files of a folder alone, what cannot be loaded.
+
+    Args:
+      folder: of the checkpoint; its weights need not be there.
+      source: what the user calls it.
+
+    Raises:
+      JvidpruneError: no config.json, an unknown architecture, a quantised checkpoint, an adapter, a value that no model
+        has, or an option that is not supported.
+    """
+    check_adapter(folder, str(source))
+    if not (folder / "config.json").exists():
+        gguf = " (GGUF files cannot be read)" if any(folder.glob("*.gguf")) else ""
+        raise JvidpruneError(f"{source} has no config.json{gguf}.")
+    raw = read_json(folder / "config.json")
+    try:
+        family_of(raw)
+    except JvidpruneError as error:
+        raise JvidpruneError(f"{source} cannot be loaded: {error}") from None
+    check_format(folder, source)
+    described(raw)
+
+
+def read_config(source: str | Path, revision: str | None = None) -> tuple[str, Any, Path]:
+    """Family, config and folder of a checkpoint, from its small files alone: no weights of a hub id are fetched.
+
+    Raises:
+      JvidpruneError: no such checkpoint, or one that cannot be loaded, see `check_supported`.
+    """
+    folder = resolve_folder(source, revision, weights=False, check=lambda folder: check_supported(folder, source))
+    return *described(read_json(folder / "config.json")), folder
+
+
+def planned_dtype(folder: Path, dtype: Any) -> jnp.dtype:
+    """The type a checkpoint would be loaded in; where only its tensors could tell and they are not there, bfloat16.
+
+    Args:
+      folder: of the checkpoint.
+      dtype: as for `load_model`.
+
+    Raises:
+      JvidpruneError: a type that models do not run in, or broken files.
+    """
+    if not is_auto(dtype):
+        return read_dtype(dtype)
+    if (found := declared_dtype(read_json(folder / "config.json"))) is not None:
+        return found
+    return stored_dtype(Checkpoint(folder, str)) if any(folder.glob("*.safetensors")) else jnp.dtype("bfloat16")
+
+
+def name_table(family: str, config: Any) -> NameTable:
+    """The tensor names of a family's model.
+
+    Args:
+      family: key of `FAMILIES`.
+      config: of the family.
+    """
+    return importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}").name_table(config)
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: Any = jnp.bfloat16,
+    mesh: Mesh | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    revision: str | None = None,
+    pooling_head: str | Path | None = None,
+    attention: AttentionKind = "auto",
+) -> LoadedModel:
+    """Loads a checkpoint, safetensors only, shard by shard onto a device or a mesh.
+
+    Args:
+      source: a folder, or a hub id such as "llava-hf/llava-onevision-qwen2-0.5b-ov-hf".
+      dtype: of parameters and activations: float32, bfloat16, float16, or "auto" for what config.json names, else what
+        most numbers are stored in.
+      mesh: where the parameters go, see `jvidprune.parallel`; None means the default device.
+      progress: called as (bytes done, bytes in all, parameter) after each parameter.
+      revision: of a hub id.
+      pooling_head: folder or hub id of the original SigLIP, whose attention-pooling head is put next to a LLaVA tower
+        (LLaVA checkpoints lack it, FastVID needs it); None uses what the checkpoint itself holds.
+      attention: which code computes attention in tower and language model.
+
+    Raises:
+      JvidpruneError: unknown architecture, a quantised checkpoint or an adapter, pickles, missing or broken files, a
+        mesh that cuts heads, or tensors that do not fit, all of them in one message.
+    """
+    dtype = dtype if is_auto(dtype) else read_dtype(dtype)
+    folder = resolve_folder(source, revision, check=lambda folder: check_supported(folder, source))
+    raw = read_json(folder / "config.json")
+    family, config = described(raw)
+    declared = declared_dtype(raw) if is_auto(dtype) else None
+    package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
+    table: NameTable = package.name_table(config)
+    checkpoint = Checkpoint(folder, table.canonical)
+    head = None
+    if pooling_head is not None:
+        head = resolve_folder(pooling_head, check=lambda folder: check_format(folder, pooling_head))
+    if head is not None:
+        if not hasattr(package, "HEAD_TENSORS"):
+            raise JvidpruneError(f"{family} has no SigLIP tower that a pooling head could be put next to.")
+        checkpoint.add(Checkpoint(head, table.canonical), package.HEAD_TENSORS)
+    if is_auto(dtype):
+        dtype = stored_dtype(checkpoint) if declared is None else declared
+    table.arrange(checkpoint)
+    config = config.with_tensors(checkpoint.names)
+    config = dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, attention=attention),
+        text=dataclasses.replace(config.text, attention=attention),
+    )
+    table = package.name_table(config)
+    _check_family(family, checkpoint)
+    if mesh is not None:
+        check_mesh(family, config.units, mesh)
+    model = load_parameters(
+        lambda: package.Model(config, dtype=dtype),
+        table,
+        checkpoint,
+        dtype=dtype,
+        family=family,
+        mesh=mesh,
+        units=config.units,
+        progress=progress,
+    )
+    return LoadedModel(family, config, model, folder, head)
+
+
+_TELLTALES: dict[str, tuple[str, ...]] = {
+    "a LLaVA model": ("multi_modal_projector.", "mm_projector.", "image_newline"),
+    "a Qwen-VL model": ("visual.", "model.visual."),
+    "a Molmo2 model": ("vision_backbone.", "multi_modal_projector.image_pooling_2d."),
+}
+"""Tensor names that only one kind of checkpoint has."""
+
+
+def _check_family(family: str, checkpoint: Checkpoint) -> None:
+    """Says so when config and weights belong to different families, instead of listing every tensor as a problem."""
+    stored = [unwrapped(checkpoint.stored(name)).removeprefix("model.") for name in checkpoint.names]
+    kinds = {kind for kind, prefixes in _TELLTALES.items() if any(name.startswith(prefixes) for name in stored)}
+    if "a Molmo2 model" in kinds:
+        # transformers names its adapter as it names LLaVA's projector.
+        kinds.discard("a LLaVA model")
+    kinds_by_family = {"molmo2": "a Molmo2 model", "qwen2_5_vl": "a Qwen-VL model", "qwen3_vl": "a Qwen-VL model"}
+    expected = kinds_by_family.get(family, "a LLaVA model")
+    if expected not in kinds:
+        found = next(iter(kinds), "another kind of model")
+        raise JvidpruneError(
+            f"{checkpoint.folder} says it is {family} in config.json, but its tensors are those of {found}."
+        )

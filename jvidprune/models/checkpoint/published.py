@@ -1,0 +1,133 @@
+"""Published checkpoints by a short name: the sizes of their config.json as data, for everything that needs no weights.
+
+Only what the configs of `jvidprune.models` read is listed; where a key is missing the default is the published value.
+"""
+
+from typing import Any
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.checkpoint.load import described
+
+_QWEN2_7B: dict[str, Any] = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "rope_theta": 1e6,
+}
+_QWEN2_05B: dict[str, Any] = {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 152000,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": True,
+}
+_VIT2_5: dict[str, Any] = {"hidden_size": 1280, "intermediate_size": 3420, "tokens_per_second": 2}
+_VIT3_SMALL: dict[str, Any] = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+
+
+def _qwen2_5(text: dict[str, Any], width: int) -> dict[str, Any]:
+    rope = {"type": "mrope", "mrope_section": [16, 24, 24]}
+    common = {"rms_norm_eps": 1e-6, "max_position_embeddings": 128000, "rope_scaling": rope}
+    return {"model_type": "qwen2_5_vl", **text, **common, "vision_config": _VIT2_5 | {"out_hidden_size": width}}
+
+
+def _qwen3(width: int, mlp: int, layers: int, heads: int, vision: dict[str, Any], tied: bool) -> dict[str, Any]:
+    text = {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "max_position_embeddings": 262144,
+        "tie_word_embeddings": tied,
+    }
+    return {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision | {"out_hidden_size": width}}
+
+
+def _molmo2(width: int, mlp: int, layers: int, **text: Any) -> dict[str, Any]:
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": 32}
+    return {
+        "model_type": "molmo2",
+        "text_config": {**sizes, "head_dim": 128, "max_position_embeddings": 36864, **text},
+        "adapter_config": {"intermediate_size": mlp, "text_hidden_size": width},
+    }
+
+
+_OLMO3: dict[str, Any] = {
+    "num_key_value_heads": 32,
+    "vocab_size": 100278,
+    "qk_norm_type": "olmo",
+    "norm_after": True,
+    "rope_theta": 5e5,
+    "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192},
+    "rope_scaling_layers": list(range(3, 32, 4)),
+}
+
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "llava-onevision-0.5b": {"model_type": "llava_onevision", "text_config": _QWEN2_05B},
+    "llava-onevision-7b": {"model_type": "llava_onevision", "text_config": _QWEN2_7B | {"vocab_size": 152128}},
+    "llava-video-7b": {
+        "model_type": "llava_qwen",
+        "mm_newline_position": "grid",
+        "mm_vision_tower": "google/siglip-so400m-patch14-384",
+        **_QWEN2_7B,
+    },
+    "qwen2.5-vl-3b": _qwen2_5(
+        {
+            "hidden_size": 2048,
+            "intermediate_size": 11008,
+            "num_hidden_layers": 36,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 2,
+            "vocab_size": 151936,
+            "tie_word_embeddings": True,
+        },
+        2048,
+    ),
+    "qwen2.5-vl-7b": _qwen2_5(_QWEN2_7B, 3584),
+    "qwen3-vl-2b": _qwen3(2048, 6144, 28, 16, _VIT3_SMALL, True),
+    "qwen3-vl-4b": _qwen3(2560, 9728, 36, 32, _VIT3_SMALL, True),
+    "qwen3-vl-8b": _qwen3(4096, 12288, 36, 32, {}, False),
+    "molmo2-4b": _molmo2(2560, 9728, 36, num_key_value_heads=8, rope_theta=5e6),
+    "molmo2-8b": _molmo2(4096, 12288, 36, num_key_value_heads=8, rope_theta=1e6),
+    "molmo2-o-7b": _molmo2(4096, 11008, 32, **_OLMO3),
+}
+"""config.json of each; LLaVA's vision sizes are those of the tower it names."""
+
+
+def config_of(raw: dict[str, Any]) -> Any:
+    """The config of the family that a config.json describes.
+
+    Raises:
+      JvidpruneError: an unknown architecture, a value that no model has, or an option that the port does not have.
+    """
+    return described(raw)[1]
+
+
+def short_name(name: str) -> str:
+    """A key of `PUBLISHED` where a name or hub id means one: lower case, without the owner."""
+    return name.lower().rpartition("/")[2] if name.count("/") == 1 else name.lower()
+
+
+def published(name: str) -> Any:
+    """The config of a published checkpoint by its short name, or by a hub id that ends in it (allenai/Molmo2-8B).
+
+    Raises:
+      JvidpruneError: unknown name.
+    """
+    raw = PUBLISHED.get(short_name(name))
+    if raw is None:
+        raise JvidpruneError(f"unknown published model {name!r}; known: {', '.join(PUBLISHED)}.")
+    return config_of(raw)

@@ -1,0 +1,1 @@
+"""What Qwen2.5-VL and Qwen3-VL share: configuration, vision tower and model."""
