@@ -30,7 +30,14 @@ _TOLERANCE = {"visionzip": 1e-3, "fastvid": 1e-3, "flashvid": 1e-3, "holitom": 2
 
 def _prefixes(golden: Golden) -> list[str]:
     key = "runs" if "runs" in golden.arrays else "cases"
-    return json.loads(str(golden.arrays[key])) if key in golden.arrays else []
+    if key not in golden.arrays:
+        return []
+    try:
+        names = json.loads(str(golden.arrays[key]))
+    except ValueError:
+        # Another method's file may hold an array of this name.
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
 
 
 def _config(golden: Golden, prefix: str) -> dict[str, Any]:
