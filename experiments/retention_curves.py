@@ -20,8 +20,8 @@ from jvidprune.evals.metrics import Difference, paired_difference
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import make_table
 from jvidprune.evals.runner import SweepRecords, run_sweep
-from jvidprune.reducers import presets
-from jvidprune.reducers.prompting import PositionRule
+from jvidprune.reducers import registry
+from jvidprune.reducers.protocol import PositionRule
 from jvidprune.training.logs import write_csv
 from jvidprune.viz.sweep_style import CONTROLS
 
@@ -50,7 +50,7 @@ def swept(positions: PositionRule | None) -> SweepRecords:
 own = llm.settings.declared_positions
 other: PositionRule = "renumbered" if own == "original" else "original"
 found = swept(None)
-table = make_table(found, task, {name: presets.title(name) for name in names})
+table = make_table(found, task, {name: registry.title(name) for name in names})
 moved = swept(other)
 other_table = make_table(moved, task, table.titles)
 published = [name for name in names if name not in CONTROLS]

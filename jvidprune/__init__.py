@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jvidprune import reducers
     from jvidprune.errors import JvidpruneError
-    from jvidprune.reducers.base import reduce, reduce_batch, sweep
-    from jvidprune.tokens import EVIDENCE, Budget, Layout, Plan, Reduced, Reducer, VideoTokens
+    from jvidprune.reducers.protocol import Reducer
+    from jvidprune.reducers.run import reduce, reduce_batch, sweep
+    from jvidprune.tokens import EVIDENCE, Budget, Layout, Plan, Reduced, VideoTokens
 
 __version__ = "0.1.0"
 
 _SOURCES = {
     "errors": ("JvidpruneError",),
-    "reducers.base": ("reduce", "reduce_batch", "sweep"),
-    "tokens": ("EVIDENCE", "Budget", "Layout", "Plan", "Reduced", "Reducer", "VideoTokens"),
+    "reducers.protocol": ("Reducer",),
+    "reducers.run": ("reduce", "reduce_batch", "sweep"),
+    "tokens": ("EVIDENCE", "Budget", "Layout", "Plan", "Reduced", "VideoTokens"),
 }
 
 __all__ = [

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -214,28 +214,6 @@ class Reduced(NamedTuple):
 
 Budget = Any
 """A NamedTuple of int32 scalars, one type a method, made on the host and traced from there on."""
-
-
-@runtime_checkable
-class Reducer(Protocol):
-    """What any reducer, ours or a user's, looks like: a hashable object (static under jit) with four members."""
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Names of `EVIDENCE` that `plan` reads."""
-        ...
-
-    def budget(self, layout: Layout, ratio: float) -> Budget:
-        """Integers for one retention ratio, on the host in float64; JvidpruneError in one sentence if impossible."""
-        ...
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """A proved upper bound of the number of output tokens."""
-        ...
-
-    def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
-        """The decisions: pure, jittable, vmappable over budgets and videos."""
-        ...
 
 
 def stack_budgets(budgets: list[Budget]) -> Budget:

@@ -10,7 +10,7 @@ import pytest
 import jvidprune
 from jvidprune import VideoTokens
 from jvidprune.parity import core
-from jvidprune.reducers import base
+from jvidprune.reducers.run import apply_plan, bucket_capacity, run_budgets
 from jvidprune.tokens import stack_budgets
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -78,11 +78,11 @@ def check_others_refused(method, comparers):
 
 def check_sweep(reducer, video, ratios):
     """One compile for all ratios, rows equal to those of a plain vmap of `plan` over the budgets."""
-    base.run_budgets.clear_cache()
+    run_budgets.clear_cache()
     swept = jvidprune.sweep(reducer, video, ratios)
     capacity = swept.index.shape[1]
     backwards = jvidprune.sweep(reducer, video, ratios[::-1], capacity=capacity)
-    assert base.run_budgets._cache_size() == 1
+    assert run_budgets._cache_size() == 1
     np.testing.assert_array_equal(backwards.index[::-1], swept.index)
     budgets = stack_budgets([reducer.budget(video.layout(), ratio) for ratio in ratios])
     plans = jax.jit(jax.vmap(lambda budget: reducer.plan(video, budget, capacity=capacity)))(budgets)
@@ -128,7 +128,7 @@ def check_bf16(reducer, video, ratio):
 
 def check_gradient(reducer, video, ratio):
     """Gradients equal those of the frozen plan and are finite."""
-    capacity = base.bucket_capacity(reducer.capacity(video.layout(), ratio), video.layout().total)
+    capacity = bucket_capacity(reducer.capacity(video.layout(), ratio), video.layout().total)
     budget = reducer.budget(video.layout(), ratio)
     weight = jnp.asarray(np.random.default_rng(1).normal(size=(capacity, video.features.shape[-1])), jnp.float32)
 
@@ -137,7 +137,7 @@ def check_gradient(reducer, video, ratio):
 
     def loss(features, plan=None):
         found = reducer.plan(jax.lax.stop_gradient(replace(features)), budget, capacity=capacity)
-        return jnp.sum(weight * base.apply_plan(reducer, plan or found, replace(features)).tokens)
+        return jnp.sum(weight * apply_plan(reducer, plan or found, replace(features)).tokens)
 
     frozen = jax.jit(lambda: reducer.plan(video, budget, capacity=capacity))()
     through = jax.jit(jax.grad(loss))(video.features)

@@ -20,9 +20,10 @@ from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.transport import FixedSinkhorn, Sinkhorn, TokenCost
 from jvidprune.parity import aot as parity
 from jvidprune.parity.core import load_golden
-from jvidprune.reducers import aot_intra, aot_ratio, base
+from jvidprune.reducers import aot_intra, aot_ratio
 from jvidprune.reducers.aot import AOT
 from jvidprune.reducers.aot_calibrate import calibrate
+from jvidprune.reducers.run import run_budgets
 from jvidprune.synthetic import synthetic_tokens
 from jvidprune.tokens import stack_budgets
 
@@ -75,10 +76,10 @@ def test_golden_pipelines_of_five_budgets_in_one_compilation():
         AOT(visual_tokens=c["visual_token_num"], keep_ratio=c["keep_ratio"], window=7, clips=4) for c in cases.values()
     ]
     capacity = AOT(window=7, clips=4, keep_ratio=1.0).capacity_of(video.layout(), 196)
-    base.run_budgets.clear_cache()
+    run_budgets.clear_cache()
     budgets = stack_budgets([reducer.budget(video.layout(), 0.5) for reducer in made])
-    swept = base.run_budgets(AOT(window=7, clips=4), video, budgets, capacity=capacity)
-    assert base.run_budgets._cache_size() == 1
+    swept = run_budgets(AOT(window=7, clips=4), video, budgets, capacity=capacity)
+    assert run_budgets._cache_size() == 1
     for number, name in enumerate(cases):
         ids, tokens = rows(jax.tree.map(lambda leaf, i=number: leaf[i], swept))
         np.testing.assert_array_equal(ids, golden[f"{name}_out_ids"])
@@ -210,11 +211,11 @@ def test_narrow_candidates_give_what_all_tokens_as_candidates_give():
 
 
 def test_sweep_equals_single_runs_in_one_compilation():
-    base.run_budgets.clear_cache()
+    run_budgets.clear_cache()
     ratios = [0.1, 0.3, 0.6, 1.0]
     swept = jvidprune.sweep(REDUCER, VIDEO, ratios, capacity=FULL)
     jvidprune.sweep(REDUCER, VIDEO, ratios[::-1], capacity=FULL)
-    assert base.run_budgets._cache_size() == 1
+    assert run_budgets._cache_size() == 1
     budgets = stack_budgets([REDUCER.budget(VIDEO.layout(), ratio) for ratio in ratios])
     many = jax.vmap(lambda b: run(REDUCER, VIDEO, b))(budgets)
     counts = []
@@ -307,10 +308,10 @@ def test_gradients_reach_the_features_before_pooling():
 
 def test_cost_weights_and_epsilon_vary_inside_one_compilation():
     settings = [{"cost": TokenCost()}, {"cost": TokenCost(w_pos=3.0)}, {"solver": Sinkhorn(0.5)}, {"nearest": 1.0}]
-    base.run_budgets.clear_cache()
+    run_budgets.clear_cache()
     stacked = stack_budgets([budget(40, **options) for options in settings])
-    swept = base.run_budgets(REDUCER, VIDEO, stacked, capacity=FULL)
-    assert base.run_budgets._cache_size() == 1
+    swept = run_budgets(REDUCER, VIDEO, stacked, capacity=FULL)
+    assert run_budgets._cache_size() == 1
     first = np.asarray(swept.tokens[0])
     for i in (1, 2, 3):
         assert np.abs(np.asarray(swept.tokens[i]) - first).max() > 1e-4

@@ -11,8 +11,9 @@ import pytest
 import jvidprune
 from jvidprune import JvidpruneError, Layout, VideoTokens, reducers
 from jvidprune.ops.compact import selection_plan
-from jvidprune.reducers import base, presets
+from jvidprune.reducers import registry
 from jvidprune.reducers.exported import export_reducer
+from jvidprune.reducers.run import run_budgets
 from jvidprune.texts import split_texts
 
 
@@ -50,11 +51,11 @@ def test_a_users_reducer_needs_no_registration():
 
 def test_a_sweep_compiles_once_and_equals_single_runs():
     ratios = [0.1, 0.25, 0.5, 0.75, 1.0]
-    base.run_budgets.clear_cache()
+    run_budgets.clear_cache()
     swept = jvidprune.sweep(EveryNth(), video(), ratios)
-    assert base.run_budgets._cache_size() == 1
+    assert run_budgets._cache_size() == 1
     jvidprune.sweep(EveryNth(), video(), [0.2, 0.3, 0.4, 0.6, 1.0])
-    assert base.run_budgets._cache_size() == 1
+    assert run_budgets._cache_size() == 1
     for number, ratio in enumerate(ratios):
         single = jvidprune.reduce(EveryNth(), video(), ratio, capacity=swept.index.shape[1])
         for one, many in zip(jax.tree.leaves(single), jax.tree.leaves(swept), strict=True):
@@ -178,32 +179,32 @@ def test_every_method_describes_itself():
 def test_methods_are_written_with_their_settings_as_text():
     texts = split_texts("aot, flashvid:alpha=0.5,distinct=True,stop:base=fastvid , none")
     assert texts == ["aot", "flashvid:alpha=0.5,distinct=True", "stop:base=fastvid", "none"]
-    flashvid = presets.from_text(texts[1], backbone="qwen2_5_vl")
+    flashvid = registry.from_text(texts[1], backbone="qwen2_5_vl")
     assert (flashvid.alpha, flashvid.distinct, flashvid.min_segments) == (0.5, True, 4)
     with pytest.raises(JvidpruneError, match="key=value"):
-        presets.from_text("flashvid:fast")
+        registry.from_text("flashvid:fast")
 
 
 def test_texts_nest_and_chain_reducers():
     texts = ["stop:base=(flashvid:alpha=0.5,eps=1e-6),mu_s=0.1", "visionzip+flashvid:eps=1e+3,distinct=True", "evs"]
     assert split_texts(",".join(texts)) == texts
     titles = ["SToP (base=(flashvid:alpha=0.5,eps=1e-6), mu_s=0.1)", "VisionZip → FlashVID (eps=1e+3, distinct=True)"]
-    assert [presets.title(text) for text in texts] == [*titles, reducers.info("evs").title]
-    stop, chain, _ = (presets.from_text(text, "llava_video") for text in texts)
+    assert [registry.title(text) for text in texts] == [*titles, reducers.info("evs").title]
+    stop, chain, _ = (registry.from_text(text, "llava_video") for text in texts)
     assert (stop.base.alpha, stop.base.eps, stop.mu_s) == (0.5, 1e-6, 0.1)
     assert stop.base.pruning_layer is None, "the settings of SToP's runs hold where none is given"
     assert chain.first == reducers.get("visionzip", "llava_video")
     assert chain.second == reducers.get("flashvid", "llava_video", eps=1000.0, distinct=True)
     written = "sequential:first=(stop:base=visionzip),second=(visionzip+flashvid),split=0.3"
-    nested = presets.from_text(written, "llava_video")
+    nested = registry.from_text(written, "llava_video")
     assert (nested.first.base.layout, nested.second.second.method, nested.split) == ("grid", "attn_div_v2", 0.3)
     with pytest.raises(JvidpruneError, match="cannot be the first stage"):
-        presets.from_text("flashvid+visionzip")
+        registry.from_text("flashvid+visionzip")
 
 
 def test_unknown_settings_in_a_text_are_refused():
     with pytest.raises(JvidpruneError, match="Did you mean 'alpha'"):
-        presets.from_text("flashvid:alhpa=1")
+        registry.from_text("flashvid:alhpa=1")
 
 
 def test_reduce_can_be_called_inside_jit():

@@ -178,9 +178,9 @@ def test_odd_lists_split_in_the_middle_and_chains_carry_the_question():
     video = asked(grid=(3, 5), frames=2)
     ids, _ = checks.valid_rows(checks.reduce(CDPruner(), video, 5 / 15))
     assert [int((ids < 7).sum()), int(((ids >= 7) & (ids < 15)).sum())] == [2, 3]
-    chain = reducers.presets.from_text("divprune:scope=frame+cdpruner")
+    chain = reducers.registry.from_text("divprune:scope=frame+cdpruner")
     assert int(checks.reduce(chain, asked(), 0.1).count) == 8
-    first = reducers.presets.from_text("cdpruner+divprune")
+    first = reducers.registry.from_text("cdpruner+divprune")
     assert int(checks.reduce(first, asked(), 0.1).count) == 8
     wrapped = checks.reduce(reducers.get("stop", base="cdpruner"), asked(), 0.3)
     np.testing.assert_array_equal(wrapped.index, checks.reduce(CDPruner(), asked(), 0.3).index)

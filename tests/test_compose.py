@@ -10,12 +10,14 @@ from jax import lax
 
 import jvidprune as jv
 from jvidprune.ops import compact
-from jvidprune.reducers.base import inner_stages, run_budgets, stack_budgets
 from jvidprune.reducers.compose import Sequential, chain
 from jvidprune.reducers.controls import AttentionTopK, Random
 from jvidprune.reducers.ottvid import OTTVid
+from jvidprune.reducers.protocol import inner_stages
+from jvidprune.reducers.run import run_budgets
 from jvidprune.reducers.stop import SToP
 from jvidprune.reducers.visionzip import VisionZip
+from jvidprune.tokens import stack_budgets
 
 T, N, D = 4, 16, 6
 TOP = AttentionTopK(scope="frame")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import jvidprune
 from jvidprune import Layout
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers import presets
+from jvidprune.reducers import registry
 from jvidprune.reducers.controls import AttentionTopK, FrameDrop, Random, Uniform, spread
 
 CONTROLS = [Random(), Random(seed=3, scope="frame"), Uniform(), FrameDrop(), AttentionTopK(), AttentionTopK("frame")]
@@ -92,5 +92,5 @@ def test_a_sink_rule_replaces_the_attention():
 def test_scopes_and_names():
     checks.refused(lambda: Random(scope="clip"), "scope 'clip'")
     checks.refused(lambda: AttentionTopK(scope="clip"), "scope 'clip'")
-    assert presets.get("random", seed=7) == Random(7)
+    assert registry.get("random", seed=7) == Random(7)
     assert int(Uniform().budget(Layout(2, (2, 2), padded_frames=3), 0.5).keep.sum()) == 4

@@ -24,7 +24,7 @@ from jvidprune.llm.prompts import qwen
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.positions import MROPE_RULES
-from jvidprune.reducers.saved import SavedPruning, load_pruning, save_pruning
+from jvidprune.reducers.serialise import SavedPruning, load_pruning, save_pruning
 from jvidprune.tokens import VideoTokens
 from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import normalise

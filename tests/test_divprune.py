@@ -134,10 +134,10 @@ def test_counts_round_half_to_even_and_are_at_least_one(total, ratio, kept):
 
 
 def test_frames_keep_equal_counts_and_can_be_chained():
-    chain = reducers.presets.from_text("divprune:scope=frame+flashvid")
+    chain = reducers.registry.from_text("divprune:scope=frame+flashvid")
     assert chain.first.tokens_per_frame(Layout(3, (4, 5)), 0.25) == 5
     assert int(checks.reduce(chain, checks.make_video(), 0.1).count) > 0
-    checks.refused(lambda: reducers.presets.from_text("divprune+flashvid"), "cannot be the first stage")
+    checks.refused(lambda: reducers.registry.from_text("divprune+flashvid"), "cannot be the first stage")
 
 
 def test_a_sink_rule_changes_nothing():

@@ -19,12 +19,12 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.export import exact_dtype, export_checkpoint, export_model
 from jvidprune.models.checkpoint.load import load_model
 from jvidprune.ops.transport import Dustbin, FixedSinkhorn, Given, TokenCost
-from jvidprune.reducers import presets
-from jvidprune.reducers.saved import FILE, SavedPruning, load_pruning, read_record, save_pruning
+from jvidprune.reducers import registry
+from jvidprune.reducers.serialise import FILE, SavedPruning, load_pruning, read_record, save_pruning
 
 MODELS = Path(__file__).parent / "golden" / "models"
 FAMILIES = sorted(path.parent.name for path in MODELS.glob("*/model.safetensors"))
-METHODS = (*presets.names(), *presets.combinators())
+METHODS = (*registry.names(), *registry.combinators())
 
 
 def stored(folder: Path) -> dict[str, tuple]:
@@ -104,10 +104,10 @@ def test_a_pooling_head_from_elsewhere_becomes_part_of_the_export(tmp_path):
     assert "attention_pooling_head" in load_model(tmp_path / "out").model.provides
 
 
-@pytest.mark.parametrize("backbone", [None, *presets.BACKBONES])
+@pytest.mark.parametrize("backbone", [None, *registry.BACKBONES])
 def test_settings_of_every_method_survive_the_file(backbone, tmp_path):
     for name in METHODS:
-        saved = SavedPruning(presets.get(name, backbone), 0.15, backbone)
+        saved = SavedPruning(registry.get(name, backbone), 0.15, backbone)
         save_pruning(tmp_path, saved)
         assert load_pruning(tmp_path) == saved
 
@@ -115,9 +115,9 @@ def test_settings_of_every_method_survive_the_file(backbone, tmp_path):
 def test_nested_methods_and_parts_of_a_transport_survive_the_file(tmp_path):
     transport = {"solver": Dustbin(solver=FixedSinkhorn()), "cost": TokenCost(w_time=0.2), "clips": (3, 5)}
     for reducer in (
-        presets.get("aot", **transport),
-        presets.from_text("stop:base=(flashvid:alpha=0.5),mu_s=0.03", "llava_video"),
-        presets.from_text("visionzip+stop:base=flashvid", "llava_onevision"),
+        registry.get("aot", **transport),
+        registry.from_text("stop:base=(flashvid:alpha=0.5),mu_s=0.03", "llava_video"),
+        registry.from_text("visionzip+stop:base=flashvid", "llava_onevision"),
     ):
         save_pruning(tmp_path, SavedPruning(reducer, 0.1))
         found = load_pruning(tmp_path)
@@ -125,7 +125,7 @@ def test_nested_methods_and_parts_of_a_transport_survive_the_file(tmp_path):
         assert (found.reducer, hash(found.reducer)) == (reducer, hash(reducer))
 
 
-RECORD = SavedPruning(presets.get("flashvid"), 0.1).record()
+RECORD = SavedPruning(registry.get("flashvid"), 0.1).record()
 WRONG = [
     ({"ratio": 2}, "must lie in"),
     ({"ratio": "0.1"}, "ratio must be a number"),
@@ -161,7 +161,7 @@ def test_what_is_no_json_is_refused(text, tmp_path):
 
 def test_what_is_not_of_this_package_cannot_be_saved():
     with pytest.raises(JvidpruneError, match="no method of this package"):
-        SavedPruning(presets.get("aot", marginals=Given(jnp.ones(1), jnp.ones(1))), 0.1).record()
+        SavedPruning(registry.get("aot", marginals=Given(jnp.ones(1), jnp.ones(1))), 0.1).record()
 
 
 _LEAVES = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False)
@@ -176,7 +176,7 @@ _VALUES = st.recursive(
 @settings(max_examples=200, deadline=None)
 @given(_VALUES, st.sampled_from(METHODS), st.data())
 def test_any_json_is_read_or_refused(value, method, data):
-    fields = list(presets.reducer_class(method).__dataclass_fields__)
+    fields = list(registry.reducer_class(method).__dataclass_fields__)
     reducer = value if not fields else {"method": method, "settings": {data.draw(st.sampled_from(fields)): value}}
     try:
         found = read_record(RECORD | {"reducer": reducer})
@@ -206,7 +206,7 @@ def test_the_command_writes_settings_that_loading_and_asking_use(tmp_path, monke
     assert "attention_pooling_head" in err
     assert not (tmp_path / "head").exists()
     llm = VideoLLM.load(tmp_path / "out")
-    assert llm.pruning == SavedPruning(presets.get("random", "llava_onevision", seed=3), 0.25, "llava_onevision")
+    assert llm.pruning == SavedPruning(registry.get("random", "llava_onevision", seed=3), 0.25, "llava_onevision")
     frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
     answer = llm.ask(llm.encode(frames), "What?", max_new_tokens=2)
     assert (answer.reducer, answer.ratio, answer.kept) == ("Random", 0.25, 16)
@@ -234,7 +234,7 @@ def test_a_scorer_beside_the_weights_travels_with_them(tmp_path, monkeypatch, ca
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
     llm = VideoLLM.load(tmp_path / "out")
     assert llm.pruning is not None
-    assert (llm.pruning.ratio, llm.pruning.reducer) == (0.25, presets.get("stts"))
+    assert (llm.pruning.ratio, llm.pruning.reducer) == (0.25, registry.get("stts"))
     assert llm.pruning.reducer.config == llm.loaded.model.stts == config
     # A model with a scorer attached is written as the model below it.
     export_model(llm.loaded, tmp_path / "twice")

@@ -18,7 +18,7 @@ from jvidprune.llm.prompts import qwen
 from jvidprune.llm.prompts import slots as sequence
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.load import FAMILIES
-from jvidprune.reducers.base import inner_stages
+from jvidprune.reducers.protocol import inner_stages
 from jvidprune.video.preprocess import qwen_patches
 
 FRAMES, TOKENS, RATIO, CUT_RATIO = 6, 16, 0.3, 0.1

@@ -9,9 +9,9 @@ from jvidprune import JvidpruneError, reducers
 from jvidprune.models.cuts import Inner
 from jvidprune.parity import core
 from jvidprune.parity import fastv as parity
-from jvidprune.reducers.base import inner_stages
 from jvidprune.reducers.fastv import FastV
 from jvidprune.reducers.flashvid import FlashVID
+from jvidprune.reducers.protocol import inner_stages
 
 
 @pytest.mark.parametrize("path", checks.golden_files("fastv"), ids=lambda path: path.stem)

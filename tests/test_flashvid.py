@@ -18,7 +18,7 @@ from jvidprune.ops.sink import SinkRule
 from jvidprune.parity import core, flashvid_cut, flashvid_hooks
 from jvidprune.parity import flashvid as parity
 from jvidprune.parity.planned import planned
-from jvidprune.reducers import presets
+from jvidprune.reducers import registry
 from jvidprune.reducers.flashvid import FlashVID, inner_retention
 
 COMPARERS = [*parity.COMPARERS, *flashvid_hooks.COMPARERS]
@@ -321,7 +321,7 @@ def test_the_share_kept_at_the_cut_makes_up_for_the_expansion():
         "qwen2_5_vl": (20, 0.3),
         "qwen3_vl": (28, 0.1),
     }.items():
-        (stage,) = presets.get("flashvid", backbone=backbone).inner
+        (stage,) = registry.get("flashvid", backbone=backbone).inner
         assert (stage.layer, stage.rule, stage.keep) == (layer, "last_query_topk", keep)
         assert hash(stage) is not None
     assert FlashVID(pruning_layer=None).inner == ()
@@ -336,7 +336,7 @@ def mean_share(reducer, layers):
 @pytest.mark.parametrize("model", sorted(PUBLISHED))
 def test_the_ratio_is_the_mean_over_the_layers_of_every_model(model):
     config = published(model)
-    assert mean_share(presets.for_model("flashvid", config), config.text.layers) == pytest.approx(1.0)
+    assert mean_share(registry.for_model("flashvid", config), config.text.layers) == pytest.approx(1.0)
 
 
 def test_published_depths_have_the_published_settings_exactly():
@@ -346,29 +346,29 @@ def test_published_depths_have_the_published_settings_exactly():
         ("qwen2.5-vl-7b", "qwen2_5_vl"),
         ("qwen3-vl-8b", "qwen3_vl"),
     ):
-        assert presets.for_model("flashvid", published(model)) == presets.get("flashvid", backbone)
+        assert registry.for_model("flashvid", published(model)) == registry.get("flashvid", backbone)
 
 
 def test_a_cut_is_moved_only_where_it_is_the_presets():
     # 24 layers end too early for a cut before layer 20 to make up for 1.25: the cut stays, the expansion shrinks.
-    small = presets.get("flashvid", "llava_onevision", layers=24)
+    small = registry.get("flashvid", "llava_onevision", layers=24)
     assert (small.pruning_layer, small.llm_retention_ratio) == (20, 0.3)
     assert small.expansion == pytest.approx(24 / 21.2)
-    assert presets.get("flashvid", "llava_onevision", layers=24, expansion=1.1).llm_retention_ratio == pytest.approx(
+    assert registry.get("flashvid", "llava_onevision", layers=24, expansion=1.1).llm_retention_ratio == pytest.approx(
         (24 - 22) / (1.1 * 4)
     )
     # No layer is behind the cut of a decoder of 8 layers.
-    tiny = presets.get("flashvid", layers=8)
+    tiny = registry.get("flashvid", layers=8)
     assert (tiny.pruning_layer, tiny.expansion) == (None, 1.0)
-    assert presets.get("flashvid", layers=8, expansion=1.3).expansion == 1.3
+    assert registry.get("flashvid", layers=8, expansion=1.3).expansion == 1.3
     for own in ({"llm_retention_ratio": 0.5}, {"pruning_layer": 4}, {"pruning_layer": None}):
-        assert presets.get("flashvid", layers=8, **own) == FlashVID(**own)
-    assert presets.get("flashvid", layers=28, expansion=1.5).llm_retention_ratio == 0.3, "nothing makes up for 1.5"
-    checks.refused(lambda: presets.get("flashvid", layers=28, expansion=0.0), "expansion must be positive")
+        assert registry.get("flashvid", layers=8, **own) == FlashVID(**own)
+    assert registry.get("flashvid", layers=28, expansion=1.5).llm_retention_ratio == 0.3, "nothing makes up for 1.5"
+    checks.refused(lambda: registry.get("flashvid", layers=28, expansion=0.0), "expansion must be positive")
     for text in ("visionzip+flashvid", "sequential:first=visionzip,second=flashvid"):
-        assert presets.from_text(text, "llava_onevision", 8).second == presets.get("flashvid", layers=8)
+        assert registry.from_text(text, "llava_onevision", 8).second == registry.get("flashvid", layers=8)
     # SToP's runs make no cut at any depth and keep the expansion.
-    assert presets.from_text("stop:base=flashvid", "llava_onevision", 8).base.expansion == 1.25
+    assert registry.from_text("stop:base=flashvid", "llava_onevision", 8).base.expansion == 1.25
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,9 @@ from jvidprune.models.llava_onevision import LlavaOnevisionConfig
 from jvidprune.models.llava_onevision import Model as Llava
 from jvidprune.models.molmo2 import Model as Molmo2
 from jvidprune.models.qwen.model import QwenVL
-from jvidprune.reducers import presets
-from jvidprune.reducers.base import run_budgets, stack_budgets
-from jvidprune.tokens import InnerStage, Layout
+from jvidprune.reducers import registry
+from jvidprune.reducers.run import run_budgets
+from jvidprune.tokens import InnerStage, Layout, stack_budgets
 
 OV = Layout(32, (14, 14), (27, 27))
 ELEMENTWISE = 0.10
@@ -278,7 +278,7 @@ def test_a_reducer_of_ones_own_counts_for_itself():
 
 
 def test_a_chain_costs_what_its_stages_cost_on_what_they_are_given():
-    chain = presets.from_text("visionzip+flashvid", "llava_onevision")
+    chain = registry.from_text("visionzip+flashvid", "llava_onevision")
     terms = reducer_flops(chain, OV, 896, 0.1, keys=72)
     first = reducer_flops(chain.first, OV, 896, 0.25, keys=72)
     assert {name: terms[f"first: {name}"] for name in first} == first

@@ -20,7 +20,7 @@ from jvidprune.evals.runner import RunFiles, SweepRecords
 from jvidprune.evals.store import RecordStore
 from jvidprune.parity.core import run_folder
 from jvidprune.parity.registry import comparers
-from jvidprune.reducers.presets import from_text
+from jvidprune.reducers.registry import from_text
 from jvidprune.texts import split_texts
 from jvidprune.video.clips import ClipSpec, render
 

@@ -17,8 +17,8 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.folder import Checkpoint
 from jvidprune.models.checkpoint.load import FAMILIES, load_model, read_config
 from jvidprune.models.tokenizer import load_tokenizer
-from jvidprune.reducers.presets import get
-from jvidprune.reducers.saved import SavedPruning
+from jvidprune.reducers.registry import get
+from jvidprune.reducers.serialise import SavedPruning
 
 
 @pytest.fixture(scope="module")

@@ -140,7 +140,7 @@ def test_decisions_count_per_frame_and_read_links_and_sinks_from_diagnostics():
     assert one.achieved == 0.25
     assert one.summary() == "2 of 8 tokens (25.0%) · 2 merged · 4 dropped"
     video = VideoTokens.create(np.ones((2, 4, 3), np.float32))
-    from jvidprune.reducers.base import reduce
+    from jvidprune.reducers.run import reduce
 
     reduced = reduce(reducers.get("none"), video, 1.0, diagnostics=True)
     reduced = reduced._replace(diagnostics={"link": jnp.arange(8).reshape(2, 4), "sink_score": jnp.ones((2, 4))})

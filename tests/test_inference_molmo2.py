@@ -17,7 +17,7 @@ from jvidprune.models import generate
 from jvidprune.models.cuts import Inner
 from jvidprune.models.generate import prefill
 from jvidprune.models.tokenizer import beginning
-from jvidprune.reducers.base import reduce
+from jvidprune.reducers.run import reduce
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, attach
 from jvidprune.tokens import InnerStage
 from jvidprune.video.decode import Clip

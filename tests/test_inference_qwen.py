@@ -13,7 +13,7 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models import generate
 from jvidprune.models.positions import prompt_pieces
 from jvidprune.models.qwen.model import spread_levels
-from jvidprune.reducers.base import reduce
+from jvidprune.reducers.run import reduce
 from jvidprune.video.decode import Clip
 
 

@@ -23,9 +23,9 @@ from jvidprune.models.checkpoint.load import FAMILIES
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import generate, prefill
 from jvidprune.ops.compact import selection_plan
-from jvidprune.reducers import presets
-from jvidprune.reducers.prompting import position_rule, prompt_rules
-from jvidprune.reducers.saved import (
+from jvidprune.reducers import registry
+from jvidprune.reducers.protocol import position_rule, prompt_rules
+from jvidprune.reducers.serialise import (
     FILE,
     FolderSettings,
     SavedPruning,
@@ -267,7 +267,7 @@ def test_arguments_of_reduce_ask_and_load(llm, tmp_path):
         lambda: llm.reduce(video, reducer=uniform, ratio=0.25, positions="kept"),
         lambda: VideoLLM.load(llm.loaded.folder, positions="kept"),
         lambda: reducers.get("random", positions="kept"),
-        lambda: presets.from_text("visionzip+flashvid:positions=kept"),
+        lambda: registry.from_text("visionzip+flashvid:positions=kept"),
         lambda: ModelArgs.read({"positions": "kept"}),
     ):
         with pytest.raises(JvidpruneError, match=r"^(unknown )?positions.*'kept'.*renumbered|^positions.*renumbered"):
@@ -290,8 +290,8 @@ def test_videos_of_one_prompt_follow_one_rule(llm):
 def test_the_defaults_are_those_of_the_references(family):
     """FastVID alone keeps positions on families that count them on one axis, and what it is a part of."""
     setting = families.FAMILIES[family]
-    for name in (*presets.names(), "stop:base=fastvid", "stop:base=flashvid", "visionzip+fastvid", "visionzip+random"):
-        reducer = presets.from_text(name, family)
+    for name in (*registry.names(), "stop:base=fastvid", "stop:base=flashvid", "visionzip+fastvid", "visionzip+random"):
+        reducer = registry.from_text(name, family)
         assert prompt_rules(reducer).positions is None
         keeps = "fastvid" in name or family.startswith("qwen")
         rule = position_rule([reducer], reference=setting.reference_positions)
@@ -321,14 +321,14 @@ def test_the_defaults_are_those_of_the_references(family):
     ],
 )
 def test_every_method_takes_the_setting_and_what_wraps_others_inherits_it(text, rule):
-    assert prompt_rules(presets.from_text(text)).positions == rule
-    assert prompt_rules(presets.from_text(text, "llava_onevision", 8)).positions == rule
+    assert prompt_rules(registry.from_text(text)).positions == rule
+    assert prompt_rules(registry.from_text(text, "llava_onevision", 8)).positions == rule
 
 
 def test_no_method_lacks_it():
-    for name in (*presets.names(), *presets.combinators(), *presets.learned()):
-        assert prompt_rules(presets.get(name)).positions is None
-        assert prompt_rules(presets.get(name, positions="renumbered")).positions == "renumbered"
+    for name in (*registry.names(), *registry.combinators(), *registry.learned()):
+        assert prompt_rules(registry.get(name)).positions is None
+        assert prompt_rules(registry.get(name, positions="renumbered")).positions == "renumbered"
 
 
 def test_a_rule_that_is_none_is_refused_wherever_a_reducer_says_it():
@@ -347,7 +347,7 @@ def test_a_rule_that_is_none_is_refused_wherever_a_reducer_says_it():
 
 
 def test_scorers_keep_the_rule_they_were_trained_under():
-    method = presets.get("stts")
+    method = registry.get("stts")
     for keep, rule in ((None, None), (True, "original"), (False, "renumbered")):
         bound = dataclasses.replace(method)
         object.__setattr__(bound, "_bound", type("Model", (), {"stts": STTSConfig(keep_positions=keep)})())

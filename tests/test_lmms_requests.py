@@ -21,8 +21,8 @@ from jvidprune.llm.batch import Prompt, score_many
 from jvidprune.procedural import lmms_task
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.procedural.export import export
-from jvidprune.reducers import presets
-from jvidprune.reducers.saved import SavedPruning, save_pruning
+from jvidprune.reducers import registry
+from jvidprune.reducers.serialise import SavedPruning, save_pruning
 from jvidprune.video.encode import write_mp4
 
 
@@ -126,7 +126,7 @@ def test_answers_are_those_of_single_questions_whatever_the_batch(adapter, docum
                 sample(llm, documents["task"]["test"][0]["visual"][0], frames=4), frames=np.stack(frames)
             )
         video = llm.encode(clip.frames)
-        single = llm.ask(video, text, reducer=presets.get("random"), ratio=0.25, clip=clip, **settings)
+        single = llm.ask(video, text, reducer=registry.get("random"), ratio=0.25, clip=clip, **settings)
         assert (answer.text, answer.prompt) == (single.text, single.prompt)
 
 
@@ -274,9 +274,9 @@ def test_other_requests_and_missing_ratios_are_refused(adapter, model, documents
         Adapter(ModelArgs.read({"pretrained": str(model), "reducer": "random"}))
     assert Adapter(ModelArgs.read({"pretrained": str(model)})).ratio == 1.0
     own = tiny_checkpoints.write("llava_onevision", tmp_path / "own")
-    save_pruning(own, SavedPruning(presets.get("uniform"), 0.5))
+    save_pruning(own, SavedPruning(registry.get("uniform"), 0.5))
     found = Adapter(ModelArgs.read({"pretrained": str(own)}))
-    assert (found.reducer, found.ratio) == (presets.get("uniform"), 0.5)
+    assert (found.reducer, found.ratio) == (registry.get("uniform"), 0.5)
 
 
 def test_responses_are_made_as_they_are_read():

@@ -14,7 +14,7 @@ from jvidprune.ops.facility import facility_order
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
 from jvidprune.parity import ottvid as parity
-from jvidprune.reducers import presets
+from jvidprune.reducers import registry
 from jvidprune.reducers.ottvid import OTTVid
 from jvidprune.reducers.ottvid_pairs import split_removals
 
@@ -284,8 +284,8 @@ def test_a_sink_rule_lowers_the_weight_of_sinks():
 
 
 def test_presets_and_refusals():
-    assert presets.get("ottvid", "llava_onevision").centroid_grid == (13, 13)
-    assert presets.get("ottvid", "qwen2_5_vl").variant == "qwen"
+    assert registry.get("ottvid", "llava_onevision").centroid_grid == (13, 13)
+    assert registry.get("ottvid", "qwen2_5_vl").variant == "qwen"
     library = OTTVid.library_defaults()
     assert (library.epsilon, library.iterations, library.mass_temperature) == (0.1, 50, None)
     for settings_, words in [

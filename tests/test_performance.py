@@ -11,7 +11,7 @@ from jax.extend import core as jex
 
 from jvidprune import VideoTokens, reducers
 from jvidprune.models.checkpoint.published import published
-from jvidprune.reducers import base
+from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import stack_budgets
 
 FRAMES, GRID, UNPOOLED, DIM = 6, (4, 5), (8, 10), 16
@@ -63,8 +63,8 @@ def traced(method):
     layout = video.layout()
     capacity = max(reducer.capacity(layout, ratio) for ratio in RATIOS)
     budgets = stack_budgets([reducer.budget(layout, ratio) for ratio in RATIOS])
-    run = base.run_budgets.__wrapped__
-    program = jax.make_jaxpr(lambda v, b: run(reducer, v, b, capacity=capacity))(video, budgets).jaxpr
+    own = run_budgets.__wrapped__
+    program = jax.make_jaxpr(lambda v, b: own(reducer, v, b, capacity=capacity))(video, budgets).jaxpr
     loops = [e for e in equations(program) if e.primitive.name == "scan" and e.params["length"] == len(RATIOS)]
     return program, [inner for loop in loops for inner in inner_programs(loop)]
 
@@ -93,7 +93,7 @@ def test_temporaries_of_aot_are_three_maps_of_cosines():
     layout = video.layout()
     capacity = max(reducer.capacity(layout, ratio) for ratio in RATIOS[:3])
     budgets = stack_budgets([reducer.budget(layout, ratio) for ratio in RATIOS[:3]])
-    compiled = base.run_budgets.lower(reducer, video, budgets, capacity=capacity).compile()
+    compiled = run_budgets.lower(reducer, video, budgets, capacity=capacity).compile()
     maps = 4 * 8 * 196 * 196
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * maps
 
@@ -136,6 +136,6 @@ def test_no_copy_of_the_features_is_made(method):
     video = video_for(reducer.needs, frames=12, dim=2048)
     budgets = stack_budgets([reducer.budget(video.layout(), 0.3)])
     capacity = reducer.capacity(video.layout(), 0.3)
-    compiled = base.run_budgets.lower(reducer, video, budgets, capacity=capacity).compile()
+    compiled = run_budgets.lower(reducer, video, budgets, capacity=capacity).compile()
     read = video.evidence["features_unpooled"] if method == "aot" else video.features
     assert compiled.memory_analysis().temp_size_in_bytes < read.nbytes / 2

@@ -18,7 +18,7 @@ from jvidprune.models.positions import prompt_pieces
 from jvidprune.models.qwen2_5_vl import Config as Config25
 from jvidprune.models.qwen3_vl import Config as Config3
 from jvidprune.models.tokenizer import load_tokenizer
-from jvidprune.reducers.prompting import prompt_rules
+from jvidprune.reducers.protocol import prompt_rules
 from jvidprune.tokens import Reduced, VideoTokens
 from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL
 
@@ -60,7 +60,7 @@ KEPT = [1, 2, 8, 2 * N + 12, 2 * N + 15]
     ],
 )
 def test_newlines_on_llava_video_are_the_methods_own(name, rows):
-    run = layout.newline_run(reduced_video(reducers.presets.from_text(name, "llava_video"), KEPT), "grid", "all", 7)
+    run = layout.newline_run(reduced_video(reducers.registry.from_text(name, "llava_video"), KEPT), "grid", "all", 7)
     assert run.rows.tolist() == [row + 7 if row >= 0 else -1 for row in rows]
     assert run.length == 3 * N + {"flashvid": 3}.get(name, 0 if -1 not in rows else 12)
 

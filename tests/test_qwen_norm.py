@@ -188,7 +188,7 @@ def test_rows_of_the_first_version_stand_at_other_places(method):
 
 
 def test_chains_stop_and_refusals():
-    chain = reducers.presets.from_text("qwen_norm+divprune")
+    chain = reducers.registry.from_text("qwen_norm+divprune")
     assert int(checks.reduce(chain, checks.make_video(), 0.1).count) == 12
     assert int(checks.reduce(reducers.get("stop", base="qwen_norm"), checks.make_video(), 0.3).count) == 36
     checks.refused(lambda: QwenNorm("dycoke"), "dycoke")

@@ -14,7 +14,7 @@ from jvidprune.evals.datasets import names as datasets
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.models.checkpoint.load import FAMILIES
 from jvidprune.reducers.evs import EVS
-from jvidprune.reducers.presets import from_text
+from jvidprune.reducers.registry import from_text
 from jvidprune.tokens import Layout
 from jvidprune.video.clips import ClipSpec, render
 

@@ -16,7 +16,7 @@ from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.runner import run_sweep
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
-from jvidprune.reducers import presets
+from jvidprune.reducers import registry
 
 MODULE = """
 import dataclasses
@@ -89,7 +89,7 @@ def test_sources_follow_the_file_its_own_imports_and_nothing_else(own):
     others = [own(sign="2").Mine(), own().Mine(share=0.5), own(change=("stable=True", "stable=False")).Mine()]
     assert len({run_hash({"x": plain(one)}) for one in others} | {known}) == 4
     # A cost or rule inside of one of the package's methods.
-    chain = presets.get("aot")
+    chain = registry.get("aot")
     holders = [
         dataclasses.replace(chain, cost=module.cost) for module in (own(), own(change=("x + 1", "x + 2")), own())
     ]

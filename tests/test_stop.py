@@ -17,14 +17,14 @@ from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.parity import core
 from jvidprune.parity import stop as parity
-from jvidprune.reducers import presets
+from jvidprune.reducers import registry
 from jvidprune.reducers.aot import AOT
-from jvidprune.reducers.base import inner_stages
 from jvidprune.reducers.controls import AttentionTopK
 from jvidprune.reducers.evs import EVS
 from jvidprune.reducers.fastvid import FastVID
 from jvidprune.reducers.flashvid import FlashVID
 from jvidprune.reducers.holitom import HoliTom
+from jvidprune.reducers.protocol import inner_stages
 from jvidprune.reducers.stop import SToP, base_reducer
 from jvidprune.reducers.stop_qwen import VisionZipQwen
 from jvidprune.reducers.visionzip import VisionZip
@@ -181,13 +181,13 @@ def test_sweep_and_padding_through_the_combinator():
 def test_defaults_presets_and_refusals():
     assert (SToP(HoliTom()).rule.mu_s, SToP(HoliTom()).rule.mu_t) == (0.04, 0.07)
     assert SToP(FlashVID()).rule.mu_s == 0.02
-    assert presets.get("stop", "llava_video").base.layout == "grid"
-    assert presets.get("stop", "qwen2_5_vl").rule.mu_s == 3.7
+    assert registry.get("stop", "llava_video").base.layout == "grid"
+    assert registry.get("stop", "qwen2_5_vl").rule.mu_s == 3.7
     flash = SToP("flashvid", backbone="llava_onevision")
     assert (flash.inner, flash.base.min_segments, flash.base.method) == ((), 8, "attn_div_v2")
     assert SToP(FlashVID(), keep_inner=True).inner == FlashVID().inner
     # FastV's cut follows the ratio.
-    assert inner_stages(SToP("fastv", keep_inner=True), 0.1) == inner_stages(presets.get("fastv"), 0.1)
+    assert inner_stages(SToP("fastv", keep_inner=True), 0.1) == inner_stages(registry.get("fastv"), 0.1)
     assert inner_stages(SToP("fastv"), 0.1) == ()
     assert SToP("fastvid", backbone="qwen2_5_vl").rule.mu_s == 0.0
     assert SToP("flashvid", backbone="qwen3_vl").vision_markers == "drop"

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 from jvidprune.llm.encoded import sweep_video
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.load import load_model
-from jvidprune.reducers import presets
+from jvidprune.reducers import registry
 from jvidprune.stts import (
     Scorer,
     ScorerSizes,
@@ -202,8 +202,8 @@ def test_a_released_checkpoint_prunes_by_itself(tmp_path, monkeypatch):
 def test_what_has_no_scorer_or_does_not_fit_is_refused(scored):
     plain, _, frames = scored
     checks.refused(lambda: plain.reducer("stts"), "a model with a scorer")
-    checks.refused(lambda: presets.from_text("stts:method=best"), "method 'best'")
-    unbound = presets.from_text("stts")
+    checks.refused(lambda: registry.from_text("stts:method=best"), "method 'best'")
+    unbound = registry.from_text("stts")
     assert isinstance(unbound, STTS)
     video = plain.encode(frames)
     checks.refused(lambda: plain.reduce(video, reducer=unbound, ratio=0.5), "tower_scores")

@@ -263,19 +263,19 @@ WRITTEN = ("generation_config.json", "chat_template.jinja", "merges.txt", "token
 def test_the_hash_changes_with_everything_that_changes_results(model, tmp_path):
     from jvidprune.evals.identity import run_hash
     from jvidprune.evals.plan import identity
-    from jvidprune.reducers import presets
+    from jvidprune.reducers import registry
 
     folder = shutil.copytree(model, tmp_path / "model")
     llm = VideoLLM.load(folder)
-    plan, task = SweepPlan({"flashvid": presets.get("flashvid")}, (0.2, 0.1)), Procedural("test", clips=3)
+    plan, task = SweepPlan({"flashvid": registry.get("flashvid")}, (0.2, 0.1)), Procedural("test", clips=3)
     known = run_hash(identity(llm, task, plan))
     assert known == run_hash(identity(llm, Procedural("test", clips=3), dataclasses.replace(plan)))
     other = [
         dataclasses.replace(plan, ratios=(0.1, 0.2)),
         dataclasses.replace(plan, own_ratios={"flashvid": (0.1,)}),
         dataclasses.replace(plan, max_new_tokens=9),
-        dataclasses.replace(plan, methods={"flashvid": presets.get("flashvid", alpha=0.6)}),
-        dataclasses.replace(plan, methods={"flashvid": presets.get("fastvid")}),
+        dataclasses.replace(plan, methods={"flashvid": registry.get("flashvid", alpha=0.6)}),
+        dataclasses.replace(plan, methods={"flashvid": registry.get("fastvid")}),
     ]
     hashes = {run_hash(identity(llm, task, one)) for one in other}
     hashes |= {

@@ -125,9 +125,9 @@ def test_equal_and_zero_tokens_tie_by_index_and_stay_finite():
 def test_counts_round_half_to_even_and_frames_can_be_chained():
     assert [keep_count(10, ratio) for ratio in (0.25, 0.35, 0.01)] == [2, 4, 1]
     assert ToMe(clip=4).capacity(Layout(6, (4, 5)), 0.25) == 30
-    chain = reducers.presets.from_text("tome+flashvid")
+    chain = reducers.registry.from_text("tome+flashvid")
     assert int(checks.reduce(chain, checks.make_video(), 0.1).count) > 0
-    checks.refused(lambda: reducers.presets.from_text("tome:clip=2+flashvid"), "cannot be the first stage")
+    checks.refused(lambda: reducers.registry.from_text("tome:clip=2+flashvid"), "cannot be the first stage")
 
 
 def test_impossible_settings_are_refused():

@@ -16,11 +16,11 @@ from jvidprune import JvidpruneError, VideoTokens, cli
 from jvidprune.fields import Count, Range, Share, check_fields, checked, pytree
 from jvidprune.ops import transport
 from jvidprune.ops.transport import kinds
-from jvidprune.reducers import presets
-from jvidprune.reducers.base import StagedReducer
-from jvidprune.reducers.saved import read_record
+from jvidprune.reducers import registry
+from jvidprune.reducers.protocol import StagedReducer
+from jvidprune.reducers.serialise import read_record
 
-METHODS = (*presets.names(), *presets.combinators(), *presets.learned())
+METHODS = (*registry.names(), *registry.combinators(), *registry.learned())
 FRAMES, GRID, UNPOOLED, DIM = 6, (4, 4), (8, 8), 8
 
 
@@ -73,7 +73,7 @@ WRONG = [
     transport.TokenCost(),
     transport.Sinkhorn(),
     transport.Uniform(),
-    presets.get("random"),
+    registry.get("random"),
 ]
 
 
@@ -125,7 +125,7 @@ def plans(reducer, trace=True):
 
 def check_values(method, most):
     """Every wrong value of every field is refused or plans; `most` of those that plan do so for real."""
-    cls, refused, accepted = presets.reducer_class(method), 0, {}
+    cls, refused, accepted = registry.reducer_class(method), 0, {}
     for name, value in itertools.product(fields_of(cls), WRONG):
         try:
             made = cls(**{name: value})
@@ -146,7 +146,7 @@ def check_values(method, most):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_wrong_value_is_refused_in_one_sentence_or_works(method):
-    check_values(method, most=1 if method in presets.combinators() else 3)
+    check_values(method, most=1 if method in registry.combinators() else 3)
 
 
 @pytest.mark.long
@@ -157,7 +157,7 @@ def test_every_value_that_is_accepted_plans(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_texts_and_saved_settings_are_refused_as_python_is(method):
-    cls = presets.reducer_class(method)
+    cls = registry.reducer_class(method)
     typed = [value for value in WRONG if isinstance(value, bool | int | float | str | list | type(None))]
     typed = [value for value in typed if not (isinstance(value, int) and abs(value) > 2**64)]
     typed = [
@@ -168,7 +168,7 @@ def test_texts_and_saved_settings_are_refused_as_python_is(method):
         record = {"format": 1, "ratio": 0.5, "reducer": {"method": method, "settings": {name: value}}}
         ways = [
             lambda name=name, value=value: cls(**{name: value}),
-            lambda name=name, value=value: presets.from_text(f"{method}:{name}={value!r}"),
+            lambda name=name, value=value: registry.from_text(f"{method}:{name}={value!r}"),
             lambda record=record: read_record(record).reducer,
         ]
         for way in ways:
@@ -212,21 +212,21 @@ def test_sentences_of_the_command_line(text, sentence, monkeypatch, capsys):
 
 
 def test_numbers_of_numpy_and_whole_numbers_are_numbers():
-    made = presets.get(
+    made = registry.get(
         "flashvid", alpha=np.float32(0.5), min_segments=np.int64(4), expansion=2, distinct=np.bool_(True)
     )
-    assert made == presets.get("flashvid", alpha=0.5, min_segments=4, expansion=2.0, distinct=True)
+    assert made == registry.get("flashvid", alpha=0.5, min_segments=4, expansion=2.0, distinct=True)
     assert {type(getattr(made, name)) for name in ("alpha", "min_segments", "distinct")} == {float, int, bool}
     hash(made)
-    assert presets.get("sequential", ladder=[0.5, 1]).ladder == (0.5, 1)
-    assert presets.get("ottvid", centroid_grid=[13, np.int32(13)]).centroid_grid == (13, 13)
+    assert registry.get("sequential", ladder=[0.5, 1]).ladder == (0.5, 1)
+    assert registry.get("ottvid", centroid_grid=[13, np.int32(13)]).centroid_grid == (13, 13)
 
 
 def test_traced_values_stay_what_they_are():
-    budget = presets.get("prunevid").budget(VIDEO.layout(), 0.5)
+    budget = registry.get("prunevid").budget(VIDEO.layout(), 0.5)
 
     def kept(tau):
-        return presets.get("prunevid", tau=tau).plan(VIDEO, budget, capacity=VIDEO.layout().total).count
+        return registry.get("prunevid", tau=tau).plan(VIDEO, budget, capacity=VIDEO.layout().total).count
 
     counts = jax.jit(jax.vmap(kept))(jnp.array([-2.0, 0.9999, 2.0]))
     wanted = [int(jax.jit(kept)(tau)) for tau in (-2.0, 0.9999, 2.0)]
@@ -239,7 +239,7 @@ PARTS = [*kinds.NAMES]
 
 @pytest.mark.parametrize("part", PARTS)
 def test_parts_of_a_transport_refuse_wrong_values_too(part):
-    cls, last = getattr(transport, part), presets.get("aot", window=2)
+    cls, last = getattr(transport, part), registry.get("aot", window=2)
     for name, value in itertools.product(fields_of(cls), WRONG):
         try:
             made = cls(**{name: value})
@@ -252,16 +252,16 @@ def test_parts_of_a_transport_refuse_wrong_values_too(part):
         jax.tree.unflatten(tree, [object()] * len(leaves))
         kind = next(kind for kind, names in kinds._NAMED.items() if part in names)
         if not any(isinstance(leaf, np.ndarray) for leaf in leaves):
-            last = presets.get("aot", window=2, **{kind: made})
+            last = registry.get("aot", window=2, **{kind: made})
             plans(last, trace=False)
     plans(last)
 
 
 def test_texts_make_parts_of_a_transport():
-    made = presets.from_text("aot:solver=(Dustbin:solver=(Sinkhorn:epsilon=0.5),mass=0.2),cost=(TokenCost:w_pos=0)")
+    made = registry.from_text("aot:solver=(Dustbin:solver=(Sinkhorn:epsilon=0.5),mass=0.2),cost=(TokenCost:w_pos=0)")
     assert made.solver == transport.Dustbin(transport.Sinkhorn(0.5), mass=0.2)
     assert made.cost == transport.TokenCost(w_pos=0)
-    assert presets.from_text("aot:inter_solver=Sinkhorn,marginals=Saliency").marginals == transport.Saliency()
+    assert registry.from_text("aot:inter_solver=Sinkhorn,marginals=Saliency").marginals == transport.Saliency()
 
 
 @dataclasses.dataclass(frozen=True)

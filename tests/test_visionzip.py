@@ -13,7 +13,7 @@ from jvidprune import Layout, VideoTokens
 from jvidprune.ops.sink import SinkRule
 from jvidprune.parity import visionzip as parity
 from jvidprune.parity.planned import planned
-from jvidprune.reducers import presets
+from jvidprune.reducers import registry
 from jvidprune.reducers.visionzip import VisionZip
 
 LOOSE = VisionZip(tower="none")
@@ -156,4 +156,4 @@ def test_impossible_settings_are_refused():
     checks.refused(lambda: LOOSE.budget(Layout(3, (4, 5)), 0.01), "no token of a frame of 20")
     checks.refused(lambda: LOOSE.split(20, 21), "1 to 20 tokens")
     checks.refused(lambda: LOOSE.split(20, 10, 3), "must be dominant, got 3")
-    assert presets.get("visionzip", "llava_video").layout == "grid"
+    assert registry.get("visionzip", "llava_video").layout == "grid"

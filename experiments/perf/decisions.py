@@ -9,7 +9,7 @@ from jax import lax
 
 from jvidprune import VideoTokens
 from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.base import StagedReducer
+from jvidprune.reducers.protocol import StagedReducer
 from jvidprune.tokens import Layout
 
 

@@ -16,8 +16,8 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import FAMILIES, family_of
 from jvidprune.models.checkpoint.published import PUBLISHED, published
 from jvidprune.models.cuts import Inner
-from jvidprune.reducers.base import inner_stages
-from jvidprune.reducers.presets import for_model
+from jvidprune.reducers.protocol import inner_stages
+from jvidprune.reducers.registry import for_model
 from jvidprune.tokens import Layout
 
 from .measure import Rates, measure

@@ -12,7 +12,7 @@ from jax import lax
 from jvidprune import VideoTokens, reducers
 from jvidprune.costs.flops_reducer import reducer_flops
 from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.base import run_budgets
+from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import stack_budgets
 
 from .decisions import possible, run_plans

@@ -137,7 +137,7 @@ def settings(methods: Mapping[str, Mapping[float, str]]) -> dict[str, Setting]:
 def look(table: Table, args: argparse.Namespace) -> Found:
     """Looks for weights and data."""
     from jvidprune.models.checkpoint.load import FAMILIES
-    from jvidprune.reducers.presets import from_text
+    from jvidprune.reducers.registry import from_text
 
     absent: list[str] = []
     model = args.model or _below(args.models, table.checkpoint)

@@ -10,8 +10,8 @@ from flax import nnx
 from jvidprune.models.checkpoint.load import name_table
 from jvidprune.models.checkpoint.names import bind
 from jvidprune.models.llava_onevision import LlavaOnevision
-from jvidprune.reducers.prompting import PositionRule
-from jvidprune.reducers.saved import FILE, FolderSettings
+from jvidprune.reducers.protocol import PositionRule
+from jvidprune.reducers.serialise import FILE, FolderSettings
 
 
 def tensors(model: Any, dtype: Any = np.float16) -> dict[str, np.ndarray]:

@@ -248,7 +248,7 @@ def look_into_video(
 def methods(*, out: Common = OUTPUT) -> None:
     """List the reducers: paper, the evidence they need, whether they merge and nest."""
     from jvidprune import reducers
-    from jvidprune.reducers.presets import combinators
+    from jvidprune.reducers.registry import combinators
 
     rows = []
     for name in (*reducers.names(), *combinators()):

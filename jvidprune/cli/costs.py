@@ -11,9 +11,10 @@ from jvidprune.llm.conventions import settings_of
 from jvidprune.llm.video_llm import Answer
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.models.checkpoint.published import PUBLISHED, config_of, published, short_name
-from jvidprune.reducers.presets import for_model
+from jvidprune.reducers.protocol import Reducer
+from jvidprune.reducers.registry import for_model
 from jvidprune.texts import whole_number
-from jvidprune.tokens import Layout, Reducer
+from jvidprune.tokens import Layout
 
 _MOST_FRAMES, _LARGEST_SIDE = 100_000, 100_000
 """What a video can have on paper; tables of some methods grow with the frames."""

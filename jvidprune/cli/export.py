@@ -13,9 +13,9 @@ from jvidprune.models.checkpoint.dtypes import DTypeName
 from jvidprune.models.checkpoint.export import exact_dtype, export_model
 from jvidprune.models.checkpoint.load import load_model, read_config
 from jvidprune.models.evidence import check_evidence
-from jvidprune.reducers.presets import BACKBONES, for_model
-from jvidprune.reducers.prompting import PositionRule
-from jvidprune.reducers.saved import FILE, SavedPruning, load_settings
+from jvidprune.reducers.protocol import PositionRule
+from jvidprune.reducers.registry import BACKBONES, for_model
+from jvidprune.reducers.serialise import FILE, SavedPruning, load_settings
 from jvidprune.stts.attach import EVIDENCE
 from jvidprune.stts.released import released_scorer
 from jvidprune.stts.saved import read_stts

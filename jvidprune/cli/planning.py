@@ -18,8 +18,8 @@ from jvidprune.llm.conventions import settings_of
 from jvidprune.llm.cuts import newlines_compete
 from jvidprune.llm.families import FAMILIES
 from jvidprune.parallel import AXES, read_mesh
-from jvidprune.reducers.base import check_ratio, inner_stages
-from jvidprune.reducers.presets import for_model
+from jvidprune.reducers.protocol import check_ratio, inner_stages
+from jvidprune.reducers.registry import for_model
 from jvidprune.texts import whole_number
 from jvidprune.tokens import Layout
 

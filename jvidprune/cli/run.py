@@ -21,11 +21,11 @@ from jvidprune.models.checkpoint.load import read_config
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
 from jvidprune.parallel import make_mesh, read_mesh
-from jvidprune.reducers.base import check_ratio
-from jvidprune.reducers.base import reduce as reduce_video
-from jvidprune.reducers.presets import from_text, title
-from jvidprune.reducers.saved import load_pruning
-from jvidprune.tokens import Reducer, VideoTokens
+from jvidprune.reducers.protocol import Reducer, check_ratio
+from jvidprune.reducers.registry import from_text, title
+from jvidprune.reducers.run import reduce as reduce_video
+from jvidprune.reducers.serialise import load_pruning
+from jvidprune.tokens import VideoTokens
 from jvidprune.video.clips import ClipSpec, default_clip, render, write_mp4
 from jvidprune.video.container import existing_file
 from jvidprune.video.decode import Clip

@@ -24,8 +24,8 @@ from jvidprune.launch import start
 from jvidprune.llm.encoded import sweep_video
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
-from jvidprune.reducers import presets
-from jvidprune.reducers.base import check_ratio
+from jvidprune.reducers import registry
+from jvidprune.reducers.protocol import check_ratio
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.sweep_examples import disagreements, draw_examples
 from jvidprune.viz.sweep_plots import nearest_ratio, retention_plot, standalone, time_plot
@@ -92,7 +92,7 @@ def sweep(
     if not choice.methods:
         raise JvidpruneError("a sweep needs at least one method: names separated by commas, as in random,flashvid.")
     for text in choice.methods:
-        presets.from_text(text)
+        registry.from_text(text)
     for ratio in choice.ratios:
         check_ratio(ratio)
     check_reading(model)
@@ -131,7 +131,7 @@ def sweep(
         if not found.samples:
             raise JvidpruneError(nothing_answered(task.name, found.left_out))
         console.start("writing the report")
-        table = make_table(found, task, {name: presets.title(name) for name in names})
+        table = make_table(found, task, {name: registry.title(name) for name in names})
         shown = "the embedded model" if model["model"] is None else llm.loaded.folder.name
         record = write_outputs(llm, task, plan, found, table, shown)
     return table, record

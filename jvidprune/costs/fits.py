@@ -15,9 +15,9 @@ from jvidprune.llm.settings import FamilySettings
 from jvidprune.models.checkpoint.load import planned_dtype, read_config
 from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.parallel import read_mesh
-from jvidprune.reducers.presets import for_model
-from jvidprune.reducers.prompting import prompt_rules
-from jvidprune.tokens import Layout, Reducer
+from jvidprune.reducers.protocol import Reducer, prompt_rules
+from jvidprune.reducers.registry import for_model
+from jvidprune.tokens import Layout
 from jvidprune.video.decode import probe
 from jvidprune.video.limits import DEFAULT, Limits
 

@@ -15,9 +15,8 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.cuts import newlines_compete
 from jvidprune.llm.families import FAMILIES
 from jvidprune.ops.newline import NewlineKind, newline_count
-from jvidprune.reducers.base import check_ratio, inner_stages, title_of
-from jvidprune.reducers.prompting import prompt_rules
-from jvidprune.tokens import Layout, Reducer
+from jvidprune.reducers.protocol import Reducer, check_ratio, inner_stages, prompt_rules, title_of
+from jvidprune.tokens import Layout
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from jvidprune.costs.flops_model import Terms
 from jvidprune.reducers.aot_ratio import limits
 from jvidprune.reducers.divprune import HELD_TOKENS
+from jvidprune.reducers.protocol import Reducer
 from jvidprune.reducers.scissor import STEPS
-from jvidprune.tokens import Layout, Reducer
+from jvidprune.tokens import Layout
 
 
 class Sizes(NamedTuple):

@@ -11,7 +11,8 @@ from jvidprune.llm.batch import Prompt, Reply, answer_many
 from jvidprune.llm.encoded import ReducedVideo, sweep_video
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.tokens import Reducer, VideoTokens
+from jvidprune.reducers.protocol import Reducer
+from jvidprune.tokens import VideoTokens
 
 BATCH = 16
 """Prompts read together."""

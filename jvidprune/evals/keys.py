@@ -12,7 +12,7 @@ from jvidprune.evals.identity import run_hash
 from jvidprune.evals.items import Item, LeftOut
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.store import Record, RecordStore
-from jvidprune.tokens import Reducer
+from jvidprune.reducers.protocol import Reducer
 
 Group = tuple[str, Reducer, tuple[float, ...]]
 """Name, reducer and ratios that are run together."""

@@ -16,7 +16,8 @@ from jvidprune.llm.batch import Reply
 from jvidprune.llm.encoded import sweep_video
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.tokens import Reducer, VideoTokens
+from jvidprune.reducers.protocol import Reducer
+from jvidprune.tokens import VideoTokens
 
 
 class Job(NamedTuple):

@@ -12,9 +12,9 @@ from jvidprune.evals.identity import model_identity, plain
 from jvidprune.evals.metrics import FULL
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.ops import compact
-from jvidprune.reducers.base import check_ratio
 from jvidprune.reducers.full import Full
-from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
+from jvidprune.reducers.protocol import Reducer, check_ratio
+from jvidprune.tokens import Budget, Layout, Plan, VideoTokens
 
 BLIND = "no video"
 """The run that gives the model the question alone; what it answers right needs no video."""

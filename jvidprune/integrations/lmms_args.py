@@ -11,9 +11,8 @@ from jvidprune.models.checkpoint.dtypes import AUTO, DTypeName
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.positions import check_rule
-from jvidprune.reducers.base import check_ratio
-from jvidprune.reducers.presets import from_text
-from jvidprune.reducers.prompting import PositionRule, check_positions
+from jvidprune.reducers.protocol import PositionRule, check_positions, check_ratio
+from jvidprune.reducers.registry import from_text
 from jvidprune.texts import unknown
 
 Likelihood = Literal["loss", "sum", "logprob"]

@@ -11,8 +11,8 @@ from typing import Any
 from jvidprune.models.checkpoint.load import FAMILIES
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.siglip import SiglipConfig
-from jvidprune.reducers import presets
-from jvidprune.reducers.base import inner_stages
+from jvidprune.reducers import registry
+from jvidprune.reducers.protocol import inner_stages
 from jvidprune.reducers.table import rewrite
 
 _MARK = "<!-- families-table -->"
@@ -38,7 +38,7 @@ def lacking(config: Any, needs: frozenset[str]) -> tuple[str, ...]:
 def cell(family: str, method: str) -> str:
     """One cell: yes, where the method acts, or what it needs and the family's towers do not give."""
     config = published(REPRESENTATIVES[family])
-    reducer = presets.get(method, family)
+    reducer = registry.get(method, family)
     if missing := lacking(config, reducer.needs):
         return "needs " + ", ".join(f"`{name}`" for name in missing)
     notes = ["in the LLM"] * bool(inner_stages(reducer, 0.5))
@@ -50,9 +50,9 @@ def markdown() -> str:
     """A row a method, a column a family."""
     head = ["method", *(f"`{family}`" for family in FAMILIES)]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    for name in presets.names():
+    for name in registry.names():
         cells = (cell(family, name) for family in FAMILIES)
-        lines.append(" | ".join([f"`{name}` {presets.info(name).title}", *cells]))
+        lines.append(" | ".join([f"`{name}` {registry.info(name).title}", *cells]))
     return "\n".join(f"| {line} |" for line in lines)
 
 

@@ -37,7 +37,7 @@ def prompt_inner(
     """The stages of one prompt, or None where they do nothing.
 
     Args:
-      stages: of the reducer, from `reducers.base.inner_stages`.
+      stages: of the reducer, from `reducers.protocol.inner_stages`.
       slots: the prompt.
       text: its text tokens, before and after the video.
       newline: layout of the newline embeddings.

@@ -8,9 +8,18 @@ import jax
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.base import inner_stages, sweep, title_of
-from jvidprune.reducers.prompting import PositionRule, PromptRules, check_positions, position_rule, prompt_rules
-from jvidprune.tokens import InnerStage, Reduced, Reducer, VideoTokens
+from jvidprune.reducers.protocol import (
+    PositionRule,
+    PromptRules,
+    Reducer,
+    check_positions,
+    inner_stages,
+    position_rule,
+    prompt_rules,
+    title_of,
+)
+from jvidprune.reducers.run import sweep
+from jvidprune.tokens import InnerStage, Reduced, VideoTokens
 from jvidprune.video.decode import Clip
 
 
@@ -26,7 +35,7 @@ class ReducedVideo:
       inner: the reducer's stages inside the language model.
       clip: what was encoded, for families that write the times of frames into the prompt.
       positions: rule of the kept tokens' positions that was asked for, whatever the method; None leaves it to the
-        model and the method, see `reducers.prompting.position_rule`.
+        model and the method, see `reducers.protocol.position_rule`.
     """
 
     video: VideoTokens
@@ -126,7 +135,7 @@ def prompt_positions(
     declared: PositionRule | None = None,
     reference: PositionRule | None = None,
 ) -> PositionRule:
-    """The rule of positions of a prompt, see `reducers.prompting.position_rule`.
+    """The rule of positions of a prompt, see `reducers.protocol.position_rule`.
 
     Raises:
       JvidpruneError: videos that were told different rules.

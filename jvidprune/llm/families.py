@@ -11,7 +11,7 @@ from jvidprune.llm.settings import FamilySettings
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.models.checkpoint.load import is_lmms_lab
 from jvidprune.models.positions import MropeRule, check_rule
-from jvidprune.reducers.saved import load_settings
+from jvidprune.reducers.serialise import load_settings
 
 FAMILIES: dict[str, FamilySettings] = RELEASED
 """What the authors' own code does, by family; `llm.conventions` has other ways."""

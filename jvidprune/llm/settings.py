@@ -12,7 +12,7 @@ from jvidprune.llm.prompts import qwen
 from jvidprune.llm.prompts.qwen import Markers, PixelSteps
 from jvidprune.models.positions import MropeRule
 from jvidprune.ops.newline import NewlineKind, NewlineRows
-from jvidprune.reducers.prompting import PositionRule
+from jvidprune.reducers.protocol import PositionRule
 from jvidprune.tokens import Layout
 from jvidprune.video.preprocess import Patches, llava_pixels
 from jvidprune.video.resize import Filter
@@ -45,7 +45,7 @@ class FamilySettings:
         pictures into tiles, which is not supported.
       fewest, most, fastest: limits that a folder's video processor sets, see `FrameWish`.
       positions: rule of kept tokens' positions that was asked for, whatever the method; see
-        `reducers.prompting.position_rule`, as for the next two.
+        `reducers.protocol.position_rule`, as for the next two.
       declared_positions: the rule that the checkpoint's folder declares.
       reference_positions: the rule of all methods' references on this family, None where they differ.
       steps: with `woven`, how `pixels` resizes.

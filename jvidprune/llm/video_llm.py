@@ -33,12 +33,12 @@ from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.tokenizer import Tokenizer, beginning, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.parallel import on_every_device, on_mesh_of
-from jvidprune.reducers.presets import for_model
-from jvidprune.reducers.prompting import PositionRule, check_positions
-from jvidprune.reducers.saved import SavedPruning, load_pruning
+from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions
+from jvidprune.reducers.registry import for_model
+from jvidprune.reducers.serialise import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
 from jvidprune.stts.saved import read_stts
-from jvidprune.tokens import Reducer, VideoTokens
+from jvidprune.tokens import VideoTokens
 from jvidprune.video.decode import Clip, read_frames
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.preprocess import Patches
@@ -115,7 +115,7 @@ class VideoLLM:
 
         A scorer among the tensors of the checkpoint (STTS's released ones) or beside them (`jvidprune train stts`) is
         attached, see `stts.attach`. A
-        jvidprune_config.json in the folder (`jvidprune export --reducer ...`, `reducers.saved`) is read as its
+        jvidprune_config.json in the folder (`jvidprune export --reducer ...`, `reducers.serialise`) is read as its
         `pruning`, and the positions of kept tokens that it declares hold for methods that are not told others.
 
         Args:
@@ -131,7 +131,7 @@ class VideoLLM:
           attention: which code computes attention, see `models.fused.AttentionKind`.
           revision: branch, tag or commit of a hub id.
           positions: of kept tokens, for all methods: "renumbered" or "original"; by default each method's setting, else
-            the folder's declaration, else the rule of the method's reference, see `reducers.prompting.position_rule`.
+            the folder's declaration, else the rule of the method's reference, see `reducers.protocol.position_rule`.
           convention: whose sampling, pixel limits, resizing, template, positions and markers: "released" (the authors'
             code), "transformers" or "lmms-eval", see `llm.conventions`; None for what jvidprune_config.json of
             the folder names, else "released".
@@ -249,7 +249,7 @@ class VideoLLM:
     def reducer(self, text: str) -> Reducer:
         """A reducer with this family's published settings, from "name" or "name:key=value,..."; "stts" is bound to it.
 
-        Settings that depend on the depth of the language model are set for this one's; see `presets.for_model`.
+        Settings that depend on the depth of the language model are set for this one's; see `registry.for_model`.
 
         Raises:
           JvidpruneError: unknown name or setting, or "stts" for a model without a scorer.

@@ -16,8 +16,8 @@ from jaxtyping import Array
 
 from jvidprune.ops import cluster, segment, similarity, tree
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.reducers.base import reduce
 from jvidprune.reducers.flashvid import FlashVID, Method
+from jvidprune.reducers.run import reduce
 from jvidprune.tokens import Reduced, VideoTokens
 
 VALUE_RTOL = 1e-5

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.reducers.base import reduce
 from jvidprune.reducers.ottvid import OTTVid
+from jvidprune.reducers.run import reduce
 from jvidprune.tokens import Reduced, VideoTokens
 
 

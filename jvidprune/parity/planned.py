@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import apply_plan
+from jvidprune.reducers.run import apply_plan
 from jvidprune.tokens import Budget, Plan, Reduced, VideoTokens
 
 

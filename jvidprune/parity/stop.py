@@ -13,10 +13,10 @@ from jvidprune.ops import newline
 from jvidprune.ops.cluster import peak_scores
 from jvidprune.ops.sink import sink_scores
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.reducers.base import apply_plan
 from jvidprune.reducers.fastvid import FastVID
 from jvidprune.reducers.flashvid import FlashVID
 from jvidprune.reducers.holitom import HoliTom
+from jvidprune.reducers.run import apply_plan
 from jvidprune.reducers.stop import SToP, SToPShared
 from jvidprune.reducers.stop_qwen import VisionZipQwen
 from jvidprune.reducers.visionzip import VisionZip

@@ -1,6 +1,80 @@
-"""The reducers, one method a file; `get` builds one by name with a backbone's published settings."""
+"""The reducers, one method a file, imported on first use; `get` builds one by name with a backbone's settings."""
 
-from jvidprune.reducers.base import MethodInfo, StagedReducer, reduce, reduce_batch, sweep
-from jvidprune.reducers.presets import BACKBONES, get, info, names
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["BACKBONES", "MethodInfo", "StagedReducer", "get", "info", "names", "reduce", "reduce_batch", "sweep"]
+if TYPE_CHECKING:
+    from jvidprune.reducers.aot import AOT
+    from jvidprune.reducers.cdpruner import CDPruner
+    from jvidprune.reducers.compose import Sequential, chain
+    from jvidprune.reducers.controls import AttentionTopK, FrameDrop, Random, Uniform
+    from jvidprune.reducers.divprune import DivPrune
+    from jvidprune.reducers.dycoke import DyCoke
+    from jvidprune.reducers.evs import EVS
+    from jvidprune.reducers.fastv import FastV
+    from jvidprune.reducers.fastvid import FastVID
+    from jvidprune.reducers.flashvid import FlashVID
+    from jvidprune.reducers.full import Full
+    from jvidprune.reducers.holitom import HoliTom
+    from jvidprune.reducers.holov import HoloV
+    from jvidprune.reducers.inner_random import InnerRandom
+    from jvidprune.reducers.ottvid import OTTVid
+    from jvidprune.reducers.protocol import MethodInfo, PromptRules, Reducer, StagedReducer
+    from jvidprune.reducers.prunevid import PruneVid
+    from jvidprune.reducers.qwen_norm import QwenNorm
+    from jvidprune.reducers.registry import BACKBONES, for_model, from_text, get, info, names
+    from jvidprune.reducers.run import reduce, reduce_batch, sweep
+    from jvidprune.reducers.scissor import Scissor
+    from jvidprune.reducers.stop import SToP
+    from jvidprune.reducers.stop_qwen import VisionZipQwen
+    from jvidprune.reducers.tome import ToMe
+    from jvidprune.reducers.vcast import VCAST
+    from jvidprune.reducers.vidcom2 import VidCom2
+    from jvidprune.reducers.visionzip import VisionZip
+    from jvidprune.stts.reducer import STTS
+
+_SOURCES = {
+    "aot": ("AOT",),
+    "cdpruner": ("CDPruner",),
+    "compose": ("Sequential", "chain"),
+    "controls": ("AttentionTopK", "FrameDrop", "Random", "Uniform"),
+    "divprune": ("DivPrune",),
+    "dycoke": ("DyCoke",),
+    "evs": ("EVS",),
+    "fastv": ("FastV",),
+    "fastvid": ("FastVID",),
+    "flashvid": ("FlashVID",),
+    "full": ("Full",),
+    "holitom": ("HoliTom",),
+    "holov": ("HoloV",),
+    "inner_random": ("InnerRandom",),
+    "ottvid": ("OTTVid",),
+    "protocol": ("MethodInfo", "PromptRules", "Reducer", "StagedReducer"),
+    "prunevid": ("PruneVid",),
+    "qwen_norm": ("QwenNorm",),
+    "registry": ("BACKBONES", "for_model", "from_text", "get", "info", "names"),
+    "run": ("reduce", "reduce_batch", "sweep"),
+    "scissor": ("Scissor",),
+    "stop": ("SToP",),
+    "stop_qwen": ("VisionZipQwen",),
+    "tome": ("ToMe",),
+    "vcast": ("VCAST",),
+    "vidcom2": ("VidCom2",),
+    "visionzip": ("VisionZip",),
+    "jvidprune.stts.reducer": ("STTS",),
+}
+
+__all__ = sorted(name for names in _SOURCES.values() for name in names)
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _SOURCES.items():
+        if name in names:
+            full = module if "." in module else f"jvidprune.reducers.{module}"
+            found = globals()[name] = getattr(importlib.import_module(full), name)
+            return found
+    raise AttributeError(f"module 'jvidprune.reducers' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

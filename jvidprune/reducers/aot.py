@@ -35,7 +35,7 @@ from jvidprune.ops.transport import (
 from jvidprune.reducers import aot_inter, aot_intra, aot_ratio
 from jvidprune.reducers.aot_order import arrange
 from jvidprune.reducers.aot_types import AOTBudget, AOTPlan, AOTShared
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, Reduced, VideoTokens
 
 _COST, _CLIP_COST, _MARGINALS, _SOLVER = TokenCost(), ClipCost(), Uniform(), Sinkhorn()

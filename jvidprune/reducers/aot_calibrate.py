@@ -9,7 +9,7 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.reducers.aot import AOT
-from jvidprune.reducers.base import check_ratio
+from jvidprune.reducers.protocol import check_ratio
 from jvidprune.tokens import VideoTokens
 
 

@@ -31,8 +31,8 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import frame_gram, normalise, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.reducers.controls import kept_of
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 EPS = 1e-6

@@ -14,18 +14,20 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, Ratio, Share
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers import presets
-from jvidprune.reducers.base import (
+from jvidprune.reducers import registry
+from jvidprune.reducers.protocol import (
     AnyReducer,
     MethodInfo,
     PositionedReducer,
+    PositionRule,
+    Reducer,
     StagedReducer,
     check_ratio,
     inner_stages,
+    prompt_rules,
     title_of,
 )
-from jvidprune.reducers.prompting import PositionRule, prompt_rules
-from jvidprune.tokens import Budget, Layout, Plan, Reducer, VideoTokens
+from jvidprune.tokens import Budget, Layout, Plan, VideoTokens
 
 _PER_TOKEN = (
     "attention_last",
@@ -74,7 +76,7 @@ class Sequential(PositionedReducer):
     Attributes:
       first: VisionZip, OTTVid(temporal=False), AttentionTopK(scope="frame"), SToP of such a method, or a reducer of
         your own with `tokens_per_frame(layout, ratio) -> int` and plans that are weightings of their input. A text
-        such as "visionzip:dominant_share=0.5" is built for `backbone`, see `presets.from_text`.
+        such as "visionzip:dominant_share=0.5" is built for `backbone`, see `registry.from_text`.
       second: any reducer whose plans are weightings of their input, another Sequential included; or a text.
       split: share of log(ratio) that the first stage is to take, in [0, 1].
       ladder: ratios that the first stage may run at, each in (0, 1].
@@ -85,7 +87,7 @@ class Sequential(PositionedReducer):
     second: AnyReducer = "flashvid"
     split: Share = 0.5
     ladder: tuple[Ratio, ...] = (0.125, 0.25, 0.5, 1.0)
-    backbone: presets.Backbone | None = None
+    backbone: registry.Backbone | None = None
     layers: Count | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -97,18 +99,18 @@ class Sequential(PositionedReducer):
         merges=True,
         exact=False,
     )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {name: {"backbone": name} for name in presets.BACKBONES}
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {name: {"backbone": name} for name in registry.BACKBONES}
 
     @staticmethod
     def at_depth(layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """The depth of the model, for stages given by a text; see `presets.get`."""
+        """The depth of the model, for stages given by a text; see `registry.get`."""
         return {"layers": layers}
 
     def __post_init__(self) -> None:
         for name in ("first", "second"):
             if isinstance(getattr(self, name), str):
                 try:
-                    stage = presets.from_text(getattr(self, name), self.backbone, self.layers)
+                    stage = registry.from_text(getattr(self, name), self.backbone, self.layers)
                 except JvidpruneError as error:
                     raise JvidpruneError(f"Sequential's {name}: {error}") from error
                 object.__setattr__(self, name, stage)

@@ -13,7 +13,7 @@ from jvidprune.fields import Seed
 from jvidprune.ops import compact
 from jvidprune.ops.select import rank_descending
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 

@@ -18,7 +18,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import rank_ascending, rank_of_order
 from jvidprune.ops.similarity import frame_pair_inner, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
 

@@ -17,7 +17,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import rank_descending
 from jvidprune.ops.similarity import same_position_inner, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 FIRST_FRAME = 255.0

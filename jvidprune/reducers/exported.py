@@ -18,9 +18,10 @@ from jaxtyping import Array, Float
 from jvidprune.errors import JvidpruneError
 from jvidprune.extras import need
 from jvidprune.files import atomic_output
-from jvidprune.reducers.base import apply_plan, bucket_capacity, check_ratio, check_weighs_features
-from jvidprune.reducers.saved import SavedPruning, read_record
-from jvidprune.tokens import Layout, Reduced, Reducer, VideoTokens
+from jvidprune.reducers.protocol import Reducer, check_ratio, check_weighs_features
+from jvidprune.reducers.run import apply_plan, bucket_capacity
+from jvidprune.reducers.serialise import SavedPruning, read_record
+from jvidprune.tokens import Layout, Reduced, VideoTokens
 
 MAGIC = b"jvidprune reducer 1\n"
 """How a file starts; the header, one line of JSON, follows, then the program."""

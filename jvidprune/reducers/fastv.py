@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Literal
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Index, Share
-from jvidprune.reducers.base import MethodInfo, check_ratio
 from jvidprune.reducers.full import Full
+from jvidprune.reducers.protocol import MethodInfo, check_ratio
 from jvidprune.tokens import InnerStage
 
 Variant = Literal["drop", "lmms", "inplace", "mask"]

@@ -18,7 +18,7 @@ from jvidprune.ops.cluster import centre_mask, peak_scores
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, normalise, over_frames
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import AttentionName, Layout, Plan, VideoTokens
 
 Variant = Literal["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_norm"]

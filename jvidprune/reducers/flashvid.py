@@ -17,8 +17,7 @@ from jvidprune.ops.exact import ceil_scaled
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.select import order_descending
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
-from jvidprune.reducers.prompting import MarkerRule
+from jvidprune.reducers.protocol import MarkerRule, MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
 Method = Literal["attn", "div", "attn_div", "attn_div_v2"]
@@ -91,7 +90,7 @@ class FlashVID(PositionedReducer):
     * a zero token has NaN similarities, which win every selection step (`eps` floors the norms).
 
     The cut's settings are published for decoders of 28 layers (20, 0.3) and of 36 (28, 0.1). On a model of another
-    depth they would miss the ratio as the mean over layers; `at_depth`, by which `presets.get` builds the method for a
+    depth they would miss the ratio as the mean over layers; `at_depth`, by which `registry.get` builds the method for a
     known depth, sets them so that the mean is the ratio.
 
     Departures: the official clustering adds unseeded noise to break ties of density, here ties go to the lower index
@@ -172,7 +171,7 @@ class FlashVID(PositionedReducer):
 
     @classmethod
     def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """Settings of the cut with which the mean over the decoder's layers is the ratio; see `presets.get`.
+        """Settings of the cut with which the mean over the decoder's layers is the ratio; see `registry.get`.
 
         The layer of the cut is the preset's and the share kept there follows from it (`inner_retention`). A cut too
         near the end to make up for the expansion keeps its share and the expansion shrinks instead; a decoder that ends

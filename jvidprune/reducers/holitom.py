@@ -26,7 +26,7 @@ from jvidprune.ops.similarity import (
 )
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
 
 

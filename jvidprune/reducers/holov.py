@@ -18,7 +18,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import order_ascending, rank_ascending, rank_descending
 from jvidprune.ops.similarity import frame_gram
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 EPS = 1e-6

@@ -4,8 +4,8 @@ import dataclasses
 from typing import Any, ClassVar
 
 from jvidprune.fields import Index, Seed
-from jvidprune.reducers.base import MethodInfo, check_ratio
 from jvidprune.reducers.full import Full
+from jvidprune.reducers.protocol import MethodInfo, check_ratio
 from jvidprune.tokens import InnerStage
 
 

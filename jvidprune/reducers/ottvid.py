@@ -18,7 +18,6 @@ from jvidprune.ops.select import first_argmax, order_ascending, rank_descending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
 from jvidprune.ops.transport import strongest
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.reducers.ottvid_pairs import (
     centroids,
     cross_cosine,
@@ -27,6 +26,7 @@ from jvidprune.reducers.ottvid_pairs import (
     roots,
     split_removals,
 )
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 

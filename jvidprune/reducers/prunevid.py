@@ -20,7 +20,7 @@ from jvidprune.ops.runs import refine_labels
 from jvidprune.ops.select import first_argmin, order_descending, rank_of_order
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkAdjust, SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import AttentionName, InnerStage, Layout, Plan, VideoTokens
 
 SMALLEST = 14

@@ -31,9 +31,9 @@ from jvidprune.ops.cluster import k_smallest
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.reducers.fastvid import FastVID, FastVIDBudget
 from jvidprune.reducers.holitom import HoliTom, HoliTomBudget
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 

@@ -29,8 +29,8 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.reducers.controls import kept_of
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 TILE = 256
@@ -183,7 +183,7 @@ def tau_for(video: VideoTokens, ratio: float) -> float:
     Raises:
       JvidpruneError: as for `reduce`.
     """
-    from jvidprune.reducers.base import reduce
+    from jvidprune.reducers.run import reduce
 
     return float(reduce(Scissor(), video, ratio, diagnostics=True).diagnostics["tau"])
 

@@ -12,11 +12,20 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Exponent
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.ops.sink import SinkRule, sink_scores
-from jvidprune.reducers import presets
-from jvidprune.reducers.base import AnyReducer, MethodInfo, PositionedReducer, StagedReducer, check_weighs_features
-from jvidprune.reducers.prompting import MarkerRule, PositionRule, prompt_rules
+from jvidprune.reducers import registry
+from jvidprune.reducers.protocol import (
+    AnyReducer,
+    MarkerRule,
+    MethodInfo,
+    PositionedReducer,
+    PositionRule,
+    Reducer,
+    StagedReducer,
+    check_weighs_features,
+    prompt_rules,
+)
 from jvidprune.texts import read_settings, split_chain
-from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens
+from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, VideoTokens
 
 _WEIGHTS: dict[str, tuple[float, float]] = {
     "visionzip": (0.03, 0.0),
@@ -99,7 +108,7 @@ class SToP(PositionedReducer):
     gamma: Exponent = 1.1
     gated: bool = False
     keep_inner: bool = False
-    backbone: presets.Backbone | None = None
+    backbone: registry.Backbone | None = None
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="stop",
@@ -262,18 +271,18 @@ def base_reducer(text: str, backbone: str | None = None) -> Reducer:
 
     Args:
       text: registry name, with settings that win over SToP's ("flashvid:alpha=0.5"), or a chain; see
-        `presets.from_text`.
-      backbone: as for `presets.get`.
+        `registry.from_text`.
+      backbone: as for `registry.get`.
 
     Raises:
       JvidpruneError: unknown name, backbone or hyper-parameter.
     """
     if len(split_chain(text)) > 1:
-        return presets.from_text(text, backbone)
+        return registry.from_text(text, backbone)
     name, given = read_settings(text)
-    fields = getattr(presets.reducer_class(name), "__dataclass_fields__", {})
+    fields = getattr(registry.reducer_class(name), "__dataclass_fields__", {})
     settings = {key: value for key, value in _BASE_SETTINGS.get(name, {}).items() if key in fields}
-    return presets.get(name, backbone, **(settings | given))
+    return registry.get(name, backbone, **(settings | given))
 
 
 def adjust_video(video: VideoTokens, rule: SinkRule, needs: frozenset[str]) -> VideoTokens:

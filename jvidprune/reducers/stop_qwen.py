@@ -21,7 +21,7 @@ from jvidprune.ops.exact import fraction_words, round_product
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 _SETS = 2

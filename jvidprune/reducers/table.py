@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from jvidprune.reducers import presets
+from jvidprune.reducers import registry
 
 _MARK = "<!-- methods-table -->"
 
@@ -26,8 +26,8 @@ def markdown() -> str:
         "quirks kept by default",
     ]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    for name in presets.names():
-        info, reducer = presets.info(name), presets.get(name)
+    for name in registry.names():
+        info, reducer = registry.info(name), registry.get(name)
         needs = ", ".join(f"`{evidence}`" for evidence in sorted(reducer.needs)) or "–"
         published = re.fullmatch(r"\d{4}\.\d{5}", info.paper)
         paper = f"[{info.paper}](https://arxiv.org/abs/{info.paper})" if published else "–"

@@ -29,7 +29,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 

@@ -30,7 +30,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import order_descending, rank_descending, rank_of_order
 from jvidprune.ops.similarity import over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 EPS = 1e-6

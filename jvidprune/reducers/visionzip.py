@@ -17,7 +17,7 @@ from jvidprune.fields import Share
 from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax, order_descending, rank_of_order
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.base import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 Tower = Literal["siglip", "clip", "none"]

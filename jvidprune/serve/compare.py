@@ -17,8 +17,8 @@ from jvidprune.evals.datasets.videos import VIDEO_SUFFIXES
 from jvidprune.llm.encoded import reduce_video
 from jvidprune.llm.stages import Stage, StageClock
 from jvidprune.llm.video_llm import Answer, VideoLLM
-from jvidprune.reducers import presets
-from jvidprune.reducers.base import check_ratio
+from jvidprune.reducers import registry
+from jvidprune.reducers.protocol import check_ratio
 from jvidprune.tokens import VideoTokens
 from jvidprune.video.container import existing_file
 from jvidprune.video.decode import Clip
@@ -139,9 +139,9 @@ class Comparer:
         """Titles of the methods that this model has the evidence for, by name."""
         provided = self.llm.loaded.config.provides | {"text"}
         found = {}
-        for name in presets.names():
+        for name in registry.names():
             if self.llm.reducer(name).needs <= provided:
-                found[name] = presets.title(name)
+                found[name] = registry.title(name)
         return found
 
     def compare(
@@ -179,7 +179,7 @@ class Comparer:
             clip, video, stages = self._encoded(path, needs, question)
             columns = []
             for number, (name, method) in enumerate(methods.items()):
-                title = presets.title(name)
+                title = registry.title(name)
                 report(0.2 + 0.8 * number / len(methods), f"{title}: reducing and answering")
                 columns.append(self._column(name, title, method, clip, video, question, _ratio_of(name, ratio)))
         if all(column.refused for column in columns):

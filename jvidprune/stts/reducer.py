@@ -9,8 +9,7 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Seed, check_fields
 from jvidprune.ops.compact import selection_plan
-from jvidprune.reducers.base import MethodInfo, check_ratio
-from jvidprune.reducers.prompting import PositionRule
+from jvidprune.reducers.protocol import MethodInfo, PositionRule, check_ratio
 from jvidprune.stts.budget import windows_to_remove
 from jvidprune.stts.config import Method, STTSConfig
 from jvidprune.stts.select import keep_windows, one_video
@@ -36,7 +35,7 @@ class STTS:
       method: what ranks the windows: the scorer, or "heuristic", "easy", "random".
       refill: see `STTSConfig`.
       seed: of "random".
-      positions: of kept tokens, see `reducers.prompting.PositionRule`; None as the scorer was trained, else as for all.
+      positions: of kept tokens, see `reducers.protocol.PositionRule`; None as the scorer was trained, else as for all.
     """
 
     method: Method = "scorer"
@@ -87,7 +86,7 @@ class STTS:
 
     @property
     def inherited_positions(self) -> PositionRule | None:
-        """The rule that the scorer was trained under, see `reducers.prompting`."""
+        """The rule that the scorer was trained under, see `reducers.protocol`."""
         keep = self.config.keep_positions
         return None if keep is None else "original" if keep else "renumbered"
 

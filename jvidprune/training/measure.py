@@ -11,7 +11,7 @@ from jvidprune.evals.items import Question, chance
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
-from jvidprune.tokens import Reducer
+from jvidprune.reducers.protocol import Reducer
 
 CLIPS = 16
 """Clips whose questions are asked together."""

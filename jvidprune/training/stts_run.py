@@ -17,7 +17,7 @@ from jvidprune.evals.items import LeftOut
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.export import export_model
 from jvidprune.procedural.benchmark import Procedural
-from jvidprune.reducers.prompting import position_rule
+from jvidprune.reducers.protocol import position_rule
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig
 from jvidprune.stts.saved import TrainedSTTS, write_stts
 from jvidprune.training.clips import open_clips, rows_for

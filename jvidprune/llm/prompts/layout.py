@@ -9,7 +9,7 @@ import numpy as np
 from jvidprune.llm.encoded import ReducedVideo, prompt_positions
 from jvidprune.llm.prompts.slots import Run, SlotMap, laid_out, original_slots, weave
 from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange, full_length, unreduced_places
-from jvidprune.reducers.prompting import PositionRule
+from jvidprune.reducers.protocol import PositionRule
 
 _arrange = jax.jit(arrange, static_argnames=("kind", "grid", "frames", "rows"))
 

@@ -14,7 +14,7 @@ from jvidprune.llm.prompts.slots import SlotMap, laid_out, original_slots, weave
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.models.molmo2.config import Molmo2Config
 from jvidprune.models.positions import frame_blocks
-from jvidprune.reducers.prompting import PositionRule
+from jvidprune.reducers.protocol import PositionRule
 from jvidprune.video.decode import Clip
 from jvidprune.video.sampling import MOLMO2_RATE
 

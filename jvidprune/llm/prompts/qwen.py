@@ -16,7 +16,7 @@ from jvidprune.llm.prompts.slots import Run, SlotMap, laid_out, weave
 from jvidprune.models import positions
 from jvidprune.models.positions import MropeRule, VideoBlock
 from jvidprune.models.qwen.model import QwenVLConfig, spread_levels
-from jvidprune.reducers.prompting import PositionRule
+from jvidprune.reducers.protocol import PositionRule
 from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenPixels, QwenUtils, qwen_patches
 from jvidprune.video.sampling import DEFAULT_RATE, pair_means, stamp

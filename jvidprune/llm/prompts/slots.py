@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.prompting import PositionRule
+from jvidprune.reducers.protocol import PositionRule
 
 _BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 

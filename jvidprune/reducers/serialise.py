@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 from jvidprune.ops.transport.kinds import NAMES as PARTS
-from jvidprune.reducers import presets
-from jvidprune.reducers.base import check_ratio
-from jvidprune.reducers.prompting import PositionRule, check_positions
+from jvidprune.reducers import registry
+from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, check_ratio
 from jvidprune.texts import unknown
-from jvidprune.tokens import Reducer
 
 FILE = "jvidprune_config.json"
 """Name of the file in a checkpoint folder."""
@@ -44,8 +42,8 @@ class SavedPruning:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ratio", check_ratio(self.ratio))
-        if self.backbone is not None and self.backbone not in presets.BACKBONES:
-            raise JvidpruneError(unknown("backbone", self.backbone, presets.BACKBONES))
+        if self.backbone is not None and self.backbone not in registry.BACKBONES:
+            raise JvidpruneError(unknown("backbone", self.backbone, registry.BACKBONES))
 
     def record(self) -> dict[str, Any]:
         """Plain values for JSON; every setting is written, so that later presets change nothing.
@@ -72,7 +70,7 @@ class FolderSettings(NamedTuple):
     Attributes:
       pruning: how its videos are reduced, None where it names no reducer.
       positions: the rule of positions that the model was made for, which holds for every method that is not told
-        another (`prompting.position_rule`); None where it declares none.
+        another (`protocol.position_rule`); None where it declares none.
     """
 
     pruning: SavedPruning | None = None
@@ -193,8 +191,8 @@ def _checked_format(found: dict[str, Any]) -> dict[str, Any]:
 def _method(value: Any, what: str) -> dict[str, Any]:
     info = getattr(value, "info", None)
     name = getattr(info, "name", None)
-    known = (*presets.names(), *presets.combinators(), *presets.learned())
-    if name not in known or type(value) is not presets.reducer_class(str(name)):
+    known = (*registry.names(), *registry.combinators(), *registry.learned())
+    if name not in known or type(value) is not registry.reducer_class(str(name)):
         raise JvidpruneError(
             f"{what} is a {type(value).__name__}, which is no method of this package and cannot be saved."
         )
@@ -235,7 +233,7 @@ def _build(value: Any, what: str) -> Any:
     if not isinstance(name, str):
         raise JvidpruneError(f"{kind} of {what} must be a name, got {name!r}.")
     if kind == "method":
-        cls = presets.reducer_class(name)
+        cls = registry.reducer_class(name)
     elif name in PARTS:
         cls = _part(name)
     else:

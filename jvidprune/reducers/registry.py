@@ -4,9 +4,8 @@ import importlib
 from typing import Any, Literal, get_args
 
 from jvidprune.errors import JvidpruneError, quoted, reason
-from jvidprune.reducers.base import MethodInfo
+from jvidprune.reducers.protocol import MethodInfo, Reducer
 from jvidprune.texts import pieces, read_settings, split_chain, unknown
-from jvidprune.tokens import Reducer
 
 Backbone = Literal["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2"]
 BACKBONES: tuple[str, ...] = get_args(Backbone)

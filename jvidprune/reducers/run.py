@@ -1,10 +1,8 @@
 """Running a reducer: `reduce` for one ratio, `sweep` for many in one compilation, `reduce_batch` for many videos."""
 
-import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -13,160 +11,9 @@ from jax import lax
 from jax.core import Tracer
 
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
-from jvidprune.fields import check_fields
 from jvidprune.ops import compact
-from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.prompting import PositionRule
-from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, Reducer, VideoTokens, stack_budgets
-
-
-@dataclasses.dataclass(frozen=True)
-class MethodInfo:
-    """What `jvidprune methods` and the README's table say of a method.
-
-    Attributes:
-      name: registry name.
-      title: the paper's name of the method.
-      paper: arXiv id, or "-" for a control.
-      summary: one sentence.
-      nested: the kept sets of a smaller budget lie inside those of a larger one.
-      merges: tokens are averaged or summed, not only selected.
-      exact: the number of output tokens is known before any data is seen.
-      quirks: behaviours of the reference implementation that the default reproduces, each with its clean option.
-    """
-
-    name: str
-    title: str
-    paper: str
-    summary: str
-    nested: bool
-    merges: bool
-    exact: bool
-    quirks: tuple[str, ...] = ()
-
-
-class _ReducerRule:
-    """The rule of `fields` for a reducer inside another one, which may also be a text for `presets.from_text`."""
-
-    words = "a reducer, or a method as text"
-
-    def check(self, value: Any) -> Any:
-        if isinstance(value, type) or not isinstance(value, str | Reducer) or value == "":
-            raise ValueError
-        return value
-
-
-AnyReducer = Annotated[Any, _ReducerRule()]
-"""Annotation of a field that holds a reducer."""
-
-
-class StagedReducer:
-    """A reducer in two stages: `prepare` (no budget, shared by all ratios) and `decide` (budget-dependent).
-
-    Subclasses are frozen dataclasses of hyper-parameters, whose values are checked against the annotations before a
-    `__post_init__` of their own runs, see `fields`. Decisions are made under `stop_gradient`: the output is
-    linear in the features once the plan is fixed, so gradients reach the tokens that survive or are merged.
-    """
-
-    info: ClassVar[MethodInfo]
-    needs: frozenset[str] = frozenset()
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        own = cls.__dict__.get("__post_init__")
-        if own is None:
-            return
-
-        @functools.wraps(own)
-        def checked_first(self: Any) -> None:
-            check_fields(self)
-            own(self)
-
-        cls.__post_init__ = checked_first  # type: ignore[attr-defined]
-
-    def __post_init__(self) -> None:
-        """Checks the values of all fields.
-
-        Raises:
-          JvidpruneError: names the field, the value and what is allowed.
-        """
-        check_fields(self)
-
-    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
-        """Ratio-independent work: similarities, segmentations, selection orders. Any pytree.
-
-        Args:
-          video: the tokens.
-          capacity: static bound of the output rows of the largest budget that will be asked for.
-          sink: SToP's adjustments; a method without a place for them ignores the rule.
-        """
-        raise NotImplementedError
-
-    def decide(self, shared: Any, budget: Budget, *, capacity: int) -> Plan:
-        """The plan for one budget from the shared work."""
-        raise NotImplementedError
-
-    def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
-        """The decisions for one video and one budget; see `Reducer.plan`."""
-        return self.decide(lax.stop_gradient(self.prepare(video, capacity=capacity)), budget, capacity=capacity)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class PositionedReducer(StagedReducer):
-    """What every method of this package lets a user choose beside its own hyper-parameters.
-
-    Attributes:
-      positions: rotary positions of kept tokens, "renumbered" or "original"; None takes the rule of the checkpoint's
-        folder or of the method's reference on the model's family, see `prompting.position_rule`.
-    """
-
-    positions: PositionRule | None = dataclasses.field(default=None, kw_only=True)
-
-
-def title_of(reducer: Reducer) -> str:
-    """A reducer's name for people: that of its paper, or of its class where it carries no `info`."""
-    info = getattr(reducer, "info", None)
-    return type(reducer).__name__ if info is None else info.title
-
-
-def inner_stages(reducer: Reducer, ratio: float) -> tuple[InnerStage, ...]:
-    """What a reducer does inside the language model at a retention ratio.
-
-    `reducer.inner_at(ratio)` where the ratio is that of the cut itself (FastV), else `reducer.inner`, else nothing.
-    """
-    at = getattr(reducer, "inner_at", None)
-    return tuple(getattr(reducer, "inner", ()) if at is None else at(ratio))
-
-
-def check_ratio(ratio: float) -> float:
-    """The retention ratio as a float.
-
-    Raises:
-      JvidpruneError: not a number in (0, 1].
-    """
-    try:
-        value = float(ratio)
-    except (TypeError, ValueError):
-        raise JvidpruneError(f"the retention ratio must be a number in (0, 1], got {ratio!r}.") from None
-    if not 0.0 < value <= 1.0:
-        raise JvidpruneError(f"the retention ratio must lie in (0, 1], got {value:g}.")
-    return value
-
-
-def check_weighs_features(reducer: Reducer, what: str) -> None:
-    """Refuses a method whose tokens are no weighting of the video's features, where these are all there is.
-
-    Args:
-      reducer: any; STTS is such a method: its tokens come from the blocks of the tower that it runs itself.
-      what: begins the sentence.
-
-    Raises:
-      JvidpruneError: it is one.
-    """
-    if getattr(reducer, "run_budgets", None) is not None:
-        raise JvidpruneError(
-            f"{what} {title_of(reducer)}: it runs the tower itself, which `reduce` and `sweep` let it do."
-        )
+from jvidprune.reducers.protocol import Reducer, StagedReducer, check_ratio, check_weighs_features, title_of
+from jvidprune.tokens import Budget, Layout, Plan, Reduced, VideoTokens, stack_budgets
 
 
 def bucket_capacity(capacity: int, total: int) -> int:

@@ -1,0 +1,291 @@
+"""What a reducer is: four members that any object can have, and a base class with all others and their defaults."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+
+from jax import lax
+
+from jvidprune.errors import JvidpruneError, quoted
+from jvidprune.fields import check_fields
+from jvidprune.ops.newline import NewlineKind, NewlineRows
+from jvidprune.ops.sink import SinkRule
+from jvidprune.tokens import Budget, InnerStage, Layout, Plan, VideoTokens
+
+
+@runtime_checkable
+class Reducer(Protocol):
+    """What any reducer, ours or a user's, looks like: a hashable object (static under jit) with four members."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of `EVIDENCE` that `plan` reads."""
+        ...
+
+    def budget(self, layout: Layout, ratio: float) -> Budget:
+        """Integers for one retention ratio, on the host in float64; JvidpruneError in one sentence if impossible."""
+        ...
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """A proved upper bound of the number of output tokens."""
+        ...
+
+    def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
+        """The decisions: pure, jittable, vmappable over budgets and videos."""
+        ...
+
+
+PositionRule = Literal["renumbered", "original"]
+"""Rotary positions of a prompt whose visual tokens were reduced.
+
+"renumbered" counts the tokens that are left 0, 1, 2, ..., on all axes alike where there are three (golden files of the
+Qwen-VL families call it reindexed); an answer goes on at their number. "original" gives every token, newline and word
+the position it has in the prompt without any reduction, merged tokens that of the token their row is named after, and
+an answer goes on where it would there. The order of the tokens and cuts inside the language model, which always keep
+the positions that tokens came with, are the same under both.
+"""
+
+MarkerRule = Literal["keep", "drop"]
+
+
+class PromptRules(NamedTuple):
+    """How a method's tokens stand in the prompt, where its reference does not leave that to the model family.
+
+    None leaves a rule to the model family. A reducer declares these as attributes, all of them optional: fields where a
+    user may choose, class variables or properties otherwise.
+
+    Attributes:
+      newline: layout of the newline embeddings on LLaVA, e.g. "frame" for FlashVID on LLaVA-Video.
+      newline_rows: with the "grid" layout, the rows that get one.
+      positions: the rotary positions of kept tokens as the user wants them, see `PositionRule`; None, the default of
+        every method, leaves them to the folder's declaration and to the reference, see `position_rule`. Where it is
+        None, `inherited_positions` holds: of methods that wrap others (SToP its base's, a chain its stages') or learned
+        under one rule (STTS).
+      reference_positions: the rule of the reference on families that count positions on one axis, "renumbered" unless
+        it is declared (FastVID "original"). The references of the Qwen-VL families all keep original positions.
+      vision_markers: "drop" leaves out all vision start and end tokens of Qwen3-VL (FlashVID's released code).
+      filed: True where rows stand under other places than their tokens' own, told by the diagnostic "place"
+        (VisionZip's grid layout).
+    """
+
+    newline: NewlineKind | None = None
+    newline_rows: NewlineRows | None = None
+    positions: PositionRule | None = None
+    reference_positions: PositionRule = "renumbered"
+    vision_markers: MarkerRule = "keep"
+    filed: bool = False
+
+
+def prompt_rules(reducer: Any) -> PromptRules:
+    """The declarations of a reducer, with the defaults where it has none; `positions` may be inherited.
+
+    Raises:
+      JvidpruneError: a rule of positions that is none.
+    """
+    given = {name: getattr(reducer, name, None) for name in PromptRules._fields}
+    if given["positions"] is None:
+        given["positions"] = getattr(reducer, "inherited_positions", None)
+    for name in ("positions", "reference_positions"):
+        check_positions(given[name], f"{name} of {type(reducer).__name__}")
+    return PromptRules(**{name: value for name, value in given.items() if value is not None})
+
+
+def check_positions(value: Any, what: str = "positions") -> PositionRule | None:
+    """A rule of positions, or None for none.
+
+    Raises:
+      JvidpruneError: anything else.
+    """
+    for known in (None, *get_args(PositionRule)):
+        if type(value) is type(known) and value == known:
+            return known
+    raise JvidpruneError(f"{what} must be {' or '.join(get_args(PositionRule))}, got {quoted(repr(value))}.")
+
+
+def position_rule(
+    reducers: Sequence[Any],
+    *,
+    told: Sequence[PositionRule | None] = (),
+    asked: PositionRule | None = None,
+    declared: PositionRule | None = None,
+    reference: PositionRule | None = None,
+) -> PositionRule:
+    """The one rule of a prompt with the tokens of these reducers, one for each video.
+
+    The first of these that says anything decides: what was asked for with the videos; what was asked for when the model
+    was loaded; the methods' own settings; the declaration of the checkpoint's folder; the references, where "original"
+    goes before "renumbered".
+
+    Args:
+      reducers: of the videos.
+      told: rules asked for with the videos, whatever their method.
+      asked: rule asked for whatever the video.
+      declared: of the folder, see `reducers.serialise.load_positions`.
+      reference: of all methods on this family; None asks the methods.
+
+    Raises:
+      JvidpruneError: videos of one prompt whose methods were told different rules.
+    """
+    rules = [prompt_rules(reducer) for reducer in reducers]
+    own: list[PositionRule | None] = [rule.positions for rule in rules]
+    levels: list[Sequence[PositionRule | None]] = [told, [asked], own, [declared], [reference]]
+    for level in levels:
+        if {"original", "renumbered"} <= set(level):
+            raise JvidpruneError(
+                "the positions of one prompt follow one rule, but its videos were told original and renumbered: name "
+                "one for all of them."
+            )
+        for rule in level:
+            if rule is not None:
+                return rule
+    return "original" if any(rule.reference_positions == "original" for rule in rules) else "renumbered"
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodInfo:
+    """What `jvidprune methods` and the README's table say of a method.
+
+    Attributes:
+      name: registry name.
+      title: the paper's name of the method.
+      paper: arXiv id, or "-" for a control.
+      summary: one sentence.
+      nested: the kept sets of a smaller budget lie inside those of a larger one.
+      merges: tokens are averaged or summed, not only selected.
+      exact: the number of output tokens is known before any data is seen.
+      quirks: behaviours of the reference implementation that the default reproduces, each with its clean option.
+    """
+
+    name: str
+    title: str
+    paper: str
+    summary: str
+    nested: bool
+    merges: bool
+    exact: bool
+    quirks: tuple[str, ...] = ()
+
+
+class _ReducerRule:
+    """The rule of `fields` for a reducer inside another one, which may also be a text for `registry.from_text`."""
+
+    words = "a reducer, or a method as text"
+
+    def check(self, value: Any) -> Any:
+        if isinstance(value, type) or not isinstance(value, str | Reducer) or value == "":
+            raise ValueError
+        return value
+
+
+AnyReducer = Annotated[Any, _ReducerRule()]
+"""Annotation of a field that holds a reducer."""
+
+
+class StagedReducer:
+    """A reducer in two stages: `prepare` (no budget, shared by all ratios) and `decide` (budget-dependent).
+
+    Subclasses are frozen dataclasses of hyper-parameters, whose values are checked against the annotations before a
+    `__post_init__` of their own runs, see `fields`. Decisions are made under `stop_gradient`: the output is
+    linear in the features once the plan is fixed, so gradients reach the tokens that survive or are merged.
+    """
+
+    info: ClassVar[MethodInfo]
+    needs: frozenset[str] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("__post_init__")
+        if own is None:
+            return
+
+        @functools.wraps(own)
+        def checked_first(self: Any) -> None:
+            check_fields(self)
+            own(self)
+
+        cls.__post_init__ = checked_first  # type: ignore[attr-defined]
+
+    def __post_init__(self) -> None:
+        """Checks the values of all fields.
+
+        Raises:
+          JvidpruneError: names the field, the value and what is allowed.
+        """
+        check_fields(self)
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
+        """Ratio-independent work: similarities, segmentations, selection orders. Any pytree.
+
+        Args:
+          video: the tokens.
+          capacity: static bound of the output rows of the largest budget that will be asked for.
+          sink: SToP's adjustments; a method without a place for them ignores the rule.
+        """
+        raise NotImplementedError
+
+    def decide(self, shared: Any, budget: Budget, *, capacity: int) -> Plan:
+        """The plan for one budget from the shared work."""
+        raise NotImplementedError
+
+    def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
+        """The decisions for one video and one budget; see `Reducer.plan`."""
+        return self.decide(lax.stop_gradient(self.prepare(video, capacity=capacity)), budget, capacity=capacity)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PositionedReducer(StagedReducer):
+    """What every method of this package lets a user choose beside its own hyper-parameters.
+
+    Attributes:
+      positions: rotary positions of kept tokens, "renumbered" or "original"; None takes the rule of the checkpoint's
+        folder or of the method's reference on the model's family, see `protocol.position_rule`.
+    """
+
+    positions: PositionRule | None = dataclasses.field(default=None, kw_only=True)
+
+
+def title_of(reducer: Reducer) -> str:
+    """A reducer's name for people: that of its paper, or of its class where it carries no `info`."""
+    info = getattr(reducer, "info", None)
+    return type(reducer).__name__ if info is None else info.title
+
+
+def inner_stages(reducer: Reducer, ratio: float) -> tuple[InnerStage, ...]:
+    """What a reducer does inside the language model at a retention ratio.
+
+    `reducer.inner_at(ratio)` where the ratio is that of the cut itself (FastV), else `reducer.inner`, else nothing.
+    """
+    at = getattr(reducer, "inner_at", None)
+    return tuple(getattr(reducer, "inner", ()) if at is None else at(ratio))
+
+
+def check_ratio(ratio: float) -> float:
+    """The retention ratio as a float.
+
+    Raises:
+      JvidpruneError: not a number in (0, 1].
+    """
+    try:
+        value = float(ratio)
+    except (TypeError, ValueError):
+        raise JvidpruneError(f"the retention ratio must be a number in (0, 1], got {ratio!r}.") from None
+    if not 0.0 < value <= 1.0:
+        raise JvidpruneError(f"the retention ratio must lie in (0, 1], got {value:g}.")
+    return value
+
+
+def check_weighs_features(reducer: Reducer, what: str) -> None:
+    """Refuses a method whose tokens are no weighting of the video's features, where these are all there is.
+
+    Args:
+      reducer: any; STTS is such a method: its tokens come from the blocks of the tower that it runs itself.
+      what: begins the sentence.
+
+    Raises:
+      JvidpruneError: it is one.
+    """
+    if getattr(reducer, "run_budgets", None) is not None:
+        raise JvidpruneError(
+            f"{what} {title_of(reducer)}: it runs the tower itself, which `reduce` and `sweep` let it do."
+        )
