@@ -195,7 +195,9 @@ class Reduced(NamedTuple):
       valid: (K,) bool.
       mass: (K,) int32 number of source tokens that went into the row, 0 on padding.
       slot: (T * N,) int32 row each source token went to, -1 where it was dropped; a token that contributes to several
-        rows is listed with its own row if it was kept, else with the first.
+        rows is listed with its own row if it was kept, else with the one that takes most of it (of a transport), or the
+        first. A token with a row that is not its own is called merged. Where tokens are transported with weights `mass`
+        counts them in the rows that they are listed with.
       diagnostics: empty unless asked for.
     """
 

@@ -19,7 +19,17 @@ from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.viz.decision import Decision
-from jvidprune.viz.overlay import contact_sheet, draw_frame, row_colours
+from jvidprune.viz.overlay import (
+    LEGEND,
+    LINES,
+    SINKS,
+    contact_sheet,
+    draw_frame,
+    film,
+    legend_strip,
+    remarks,
+    row_colours,
+)
 from jvidprune.viz.report import reduction_page
 
 
@@ -124,13 +134,27 @@ def decision(sink=None):
     return Decision("Test", 0.25, 2, (2, 2), index, mass, slot, np.full((8, 1), -1), np.zeros((8, 1)), sink)
 
 
-def test_drawing_keeps_colours_of_kept_tokens_and_darkens_dropped_ones():
-    frame = np.full((20, 20, 3), (200, 40, 40), np.uint8)
-    drawn = draw_frame(frame, decision(), 0)
-    np.testing.assert_array_equal(drawn[4, 4], frame[4, 4])
-    assert drawn[14, 14].max() < 60
-    merged_tint = row_colours(decision())[1].astype(int)
-    assert np.corrcoef(drawn[4, 14].astype(int), merged_tint)[0, 1] > 0.9
+def test_kept_tokens_look_as_they_are_merged_ones_pale_and_dropped_ones_dark():
+    stripes = np.where(np.arange(200)[None, :, None] // 5 % 2, (200, 60, 60), (140, 30, 30)).astype(np.uint8)
+    frame = np.broadcast_to(stripes, (200, 200, 3)).copy()
+    drawn = draw_frame(frame, decision(), 0).astype(int)
+    kept, merged, dropped = drawn[8:92, 8:92], drawn[8:92, 108:192], drawn[108:192, 8:92]
+    np.testing.assert_array_equal(kept, frame[8:92, 8:92])
+    # The frame is seen through everything: stripes keep at least a fifth of their contrast.
+    for part in (merged, dropped):
+        assert np.ptp(part.mean(-1), axis=1).min() > 0.2 * np.ptp(frame[0].mean(-1))
+    assert merged.min() > frame[8:92, 108:192].mean(-1).min() > dropped.max()
+    # An outline: dark outside, then the colour of the row, here white as nothing was merged into it.
+    assert drawn[0, 50].max() < 40
+    np.testing.assert_array_equal(drawn[2, 50], [255, 255, 255])
+    other = draw_frame(frame, decision(), 1).astype(int)
+    np.testing.assert_array_equal(other[2, 150], row_colours(decision())[1])
+    # A light tint of that colour tells into which row tokens were merged.
+    white = dataclasses.replace(decision(), mass=np.array([1, 1]))
+    tint = merged - draw_frame(frame, white, 0)[8:92, 108:192]
+    colour = row_colours(decision())[1].astype(int)
+    assert np.corrcoef(tint.reshape(-1, 3).mean(0), colour)[0, 1] > 0.99
+    assert np.abs(tint).max() < 50
 
 
 def test_decisions_count_per_frame_and_read_links_and_sinks_from_diagnostics():
@@ -151,25 +175,60 @@ def test_decisions_count_per_frame_and_read_links_and_sinks_from_diagnostics():
     assert read.sink.tolist() == [1.0] * 8
 
 
-def test_flows_are_drawn_by_their_share_and_listed_in_the_page():
+def test_a_token_that_went_to_another_frame_has_a_line_and_a_page_lists_all_flows():
     one = decision()
     flow, share = np.full((8, 2), -1), np.zeros((8, 2), np.float32)
-    flow[4], share[4] = (1, 3), (0.9, 0.1)
-    flow[6], share[6] = (5, -1), (1.0, 0.0)
+    flow[4], share[4] = (5, 6), (0.9, 0.1)
+    flow[6], share[6] = (1, 5), (0.7, 0.3)
     one = dataclasses.replace(one, flow=flow, share=share)
-    assert one.summary() == "2 of 8 tokens (25.0%) · 2 merged · 1 spread over kept ones of their frame · 3 dropped"
-    blank = np.zeros((100, 100, 3), np.uint8)
-    drawn = draw_frame(blank, one, 1).astype(int)
-    # Lines from the middle of token 0 to those of tokens 1 and 3.
-    strong, weak = drawn[25, 40].sum(), drawn[40, 40].sum()
-    assert strong > 2 * weak > 0
-    inside = drawn[40, 60]
-    assert inside[2] > inside[0], "a flow inside the frame is blue"
+    blank = np.full((100, 100, 3), 220, np.uint8)
+    plain, drawn = draw_frame(blank, decision(), 1).astype(int), draw_frame(blank, one, 1).astype(int)
+    # From the middle of token 2 to that of token 1; what stays in the frame is said by tints alone.
+    assert (plain - drawn)[50, 50].min() > 30
+    np.testing.assert_array_equal(drawn[20:30, 30:48], plain[20:30, 30:48])
+    assert remarks([one]) == [LINES]
+    assert remarks([decision(np.ones(8))]) == [SINKS]
     page = reduction_page(np.stack([blank] * 2), [one], ["0", "1"], title="t", subtitle="s")
     assert json.loads(page.split("const DATA = ")[1].split(";\n")[0])["methods"][0]["flow"] == {
-        "4": [[1, 0.9], [3, 0.1]],
-        "6": [[5, 1.0]],
+        "4": [[5, 0.9], [6, 0.1]],
+        "6": [[1, 0.7], [5, 0.3]],
     }
+    assert 'data-mode="lines"' in page
+    assert 'data-mode="lines"' not in reduction_page(np.stack([blank] * 2), [decision()], "01", title="t", subtitle="s")
+
+
+def test_pictures_pages_and_films_have_the_same_legend():
+    frames = np.random.default_rng(0).integers(0, 256, (2, 24, 32, 3), dtype=np.uint8)
+    page = reduction_page(frames, [decision()], "01", title="t", subtitle="s")
+    assert all(words in page for _, words in LEGEND)
+    alone = legend_strip(640)
+    np.testing.assert_array_equal(
+        contact_sheet(frames, [decision()], "01", width=312, columns=2)[: len(alone), :640], alone
+    )
+    (first, _) = film(frames, [decision()], width=640)
+    np.testing.assert_array_equal(first[-len(alone) // 2 * 2 :][:10], alone[-len(alone) // 2 * 2 :][:10])
+    assert legend_strip(200).shape[0] > alone.shape[0], "narrow pictures get more lines"
+    # A patch is a token as it is drawn.
+    assert alone[17, 17].tolist() == [96, 132, 170]
+
+
+@pytest.mark.parametrize("method", ["aot", "ottvid", "flashvid", "visionzip"])
+def test_fates_add_up_and_a_transported_token_is_merged(llm, frames, method):
+    reducer = llm.reducer(method)
+    video = llm.encode(frames, reducer.needs)
+    from jvidprune.reducers.base import reduce
+
+    reduced = reduce(reducer, video, 0.15, diagnostics=True)
+    shape = {"frames": video.features.shape[0], "grid": video.grid}
+    one = Decision.from_reduced(reduced, method=method, ratio=0.15, **shape)
+    fates = one.fates()
+    assert sum(fates.values()) == video.layout().total
+    assert one.summary().endswith(f"{fates['merged']:,} merged · {fates['dropped']:,} dropped")
+    counted = np.bincount(one.slot[one.slot >= 0], minlength=one.count)
+    assert (one.mass >= counted).all()
+    if method == "aot":
+        assert fates["dropped"] == 0, "all of its tokens are transported"
+        assert fates["merged"] > 0
 
 
 def test_pictures_and_pages_hold_every_method_and_frame():
@@ -180,7 +239,7 @@ def test_pictures_and_pages_hold_every_method_and_frame():
     assert page.count("data:image/jpeg;base64,") == 2
     assert "A &lt;b&gt; title" in page
     assert page.count("</script>") == 1
-    payload = page.split("const DATA = ")[1].split(";\n")[0].replace("<\\/", "</")
+    payload = page.split("const DATA = ")[1].split(";\n")[0]
     data = json.loads(payload)
     assert data["methods"][0]["slot"] == [0, 1, -1, -1, 1, 1, -1, -1]
     assert data["labels"] == ["0 s", "</script>"]

@@ -208,6 +208,20 @@ def source_slots(plan: Plan) -> tuple[Int[Array, "K"], Int[Array, "M"]]:
     return jnp.where(plan.valid, mass, 0), jnp.where(slot < capacity, slot, -1)
 
 
+def member_counts(slot: Int[Array, "M"], ids: Int[Array, "K"], valid: Bool[Array, "K"]) -> Int[Array, "K"]:
+    """Mass of rows into which tokens are transported with weights: those that the row is the largest for, and its own.
+
+    Args:
+      slot: row of each source token, -1 where it was dropped.
+      ids: token that each row stands for; it counts in every row that it stands for.
+      valid: rows in use.
+    """
+    capacity = ids.shape[0]
+    members = jnp.zeros(capacity + 1, jnp.int32).at[jnp.where(slot >= 0, slot, capacity)].add(1)[:capacity]
+    elsewhere = slot[jnp.minimum(ids, slot.shape[0] - 1)] != jnp.arange(capacity, dtype=jnp.int32)
+    return jnp.where(valid, members + elsewhere, 0)
+
+
 def apply(plan: Plan, features: Float[Array, "T N D"]) -> Reduced:
     """Turns decisions into tokens: the D-wide arithmetic of every method whose output is a weighting of its input."""
     mass, slot = source_slots(plan)

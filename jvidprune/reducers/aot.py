@@ -317,11 +317,12 @@ class AOT(PositionedReducer):
             mix = jnp.zeros((t, *used.shape[1:], used.shape[1]))
             inter = None
         table = jnp.asarray(aot_intra.cell_pooling(geometry))
+        inside = aot_intra.shares(pooled, table, used & ~newline)
         diagnostics["flow"], diagnostics["flow_share"] = aot_inter.flows(
-            inter, pooled, table, used & ~newline, cells[chosen], clips
+            inter, inside, used & ~newline, cells[chosen], clips
         )
         most = used.sum(1).max().astype(jnp.int32)
-        order = arrange(own, merged, used, mix, clips, cells[chosen], newline, geometry.cells, capacity, self.inter)
+        order = arrange(own, merged, used, mix, clips, cells[chosen], newline, inside, capacity, self.inter)
         # Anchors beyond what the capacity allows for are cut silently; the count then says that it was too small.
         short = budget.visual_tokens > shared.limit.visual_tokens
         order["count"] = jnp.where(short, jnp.maximum(order["count"], capacity + 1), order["count"])
@@ -361,7 +362,8 @@ class AOT(PositionedReducer):
 
         tokens = filled_quarter(plan.slots, slots, run)
         _, rows = compact.source_slots(Plan(*plan[:7]))
-        return Reduced(tokens, plan.ids, plan.valid, plan.mass, rows, plan.diagnostics)
+        mass = compact.member_counts(rows, plan.ids, plan.valid)
+        return Reduced(tokens, plan.ids, plan.valid, mass, rows, plan.diagnostics)
 
     def _inter(
         self,

@@ -277,8 +277,7 @@ def output_rows(
 
 def flows(
     inter: Inter | None,
-    pooled: Float[Array, "T n N"],
-    table: Float[Array, "P N"],
+    inside: Float[Array, "T P n"],
     used: Bool[Array, "T n"],
     cell: Int[Array, "T n"],
     clips: Clips,
@@ -290,18 +289,15 @@ def flows(
 
     Args:
       inter: the stage along clips, or None.
-      pooled: weights of a frame's tokens in its slots.
-      table: pooling weights of each pooled token.
+      inside: weight of every pooled token of a frame in its slots.
       used, cell: slots in use and the pooled token of each.
       clips: roles of the frames.
 
     Returns:
       (T * P, F) targets as frame * P + cell, -1 for none, and their shares.
     """
-    t, cells = used.shape[0], table.shape[0]
+    t, cells = inside.shape[:2]
     frames = jnp.arange(t, dtype=jnp.int32)[:, None]
-    part = table / jnp.maximum(table.sum(0), 1e-9)
-    inside = jnp.einsum("tsj,pj->tps", pooled, part, precision=lax.Precision.HIGHEST)
     kept = jnp.zeros((t, cells + 1), bool).at[frames, jnp.where(used, cell, cells)].set(True)[:, :cells]
     share = jnp.where(~kept[..., None] & used[:, None], inside, 0.0)
     target, share = strongest(share, jnp.broadcast_to((frames * cells + cell)[:, None], share.shape))

@@ -305,6 +305,21 @@ def pooled_weights(
     return over_frames(frame, *arrays, selection.cosines)
 
 
+def shares(
+    pooled: Float[Array, "T n N"], table: Float[Array, "P N"], used: Bool[Array, "T n"]
+) -> Float[Array, "T P n"]:
+    """Weight of every pooled token of a frame in its output slots, 0 in slots that hold none.
+
+    Args:
+      pooled: from `pooled_weights`.
+      table: pooling weights of each pooled token.
+      used: slots that hold a token of the frame.
+    """
+    part = table / jnp.maximum(table.sum(0), 1e-9)
+    weights = jnp.einsum("tsj,pj->tps", pooled, part, precision=lax.Precision.HIGHEST)
+    return jnp.where(used[:, None], weights, 0.0)
+
+
 def frame_tokens(
     weights: Float[Array, "T n N"],
     x: Float[Array, "T N D"],

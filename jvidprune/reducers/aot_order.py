@@ -1,7 +1,7 @@
-"""AOT's output order and what follows from it: ids, masses, where each token went."""
+"""AOT's output order and what follows from it: ids, and where each token went."""
 
-import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops import compact
@@ -17,7 +17,7 @@ def arrange(
     clips: aot_inter.Clips,
     cell: Int[Array, "T n"],
     newline: Bool[Array, "T n"],
-    cells: int,
+    inside: Float[Array, "T P n"],
     capacity: int,
     inter: bool,
 ) -> dict[str, Array]:
@@ -25,8 +25,20 @@ def arrange(
 
     Slots lie as (frame, plane, slot), the second plane holding a clip's merged anchors on its last frame: their flat
     order is the order of the output, so that nothing is sorted.
+
+    Args:
+      own: slots that are output as they are.
+      merged: anchors of a clip that are output behind its last frame.
+      used: slots that hold a token.
+      mix: final weights of slots in the anchors of their clip.
+      clips: roles of the frames.
+      cell: pooled token of each slot, P where there is none.
+      newline: slots that hold a newline.
+      inside: weight of every pooled token of a frame in its slots.
+      capacity: rows of the output.
+      inter: whether clips are merged.
     """
-    t, n = own.shape
+    (t, n), cells = own.shape, inside.shape[1]
     slots = jnp.stack([own, merged], axis=1)
     source, valid, count = compact.compact(slots.reshape(-1), capacity)
     before = (jnp.cumsum(slots.reshape(-1)) - slots.reshape(-1)).reshape(t, 2, n)
@@ -35,9 +47,6 @@ def arrange(
     ids = jnp.where(valid, origin * cells + cell[origin, slot], t * cells).astype(jnp.int32)
 
     given = used & ~own & ~clips.key[:, None]
-    received = jax.ops.segment_sum(given.sum(1), clips.ids, num_segments=t)[clips.ids]
-    mass = jnp.where(valid, jnp.where(plane == 1, 1 + received[frame], 1), 0).astype(jnp.int32)
-
     share = jnp.where(clips.key[:, None, None], jnp.eye(n), mix)
     best = jnp.minimum(first_argmax(share), n - 1)
     goes = used & ~newline & merged[clips.end].any(1, keepdims=True) & (given | clips.key[:, None]) & inter
@@ -45,13 +54,22 @@ def arrange(
     row = jnp.where(goes, jnp.minimum(place, capacity), capacity)
     amount = jnp.where(goes, jnp.take_along_axis(mix, best[..., None], axis=2)[..., 0], 0.0)
     target = jnp.where(used & ~newline, jnp.arange(t)[:, None] * cells + cell, t * cells)
+
+    # All other tokens of a frame are transported into its slots, and with these on into the anchors of the clip.
+    onward = jnp.where(goes[..., None], mix, 0.0)
+    along = jnp.einsum("tps,tsa->tpa", inside, onward, precision=lax.Precision.HIGHEST)
+    weights = jnp.concatenate([jnp.where(own[:, None], inside, 0.0), along], axis=2)
+    largest = jnp.minimum(first_argmax(weights), 2 * n - 1)
+    places = jnp.concatenate([before[:, 0], before[clips.end, 1]], axis=1)
+    most = jnp.take_along_axis(weights, largest[..., None], axis=2)[..., 0]
+    into = jnp.where(most > 0, jnp.minimum(jnp.take_along_axis(places, largest, axis=1), capacity), capacity)
+    rows, taken = (jnp.append(array.reshape(-1), 0) for array in (into, jnp.where(into < capacity, most, 0.0)))
     return {
         "ids": ids,
         "valid": valid,
         "count": count,
         "is_pick": valid & (plane == 0) & ~newline[frame, slot],
-        "row": jnp.full(t * cells + 1, capacity, jnp.int32).at[target].set(row.astype(jnp.int32))[None, :-1],
-        "weight": jnp.zeros(t * cells + 1).at[target].set(amount)[None, :-1],
-        "mass": mass,
+        "row": rows.astype(jnp.int32).at[target].set(row.astype(jnp.int32))[None, :-1],
+        "weight": taken.at[target].set(amount)[None, :-1],
         "source": source,
     }

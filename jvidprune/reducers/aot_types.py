@@ -51,11 +51,10 @@ class AOTShared:
 class AOTPlan(NamedTuple):
     """A `Plan` whose tokens are mixtures: frames are pooled under `pooled`, clips mixed under `mix`.
 
-    The first seven fields are those of `Plan`; `row` and `weight` (1, T * P) name the merged anchor that took the
+    The first seven fields are those of `Plan`; `row` and `weight` (1, T * P) name the row that took the
     largest share of a token. n slots a frame, N tokens before and P after pooling.
 
     Attributes:
-      mass: (K,) int32.
       source: (K,) int32 flat index into (T, 2, n): frame, whether it is a merged anchor, slot.
       pooled: (T, n, N) float32.
       newline: (T, n) bool.
@@ -72,7 +71,6 @@ class AOTPlan(NamedTuple):
     row: Int[Array, "1 M"]
     weight: Float[Array, "1 M"]
     diagnostics: dict[str, Array]
-    mass: Int[Array, "K"]
     source: Int[Array, "K"]
     pooled: Float[Array, "T n N"]
     newline: Bool[Array, "T n"]

@@ -1,10 +1,13 @@
 """What the page shows of a comparison, as HTML: a card for each method, and its tokens on one frame."""
 
-import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 from jvidprune.llm.stages import Stage
 from jvidprune.serve.compare import Column, Comparison
+from jvidprune.viz.overlay import LEGEND
+from jvidprune.viz.pages import render
 from jvidprune.viz.report import data_url
 
 CSS = """
@@ -30,47 +33,68 @@ CSS = """
 .jv-grid figcaption { color: var(--jv-soft); font-size: 13px; padding: 5px 1px 0;
   font-variant-numeric: tabular-nums }
 .jv-grid figcaption b { color: var(--body-text-color); font-weight: 600 }
-.jv-mark { border: 2px solid #fff; outline: 1px solid #8888; display: inline-block; width: 12px; height: 12px;
-  vertical-align: -2px; margin: 0 4px 0 12px; background: #888 }
+.jv-mark { display: inline-block; width: 14px; height: 14px; vertical-align: -2px; margin: 0 5px 0 12px }
 .jv-mark:first-child { margin-left: 0 }
+.jv-mark-kept { background: #6084aa; border: 2px solid #3fd0d9; outline: 1px solid #18181c }
+.jv-mark-merged { background: #bcd3d8 } .jv-mark-dropped { background: #2d3237 }
 """
 """Style of the cards; colours are those of the page, light or dark."""
 
-LEGEND = (
-    '<div class="jv-note"><span class="jv-mark"></span>outlined: kept'
-    '<span class="jv-mark" style="background:#c79a2bcc;border-color:transparent"></span>tinted: merged into the token '
-    'outlined in that colour<span class="jv-mark" style="background:#222;border-color:transparent"></span>dark: dropped'
-    " · lines: where a token went, blue in its own frame, white from an earlier one · red rings: sinks</div>"
-)
+_PACKAGE = "jvidprune.serve"
+
+
+class _Card(NamedTuple):
+    """What a card says of a method; of one that refused the reason alone."""
+
+    title: str
+    refused: str = ""
+    text: str = ""
+    fates: Mapping[str, int] = MappingProxyType({})
+    kept: int = 0
+    total: int = 0
+    prompt: int = 0
+    times: str = ""
+
+
+class _Figure(NamedTuple):
+    """A frame with the tokens of a method."""
+
+    title: str
+    source: str
+    tokens: int
+
+
+def legend() -> str:
+    """What is drawn on the frames."""
+    return render(_PACKAGE, "legend.html", legend=LEGEND)
+
+
+def note(text: str) -> str:
+    """A sentence in the place of answers or frames."""
+    return render(_PACKAGE, "note.html", text=text, error=False)
 
 
 def error_banner(sentence: str) -> str:
     """A sentence that stands out."""
-    return f'<div class="jv-error" role="alert">{html.escape(sentence)}</div>'
+    return render(_PACKAGE, "note.html", text=sentence, error=True)
 
 
 def cards(found: Comparison) -> str:
     """A card for each method: answer, tokens, times."""
-    shared = times(found.stages)
-    note = f"once for all methods: {shared}" if shared else "the video was read and encoded before"
-    head = f'<div class="jv-note">{len(found.frames)} frames · {note} · compilation left out</div>'
-    return f'{head}<div class="jv-grid">{"".join(_card(column) for column in found.columns)}</div>'
+    made = [_card(column) for column in found.columns]
+    return render(_PACKAGE, "cards.html", cards=made, frames=len(found.frames), shared=times(found.stages))
 
 
 def figures(found: Comparison, t: int) -> str:
     """One frame under the cards, with the tokens of each method."""
-    parts = []
-    for column, image in zip(found.columns, found.drawn(t), strict=True):
-        if image is None or column.decision is None:
-            parts.append("<figure></figure>")
-            continue
-        here, title = int(column.decision.per_frame()[t]), html.escape(column.title)
-        alt = f"frame {t + 1} with the tokens of {title}"
-        caption = f"<b>{title}</b> · frame {t + 1} of {len(found.frames)} · {found.labels[t]} · {here} tokens"
-        parts.append(
-            f'<figure><img alt="{alt}" src="{data_url(image, 90)}"><figcaption>{caption}</figcaption></figure>'
-        )
-    return f'<div class="jv-grid">{"".join(parts)}</div>'
+    made = [
+        None
+        if image is None or column.decision is None
+        else _Figure(column.title, data_url(image, 90), int(column.decision.per_frame()[t]))
+        for column, image in zip(found.columns, found.drawn(t), strict=True)
+    ]
+    where = {"frame": t + 1, "frames": len(found.frames), "label": found.labels[t]}
+    return render(_PACKAGE, "figures.html", figures=made, **where)
 
 
 def times(stages: Sequence[Stage]) -> str:
@@ -82,28 +106,16 @@ def _seconds(seconds: float) -> str:
     return f"{1000 * seconds:.0f} ms" if seconds < 0.9995 else f"{seconds:.2f} s"
 
 
-def _card(column: Column) -> str:
-    title = html.escape(column.title)
-    if column.answer is None or column.decision is None:
-        return f'<div class="jv-card"><h3>{title}</h3><p class="jv-small">{html.escape(column.refused)}</p></div>'
+def _card(column: Column) -> _Card:
     answer, decision = column.answer, column.decision
-    total = decision.frames * decision.tokens_per_frame
-    kept = int(decision.kept().sum())
-    merged = int(((decision.slot >= 0) & ~decision.kept().reshape(-1)).sum())
-    shares = "".join(
-        f'<i class="jv-{kind}" style="width:{100 * count / total:.2f}%"></i>'
-        for kind, count in (("kept", kept), ("merged", merged))
-    )
-    counts = {"kept": kept, "merged": merged, "dropped": total - kept - merged}
-    parts = "".join(
-        f'<span class="jv-part"><span class="jv-key jv-{kind}"></span>{kind} {count:,}</span>'
-        for kind, count in counts.items()
-    )
-    text = html.escape(answer.text.strip()) or "(no words)"
-    return (
-        f'<div class="jv-card"><h3>{title}</h3><div class="jv-answer">{text}</div><div class="jv-bar">{shares}</div>'
-        f'<div class="jv-small"><b>{answer.kept:,} of {total:,} tokens</b> ({answer.kept / total:.1%}), '
-        f"prompt of {answer.prompt:,}</div>"
-        f'<div class="jv-small">{parts}</div>'
-        f'<div class="jv-small">{times(answer.stages)}</div></div>'
+    if answer is None or decision is None:
+        return _Card(column.title, column.refused)
+    return _Card(
+        column.title,
+        text=answer.text.strip(),
+        fates=decision.fates(),
+        kept=answer.kept,
+        total=decision.frames * decision.tokens_per_frame,
+        prompt=answer.prompt,
+        times=times(answer.stages),
     )

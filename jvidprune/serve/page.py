@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.serve.cards import CSS, LEGEND, cards, error_banner, figures
+from jvidprune.serve.cards import CSS, cards, error_banner, figures, legend, note
 from jvidprune.serve.compare import LONGEST_QUESTION, Comparer, Comparison
 from jvidprune.serve.examples import Example
 from jvidprune.serve.uploads import Uploads
@@ -28,11 +28,8 @@ footer { display: none !important }
 """
 )
 _FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-_EMPTY = (
-    '<div class="jv-note">Choose a video, type a question, and ask: every chosen method answers it from the tokens it '
-    "keeps.</div>"
-)
-_GONE = '<div class="jv-note">These frames are kept for half an hour: ask again to see them.</div>'
+_EMPTY = "Choose a video, type a question, and ask: every chosen method answers it from the tokens it keeps."
+_GONE = "These frames are kept for half an hour: ask again to see them."
 
 
 def theme() -> Any:
@@ -104,7 +101,7 @@ def _question_column(titles: Mapping[str, str], examples: Sequence[Example]) -> 
 def _answer_column() -> _Seen:
     import gradio as gr
 
-    answers = gr.HTML(_EMPTY, elem_id="jv-answers")
+    answers = gr.HTML(note(_EMPTY), elem_id="jv-answers")
     slider = gr.Slider(1, 2, value=1, step=1, label="Frame", visible=False, elem_id="jv-frame")
     frames = gr.HTML("", elem_id="jv-frames")
     legend = gr.HTML("", elem_id="jv-legend")
@@ -143,11 +140,11 @@ def build_page(comparer: Comparer, examples: Sequence[Example], *, uploads: Uplo
             return error_banner(str(error)), gr.skip(), gr.update(visible=False), "", {"error": str(error)}, None
         last = len(found.frames)
         slider = gr.update(minimum=1, maximum=max(2, last), value=1, visible=last > 1)
-        return cards(found), LEGEND, slider, figures(found, 0), found.record(), found
+        return cards(found), legend(), slider, figures(found, 0), found.record(), found
 
     def show(found: Comparison | None, frame: float) -> str:
         """The chosen frame with the tokens of every method."""
-        return _GONE if found is None else figures(found, min(max(round(frame), 1), len(found.frames)) - 1)
+        return note(_GONE) if found is None else figures(found, min(max(round(frame), 1), len(found.frames)) - 1)
 
     with gr.Blocks(title="jvidprune", analytics_enabled=False) as page:
         gr.HTML(

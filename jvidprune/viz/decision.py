@@ -18,7 +18,7 @@ class Decision:
       grid: (h, w), h * w = N.
       index: (R,) global id frame * N + token of each output row, valid rows only.
       mass: (R,) source tokens in each row.
-      slot: (T * N,) output row of each source token, -1 where dropped.
+      slot: (T * N,) output row of each source token, the one that took most of it; -1 where dropped.
       flow: (T * N, F) global ids that a token went to (parent in a merge tree, targets of a transport plan), -1 for
         none.
       share: (T * N, F) part of the token that each of them took, in [0, 1].
@@ -89,12 +89,14 @@ class Decision:
         """(T,) output tokens of each frame, repeats counted."""
         return np.bincount(self.index // self.tokens_per_frame, minlength=self.frames)
 
+    def fates(self) -> dict[str, int]:
+        """How many places are kept, merged into a kept one, and dropped; together all of them."""
+        kept = self.kept().reshape(-1)
+        merged = int(((self.slot >= 0) & ~kept).sum())
+        return {"kept": int(kept.sum()), "merged": merged, "dropped": int(((self.slot < 0) & ~kept).sum())}
+
     def summary(self) -> str:
         """One line for people."""
-        total = self.frames * self.tokens_per_frame
-        merged = int(((self.slot >= 0) & ~self.kept().reshape(-1)).sum())
-        inside = (self.flow // self.tokens_per_frame == (np.arange(total) // self.tokens_per_frame)[:, None]).any(1)
-        gone, spread = int((self.slot < 0).sum()), int((inside & (self.slot < 0)).sum())
-        parts = [f"{self.count:,} of {total:,} tokens ({self.achieved:.1%})", f"{merged:,} merged"]
-        parts += [f"{spread:,} spread over kept ones of their frame"] * (spread > 0)
-        return " · ".join([*parts, f"{gone - spread:,} dropped"])
+        total, fates = self.frames * self.tokens_per_frame, self.fates()
+        rows = f"{self.count:,} of {total:,} tokens ({self.achieved:.1%})"
+        return f"{rows} · {fates['merged']:,} merged · {fates['dropped']:,} dropped"

@@ -1,22 +1,33 @@
-"""Decisions drawn on frames: kept tokens in colour, merged ones in the tint of their row, dropped ones dark."""
+"""Decisions drawn on frames that stay visible: kept tokens as they are and outlined, merged pale, dropped dark."""
 
 import colorsys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from jvidprune.viz.decision import Decision
 
-_DROPPED = 0.28
-_MERGED_TINT = 0.45
-_LEGEND = "outlined: kept · tinted: merged into the token outlined in that colour · dark: dropped"
-_LINES = " · line: where a token went, in its own frame (blue) or an earlier one (white, from the dot), by share"
-_RINGS = " · red: sink"
-_FLOW_COLOURS = ((255, 255, 255), (120, 220, 255))
-"""Of flows to another frame and inside a frame."""
-_FAINT = 0.1
+COLOUR_LEFT = 0.4
+"""Share of the colour that is left to tokens that are not kept."""
+
+FOG, TINT = 0.4, 0.15
+"""How far merged tokens fade to white, and how far from there to the colour of their row."""
+
+SHADE = 0.42
+"""Brightness of dropped tokens."""
+
+LEGEND = (
+    ("kept", "outlined: kept"),
+    ("merged", "pale: merged into the token outlined in that colour"),
+    ("dropped", "dark: dropped"),
+)
+"""What is drawn for each fate of a token, and its words; the same in pages, pictures and films."""
+
+LINES = "line with a dot: went to that place of an earlier frame"
+SINKS = "red ring: sink"
+_EDGE = (24, 24, 28)
+"""Around outlines, which are so seen on light and dark frames."""
 _SHARPER = 3
 
 
@@ -32,9 +43,10 @@ def row_colours(decision: Decision) -> np.ndarray:
     return colours
 
 
-def legend(decision: Decision) -> str:
-    """What the marks of this decision mean."""
-    return _LEGEND + _LINES * bool((decision.flow >= 0).any()) + _RINGS * (decision.sink is not None)
+def remarks(decisions: Sequence[Decision]) -> list[str]:
+    """What lines and rings mean, as far as these decisions have any."""
+    across = any((_across(decision) >= 0).any() for decision in decisions)
+    return [LINES] * across + [SINKS] * any(decision.sink is not None for decision in decisions)
 
 
 def fit(frame: np.ndarray, width: int) -> np.ndarray:
@@ -63,78 +75,85 @@ def draw_frame(frame: np.ndarray, decision: Decision, t: int) -> np.ndarray:
     n = decision.tokens_per_frame
     kept = decision.kept()[t]
     slot = decision.slot[t * n : (t + 1) * n]
-    colours = row_colours(decision)
-    tint = np.zeros((n, 3), np.float32)
-    tint[slot >= 0] = colours[slot[slot >= 0]]
+    hue = np.full((n, 3), 255, np.float32)
+    hue[slot >= 0] = row_colours(decision)[slot[slot >= 0]]
 
     image = frame.astype(np.float32)
     grey = image.mean(-1, keepdims=True)
-    state = np.where(kept, 2, np.where(slot >= 0, 1, 0))[cell][..., None]
-    merged = (1 - _MERGED_TINT) * (0.6 * grey) + _MERGED_TINT * tint[cell]
-    out = np.where(state == 2, image, np.where(state == 1, merged, _DROPPED * grey))
+    soft = grey + COLOUR_LEFT * (image - grey)
+    pale = soft + FOG * (255 - soft)
+    pale += TINT * (hue[cell] - pale)
+    fate = np.where(kept, 2, np.where(slot >= 0, 1, 0))[cell][..., None]
+    out = np.where(fate == 2, image, np.where(fate == 1, pale, SHADE * soft))
 
-    border = _cell_borders(rows)[:, None] | _cell_borders(columns)[None, :]
-    outline = border & (state[..., 0] == 2)
-    line = np.where(slot >= 0, 1, 0)[:, None] * tint
-    line[kept & (slot < 0)] = 255
-    out[outline] = 0.35 * out[outline] + 0.65 * line[cell][outline]
-    image = np.clip(out, 0, 255).astype(np.uint8)
-    marked = decision.sink is not None or (decision.flow[t * n : (t + 1) * n] >= 0).any()
-    return _draw_marks(image, decision, t) if marked else image
+    thick = max(1, round(min(height / h, width / w) / 22))
+    edge = kept[cell] & _border(rows, columns, 1)
+    inner = kept[cell] & _border(rows, columns, 1 + thick) & ~edge
+    out[edge], out[inner] = _EDGE, hue[cell][inner]
+    return _draw_marks(np.clip(out, 0, 255).astype(np.uint8), decision, t)
+
+
+def _across(decision: Decision) -> np.ndarray:
+    """(T * N,) the token of another frame that took most of each token, -1 for none; not of tokens that are kept."""
+    token = np.arange(len(decision.flow))
+    target = decision.flow[token, np.argmax(decision.share, axis=1)]
+    n = decision.tokens_per_frame
+    return np.where((target >= 0) & (target // n != token // n) & ~decision.kept().reshape(-1), target, -1)
 
 
 def _draw_marks(image: np.ndarray, decision: Decision, t: int) -> np.ndarray:
-    """Lines of the flows and rings of the sinks, on a layer of higher resolution."""
+    """Lines to earlier frames and rings of the sinks, on a layer of higher resolution.
+
+    Where tokens went inside their frame is said by their tint: lines would hide the frame.
+    """
     from PIL import Image, ImageDraw
 
     h, w = decision.grid
+    n = decision.tokens_per_frame
+    across = _across(decision)[t * n : (t + 1) * n]
+    sinks = np.zeros(n, bool) if decision.sink is None else decision.sink[t * n : (t + 1) * n] > 0.5
+    if not (sinks.any() or (across >= 0).any()):
+        return image
     height, width, _ = image.shape
     side = _SHARPER * min(height / h, width / w)
     layer = Image.new("RGBA", (_SHARPER * width, _SHARPER * height), (255, 255, 255, 0))
     pen = ImageDraw.Draw(layer)
 
     def centre(token: int) -> tuple[float, float]:
-        row, column = divmod(token % decision.tokens_per_frame, w)
+        row, column = divmod(token % n, w)
         return _SHARPER * (column + 0.5) * width / w, _SHARPER * (row + 0.5) * height / h
 
-    def disc(at: tuple[float, float], radius: float, **how: Any) -> None:
-        pen.ellipse((at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius), **how)
+    def box(at: tuple[float, float], radius: float) -> tuple[float, float, float, float]:
+        return at[0] - radius, at[1] - radius, at[0] + radius, at[1] + radius
 
-    n = decision.tokens_per_frame
-    flows = decision.flow[t * n : (t + 1) * n], decision.share[t * n : (t + 1) * n]
-    # Weak flows first, so that strong ones lie on top.
-    tokens, places = np.nonzero(flows[0] >= 0)
-    for i in np.argsort(flows[1][tokens, places], kind="stable"):
-        target, share = int(flows[0][tokens[i], places[i]]), float(flows[1][tokens[i], places[i]])
-        inside = target // n == t
-        if inside and share < _FAINT:
-            continue
-        start, end = centre(int(tokens[i])), centre(target)
+    for token in np.flatnonzero(across >= 0):
+        start, end = centre(int(token)), centre(int(across[token]))
         if start != end:
-            # Whole frames flow into their own anchors, few tokens into those of another frame.
-            weight = 0.4 * share if inside else share
-            thick = max(1, round(side * (0.02 + 0.11 * weight)))
-            pen.line((*start, *end), fill=(*_FLOW_COLOURS[inside], round(40 + 200 * weight)), width=thick)
-    across = decision.flow[t * n : (t + 1) * n] // n != t
-    for token in np.unique(tokens[across[tokens, places]]):
-        disc(centre(int(token)), 0.09 * side, fill=(255, 255, 255, 230))
-    if decision.sink is not None:
-        for token in np.flatnonzero(decision.sink[t * n : (t + 1) * n] > 0.5):
-            disc(centre(int(token)), 0.36 * side, outline=(255, 59, 59, 255), width=max(1, round(0.1 * side)))
+            pen.line((*start, *end), fill=(*_EDGE, 150), width=max(1, round(0.05 * side)))
+        pen.ellipse(box(start, 0.07 * side), fill=(*_EDGE, 190))
+    for token in np.flatnonzero(sinks):
+        pen.ellipse(box(centre(int(token)), 0.36 * side), outline=(255, 59, 59, 255), width=max(1, round(0.1 * side)))
     layer = layer.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(Image.alpha_composite(Image.fromarray(image).convert("RGBA"), layer).convert("RGB"))
 
 
-def _cell_borders(cells: np.ndarray) -> np.ndarray:
-    """True on the first and last pixel of every cell along one axis."""
-    change = cells[1:] != cells[:-1]
-    return np.append(change, True) | np.append(True, change)
+def _border(rows: np.ndarray, columns: np.ndarray, thick: int) -> np.ndarray:
+    """(H, W) True within `thick` pixels of the edges of each cell."""
+
+    def near(cells: np.ndarray) -> np.ndarray:
+        change = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))
+        place = np.arange(len(cells))
+        begin = change[np.searchsorted(change, place, side="right") - 1]
+        end = np.append(change, len(cells))[np.searchsorted(change, place, side="right")]
+        return (place - begin < thick) | (end - place <= thick)
+
+    return near(rows)[:, None] | near(columns)[None, :]
 
 
 def contact_sheet(
     frames: np.ndarray, decisions: Sequence[Decision], labels: Sequence[str], *, width: int = 300, columns: int = 8
 ) -> np.ndarray:
-    """All frames under a title, one block of rows a method.
+    """All frames under a legend and titles, one block of rows a method.
 
     Args:
       frames: (T, H, W, 3) uint8.
@@ -149,18 +168,20 @@ def contact_sheet(
     from PIL import Image, ImageDraw, ImageFont
 
     small = [fit(frame, width) for frame in frames]
-    height, gap, caption, title = small[0].shape[0], 8, 22, 76
+    height, gap, caption, title = small[0].shape[0], 8, 24, 60
     columns = min(columns, len(small))
     lines = -(-len(small) // columns)
     block = title + lines * (height + caption + gap)
-    sheet = Image.new("RGB", (columns * (width + gap) + gap, len(decisions) * block + gap), (250, 250, 250))
+    across = columns * (width + gap) + gap
+    key = legend_strip(across, remarks(decisions))
+    sheet = Image.new("RGB", (across, key.shape[0] + len(decisions) * block + gap), (250, 250, 250))
+    sheet.paste(Image.fromarray(key), (0, 0))
     pen = ImageDraw.Draw(sheet)
-    big, plain, small_print = (ImageFont.load_default(size) for size in (22, 14, 12))
+    big, plain = (ImageFont.load_default(size) for size in (22, 15))
     for number, decision in enumerate(decisions):
-        top = number * block + gap
+        top = number * block + gap + key.shape[0]
         pen.text((gap, top), f"{decision.method} at {decision.ratio:.0%}", fill=(20, 20, 20), font=big)
         pen.text((gap, top + 30), decision.summary(), fill=(90, 90, 90), font=plain)
-        pen.text((gap, top + 50), legend(decision), fill=(140, 140, 140), font=small_print)
         per_frame = decision.per_frame()
         for t, frame in enumerate(small):
             x = gap + (t % columns) * (width + gap)
@@ -170,12 +191,62 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
+def legend_strip(width: int, more: Sequence[str] = ()) -> np.ndarray:
+    """(H, width, 3) uint8: a patch and its words for each fate of a token, then remarks; in as many lines as fit.
+
+    Args:
+      width: in pixels.
+      more: remarks without a patch.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, gap, patch, line = ImageFont.load_default(15), 8, 18, 28
+    measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    x, y, placed = gap, gap, []
+    for kind, text in (*LEGEND, *(("", text) for text in more)):
+        needs = (patch + 7) * bool(kind) + measure.textlength(text, font) + 22
+        if x > gap and x + needs > width:
+            x, y = gap, y + line
+        placed.append((x, y, kind, text))
+        x += round(needs)
+    strip = Image.new("RGB", (width, y + line), (250, 250, 250))
+    pen = ImageDraw.Draw(strip)
+    # A colour as kept tokens have it, and what becomes of the same colour.
+    for x, y, kind, text in placed:
+        if kind:
+            strip.paste(Image.fromarray(_patch(kind, patch)), (round(x), y))
+        pen.text((x + (patch + 7) * bool(kind), y), text, fill=(70, 70, 70), font=font)
+    return np.asarray(strip)
+
+
+def _patch(kind: str, side: int) -> np.ndarray:
+    """A token of a fate, as `draw_frame` draws it."""
+    index = np.array({"kept": [0], "merged": [1], "dropped": []}[kind], np.int64)
+    slot = np.array([-1 if kind == "dropped" else 0, -1])
+    nothing = np.full((2, 1), -1)
+    one = Decision("", 1.0, 2, (1, 1), index, np.full(len(index), 2), slot, nothing, np.zeros((2, 1)))
+    return draw_frame(np.full((side, side, 3), (96, 132, 170), np.uint8), one, 0)
+
+
 def film(frames: np.ndarray, decisions: Sequence[Decision], *, width: int = 480) -> Iterator[np.ndarray]:
-    """Frames of a film with the methods side by side, even sizes for the encoder."""
+    """Frames of a film with the methods side by side under their names, a legend below; even sizes for the encoder."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    gap = 6
+    across = len(decisions) * (width + gap) - gap
+    names = Image.new("RGB", (across, 34), (250, 250, 250))
+    pen = ImageDraw.Draw(names)
+    for number, decision in enumerate(decisions):
+        text = f"{decision.method} · {decision.count:,} tokens ({decision.achieved:.1%})"
+        pen.text((number * (width + gap) + 8, 7), text, fill=(20, 20, 20), font=ImageFont.load_default(17))
+    key = legend_strip(across, remarks(decisions))
     for t, frame in enumerate(frames):
         small = fit(frame, width)
-        small = small[: small.shape[0] // 2 * 2, : small.shape[1] // 2 * 2]
-        yield np.concatenate([draw_frame(small, decision, t) for decision in decisions], axis=1)
+        drawn = np.full((small.shape[0], across, 3), 250, np.uint8)
+        for number, decision in enumerate(decisions):
+            drawn[:, number * (width + gap) :][:, :width] = draw_frame(small, decision, t)
+        whole = np.concatenate([np.asarray(names), drawn, key])
+        yield whole[: whole.shape[0] // 2 * 2, : whole.shape[1] // 2 * 2]
 
 
 def write_picture(

@@ -1,16 +1,14 @@
 """A self-contained page: the frames with every token marked, side by side for several methods."""
 
 import base64
-import html
 import io
-import json
 from collections.abc import Sequence
-from importlib import resources
 
 import numpy as np
 
 from jvidprune.viz.decision import Decision
-from jvidprune.viz.overlay import fit
+from jvidprune.viz.overlay import LEGEND, fit
+from jvidprune.viz.pages import render
 
 
 def data_url(image: np.ndarray, quality: int = 82) -> str:
@@ -66,15 +64,14 @@ def reduction_page(
         "images": [data_url(fit(frame, width)) for frame in frames],
         "labels": list(labels),
         "methods": methods,
-        "links": any((decision.flow >= 0).any() for decision in decisions),
     }
-    page = resources.files("jvidprune.viz").joinpath("page.html").read_text(encoding="utf8")
-    # "</" inside a script element would end it early; JSON allows the escaped slash.
-    payload = json.dumps(data, separators=(",", ":")).replace("</", "<\\/")
-    for mark, value in [
-        ("__TITLE__", html.escape(title)),
-        ("__SUBTITLE__", html.escape(subtitle)),
-        ("__DATA__", payload),
-    ]:
-        page = page.replace(mark, value)
-    return page
+    return render(
+        "jvidprune.viz",
+        "reduction.html",
+        title=title,
+        subtitle=subtitle,
+        data=data,
+        legend=LEGEND,
+        links=any((decision.flow >= 0).any() for decision in decisions),
+        sinks=any(decision.sink is not None for decision in decisions),
+    )

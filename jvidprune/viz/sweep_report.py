@@ -1,10 +1,9 @@
 """The report of a sweep: one page without network or neighbours, light and dark."""
 
-import html
 import json
 import math
 from collections.abc import Sequence
-from importlib import resources
+from typing import NamedTuple
 
 from jvidprune.costs.flops import tera
 from jvidprune.evals.extract import option_letter
@@ -12,6 +11,8 @@ from jvidprune.evals.items import LETTERS
 from jvidprune.evals.metrics import ALL, FULL, Cell
 from jvidprune.evals.plan import BASELINES, BLIND
 from jvidprune.evals.results import SweepTable
+from jvidprune.viz.overlay import LEGEND
+from jvidprune.viz.pages import render
 from jvidprune.viz.report import data_url
 from jvidprune.viz.sweep_examples import Example
 from jvidprune.viz.sweep_plots import HALO, nearest_ratio, retention_plot, swept, time_plot
@@ -19,6 +20,115 @@ from jvidprune.viz.sweep_style import CONTROLS, css_colour, css_variables, serie
 
 _SHOWN = 12
 """Of what is left out; longer lists are opened by a click."""
+
+_COSTS_HEAD = (
+    "method",
+    "retention",
+    "tokens",
+    "prompt",
+    "encode ms",
+    "reduce ms",
+    "prefill ms",
+    "generate ms",
+    "TFLOP",
+    "of it prefill",
+    "compile s",
+)
+
+
+class _Ratio(NamedTuple):
+    """A column, and the button of a table by categories."""
+
+    key: str
+    text: str
+    shown: bool
+
+
+class _Card(NamedTuple):
+    """A large number."""
+
+    name: str
+    value: str
+    text: str
+
+
+class _Shown(NamedTuple):
+    """A cell of a table; without an accuracy the tip says why there is none."""
+
+    accuracy: str | None
+    bounds: str = ""
+    tokens: str = ""
+    tip: str = ""
+    tint: str = ""
+    best: bool = False
+
+
+class _Baseline(NamedTuple):
+    """A row of one number, at no ratio."""
+
+    name: str
+    cell: _Shown
+
+
+class _Method(NamedTuple):
+    """A row of the table of methods by ratios."""
+
+    method: str
+    name: str
+    colour: str
+    cells: list[_Shown]
+
+
+class _Categories(NamedTuple):
+    """A row of a table by categories."""
+
+    name: str
+    base: bool
+    cells: list[_Shown | None]
+
+
+class _CategoryTable(NamedTuple):
+    """Methods by categories at one ratio."""
+
+    ratio: _Ratio
+    rows: list[_Categories]
+
+
+class _Option(NamedTuple):
+    """One of the answers that could be chosen."""
+
+    text: str
+    right: bool
+
+
+class _Strip(NamedTuple):
+    """Frames side by side, of the video or with the tokens of a method and what it said."""
+
+    name: str
+    source: str
+    alt: str
+    small: str = ""
+    said: str | None = None
+    right: bool = False
+
+
+class _Shot(NamedTuple):
+    """A question that methods answer differently."""
+
+    clip: str
+    question: str
+    category: str
+    ratio: str
+    options: list[_Option]
+    answer: str
+    rows: list[_Strip]
+
+
+class _Refusal(NamedTuple):
+    """A method that was not run."""
+
+    name: str
+    reason: str
 
 
 def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: str, note: str = "") -> str:
@@ -30,26 +140,40 @@ def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: st
       model: what the model is called.
       note: a sentence for the reader, above everything.
     """
-    parts = {
-        "__PALETTE__": css_variables(),
-        "__HALO__": HALO,
-        "__TITLE__": html.escape(f"Accuracy at few tokens: {_count(len(swept(table)), 'method')} on {model}"),
-        "__SUBTITLE__": html.escape(_subtitle(table)),
-        "__NOTE__": f'<p class="note">{html.escape(note)}</p>' if note else "",
-        "__LEFT_OUT__": _left_out(table),
-        "__CARDS__": _cards(table),
-        "__HEADLINE__": _headline(table),
-        "__RETENTION__": retention_plot(table),
-        "__TIME__": time_plot(table),
-        "__CATEGORIES__": _categories(table),
-        "__EXAMPLES__": _examples(table, examples),
-        "__COSTS__": _costs(table),
-        "__SETTINGS__": _settings(table),
-    }
-    page = resources.files("jvidprune.viz").joinpath("sweep_page.html").read_text(encoding="utf8")
-    for mark, value in parts.items():
-        page = page.replace(mark, value)
-    return page
+    first = nearest_ratio(table)
+    ratios = [_Ratio(f"{ratio:g}", _percent(ratio), ratio == first) for ratio in table.ratios]
+    columns = [ALL, *table.categories]
+    peak = max((cost.memory for cost in table.costs.values()), default=0)
+    return render(
+        "jvidprune.viz",
+        "sweep.html",
+        palette=css_variables(),
+        halo=HALO,
+        title=f"Accuracy at few tokens: {_count(len(swept(table)), 'method')} on {model}",
+        subtitle=_subtitle(table),
+        note=note,
+        left_out=table.left_out,
+        listed=_SHOWN,
+        cards=_cards(table),
+        ratios=ratios,
+        baselines=_baselines(table),
+        headline=_headline(table),
+        retention=retention_plot(table),
+        time=time_plot(table),
+        columns=[name.replace("_", " ") for name in columns],
+        categories=[
+            _CategoryTable(shown, _category_rows(table, ratio, columns))
+            for shown, ratio in zip(ratios, table.ratios, strict=True)
+        ],
+        chance=[f"{100 * table.chance.get(name, 0.0):.0f}" for name in columns],
+        legend=LEGEND,
+        examples=[_shot(table, example) for example in examples],
+        peak=f"{peak / 2**20:,.0f}",
+        costs_head=_COSTS_HEAD,
+        costs=_costs(table),
+        refused=[_Refusal(shown_name(table, m), next(iter(why.values()))) for m, why in table.refused.items()],
+        settings=json.dumps(table.identity, indent=1, ensure_ascii=False),
+    )
 
 
 def shown_name(table: SweepTable, method: str) -> str:
@@ -69,48 +193,34 @@ def _subtitle(table: SweepTable) -> str:
     return " · ".join([*parts, "brackets are 95 % bootstrap intervals over clips"])
 
 
-def _left_out(table: SweepTable) -> str:
-    """What could not be asked, each with its sentence."""
-    if not table.left_out:
-        return ""
-    rows = "".join(f"<li><b>{html.escape(one.item)}</b> {html.escape(one.reason)}</li>" for one in table.left_out)
-    head = f"{len(table.left_out):,} left out, not counted in any number below"
-    shown = " open" if len(table.left_out) <= _SHOWN else ""
-    return f'<details class="note" id="left-out"{shown}><summary>{head}</summary><ul>{rows}</ul></details>'
-
-
 def _percent(ratio: float) -> str:
     return f"{100 * ratio:g} %"
 
 
-def _cards(table: SweepTable) -> str:
+def _cards(table: SweepTable) -> list[_Card]:
     """Three or four large numbers: the unpruned model, the best method and random at about 10 %."""
     ratio = nearest_ratio(table)
     cards = []
     full = table.cell(FULL, 1.0)
     if full is not None:
         text = f"of {_count(full.questions, 'question')} right with all {full.kept:,.0f} visual tokens"
-        cards.append((BASELINES[FULL], f"{100 * full.accuracy:.1f} %", text))
+        cards.append(_Card(BASELINES[FULL], f"{100 * full.accuracy:.1f} %", text))
     cells = {method: cell for method in swept(table) if (cell := table.cell(method, ratio))}
     published = {m: c for m, c in cells.items() if m.partition(":")[0] not in CONTROLS}
     if published:
         best = max(published, key=lambda m: (published[m].accuracy, -published[m].kept))
         cell = published[best]
         text = f"best at {_percent(ratio)}: {_bounds(cell)}, {cell.kept:,.0f} tokens{_kept_share(cell)}"
-        cards.append((shown_name(table, best), f"{100 * cell.accuracy:.1f} %", text))
+        cards.append(_Card(shown_name(table, best), f"{100 * cell.accuracy:.1f} %", text))
     if "random" in cells:
         cell = cells["random"]
         text = f"at {_percent(ratio)}: {_bounds(cell)}, {cell.kept:,.0f} tokens{_kept_share(cell)}"
-        cards.append(("random tokens", f"{100 * cell.accuracy:.1f} %", text))
+        cards.append(_Card("random tokens", f"{100 * cell.accuracy:.1f} %", text))
     blind = table.cell(BLIND, 0.0)
     if blind is not None:
         chance = f"; a guess gets {100 * table.chance[ALL]:.1f} %" if ALL in table.chance else ""
-        cards.append((BASELINES[BLIND], f"{100 * blind.accuracy:.1f} %", f"right without any video{chance}"))
-    return "".join(
-        f'<div class="card"><b>{html.escape(name)}</b><div class="big">{html.escape(value)}</div>'
-        f'<div class="small">{html.escape(text)}</div></div>'
-        for name, value, text in cards
-    )
+        cards.append(_Card(BASELINES[BLIND], f"{100 * blind.accuracy:.1f} %", f"right without any video{chance}"))
+    return cards
 
 
 def _kept_share(cell: Cell) -> str:
@@ -121,37 +231,37 @@ def _bounds(cell: Cell) -> str:
     return f"[{100 * cell.low:.0f}, {100 * cell.high:.0f}]"
 
 
-def _headline(table: SweepTable) -> str:
-    """Methods by ratios: accuracy and its interval, tinted by the accuracy relative to the unpruned model."""
-    ratios, methods = table.ratios, swept(table)
-    styles = series_styles(methods)
-    best = {r: max((c.accuracy for m in methods if (c := table.cell(m, r))), default=-1.0) for r in ratios}
-    head = "".join(f"<th>{_percent(r)}</th>" for r in ratios)
+def _baselines(table: SweepTable) -> list[_Baseline]:
     rows = []
     for name, ratio in ((FULL, 1.0), (BLIND, 0.0)):
         cell = table.cell(name, ratio)
         if cell is not None:
-            span = f'<td colspan="{len(ratios)}" class="span">{_number(cell)}</td>'
-            rows.append(f"<tr class=base><th>{html.escape(shown_name(table, name))}</th>{span}</tr>")
+            rows.append(_Baseline(shown_name(table, name), _number(cell)))
+    return rows
+
+
+def _headline(table: SweepTable) -> list[_Method]:
+    """Methods by ratios: accuracy and its interval, tinted by the accuracy relative to the unpruned model."""
+    ratios, methods = table.ratios, swept(table)
+    styles = series_styles(methods)
+    best = {r: max((c.accuracy for m in methods if (c := table.cell(m, r))), default=-1.0) for r in ratios}
+    rows = []
     for method in methods:
-        dot = f'<i class="dot" style="background:{css_colour(styles[method])}"></i>'
         cells = []
         for ratio in ratios:
             cell = table.cell(method, ratio)
             if cell is None:
-                why = table.refused.get(method, {}).get(ratio, "")
-                cells.append(f'<td class="none" title="{html.escape(why)}">–</td>')
+                cells.append(_Shown(None, tip=table.refused.get(method, {}).get(ratio, "")))
             else:
-                bold = " best" if cell.accuracy == best[ratio] else ""
                 tip = f"{_relative(cell)} of unpruned · {cell.kept:,.1f} tokens · prompt {cell.prompt:,.0f}"
-                cells.append(f'<td class="num{bold}" style="{_tint(cell)}" title="{tip}">{_number(cell)}</td>')
-        name = html.escape(shown_name(table, method))
-        rows.append(f'<tr data-method="{html.escape(method)}"><th>{dot}{name}</th>{"".join(cells)}</tr>')
-    return f'<table class="grid"><thead><tr><th>method</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
+                shown = {"tip": tip, "tint": _tint(cell), "best": cell.accuracy == best[ratio]}
+                cells.append(_number(cell)._replace(**shown))
+        rows.append(_Method(method, shown_name(table, method), css_colour(styles[method]), cells))
+    return rows
 
 
-def _number(cell: Cell) -> str:
-    return f"{100 * cell.accuracy:.1f} <small>{_bounds(cell)}</small><br><small>{cell.kept:,.0f} tokens</small>"
+def _number(cell: Cell) -> _Shown:
+    return _Shown(f"{100 * cell.accuracy:.1f}", _bounds(cell), f"{cell.kept:,.0f} tokens")
 
 
 def _relative(cell: Cell) -> str:
@@ -167,67 +277,36 @@ def _tint(cell: Cell) -> str:
     return f"background:color-mix(in srgb,var(--{colour}) {70 * strength:.0f}%,transparent)"
 
 
-def _categories(table: SweepTable) -> str:
-    """One heat table a ratio; buttons choose which is shown."""
-    ratios, first = table.ratios, nearest_ratio(table)
-    buttons = "".join(
-        f'<button data-ratio="{r:g}" aria-pressed="{str(r == first).lower()}" class="{"on" if r == first else ""}">'
-        f"{_percent(r)}</button>"
-        for r in ratios
-    )
-    tables = "".join(_category_table(table, r, hidden=r != first) for r in ratios)
-    return f'<div class="seg" id="ratios" role="group" aria-label="retention ratio">{buttons}</div>{tables}'
-
-
-def _category_table(table: SweepTable, ratio: float, *, hidden: bool) -> str:
-    columns = [ALL, *table.categories]
-    head = "".join(f"<th>{html.escape(name.replace('_', ' '))}</th>" for name in columns)
+def _category_rows(table: SweepTable, ratio: float, columns: Sequence[str]) -> list[_Categories]:
     rows = []
     for method, at in [(FULL, 1.0), *((m, ratio) for m in swept(table)), (BLIND, 0.0)]:
         cells = [table.cell(method, at, name) for name in columns]
         if cells[0] is None:
             continue
         base = method in BASELINES
-        row = "".join(
-            "<td>–</td>"
+        shown = [
+            None
             if cell is None
-            else f'<td class="num" style="{"" if base else _tint(cell)}" title="{_bounds(cell)}, {_relative(cell)} of '
-            f'unpruned, {_count(cell.questions, "question")}">{100 * cell.accuracy:.0f}</td>'
-            for cell in cells
-        )
-        name = html.escape(shown_name(table, method))
-        rows.append(f'<tr class="{"base" if base else ""}"><th>{name}</th>{row}</tr>')
-    chance = "".join(f'<td class="num">{100 * table.chance.get(name, 0.0):.0f}</td>' for name in columns)
-    rows.append(f'<tr class="base"><th>chance</th>{chance}</tr>')
-    body = f"<thead><tr><th>at {_percent(ratio)}</th>{head}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    hide = " hidden" if hidden else ""
-    return f'<div class="scroll" data-ratio="{ratio:g}"{hide}><table class="grid">{body}</table></div>'
-
-
-def _examples(table: SweepTable, examples: Sequence[Example]) -> str:
-    if not examples:
-        return '<p class="small">The methods agree on every question of this run.</p>'
-    out = []
-    for example in examples:
-        options = "".join(
-            f'<li class="{"right" if LETTERS[i] == example.answer else ""}">{html.escape(text)}</li>'
-            for i, text in enumerate(example.options)
-        )
-        asked = f"<ol>{options}</ol>" if options else f"<p>answer: <b>{html.escape(example.answer)}</b></p>"
-        rows = [_example_row("video", "", "", data_url(example.strip, 88), f"frames of {example.clip}")]
-        for method, said, right, kept, strip in example.rows:
-            name, mark = shown_name(table, method), "✓" if right else "✗"
-            verdict = (
-                f'<span class="{"yes" if right else "no"}">{mark} {html.escape(_said(said, example.options))}</span>'
+            else _Shown(
+                f"{100 * cell.accuracy:.0f}",
+                tip=f"{_bounds(cell)}, {_relative(cell)} of unpruned, {_count(cell.questions, 'question')}",
+                tint="" if base else _tint(cell),
             )
-            rows.append(_example_row(name, verdict, f"{kept} tokens", data_url(strip, 88), f"tokens kept by {name}"))
-        category = html.escape(example.category.replace("_", " "))
-        out.append(
-            f'<article class="example"><div class="asked"><span class="tag">{category}</span>'
-            f'<span class="small">{html.escape(example.clip)} · at {_percent(example.ratio)}</span>'
-            f"<h3>{html.escape(example.question)}</h3>{asked}</div><div class=strips>{''.join(rows)}</div></article>"
-        )
-    return "".join(out)
+            for cell in cells
+        ]
+        rows.append(_Categories(shown_name(table, method), base, shown))
+    return rows
+
+
+def _shot(table: SweepTable, example: Example) -> _Shot:
+    rows = [_Strip("video", data_url(example.strip, 88), f"frames of {example.clip}")]
+    for method, said, right, kept, strip in example.rows:
+        name = shown_name(table, method)
+        small, words = f"{kept} tokens", _said(said, example.options)
+        rows.append(_Strip(name, data_url(strip, 88), f"tokens kept by {name}", small, words, right))
+    options = [_Option(text, LETTERS[i] == example.answer) for i, text in enumerate(example.options)]
+    category, ratio = example.category.replace("_", " "), _percent(example.ratio)
+    return _Shot(example.clip, example.question, category, ratio, options, example.answer, rows)
 
 
 def _said(text: str, options: Sequence[str]) -> str:
@@ -238,15 +317,8 @@ def _said(text: str, options: Sequence[str]) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def _example_row(name: str, verdict: str, small: str, url: str, alt: str) -> str:
-    label = f"<b>{html.escape(name)}</b>{verdict}<small>{html.escape(small)}</small>"
-    return f'<div class="who">{label}</div><img src="{url}" alt="{html.escape(alt)}">'
-
-
-def _costs(table: SweepTable) -> str:
+def _costs(table: SweepTable) -> list[list[str]]:
     """Tokens and stage times at every ratio."""
-    head = ["method", "retention", "tokens", "prompt", "encode ms", "reduce ms", "prefill ms", "generate ms"]
-    head += ["TFLOP", "of it prefill", "compile s"]
     rows = []
     for run in table.runs:
         cell, cost = table.cell(*run), table.costs[run]
@@ -257,24 +329,5 @@ def _costs(table: SweepTable) -> str:
         texts += ["" if math.isnan(value) else f"{1000 * value:,.1f}" for value in seconds]
         texts += [tera(1e12 * cost.tflops), tera(1e12 * cost.prefill_tflops)]
         texts += [f"{cost.compile:.1f}" if cost.compile else ""]
-        rows.append("<tr>" + "".join(f"<td>{html.escape(text)}</td>" for text in texts) + "</tr>")
-    peak = max((cost.memory for cost in table.costs.values()), default=0)
-    line = "".join(f"<th>{html.escape(text)}</th>" for text in head)
-    note = (
-        "Times are medians without compilation: of encoding a clip, of this ratio's share in the one call that reduces "
-        "to all of them, and of one question asked alone. TFLOPs are counted for an answer of mean length, encoding "
-        f"included. Peak memory of the run: {peak / 2**20:,.0f} MiB."
-    )
-    refused = "".join(
-        f"<li>{html.escape(shown_name(table, method))}: {html.escape(next(iter(reasons.values())))}</li>"
-        for method, reasons in table.refused.items()
-    )
-    left_out = (
-        f"<p class=small>Not run, because the method refuses:</p><ul class=small>{refused}</ul>" if refused else ""
-    )
-    body = f"<thead><tr>{line}</tr></thead><tbody>{''.join(rows)}</tbody>"
-    return f'<p class="small">{note}</p><div class="scroll"><table class="plain">{body}</table></div>{left_out}'
-
-
-def _settings(table: SweepTable) -> str:
-    return html.escape(json.dumps(table.identity, indent=1, ensure_ascii=False))
+        rows.append(texts)
+    return rows
