@@ -13,13 +13,15 @@ from pathlib import Path
 import numpy as np
 
 from jvidprune.cli.console import Console
-from jvidprune.cli.run import open_model
-from jvidprune.cli.sweep import METHODS, answerable_part
+from jvidprune.cli.options import ModelChoice
+from jvidprune.cli.reading import open_model
+from jvidprune.cli.sweep import METHODS
 from jvidprune.evals.markdown import accuracy_table, category_table, difference_table, grid
 from jvidprune.evals.metrics import Difference, paired_difference
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import make_table
 from jvidprune.evals.runner import SweepRecords, run_sweep
+from jvidprune.evals.tasks import answerable_part
 from jvidprune.reducers import registry
 from jvidprune.reducers.protocol import PositionRule
 from jvidprune.training.logs import write_csv
@@ -34,7 +36,7 @@ args = parser.parse_args()
 
 console = Console()
 with console.working():
-    llm = open_model({"model": args.model, "dtype": "float32"}, console)
+    llm = open_model(ModelChoice(args.model, dtype="float32"), console)
     task = answerable_part(llm.loaded.folder / "accuracy.csv", args.clips)
     names = args.methods.split(",")
     plan = SweepPlan({name: llm.reducer(name) for name in names})

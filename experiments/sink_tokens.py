@@ -11,13 +11,14 @@ import dataclasses
 from pathlib import Path
 
 from jvidprune.cli.console import Console
-from jvidprune.cli.run import open_model
-from jvidprune.cli.sweep import answerable_part
+from jvidprune.cli.options import ModelChoice
+from jvidprune.cli.reading import open_model
 from jvidprune.evals.markdown import accuracy_table, difference_table
 from jvidprune.evals.metrics import paired_difference
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import make_table
 from jvidprune.evals.runner import run_sweep
+from jvidprune.evals.tasks import answerable_part
 from jvidprune.ops.transport import Sinkhorn
 from jvidprune.training.logs import write_csv
 
@@ -30,7 +31,7 @@ args = parser.parse_args()
 
 console = Console()
 with console.working():
-    llm = open_model({"model": args.model, "dtype": "float32"}, console)
+    llm = open_model(ModelChoice(args.model, dtype="float32"), console)
     methods, pairs = {}, []
     for base in args.bases.split(","):
         # The base with the settings of SToP's runs, then its two adjustments alone, then the released code.

@@ -23,9 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvidprune.cli.sweep import answerable_part
-from jvidprune.cli.train import describe, read_rates
-from jvidprune.cli.train_choice import TrainChoice
+from jvidprune.cli.train import TrainChoice, describe, read_rates
 from jvidprune.costs.timing import in_turns
 from jvidprune.evals.answering import BATCH, MIN_FILL
 from jvidprune.evals.extract import is_correct
@@ -33,6 +31,7 @@ from jvidprune.evals.identity import model_fingerprint, run_hash
 from jvidprune.evals.markdown import difference_table, grid
 from jvidprune.evals.metrics import FULL, Cell, paired_difference, summarise
 from jvidprune.evals.store import RecordStore
+from jvidprune.evals.tasks import answerable_part
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED

@@ -33,12 +33,31 @@ def atomic_output(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Refuses what `atomic_output` would refuse, for callers that compute long before they write.
+    """Refuses what `atomic_output` would refuse, for callers that compute long before they write; nothing stays behind.
 
     Raises:
       JvidpruneError: as there.
     """
-    _reserved(Path(path)).unlink()
+    target = Path(path)
+    try:
+        with _folders_gone_again(target.absolute().parent):
+            _reserved(target).unlink()
+    except JvidpruneError:
+        raise
+    except (OSError, ValueError) as error:
+        raise JvidpruneError(f"cannot write {quoted(str(target), 300)}: {reason(error)}.") from error
+
+
+@contextlib.contextmanager
+def _folders_gone_again(folder: Path) -> Iterator[None]:
+    """Removes those of a folder and the ones above it that the body makes."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        yield
+    finally:
+        for place in new:
+            with contextlib.suppress(OSError):
+                place.rmdir()
 
 
 def _reserved(target: Path) -> Path:
@@ -106,15 +125,12 @@ def check_folder(path: str | os.PathLike[str]) -> None:
     """
     folder = Path(path).absolute()
     try:
-        new = [place for place in (folder, *folder.parents) if not place.exists()]
+        with _folders_gone_again(folder):
+            make_folder(folder)
+    except JvidpruneError:
+        raise
     except (OSError, ValueError) as error:
         raise JvidpruneError(f"cannot make the folder {quoted(str(folder), 300)}: {reason(error)}.") from error
-    try:
-        make_folder(folder)
-    finally:
-        for place in new:
-            with contextlib.suppress(OSError):
-                place.rmdir()
 
 
 def parse_json(text: str | bytes) -> Any:

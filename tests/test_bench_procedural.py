@@ -10,7 +10,7 @@ import pytest
 from bench_watcher import Watcher
 
 from jvidprune import cli
-from jvidprune.cli import benchmark
+from jvidprune.cli import bench
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.items import LETTERS, Item, Question, chance
 from jvidprune.procedural.baselines import TextOnly, baselines, table
@@ -249,7 +249,7 @@ def test_the_verb_exports_and_measures(tmp_path, monkeypatch, capsys):
     record = run("export", str(tmp_path / "files"), "--clips", "1", "--split", "validation")
     assert (record["clips"], record["questions"]) == (1, 3)
     assert sorted(path.name for path in (tmp_path / "files" / "videos").iterdir()) == ["validation-0.mp4"]
-    monkeypatch.setattr(benchmark, "_FITTED", 100)
+    monkeypatch.setattr(bench, "_FITTED", 100)
     rows = run("baselines", "--clips", "100")
     assert {row["category"]: row["chance"] for row in rows}["hallucination"] == 0.5
 

@@ -127,6 +127,92 @@ def test_errors_are_one_sentence_and_exit_code_2(run, model, clip, tmp_path, mon
     assert sorted(tmp_path.rglob("*")) == before
 
 
+HOSTILE = [
+    (["ask", "--frames", "abc"], "--frames takes a whole number, got 'abc'"),
+    (["ask", "--fps", "1x"], "--fps takes a number, got '1x'"),
+    (["ask", "--ratio", "half"], "--ratio takes a number, got 'half'"),
+    (["ask", "--top-p", "nan"], "top_p"),
+    (["swep", "--clips", "3"], "Did you mean 'sweep'?"),
+    (["nothing"], "unknown verb 'nothing'; known: ask"),
+    (["ask", "--nonsense", "3"], "unrecognized options: --nonsense, 3"),
+    (["reduce", "--out", "sub/deep/x.png", "--reducer", "flashvit"], "Did you mean 'flashvid'"),
+    (["reduce", "--out", "sub/deep/x.png", "--model", "nowhere/at/all"], "nowhere/at/all"),
+    (["reduce", "BROKEN", "--out", "sub/deep/x.png", "--model", "MODEL"], "broken.mp4"),
+    (["reduce", "--out", "BROKEN/x.png"], "cannot write"),
+    (["sweep", "--ratios", "0.1,half"], "half"),
+    (["sweep", "--ratios", "0"], "must lie in (0, 1], got 0"),
+    (["sweep", "--methods", ","], "at least one method"),
+    (["sweep", "--methods", "flashvit"], "Did you mean 'flashvid'"),
+    (["sweep", "--clips", "0", "--out", "new/run"], "at least 1 clip"),
+    (["sweep", "--clips", "many"], "--clips takes a whole number, got 'many'"),
+    (["sweep", "--questions", "wrong"], "invalid choice 'wrong'"),
+    (["sweep", "--task", "nothing", "--out", "new/run"], "nothing"),
+    (["sweep", "--host", "4/4"], "4"),
+    (["sweep", "--host", "one/two"], "a host is written as in 0/4, got 'one/two'"),
+    (["sweep", "--out", "BROKEN/run"], "cannot make the folder"),
+    (["serve", "--port", "70000"], "a port lies in 0..65535, not 70000"),
+    (["serve", "--port", "x"], "--port takes a whole number, got 'x'"),
+    (["serve", "--max-mb", "0"], "megabytes above 0"),
+    (["serve", "--max-mb", "nan"], "megabytes above 0"),
+    (["serve", "--host", "999.1.1.1"], "no IP address"),
+    (["serve", "--port", "0", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
+    (["serve", "--port", "0", "--frames", "0"], "at least one frame must be sampled, not 0"),
+    (["train", "stts", "--topk", "much"], "--topk takes a number, got 'much'"),
+    (["train", "stts", "--rates", "scorer=fast", "--folder", "new/run"], "scorer=1e-4"),
+    (["train", "stts", "--steps", "-3", "--folder", "new/run"], "steps"),
+    (["train", "stts", "--task", "nothing", "--folder", "new/run"], "nothing"),
+    (["train", "other"], "invalid choice 'other'"),
+    (["video", "missing.mp4"], "no such video file: missing.mp4"),
+    (["video", "BROKEN", "--save", "new/frames"], "broken.mp4"),
+    (["video", "CLIP", "--fps", "-1", "--save", "new/frames"], "-1"),
+    (["video", "CLIP", "--save", "BROKEN"], "no folder"),
+    (["video", "CLIP", "--model", "OTHER"], "unknown architecture (bert)"),
+    (["methods", "flashvid"], "unrecognized options: flashvid"),
+    (["methods", "--jso"], "unrecognized options: --jso"),
+    (["models", "llava"], "unrecognized options: llava"),
+    (["bench", "export", "new", "--difficulty", "2"], "difficulty"),
+    (["bench", "import"], "invalid choice 'import'"),
+    (["clip", "sub/x.mp4", "--frames", "1"], "frames must lie in [3, 10000], got 1"),
+    (["plan", "--ratios", "0.5,x"], "x"),
+    (["export", "MODEL"], "missing from jvidprune export"),
+]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"), HOSTILE, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_hostile_values_are_one_sentence_and_nothing_is_written(run, model, clip, tmp_path, monkeypatch, words, says):
+    monkeypatch.chdir(tmp_path)
+    broken, other = tmp_path / "broken.mp4", tmp_path / "other"
+    broken.write_bytes(bytes(range(256)) * 40)
+    other.mkdir()
+    (other / "config.json").write_text('{"model_type": "bert"}')
+    names = {"CLIP": clip, "MODEL": model, "BROKEN": "broken.mp4", "OTHER": other}
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = run(*[names.get(w, w.replace("BROKEN", "broken.mp4")) for w in words], "--quiet")
+    assert (code, out) == (2, ""), err
+    assert one_sentence(err), err
+    assert says in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_picture_may_go_into_a_new_folder(run, model, clip, tmp_path):
+    words = (
+        "--reducer",
+        "random",
+        "--ratio",
+        0.3,
+        "--model",
+        model,
+        "--frames",
+        2,
+        "--out",
+        tmp_path / "sub" / "x.png",
+    )
+    assert run("reduce", clip, *words, "--quiet")[0] == 0
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["x.png"]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

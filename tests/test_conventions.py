@@ -14,7 +14,7 @@ import tiny_checkpoints as tiny
 
 from jvidprune import JvidpruneError, reducers
 from jvidprune.cli import main
-from jvidprune.cli.costs import layout_of
+from jvidprune.cli.paper import layout_of
 from jvidprune.evals.identity import model_identity, run_hash
 from jvidprune.integrations.lmms_args import ModelArgs
 from jvidprune.llm.conventions import CONVENTIONS, settings_of

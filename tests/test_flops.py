@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from jvidprune import JvidpruneError, VideoTokens, reducers
-from jvidprune.cli import costs
+from jvidprune.cli.flops import FlopsChoice, of_config
 from jvidprune.costs import flops_model
 from jvidprune.costs.flops import count_ratio
 from jvidprune.costs.flops_papers import paper_prefill
@@ -294,14 +294,14 @@ def test_configs_and_sizes_are_refused_in_one_sentence(tmp_path):
         published("gpt")
     words = {"reducer": "none", "ratio": 1.0, "frames": 4, "kept": None, "text": 9, "new_tokens": 1}
     with pytest.raises(JvidpruneError, match="written HEIGHTxWIDTH"):
-        costs.of_config("qwen3-vl-8b", size="big", **words)
+        of_config(FlopsChoice("qwen3-vl-8b", size="big", **words))
     with pytest.raises(JvidpruneError, match="neither a folder"):
-        costs.of_config(str(tmp_path), size="448x448", **words)
+        of_config(FlopsChoice(str(tmp_path), **words))
     (tmp_path / "config.json").write_text(json.dumps(PUBLISHED["qwen3-vl-8b"]))
-    report = costs.of_config(str(tmp_path), size="448x448", **words)
-    named = costs.of_config("qwen3-vl-8b", size="448x448", **words)
+    report = of_config(FlopsChoice(str(tmp_path), **words))
+    named = of_config(FlopsChoice("qwen3-vl-8b", **words))
     assert report.stages == named.stages
     assert report.visual == 2 * 14 * 14
     assert config_of(PUBLISHED["qwen3-vl-8b"]) == published("QWEN3-VL-8B")
     with pytest.raises(JvidpruneError, match=r"kept must lie in \[0, 392\]"):
-        costs.of_config("qwen3-vl-8b", size="448x448", **(words | {"kept": 393}))
+        of_config(FlopsChoice("qwen3-vl-8b", **(words | {"kept": 393})))

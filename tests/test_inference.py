@@ -216,7 +216,7 @@ def test_pictures_pages_and_films_have_the_same_legend():
 def test_fates_add_up_and_a_transported_token_is_merged(llm, frames, method):
     reducer = llm.reducer(method)
     video = llm.encode(frames, reducer.needs)
-    from jvidprune.reducers.base import reduce
+    from jvidprune.reducers.run import reduce
 
     reduced = reduce(reducer, video, 0.15, diagnostics=True)
     shape = {"frames": video.features.shape[0], "grid": video.grid}

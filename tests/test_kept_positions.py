@@ -11,7 +11,7 @@ import pytest
 import tiny_checkpoints as tiny
 
 from jvidprune import JvidpruneError, cli, reducers
-from jvidprune.cli.train_choice import TrainChoice
+from jvidprune.cli.train import TrainChoice
 from jvidprune.evals.identity import model_identity, plain, run_hash
 from jvidprune.evals.plan import NoVideo
 from jvidprune.integrations.lmms_args import ModelArgs

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 from jvidprune import cli
-from jvidprune.cli.planning import Wish, rows
+from jvidprune.cli.plan import PlanChoice, rows
 from jvidprune.costs import memory
 from jvidprune.costs.chips import CHIPS, chip
 from jvidprune.costs.footprint import footprint, weights
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.published import published
 
-WISH = Wish("llava-onevision-7b", "h100", ("tensor=1",), "32", "1", "none", "448x448", 57, 64, 1, "bfloat16")
+WISH = PlanChoice("llava-onevision-7b", frames="32", ratios="1", reducer="none")
 
 LAYER = 3584 * (3584 + 512 + 512 + 3584) + 3 * 3584 * 18944
 """Weights of the matrices of one of the 28 layers of a Qwen2 of 7B: 28 heads and 4 key heads of 128."""

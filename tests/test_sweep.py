@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 
 from jvidprune import cli
-from jvidprune.cli import sweep as verb
 from jvidprune.cli.console import sweep_table
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.metrics import Cell, bootstrap_ratio, clip_draws, paired_difference, summarise
@@ -27,6 +26,7 @@ from jvidprune.evals.store import RecordStore
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers.controls import Random
+from jvidprune.viz import sweep_files
 from jvidprune.viz.sweep_examples import Disagreement
 from jvidprune.viz.sweep_plots import time_plot
 
@@ -157,8 +157,8 @@ def test_a_method_that_refuses_a_ratio_on_some_clips_only_has_a_report(model, tm
     asked = [r for r in found.samples if r["clip"] == task[0].id and r["ratio"] == 0.1]
     records = {r["method"]: r for r in asked}
     shown = Disagreement(task[0].id, asked[0]["question"], 0.1, records)
-    monkeypatch.setattr(verb, "disagreements", lambda samples, ratio: [shown])
-    verb.write_outputs(llm, task, plan, found, made, "tiny")
+    monkeypatch.setattr(sweep_files, "disagreements", lambda samples, ratio: [shown])
+    sweep_files.write_outputs(llm, task, plan, found, made, "tiny")
     assert "Picky" in (tmp_path / "report.html").read_text()
 
 

@@ -17,8 +17,7 @@ import pytest
 import tiny_checkpoints
 from flax import nnx
 
-from jvidprune.cli.train import read_rates
-from jvidprune.cli.train_choice import TrainChoice
+from jvidprune.cli.train import TrainChoice, read_rates
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.batch import Prompt, score_many
 from jvidprune.llm.video_llm import VideoLLM

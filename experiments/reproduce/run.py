@@ -211,27 +211,31 @@ def run(
       JvidpruneError: nothing of any task can be asked, or with --strict something of one cannot.
     """
     from jvidprune.cli.console import Console
-    from jvidprune.cli.left_out import nothing_answered
-    from jvidprune.cli.run import open_model
-    from jvidprune.cli.sweep import SweepChoice, open_task
+    from jvidprune.cli.left_out import note_left_out, nothing_answered
+    from jvidprune.cli.options import ModelChoice
+    from jvidprune.cli.reading import open_model
+    from jvidprune.evals.items import left_out
     from jvidprune.evals.metrics import ALL
     from jvidprune.evals.plan import SweepPlan
     from jvidprune.evals.results import make_table
     from jvidprune.evals.runner import run_sweep
+    from jvidprune.evals.tasks import open_task
 
     console = Console()
     asked = settings(found.methods)
     ours: dict[tuple[str, float], dict[str, float]] = {}
     bad: list[str] = []
     with console.working():
-        model: dict[str, Any] = {"model": str(found.model), "dtype": args.dtype, "frames": args.frames or table.frames}
-        model |= {"fps": None, "pooling_head": None if found.pooling_head is None else str(found.pooling_head)}
-        llm = open_model(model, console)
+        head = None if found.pooling_head is None else str(found.pooling_head)
+        frames = args.frames or table.frames
+        llm = open_model(ModelChoice(str(found.model), frames, head, dtype=args.dtype), console)
         for name, folder in found.tasks.items():
             out = args.out / table.name / name
-            choice = SweepChoice(list(asked), table.ratios, name, folder, args.clips, "all", 16, out, args.strict)
             try:
-                task = open_task(choice, llm, model, console)
+                task = open_task(
+                    name, folder, llm, clips=args.clips, questions="all", frames=frames, strict=args.strict
+                )
+                note_left_out(left_out(task), console)
             except JvidpruneError as error:
                 if args.strict:
                     raise

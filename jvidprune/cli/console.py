@@ -16,7 +16,7 @@ from rich.table import Table
 from jvidprune.parity.core import FileReport
 
 if TYPE_CHECKING:
-    from jvidprune.cli.planning import PlanRow
+    from jvidprune.cli.plan import PlanRow
     from jvidprune.costs.flops import FlopReport
     from jvidprune.evals.metrics import Cell
     from jvidprune.evals.results import Cost, SweepTable
@@ -159,7 +159,7 @@ class Console:
 
     def plan(self, rows: "list[PlanRow]") -> None:
         """Memory and expected times, a row a chip, mesh, number of frames and ratio; one row alone stage by stage."""
-        from jvidprune.cli.planning import plan_table, stages_table
+        from jvidprune.cli.plan import plan_table, stages_table
 
         wide = self._out if self._out.is_terminal else RichConsole(width=120)
         wide.print(plan_table(rows))

@@ -1,40 +1,66 @@
-"""The export verb: a checkpoint with the settings of a reducer beside it."""
+"""`jvidprune export`: a checkpoint with the settings of a reducer beside it."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from jvidprune.cli.console import Console
-from jvidprune.cli.run import RATIO
+from tyro.conf import OmitArgPrefixes, Positional
+
+from jvidprune.cli.ask import RATIO
+from jvidprune.cli.options import OUTPUT, Common, ConventionName, MropeRuleName, print_json
 from jvidprune.errors import JvidpruneError
-from jvidprune.files import check_folder
-from jvidprune.llm.families import family_settings
-from jvidprune.models.checkpoint.dtypes import DTypeName
-from jvidprune.models.checkpoint.export import exact_dtype, export_model
-from jvidprune.models.checkpoint.load import load_model, read_config
-from jvidprune.models.evidence import check_evidence
-from jvidprune.reducers.protocol import PositionRule
-from jvidprune.reducers.registry import BACKBONES, for_model
-from jvidprune.reducers.serialise import FILE, SavedPruning, load_settings
-from jvidprune.stts.attach import EVIDENCE
-from jvidprune.stts.released import released_scorer
-from jvidprune.stts.saved import read_stts
+
+if TYPE_CHECKING:
+    from jvidprune.cli.console import Console
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportChoice:
+    """What goes into the new folder."""
+
+    reducer: str | None = None
+    """Method with settings that goes into jvidprune_config.json; by default the file is copied if there is one."""
+    ratio: float | None = None
+    """Retention ratio in (0, 1] that goes with it; by default 0.1."""
+    positions: Literal["renumbered", "original"] | None = None
+    """Of kept tokens; goes with the reducer, or without one holds for every method on the checkpoint."""
+    dtype: Literal["float16", "bfloat16", "float32"] | None = None
+    """Store parameters so; by default as each is stored."""
+    pooling_head: str | None = None
+    """Folder or hub id of the original SigLIP, whose pooling head is to be part of a LLaVA checkpoint."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id."""
+    convention: ConventionName | None = None
+    """That videos are read in, which goes into jvidprune_config.json with the reducer."""
+    mrope_rule: MropeRuleName | None = None
+    """Of the Qwen-VL families, likewise."""
+
+
+CHOICE = ExportChoice()
 
 
 def export(
-    model: str,
-    folder: Path,
+    model: Annotated[str, Positional],
+    folder: Annotated[Path, Positional],
+    /,
     *,
-    reducer: str | None,
-    ratio: float | None,
-    positions: PositionRule | None,
-    dtype: DTypeName | None,
-    pooling_head: str | None,
-    revision: str | None = None,
-    convention: str | None = None,
-    mrope_rule: str | None = None,
-    console: Console,
-) -> dict[str, Any]:
+    choice: Annotated[ExportChoice, OmitArgPrefixes] = CHOICE,
+    out: Common = OUTPUT,
+) -> None:
+    """Write a checkpoint with pruning settings beside it, in the layout and with the tensor names other tools read.
+
+    Args:
+      model: checkpoint folder or hub id.
+      folder: to create.
+    """
+    record = write(model, folder, choice, console=out.console())
+    if out.json:
+        print_json(record)
+    else:
+        print(record["path"])
+
+
+def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console") -> dict[str, Any]:
     """Loads, checks that the model can give what the reducer needs, and writes.
 
     `positions` become a setting of the reducer, or without one the declaration of the new folder; the declaration of
@@ -43,10 +69,23 @@ def export(
     Raises:
       JvidpruneError: anything wrong with the checkpoint, the reducer or the folder, before something is written.
     """
-    if reducer is None and ratio is not None:
-        raise JvidpruneError(f"the ratio {ratio:g} goes into a file of settings with a method: name it with --reducer.")
-    for what, name in (("convention", convention), ("M-RoPE rule", mrope_rule)):
-        if reducer is None and name is not None:
+    from jvidprune.files import check_folder
+    from jvidprune.llm.families import family_settings
+    from jvidprune.models.checkpoint.export import exact_dtype, export_model
+    from jvidprune.models.checkpoint.load import load_model, read_config
+    from jvidprune.models.evidence import check_evidence
+    from jvidprune.reducers.registry import BACKBONES, for_model
+    from jvidprune.reducers.serialise import FILE, SavedPruning, load_settings
+    from jvidprune.stts.attach import EVIDENCE
+    from jvidprune.stts.released import released_scorer
+    from jvidprune.stts.saved import read_stts
+
+    if choice.reducer is None and choice.ratio is not None:
+        raise JvidpruneError(
+            f"the ratio {choice.ratio:g} goes into a file of settings with a method: name it with --reducer."
+        )
+    for what, name in (("convention", choice.convention), ("M-RoPE rule", choice.mrope_rule)):
+        if choice.reducer is None and name is not None:
             raise JvidpruneError(
                 f"the {what} {name} goes into a file of settings with a method: name it with --reducer (none keeps all "
                 "tokens)."
@@ -54,29 +93,30 @@ def export(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise JvidpruneError(f"cannot export to {folder}: it exists and is not empty.")
     check_folder(folder)
-    family, config, source = read_config(model, revision)
+    family, config, source = read_config(model, choice.revision)
     # Conventions and rules that the family does not have are refused.
-    family_settings(family, source, convention, mrope_rule)
+    family_settings(family, source, choice.convention, choice.mrope_rule)
     backbone = family if family in BACKBONES else None
     pruning = None
-    if reducer is not None:
-        method: Any = for_model(reducer, config)
-        if positions is not None:
-            method = dataclasses.replace(method, positions=positions)
-        reading = {"convention": convention, "mrope_rule": mrope_rule}
-        pruning = SavedPruning(method, RATIO if ratio is None else ratio, backbone, **reading)
+    if choice.reducer is not None:
+        method: Any = for_model(choice.reducer, config)
+        if choice.positions is not None:
+            method = dataclasses.replace(method, positions=choice.positions)
+        ratio = RATIO if choice.ratio is None else choice.ratio
+        reading = {"convention": choice.convention, "mrope_rule": choice.mrope_rule}
+        pruning = SavedPruning(method, ratio, backbone, **reading)
     known = load_settings(source)
-    if reducer is None and positions is not None:
-        known = known._replace(positions=positions)
+    if choice.reducer is None and choice.positions is not None:
+        known = known._replace(positions=choice.positions)
     known = known._replace(pruning=pruning or known.pruning)
-    extra = {} if reducer is None and positions is None else {FILE: known.text()}
+    extra = {} if choice.reducer is None and choice.positions is None else {FILE: known.text()}
     with console.working():
         bar = console.task("loading the model")
         loaded = load_model(
             model,
-            dtype=exact_dtype(model, revision),
-            revision=revision,
-            pooling_head=pooling_head,
+            dtype=exact_dtype(model, choice.revision),
+            revision=choice.revision,
+            pooling_head=choice.pooling_head,
             progress=lambda done, total, _: bar(done, total),
         )
         # Of a hub id the folder has its weights only now.
@@ -87,7 +127,7 @@ def export(
             provides = loaded.model.provides | (EVIDENCE if scored else frozenset())
             check_evidence(family, pruning.reducer.needs - {"text"}, provides, None)
         console.start("writing")
-        path = export_model(loaded, folder, dtype=dtype, extra=extra)
+        path = export_model(loaded, folder, dtype=choice.dtype, extra=extra)
     files = sorted(file.name for file in path.iterdir())
     return {
         "path": str(path),

@@ -1,12 +1,11 @@
-"""Options that many verbs share."""
+"""Options that several verbs share, and how results are printed for machines; nothing heavy is imported here."""
 
 import dataclasses
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
-
-from jvidprune.cli.train_choice import TrainChoice
 
 if TYPE_CHECKING:
     from jvidprune.cli.console import Console
@@ -85,7 +84,6 @@ class ProcessChoice:
     """Run the share of one of several independent processes, as in "0/4", without any coordinator."""
 
 
-Training = Annotated[TrainChoice, OmitArgPrefixes]
 Common = Annotated[Output, OmitArgPrefixes]
 Checkpoint = Annotated[CheckpointChoice, OmitArgPrefixes]
 Model = Annotated[ModelChoice, OmitArgPrefixes]
@@ -93,5 +91,10 @@ Processes = Annotated[ProcessChoice, OmitArgPrefixes]
 Video = Annotated[Path | None, Positional, arg(metavar="VIDEO", help="Video file; by default a generated clip.")]
 
 OUTPUT, CHECKPOINT, MODEL = Output(), CheckpointChoice(), ModelChoice()
-PROCESSES, TRAINING = ProcessChoice(), TrainChoice()
+PROCESSES = ProcessChoice()
 """Their defaults."""
+
+
+def print_json(value: Any) -> None:
+    """One object for machines on standard output."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))

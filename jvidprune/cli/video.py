@@ -1,25 +1,40 @@
-"""The verb that says what the product sees of a video file: which stream, which frames, at what times."""
+"""`jvidprune video`: what is seen of a video file: which stream, which frames, at what times."""
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.table import Table
-from rich.text import Text
+from tyro.conf import arg
 
-from jvidprune.cli.run import check_reading
+from jvidprune.cli.options import MODEL, OUTPUT, Common, Model, ModelChoice, Video, print_json
 from jvidprune.errors import JvidpruneError
-from jvidprune.files import atomic_output
-from jvidprune.llm.families import family_settings
-from jvidprune.llm.processor import video_processor
-from jvidprune.llm.stages import cache_folder
-from jvidprune.models.checkpoint.load import read_config
-from jvidprune.models.embedded import EMBEDDED
-from jvidprune.tokens import Layout
-from jvidprune.video.clips import default_clip
-from jvidprune.video.container import existing_file
-from jvidprune.video.decode import Clip, VideoInfo, probe, read_frames
-from jvidprune.video.sampling import RATE_RULES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from jvidprune.tokens import Layout
+    from jvidprune.video.decode import Clip, VideoInfo
+
+
+def video(
+    path: Video = None,
+    /,
+    *,
+    save: Annotated[Path | None, arg(help="Folder to write the sampled frames to, as PNG files.")] = None,
+    model: Model = MODEL,
+    out: Common = OUTPUT,
+) -> None:
+    """Say what is seen of a video file: its stream, frames, times and size, and the frames that `ask` would sample.
+
+    With --frames or --fps the JSON object has their numbers and times by the rule of the checkpoint's family.
+    """
+    seen = look(path, model=model, save=save)
+    if out.json:
+        print_json(seen.record())
+    elif out.quiet:
+        print(seen.info.frames)
+    else:
+        out.console().show(look_table(seen))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,13 +53,13 @@ class Look:
     """
 
     path: Path
-    info: VideoInfo
+    info: "VideoInfo"
     family: str
     convention: str
     rule: str
-    clip: Clip | None
+    clip: "Clip | None"
     wished: bool
-    layout: Layout | None = None
+    layout: "Layout | None" = None
 
     def record(self) -> dict[str, Any]:
         """Plain values for JSON: times are seconds by the file's own clock, sizes width and height as shown."""
@@ -85,27 +100,38 @@ class Look:
         }
 
 
-def look(path: Path | None, *, model: dict[str, Any], save: Path | None = None) -> Look:
+def look(path: Path | None, *, model: ModelChoice, save: Path | None = None) -> "Look":
     """Looks into a file, and reads the frames that `ask` would read.
 
     They are read without a wish as well: what a damaged file makes of a question is said here in the same words.
 
     Args:
       path: video file; by default the generated clip.
-      model: the options of `ModelChoice`: frames and fps are the wish, of a checkpoint the configuration files alone
-        are read, by default the embedded model's.
+      model: frames and fps are the wish; of a checkpoint the configuration files alone are read, by default the
+        embedded model's.
       save: folder that the sampled frames are written to as PNG files, named by their numbers.
 
     Raises:
       JvidpruneError: a file that cannot be read, a wish it cannot meet, or a folder that cannot be written to.
     """
+    from jvidprune.cli.reading import check_reading
+    from jvidprune.llm.families import family_settings
+    from jvidprune.llm.processor import video_processor
+    from jvidprune.llm.stages import cache_folder
+    from jvidprune.models.checkpoint.load import read_config
+    from jvidprune.models.embedded import EMBEDDED
+    from jvidprune.video.clips import default_clip
+    from jvidprune.video.container import existing_file
+    from jvidprune.video.decode import probe, read_frames
+    from jvidprune.video.sampling import RATE_RULES
+
     limits = check_reading(model)
     path = existing_file(path or default_clip(cache_folder()))
-    family, config, folder = read_config(model["model"] or EMBEDDED, model.get("revision"))
-    settings = family_settings(family, folder, model.get("convention"), model.get("mrope_rule"))
-    wish = settings.wish(model["frames"], model["fps"])
+    family, config, folder = read_config(model.model or EMBEDDED, model.revision)
+    settings = family_settings(family, folder, model.convention, model.mrope_rule)
+    wish = settings.wish(model.frames, model.fps)
     rule = wish.rule if wish.fps is None else RATE_RULES.get(wish.rule, wish.rule)
-    wished = save is not None or model["frames"] is not None or model["fps"] is not None
+    wished = save is not None or model.frames is not None or model.fps is not None
     info = probe(path, limits=limits)
     clip = read_frames(path, wish=wish, limits=limits) if wished or not info.picture or wish.pictures else None
     if save is not None and clip is not None:
@@ -117,8 +143,11 @@ def look(path: Path | None, *, model: dict[str, Any], save: Path | None = None) 
     return Look(path, info, family, settings.convention, rule, clip, wished, layout)
 
 
-def look_table(seen: Look) -> Table:
+def look_table(seen: Look) -> "Table":
     """What is known of a file, a row a fact, and which frames were sampled."""
+    from rich.table import Table
+    from rich.text import Text
+
     info = seen.info
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="dim", no_wrap=True)
@@ -155,8 +184,10 @@ def look_table(seen: Look) -> Table:
     return table
 
 
-def _save(clip: Clip, folder: Path) -> None:
+def _save(clip: "Clip", folder: Path) -> None:
     from PIL import Image
+
+    from jvidprune.files import atomic_output
 
     if folder.exists() and not folder.is_dir():
         raise JvidpruneError(f"cannot write frames to {folder}: it is no folder.")

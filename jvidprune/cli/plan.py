@@ -1,48 +1,65 @@
-"""Plans on paper: model x frames x ratio x mesh on named chips, without weights and without the chips."""
+"""`jvidprune plan`: model x frames x ratio x mesh on named chips, without weights and without the chips."""
 
 import dataclasses
 import itertools
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import jax.numpy as jnp
+from tyro.conf import OmitArgPrefixes
 
-from jvidprune.cli.costs import check_counts, config_named, layout_of, read_size
-from jvidprune.costs.chips import Chip, chip
-from jvidprune.costs.flops import count, newline_kind, prompt_sizes
-from jvidprune.costs.flops_model import segments
-from jvidprune.costs.footprint import Footprint, footprint
-from jvidprune.costs.memory import tower_shape
-from jvidprune.costs.roofline import REACHED_BANDWIDTH, REACHED_FLOPS, StageTime, stage_times
+from jvidprune.cli.options import OUTPUT, Common, ConventionName, print_json
 from jvidprune.errors import JvidpruneError, quoted
-from jvidprune.llm.conventions import settings_of
-from jvidprune.llm.cuts import newlines_compete
-from jvidprune.llm.families import FAMILIES
-from jvidprune.parallel import AXES, read_mesh
-from jvidprune.reducers.protocol import check_ratio, inner_stages
-from jvidprune.reducers.registry import for_model
-from jvidprune.texts import whole_number
-from jvidprune.tokens import Layout
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from jvidprune.costs.chips import Chip
+    from jvidprune.costs.footprint import Footprint
+    from jvidprune.costs.roofline import StageTime
+    from jvidprune.tokens import Layout
+
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
-    """What to plan, as it was written on the command line; see `jvidprune plan --help`."""
+class PlanChoice:
+    """What to plan."""
 
-    model: str
-    chip: str
-    mesh: tuple[str, ...]
-    frames: str
-    ratios: str
-    reducer: str
-    size: str
-    text: int
-    new_tokens: int
-    batch: int
-    dtype: str
-    convention: str | None = None
+    model: str = "qwen2.5-vl-7b"
+    """A published model such as qwen2.5-vl-7b, or a folder with config.json."""
+    chip: str = "h100"
+    """h100, h200, a100-40g, a100-80g, v4, v5e, v5p or v6e; several separated by commas."""
+    mesh: tuple[str, ...] = ("tensor=1",)
+    """One or several, as in "tensor=2" or "data=2,fsdp=4,tensor=2"."""
+    frames: str = ""
+    """Of the video, several separated by commas; by default what the family was evaluated with."""
+    ratios: str = "1,0.25,0.1"
+    """Retention ratios in (0, 1], separated by commas."""
+    reducer: str = "flashvid"
+    """Method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5"."""
+    size: str = "448x448"
+    """Frames in pixels, HEIGHTxWIDTH; only the Qwen families read more than one size."""
+    text: int = 57
+    """Text tokens of the prompt."""
+    new_tokens: int = 64
+    """Longest answer."""
+    batch: int = 1
+    """Prompts read together, each with a video of its own."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of parameters and activations."""
+    convention: ConventionName | None = None
+    """That the video is read in (docs/conventions.md); by default the authors' released code's."""
+
+
+CHOICE = PlanChoice()
+
+
+def plan(*, choice: Annotated[PlanChoice, OmitArgPrefixes] = CHOICE, out: Common = OUTPUT) -> None:
+    """Say whether model, video and ratio fit a mesh of named chips, what bounds them, and when the answer begins."""
+    found = rows(choice)
+    if out.json:
+        print_json([row.record() for row in found])
+    elif out.quiet:
+        print("\n".join("fits" if row.memory.fits else "does not fit" for row in found))
+    else:
+        out.console().plan(found)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,15 +79,15 @@ class PlanRow:
     """
 
     model: str
-    chip: Chip
+    chip: "Chip"
     mesh: dict[str, int]
     frames: int
     ratio: float
     visual: int
     kept: int
     prompt: int
-    memory: Footprint
-    stages: tuple[StageTime, ...]
+    memory: "Footprint"
+    stages: "tuple[StageTime, ...]"
 
     @property
     def first_token(self) -> float:
@@ -91,53 +108,75 @@ class PlanRow:
         return dataclasses.asdict(self) | {"memory": memory, "stages": stages} | numbers
 
 
-def rows(wish: Wish) -> list[PlanRow]:
+def rows(choice: PlanChoice) -> list[PlanRow]:
     """Every combination of chips, meshes, numbers of frames and ratios, in that order.
 
     Raises:
       JvidpruneError: unknown names, impossible numbers, or a mesh that the model cannot be divided over.
     """
-    config = config_named(wish.model)
-    default = settings_of(config.family, wish.convention).frames
-    frames = [_count(part) for part in wish.frames.split(",")] if wish.frames else [default]
-    ratios = [check_ratio(part.strip()) for part in wish.ratios.split(",") if part.strip()]  # type: ignore[arg-type]
-    chips = [chip(part.strip()) for part in wish.chip.split(",") if part.strip()]
-    if not (ratios and chips and wish.mesh):
+    from jvidprune.cli.paper import check_counts, config_named
+    from jvidprune.costs.chips import chip
+    from jvidprune.llm.conventions import settings_of
+    from jvidprune.parallel import AXES, read_mesh
+    from jvidprune.reducers.protocol import check_ratio
+
+    config = config_named(choice.model)
+    default = settings_of(config.family, choice.convention).frames
+    frames = [_count(part) for part in choice.frames.split(",")] if choice.frames else [default]
+    ratios = [check_ratio(part.strip()) for part in choice.ratios.split(",") if part.strip()]  # type: ignore[arg-type]
+    chips = [chip(part.strip()) for part in choice.chip.split(",") if part.strip()]
+    if not (ratios and chips and choice.mesh):
         raise JvidpruneError("a plan needs at least one chip, one mesh and one ratio.")
-    check_counts(text=wish.text, new_tokens=wish.new_tokens, batch=wish.batch)
-    meshes = [dict.fromkeys(AXES, 1) | read_mesh(text) for text in wish.mesh]
+    check_counts(text=choice.text, new_tokens=choice.new_tokens, batch=choice.batch)
+    meshes = [dict.fromkeys(AXES, 1) | read_mesh(text) for text in choice.mesh]
     if any(size < 1 for sizes in meshes for size in sizes.values()):
         raise JvidpruneError("every axis of a mesh must be at least 1.")
-    return [_row(wish, config, *one) for one in itertools.product(chips, meshes, frames, ratios)]
+    return [_row(choice, config, *one) for one in itertools.product(chips, meshes, frames, ratios)]
 
 
 def _count(text: str) -> int:
+    from jvidprune.texts import whole_number
+
     number = whole_number(text)
     if number is None:
         raise JvidpruneError(f"frames are whole numbers separated by commas, got {quoted(repr(text))}.")
     return number
 
 
-def _row(wish: Wish, config: Any, where: Chip, sizes: dict[str, int], frames: int, ratio: float) -> PlanRow:
-    layout = layout_of(config, frames, read_size(wish.size), wish.convention)
-    method = for_model(wish.reducer, config)
-    kept, newlines, prompt = prompt_sizes(config, layout, reducer=method, ratio=ratio, text=wish.text)
-    options: dict[str, Any] = {"newlines": newlines, "new_tokens": wish.new_tokens, "exact": False}
+def _row(choice: PlanChoice, config: Any, where: "Chip", sizes: dict[str, int], frames: int, ratio: float) -> PlanRow:
+    import jax.numpy as jnp
+
+    from jvidprune.cli.paper import layout_of, read_size
+    from jvidprune.costs.flops import count, newline_kind, prompt_sizes
+    from jvidprune.costs.flops_model import segments
+    from jvidprune.costs.footprint import footprint
+    from jvidprune.costs.memory import tower_shape
+    from jvidprune.costs.roofline import stage_times
+    from jvidprune.llm.cuts import newlines_compete
+    from jvidprune.reducers.protocol import inner_stages
+    from jvidprune.reducers.registry import for_model
+
+    layout = layout_of(config, frames, read_size(choice.size), choice.convention)
+    method = for_model(choice.reducer, config)
+    kept, newlines, prompt = prompt_sizes(config, layout, reducer=method, ratio=ratio, text=choice.text)
+    options: dict[str, Any] = {"newlines": newlines, "new_tokens": choice.new_tokens, "exact": False}
     report = count(config, layout, kept=kept, prompt=prompt, reducer=method, ratio=ratio, **options)
     stages = inner_stages(method, ratio)
     acting = [stage for stage in stages if stage.layer < config.text.layers]
     competing = kept + newlines * newlines_compete(acting, newline_kind(config, method))
     parts = segments(stages, config.text.layers, tokens=prompt, visual=competing)
     shape = tower_shape(config, frames, _patches(config, layout))
-    common: dict[str, Any] = {"shape": shape, "batch": wish.batch, "dtype": jnp.dtype(wish.dtype)}
+    common: dict[str, Any] = {"shape": shape, "batch": choice.batch, "dtype": jnp.dtype(choice.dtype)}
     memory = footprint(
-        config, where, sizes, prompt=prompt, visual=kept + newlines, new_tokens=wish.new_tokens, **common
+        config, where, sizes, prompt=prompt, visual=kept + newlines, new_tokens=choice.new_tokens, **common
     )
     times = stage_times(config, where, sizes, report, parts, **common)
-    return PlanRow(wish.model, where, sizes, frames, ratio, layout.total, kept, prompt, memory, times)
+    return PlanRow(choice.model, where, sizes, frames, ratio, layout.total, kept, prompt, memory, times)
 
 
-def _patches(config: Any, layout: Layout) -> tuple[int, int, int] | None:
+def _patches(config: Any, layout: "Layout") -> tuple[int, int, int] | None:
+    from jvidprune.llm.families import FAMILIES
+
     if not FAMILIES[config.family].woven:
         return None
     merge = config.vision.merge
@@ -148,6 +187,8 @@ def plan_table(found: list[PlanRow]) -> "Table":
     """A row a plan: does it fit, what bounds it, when the first token comes."""
     from rich import box
     from rich.table import Table
+
+    from jvidprune.costs.roofline import REACHED_BANDWIDTH, REACHED_FLOPS
 
     caption = (
         f"GB on one device; times expected at {REACHED_FLOPS:.0%} of peak FLOP/s and {REACHED_BANDWIDTH:.0%} of the "

@@ -1,0 +1,140 @@
+"""`jvidprune ask`: one question about one video, with what each stage cost."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from jvidprune.cli.options import MODEL, OUTPUT, Common, Model, ModelChoice, Video, print_json
+
+if TYPE_CHECKING:
+    from jvidprune.cli.console import Console
+    from jvidprune.llm.video_llm import Answer
+    from jvidprune.reducers.protocol import Reducer
+    from jvidprune.tokens import Layout
+
+QUESTION = "What is happening in this video?"
+REDUCER, RATIO = "flashvid", 0.1
+"""What a question is asked with where neither the user nor the checkpoint says otherwise."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AskChoice:
+    """How a question is asked."""
+
+    reducer: str | None = None
+    """Method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5", or a chain as in "visionzip+flashvid";
+    "none" keeps all tokens, "stts" is the scorer that a checkpoint of `jvidprune train stts` holds; by default the
+    checkpoint's own (`jvidprune export`), or flashvid."""
+    ratio: float | None = None
+    """Retention ratio in (0, 1]; by default the checkpoint's own, or 0.1."""
+    max_new_tokens: int = 64
+    """Longest answer."""
+    temperature: float = 0.0
+    """0 answers greedily, above 0 samples."""
+    top_p: float = 1.0
+    """Share of probability that sampling draws from."""
+    seed: int = 0
+    """Seed of sampling."""
+    times: bool = False
+    """Put the times of the frames before the question, as LLaVA-Video's training did."""
+
+
+CHOICE = AskChoice()
+
+
+def ask(
+    video: Video = None,
+    question: Annotated[str, Positional, arg(metavar="QUESTION", help="What to ask.")] = QUESTION,
+    /,
+    *,
+    choice: Annotated[AskChoice, OmitArgPrefixes] = CHOICE,
+    model: Model = MODEL,
+    out: Common = OUTPUT,
+) -> None:
+    """Answer a question about a video from a few of its tokens, and show what each stage cost."""
+    console = out.console()
+    answer = answered(video, question, choice, model=model, console=console)
+    if out.json:
+        print_json(answer.record())
+    elif out.quiet:
+        print(answer.text)
+    else:
+        console.answer(answer)
+
+
+def answered(
+    path: Path | None, question: str, choice: AskChoice, *, model: ModelChoice, console: "Console"
+) -> "Answer":
+    """One question from file to answer; bad names and numbers are refused before anything is loaded.
+
+    Where no reducer or ratio is given they are the checkpoint's own, else FlashVID's at `RATIO`.
+    """
+    from jvidprune.cli import reading
+    from jvidprune.fields import Seed, checked
+    from jvidprune.llm.clock import with_times
+    from jvidprune.llm.stages import StageClock
+    from jvidprune.models.checkpoint.load import read_config
+    from jvidprune.models.generate import check_sampling
+    from jvidprune.reducers.protocol import check_ratio
+    from jvidprune.reducers.serialise import load_pruning
+
+    check_sampling(choice.max_new_tokens, choice.temperature, choice.top_p)
+    checked(choice.seed, Seed, "seed")
+    limits = reading.check_reading(model)
+    names = [] if choice.reducer is None else [choice.reducer]
+    reading.check_asked(path, names, RATIO if choice.ratio is None else choice.ratio)
+    own = None
+    if model.model is not None and None in (choice.reducer, choice.ratio):
+        # This fetches the small files of a checkpoint of the hub.
+        own = load_pruning(read_config(model.model, model.revision)[2])
+    ratio = check_ratio((own.ratio if own else RATIO) if choice.ratio is None else choice.ratio)
+    chosen = (own.reducer if own else REDUCER) if choice.reducer is None else choice.reducer
+    with console.working():
+        asked = {"reducer": chosen, "ratio": ratio, "max_new_tokens": choice.max_new_tokens}
+        reading.check_answer_fits(path, question, model, limits, **asked)
+        llm = reading.open_model(model, console)
+        # The loaded settings are bound to the model, where a method needs its weights.
+        method = llm.reducer(chosen) if isinstance(chosen, str) else llm.pruning.reducer if llm.pruning else chosen
+        clock = StageClock(console.start)
+        clip, video = reading.read_video(path, llm, method.needs, model, clock, console, question)
+        answer = llm.ask(
+            video,
+            with_times(question, clip) if choice.times else question,
+            reducer=method,
+            ratio=ratio,
+            clock=clock,
+            clip=clip,
+            max_new_tokens=choice.max_new_tokens,
+            temperature=choice.temperature,
+            top_p=choice.top_p,
+            seed=choice.seed,
+        )
+    return priced(answer, llm.loaded.config, video.layout(), method)
+
+
+def priced(answer: "Answer", config: Any, layout: "Layout", reducer: "Reducer") -> "Answer":
+    """The answer with the FLOPs of each stage that is counted.
+
+    Args:
+      answer: from `VideoLLM.ask`.
+      config: of the model.
+      layout: of the video.
+      reducer: that was used.
+    """
+    from jvidprune.costs.flops import count, newline_tokens
+
+    steps = next((stage.tokens for stage in answer.stages if stage.name == "generate"), 1)
+    report = count(
+        config,
+        layout,
+        reducer=reducer,
+        ratio=answer.ratio,
+        kept=answer.kept,
+        prompt=answer.prompt,
+        new_tokens=steps,
+        newlines=min(newline_tokens(config, layout, reducer), answer.prompt - answer.kept),
+    )
+    stages = (dataclasses.replace(stage, flops=report.timed(stage.name)) for stage in answer.stages)
+    return dataclasses.replace(answer, stages=tuple(stages))

@@ -1,0 +1,146 @@
+"""What the verbs that read videos share: the model, the limits, the frames and their encoding, with progress."""
+
+from pathlib import Path
+
+import jax
+
+from jvidprune.cli.console import Console
+from jvidprune.cli.options import CheckpointChoice, ModelChoice
+from jvidprune.costs.fits import check_encoding, check_question
+from jvidprune.errors import JvidpruneError
+from jvidprune.llm.stages import StageClock, cache_folder
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.embedded import EMBEDDED
+from jvidprune.parallel import make_mesh, read_mesh
+from jvidprune.reducers.protocol import Reducer, check_ratio
+from jvidprune.reducers.registry import from_text
+from jvidprune.tokens import VideoTokens
+from jvidprune.video.clips import default_clip
+from jvidprune.video.container import existing_file
+from jvidprune.video.decode import Clip
+from jvidprune.video.limits import Limits
+from jvidprune.video.sampling import check_wish
+
+
+def open_model(choice: CheckpointChoice, console: Console, *, dtype: str | None = None) -> VideoLLM:
+    """The chosen checkpoint, or the embedded one, loaded with progress.
+
+    Args:
+      choice: which one, and how videos get into it.
+      console: talks to people.
+      dtype: in place of the choice's own.
+    """
+    if choice.model is None and choice.revision:
+        raise JvidpruneError(f"a revision, here {choice.revision!r}, is one of a hub id: name it with --model.")
+    if choice.model is None:
+        console.note("embedded model: a tiny LLaVA-OneVision, trained on generated clips of moving shapes")
+    bar = console.task("loading the model")
+    devices = choice if isinstance(choice, ModelChoice) else ModelChoice()
+    # Every process reads its own clips on its own devices.
+    mesh = make_mesh(**read_mesh(devices.mesh), devices=jax.local_devices()) if devices.mesh else None
+    return VideoLLM.load(
+        EMBEDDED if choice.model is None else choice.model,
+        dtype=dtype or devices.dtype,
+        mesh=mesh,
+        progress=lambda done, total, _: bar(done, total),
+        template=choice.template,
+        pooling_head=choice.pooling_head,
+        revision=choice.revision,
+        positions=choice.positions,
+        convention=choice.convention,
+        mrope_rule=choice.mrope_rule,
+    )
+
+
+def check_reading(choice: CheckpointChoice) -> Limits:
+    """What is accepted of a video, where frames and rate are such as a video can be sampled by.
+
+    Raises:
+      JvidpruneError: no frame, no rate above 0, or limits that are none.
+    """
+    fps = choice.fps if isinstance(choice, ModelChoice) else None
+    if choice.frames is not None:
+        check_wish(None, choice.frames, None, None)
+    if fps is not None:
+        check_wish(None, None, fps, None)
+    return Limits.from_text(choice.limits)
+
+
+def check_asked(path: Path | None, names: list[str], ratio: float) -> None:
+    """Refuses a file that is not there, unknown methods and an impossible ratio, before anything is loaded."""
+    check_ratio(ratio)
+    for name in names:
+        from_text(name)
+    if path is not None:
+        existing_file(path)
+
+
+def check_fits(path: Path | None, choice: ModelChoice, limits: Limits) -> None:
+    """Refuses a video whose encoding by a checkpoint does not fit into memory; the embedded model always does."""
+    if choice.model is not None:
+        check_encoding(
+            choice.model,
+            path or default_clip(cache_folder()),
+            frames=choice.frames,
+            fps=choice.fps,
+            dtype=choice.dtype,
+            mesh=choice.mesh,
+            limits=limits,
+            revision=choice.revision,
+            convention=choice.convention,
+        )
+
+
+def check_answer_fits(
+    path: Path | None,
+    question: str,
+    choice: ModelChoice,
+    limits: Limits,
+    *,
+    reducer: str | Reducer,
+    ratio: float,
+    max_new_tokens: int,
+) -> None:
+    """The same of a question and its answer."""
+    if choice.model is not None:
+        check_question(
+            choice.model,
+            path or default_clip(cache_folder()),
+            question,
+            reducer=reducer,
+            ratio=ratio,
+            max_new_tokens=max_new_tokens,
+            frames=choice.frames,
+            fps=choice.fps,
+            dtype=choice.dtype,
+            mesh=choice.mesh,
+            limits=limits,
+            revision=choice.revision,
+            convention=choice.convention,
+        )
+
+
+def read_video(
+    path: Path | None,
+    model: VideoLLM,
+    needs: frozenset[str],
+    choice: ModelChoice,
+    clock: StageClock,
+    console: Console,
+    question: str | None = None,
+) -> tuple[Clip, VideoTokens]:
+    """Decodes and encodes a video (the generated clip without a path), timing both; methods may read the question."""
+    if path is None:
+        path = default_clip(cache_folder())
+        console.note(f"no video given: using the generated clip {path}")
+    with clock("decode", "frames") as stage:
+        bar = console.task("decoding")
+        limits = check_reading(choice)
+        clip = model.sample(path, frames=choice.frames, fps=choice.fps, limits=limits, progress=bar)
+        stage.tokens = len(clip.frames)
+    if clip.picture:
+        console.note(f"{path} is a picture: it is read as a video of one frame")
+    with clock("encode") as stage:
+        video = jax.block_until_ready(model.encode(clip.frames, needs, question if "text" in needs else None))
+        stage.tokens = video.features.shape[0] * video.features.shape[1]
+    return clip, video

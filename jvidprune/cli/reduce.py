@@ -1,0 +1,153 @@
+"""`jvidprune reduce`: which tokens a method keeps and merges, drawn on the frames."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from jvidprune.cli.options import MODEL, OUTPUT, Common, Model, ModelChoice, Video, print_json
+from jvidprune.errors import JvidpruneError, JvidpruneWarning
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jvidprune.cli.console import Console
+
+_FORMATS = (".html", ".png", ".mp4")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReduceChoice:
+    """What is drawn, and where."""
+
+    reducer: str = "flashvid"
+    """Method (`jvidprune methods`), with settings as in "stop:base=fastvid", or a chain as in "visionzip+flashvid"."""
+    compare: str = ""
+    """Several methods separated by commas, drawn side by side; replaces `reducer`."""
+    ratio: float = 0.1
+    """Retention ratio in (0, 1]."""
+    save: Annotated[Path, arg(name="out")] = Path("reduction.html")
+    """Where to draw it: .html, .png or .mp4."""
+
+    def names(self) -> list[str]:
+        """The methods.
+
+        Raises:
+          JvidpruneError: a list without any.
+        """
+        from jvidprune.texts import split_texts
+
+        names = split_texts(self.compare) if self.compare else [self.reducer]
+        if not names:
+            raise JvidpruneError(f"compare takes methods separated by commas, got {self.compare!r}.")
+        return names
+
+
+CHOICE = ReduceChoice()
+
+
+def reduce(
+    video: Video = None,
+    /,
+    *,
+    choice: Annotated[ReduceChoice, OmitArgPrefixes] = CHOICE,
+    model: Model = MODEL,
+    out: Common = OUTPUT,
+) -> None:
+    """Show which tokens of a video are kept and which are merged into which, drawn on its frames."""
+    console = out.console()
+    record = draw_reduction(video, choice, model=model, console=console)
+    if out.json:
+        print_json(record)
+    elif out.quiet:
+        print(choice.save)
+    else:
+        console.reduction(record)
+
+
+def draw_reduction(
+    path: Path | None, choice: ReduceChoice, *, model: ModelChoice, console: "Console"
+) -> dict[str, Any]:
+    """Reduces a video with one or several methods and draws what they did; a record of it for machines."""
+    import warnings
+
+    import jax
+
+    from jvidprune.cli import reading
+    from jvidprune.files import atomic_output, check_writable
+    from jvidprune.llm.stages import StageClock
+    from jvidprune.reducers.registry import title
+    from jvidprune.reducers.run import reduce as reduce_video
+    from jvidprune.viz.decision import Decision
+    from jvidprune.viz.drawn import drawn_frames
+    from jvidprune.viz.overlay import write_picture
+    from jvidprune.viz.report import reduction_page
+
+    names, ratio, out = choice.names(), choice.ratio, choice.save
+    if out.suffix.lower() not in _FORMATS:
+        raise JvidpruneError(f"cannot draw to {out}: the suffix must be one of {', '.join(_FORMATS)}.")
+    limits = reading.check_reading(model)
+    reading.check_asked(path, names, ratio)
+    check_writable(out)
+    with console.working():
+        reading.check_fits(path, model, limits)
+        llm = reading.open_model(model, console)
+        methods = {name: llm.reducer(name) for name in names}
+        needs = frozenset().union(*(method.needs for method in methods.values()))
+        clock = StageClock(console.start)
+        clip, video = reading.read_video(path, llm, needs, model, clock, console)
+        decisions, refused = [], {}
+        for name, method in methods.items():
+            try:
+                with clock("reduce") as stage, warnings.catch_warnings(record=True) as said:
+                    warnings.simplefilter("always", JvidpruneWarning)
+                    reduced = jax.block_until_ready(reduce_video(method, video, ratio, diagnostics=True))
+                    shape: dict[str, Any] = {"frames": video.features.shape[0], "grid": video.grid}
+                    decisions.append(Decision.from_reduced(reduced, method=title(name), ratio=ratio, **shape))
+                    stage.tokens = decisions[-1].count
+                for one in said:
+                    console.note(str(one.message))
+            except JvidpruneError as error:
+                # What one method cannot, the others still can.
+                refused[name] = str(error)
+                console.note(f"{name} is left out: {error}")
+        if not decisions:
+            raise JvidpruneError(next(iter(refused.values())))
+        console.start("drawing")
+        frames, labels = drawn_frames(clip, video.features.shape[0])
+        with atomic_output(out) as part:
+            if out.suffix.lower() == ".html":
+                page = reduction_page(
+                    frames,
+                    decisions,
+                    labels,
+                    title=f"What {_listing([d.method for d in decisions])} {'keep' if len(decisions) > 1 else 'keeps'}",
+                    subtitle=f"{path.name if path else 'generated clip'} · {len(frames)} frames of "
+                    f"{video.grid[0]}×{video.grid[1]} tokens · {llm.loaded.family} · retention ratio {ratio:.0%}",
+                )
+                part.write_text(page, encoding="utf8")
+            else:
+                write_picture(part, frames, decisions, labels, _save_film)
+    rows = [
+        {
+            "method": decision.method,
+            "ratio": ratio,
+            "tokens": decision.count,
+            "achieved": decision.achieved,
+            "per_frame": decision.per_frame().tolist(),
+        }
+        for decision in decisions
+    ]
+    stages = [dataclasses.asdict(stage) for stage in clock.stages]
+    return {"out": str(out), "frames": len(frames), "methods": rows, "stages": stages, "refused": refused}
+
+
+def _save_film(path: Path, film: "np.ndarray") -> None:
+    from jvidprune.video.clips import write_mp4
+
+    write_mp4(path, film, 4.0)
+
+
+def _listing(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

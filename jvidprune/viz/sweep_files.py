@@ -1,0 +1,81 @@
+"""The files of a sweep that people open: table.csv, two plots and report.html."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from jvidprune.evals.pairs import possible_ratios
+from jvidprune.evals.plan import SweepPlan
+from jvidprune.evals.results import SweepTable, write_csv
+from jvidprune.evals.runner import SweepRecords
+from jvidprune.evals.subset import Subset
+from jvidprune.files import atomic_output
+from jvidprune.llm.encoded import sweep_video
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.viz.decision import Decision
+from jvidprune.viz.sweep_examples import disagreements, draw_examples
+from jvidprune.viz.sweep_plots import nearest_ratio, retention_plot, standalone, time_plot
+from jvidprune.viz.sweep_report import sweep_page
+
+
+def write_outputs(
+    llm: VideoLLM, task: Any, plan: SweepPlan, found: SweepRecords, table: SweepTable, model: str
+) -> dict[str, Any]:
+    """Everything a reader opens; each file appears whole.
+
+    Args:
+      llm: the model that was asked.
+      task: what it was asked.
+      plan: methods and ratios.
+      found: the records.
+      table: made of them.
+      model: what the model is called.
+
+    Returns:
+      A record for machines.
+    """
+    folder = found.files.folder
+    write_csv(table, folder / "table.csv")
+
+    ratios = {name: some for name, _, some in plan.groups()}
+
+    def decide(clip: Any, methods: Sequence[str], ratio: float) -> dict[str, Decision]:
+        video = llm.encode(clip.frames, plan.needs)
+        out = {}
+        for name in methods:
+            # Those of this clip, as the run asked for them: its compiled program serves again.
+            possible, _ = possible_ratios(plan.methods[name], video, ratios[name])
+            reduced = sweep_video(video, plan.methods[name], possible)[possible.index(ratio)].reduced
+            shape = {"frames": video.features.shape[0], "grid": video.grid}
+            out[name] = Decision.from_reduced(reduced, method=table.titles[name], ratio=ratio, **shape)
+        return out
+
+    examples = draw_examples(disagreements(found.samples, nearest_ratio(table)), task, decide)
+    note = ""
+    if llm.untrained:
+        note = "The weights of this model are random: accuracies are noise, token counts and times are real."
+    elif isinstance(task, Subset):
+        asked = ", ".join(f"{category} ({kind.replace('_', '/')})" for category, kind in task.pairs)
+        note = f"Asked are the questions that this model was measured to answer above chance: {asked}; on the others "
+        note += "nothing can be seen of pruning (--questions all asks them too)."
+    page = sweep_page(table, examples, model=model, note=note)
+    files = {"retention.svg": standalone(retention_plot(table)), "time.svg": standalone(time_plot(table))}
+    for name, text in (files | {"report.html": page}).items():
+        with atomic_output(folder / name) as part:
+            part.write_text(text, encoding="utf8")
+    return {
+        "folder": str(folder),
+        "complete": True,
+        "report": str(folder / "report.html"),
+        "untrained": llm.untrained,
+        "resumed_samples": found.resumed,
+        "samples": len(found.samples),
+        "rows": [_known(table.cells[run[0], run[1], "all"]) for run in table.runs],
+        "costs": [_known(table.costs[run]) for run in table.runs],
+        "refused": table.refused,
+    }
+
+
+def _known(row: Any) -> dict[str, Any]:
+    """Fields of a row; numbers that do not exist are None, as JSON has no NaN."""
+    return {key: None if value != value else value for key, value in dataclasses.asdict(row).items()}
