@@ -1,6 +1,6 @@
-"""Which reducer runs on which family, and what a family lacks where one does not: the README's second table.
+"""Which reducer runs on which family, and what a family lacks where one does not: the table of docs/models.md.
 
-python -m jvidprune.llm.coverage README.md    rewrites the table in place.
+python -m jvidprune.llm.coverage docs/models.md    rewrites the table in place.
 """
 
 import dataclasses

@@ -82,7 +82,7 @@ class DyCoke(PositionedReducer):
         quirks=(
             "odd videos lose their last frame, the last window keeps its third frame (mode='fixed' does neither)",
             "tokens of a pruned frame come in order of similarity (mode='fixed' sorts them)",
-            "the ratio is nominal: 32 frames at 47.5 % keep 49.4 %",
+            "the ratio is nominal: 32 frames at 47.5 % keep 49.4 % (no option)",
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}}

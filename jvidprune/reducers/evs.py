@@ -63,7 +63,7 @@ class EVS(PositionedReducer):
         merges=False,
         exact=True,
         quirks=(
-            "the count goes through 1 - (1 - ratio) in float64 and can be one short",
+            "the count goes through 1 - (1 - ratio) in float64 and can be one short (no option)",
             "a static video is ranked by rounding noise (floor=1e-6 makes it tie)",
         ),
     )

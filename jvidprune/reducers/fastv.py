@@ -58,7 +58,7 @@ class FastV(Full):
         merges=False,
         exact=True,
         quirks=(
-            "the ratio is the share kept behind the cut; the layers before it read everything",
+            "the ratio is the share kept behind the cut; the layers before it read everything (no option)",
             "the released evaluation wrapper rounds down and cuts a layer later (variant='lmms')",
         ),
     )

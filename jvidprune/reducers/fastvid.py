@@ -155,7 +155,7 @@ class FastVID(PositionedReducer):
         quirks=(
             "anchor frames are counted from the end of a segment (count_from='start' for the paper's order)",
             "LLaVA-OneVision's copy loses the remainder of peaks over anchor frames (variant='llava_video' keeps it)",
-            "LLaVA-OneVision's copy counts a peak among its own members, the other copies do not",
+            "LLaVA-OneVision's copy counts a peak among its own members, the other copies do not (variant)",
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {

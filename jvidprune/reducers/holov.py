@@ -93,8 +93,8 @@ class HoloV(PositionedReducer):
         exact=False,
         quirks=(
             "quota above the size of a band is lost (redistribute=True hands it on)",
-            "a band of one token is scored 1000 times lower than larger ones",
-            "selection by attention with weight 0.09, the paper says holistic score with weight 1",
+            "a band of one token is scored 1000 times lower than larger ones (no option)",
+            "selection by attention with weight 0.09 (rank_by='holistic', alpha=1.0 as the paper says)",
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}, "llava_video": {}, "qwen2_5_vl": {}}

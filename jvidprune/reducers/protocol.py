@@ -154,7 +154,8 @@ class MethodInfo:
       nested: the kept sets of a smaller budget lie inside those of a larger one.
       merges: tokens are averaged or summed, not only selected.
       exact: the number of output tokens is known before any data is seen.
-      quirks: behaviours of the reference implementation that the default reproduces, each with its clean option.
+      quirks: behaviours of the reference implementation that the default reproduces, each with the option that
+        mends it in brackets, or "no option".
     """
 
     name: str

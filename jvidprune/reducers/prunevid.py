@@ -128,9 +128,9 @@ class PruneVid(PositionedReducer):
         merges=True,
         exact=False,
         quirks=(
-            "static tokens are clustered once per segment after averaging, not per frame as the paper says",
-            "inside a clustered set rows follow the score of the cluster, not its place",
-            "budgeting='clusters' (the original) makes the ratio a cluster ratio that controls no budget",
+            "static tokens are clustered once per segment, not per frame as the paper says (no option)",
+            "inside a clustered set rows follow the score of the cluster, not its place (no option)",
+            "the ratio is that of SToP's version; the original's counts clusters, no tokens (budgeting='clusters')",
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {

@@ -103,7 +103,7 @@ class Scissor(PositionedReducer):
             "the released model has no budget but a fixed threshold; here it is found for the ratio (tau=0.9 fixes it)",
             "centres are means of means, whatever the sizes (no option)",
             "the random search of the released code, inexact above 3233 components, is exact here (no option)",
-            "no newline tokens at all",
+            "no newline tokens at all (no option)",
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}

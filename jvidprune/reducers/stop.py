@@ -121,7 +121,7 @@ class SToP(PositionedReducer):
         quirks=(
             "mu = 0 is not the base: blocked slots and centre penalties are not gated (gated=True)",
             "HoliTom's static test uses 0.8 whatever its tau (gated=True)",
-            "FlashVID keeps 12.5 % at 10 %: its budget is expanded for a cut in the language model that is not made",
+            "FlashVID keeps 12.5 % at 10 %: its budget is expanded for a cut that is not made (no option)",
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {

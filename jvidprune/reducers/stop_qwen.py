@@ -98,7 +98,7 @@ class VisionZipQwen(PositionedReducer):
         nested=False,
         merges=True,
         exact=False,
-        quirks=("the name is SToP's: neither attention nor VisionZip's seeds are used",),
+        quirks=("the name is SToP's: neither attention nor VisionZip's seeds are used (no option)",),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
 

@@ -1,6 +1,9 @@
-"""The README's table of methods, made from what each reducer says of itself.
+"""Tables and sections on the methods for README and docs, made from what each reducer says of itself.
 
-python -m jvidprune.reducers.table README.md    rewrites the table in place.
+python -m jvidprune.reducers.table README.md docs/methods.md    rewrites them in place, in a checkout.
+
+Two columns are read off the tests: a method has golden files if its folder of them is there, and gradients if a test
+of its file takes them.
 """
 
 import re
@@ -9,42 +12,111 @@ from pathlib import Path
 
 from jvidprune.reducers import registry
 
-_MARK = "<!-- methods-table -->"
+_SHORT, _WHOLE, _SECTIONS = "<!-- methods-short -->", "<!-- methods-table -->", "<!-- methods-sections -->"
+_FILED = {"visionzip_qwen": "stop", "random": "controls"}
+"""Methods whose golden files and tests stand under another name."""
 
 
-def markdown() -> str:
-    """One row a method: paper, evidence, nesting, gradients, parity, quirks."""
-    head = [
-        "method",
-        "paper",
-        "needs",
-        "merges",
-        "nested",
-        "exact count",
-        "gradients",
-        "parity",
-        "quirks kept by default",
-    ]
-    lines = [" | ".join(head), " | ".join("---" for _ in head)]
+def short() -> str:
+    """One row a method: name, paper, one line."""
+    rows = [["method", "paper", "what it does"], ["---"] * 3]
+    for name in registry.names():
+        info = registry.info(name)
+        summary = info.summary[:1].upper() + info.summary[1:].rstrip(".")
+        rows.append([f"[`{name}`](docs/methods.md#{name}) {info.title}", _paper(info.paper), summary])
+    return _lines(rows)
+
+
+def whole(tests: Path) -> str:
+    """One row a method: paper, evidence, what its output is, gradients, parity.
+
+    Args:
+      tests: folder of the tests, which two columns are read off.
+    """
+    head = ["method", "paper", "needs", "merges", "nested", "exact count", "gradients", "parity"]
+    rows = [head, ["---"] * len(head)]
     for name in registry.names():
         info, reducer = registry.info(name), registry.get(name)
-        needs = ", ".join(f"`{evidence}`" for evidence in sorted(reducer.needs)) or "–"
-        published = re.fullmatch(r"\d{4}\.\d{5}", info.paper)
-        paper = f"[{info.paper}](https://arxiv.org/abs/{info.paper})" if published else "–"
         yes = ["yes" if flag else "no" for flag in (info.merges, info.nested, info.exact)]
-        gradients = "kept and merged tokens" if info.merges else "kept tokens"
-        parity = "golden files" if published else "control"
-        quirks = "; ".join(info.quirks) or "–"
-        lines.append(" | ".join([f"`{name}` {info.title}", paper, needs, *yes, gradients, parity, quirks]))
-    return "\n".join(f"| {line} |" for line in lines)
+        gradients = "–"
+        if _takes_gradients(name, tests):
+            gradients = "kept and merged tokens" if info.merges else "kept tokens"
+        parity = "golden files" if _has_golden(name, tests) else "control" if info.paper == "-" else "no golden files"
+        rows.append([f"[`{name}`](#{name})", _paper(info.paper), _needs(reducer.needs), *yes, gradients, parity])
+    return _lines(rows)
 
 
-def rewrite(path: Path, mark: str, table: str) -> None:
-    """Replaces the table below a mark."""
-    before, after = path.read_text(encoding="utf8").split(mark)
-    rest = re.sub(r"\A\n*(\|.*\n)*", "", after)
-    path.write_text(f"{before}{mark}\n{table}\n\n{rest.lstrip()}", encoding="utf8")
+def sections() -> str:
+    """A section a method: what it does and needs, how it counts, quirks and their options."""
+    parts = []
+    for name in registry.names():
+        info, reducer = registry.info(name), registry.get(name)
+        summary = info.summary[:1].upper() + info.summary[1:].rstrip(".")
+        code = type(reducer).__module__.replace(".", "/")
+        facts = [
+            f"- **Code:** [{code.rpartition('/')[2]}.py](../{code}.py).",
+            f"- **Paper:** {_paper(info.paper) if info.paper != '-' else 'none, a control'}.",
+            f"- **Needs:** {_needs(reducer.needs) if reducer.needs else 'the features alone'}.",
+            f"- **Output:** {'kept tokens and weighted sums of others' if info.merges else 'kept tokens as they are'}.",
+            f"- **Count:** {_counted(info.exact)} {_nested(info.nested)}",
+        ]
+        if info.quirks:
+            facts.append("- **Quirks that the default keeps:**")
+            facts += [f"    - {quirk[:1].upper()}{quirk[1:]}." for quirk in info.quirks]
+        parts.append("\n".join([f"### {name}", "", f"**{info.title}.** {summary}.", "", *facts]))
+    return "\n\n".join(parts)
+
+
+def _counted(exact: bool) -> str:
+    known = "The number of output tokens is known before any data is seen."
+    return known if exact else "The number of output tokens depends on the video; the capacity is an upper bound."
+
+
+def _nested(nested: bool) -> str:
+    kept = "What a smaller budget keeps lies inside what a larger one keeps."
+    return kept if nested else "A smaller budget may keep tokens that a larger one does not."
+
+
+def _paper(paper: str) -> str:
+    return f"[{paper}](https://arxiv.org/abs/{paper})" if re.fullmatch(r"\d{4}\.\d{5}", paper) else "–"
+
+
+def _needs(needs: frozenset[str]) -> str:
+    return ", ".join(f"`{evidence}`" for evidence in sorted(needs)) or "–"
+
+
+def _has_golden(name: str, tests: Path) -> bool:
+    folder = tests / "golden" / _FILED.get(name, name)
+    return folder.is_dir() and any(folder.rglob("*.npz"))
+
+
+def _takes_gradients(name: str, tests: Path) -> bool:
+    """Whether a test of its file takes gradients through the method."""
+    files = tests.rglob(f"test_{_FILED.get(name, name)}.py")
+    return any(
+        re.search(r"check_gradient\(|jax\.(value_and_)?grad\(|jax\.vjp\(", path.read_text(encoding="utf8"))
+        for path in files
+    )
+
+
+def _lines(rows: list[list[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def rewrite(path: Path, mark: str, made: str) -> None:
+    """Replaces what stands between a mark and the next heading, or the end; files without the mark stay as they are."""
+    text = path.read_text(encoding="utf8")
+    if mark not in text:
+        return
+    before, after = text.split(mark)
+    until = r"(?m)^#{1,2} " if made.startswith("#") else r"(?m)^(?!\|)\S"
+    found = re.search(until, after)
+    rest = after[found.start() :] if found else ""
+    path.write_text(f"{before}{mark}\n{made}\n" + (f"\n{rest}" if rest else ""), encoding="utf8")
 
 
 if __name__ == "__main__":
-    rewrite(Path(sys.argv[1]), _MARK, markdown())
+    here = Path(__file__).parents[2] / "tests"
+    for name in sys.argv[1:]:
+        for mark, made in ((_SHORT, short()), (_WHOLE, whole(here)), (_SECTIONS, sections())):
+            rewrite(Path(name), mark, made)

@@ -89,7 +89,7 @@ class VidCom2(PositionedReducer):
         exact=False,
         quirks=(
             "the count depends on the data (variant='vllm' makes it exact)",
-            "one token a frame stays at any ratio",
+            "one token a frame stays at any ratio (no option)",
             "on LLaVA-Video all row newlines of a frame follow its tokens (newline_rows='all' puts them behind rows)",
         ),
     )

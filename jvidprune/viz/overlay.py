@@ -151,9 +151,15 @@ def _border(rows: np.ndarray, columns: np.ndarray, thick: int) -> np.ndarray:
 
 
 def contact_sheet(
-    frames: np.ndarray, decisions: Sequence[Decision], labels: Sequence[str], *, width: int = 300, columns: int = 8
+    frames: np.ndarray,
+    decisions: Sequence[Decision],
+    labels: Sequence[str],
+    *,
+    width: int = 300,
+    columns: int = 8,
+    only: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """All frames under a legend and titles, one block of rows a method.
+    """Frames under a legend and titles, one block of rows a method.
 
     Args:
       frames: (T, H, W, 3) uint8.
@@ -161,13 +167,15 @@ def contact_sheet(
       labels: caption of each frame, e.g. its time.
       width: pixels of one frame.
       columns: frames in a row.
+      only: numbers of the frames to show; None for all.
 
     Returns:
       (H', W', 3) uint8.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    small = [fit(frame, width) for frame in frames]
+    shown = range(len(frames)) if only is None else only
+    small = [fit(frames[t], width) for t in shown]
     height, gap, caption, title = small[0].shape[0], 8, 24, 60
     columns = min(columns, len(small))
     lines = -(-len(small) // columns)
@@ -183,9 +191,9 @@ def contact_sheet(
         pen.text((gap, top), f"{decision.method} at {decision.ratio:.0%}", fill=(20, 20, 20), font=big)
         pen.text((gap, top + 30), decision.summary(), fill=(90, 90, 90), font=plain)
         per_frame = decision.per_frame()
-        for t, frame in enumerate(small):
-            x = gap + (t % columns) * (width + gap)
-            y = top + title + (t // columns) * (height + caption + gap)
+        for place, (t, frame) in enumerate(zip(shown, small, strict=True)):
+            x = gap + (place % columns) * (width + gap)
+            y = top + title + (place // columns) * (height + caption + gap)
             sheet.paste(Image.fromarray(draw_frame(frame, decision, t)), (x, y))
             pen.text((x, y + height + 3), f"{labels[t]} · {per_frame[t]} tokens", fill=(90, 90, 90), font=plain)
     return np.asarray(sheet)
