@@ -1,8 +1,9 @@
 """The nouns of jvidprune: a video becomes tokens with evidence, a plan decides, reduced tokens come out."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Index, Share, check_fields, checked
 
 EVIDENCE: dict[str, str] = {
     "attention_last": "(T, N) attention received by each token in the last block of the tower that runs: softmax in "
@@ -223,39 +225,117 @@ def stack_budgets(budgets: list[Budget]) -> Budget:
     return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *budgets)
 
 
+Rounding = Literal["ceil", "round", "floor"]
+"""Of a share of n tokens: up, to the nearest with halves to the even number as Python has it, or down."""
+
+NewlineRole = Literal["layout", "never", "always"]
+"""Whether newline embeddings are cut like video tokens: as their layout has it, never, or always."""
+
+CutPositions = Literal["keep", "renumber"]
+"""Rotary positions behind a cut: every token keeps its own, or the tokens that stay count from 0 again."""
+
+_ROUNDINGS = {"ceil": math.ceil, "round": round, "floor": int}
+
+
+@dataclasses.dataclass(frozen=True)
+class Kept:
+    """How many visual tokens stay at a cut; counted on the host in Python's float64, never from a traced ratio.
+
+    Attributes:
+      share: of n tokens, in [0, 1].
+      rounding: of n * share.
+      number: a fixed number that stays instead, where there are as many.
+      of: what n counts: "now" the visual tokens in front of this cut, "prompt" those of the prompt before any cut (of
+        which no more stay than there are; PyramidDrop, arXiv 2410.17247).
+
+    Raises:
+      JvidpruneError: a value out of range.
+    """
+
+    share: Share = 1.0
+    rounding: Rounding = "ceil"
+    number: Index | None = None
+    of: Literal["now", "prompt"] = "now"
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def count(self, n: int, prompt: int | None = None) -> int:
+        """How many of n tokens in front of a cut stay.
+
+        Args:
+          n: the tokens.
+          prompt: visual tokens of the prompt, for counts of these; by default n.
+        """
+        if self.number is not None:
+            return min(self.number, n)
+        whole = prompt if self.of == "prompt" and prompt is not None else n
+        return min(_ROUNDINGS[self.rounding](whole * self.share), n)
+
+    def table(self, most: int, prompt: int | None = None) -> Int[np.ndarray, "Q"]:
+        """(most + 1,) int32: `count` of every number of tokens from 0 to `most`."""
+        return np.asarray([self.count(n, prompt) for n in range(most + 1)], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRule:
+    """What a stage inside the language model does: a small frozen dataclass, hashable and static under jit.
+
+    This base says what is asked of it outside the models; `models.cuts.CutRule` chooses tokens of the prompt at a cut,
+    `models.cuts.DecodeRule` acts at every decoding step. `models.cut_rules` holds those of the published methods.
+
+    Attributes:
+      newlines: whether newline embeddings count as visual tokens.
+      trims: whether the KV caches of the layers in front of the cut lose the dropped tokens too (PruneVid).
+    """
+
+    newlines: NewlineRole = dataclasses.field(default="layout", kw_only=True)
+    trims: bool = dataclasses.field(default=False, kw_only=True)
+
+    cuts: ClassVar[bool] = True
+    """Whether tokens of the prompt are dropped."""
+    in_blocks: ClassVar[bool] = False
+    """Whether counts are those of the blocks that a reducer names in its plan's `diagnostics["block"]`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class InnerStage:
     """One stage inside the language model, declared as data: the decoder runs it, the reducer only carries it.
 
     A cut stands between two decoder layers: layers before `layer` see every position, `layer` and those after it see
-    the kept ones. Text positions are always kept, position ids travel with the tokens, each side has its own length of
-    KV cache, and nothing is cut during decoding. The one exception is "dynamic_decode", which leaves the prompt alone
-    and chooses at every decoding step which cached video tokens `layer` and those after it read.
-
-    Rules, and what they rank the visual positions by:
-
-    * "last_query_topk" (FastV, FlashVID): attention of the last query position in layer `layer` - 1, mean over heads.
-      Setting `reselect`: the choice is renewed while decoding ("recompute", "bank"; with `shift`), see
-      `models.decode_policy.Reselection`.
-    * "halving_merge" (HoliTom): the same; dropped tokens are halved into their most similar kept one. Setting
-      `probe_causal=False`: layer `layer` - 1 is not causal, as in the released code.
-    * "text_in_blocks" (PruneVid): largest attention of any text token in any head of layer `layer` - 1; a share of
-      every block stays. Setting `trim_earlier`: the caches of the layers before lose the dropped tokens too.
-    * "random" (control): a draw; setting `seed`. The only rule that may stand before layer 0.
-    * "dynamic_decode" (DyCoke): attention of the new token in layer `layer` - 1; settings `threshold`, `mode`.
-
-    A rule of one's own is a `models.cuts.Rule` in place of a name.
+    the kept ones. Text is always kept, each stretch of layers has its own length of KV cache, and nothing is cut during
+    decoding. Several stages make a schedule. The one exception is a rule that acts while decoding (DyCoke), which
+    leaves the prompt alone.
 
     Attributes:
       layer: 0-based index of the first decoder layer after the cut; a layer beyond the last one means no cut.
-      rule: one of the above.
-      keep: share of the visual positions that stays, in [0, 1]; counts are made on the host in float64 (a table by
-        the number of visual positions), never from a traced ratio.
-      settings: further hyper-parameters of the rule as (name, value) pairs, hashable. All cuts know `rounding` of the
-        count ("ceil", "round" half to even, "floor"; by default "ceil") and `count`, a fixed number in its place.
+      rule: what is chosen, and by what; one of `models.cut_rules` or a user's own.
+      kept: how many visual positions stay.
+      positions: whether the tokens behind the cut keep their rotary positions or count from 0 again ("renumber").
+      seed: of a rule that draws.
     """
 
     layer: int
-    rule: Any
-    keep: float
-    settings: tuple[tuple[str, Any], ...] = ()
+    rule: StageRule
+    kept: Kept = Kept()
+    positions: CutPositions = "keep"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuses what is no stage.
+
+        Raises:
+          JvidpruneError: a layer below 0, no rule, or an unknown name for the positions.
+        """
+        checked(self.layer, Index, "layer", "InnerStage")
+        checked(self.positions, CutPositions, "positions", "InnerStage")
+        if not isinstance(self.rule, StageRule):
+            raise JvidpruneError(
+                f"the rule of a stage inside the language model must be a StageRule such as those of models.cut_rules, "
+                f"got {self.rule!r}."
+            )
+
+    @property
+    def shared(self) -> tuple[int, StageRule, CutPositions]:
+        """What the prompts of one batch must have in common; counts and seeds are each prompt's own."""
+        return self.layer, self.rule, self.positions

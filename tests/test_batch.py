@@ -16,9 +16,10 @@ from jvidprune.llm.encoded import ReducedVideo
 from jvidprune.llm.prompts.llava import template
 from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models.generate import prefill
+from jvidprune.models.cut_rules import DynamicDecode, HalvingMerge, LastQueryTopK, RandomDraw, TextInBlocks
+from jvidprune.models.prefill import prefill
 from jvidprune.models.score import _at_once, _one_by_one
-from jvidprune.tokens import InnerStage, Reduced
+from jvidprune.tokens import InnerStage, Kept, Reduced
 from jvidprune.video.decode import Clip
 
 CHOICES = ["No", "a ball", "to left."]
@@ -100,9 +101,15 @@ def video(llm):
 
 
 STAGES = {
-    "cuts": lambda keep: (InnerStage(1, "last_query_topk", keep), InnerStage(2, "halving_merge", keep)),
-    "blocks": lambda keep: (InnerStage(1, "text_in_blocks", keep), InnerStage(2, "random", keep, (("seed", 7),))),
-    "decoding": lambda keep: (InnerStage(2, "dynamic_decode", keep),),
+    "cuts": lambda keep: (
+        InnerStage(1, LastQueryTopK(), Kept(keep), "renumber"),
+        InnerStage(2, HalvingMerge(), Kept(keep, of="prompt")),
+    ),
+    "blocks": lambda keep: (
+        InnerStage(1, TextInBlocks(), Kept(keep)),
+        InnerStage(2, RandomDraw(), Kept(keep), seed=int(10 * keep)),
+    ),
+    "decoding": lambda keep: (InnerStage(2, DynamicDecode(), Kept(keep, "floor")),),
 }
 
 
@@ -122,7 +129,7 @@ def test_each_prompt_keeps_its_own_share_at_the_cuts(llm, video, stages):
 
 
 def test_prompts_with_other_stages_wait_for_a_batch_of_their_own(llm, video):
-    cut, behind = (about(video, np.arange(36), (InnerStage(layer, "last_query_topk", 0.5),)) for layer in (1, 9))
+    cut, behind = (about(video, np.arange(36), (InnerStage(layer, LastQueryTopK(), Kept(0.5)),)) for layer in (1, 9))
     cut, behind, plain = (Prompt(one, "What?") for one in (cut, behind, about(video, np.arange(36))))
     cut_first = answer_many(llm, [cut, plain, behind, cut], max_new_tokens=2)
     assert cut_first[0] == cut_first[3]

@@ -200,7 +200,7 @@ def test_what_cannot_be_chained_is_refused_in_one_sentence():
         Sequential(Sequential(TOP, OTT), ZIP)
     with pytest.raises(jv.JvidpruneError, match="FastV cannot be a later stage of Sequential: its cut"):
         Sequential(TOP, "fastv")
-    assert inner_stages(Sequential(TOP, "fastv:dropped=0.75"), 0.1)[0].keep == 0.25
+    assert inner_stages(Sequential(TOP, "fastv:dropped=0.75"), 0.1)[0].kept.share == 0.25
     with pytest.raises(jv.JvidpruneError, match="split"):
         Sequential(TOP, ZIP, split=1.5)
     with pytest.raises(jv.JvidpruneError, match="ladder"):

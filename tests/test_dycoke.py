@@ -89,7 +89,8 @@ def test_published_settings_give_the_published_counts():
 def policy_of(**settings):
     """The state before the first step, visual tokens in slots 2 to 10 of 12: the last of them counts as text."""
     visual = np.isin(np.arange(12), np.arange(2, 11))
-    return DecodePolicy.create(DyCoke(decode_layer=3, **settings).inner[0], visual[None])
+    (stage,) = DyCoke(decode_layer=3, **settings).inner
+    return stage.rule.policy(stage, visual[None])
 
 
 def test_decoding_reads_less_only_where_attention_moved():

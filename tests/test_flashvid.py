@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 import jvidprune
 from jvidprune import Layout, VideoTokens
 from jvidprune.models.checkpoint.published import PUBLISHED, published
+from jvidprune.models.cut_rules import LastQueryTopK
 from jvidprune.ops.sink import SinkRule
 from jvidprune.parity import core, flashvid_cut, flashvid_hooks
 from jvidprune.parity import flashvid as parity
 from jvidprune.parity.planned import planned
 from jvidprune.reducers import registry
 from jvidprune.reducers.flashvid import FlashVID, inner_retention
+from jvidprune.tokens import InnerStage, Kept
 
 COMPARERS = [*parity.COMPARERS, *flashvid_hooks.COMPARERS]
 CUT_FILES = ("fastv_prune", "llm_qwen2")
@@ -322,14 +324,14 @@ def test_the_share_kept_at_the_cut_makes_up_for_the_expansion():
         "qwen3_vl": (28, 0.1),
     }.items():
         (stage,) = registry.get("flashvid", backbone=backbone).inner
-        assert (stage.layer, stage.rule, stage.keep) == (layer, "last_query_topk", keep)
+        assert stage == InnerStage(layer, LastQueryTopK(), Kept(keep))
         assert hash(stage) is not None
     assert FlashVID(pruning_layer=None).inner == ()
 
 
 def mean_share(reducer, layers):
     """Visual tokens that a decoder's layer reads on average, as a share of the ratio."""
-    keep, cut = (1.0, layers) if not reducer.inner else (reducer.inner[0].keep, reducer.inner[0].layer)
+    keep, cut = (1.0, layers) if not reducer.inner else (reducer.inner[0].kept.share, reducer.inner[0].layer)
     return reducer.expansion * (cut + keep * (layers - cut)) / layers
 
 

@@ -16,15 +16,16 @@ from jvidprune.costs.flops import count_ratio
 from jvidprune.costs.flops_papers import paper_prefill
 from jvidprune.costs.flops_reducer import reducer_flops
 from jvidprune.models.checkpoint.published import PUBLISHED, config_of, published
+from jvidprune.models.cut_rules import LastQueryTopK, RandomDraw, TextInBlocks
 from jvidprune.models.cuts import Inner
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.llava_onevision import LlavaOnevisionConfig
 from jvidprune.models.llava_onevision import Model as Llava
 from jvidprune.models.molmo2 import Model as Molmo2
+from jvidprune.models.prefill import read_prompt
 from jvidprune.models.qwen.model import QwenVL
-from jvidprune.reducers import registry
 from jvidprune.reducers.run import run_budgets
-from jvidprune.tokens import InnerStage, Layout, stack_budgets
+from jvidprune.tokens import InnerStage, Kept, Layout, stack_budgets
 
 OV = Layout(32, (14, 14), (27, 27))
 ELEMENTWISE = 0.10
@@ -55,14 +56,14 @@ def test_prefill_between_cuts_and_decoding_agree_with_xla(text):
     """Two layers with a cut between them: every stretch is one layer, so that XLA's count is whole."""
     decoder = nnx.eval_shape(lambda: Decoder(text, dtype=jnp.float32, rngs=nnx.Rngs(0)))
     slots = np.arange(192)[None]
-    stages = (InnerStage(1, "random", 0.25, (("rounding", "round"),)),)
+    stages = (InnerStage(1, RandomDraw(), Kept(0.25, "round")),)
     inner = Inner.create(stages, (slots >= 16) & (slots < 176), np.ones((1, 192), bool), layers=2)
     parts = flops_model.segments(stages, 2, tokens=192, visual=160)
     assert [(p.start, p.stop, p.tokens, p.visual) for p in parts] == [(0, 1, 192, 160), (1, 2, 72, 40)]
 
     def prefill(decoder, embeds):
         cache = decoder.empty_cache(1, inner.capacities(192, 1), boundaries=inner.boundaries)
-        return decoder.prefill(embeds, slots, np.ones((1, 192), bool), cache, inner=inner)
+        return read_prompt(decoder, embeds, slots, np.ones((1, 192), bool), cache, inner=inner)[:2]
 
     counted = xla(prefill, decoder, shape(1, 192, 512))
     assert close(counted, sum(sum(t.values()) for t in flops_model.prefill(text, parts, causal=False)))
@@ -225,7 +226,7 @@ def test_numbers_of_the_published_models():
 def test_the_papers_column_reproduces_their_tables(visual, stage, convention, published_tera):
     """HoliTom's rows at 20 and 15 % (7.0, 5.2) are left out: the formula gives 6.9 and 5.1 at those shares of 6272."""
     text = published("llava-onevision-7b").text
-    stages = () if stage is None else (InnerStage(stage[0], "last_query_topk", stage[1], (("rounding", "round"),)),)
+    stages = () if stage is None else (InnerStage(stage[0], LastQueryTopK(), Kept(stage[1], "round")),)
     parts = flops_model.segments(stages, text.layers, tokens=visual, visual=visual)
     assert round(sum(paper_prefill(text, parts, convention)) / 1e12, 1) == published_tera
 
@@ -253,10 +254,8 @@ def test_a_report_sums_prints_and_goes_to_json(capsys):
 
 def test_a_stage_that_trims_earlier_caches_makes_decoding_cheaper():
     text = published("llava-onevision-7b").text
-    settings = (("rounding", "floor"), ("trim_earlier", True))
-    parts = flops_model.segments(
-        (InnerStage(11, "text_in_blocks", 0.4, settings),), text.layers, tokens=1100, visual=1000
-    )
+    stage = InnerStage(11, TextInBlocks(trims=True), Kept(0.4, "floor"))
+    parts = flops_model.segments((stage,), text.layers, tokens=1100, visual=1000)
     assert [(p.stop, p.tokens, p.cached) for p in parts] == [(11, 1100, 500), (28, 500, 500)]
 
 

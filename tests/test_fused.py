@@ -9,7 +9,7 @@ from jvidprune import JvidpruneError
 from jvidprune.models.attention import Keys, Past, attend, attend_all
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.fused import choose, fused_attention
-from jvidprune.models.generate import prefill
+from jvidprune.models.prefill import prefill
 from jvidprune.models.rope import RopeConfig
 
 GPU = {"platform": "gpu", "capability": 8.0, "dtype": jnp.bfloat16, "head_dim": 128, "simple": True}

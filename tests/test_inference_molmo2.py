@@ -13,13 +13,15 @@ from jvidprune.costs.fits import check_question
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.prompts import molmo2
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models import generate
+from jvidprune.models.cut_rules import LastQueryTopK
 from jvidprune.models.cuts import Inner
-from jvidprune.models.generate import prefill
+from jvidprune.models.decode_policy import Renewal
+from jvidprune.models.generate import generate
+from jvidprune.models.prefill import prefill
 from jvidprune.models.tokenizer import beginning
 from jvidprune.reducers.run import reduce
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, attach
-from jvidprune.tokens import InnerStage
+from jvidprune.tokens import InnerStage, Kept
 from jvidprune.video.decode import Clip
 from jvidprune.video.sampling import reference_indices, sample_indices
 
@@ -147,13 +149,12 @@ def test_mutual_sight_travels_through_cuts(llm, clip, video, reselect):
     model, rng = llm.loaded.model, np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(1, 20, tiny.WIDTH)), jnp.float32)
     slots, visual = np.arange(20)[None], (np.arange(20) > 2)[None] & (np.arange(20) < 15)[None]
-    settings = () if reselect is None else (("reselect", reselect),)
-    stages = [InnerStage(1, "last_query_topk", 0.5, settings)]
+    stages = [InnerStage(1, LastQueryTopK(renewal=None if reselect is None else Renewal(reselect)), Kept(0.5))]
     found = []
     for compact in (True, False):
         inner = Inner.create(stages, visual, slots >= 0, layers=tiny.LAYERS, compact=compact)
         logits, cache = prefill(model, x, slots, slots >= 0, capacity=24, inner=inner, together=visual)
-        step, _ = model.decode(jnp.argmax(logits, axis=-1).astype(jnp.int32), cache)
+        step, _ = model.lm.decode(jnp.argmax(logits, axis=-1).astype(jnp.int32), cache)
         found.append((np.asarray(logits), np.asarray(step)))
     for one, other in zip(*found, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)

@@ -10,7 +10,7 @@ from jvidprune import reducers
 from jvidprune.llm.prompts import qwen
 from jvidprune.llm.prompts.llava import template
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models import generate
+from jvidprune.models.generate import generate
 from jvidprune.models.positions import prompt_pieces
 from jvidprune.models.qwen.model import spread_levels
 from jvidprune.reducers.run import reduce

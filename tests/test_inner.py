@@ -18,13 +18,22 @@ from prompts import one_run
 from jvidprune import JvidpruneError, reducers
 from jvidprune.llm.cuts import prompt_inner
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.cut_rules import (
+    DynamicDecode,
+    HalvingMerge,
+    LastQueryTopK,
+    RandomDraw,
+    TextInBlocks,
+    random_scores,
+)
 from jvidprune.models.cuts import Inner
+from jvidprune.models.decode_policy import Renewal
 from jvidprune.models.decoder import Decoder, DecoderConfig
-from jvidprune.models.generate import generate, prefill
+from jvidprune.models.generate import generate
+from jvidprune.models.prefill import prefill, read_prompt
 from jvidprune.models.rope import RopeConfig
-from jvidprune.ops.inner_select import kept_table, random_scores
 from jvidprune.parity import core, flashvid_cut
-from jvidprune.tokens import InnerStage
+from jvidprune.tokens import InnerStage, Kept, StageRule
 
 S, LAYERS, STEPS = 32, 4, 3
 CONFIG = DecoderConfig(
@@ -53,7 +62,7 @@ def read_and_decode(decoder, embeds, inner, added=None):
     """Logits of the prompt and of three steps, caches, records: one compilation a kind of stage."""
     slots = jnp.broadcast_to(jnp.arange(S), (2, S))
     cache = decoder.empty_cache(2, inner.capacities(S, STEPS), inner.boundaries)
-    read = decoder.read(embeds, slots, jnp.asarray(VALID), cache, inner=inner, added=added)
+    read = read_prompt(decoder, embeds, slots, jnp.asarray(VALID), cache, inner=inner, added=added)
 
     def step(cache, tokens):
         logits, cache = decoder.decode(tokens, cache)
@@ -68,7 +77,7 @@ def create(*stages, compact=True, **options):
 
 
 def top(layer=2, keep=0.3, **options):
-    return InnerStage(layer, "last_query_topk", keep, tuple(options.items()))
+    return InnerStage(layer, LastQueryTopK(**options), Kept(keep))
 
 
 @pytest.fixture(scope="module")
@@ -77,10 +86,10 @@ def plain(decoder, embeds):
 
 
 STAGES = {
-    "merge": (InnerStage(2, "halving_merge", 0.5, (("rounding", "round"), ("probe_causal", False))),),
-    "text": (InnerStage(2, "text_in_blocks", 0.4, (("rounding", "floor"), ("trim_earlier", True))),),
-    "random before the first layer": (InnerStage(0, "random", 0.4, (("seed", 5),)),),
-    "attention, then random": (top(1, 0.6), InnerStage(3, "random", 0.5)),
+    "merge": (InnerStage(2, HalvingMerge(causal=False), Kept(0.5, "round")),),
+    "text": (InnerStage(2, TextInBlocks(trims=True), Kept(0.4, "floor")),),
+    "random before the first layer": (InnerStage(0, RandomDraw(), Kept(0.4), seed=5),),
+    "attention, then random": (top(1, 0.6), InnerStage(3, RandomDraw(), Kept(0.5))),
 }
 
 
@@ -111,12 +120,12 @@ def test_masking_equals_compaction(decoder, embeds, plain, name):
 @pytest.mark.parametrize(
     "stages",
     [
-        (top(1, 1.0), InnerStage(3, "text_in_blocks", 1.0, (("rounding", "floor"),))),
-        (InnerStage(0, "random", 1.0), InnerStage(2, "halving_merge", 1.0, (("rounding", "round"),))),
-        (InnerStage(2, "dynamic_decode", 1.0),),
+        (top(1, 1.0), InnerStage(3, TextInBlocks(), Kept(1.0, "floor"))),
+        (InnerStage(0, RandomDraw(), Kept(1.0)), InnerStage(2, HalvingMerge(), Kept(1.0, "round"))),
+        (InnerStage(2, DynamicDecode(), Kept(1.0, "floor")),),
         (top(LAYERS, 0.1),),
     ],
-    ids=lambda stages: ", ".join(stage.rule for stage in stages),
+    ids=lambda stages: ", ".join(type(stage.rule).__name__ for stage in stages),
 )
 def test_keeping_all_is_the_identity(decoder, embeds, plain, stages):
     np.testing.assert_allclose(read_and_decode(decoder, embeds, create(*stages))[0], plain, atol=1e-5)
@@ -193,7 +202,7 @@ def test_ratios_share_one_compilation(decoder, embeds):
 
 
 def dynamic(layer=2, keep=0.3, threshold=0.9, mode="official"):
-    return InnerStage(layer, "dynamic_decode", keep, (("threshold", threshold), ("mode", mode)))
+    return InnerStage(layer, DynamicDecode(threshold, mode), Kept(keep, "floor"))
 
 
 @pytest.mark.parametrize("mode", ["official", "paper"])
@@ -243,7 +252,7 @@ def test_deep_layers_read_what_the_policy_chose(decoder, embeds, plain, mode):
 
 def prefill_plain(decoder, embeds):
     slots = jnp.broadcast_to(jnp.arange(S), (2, S))
-    return decoder.prefill(embeds, slots, jnp.asarray(VALID), decoder.empty_cache(2, S + STEPS))[1]
+    return read_prompt(decoder, embeds, slots, jnp.asarray(VALID), decoder.empty_cache(2, S + STEPS)).cache
 
 
 # --- counts, draws, settings -----------------------------------------------------------------------------------------
@@ -252,15 +261,21 @@ def prefill_plain(decoder, embeds):
 @settings(max_examples=15, deadline=None)
 @given(keep=st.floats(0, 1), most=st.integers(0, 300))
 def test_tables_count_as_python_does(keep, most):
-    assert kept_table(most, keep, "round").tolist() == [round(n * keep) for n in range(most + 1)]
-    assert kept_table(most, keep, "ceil").tolist() == [min(math.ceil(n * keep), n) for n in range(most + 1)]
-    floor = kept_table(most, keep, "floor")
+    assert Kept(keep, "round").table(most).tolist() == [round(n * keep) for n in range(most + 1)]
+    assert Kept(keep, "ceil").table(most).tolist() == [min(math.ceil(n * keep), n) for n in range(most + 1)]
+    floor = Kept(keep, "floor").table(most)
     parts = np.random.default_rng(most).multinomial(most, [0.2, 0.3, 0.5])
     assert floor[parts].sum() <= floor[most]
 
 
 def test_a_fixed_count_is_clipped_to_what_there_is():
-    assert kept_table(5, 0.5, count=3).tolist() == [0, 1, 2, 3, 3, 3]
+    assert Kept(number=3).table(5).tolist() == [0, 1, 2, 3, 3, 3]
+
+
+def test_shares_of_the_prompt_are_counted_once_and_limited_by_what_is_left():
+    """PyramidDrop's int(576 * r): 288, 144, 72, though floors of floors differ for other numbers."""
+    assert [Kept(r, "floor", of="prompt").table(576, 576)[-1] for r in (0.5, 0.25, 0.125)] == [288, 144, 72]
+    assert Kept(0.5, "floor", of="prompt").table(9, 10).tolist() == [0, 1, 2, 3, 4, 5, 5, 5, 5, 5]
 
 
 def test_a_draw_depends_on_seed_and_place_alone():
@@ -273,19 +288,39 @@ def test_a_draw_depends_on_seed_and_place_alone():
 @pytest.mark.parametrize(
     ("stages", "sentence"),
     [
-        ((top(2), InnerStage(2, "random", 0.5)), "two cuts stand before one layer"),
-        ((InnerStage(2, "most_red", 0.5),), "unknown rule 'most_red'"),
+        ((top(2), InnerStage(2, RandomDraw())), "two cuts stand before one layer"),
+        ((InnerStage(2, StageRule()),), "StageRule is neither a models.cuts.CutRule nor a DecodeRule"),
         ((top(0),), "its layer is at least 1, not 0"),
         ((top(1), dynamic()), "a decoding stage stands alone"),
-        ((top(1), InnerStage(2, "random", 0.5, (("trim_earlier", True),))), "only the first cut"),
-        ((top(2, 1.5),), "must lie in"),
-        ((top(2, rounding="up"),), "unknown rounding 'up'"),
-        ((top(2, count=-1),), "must not be negative"),
+        ((top(1), InnerStage(2, RandomDraw(trims=True))), "only the first cut"),
+        ((InnerStage(2, TextInBlocks(), Kept(0.5, of="prompt")),), "cannot be counted from the whole prompt"),
+        ((InnerStage(2, LastQueryTopK(renewal=Renewal("bank")), positions="renumber"),), "renewed .* keeps positions"),
+        ((InnerStage(2, HalvingMerge(renewal=Renewal("bank"))),), "goes by the last query's attention"),
     ],
 )
 def test_stages_that_cannot_run_are_refused(stages, sentence):
     with pytest.raises(JvidpruneError, match=sentence):
         create(*stages)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: InnerStage(2, "most_red"), "must be a StageRule such as those of models.cut_rules, got 'most_red'"),
+        (lambda: InnerStage(-1, RandomDraw()), "layer must be at least 0, got -1"),
+        (lambda: InnerStage(2, RandomDraw(), positions="shuffle"), "unknown positions 'shuffle'"),
+        (lambda: Kept(1.5), "must lie in"),
+        (lambda: Kept(0.5, "up"), "unknown rounding 'up'"),
+        (lambda: Kept(number=-1), "must be at least 0"),
+        (lambda: LastQueryTopK(newlines="some"), "unknown newlines 'some'"),
+        (lambda: DynamicDecode(mode="fast"), "unknown mode 'fast'"),
+        (lambda: Renewal("often"), "unknown mode 'often'"),
+        (lambda: Renewal("bank", math.nan), "shift must be a number"),
+    ],
+)
+def test_stages_say_what_their_settings_may_be(make, sentence):
+    with pytest.raises(JvidpruneError, match=sentence):
+        make()
 
 
 def test_a_cache_without_the_boundary_is_refused(decoder, embeds):
@@ -302,7 +337,7 @@ def test_a_cache_without_the_boundary_is_refused(decoder, embeds):
 def prefill_with(decoder, embeds, inner, cache):
     slots = jnp.broadcast_to(jnp.arange(embeds.shape[1]), embeds.shape[:2])
     return jax.eval_shape(
-        lambda e, c: decoder.prefill(e, slots, jnp.ones(slots.shape, bool), c, inner=inner), embeds, cache
+        lambda e, c: read_prompt(decoder, e, slots, jnp.ones(slots.shape, bool), c, inner=inner), embeds, cache
     )
 
 
@@ -318,8 +353,8 @@ def test_newlines_compete_where_the_references_let_them():
     slots = one_run(3, 4, np.array([0, 1, -1, 2, 3, -1]), max_positions=99, reserve=1)
     stages = {
         "official": top(1, 0.5),
-        "protected": top(1, 0.5, protect_newlines=True),
-        "all": top(1, 0.5, all_newlines=True),
+        "protected": top(1, 0.5, newlines="never"),
+        "all": top(1, 0.5, newlines="always"),
     }
     visual = {
         (name, kind): np.flatnonzero(prompt_inner([stage], slots, 7, newline=kind, layers=4).visual[0]).tolist()
@@ -334,10 +369,10 @@ def test_newlines_compete_where_the_references_let_them():
 
 def test_blocks_follow_their_rows():
     slots = one_run(2, 2, np.array([1, 0, -1]), max_positions=99, reserve=1)
-    stage = InnerStage(1, "text_in_blocks", 0.5, (("rounding", "floor"),))
+    stage = InnerStage(1, TextInBlocks(), Kept(0.5, "floor"))
     inner = prompt_inner([stage], slots, 4, newline="one_token", layers=4, block=np.array([6, 7, -1]))
     assert inner.block[0, :5].tolist() == [0, 0, 7, 6, 0]
-    assert np.flatnonzero(inner.asking[0]).tolist() == [5, 6]
+    assert np.flatnonzero(inner.text_queries[0]).tolist() == [5, 6]
 
 
 def test_an_answer_with_a_cut_equals_generation_with_the_same_tokens_hidden(llm):

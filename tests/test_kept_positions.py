@@ -21,7 +21,8 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.export import export_checkpoint
 from jvidprune.models.checkpoint.load import FAMILIES
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.models.generate import generate, prefill
+from jvidprune.models.generate import generate
+from jvidprune.models.prefill import prefill
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers import registry
 from jvidprune.reducers.protocol import position_rule, prompt_rules

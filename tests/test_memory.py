@@ -23,6 +23,7 @@ from jvidprune.models.cache import empty_cache
 from jvidprune.models.checkpoint.load import FAMILIES, family_of, load_model
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.llava_onevision import Config
+from jvidprune.models.prefill import read_prompt
 from jvidprune.video.clips import ClipSpec, render, write_mp4
 from jvidprune.video.limits import Limits
 
@@ -95,7 +96,7 @@ def test_prompts_take_what_xla_counts(batch, length, dtype):
     text, model = config.text, abstract(config, dtype)
     sizes = {"layers": text.layers, "kv_heads": text.kv_heads, "head_dim": text.head_dim}
     cache = jax.eval_shape(functools.partial(empty_cache, batch=batch, capacity=length + room, dtype=dtype, **sizes))
-    prefill = jax.jit(lambda model, *parts: model.prefill(*parts, packed=True), donate_argnums=4)
+    prefill = jax.jit(lambda model, *parts: read_prompt(model.lm, *parts, packed=True), donate_argnums=4)
     places = spec(batch, length, dtype=jnp.int32), spec(batch, length, dtype=bool)
     compiled = prefill.lower(model, spec(batch, length, text.width, dtype=dtype), *places, cache).compile()
     held = memory.cache_bytes(text, batch, length + room, dtype)

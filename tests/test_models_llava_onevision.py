@@ -13,8 +13,9 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from jvidprune import JvidpruneError
-from jvidprune.models import attention, end_ids, generate, load_model, load_tokenizer, prefill
-from jvidprune.models.generate import decode, sample, top_p_logits
+from jvidprune.models import attention, end_ids, load_model, load_tokenizer
+from jvidprune.models.generate import decode, generate, sample, top_p_logits
+from jvidprune.models.prefill import prefill, read_prompt
 from jvidprune.parity.models import compare_model_folder
 
 GOLDEN = Path(__file__).parent / "golden" / "models" / "llava_onevision"
@@ -350,9 +351,9 @@ def test_more_tokens_than_positions_or_slots(tiny):
     short.config = lm
     x, valid = jnp.zeros((1, 17, lm.width)), jnp.ones((1, 17), bool)
     with pytest.raises(JvidpruneError, match="17 tokens, but the model has 16 positions"):
-        short.prefill(x, jnp.arange(17)[None], valid, short.empty_cache(1, 20))
+        read_prompt(short, x, jnp.arange(17)[None], valid, short.empty_cache(1, 20))
     with pytest.raises(JvidpruneError, match="does not fit a cache of 10 slots"):
-        model.prefill(x, jnp.arange(17)[None], valid, model.empty_cache(1, 10))
+        read_prompt(model.lm, x, jnp.arange(17)[None], valid, model.lm.empty_cache(1, 10))
 
 
 # --- the tower and its evidence --------------------------------------------------------------------------------------
@@ -492,16 +493,16 @@ def test_cached_decoding_in_two_segments_equals_the_full_forward(tiny):
 
     @jax.jit
     def start(model, ids, added):
-        cache = model.empty_cache(1, total, boundaries=(1,))
+        cache = model.lm.empty_cache(1, total, boundaries=(1,))
         where, valid = jnp.arange(prompt)[None], jnp.ones((1, prompt), bool)
-        return model.prefill(model.embed_text(ids), where, valid, cache, added=added)
+        return read_prompt(model.lm, model.embed_text(ids), where, valid, cache, added=added)[:2]
 
     full, by_layer = forward(model, ids, added)
     np.testing.assert_allclose(by_layer, full, atol=2e-5)
     logits, cache = start(model, ids[:, :prompt], added[:, :, :prompt])
     assert [(segment.start, segment.stop) for segment in cache.segments] == [(0, 1), (1, 3)]
     np.testing.assert_allclose(logits[0], full[0, prompt - 1], atol=2e-5)
-    step = jax.jit(lambda model, token, cache: model.decode(token, cache))
+    step = jax.jit(lambda model, token, cache: model.lm.decode(token, cache))
     for i in range(prompt, total):
         logits, cache = step(model, ids[:, i], cache)
         np.testing.assert_allclose(logits[0], full[0, i], atol=2e-5)
@@ -509,9 +510,9 @@ def test_cached_decoding_in_two_segments_equals_the_full_forward(tiny):
 
 def test_cache_boundaries_must_be_layers(tiny):
     with pytest.raises(JvidpruneError, match=r"boundaries \(2, 1\) must be increasing layers between 1 and 2"):
-        tiny.model.empty_cache(1, 8, boundaries=(2, 1))
+        tiny.model.lm.empty_cache(1, 8, boundaries=(2, 1))
     with pytest.raises(JvidpruneError, match="2 cache segments need as many capacities, got 3"):
-        tiny.model.empty_cache(1, (8, 4, 2), boundaries=(1,))
+        tiny.model.lm.empty_cache(1, (8, 4, 2), boundaries=(1,))
 
 
 def test_attention_in_query_chunks_with_a_past_equals_a_brute_force_map(monkeypatch):

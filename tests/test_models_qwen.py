@@ -23,6 +23,7 @@ from jvidprune.models.positions import (
     step_seconds,
     video_ids,
 )
+from jvidprune.models.prefill import read_prompt
 from jvidprune.models.qwen.model import spread_levels
 from jvidprune.models.qwen.tower import Windows, patch_coordinates
 from jvidprune.models.qwen2_5_vl import Config as Config25
@@ -557,9 +558,9 @@ def test_levels_are_added_in_the_prefill_alone(models):
 
         @jax.jit
         def two_steps(model, added, boundaries=boundaries):
-            cache = model.empty_cache(1, 11, boundaries=boundaries)
-            first, cache = model.prefill(embeds, positions, valid, cache, added=added)
-            return first, model.decode(token, cache)[0]
+            cache = model.lm.empty_cache(1, 11, boundaries=boundaries)
+            first, cache = read_prompt(model.lm, embeds, positions, valid, cache, added=added)[:2]
+            return first, model.lm.decode(token, cache)[0]
 
         outs.append(two_steps(model, added))
     longer = np.concatenate([embeds, np.asarray(model.embed_text(token))[None]], axis=1)

@@ -11,6 +11,7 @@ from jax.extend import core as jex
 
 from jvidprune import VideoTokens, reducers
 from jvidprune.models.checkpoint.published import published
+from jvidprune.models.cut_rules import HalvingMerge
 from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import stack_budgets
 
@@ -110,7 +111,7 @@ def test_prefills_are_measured_behind_the_settings_of_the_model(suite):
     config = published("llava-onevision-0.5b")
     bench = cells.Bench("0.5b", None, config, 2, None, None, 1, 0.0)
     tokens, (merging,) = cells.kept_tokens(bench, "holitom", 0.1)
-    assert (merging.layer, merging.rule, tokens) == (18, "halving_merge", int(0.1 * 2 * 196 + 1.5 * 2))
+    assert (merging.layer, type(merging.rule), tokens) == (18, HalvingMerge, int(0.1 * 2 * 196 + 1.5 * 2))
     # B = ceil(196 * 0.1 * 24 / 21.2) tokens a frame: the cut before layer 20 of 24 makes up for no more.
     assert cells.kept_tokens(bench, "flashvid", 0.1)[0] == 2 * (23 + 1)
 

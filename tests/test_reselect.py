@@ -1,5 +1,6 @@
 """Hooks of the decoder: cuts renewed while decoding, and rules of one's own that put states aside and restore them."""
 
+import dataclasses
 import itertools
 import math
 
@@ -24,7 +25,8 @@ from test_inner import (
 )
 
 from jvidprune import JvidpruneError
-from jvidprune.models.cuts import Chosen, Rule
+from jvidprune.models.cuts import Chosen, CutRule
+from jvidprune.models.decode_policy import Renewal
 from jvidprune.reducers.fastv import FastV
 from jvidprune.tokens import InnerStage
 
@@ -68,14 +70,14 @@ def by_hand(decoder, embeds):  # noqa: F811
 
 
 def test_recomputing_gives_the_numbers_of_a_model_without_a_cache(decoder, embeds, by_hand):  # noqa: F811
-    logits, _, _ = read_and_decode(decoder, embeds, create(top(2, KEEP, reselect="recompute")))
+    logits, _, _ = read_and_decode(decoder, embeds, create(top(2, KEEP, renewal=Renewal("recompute"))))
     expected, choices = by_hand
     np.testing.assert_allclose(logits, expected, atol=3e-5)
     assert any((a != b).any() for a, b in itertools.pairwise(choices))
 
 
 def test_a_bank_that_is_always_renewed_chooses_alike_and_reads_what_it_chose(decoder, embeds, by_hand):  # noqa: F811
-    stage = top(2, KEEP, reselect="bank", shift=-1.0)
+    stage = top(2, KEEP, renewal=Renewal("bank", -1.0))
     logits, cache, _ = read_and_decode(decoder, embeds, create(stage))
     active = np.asarray(cache.policy.active)[:, :S]
     assert (active[VALID] == by_hand[1][-1][VALID]).all()
@@ -85,36 +87,48 @@ def test_a_bank_that_is_always_renewed_chooses_alike_and_reads_what_it_chose(dec
 
 def test_a_bank_that_never_moves_is_the_host_pruner(decoder, embeds):  # noqa: F811
     """With an infinite threshold of the shift, cached keys of dropped tokens are there and never read."""
-    never = read_and_decode(decoder, embeds, create(top(2, KEEP, reselect="bank", shift=math.inf)))[0]
+    never = read_and_decode(decoder, embeds, create(top(2, KEEP, renewal=Renewal("bank", math.inf))))[0]
     host = read_and_decode(decoder, embeds, create(top(2, KEEP)))[0]
     np.testing.assert_allclose(never, host, atol=3e-5)
 
 
-def aside(cut, weights, state):
+@dataclasses.dataclass(frozen=True)
+class Aside(CutRule):
     """Drops the visual tokens in odd slots and keeps their states."""
-    low = state.visual & (state.source % 2 == 1)
-    return Chosen(state.hidden, state.valid & ~low, state.hidden[:, 0], {"hidden": state.hidden, "low": low})
+
+    stays: bool = False
+
+    keeps_roles = True
+
+    def choose(self, inputs, state):
+        low = state.visual & (state.source % 2 == 1)
+        survivors = state.valid if self.stays else state.valid & ~low
+        return Chosen(state.hidden, survivors, state.hidden[:, 0], {"hidden": state.hidden, "low": low})
 
 
-def back(cut, weights, state):
+@dataclasses.dataclass(frozen=True)
+class Back(CutRule):
     """Puts the states back into their slots as they were."""
-    hidden = jnp.where(state.side["low"][:, None], state.side["hidden"], state.hidden)
-    return Chosen(hidden, state.valid | state.side["low"], state.hidden[:, 0])
+
+    keeps_roles = True
+    brings_back = True
+
+    def choose(self, inputs, state):
+        hidden = jnp.where(state.side["low"][:, None], state.side["hidden"], state.hidden)
+        return Chosen(hidden, state.valid | state.side["low"], state.hidden[:, 0])
 
 
-def moved(cut, weights, state):
+class Moved(Back):
     """SwiftVLM with a group for each token: restored with the change of its own merged token."""
-    change = state.hidden - state.side["hidden"]
-    hidden = jnp.where(state.side["low"][:, None], state.side["hidden"] + change, state.hidden)
-    return Chosen(hidden, state.valid, state.hidden[:, 0])
 
-
-def stays(cut, weights, state):
-    return aside(cut, weights, state)._replace(survivors=state.valid)
+    def choose(self, inputs, state):
+        change = state.hidden - state.side["hidden"]
+        hidden = jnp.where(state.side["low"][:, None], state.side["hidden"] + change, state.hidden)
+        return Chosen(hidden, state.valid, state.hidden[:, 0])
 
 
 def test_tokens_put_aside_come_back_as_they_were(decoder, embeds):  # noqa: F811
-    stages = (InnerStage(1, Rule("none", aside, True), 1.0), InnerStage(3, Rule("none", back, True, True), 1.0))
+    stages = (InnerStage(1, Aside()), InnerStage(3, Back()))
     logits = read_and_decode(decoder, embeds, create(*stages))[0]
     low = VISUAL & (np.arange(S) % 2 == 1)
     slots = jnp.broadcast_to(jnp.arange(S), (2, S))
@@ -131,22 +145,21 @@ def test_tokens_put_aside_come_back_as_they_were(decoder, embeds):  # noqa: F811
 
 
 def test_restoring_each_token_by_its_own_change_is_the_identity(decoder, embeds, plain):  # noqa: F811
-    stages = (InnerStage(1, Rule("none", stays, True), 1.0), InnerStage(3, Rule("none", moved, True, True), 1.0))
+    stages = (InnerStage(1, Aside(stays=True)), InnerStage(3, Moved()))
     np.testing.assert_allclose(read_and_decode(decoder, embeds, create(*stages))[0], plain, atol=3e-5)
 
 
 def test_stages_that_cannot_be_renewed_are_refused():
     with pytest.raises(JvidpruneError, match="renewed while decoding stands alone"):
-        create(top(1, reselect="bank"), top(2))
-    with pytest.raises(JvidpruneError, match="unknown reselect 'often'"):
-        create(top(1, reselect="often"))
+        create(top(1, renewal=Renewal("bank")), top(2))
     with pytest.raises(JvidpruneError, match="unknown reselect 'often'"):
         FastV(reselect="often")
 
 
 def test_fastv_renews_where_its_original_has_no_cache():
     def way(**settings):
-        return dict(FastV(**settings).inner[0].settings).get("reselect")
+        renewal = FastV(**settings).inner[0].rule.renewal
+        return renewal and renewal.mode
 
     assert [way(), way(variant="lmms"), way(variant="mask", count=3), way(variant="inplace", count=3)] == [
         None,

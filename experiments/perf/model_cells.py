@@ -16,6 +16,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import FAMILIES, family_of
 from jvidprune.models.checkpoint.published import PUBLISHED, published
 from jvidprune.models.cuts import Inner
+from jvidprune.models.prefill import read_prompt
 from jvidprune.reducers.protocol import inner_stages
 from jvidprune.reducers.registry import for_model
 from jvidprune.tokens import Layout
@@ -116,13 +117,13 @@ def kept_tokens(bench: Bench, method: str, ratio: float) -> tuple[int, Any]:
 @partial(jax.jit, static_argnames="packed")
 def prefill(model: Any, embeds: Any, positions: Any, valid: Any, cache: Any, inner: Any, *, packed: bool) -> Any:
     """Logits and cache of a prompt."""
-    return model.prefill(embeds, positions, valid, cache, inner=inner, packed=packed)
+    return read_prompt(model.lm, embeds, positions, valid, cache, inner=inner, packed=packed)[:2]
 
 
 @partial(jax.jit, static_argnames="steps")
 def _decode(model: Any, token: jax.Array, cache: Any, *, steps: int) -> Any:
     def step(_: Any, state: tuple) -> tuple:
-        logits, cache = model.decode(*state)
+        logits, cache = model.lm.decode(*state)
         return jnp.argmax(logits, -1).astype(jnp.int32), cache
 
     return lax.fori_loop(0, steps, step, (token, cache))[0]
@@ -138,7 +139,7 @@ def run_prefill(bench: Bench, visual: int, stages: Any) -> dict[str, Any]:
     if any(stage.layer < text.layers for stage in stages):
         inner = Inner.create(stages, np.arange(length)[None] < visual, valid, layers=text.layers)
         capacity, boundaries = inner.capacities(length, 0), inner.boundaries
-    cache = bench.model.empty_cache(1, capacity, boundaries=boundaries)
+    cache = bench.model.lm.empty_cache(1, capacity, boundaries=boundaries)
     args = (bench.model, embeds, positions, jnp.asarray(valid), cache, inner)
     timing = measure(prefill, [args], {"packed": True}, repeats=bench.repeats, seconds=bench.seconds)
     parts = flops_model.segments(stages, text.layers, tokens=length, visual=visual)
@@ -150,7 +151,7 @@ def run_decode(bench: Bench, visual: int) -> dict[str, Any]:
     """One token behind a prompt, from a loop of `STEPS`; its floor is reading the weights and the cache once."""
     text = bench.config.text
     length = visual + TEXT
-    cache = bench.model.empty_cache(1, length + STEPS)
+    cache = bench.model.lm.empty_cache(1, length + STEPS)
     changed = {"valid": jnp.arange(length + STEPS)[None] < length, "length": jnp.int32(length)}
     filled = tuple(dataclasses.replace(segment, **changed) for segment in cache.segments)
     cache = dataclasses.replace(cache, segments=filled, position=jnp.full(1, length, jnp.int32))

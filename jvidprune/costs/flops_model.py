@@ -12,7 +12,6 @@ import numpy as np
 from jvidprune.models.decoder import DecoderConfig
 from jvidprune.models.qwen.tower import QwenVisionConfig
 from jvidprune.models.siglip import SiglipConfig
-from jvidprune.ops.inner_select import kept_table
 from jvidprune.tokens import InnerStage, Layout
 
 Terms = dict[str, float]
@@ -39,8 +38,7 @@ class Segment(NamedTuple):
 def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: int) -> tuple[Segment, ...]:
     """How many tokens each stretch of layers reads; counts are those of `Inner.create` for one prompt.
 
-    A rule that keeps a share of every block ("text_in_blocks") keeps at most what is counted here. A decoding stage
-    cuts nothing.
+    A rule that keeps a share of every block keeps at most what is counted here. A decoding stage cuts nothing.
 
     Args:
       stages: of the reducer, in any order; those at or behind the last layer do nothing.
@@ -48,17 +46,14 @@ def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: 
       tokens: of the prompt.
       visual: of those, the tokens that compete.
     """
-    cuts = [s for s in stages if s.layer < layers and s.rule != "dynamic_decode"]
-    found, start, trims = [], 0, False
+    cuts = [s for s in stages if s.layer < layers and s.rule.cuts]
+    found, start, prompt = [], 0, visual
     for stage in sorted(cuts, key=lambda s: s.layer):
         if stage.layer > start:
             found.append(Segment(start, stage.layer, tokens, visual, tokens))
-        settings = dict(stage.settings)
-        table = kept_table(visual, stage.keep, settings.get("rounding", "ceil"), settings.get("count"))
-        kept = int(table[visual])
+        kept = stage.kept.count(visual, prompt)
         tokens, visual, start = tokens - visual + kept, kept, stage.layer
-        trims = trims or bool(settings.get("trim_earlier"))
-        if settings.get("trim_earlier"):
+        if stage.rule.trims:
             found = [s._replace(cached=tokens) for s in found]
     return (*found, Segment(start, layers, tokens, visual, tokens))
 

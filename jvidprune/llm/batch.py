@@ -21,7 +21,8 @@ from jvidprune.llm.prompts.layout import newline_kind
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.stages import StageClock
 from jvidprune.models.cache import Cache
-from jvidprune.models.generate import NO_TOKEN, check_sampling, decode, prefill
+from jvidprune.models.generate import NO_TOKEN, check_sampling, decode
+from jvidprune.models.prefill import prefill
 from jvidprune.models.score import score
 from jvidprune.tokens import InnerStage
 
@@ -36,9 +37,6 @@ MIN_FILL = 0.5
 
 _NEWLINE, _TEXT = -1, -2
 """What stands in a slot that holds no reduced token."""
-
-_COUNTED = ("seed", "rounding", "count")
-"""Settings of a stage that each row of a batch has for itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,12 +249,8 @@ def _batches(
 
 
 def _alike(stages: Sequence[InnerStage], layers: int) -> Any:
-    """What prompts of one batch must have in common: layers, rules and settings, not the shares kept."""
-    return tuple(
-        (stage.layer, stage.rule, tuple(pair for pair in stage.settings if pair[0] not in _COUNTED))
-        for stage in stages
-        if stage.layer < layers
-    )
+    """What prompts of one batch must have in common: layers, rules and positions, not the shares kept."""
+    return tuple(stage.shared for stage in stages if stage.layer < layers)
 
 
 def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:

@@ -2,12 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from jvidprune.llm.prompts.slots import SlotMap, bucket_length
-from jvidprune.models.cuts import Inner
+from jvidprune.models.cuts import Cut, Inner
 from jvidprune.models.decode_policy import Reselection
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.tokens import InnerStage
@@ -16,13 +15,11 @@ from jvidprune.tokens import InnerStage
 def newlines_compete(stages: Sequence[InnerStage], newline: NewlineKind) -> bool:
     """Whether newline embeddings are cut like video tokens, which is where the references put them into the range.
 
-    Those of "grid" and "frame" layouts are, unless a stage protects them; the one behind a whole video only for a stage
-    that says `all_newlines` (HoliTom); none where blocks of tokens are cut or the cache is read in part.
+    Those of "grid" and "frame" layouts are, unless a rule says "never" (blocks of tokens, a cache that is read in
+    part); the one behind a whole video only for a rule that says "always" (HoliTom).
     """
-    settings: dict[str, Any] = {name: value for stage in stages for name, value in stage.settings}
-    if settings.get("protect_newlines") or any(stage.rule in ("text_in_blocks", "dynamic_decode") for stage in stages):
-        return False
-    return newline != "one_token" or bool(settings.get("all_newlines", False))
+    said = {stage.rule.newlines for stage in stages}
+    return "never" not in said and (newline != "one_token" or "always" in said)
 
 
 def prompt_inner(
@@ -42,7 +39,7 @@ def prompt_inner(
       text: its text tokens, before and after the video.
       newline: layout of the newline embeddings.
       layers: decoder layers.
-      block: (K,) group of each reduced row, for "text_in_blocks".
+      block: (K,) group of each reduced row, for rules that count in blocks.
     """
     acting = [stage for stage in stages if stage.layer < layers]
     if not acting:
@@ -61,7 +58,7 @@ def prompt_inner(
         visual[None],
         slots.valid[None],
         layers=layers,
-        asking=((places >= slots.visual[1]) & slots.valid)[None],
+        text_queries=((places >= slots.visual[1]) & slots.valid)[None],
         block=group[None],
         bucket=bucket_length,
     )
@@ -73,18 +70,18 @@ def join_inner(rows: Sequence[Inner]) -> Inner:
     Args:
       rows: from `prompt_inner`, with the same layers, rules and settings; lengths behind the cuts become the largest.
     """
-    cuts = []
+    cuts: list[Cut] = []
     for same in zip(*(row.cuts for row in rows), strict=True):
-        tables, seeds = np.stack([cut.table for cut in same]), np.stack([cut.seed for cut in same])
+        tables = np.concatenate([np.atleast_2d(cut.table) for cut in same])
+        seeds = np.stack([cut.seed for cut in same])
         lengths = [cut.capacity for cut in same if cut.capacity is not None]
-        changed: dict[str, Any] = {"table": tables, "seed": seeds, "capacity": max(lengths, default=None)}
-        cuts.append(dataclasses.replace(same[0], **changed))
-    roles: dict[str, Any] = {
-        name: np.concatenate([getattr(row, name) for row in rows]) for name in ("visual", "asking", "block")
-    }
+        cuts.append(dataclasses.replace(same[0], table=tables, seed=seeds, capacity=max(lengths, default=None)))
+    visual, text_queries, block = (
+        np.concatenate([getattr(row, name) for row in rows]) for name in ("visual", "text_queries", "block")
+    )
     policy, policies = rows[0].policy, [row.policy for row in rows]
     if policy is not None:
         names = ("visual", "keep") if isinstance(policy, Reselection) else ("video", "keep", "previous", "kept")
-        arrays: dict[str, Any] = {name: np.concatenate([getattr(one, name) for one in policies]) for name in names}
+        arrays = {name: np.concatenate([getattr(one, name) for one in policies]) for name in names}
         policy = dataclasses.replace(policy, **arrays)
-    return Inner(tuple(cuts), **roles, policy=policy, asking_rows=max(row.asking_rows for row in rows))
+    return Inner(tuple(cuts), visual, text_queries, block, policy, max(row.query_rows for row in rows))

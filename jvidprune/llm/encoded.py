@@ -105,7 +105,7 @@ def sweep_video(
     """
     check_positions(positions)
     stages = [inner_stages(reducer, ratio) for ratio in ratios]
-    in_blocks = any(stage.rule == "text_in_blocks" for inner in stages for stage in inner)
+    in_blocks = any(stage.rule.in_blocks for inner in stages for stage in inner)
     shown = diagnostics or in_blocks or prompt_rules(reducer).filed
     swept = jax.block_until_ready(sweep(reducer, video, ratios, diagnostics=shown))
     return [

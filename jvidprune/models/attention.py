@@ -52,15 +52,15 @@ class Segments(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Fresh keys of one layer: k and v (B, S, K, d) after rotary, valid (B, S).
+    """Fresh keys of one layer: k after rotary and v (B, S, K, d), valid (B, S).
 
     `packed` (static) promises that the valid slots of each row are its first ones; `segments` tell several examples in
     one row apart; `together` (B, S) marks slots that see each other in either direction whatever causality says
-    (Molmo2's visual tokens), or is None.
+    (Molmo2's visual tokens), or is None. Where weights alone are wanted v is None.
     """
 
     k: Float[Array, "B S K d"]
-    v: Float[Array, "B S K d"]
+    v: Any
     valid: Bool[Array, "B S"]
     packed: bool = False
     segments: Segments | None = None
@@ -79,8 +79,8 @@ def _weights(
     if causal:
         ordered = jnp.arange(keys.k.shape[1]) <= rows[:, :, None]
         if keys.together is not None:
-            asking = jnp.take_along_axis(keys.together, rows, axis=1)
-            ordered |= asking[:, :, None] & keys.together[:, None, :]
+            looking = jnp.take_along_axis(keys.together, rows, axis=1)
+            ordered |= looking[:, :, None] & keys.together[:, None, :]
         seen &= ordered
     if keys.segments is not None:
         seen &= keys.segments.seen(rows)
@@ -155,10 +155,16 @@ def probe(
       past: what the cache holds, or None.
       causal: as in `attend`.
     """
-    batch, _, heads, _ = q.shape
     picked = jnp.take_along_axis(q, rows[:, :, None, None], axis=1)
-    weights = _weights(picked, rows, keys, past, causal)
-    return weights.reshape(batch, heads, rows.shape[1], weights.shape[-1])
+    return row_weights(picked, rows, keys, past, causal=causal)
+
+
+def row_weights(
+    q: Float[Array, "B R H d"], rows: Int[Array, "B R"], keys: Keys, past: Past | None = None, *, causal: bool = True
+) -> Float[Array, "B H R P"]:
+    """The weights of `probe` for R queries that stand in the fresh slots `rows`; values are not read."""
+    weights = _weights(q, rows, keys, past, causal)
+    return weights.reshape(q.shape[0], q.shape[2], rows.shape[1], weights.shape[-1])
 
 
 def attend_all(

@@ -26,6 +26,8 @@ class CacheSegment:
       v: the values alike.
       valid: (B, M) bool; attention reads this, never `length`, so a pruned prompt may be compacted or masked.
       length: () int32, the slot written next.
+      shift: (B,) int32 what these layers subtract from the position of a new token, where the tokens that they hold
+        were counted anew at a cut; None where they were not.
       start: first layer, static.
       stop: one past the last layer, static.
     """
@@ -36,6 +38,7 @@ class CacheSegment:
     length: Int[Array, ""]
     start: int = dataclasses.field(metadata={"static": True})
     stop: int = dataclasses.field(metadata={"static": True})
+    shift: Int[Array, "B"] | None = None
 
     @property
     def capacity(self) -> int:
@@ -62,7 +65,7 @@ class Cache:
     Attributes:
       segments: buffers in layer order; one without pruning inside the language model, else one between two boundaries,
         each with a capacity of its own.
-      position: (B,) int32, position of the next token on every rotary axis.
+      position: (B,) int32, position of the next token on every rotary axis; segments may shift it.
       policy: which cached tokens deep layers read (of `models.decode_policy`), or None for all.
     """
 

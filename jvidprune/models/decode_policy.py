@@ -1,7 +1,8 @@
 """What a decoding step lets the deep layers read: a changing part of the video (DyCoke), or a cut that is renewed."""
 
 import dataclasses
-from typing import Any, Literal
+import math
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,88 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.errors import JvidpruneError
+from jvidprune.fields import checked
 from jvidprune.models.cache import CacheSegment
-from jvidprune.ops.inner_decode import DecodeMode, Reading, choose_reading
-from jvidprune.ops.inner_select import keep_top, kept_table
-from jvidprune.tokens import InnerStage
+from jvidprune.ops.select import keep_top, rank_ascending
+from jvidprune.tokens import Kept
 
-ReselectMode = Literal["recompute", "bank"]
+DecodeMode = Literal["official", "paper"]
+"""What DyCoke reads while attention does not move: everything, or the last set."""
+
+RenewalMode = Literal["recompute", "bank"]
+"""How tokens that come back are served, see `Reselection`."""
 
 _STATIC: dict[str, Any] = {"static": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class Renewal:
+    """When a cut's choice is renewed at decoding steps, and how: see `Reselection`.
+
+    Attributes:
+      mode: "recompute" or "bank".
+      shift: with "bank", renew above this value of 1 - cosine of the attention to that of the last choice.
+
+    Raises:
+      JvidpruneError: an unknown mode, or a shift that is no number.
+    """
+
+    mode: RenewalMode
+    shift: float = 0.0
+
+    def __post_init__(self) -> None:
+        checked(self.mode, RenewalMode, "mode", "Renewal")
+        if not isinstance(self.shift, int | float) or math.isnan(self.shift):
+            raise JvidpruneError(f"Renewal's shift must be a number, got {self.shift!r}.")
+
+
+class Reading(NamedTuple):
+    """What one decoding step decides.
+
+    Attributes:
+      attention: (S,) float32 mean attention of the new token over the video tokens, 0 elsewhere.
+      kept: (S,) bool video tokens that deep layers read; False on all other places.
+      read: (S,) bool all places but the video tokens that are left out; the caller masks those not written yet.
+      similarity: () cosine to the previous step's attention.
+    """
+
+    attention: Float[Array, "S"]
+    kept: Bool[Array, "S"]
+    read: Bool[Array, "S"]
+    similarity: Float[Array, ""]
+
+
+def choose_reading(
+    attention: Float[Array, "H S"],
+    video: Bool[Array, "S"],
+    previous: Float[Array, "S"],
+    kept: Bool[Array, "S"],
+    started: Bool[Array, ""],
+    keep: int | Int[Array, ""],
+    *,
+    threshold: float,
+    mode: DecodeMode = "official",
+) -> Reading:
+    """Renews the set when the attention has moved.
+
+    Args:
+      attention: (H, S) post-softmax attention of the new token in the layer before the first deep one.
+      video: (S,) places that may be left out.
+      previous: (S,) `attention` of the last step.
+      kept: (S,) `kept` of the last step.
+      started: () False in the first step, whose similarity is 0.
+      keep: video tokens to read, int(V * (1 - P)) from the host; traced or not.
+      threshold: cosine below which the set is renewed.
+      mode: `official`: an attention that has not moved reads everything, as the released code does; `paper`: it
+        keeps the set of the last step.
+    """
+    now = jnp.where(video, jnp.mean(attention.astype(jnp.float32), axis=0), 0.0)
+    norms = jnp.maximum(jnp.linalg.norm(now), 1e-8) * jnp.maximum(jnp.linalg.norm(previous), 1e-8)
+    similarity = jnp.where(started, jnp.sum(now * previous) / norms, 0.0)
+    chosen = rank_ascending(jnp.where(video, -now, jnp.inf)) < keep
+    kept = jnp.where(similarity < threshold, chosen, kept if mode == "paper" else video) & video
+    return Reading(now, kept, ~video | kept, similarity)
 
 
 @jax.tree_util.register_dataclass
@@ -33,33 +108,41 @@ class DecodePolicy:
       started: () False before the first step.
       layer: first layer that reads the set; static.
       threshold: cosine of successive attentions below which the set is renewed; static.
-      mode: see `ops.inner_decode.choose_reading`; static.
+      mode: see `choose_reading`; static.
     """
 
-    video: Bool[Array, "B M"]
-    keep: Int[Array, "B"]
-    previous: Float[Array, "B M"]
-    kept: Bool[Array, "B M"]
-    started: Bool[Array, ""]
+    video: Bool[Array | np.ndarray, "B M"]
+    keep: Int[Array | np.ndarray, "B"]
+    previous: Float[Array | np.ndarray, "B M"]
+    kept: Bool[Array | np.ndarray, "B M"]
+    started: Bool[Array | np.ndarray, ""]
     layer: int = dataclasses.field(metadata=_STATIC)
     threshold: float = dataclasses.field(default=0.9, metadata=_STATIC)
     mode: DecodeMode = dataclasses.field(default="official", metadata=_STATIC)
 
     @classmethod
-    def create(cls, stage: InnerStage, visual: Bool[np.ndarray, "B M"]) -> "DecodePolicy":
+    def create(
+        cls,
+        layer: int,
+        kept: Kept,
+        visual: Bool[np.ndarray, "B M"],
+        *,
+        threshold: float = 0.9,
+        mode: DecodeMode = "official",
+    ) -> "DecodePolicy":
         """The state before the first decoding step.
 
         Args:
-          stage: a decoding stage; `keep` is the share that is read, its settings are `threshold` and `mode`.
+          layer: first layer that reads the set.
+          kept: how many of the visual tokens are read when the set is renewed.
           visual: (B, M) slots with a visual token.
+          threshold, mode: as above.
         """
         last = np.where(visual, np.arange(visual.shape[1]), -1).max(axis=1, keepdims=True)
         video = visual & (np.arange(visual.shape[1]) != last)
-        table = kept_table(visual.shape[1], stage.keep, "floor")
-        settings = {name: value for name, value in stage.settings if name in ("threshold", "mode")}
-        nothing: Any = np.zeros(visual.shape, np.float32)
-        arrays: tuple[Any, ...] = (video, table[video.sum(axis=1)], nothing, video, np.zeros((), bool))
-        return cls(*arrays, layer=stage.layer, **settings)
+        table = kept.table(visual.shape[1])
+        nothing, unstarted = np.zeros(visual.shape, np.float32), np.zeros((), bool)
+        return cls(video, table[video.sum(axis=1)], nothing, video, unstarted, layer, threshold, mode)
 
     def sized(self, slots: int) -> "DecodePolicy":
         """The policy of a cache with this many slots a row."""
@@ -112,8 +195,8 @@ class Reselection:
       shift: as above; static.
     """
 
-    visual: Bool[Array, "B M"]
-    keep: Int[Array, "B"]
+    visual: Bool[Array | np.ndarray, "B M"]
+    keep: Int[Array | np.ndarray, "B"]
     active: Any = None
     relevance: Any = None
     read: Any = None
@@ -121,7 +204,7 @@ class Reselection:
     positions: Any = None
     together: Any = None
     layer: int = dataclasses.field(default=1, metadata=_STATIC)
-    mode: ReselectMode = dataclasses.field(default="recompute", metadata=_STATIC)
+    mode: RenewalMode = dataclasses.field(default="recompute", metadata=_STATIC)
     shift: float = dataclasses.field(default=0.0, metadata=_STATIC)
 
     def begin(

@@ -1,21 +1,23 @@
 """The language model of every family: a Qwen or OLMo decoder whose stacked layers run as scans over segments."""
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.attention import Keys, Past, Segments, attend, probe
+from jvidprune.models.attention import Keys, Past, Segments, attend, probe, row_weights
 from jvidprune.models.cache import Cache, CacheSegment, empty_cache
-from jvidprune.models.cuts import Inner
+from jvidprune.models.decode_policy import Reselection
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import GatedMlp, RMSNorm, linear, scan_layers, stack
-from jvidprune.models.reading import Read, read_prompt, run_cached
 from jvidprune.models.rope import RopeConfig, rope_tables, rotate
 from jvidprune.parallel import constrain
 
@@ -170,19 +172,27 @@ class Attention(nnx.Module):
 
     def project(self, x: Array, step: Step) -> tuple[Array, Keys]:
         """Queries (B, S, H, d) and fresh keys, both after rotary."""
-        q, k, v = self.q(x), self.k(x), self.v(x)
-        if self.whole:
-            q, k = self._normed(q, k)
-        q, k, v = (part.reshape(*x.shape[:2], -1, self.head_dim) for part in (q, k, v))
-        if not self.whole:
-            q, k = self._normed(q, k)
-        k = rotate(k, step.cos, step.sin)
-        return rotate(q, step.cos, step.sin), Keys(k, v, step.valid, step.packed, step.segments, step.together)
+        v = self.v(x).reshape(*x.shape[:2], -1, self.head_dim)
+        return self.queries(x, step.cos, step.sin), self._keys(x, v, step)
 
-    def _normed(self, q: Array, k: Array) -> tuple[Array, Array]:
-        if self.q_norm is None or self.k_norm is None:
-            return q, k
-        return self.q_norm(q), self.k_norm(k)
+    def queries(self, x: Array, cos: Array, sin: Array) -> Array:
+        """(B, S, H, d) after rotary."""
+        return rotate(self._heads(self.q(x), self.q_norm), cos, sin)
+
+    def keys(self, x: Array, step: Step) -> Keys:
+        """Fresh keys after rotary, without values."""
+        return self._keys(x, None, step)
+
+    def _keys(self, x: Array, v: Any, step: Step) -> Keys:
+        k = rotate(self._heads(self.k(x), self.k_norm), step.cos, step.sin)
+        return Keys(k, v, step.valid, step.packed, step.segments, step.together)
+
+    def _heads(self, x: Array, norm: RMSNorm | None) -> Array:
+        """(B, S, heads, d) of a projection, normed over all heads or over each."""
+        if norm is not None and self.whole:
+            x = norm(x)
+        x = x.reshape(*x.shape[:2], -1, self.head_dim)
+        return x if norm is None or self.whole else norm(x)
 
 
 class DecoderLayer(nnx.Module):
@@ -307,6 +317,26 @@ class Decoder(nnx.Module):
 
         return scan_layers(self.layers, start, stop, self.config.layers, body, x, xs, remat=self.config.remat)
 
+    def attention_ahead(
+        self, x: Float[Array, "B S D"], step: Step, layer: int, rows: Int[Array, "B R"]
+    ) -> Float[Array, "B H R S"]:
+        """Attention weights, float32, that some rows would pay in a layer if it ran next; keys alone are computed.
+
+        Args:
+          x: hidden states entering the layer.
+          step: from `step`.
+          layer: static.
+          rows: slots of the queries.
+        """
+        graph, state = nnx.split(self.layers)
+        ahead = nnx.merge(graph, jax.tree.map(lambda p: lax.index_in_dim(p, layer, keepdims=False), state))
+        if self.config.yarn_layers is not None:
+            table = int(layer in self.config.yarn_layers)
+            step = step._replace(cos=step.cos[table], sin=step.sin[table])
+        x = x if ahead.norm_after else ahead.norm1(x)
+        asked, cos, sin = (jnp.take_along_axis(part, rows[..., None], axis=1) for part in (x, step.cos, step.sin))
+        return row_weights(ahead.attn.queries(asked, cos, sin), rows, ahead.attn.keys(x, step))
+
     def forward(
         self,
         embeds: Float[Array, "B S D"],
@@ -318,7 +348,10 @@ class Decoder(nnx.Module):
         hidden: bool = False,
         together: Bool[Array, "B S"] | None = None,
     ) -> Forward:
-        """Logits of every slot without a cache: for tests, losses and parity; `added`, `together` as in `prefill`."""
+        """Logits of every slot without a cache: for tests, losses and parity.
+
+        `added` and `together` are those of `prefill.PromptParts`.
+        """
         self.check_length(embeds.shape[1])
         x = embeds = embeds.astype(self.dtype)
         step, outputs, at = self.step(positions, valid, together=together), [], 0
@@ -355,67 +388,13 @@ class Decoder(nnx.Module):
             mesh=mesh,
         )
 
-    def prefill(
-        self,
-        embeds: Float[Array, "B S D"],
-        positions: Int[Array, "... B S"],
-        valid: Bool[Array, "B S"],
-        cache: Cache,
-        *,
-        added: Float[Array, "L B S D"] | None = None,
-        next_position: Int[Array, "B"] | None = None,
-        inner: Inner | None = None,
-        packed: bool = False,
-        together: Bool[Array, "B S"] | None = None,
-    ) -> tuple[Float[Array, "B V"], Cache]:
-        """Reads a prompt into an empty cache.
-
-        Args:
-          embeds: (B, S, D) prompt, padded to S on either side.
-          positions: (B, S) or (3, B, S) explicit rotary positions.
-          valid: (B, S) which slots are real.
-          cache: from `empty_cache`; its boundaries are those of `inner`, or any without cuts.
-          added: (L, B, S, D) added after each of the first L layers (DeepStack).
-          next_position: (B,) position of the first generated token; by default the largest valid position plus one,
-            whatever is cut inside the model. A prompt whose last positions were pruned away must pass it.
-          inner: stages inside the model.
-          packed: static; promises that prompts are padded behind their ends alone, so that a fused kernel may serve.
-          together: (B, S) slots that see each other in either direction (Molmo2's visual tokens); such a prompt is read
-            by the plain attention.
-
-        Returns:
-          (B, V) float32 logits at each row's last valid slot, and the cache.
-
-        Raises:
-          JvidpruneError: more slots than the cache or the model's positions hold, or boundaries that do not fit.
-        """
-        options: dict[str, Any] = {"added": added, "next_position": next_position, "inner": inner, "packed": packed}
-        return self.read(embeds, positions, valid, cache, **options, together=together)[:2]
-
-    def read(
-        self,
-        embeds: Float[Array, "B S D"],
-        positions: Int[Array, "... B S"],
-        valid: Bool[Array, "B S"],
-        cache: Cache,
-        *,
-        added: Float[Array, "L B S D"] | None = None,
-        next_position: Int[Array, "B"] | None = None,
-        inner: Inner | None = None,
-        packed: bool = False,
-        together: Bool[Array, "B S"] | None = None,
-    ) -> Read:
-        """`prefill` with what happened on the way."""
-        options: dict[str, Any] = {"packed": packed, "together": together}
-        return read_prompt(self, embeds, positions, valid, cache, added, next_position, inner, **options)
-
     def decode(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """One decoding step: (B,) token ids in, (B, V) float32 logits of the next token and the longer cache out."""
         x = self.embed_text(tokens)[:, None]
         valid = jnp.ones((tokens.shape[0], 1), bool)
-        step, segments, policy = self.step(cache.position[:, None], valid), [], cache.policy
-        for segment in cache.segments:
-            x, k, v, policy = run_cached(self, x, step, segment, policy, cache.position)
+        segments, policy = [], cache.policy
+        for segment, step in self._steps(cache, cache.position[:, None], valid):
+            x, k, v, policy = self._decode_segment(x, step, segment, policy, cache.position)
             segments.append(segment.append(k, v, valid))
         return self.logits(x[:, 0]), Cache(tuple(segments), cache.position + 1, policy)
 
@@ -426,10 +405,47 @@ class Decoder(nnx.Module):
         be filled up behind their last token.
         """
         positions = cache.position[:, None] + jnp.arange(tokens.shape[1])
-        x, step = self.embed_text(tokens), self.step(positions, jnp.ones(tokens.shape, bool))
-        for segment in cache.segments:
+        x = self.embed_text(tokens)
+        for segment, step in self._steps(cache, positions, jnp.ones(tokens.shape, bool)):
             x, _ = self.run(x, step, segment.start, segment.stop, past=segment)
         return x
+
+    def _steps(self, cache: Cache, positions: Array, valid: Array) -> Iterator[tuple[CacheSegment, Step]]:
+        """Each segment of a cache with what its layers read; tables are made again only where positions shift."""
+        plain = None
+        for segment in cache.segments:
+            if segment.shift is not None:
+                yield segment, self.step(positions - segment.shift[:, None], valid)
+                continue
+            plain = self.step(positions, valid) if plain is None else plain
+            yield segment, plain
+
+    def _decode_segment(
+        self, x: Array, step: Step, segment: CacheSegment, policy: Any, position: Array
+    ) -> tuple[Array, Array, Array, Any]:
+        """The layers of one segment in a decoding step: hidden states, fresh keys and values, the policy's new state.
+
+        With a policy the layers from `policy.layer` on read what it lets them, chosen by the layer before.
+        """
+        if policy is None:
+            x, outputs = self.run(x, step, segment.start, segment.stop, past=segment)
+            return x, outputs.k, outputs.v, None
+        if segment.start == policy.layer and isinstance(policy, Reselection):
+            return policy.run_deep(self, x, step, position, segment)
+        found, read = [], None
+        for start, stop in itertools.pairwise(sorted({0, policy.layer - 1, policy.layer, segment.stop})):
+            rows = jnp.zeros((x.shape[0], 1), jnp.int32) if stop == policy.layer else None
+            x, outputs = self.run(x, step, start, stop, past=segment, past_valid=read, rows=rows)
+            found.append(outputs)
+            if rows is not None:
+                attention = outputs.attention[-1, :, :, 0, : segment.capacity]
+                if isinstance(policy, Reselection):
+                    policy = policy.step(attention, segment.valid)
+                else:
+                    policy, chosen = policy.step(attention)
+                    read = segment.valid & chosen
+        k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))
+        return x, k, v, policy
 
     def check_length(self, length: int) -> None:
         """JvidpruneError when a sequence is longer than the model's positions."""

@@ -1,7 +1,7 @@
-"""Autoregressive text: prefill, decode and their sum, with greedy and temperature / top-p sampling."""
+"""Autoregressive text: decoding, and the sum of prefill and decoding, greedy or with temperature and top-p."""
 
 import functools
-from typing import Any
+from typing import Any, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, NotNegative, Ratio, checked
 from jvidprune.models.cache import Cache
+from jvidprune.models.prefill import PromptParts, prefill
 from jvidprune.parallel import on_every_device, on_mesh_of
 
 NO_TOKEN = -1
@@ -50,50 +51,6 @@ def _step_key(key: Array, step: Any) -> Array:
     return jax.random.fold_in(key, step)
 
 
-@functools.partial(jax.jit, static_argnames="packed", donate_argnames="cache")
-def _prefill(
-    model: Any, embeds: Array, positions: Array, valid: Array, cache: Cache, options: dict[str, Any], *, packed: bool
-) -> Any:
-    return model.prefill(embeds, positions, valid, cache, packed=packed, **options)
-
-
-def prefill(
-    model: Any,
-    embeds: Float[Array | np.ndarray, "B S D"],
-    positions: Int[Array | np.ndarray, "... B S"],
-    valid: Bool[Array | np.ndarray, "B S"],
-    *,
-    capacity: int,
-    **options: Any,
-) -> tuple[Float[Array, "B V"], Cache]:
-    """The jitted first stage: logits at the last valid slot of each prompt, and a cache with room for the answer.
-
-    Args:
-      model: any model with `prefill` and `empty_cache`.
-      embeds: (B, S, D) prompts, padded to S on either side.
-      positions: (B, S) or (3, B, S).
-      valid: (B, S) bool; read on the host, to see whether a fused kernel may serve.
-      capacity: slots of the cache, at least S plus the decoding steps; shorter where stages inside the model cut.
-      **options: what the model's prefill takes besides (`added`, `next_position`, `inner`).
-
-    Raises:
-      JvidpruneError: S beyond the model's positions or the capacity.
-    """
-    inner = options.get("inner")
-    slots: Any = capacity
-    sizes: dict[str, Any] = {}
-    if inner is not None:
-        length = embeds.shape[1]
-        slots, sizes["boundaries"] = inner.capacities(length, capacity - length), inner.boundaries
-    there = np.asarray(valid)
-    packed = not (there[:, 1:] & ~there[:, :-1]).any()
-    with on_mesh_of(model) as mesh:
-        if mesh is not None:
-            sizes["mesh"] = mesh
-        cache = model.empty_cache(embeds.shape[0], slots, **sizes)
-        return _prefill(model, embeds, positions, valid, cache, options, packed=packed)
-
-
 @functools.partial(jax.jit, static_argnames=("steps", "greedy"), donate_argnames="cache")
 def _decode(
     model: Any,
@@ -117,7 +74,7 @@ def _decode(
 
     def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
         i, token, done, tokens, cache = state
-        logits, cache = model.decode(token, cache)
+        logits, cache = model.lm.decode(token, cache)
         token, now_done = pick(i, logits, done)
         tokens = tokens.at[:, i].set(jnp.where(done, NO_TOKEN, token))
         return i + 1, token, now_done, tokens, cache
@@ -144,7 +101,7 @@ def decode(
     """The jitted second stage: a loop that stops when every row has ended or `max_new_tokens` are out.
 
     Args:
-      model: any model with `decode`.
+      model: any model with a decoder `lm`.
       logits: from `prefill`.
       cache: from `prefill`; donated, with max_new_tokens - 1 free slots.
       max_new_tokens: at least 1.
@@ -193,7 +150,7 @@ def generate(
     top_p: float = 1.0,
     key: Array | None = None,
     eos_ids: tuple[int, ...] = (),
-    **options: Any,
+    **parts: Unpack[PromptParts],
 ) -> Int[Array, "B max_new_tokens"]:
     """Prefill and decode: (B, max_new_tokens) int32 token ids, -1 behind each row's end of sequence.
 
@@ -203,9 +160,17 @@ def generate(
     check_sampling(max_new_tokens, temperature, top_p)
     capacity = embeds.shape[1] + max_new_tokens - 1
     model.lm.check_length(capacity)
-    logits, cache = prefill(model, embeds, positions, valid, capacity=capacity, **options)
-    settings: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "key": key, "eos_ids": eos_ids}
-    return decode(model, logits, cache, max_new_tokens=max_new_tokens, **settings)[0]
+    logits, cache = prefill(model, embeds, positions, valid, capacity=capacity, **parts)
+    return decode(
+        model,
+        logits,
+        cache,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        key=key,
+        eos_ids=eos_ids,
+    )[0]
 
 
 def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:

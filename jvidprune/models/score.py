@@ -21,7 +21,7 @@ def score(
     a decoding stage (DyCoke), whose choice depends on every step, they are read one after the other.
 
     Args:
-      model: any model with `decode` and a decoder `lm`.
+      model: any model with a decoder `lm`.
       logits: from `prefill`.
       cache: from `prefill`; with a decoding stage it needs L - 1 free slots.
       tokens: (B, L) ids, negative behind a row's end.
@@ -55,7 +55,7 @@ def _at_once(model: Any, logits: Array, cache: Cache, tokens: Array) -> tuple[Ar
 def _one_by_one(model: Any, logits: Array, cache: Cache, tokens: Array) -> tuple[Array, Array]:
     def step(carry: tuple[Array, Cache], token: Array) -> tuple[tuple[Array, Cache], tuple[Array, Array]]:
         logits, cache = carry
-        return model.decode(jnp.maximum(token, 0), cache), _judge(logits, token)
+        return model.lm.decode(jnp.maximum(token, 0), cache), _judge(logits, token)
 
     # The last token is judged, not read.
     (logits, _), (sums, best) = lax.scan(step, (logits, cache), tokens[:, :-1].T)

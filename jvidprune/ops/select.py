@@ -1,7 +1,7 @@
 """Choosing tokens: first extrema, ranks, top-k masks with a traced k. Ties always go to the lowest index."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 def first_argmax(values: Float[Array, "... N"]) -> Int[Array, "..."]:
@@ -46,3 +46,22 @@ def rank_ascending(scores: Array) -> Int[Array, "... N"]:
 def rank_descending(scores: Array) -> Int[Array, "... N"]:
     """Rank of each entry, 0 = largest, equal scores by index; see `rank_ascending`."""
     return rank_of_order(order_descending(scores))
+
+
+def rank_in_group(scores: Array, group: Int[Array, "K"]) -> Int[Array, "K"]:
+    """Rank of each entry among those of its group (0..K), 0 = largest, equal scores by index."""
+    order = order_descending(scores)
+    order = order[jnp.argsort(group[order], stable=True)]
+    place = rank_of_order(order)
+    size = group.shape[0]
+    first = jnp.full(size + 1, size, jnp.int32).at[group].min(place)
+    return place - first[group]
+
+
+def keep_top(scores: Float[Array, "S"], visual: Bool[Array, "S"], keep: int | Int[Array, ""]) -> Bool[Array, "S"]:
+    """Every position that is not visual, and the `keep` visual ones of the largest score, equal ones by position.
+
+    FastV (arXiv 2403.06764) and FlashVID (arXiv 2602.08024) rank by the attention of the last query position.
+    """
+    rank = rank_descending(jnp.where(visual, scores.astype(jnp.float32), -jnp.inf))
+    return ~visual | (rank < keep)

@@ -57,7 +57,8 @@ def compare_decoding(golden: Golden) -> Iterator[Row]:
         decode_dropped=float(config["p"]),
         decode_threshold=float(config["threshold"]),
     )
-    policy = DecodePolicy.create(reducer.inner[0], visual[None])
+    (stage,) = reducer.inner
+    policy = DecodePolicy.create(stage.layer, stage.kept, visual[None], threshold=float(config["threshold"]))
     read, cosines = [], []
     for row, length in zip(rows, lengths, strict=True):
         cosine, (policy, mask) = _decoding_step(policy, row[None])

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.models.cut_rules import LastQueryTopK
 from jvidprune.models.cuts import Inner
 from jvidprune.models.decoder import Decoder
-from jvidprune.models.reading import Read
+from jvidprune.models.prefill import Read, read_prompt
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.parity.decoders import decoder_of
-from jvidprune.tokens import InnerStage
+from jvidprune.tokens import InnerStage, Kept
 
 ATTENTION, LOGITS = 1e-6, 1e-4
 
@@ -41,7 +42,7 @@ def kept_of(weights: np.ndarray, visual: np.ndarray, keep: float, positions: np.
     """
     slots = np.arange(len(visual))
     ones = np.ones((1, len(slots)), bool)
-    inner = Inner.create((InnerStage(1, "last_query_topk", keep),), visual[None], ones, layers=_FAR)
+    inner = Inner.create((InnerStage(1, LastQueryTopK(), Kept(keep)),), visual[None], ones, layers=_FAR)
     where = slots[None] if positions is None else positions
     state = inner.start(jnp.asarray(slots, jnp.float32)[None, :, None], jnp.asarray(where), jnp.asarray(ones))
     return jax.jit(inner.cuts[0].apply)(state, jnp.asarray(weights)[None, :, None])[0]
@@ -87,13 +88,13 @@ def compare_decoder(golden: Golden) -> Iterator[Row]:
     slots = np.arange(length)[None]
     visual = (slots >= start) & (slots < start + c["visual_token_length"])
     valid, layer = np.ones((1, length), bool), c["pruning_layer"]
-    stage = InnerStage(layer, "last_query_topk", c["llm_retention_ratio"])
+    stage = InnerStage(layer, LastQueryTopK(), Kept(c["llm_retention_ratio"]))
     inner = Inner.create((stage,), visual, valid, layers=c["layers"])
     with jax.default_matmul_precision("highest"):
         decoder = decoder_of({name: golden[key] for key, name in names.items()}, text)
         room = inner.capacities(length, len(tokens))
         cache = decoder.empty_cache(1, room, inner.boundaries)
-        read = jax.jit(Decoder.read)(decoder, embeds, slots, valid, cache, inner=inner)
+        read = jax.jit(read_prompt)(decoder, embeds, slots, valid, cache, inner=inner)
         yield from _prompt_rows(golden, decoder, read, layer)
         cache, step, positions = read.cache, jax.jit(Decoder.decode), []
         logits = [read.logits[0]]

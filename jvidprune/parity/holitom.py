@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.models.cut_rules import halving_merge
 from jvidprune.models.cuts import Inner
 from jvidprune.models.decoder import Decoder
+from jvidprune.models.prefill import read_prompt
 from jvidprune.ops import newline
 from jvidprune.ops.cluster import peak_scores
 from jvidprune.ops.exact import ceil_product, fraction_words, round_product
-from jvidprune.ops.inner_merge import halving_merge
 from jvidprune.ops.segment import per_segment_sum
 from jvidprune.ops.select import order_descending, rank_descending
 from jvidprune.ops.similarity import distance_from_gram, dot_f32
@@ -266,7 +267,7 @@ def _whole_decoder(golden: Golden, in_place: bool) -> Iterator[Row]:
         def run(decoder: Decoder, embeds: jax.Array, inner: Inner) -> tuple[Any, ...]:
             cache = decoder.empty_cache(1, inner.capacities(slots.size, 0), inner.boundaries)
             places, every = jnp.asarray(slots), jnp.asarray(valid)
-            read = decoder.read(embeds[None], places, every, cache, inner=inner)
+            read = read_prompt(decoder, embeds[None], places, every, cache, inner=inner)
             x, last = embeds[None], jnp.full((1, 1), slots.size - 1)
             for layer in range(c["k"]):
                 causal = reducer.probe_causal or layer < c["k"] - 1

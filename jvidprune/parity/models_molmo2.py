@@ -9,8 +9,8 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel
-from jvidprune.models.generate import prefill
 from jvidprune.models.molmo2.windows import window_patches
+from jvidprune.models.prefill import prefill
 from jvidprune.parity.core import Golden, Row, close, exact
 from jvidprune.parity.models import LOGITS, VISION, Stages, _embed_text, decoder_stages, tower_stages
 from jvidprune.video.preprocess import llava_pixels
@@ -27,7 +27,7 @@ def _encode(model: Any, pixels: Any) -> tuple[Any, Any]:
 
 @jax.jit
 def _decode(model: Any, token: Any, cache: Any) -> Any:
-    return model.decode(token, cache)
+    return model.lm.decode(token, cache)
 
 
 def molmo2_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:

@@ -14,12 +14,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, Share
+from jvidprune.models.cut_rules import DynamicDecode
 from jvidprune.ops import compact
 from jvidprune.ops.select import rank_ascending, rank_of_order
 from jvidprune.ops.similarity import frame_pair_inner, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
-from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
+from jvidprune.tokens import InnerStage, Kept, Layout, Plan, VideoTokens
 
 
 class DyCokeBudget(NamedTuple):
@@ -92,8 +93,8 @@ class DyCoke(PositionedReducer):
         """The decoding stage."""
         if self.decode_layer is None:
             return ()
-        settings = (("threshold", self.decode_threshold), ("mode", self.decode_mode))
-        return (InnerStage(self.decode_layer, "dynamic_decode", 1 - self.decode_dropped, settings),)
+        rule = DynamicDecode(self.decode_threshold, self.decode_mode)
+        return (InnerStage(self.decode_layer, rule, Kept(1 - self.decode_dropped, "floor")),)
 
     def budget(self, layout: Layout, ratio: float) -> DyCokeBudget:
         """Tokens kept of a pruned frame for a nominal ratio.

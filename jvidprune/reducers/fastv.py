@@ -5,9 +5,11 @@ from typing import Any, ClassVar, Literal
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Index, Share
+from jvidprune.models.cut_rules import LastQueryTopK
+from jvidprune.models.decode_policy import Renewal
 from jvidprune.reducers.full import Full
 from jvidprune.reducers.protocol import MethodInfo, check_ratio
-from jvidprune.tokens import InnerStage
+from jvidprune.tokens import InnerStage, Kept
 
 Variant = Literal["drop", "lmms", "inplace", "mask"]
 
@@ -83,15 +85,12 @@ class FastV(Full):
         """The cut for a retention ratio; 1 - R is taken in float64, as the reference does."""
         keep = check_ratio(ratio) if self.dropped is None else 1 - self.dropped
         layer = self.layer if self.layer is not None else 3 if self.variant == "lmms" else 2
-        settings: tuple[tuple[str, Any], ...] = (("rounding", "floor" if self.variant == "lmms" else "round"),)
-        if self.count is not None:
-            settings += (("count", self.count),)
+        kept = Kept(keep, "floor" if self.variant == "lmms" else "round", self.count)
         again = self.reselect
         if again == "auto":
             again = "recompute" if self.count is not None else "never"
-        if again != "never":
-            settings += (("reselect", again), ("shift", self.shift))
-        return (InnerStage(layer, "last_query_topk", keep, settings),)
+        renewal = None if again == "never" else Renewal(again, self.shift)
+        return (InnerStage(layer, LastQueryTopK(renewal=renewal), kept),)
 
     @property
     def inner(self) -> tuple[InnerStage, ...]:

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, NotNegative, Positive, Range, Ratio, Seed, Share
+from jvidprune.models.cut_rules import LastQueryTopK
 from jvidprune.ops import cluster, maxmin, segment, similarity, tree
 from jvidprune.ops.compact import ascending_plan
 from jvidprune.ops.exact import ceil_scaled
@@ -18,7 +19,7 @@ from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.select import order_descending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.protocol import MarkerRule, MethodInfo, PositionedReducer, check_ratio
-from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
+from jvidprune.tokens import InnerStage, Kept, Layout, Plan, VideoTokens
 
 Method = Literal["attn", "div", "attn_div", "attn_div_v2"]
 
@@ -206,8 +207,8 @@ class FlashVID(PositionedReducer):
         """The one cut inside the language model: attention of the last query position in the layer before it."""
         if self.pruning_layer is None:
             return ()
-        settings = (("protect_newlines", self.protect_newlines),)
-        return (InnerStage(self.pruning_layer, "last_query_topk", self.llm_retention_ratio, settings),)
+        rule = LastQueryTopK(newlines="never" if self.protect_newlines else "layout")
+        return (InnerStage(self.pruning_layer, rule, Kept(self.llm_retention_ratio)),)
 
     def budget(self, layout: Layout, ratio: float) -> FlashVIDBudget:
         """A and C per frame; the expressions are those of the reference in float64, left to right.

@@ -1,7 +1,7 @@
 """HoliTom: windows of a video in which most tokens stay the same, merged in time, then in space (arXiv 2505.21334).
 
-This is the part before the language model ("w/o M" in the paper). The merging inside it is `ops.inner_merge`, which the
-decoder runs where `inner_layer` is set.
+This is the part before the language model ("w/o M" in the paper). The merging inside it is
+`models.cut_rules.HalvingMerge`, which the decoder runs where `inner_layer` is set.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.fields import Count, Share
+from jvidprune.models.cut_rules import HalvingMerge
 from jvidprune.ops import compact, segment
 from jvidprune.ops.cluster import assign_to_centres, centre_mask, peak_scores
 from jvidprune.ops.exact import ceil_product, fraction_words, round_product
@@ -27,7 +28,7 @@ from jvidprune.ops.similarity import (
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
-from jvidprune.tokens import InnerStage, Layout, Plan, VideoTokens
+from jvidprune.tokens import InnerStage, Kept, Layout, Plan, VideoTokens
 
 
 class HoliTomBudget(NamedTuple):
@@ -160,8 +161,8 @@ class HoliTom(PositionedReducer):
         """The merging inside the language model; round(n * (1 - R)), halves to even, of n visual tokens stay."""
         if self.inner_layer is None:
             return ()
-        settings = (("rounding", "round"), ("probe_causal", self.probe_causal), ("all_newlines", True))
-        return (InnerStage(self.inner_layer, "halving_merge", 1 - self.inner_dropped, settings),)
+        rule = HalvingMerge(causal=self.probe_causal, newlines="always")
+        return (InnerStage(self.inner_layer, rule, Kept(1 - self.inner_dropped, "round")),)
 
     def budget(self, layout: Layout, ratio: float) -> HoliTomBudget:
         """R_eff = min(ratio / (left / (T * N)), 1) for every number of tokens that can be left."""

@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any, ClassVar
 
 from jvidprune.fields import Index, Seed
+from jvidprune.models.cut_rules import RandomDraw
 from jvidprune.reducers.full import Full
 from jvidprune.reducers.protocol import MethodInfo, check_ratio
-from jvidprune.tokens import InnerStage
+from jvidprune.tokens import InnerStage, Kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,7 @@ class InnerRandom(Full):
 
     def inner_at(self, ratio: float) -> tuple[InnerStage, ...]:
         """The cut for a retention ratio."""
-        settings = (("rounding", "round"), ("seed", self.seed))
-        return (InnerStage(self.layer, "random", check_ratio(ratio), settings),)
+        return (InnerStage(self.layer, RandomDraw(), Kept(check_ratio(ratio), "round"), seed=self.seed),)
 
     @property
     def inner(self) -> tuple[InnerStage, ...]:

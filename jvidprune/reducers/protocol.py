@@ -42,8 +42,8 @@ PositionRule = Literal["renumbered", "original"]
 "renumbered" counts the tokens that are left 0, 1, 2, ..., on all axes alike where there are three (golden files of the
 Qwen-VL families call it reindexed); an answer goes on at their number. "original" gives every token, newline and word
 the position it has in the prompt without any reduction, merged tokens that of the token their row is named after, and
-an answer goes on where it would there. The order of the tokens and cuts inside the language model, which always keep
-the positions that tokens came with, are the same under both.
+an answer goes on where it would there. The order of the tokens and cuts inside the language model, which have their own
+rule (`InnerStage.positions`), are the same under both.
 """
 
 MarkerRule = Literal["keep", "drop"]

@@ -1,7 +1,7 @@
 """PruneVid's stage before the language model: static tokens averaged over time, the rest clustered (arXiv 2412.16117).
 
-The stage inside the language model is `ops.inner_merge.text_relevance` and `top_in_blocks`, which the decoder runs
-where `selected_layer` is set; a plan's `diagnostics["block"]` names the block of each row for it.
+The stage inside the language model is `models.cut_rules.TextInBlocks`, which the decoder runs where `selected_layer` is
+set; a plan's `diagnostics["block"]` names the block of each row for it.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.fields import Count, Index, Share
+from jvidprune.models.cut_rules import TextInBlocks
 from jvidprune.ops import compact, segment
 from jvidprune.ops.cluster import peak_scores
 from jvidprune.ops.newline import NewlineKind
@@ -21,7 +22,7 @@ from jvidprune.ops.select import first_argmin, order_descending, rank_of_order
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkAdjust, SinkRule
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
-from jvidprune.tokens import AttentionName, InnerStage, Layout, Plan, VideoTokens
+from jvidprune.tokens import AttentionName, InnerStage, Kept, Layout, Plan, VideoTokens
 
 SMALLEST = 14
 """Sets of at most this many tokens are not clustered."""
@@ -143,8 +144,7 @@ class PruneVid(PositionedReducer):
         """The second stage; int(n * alpha) of every block of n stay, also in the caches of the layers before."""
         if self.selected_layer is None:
             return ()
-        settings = (("rounding", "floor"), ("trim_earlier", True))
-        return (InnerStage(self.selected_layer + 1, "text_in_blocks", self.inner_share, settings),)
+        return (InnerStage(self.selected_layer + 1, TextInBlocks(trims=True), Kept(self.inner_share, "floor")),)
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

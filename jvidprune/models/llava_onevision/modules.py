@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jvidprune.models.base import Reader
+from jvidprune.models.base import VideoModel
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import Mlp, map_chunks
@@ -19,7 +19,7 @@ FRAME_CHUNK = 8
 """Frames that go through the tower at once: bounds its attention weights to 8 x heads x M x M float32."""
 
 
-class LlavaOnevision(Reader):
+class LlavaOnevision(VideoModel):
     """LLaVA-OneVision (arXiv 2408.03326); every method is pure and may be jitted with the module as an argument."""
 
     def __init__(self, config: LlavaOnevisionConfig, *, dtype: Any, rngs: nnx.Rngs | None = None):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from jvidprune.models.base import Reader
+from jvidprune.models.base import VideoModel
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import map_chunks
@@ -20,7 +20,7 @@ FRAME_CHUNK = 8
 """Frames that go through the tower at once."""
 
 
-class Molmo2(Reader):
+class Molmo2(VideoModel):
     """Molmo2 (arXiv 2601.10611); every method is pure and may be jitted with the module as an argument."""
 
     def __init__(self, config: Molmo2Config, *, dtype: Any, rngs: nnx.Rngs | None = None):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.models.base import Reader
+from jvidprune.models.base import VideoModel
 from jvidprune.models.checkpoint.names import NameTable, Rule, affine, decoder_rules, norm
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.evidence import check_evidence
@@ -81,7 +81,7 @@ def token_ids(raw: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(raw.get(f"{keys[name]}_id", default)) for name, default in names.items()}
 
 
-class QwenVL(Reader):
+class QwenVL(VideoModel):
     """Qwen2.5-VL (arXiv 2502.13923) or Qwen3-VL (arXiv 2511.21631), by config; every method is pure."""
 
     def __init__(self, config: QwenVLConfig, *, dtype: Any, rngs: nnx.Rngs | None = None):

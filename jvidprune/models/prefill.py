@@ -1,0 +1,245 @@
+"""Reading a prompt: `prefill` is the jitted first stage of an answer, `read_prompt` what it computes, cut by cut."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.cache import Cache, CacheSegment
+from jvidprune.models.cuts import CutRecord, Inner, Moved, TokenState, last_valid
+from jvidprune.models.decode_policy import Reselection
+from jvidprune.models.decoder import Decoder
+from jvidprune.parallel import on_mesh_of
+
+
+class PromptParts(TypedDict, total=False):
+    """What a prompt may have beside its embeddings.
+
+    Keys:
+      added: (L, B, S, D) added after each of the first L layers (DeepStack; `models.qwen.model.spread_levels`).
+      next_position: (B,) position of the first generated token; by default the largest valid position plus one,
+        whatever is cut inside the model. A prompt whose last positions were pruned away must pass it.
+      inner: stages inside the model.
+      together: (B, S) slots that see each other in either direction (Molmo2's visual tokens and the ids
+        `config.tokens.ids`, of all frames and images); such a prompt is read by the plain attention.
+    """
+
+    added: Float[Array, "L B S D"] | None
+    next_position: Int[Array | np.ndarray, "B"] | None
+    inner: Inner | None
+    together: Bool[Array | np.ndarray, "B S"] | None
+
+
+class Read(NamedTuple):
+    """Result of `read_prompt`.
+
+    Attributes:
+      logits: (B, V) float32 at each row's last valid slot.
+      cache: filled.
+      cuts: what each cut inside the model did, in order.
+      hidden: (B, S, D) output of the last layer before the final norm; S is the length behind the last cut.
+    """
+
+    logits: Float[Array, "B V"]
+    cache: Cache
+    cuts: tuple[CutRecord, ...]
+    hidden: Float[Array, "B S D"]
+
+
+def prefill(
+    model: Any,
+    embeds: Float[Array | np.ndarray, "B S D"],
+    positions: Int[Array | np.ndarray, "... B S"],
+    valid: Bool[Array | np.ndarray, "B S"],
+    *,
+    capacity: int,
+    **parts: Unpack[PromptParts],
+) -> tuple[Float[Array, "B V"], Cache]:
+    """The jitted first stage: logits at the last valid slot of each prompt, and a cache with room for the answer.
+
+    Args:
+      model: any model with a decoder `lm`.
+      embeds: (B, S, D) prompts, padded to S on either side.
+      positions: (B, S) or (3, B, S).
+      valid: (B, S) bool; read on the host, to see whether a fused kernel may serve.
+      capacity: slots of the cache, at least S plus the decoding steps; shorter where stages inside the model cut.
+      **parts: see `PromptParts`.
+
+    Raises:
+      JvidpruneError: S beyond the model's positions or the capacity.
+    """
+    inner, length = parts.get("inner"), embeds.shape[1]
+    slots: int | tuple[int, ...] = capacity
+    boundaries: tuple[int, ...] = ()
+    if inner is not None:
+        slots, boundaries = inner.capacities(length, capacity - length), inner.boundaries
+    there = np.asarray(valid)
+    packed = not (there[:, 1:] & ~there[:, :-1]).any()
+    with on_mesh_of(model) as mesh:
+        cache = model.lm.empty_cache(embeds.shape[0], slots, boundaries, mesh=mesh)
+        return _prefill(model, embeds, positions, valid, cache, parts, packed=packed)
+
+
+@functools.partial(jax.jit, static_argnames="packed", donate_argnames="cache")
+def _prefill(
+    model: Any, embeds: Array, positions: Array, valid: Array, cache: Cache, parts: PromptParts, *, packed: bool
+) -> tuple[Array, Cache]:
+    return read_prompt(model.lm, embeds, positions, valid, cache, packed=packed, **parts)[:2]
+
+
+def read_prompt(
+    decoder: Decoder,
+    embeds: Float[Array | np.ndarray, "B S D"],
+    positions: Int[Array | np.ndarray, "... B S"],
+    valid: Bool[Array | np.ndarray, "B S"],
+    cache: Cache,
+    *,
+    packed: bool = False,
+    **parts: Unpack[PromptParts],
+) -> Read:
+    """Reads a prompt into an empty cache, with what happened on the way; pure.
+
+    Args:
+      decoder: of any family.
+      embeds: (B, S, D) prompt, padded to S on either side.
+      positions: (B, S) or (3, B, S) explicit rotary positions.
+      valid: (B, S) which slots are real.
+      cache: from `Decoder.empty_cache`; its boundaries are those of `inner`, or any without cuts.
+      packed: static; promises that prompts are padded behind their ends alone, so that a fused kernel may serve.
+      **parts: see `PromptParts`.
+
+    Raises:
+      JvidpruneError: more slots than the cache or the model's positions hold, boundaries that do not fit, or stages
+        that this prompt or model cannot have.
+    """
+    embeds, positions, valid = jnp.asarray(embeds), jnp.asarray(positions), jnp.asarray(valid)
+    added, next_position, together = parts.get("added"), parts.get("next_position"), parts.get("together")
+    inner = parts.get("inner")
+    if inner is None:
+        nothing = np.zeros(valid.shape, bool)
+        inner = Inner.create((), nothing, nothing, layers=0)
+    decoder.check_length(embeds.shape[1])
+    _check_stages(inner, cache, levels=0 if added is None else added.shape[0])
+    if next_position is None:
+        seen = jnp.where(valid, positions, -1)
+        next_position = seen.max(axis=(0, 2) if positions.ndim == 3 else 1) + 1
+    following = jnp.asarray(next_position).astype(jnp.int32)
+    cuts = {cut.layer: cut for cut in inner.cuts}
+    state = inner.start(embeds.astype(decoder.dtype), positions, valid)._replace(together=together)
+    shift: Array | None = None
+    records: list[CutRecord] = []
+    written: list[_Written] = []
+    policy: Any = inner.policy
+    for layer in (0, *(segment.stop for segment in cache.segments)):
+        cut, attention, keys = cuts.get(layer), None, None
+        if layer > 0:
+            segment = cache.segments[len(written)]
+            rows = None if cut is None else inner.rows(cut, state)
+            causal = cut is None or cut.rule.causal
+            hidden, keys, values, attention = _run_layers(
+                decoder, state, segment.start, layer, added, rows, causal=causal, packed=packed
+            )
+            written.append(_Written(keys, values, state.valid, shift))
+            state = state._replace(hidden=hidden)
+        if cut is None:
+            continue
+        state = cut.restore(state)
+        if cut.rule.probe == "ahead":
+            step = decoder.step(state.positions, state.valid, together=state.together)
+            attention = decoder.attention_ahead(state.hidden, step, layer, last_valid(state.valid)[:, None])
+        probed = keys[-1] if keys is not None and cut.rule.probe == "keys" else None
+        state, record, moved = cut.apply(state, attention, probed)
+        records.append(record)
+        if isinstance(policy, Reselection):
+            begun = record.survivors, record.score, state.hidden, state.positions, state.together
+            policy = policy.begin(*begun, slots=cache.segments[0].capacity)
+        if cut.rule.trims:
+            written = [part.trimmed(record, moved) for part in written]
+        if added is not None and moved is not None:
+            added = jnp.take_along_axis(added, moved.index[None, :, :, None], axis=2)
+        if cut.positions == "renumber":
+            shift = following - state.valid.sum(axis=1, dtype=jnp.int32)
+        # A cut that only marks what it drops leaves holes.
+        packed = packed and cut.capacity is not None
+    if policy is not None and not isinstance(policy, Reselection):
+        policy = policy.sized(cache.segments[0].capacity)
+    segments = tuple(part.into(segment) for part, segment in zip(written, cache.segments, strict=True))
+    logits = decoder.logits(state.hidden[jnp.arange(valid.shape[0]), last_valid(state.valid)])
+    return Read(logits, Cache(segments, following, policy), tuple(records), state.hidden)
+
+
+class _Written(NamedTuple):
+    """Keys and values (L, B, S, K, d) of one segment of layers, which of their slots are in use, and their shift."""
+
+    k: Array
+    v: Array
+    valid: Array
+    shift: Array | None
+
+    def trimmed(self, record: CutRecord, moved: Moved | None) -> "_Written":
+        """Without the tokens that a cut behind these layers dropped."""
+        if moved is None:
+            return self._replace(valid=self.valid & record.survivors)
+        at = moved.index[None, :, :, None, None]
+        k, v = (jnp.take_along_axis(part, at, axis=2) for part in (self.k, self.v))
+        return self._replace(k=k, v=v, valid=moved.valid)
+
+    def into(self, segment: CacheSegment) -> CacheSegment:
+        """The segment of the cache with these."""
+        length = self.valid.shape[1]
+        if length > segment.capacity:
+            raise JvidpruneError(f"a prompt of {length} tokens does not fit a cache of {segment.capacity} slots.")
+        return dataclasses.replace(segment.append(self.k, self.v, self.valid), shift=self.shift)
+
+
+def _run_layers(
+    decoder: Decoder,
+    state: TokenState,
+    start: int,
+    stop: int,
+    added: Any,
+    rows: Any,
+    *,
+    causal: bool,
+    packed: bool,
+) -> tuple[Array, Array, Array, Array | None]:
+    """Layers [start, stop): hidden states, keys, values, and the last layer's attention of `rows` if given.
+
+    The last layer runs on its own where it is probed or not causal.
+    """
+    x, step = state.hidden, decoder.step(state.positions, state.valid, packed=packed, together=state.together)
+    taps = 0 if added is None else added.shape[0]
+    alone = rows is not None or not causal
+    edges = {stop, min(max(taps, start), stop), stop - 1 if alone else stop} - {start}
+    at, weights, found = start, None, []
+    for edge in sorted(edges):
+        extra = added[at:edge] if added is not None and edge <= taps else None
+        last = alone and edge == stop
+        probed, seen = rows if last else None, causal or not last
+        x, outputs = decoder.run(x, step, at, edge, added=extra, rows=probed, causal=seen)
+        found.append(outputs)
+        weights, at = outputs.attention, edge
+    k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))
+    return x, k, v, None if weights is None else weights[-1]
+
+
+def _check_stages(inner: Inner, cache: Cache, *, levels: int) -> None:
+    starts = tuple(segment.start for segment in cache.segments)
+    if missing := sorted(set(inner.boundaries) - set(starts)):
+        raise JvidpruneError(f"the cache has no boundary at layer {missing[0]}, before which the prompt is cut.")
+    policy = inner.policy
+    if isinstance(policy, Reselection):
+        if len(starts) != 2:
+            raise JvidpruneError("a cut that is renewed while decoding needs a cache of two segments.")
+        if policy.mode == "recompute" and levels > policy.layer:
+            raise JvidpruneError(
+                f"layers from {policy.layer} on are computed anew while decoding, but levels are added up to layer "
+                f"{levels - 1}."
+            )
+    elif policy is not None and len(starts) > 1:
+        raise JvidpruneError("a decoding stage needs a cache of one segment.")
