@@ -6,15 +6,53 @@ Two columns are read off the tests: a method has golden files if its folder of t
 of its file takes them.
 """
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.reducers import registry
+from jvidprune.tokens import Layout
 
 _SHORT, _WHOLE, _SECTIONS = "<!-- methods-short -->", "<!-- methods-table -->", "<!-- methods-sections -->"
 _FILED = {"visionzip_qwen": "stop", "random": "controls"}
 """Methods whose golden files and tests stand under another name."""
+
+_RATIOS = {
+    "none": "it is checked, and not used.",
+    "visionzip": "a share of each frame, by the published table of counts on SigLIP, else rounded down.",
+    "divprune": "a share of the video; frames get what their tokens deserve.",
+    "scissor": "the most that may stay of the video; the threshold of similarity is found for it.",
+    "tome": "a share of each frame.",
+    "cdpruner": "a share of each frame.",
+    "vcast": "a share of the video; frames get more or fewer.",
+    "evs": "a share of the video; the first frame stays whole.",
+    "vidcom2": "a share of the video on average; frames get more or fewer.",
+    "holov": "the most that stays of each frame.",
+    "dycoke": "a nominal share of the video; every fourth frame stays whole, so that small shares are refused.",
+    "random": "a share of the video.",
+    "uniform": "a share of the video.",
+    "frame_drop": "a share of the frames.",
+    "inner_random": "the share that stays behind the cut inside the language model; all tokens enter it.",
+    "fastv": "the share that stays behind the cut inside the language model; all tokens enter it.",
+    "attention_topk": "a share of the video.",
+    "flashvid": "the mean share over the layers of the language model; more enter it, fewer stay behind the cut.",
+    "fastvid": "a share of each frame, rounded down.",
+    "holitom": "a share of the video, reached by merging over time and then by pruning what is left.",
+    "prunevid": "about a share of each segment; small sets of tokens keep more.",
+    "ottvid": "a share of the video, reached by selection in frames and merging between them.",
+    "aot": "a share of the video, reached through a number of anchors a frame that is found for it.",
+    "stop": "that of the method that is wrapped.",
+    "qwen_norm": "that of the method whose name the baseline has.",
+    "visionzip_qwen": "a share of the video.",
+    "sequential": "a share of the video, split between the two methods.",
+}
+"""How the ratio of each method is meant."""
+
+_EXAMPLE = Layout(32, (14, 14), (27, 27))
+"""LLaVA-OneVision's video of 32 frames, which counts are given for."""
 
 
 def short() -> str:
@@ -49,7 +87,7 @@ def whole(tests: Path) -> str:
 def sections() -> str:
     """A section a method: what it does and needs, how it counts, quirks and their options."""
     parts = []
-    for name in registry.names():
+    for name in (*registry.names(), *registry.combinators()):
         info, reducer = registry.info(name), registry.get(name)
         summary = info.summary[:1].upper() + info.summary[1:].rstrip(".")
         code = type(reducer).__module__.replace(".", "/")
@@ -58,13 +96,38 @@ def sections() -> str:
             f"- **Paper:** {_paper(info.paper) if info.paper != '-' else 'none, a control'}.",
             f"- **Needs:** {_needs(reducer.needs) if reducer.needs else 'the features alone'}.",
             f"- **Output:** {'kept tokens and weighted sums of others' if info.merges else 'kept tokens as they are'}.",
+            f"- **Ratio:** {_RATIOS[name]}{_example(name)}",
             f"- **Count:** {_counted(info.exact)} {_nested(info.nested)}",
         ]
+        options = ", ".join(f"`{field.name}={_value(field)}`" for field in _options(reducer))
+        facts += [f"- **Options:** {options}."] * bool(options)
         if info.quirks:
             facts.append("- **Quirks that the default keeps:**")
             facts += [f"    - {quirk[:1].upper()}{quirk[1:]}." for quirk in info.quirks]
         parts.append("\n".join([f"### {name}", "", f"**{info.title}.** {summary}.", "", *facts]))
     return "\n\n".join(parts)
+
+
+def _example(name: str) -> str:
+    """How many rows a tenth of a usual video becomes at most."""
+    reducer = registry.get(name, "llava_onevision")
+    try:
+        rows = reducer.capacity(_EXAMPLE, 0.1)
+    except JvidpruneError:
+        return ""
+    most = "" if registry.info(name).exact else "at most "
+    return f" At 0.1 a video of {_EXAMPLE.frames} × {_EXAMPLE.tokens} tokens becomes {most}{rows:,}."
+
+
+def _options(reducer: Any) -> list[dataclasses.Field]:
+    """Settings of a method beside those that all methods have."""
+    return [field for field in dataclasses.fields(reducer) if field.name != "positions"]
+
+
+def _value(field: dataclasses.Field) -> str:
+    """A default, parts of several settings by their names alone."""
+    default = field.default
+    return type(default).__name__ if dataclasses.is_dataclass(default) else repr(default)
 
 
 def _counted(exact: bool) -> str:

@@ -14,7 +14,7 @@ COLOUR_LEFT = 0.4
 FOG, TINT = 0.4, 0.15
 """How far merged tokens fade to white, and how far from there to the colour of their row."""
 
-SHADE = 0.42
+SHADE = 0.5
 """Brightness of dropped tokens."""
 
 LEGEND = (
