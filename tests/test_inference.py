@@ -143,7 +143,7 @@ def test_kept_tokens_look_as_they_are_merged_ones_pale_and_dropped_ones_dark():
     # The frame is seen through everything: stripes keep at least a fifth of their contrast.
     for part in (merged, dropped):
         assert np.ptp(part.mean(-1), axis=1).min() > 0.2 * np.ptp(frame[0].mean(-1))
-    assert merged.min() > frame[8:92, 108:192].mean(-1).min() > dropped.max()
+    assert merged.mean() > 1.2 * frame.mean() > 2.2 * dropped.mean()
     # An outline: dark outside, then the colour of the row, here white as nothing was merged into it.
     assert drawn[0, 50].max() < 40
     np.testing.assert_array_equal(drawn[2, 50], [255, 255, 255])
