@@ -116,7 +116,7 @@ def positions_of(name):
 def run(decoder, embeds, positions, valid, inner, added=None):
     """Logits of the prompt and of the steps, the cache, and what the cuts did."""
     cache = decoder.empty_cache(embeds.shape[0], inner.capacities(embeds.shape[1], STEPS), inner.boundaries)
-    read = read_prompt(decoder, embeds, positions, valid, cache, inner=inner, added=added)
+    read = read_prompt(decoder, embeds, positions, valid, cache, inner=inner, deepstack=added)
 
     def step(cache, tokens):
         logits, cache = decoder.decode(tokens, cache)
@@ -281,12 +281,12 @@ def test_merged_tokens_stand_where_the_rule_says(embeds, positions):
     assert source[:3].tolist() == [0, 1, 2]
     assert source[11:].tolist() == list(range(21, S))
     step = decoder.step(where[:1], jnp.ones((1, S), bool))
-    x = decoder.run(embeds[:1], step, 0, 2, added=added[:2, :1])[0][0]
+    x = decoder.run(embeds[:1], step, 0, 2, deepstack=added[:2, :1])[0][0]
     rest = np.setdiff1d(np.arange(3, 21), kept)
     assert source[10] == rest[-1]
     x = x[source].at[10].set(x[rest].mean(axis=0))[None]
     step = decoder.step((np.arange(len(source)) if positions == "renumber" else source)[None], jnp.ones((1, 18), bool))
-    x = decoder.run(x, step, 2, 3, added=added[2:, :1, source])[0]
+    x = decoder.run(x, step, 2, 3, deepstack=added[2:, :1, source])[0]
     x = decoder.run(x, step, 3, LAYERS)[0]
     np.testing.assert_allclose(alone[0, 0], decoder.logits(x[0, -1]), atol=3e-5)
 

@@ -66,7 +66,7 @@ def read_by_hand(llm, reduced):
     embeds = np.array(model.embed_text(jnp.asarray(ids)))
     embeds[places] += np.asarray(reduced.tokens)[there][order]
     valid, together = np.ones((1, len(keep)), bool), np.isin(ids, config.tokens.ids)[None, keep]
-    options = {"max_new_tokens": 4, "eos_ids": llm.eos_ids, "together": together}
+    options = {"max_new_tokens": 4, "eos_ids": llm.eos_ids, "bidirectional": together}
     expected = np.asarray(generate(model, embeds[None, keep], np.arange(len(keep))[None], valid, **options))[0]
     return [int(i) for i in expected if i >= 0 and i not in llm.eos_ids], keep, together[0]
 
@@ -153,7 +153,7 @@ def test_mutual_sight_travels_through_cuts(llm, clip, video, reselect):
     found = []
     for compact in (True, False):
         inner = Inner.create(stages, visual, slots >= 0, layers=tiny.LAYERS, compact=compact)
-        logits, cache = prefill(model, x, slots, slots >= 0, capacity=24, inner=inner, together=visual)
+        logits, cache = prefill(model, x, slots, slots >= 0, capacity=24, inner=inner, bidirectional=visual)
         step, _ = model.lm.decode(jnp.argmax(logits, axis=-1).astype(jnp.int32), cache)
         found.append((np.asarray(logits), np.asarray(step)))
     for one, other in zip(*found, strict=True):

@@ -69,7 +69,7 @@ def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, clip, video)
     options = {"next_position": np.array([where.next], np.int32)}
     if llm.loaded.family == "qwen3_vl":
         levels = video.evidence["features_deepstack"].reshape(-1, 2, 64)
-        options["added"] = spread_levels(levels, jnp.asarray(rows[None]))[:, :, keep]
+        options["deepstack"] = spread_levels(levels, jnp.asarray(rows[None]))[:, :, keep]
     valid = np.ones((1, len(keep)), bool)
     expected = generate(
         model, embeds[None, keep], where.ids[:, None, keep], valid, max_new_tokens=4, eos_ids=llm.eos_ids, **options

@@ -62,7 +62,7 @@ def read_and_decode(decoder, embeds, inner, added=None):
     """Logits of the prompt and of three steps, caches, records: one compilation a kind of stage."""
     slots = jnp.broadcast_to(jnp.arange(S), (2, S))
     cache = decoder.empty_cache(2, inner.capacities(S, STEPS), inner.boundaries)
-    read = read_prompt(decoder, embeds, slots, jnp.asarray(VALID), cache, inner=inner, added=added)
+    read = read_prompt(decoder, embeds, slots, jnp.asarray(VALID), cache, inner=inner, deepstack=added)
 
     def step(cache, tokens):
         logits, cache = decoder.decode(tokens, cache)

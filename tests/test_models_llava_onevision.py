@@ -489,13 +489,13 @@ def test_cached_decoding_in_two_segments_equals_the_full_forward(tiny):
         for layer in range(3):
             by_layer, _ = model.lm.run(by_layer, step, layer, layer + 1)
             by_layer = by_layer + added[layer] if layer < 2 else by_layer
-        return model.lm.forward(x, where, valid, added=added).logits, model.lm.logits(by_layer)
+        return model.lm.forward(x, where, valid, deepstack=added).logits, model.lm.logits(by_layer)
 
     @jax.jit
     def start(model, ids, added):
         cache = model.lm.empty_cache(1, total, boundaries=(1,))
         where, valid = jnp.arange(prompt)[None], jnp.ones((1, prompt), bool)
-        return read_prompt(model.lm, model.embed_text(ids), where, valid, cache, added=added)[:2]
+        return read_prompt(model.lm, model.embed_text(ids), where, valid, cache, deepstack=added)[:2]
 
     full, by_layer = forward(model, ids, added)
     np.testing.assert_allclose(by_layer, full, atol=2e-5)

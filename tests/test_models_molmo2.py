@@ -74,7 +74,7 @@ def test_frames_see_later_frames_and_answers_are_causal(models):
     model, golden = models["molmo2"].model, np.load(ROOT / "molmo2" / "io.npz")
     x, visual = jnp.asarray(golden["inputs_embeds"]), golden["visual"]
     slots = np.arange(x.shape[1])[None]
-    read = jax.jit(lambda together: model.lm.forward(x, slots, slots >= 0, together=together).logits)
+    read = jax.jit(lambda together: model.lm.forward(x, slots, slots >= 0, bidirectional=together).logits)
     mutual, causal = read(visual), read(np.zeros_like(visual))
     np.testing.assert_allclose(mutual, golden["logits"], atol=1e-4)
     first = int(visual.argmax())
@@ -245,7 +245,7 @@ def test_mutual_sight_equals_a_dense_mask():
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 9, 2, 4)), jnp.float32) for _ in range(3))
     together, valid = rng.random((2, 9)) < 0.5, np.arange(9) < np.array([[9], [7]])
-    found = attend(q, Keys(k, v, jnp.asarray(valid), True, together=jnp.asarray(together)))
+    found = attend(q, Keys(k, v, jnp.asarray(valid), True, bidirectional=jnp.asarray(together)))
     seen = np.tril(np.ones((9, 9), bool)) | (together[:, :, None] & together[:, None, :])
     seen = seen & valid[:, None, :]
     scores = np.where(seen[:, None], np.einsum("bqhd,bkhd->bhqk", q, k) / 2, -np.inf)

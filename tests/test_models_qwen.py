@@ -559,14 +559,14 @@ def test_levels_are_added_in_the_prefill_alone(models):
         @jax.jit
         def two_steps(model, added, boundaries=boundaries):
             cache = model.lm.empty_cache(1, 11, boundaries=boundaries)
-            first, cache = read_prompt(model.lm, embeds, positions, valid, cache, added=added)[:2]
+            first, cache = read_prompt(model.lm, embeds, positions, valid, cache, deepstack=added)[:2]
             return first, model.lm.decode(token, cache)[0]
 
         outs.append(two_steps(model, added))
     longer = np.concatenate([embeds, np.asarray(model.embed_text(token))[None]], axis=1)
     where = np.concatenate([positions, np.full((3, 1, 1), positions.max() + 1)], axis=-1)
     extra = np.pad(added, ((0, 0), (0, 0), (0, 1), (0, 0)))
-    logits = jax.jit(lambda m: m.lm.forward(longer, where, jnp.ones((1, 11), bool), added=extra).logits)(model)
+    logits = jax.jit(lambda m: m.lm.forward(longer, where, jnp.ones((1, 11), bool), deepstack=extra).logits)(model)
     for first, second in outs:
         np.testing.assert_allclose(first, logits[:, -2], atol=1e-4)
         np.testing.assert_allclose(second, logits[:, -1], atol=1e-4)

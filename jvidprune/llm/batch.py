@@ -278,9 +278,9 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
     if inners[0] is not None:
         options["inner"] = join_inner(rows.filled(inners))
     if mutual:
-        options["together"] = np.stack(rows.filled(mutual))
+        options["bidirectional"] = np.stack(rows.filled(mutual))
     if levels[0] is not None:
-        options["added"] = jnp.concatenate(rows.filled(levels), axis=1)
+        options["deepstack"] = jnp.concatenate(rows.filled(levels), axis=1)
     positions = np.concatenate([one.rotary for one in slots], axis=-2)
     valid = np.stack([one.valid for one in slots])
     return prefill(model, jnp.stack(rows.filled(embeds)), positions, valid, capacity=width + room, **options)

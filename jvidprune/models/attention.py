@@ -55,7 +55,7 @@ class Keys(NamedTuple):
     """Fresh keys of one layer: k after rotary and v (B, S, K, d), valid (B, S).
 
     `packed` (static) promises that the valid slots of each row are its first ones; `segments` tell several examples in
-    one row apart; `together` (B, S) marks slots that see each other in either direction whatever causality says
+    one row apart; `bidirectional` (B, S) marks slots that see each other in either direction whatever causality says
     (Molmo2's visual tokens), or is None. Where weights alone are wanted v is None.
     """
 
@@ -64,7 +64,7 @@ class Keys(NamedTuple):
     valid: Bool[Array, "B S"]
     packed: bool = False
     segments: Segments | None = None
-    together: Any = None
+    bidirectional: Any = None
 
 
 def _weights(
@@ -78,9 +78,9 @@ def _weights(
     seen = jnp.broadcast_to(keys.valid[:, None, :], (batch, queries, keys.k.shape[1]))
     if causal:
         ordered = jnp.arange(keys.k.shape[1]) <= rows[:, :, None]
-        if keys.together is not None:
-            looking = jnp.take_along_axis(keys.together, rows, axis=1)
-            ordered |= looking[:, :, None] & keys.together[:, None, :]
+        if keys.bidirectional is not None:
+            looking = jnp.take_along_axis(keys.bidirectional, rows, axis=1)
+            ordered |= looking[:, :, None] & keys.bidirectional[:, None, :]
         seen &= ordered
     if keys.segments is not None:
         seen &= keys.segments.seen(rows)
@@ -104,8 +104,8 @@ def attend(
     """Attention of S fresh queries over the past and the fresh keys.
 
     Causality is by slot: fresh query i sees the valid past slots and the valid fresh slots 0..i, and where it is one of
-    `keys.together` all of these. Scores accumulate and are normalised in float32; the output has the dtype of q. Rows
-    whose query is padding hold garbage.
+    `keys.bidirectional` all of these. Scores accumulate and are normalised in float32; the output has the dtype of q.
+    Rows whose query is padding hold garbage.
 
     Args:
       q: (B, S, H, d) after rotary; query head j reads key head floor(j / (H / K)).
@@ -117,7 +117,7 @@ def attend(
     Returns:
       (B, S, H, d).
     """
-    ordered = keys.segments is None and (keys.together is None or not causal)
+    ordered = keys.segments is None and (keys.bidirectional is None or not causal)
     which = implementation(kind, q, simple=keys.packed and past is None and ordered)
     if which != "plain":
         lengths = None if causal else keys.valid.sum(axis=1, dtype=jnp.int32)

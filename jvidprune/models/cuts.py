@@ -51,7 +51,7 @@ class TokenState(NamedTuple):
       block: (B, S) group of each visual token (PruneVid), 0 where there are none.
       side: what a rule put aside for a later one, any pytree with a leading axis B; it goes round the layers and is
         neither cut nor gathered (states of bypassed tokens, groups; SwiftVLM, arXiv 2602.03134).
-      together: (B, S) slots that see each other in either direction, or None.
+      bidirectional: (B, S) slots that see each other in either direction, or None.
     """
 
     hidden: Float[Array, "B S D"]
@@ -62,7 +62,7 @@ class TokenState(NamedTuple):
     text_queries: Bool[Array, "B S"]
     block: Int[Array, "B S"]
     side: Any = None
-    together: Any = None
+    bidirectional: Any = None
 
 
 class CutInputs(NamedTuple):
@@ -291,7 +291,7 @@ def _gather(state: TokenState, index: Int[Array, "B C"], valid: Bool[Array, "B C
         text_queries=take(state.text_queries) & valid,
         block=take(state.block),
         side=state.side,
-        together=None if state.together is None else take(state.together),
+        bidirectional=None if state.bidirectional is None else take(state.bidirectional),
     )
 
 

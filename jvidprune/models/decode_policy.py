@@ -189,7 +189,7 @@ class Reselection:
       read: (B, M) written and active slots, for the layers of this step.
       hidden: (B, M, D) hidden states entering `layer`, or None with "bank".
       positions: (B, M) or (3, B, M) rotary positions of the slots, or None with "bank".
-      together: (B, M) slots that see each other in either direction, or None.
+      bidirectional: (B, M) slots that see each other in either direction, or None.
       layer: first layer after the cut; static.
       mode: as above; static.
       shift: as above; static.
@@ -202,7 +202,7 @@ class Reselection:
     read: Any = None
     hidden: Any = None
     positions: Any = None
-    together: Any = None
+    bidirectional: Any = None
     layer: int = dataclasses.field(default=1, metadata=_STATIC)
     mode: RenewalMode = dataclasses.field(default="recompute", metadata=_STATIC)
     shift: float = dataclasses.field(default=0.0, metadata=_STATIC)
@@ -213,7 +213,7 @@ class Reselection:
         score: Float[Array, "B S"],
         hidden: Float[Array, "B S D"],
         positions: Int[Array, "... B S"],
-        together: Bool[Array, "B S"] | None,
+        bidirectional: Bool[Array, "B S"] | None,
         slots: int,
     ) -> "Reselection":
         """The state behind a prefill that chose `survivors` by `score`, for a cache with this many slots a row."""
@@ -226,7 +226,7 @@ class Reselection:
         if self.mode == "recompute":
             found["hidden"] = jnp.pad(hidden, (*pad, (0, 0)))
             found["positions"] = jnp.pad(positions, ((0, 0),) * (positions.ndim - 1) + pad[1:])
-            found["together"] = None if together is None else jnp.pad(together, pad)
+            found["bidirectional"] = None if bidirectional is None else jnp.pad(bidirectional, pad)
         return dataclasses.replace(self, **found, keep=jnp.asarray(self.keep), read=active)
 
     def step(self, attention: Float[Array, "B H M"], written: Bool[Array, "B M"]) -> "Reselection":
@@ -259,7 +259,8 @@ class Reselection:
         where = (0,) * (self.positions.ndim - 1)
         positions = lax.dynamic_update_slice(self.positions, fresh.astype(self.positions.dtype), (*where, at))
         valid = lax.dynamic_update_slice(self.read, jnp.ones((x.shape[0], 1), bool), (0, at))
-        out, outputs = decoder.run(hidden, decoder.step(positions, valid, together=self.together), start, stop)
+        whole = decoder.step(positions, valid, bidirectional=self.bidirectional)
+        out, outputs = decoder.run(hidden, whole, start, stop)
         k, v = (lax.dynamic_slice_in_dim(part, at, 1, axis=2) for part in (outputs.k, outputs.v))
         state = dataclasses.replace(self, hidden=hidden, positions=positions)
         return lax.dynamic_slice_in_dim(out, at, 1, axis=1), k, v, state

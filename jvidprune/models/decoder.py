@@ -113,7 +113,7 @@ class Step(NamedTuple):
     """What all layers of a run share: rotary tables (B, S, d), validity of the fresh slots (B, S).
 
     With `yarn_layers` the tables are (2, B, S, d), plain and stretched, and a layer takes its own. `packed` (static)
-    promises that the valid slots of each row are its first ones; `segments` and `together` as in `attention.Keys`.
+    promises that the valid slots of each row are its first ones; `segments` and `bidirectional` as in `attention.Keys`.
     """
 
     cos: Float[Array, "... B S d"]
@@ -121,7 +121,7 @@ class Step(NamedTuple):
     valid: Bool[Array, "B S"]
     packed: bool = False
     segments: Segments | None = None
-    together: Any = None
+    bidirectional: Any = None
 
 
 class LayerOutputs(NamedTuple):
@@ -185,7 +185,7 @@ class Attention(nnx.Module):
 
     def _keys(self, x: Array, v: Any, step: Step) -> Keys:
         k = rotate(self._heads(self.k(x), self.k_norm), step.cos, step.sin)
-        return Keys(k, v, step.valid, step.packed, step.segments, step.together)
+        return Keys(k, v, step.valid, step.packed, step.segments, step.bidirectional)
 
     def _heads(self, x: Array, norm: RMSNorm | None) -> Array:
         """(B, S, heads, d) of a projection, normed over all heads or over each."""
@@ -258,7 +258,7 @@ class Decoder(nnx.Module):
         *,
         packed: bool = False,
         segments: Segments | None = None,
-        together: Bool[Array, "B S"] | None = None,
+        bidirectional: Bool[Array, "B S"] | None = None,
     ) -> Step:
         """Rotary tables, validity, examples of a row and mutual sight, which every layer of a run reads."""
         rope, dim = self.config.rope, self.config.head_dim
@@ -266,7 +266,7 @@ class Decoder(nnx.Module):
         if self.config.yarn_layers is not None:
             plain = rope_tables(rope.plain, dim, positions, self.dtype)
             cos, sin = jnp.stack([plain[0], cos]), jnp.stack([plain[1], sin])
-        return Step(cos, sin, valid, packed, segments, together)
+        return Step(cos, sin, valid, packed, segments, bidirectional)
 
     def run(
         self,
@@ -277,7 +277,7 @@ class Decoder(nnx.Module):
         *,
         past: CacheSegment | None = None,
         past_valid: Bool[Array, "B M"] | None = None,
-        added: Float[Array, "L B S D"] | None = None,
+        deepstack: Float[Array, "L B S D"] | None = None,
         rows: Int[Array, "B R"] | None = None,
         causal: bool = True,
         hidden: bool = False,
@@ -291,12 +291,12 @@ class Decoder(nnx.Module):
           stop: one past the last, static.
           past: cache segment that covers [start, stop), read only; None in a prefill.
           past_valid: which of its slots this run may read, by default `past.valid`.
-          added: added to the hidden states after each layer (DeepStack).
+          deepstack: added to the hidden states after each layer.
           rows: fresh slots whose attention weights are returned for every layer of the run.
           causal: False lets all fresh slots see each other (a probe layer of HoliTom).
           hidden: also return each layer's output.
         """
-        xs: dict[str, Any] = {"added": added}
+        xs: dict[str, Any] = {"deepstack": deepstack}
         if (stretched := self.config.yarn_layers) is not None:
             xs["table"] = jnp.asarray([int(layer in stretched) for layer in range(start, stop)])
         if past is not None:
@@ -313,7 +313,7 @@ class Decoder(nnx.Module):
                 own = step._replace(cos=step.cos[extra["table"]], sin=step.sin[extra["table"]])
             x, keys, weights = layer(x, own, before, causal=causal, rows=rows)
             outputs = LayerOutputs(keys.k, keys.v, x if hidden else None, weights)
-            return (x if added is None else x + extra["added"].astype(x.dtype)), outputs
+            return (x if deepstack is None else x + extra["deepstack"].astype(x.dtype)), outputs
 
         return scan_layers(self.layers, start, stop, self.config.layers, body, x, xs, remat=self.config.remat)
 
@@ -343,21 +343,21 @@ class Decoder(nnx.Module):
         positions: Int[Array, "... B S"],
         valid: Bool[Array, "B S"],
         *,
-        added: Float[Array, "L B S D"] | None = None,
+        deepstack: Float[Array, "L B S D"] | None = None,
         rows: Int[Array, "B R"] | None = None,
         hidden: bool = False,
-        together: Bool[Array, "B S"] | None = None,
+        bidirectional: Bool[Array, "B S"] | None = None,
     ) -> Forward:
         """Logits of every slot without a cache: for tests, losses and parity.
 
-        `added` and `together` are those of `prefill.PromptParts`.
+        `deepstack` and `bidirectional` are those of `prefill.PromptParts`.
         """
         self.check_length(embeds.shape[1])
         x = embeds = embeds.astype(self.dtype)
-        step, outputs, at = self.step(positions, valid, together=together), [], 0
-        for stop in sorted({0 if added is None else added.shape[0], self.config.layers} - {0}):
-            extra = added if at == 0 else None
-            x, found = self.run(x, step, at, stop, added=extra, rows=rows, hidden=hidden)
+        step, outputs, at = self.step(positions, valid, bidirectional=bidirectional), [], 0
+        for stop in sorted({0 if deepstack is None else deepstack.shape[0], self.config.layers} - {0}):
+            extra = deepstack if at == 0 else None
+            x, found = self.run(x, step, at, stop, deepstack=extra, rows=rows, hidden=hidden)
             outputs.append(found)
             at = stop
         states = attention = None

@@ -21,18 +21,18 @@ class PromptParts(TypedDict, total=False):
     """What a prompt may have beside its embeddings.
 
     Keys:
-      added: (L, B, S, D) added after each of the first L layers (DeepStack; `models.qwen.model.spread_levels`).
+      deepstack: (L, B, S, D) added after each of the first L layers (Qwen3-VL; `models.qwen.model.spread_levels`).
       next_position: (B,) position of the first generated token; by default the largest valid position plus one,
         whatever is cut inside the model. A prompt whose last positions were pruned away must pass it.
       inner: stages inside the model.
-      together: (B, S) slots that see each other in either direction (Molmo2's visual tokens and the ids
+      bidirectional: (B, S) slots that see each other in either direction (Molmo2's visual tokens and the ids
         `config.tokens.ids`, of all frames and images); such a prompt is read by the plain attention.
     """
 
-    added: Float[Array, "L B S D"] | None
+    deepstack: Float[Array, "L B S D"] | None
     next_position: Int[Array | np.ndarray, "B"] | None
     inner: Inner | None
-    together: Bool[Array | np.ndarray, "B S"] | None
+    bidirectional: Bool[Array | np.ndarray, "B S"] | None
 
 
 class Read(NamedTuple):
@@ -118,19 +118,19 @@ def read_prompt(
         that this prompt or model cannot have.
     """
     embeds, positions, valid = jnp.asarray(embeds), jnp.asarray(positions), jnp.asarray(valid)
-    added, next_position, together = parts.get("added"), parts.get("next_position"), parts.get("together")
-    inner = parts.get("inner")
+    deepstack, bidirectional = parts.get("deepstack"), parts.get("bidirectional")
+    inner, next_position = parts.get("inner"), parts.get("next_position")
     if inner is None:
         nothing = np.zeros(valid.shape, bool)
         inner = Inner.create((), nothing, nothing, layers=0)
     decoder.check_length(embeds.shape[1])
-    _check_stages(inner, cache, levels=0 if added is None else added.shape[0])
+    _check_stages(inner, cache, levels=0 if deepstack is None else deepstack.shape[0])
     if next_position is None:
         seen = jnp.where(valid, positions, -1)
         next_position = seen.max(axis=(0, 2) if positions.ndim == 3 else 1) + 1
     following = jnp.asarray(next_position).astype(jnp.int32)
     cuts = {cut.layer: cut for cut in inner.cuts}
-    state = inner.start(embeds.astype(decoder.dtype), positions, valid)._replace(together=together)
+    state = inner.start(embeds.astype(decoder.dtype), positions, valid)._replace(bidirectional=bidirectional)
     shift: Array | None = None
     records: list[CutRecord] = []
     written: list[_Written] = []
@@ -142,7 +142,7 @@ def read_prompt(
             rows = None if cut is None else inner.rows(cut, state)
             causal = cut is None or cut.rule.causal
             hidden, keys, values, attention = _run_layers(
-                decoder, state, segment.start, layer, added, rows, causal=causal, packed=packed
+                decoder, state, segment.start, layer, deepstack, rows, causal=causal, packed=packed
             )
             written.append(_Written(keys, values, state.valid, shift))
             state = state._replace(hidden=hidden)
@@ -150,18 +150,18 @@ def read_prompt(
             continue
         state = cut.restore(state)
         if cut.rule.probe == "ahead":
-            step = decoder.step(state.positions, state.valid, together=state.together)
+            step = decoder.step(state.positions, state.valid, bidirectional=state.bidirectional)
             attention = decoder.attention_ahead(state.hidden, step, layer, last_valid(state.valid)[:, None])
         probed = keys[-1] if keys is not None and cut.rule.probe == "keys" else None
         state, record, moved = cut.apply(state, attention, probed)
         records.append(record)
         if isinstance(policy, Reselection):
-            begun = record.survivors, record.score, state.hidden, state.positions, state.together
+            begun = record.survivors, record.score, state.hidden, state.positions, state.bidirectional
             policy = policy.begin(*begun, slots=cache.segments[0].capacity)
         if cut.rule.trims:
             written = [part.trimmed(record, moved) for part in written]
-        if added is not None and moved is not None:
-            added = jnp.take_along_axis(added, moved.index[None, :, :, None], axis=2)
+        if deepstack is not None and moved is not None:
+            deepstack = jnp.take_along_axis(deepstack, moved.index[None, :, :, None], axis=2)
         if cut.positions == "renumber":
             shift = following - state.valid.sum(axis=1, dtype=jnp.int32)
         # A cut that only marks what it drops leaves holes.
@@ -202,7 +202,7 @@ def _run_layers(
     state: TokenState,
     start: int,
     stop: int,
-    added: Any,
+    deepstack: Any,
     rows: Any,
     *,
     causal: bool,
@@ -212,16 +212,16 @@ def _run_layers(
 
     The last layer runs on its own where it is probed or not causal.
     """
-    x, step = state.hidden, decoder.step(state.positions, state.valid, packed=packed, together=state.together)
-    taps = 0 if added is None else added.shape[0]
+    x, step = state.hidden, decoder.step(state.positions, state.valid, packed=packed, bidirectional=state.bidirectional)
+    taps = 0 if deepstack is None else deepstack.shape[0]
     alone = rows is not None or not causal
     edges = {stop, min(max(taps, start), stop), stop - 1 if alone else stop} - {start}
     at, weights, found = start, None, []
     for edge in sorted(edges):
-        extra = added[at:edge] if added is not None and edge <= taps else None
+        extra = deepstack[at:edge] if deepstack is not None and edge <= taps else None
         last = alone and edge == stop
         probed, seen = rows if last else None, causal or not last
-        x, outputs = decoder.run(x, step, at, edge, added=extra, rows=probed, causal=seen)
+        x, outputs = decoder.run(x, step, at, edge, deepstack=extra, rows=probed, causal=seen)
         found.append(outputs)
         weights, at = outputs.attention, edge
     k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))

@@ -77,8 +77,10 @@ def _embed_text(model: Any, ids: np.ndarray) -> np.ndarray:
 
 
 @jax.jit
-def _forward(model: Any, embeds: Any, positions: Any, valid: Any, rows: Any, added: Any, together: Any) -> Any:
-    return model.lm.forward(embeds, positions, valid, rows=rows, hidden=True, added=added, together=together)
+def _forward(model: Any, embeds: Any, positions: Any, valid: Any, rows: Any, deepstack: Any, bidirectional: Any) -> Any:
+    return model.lm.forward(
+        embeds, positions, valid, rows=rows, hidden=True, deepstack=deepstack, bidirectional=bidirectional
+    )
 
 
 def tower_stages(model: Any, pixels: np.ndarray, golden: Golden) -> Stages:
@@ -103,9 +105,9 @@ def decoder_stages(
     embeds: Callable[[], np.ndarray],
     positions: np.ndarray,
     golden: Golden,
-    added: Callable[[], np.ndarray] | None = None,
+    deepstack: Callable[[], np.ndarray] | None = None,
     *,
-    together: np.ndarray | None = None,
+    bidirectional: np.ndarray | None = None,
 ) -> Stages:
     """Comparisons of the language model on a prompt (B, L, D) with explicit positions, pruned prompts included.
 
@@ -118,8 +120,8 @@ def decoder_stages(
       embeds: makes the prompt's embeddings.
       positions: (B, L) or (3, B, L).
       golden: the reference's arrays.
-      added: makes what is added behind the first layers (S, B, L, D), if anything.
-      together: (B, L) slots of the prompt that see each other in either direction.
+      deepstack: makes what is added behind the first layers (S, B, L, D), if anything.
+      bidirectional: (B, L) slots of the prompt that see each other in either direction.
     """
     answer = golden["greedy_ids"] if golden.has("greedy_ids") else np.zeros((len(golden["input_ids"]), 0), np.int32)
     length, total = positions.shape[-1], positions.shape[-1] + answer.shape[1]
@@ -136,8 +138,10 @@ def decoder_stages(
         x = np.pad(x, ((0, 0), (0, pad), (0, 0)))
         where = np.pad(where, [(0, 0)] * (where.ndim - 1) + [(0, pad)])
         valid = np.broadcast_to(np.arange(total) < total - pad, x.shape[:2])
-        extra = None if added is None else np.pad(added()[:, :, keep], ((0, 0), (0, 0), (0, more + pad), (0, 0)))
-        mutual = None if together is None else np.pad(together[:, keep], ((0, 0), (0, more + pad)))
+        extra = (
+            None if deepstack is None else np.pad(deepstack()[:, :, keep], ((0, 0), (0, 0), (0, more + pad), (0, 0)))
+        )
+        mutual = None if bidirectional is None else np.pad(bidirectional[:, keep], ((0, 0), (0, more + pad)))
         return jax.device_get(_forward(model, x, where, valid, np.full((len(x), 1), len(keep) - 1), extra, mutual))
 
     whole = functools.cache(lambda: forward(np.arange(length), False, answer.shape[1]))
@@ -148,8 +152,8 @@ def decoder_stages(
 
     def greedy() -> Row:
         valid = np.ones(embeds().shape[:2], bool)
-        options: dict[str, Any] = {} if added is None else {"added": added()}
-        options |= {} if together is None else {"together": together}
+        options: dict[str, Any] = {} if deepstack is None else {"deepstack": deepstack()}
+        options |= {} if bidirectional is None else {"bidirectional": bidirectional}
         ids = generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1], **options)
         return exact("greedy_ids", ids, answer)
 

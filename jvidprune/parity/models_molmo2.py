@@ -62,7 +62,7 @@ def molmo2_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozense
         """Logits of the golden answer, fed token by token through the cache."""
         expected, answer = golden["greedy_logits"], golden["greedy_ids"]
         room, valid = ids.shape[1] + answer.shape[1], np.ones(ids.shape, bool)
-        logits, cache = prefill(model, embeds(), positions, valid, capacity=room, together=visual)
+        logits, cache = prefill(model, embeds(), positions, valid, capacity=room, bidirectional=visual)
         found = [np.asarray(logits)]
         for token in answer.T[:-1]:
             logits, cache = _decode(model, jnp.asarray(token, jnp.int32), cache)
@@ -76,7 +76,7 @@ def molmo2_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozense
 
     squares = resize_frames(frames, (size, size), filter="bilinear").transpose(0, 2, 3, 1)
     stages = tower_stages(model, pixels, golden)
-    stages |= decoder_stages(model, embeds, positions, golden, together=visual)
+    stages |= decoder_stages(model, embeds, positions, golden, bidirectional=visual)
     stages |= {
         "resized_uint8": lambda: exact("resized_uint8", squares, golden["resized_uint8"]),
         "resized_wide": lambda: exact("resized_wide", wide(), golden["resized_wide"]),
