@@ -28,7 +28,7 @@ from perf.inputs import video_tokens
 from jvidprune import VideoTokens, reducers
 from jvidprune.files import atomic_output
 from jvidprune.ops.similarity import frame_gram
-from jvidprune.reducers import aot_intra
+from jvidprune.reducers.aot.pooling import kept_slots, pooled_weights
 from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import stack_budgets
 
@@ -59,9 +59,9 @@ def run_intra(reducer: Any, video: VideoTokens, budgets: Any, *, capacity: int) 
 
     def one(budget: Any) -> Any:
         intra = reducer.intra(shared, budget)
-        _, chosen = aot_intra.kept_slots(intra.anchors, shared.frame_mask, shared.geometry, shared.limit.slots)
+        _, chosen = kept_slots(intra.anchors, shared.frame_mask, shared.geometry, shared.limit.slots)
         merge = reducer.merge(budget)
-        return aot_intra.pooled_weights(intra, shared.selection, merge, chosen, shared.geometry, reducer.anchors_only)
+        return pooled_weights(intra, shared.selection, merge, chosen, shared.geometry, reducer.anchors_only)
 
     return lax.map(one, budgets)
 

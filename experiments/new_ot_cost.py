@@ -16,7 +16,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import jvidprune
-from jvidprune.ops.transport import Rows, cosine, distance
+from jvidprune.ops.transport import Rows, Transport, cosine, distance
 from jvidprune.reducers.aot import AOT
 from jvidprune.synthetic import synthetic_tokens
 from jvidprune.tokens import stack_budgets
@@ -43,7 +43,8 @@ def main(out: Path = Path("new_ot_cost.png"), frames: int = 16, dim: int = 64, s
     video = synthetic_tokens(seed, frames, (14, 14), dim, 3, unpooled_grid=(27, 27))
     layout = video.layout()
     # Pure transport (nearest=0) with mass 1 an anchor, so that the plan and not the nearest-anchor share decides.
-    reducers = {name: AOT(cost=cost, nearest=0.0, projection="column") for name, cost in COSTS.items()}
+    transports = {name: Transport(cost, projection="column") for name, cost in COSTS.items()}
+    reducers = {name: AOT(nearest=0.0, intra_transport=one) for name, one in transports.items()}
     budgets = stack_budgets([reducer.budget(layout, ratio) for reducer in reducers.values() for ratio in RATIOS])
     one = reducers["AOT"]
     capacity = one.capacity(layout, max(RATIOS))

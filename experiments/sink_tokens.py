@@ -19,7 +19,7 @@ from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import make_table
 from jvidprune.evals.runner import run_sweep
 from jvidprune.evals.tasks import answerable_part
-from jvidprune.ops.transport import Sinkhorn
+from jvidprune.ops.transport import Sinkhorn, Transport
 from jvidprune.training.logs import write_csv
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,13 +40,13 @@ with console.working():
         pairs += [(base, f"{base} SToP clean"), (base, f"{base} SToP")]
 
     aot = llm.reducer("aot")
-    solved = Sinkhorn(threshold=1e-6, stop="each", max_iterations=200)
+    solved = Transport(solver=Sinkhorn(threshold=1e-6, stop="each", max_iterations=200))
     methods |= {
         "aot": aot,
         "aot once": dataclasses.replace(aot, drop_original=True),
-        "aot solved": dataclasses.replace(aot, solver=solved, inter_solver=solved),
+        "aot solved": dataclasses.replace(aot, intra_transport=solved, inter_transport=solved),
         "aot anchors only": dataclasses.replace(aot, anchors_only=True),
-        "aot full rows": dataclasses.replace(aot, projection="row"),
+        "aot full rows": dataclasses.replace(aot, intra_transport=Transport(projection="row")),
     }
     pairs += [("aot", name) for name in methods if name.startswith("aot ")]
 

@@ -17,12 +17,10 @@ from jvidprune import JvidpruneError, Layout, VideoTokens, reducers
 from jvidprune.errors import JvidpruneWarning
 from jvidprune.ops.pool import pooling_matrix
 from jvidprune.ops.sink import SinkRule
-from jvidprune.ops.transport import FixedSinkhorn, Sinkhorn, TokenCost
+from jvidprune.ops.transport import FixedSinkhorn, Sinkhorn, TokenCost, Transport
 from jvidprune.parity import aot as parity
 from jvidprune.parity.core import load_golden
-from jvidprune.reducers import aot_intra, aot_ratio
-from jvidprune.reducers.aot import AOT
-from jvidprune.reducers.aot_calibrate import calibrate
+from jvidprune.reducers.aot import AOT, anchors, calibrate, clips, sizes
 from jvidprune.reducers.run import run_budgets
 from jvidprune.synthetic import synthetic_tokens
 from jvidprune.tokens import stack_budgets
@@ -195,7 +193,7 @@ def test_equals_a_plain_numpy_version(seed, visual_tokens, keep_ratio):
 def test_narrow_candidates_give_what_all_tokens_as_candidates_give():
     reducer = AOT(window=3, clips=3, visual_tokens=14)
     narrow = reducer.capacity(VIDEO.layout(), 0.5)
-    limit = aot_ratio.limits(narrow, reducer.geometry(GRID, UNPOOLED), 0.5, 0.3, 3, FRAMES, True, False)
+    limit = sizes.limits(narrow, reducer.geometry(GRID, UNPOOLED), reducer.rules, FRAMES)
     assert limit.visual_tokens >= 14
     assert limit.candidates < UNPOOLED[0] * UNPOOLED[1]
     plan = jax.jit(REDUCER.plan, static_argnames="capacity")
@@ -338,7 +336,8 @@ def test_gradients_reach_the_features_before_pooling():
 
 
 def test_cost_weights_and_epsilon_vary_inside_one_compilation():
-    settings = [{"cost": TokenCost()}, {"cost": TokenCost(w_pos=3.0)}, {"solver": Sinkhorn(0.5)}, {"nearest": 1.0}]
+    far, warm = Transport(TokenCost(w_pos=3.0)), Transport(solver=Sinkhorn(0.5))
+    settings = [{}, {"intra_transport": far}, {"intra_transport": warm, "inter_transport": warm}, {"nearest": 1.0}]
     run_budgets.clear_cache()
     stacked = stack_budgets([budget(40, **options) for options in settings])
     swept = run_budgets(REDUCER, VIDEO, stacked, capacity=FULL)
@@ -346,7 +345,7 @@ def test_cost_weights_and_epsilon_vary_inside_one_compilation():
     first = np.asarray(swept.tokens[0])
     for i in (1, 2, 3):
         assert np.abs(np.asarray(swept.tokens[i]) - first).max() > 1e-4
-    alone = run(REDUCER, VIDEO, budget(40, cost=TokenCost(w_pos=3.0)))
+    alone = run(REDUCER, VIDEO, budget(40, intra_transport=far))
     np.testing.assert_allclose(swept.tokens[1], alone.tokens, atol=2e-6)
 
 
@@ -367,23 +366,20 @@ def test_options_leave_out_originals_and_dilution_and_bf16_stays_bf16():
 
 
 def test_dynamic_clips_cut_where_the_scene_changes():
-    reducer = AOT(window=3, clips="dyseg")
-    assert "frame_embedding" in reducer.needs
+    assert "frame_embedding" in AOT(window=3, clips="dyseg").needs
     angle = np.deg2rad(np.cumsum([0, 1, 2, 50, 3, 4, 5, 6, 7, 8, 0.5, 9]))
     embedding = jnp.asarray(np.stack([np.cos(angle), np.sin(angle)], 1) * 3, jnp.float32)
     mask = jnp.arange(12) < 11
-    video = VideoTokens(jnp.zeros((12, 20, DIM)), {"frame_embedding": embedding}, mask, GRID, UNPOOLED)
     # The seven largest turns among the eleven real frames start clips, and so does the padding behind them.
     turns = np.array([0, 0, 0, 1, 0, 1, 1, 1, 1, 1, 0, 1], bool)
     turns[[0, 4]] = True
-    np.testing.assert_array_equal(reducer._dynamic_starts(video), turns)
-    far = dataclasses.replace(video, evidence={"frame_embedding": jnp.eye(12)}, frame_mask=jnp.ones(12, bool))
-    assert bool(reducer._dynamic_starts(far).all())
+    np.testing.assert_array_equal(clips.dynamic_starts(embedding, mask), turns)
+    assert bool(clips.dynamic_starts(jnp.eye(12), jnp.ones(12, bool)).all())
 
 
 def test_a_medoid_key_frame_is_the_frame_nearest_to_its_clip_and_merges_like_one_that_comes_first():
     # Without a temporal term the order of the other frames is the one that a video with the medoid in front has.
-    settings = {"window": 3, "clips": 3, "inter_cost": TokenCost(w_pos=0.0)}
+    settings = {"window": 3, "clips": 3, "inter_transport": Transport(TokenCost(w_pos=0.0))}
     medoid, first = AOT(key_frame="medoid", **settings), AOT(**settings)
 
     def turn(video, order):
@@ -431,11 +427,11 @@ def test_sinks_lose_their_place_among_the_anchors():
     made = budget(20)
 
     @jax.jit
-    def anchors(rule):
+    def chosen(rule):
         shared = REDUCER.prepare(VIDEO, capacity=FULL, sink=rule)
-        return aot_intra.anchor_mask(shared.selection, made.local, made.spread, shared.frame_mask)
+        return anchors.anchor_mask(shared.selection, made.local, made.global_anchors, shared.frame_mask)
 
-    before, after = np.asarray(anchors(SinkRule(mu_s=0.0))), np.asarray(anchors(SinkRule(mu_s=5.0)))
+    before, after = np.asarray(chosen(SinkRule(mu_s=0.0))), np.asarray(chosen(SinkRule(mu_s=5.0)))
     np.testing.assert_array_equal(before, run(REDUCER, VIDEO, made).diagnostics["anchors"])
     persistent = np.argsort(-np.asarray(VIDEO.evidence["attention_deep"]).mean(0))[:3]
     assert before[:, persistent].mean() > 0.9
@@ -448,10 +444,10 @@ def test_sinks_lose_their_place_among_the_anchors():
 
 def test_anchor_counts_truncate_as_the_reference():
     geometry = AOT().geometry((14, 14), (27, 27))
-    totals = {v: aot_ratio.anchor_counts(v, geometry, 0.5) for v in (100, 108, 126, 180, 17, 729)}
+    totals = {v: sizes.anchor_counts(v, geometry, 0.5) for v in (100, 108, 126, 180, 17, 729)}
     assert {v: c.total for v, c in totals.items()} == {100: 95, 108: 108, 126: 126, 180: 180, 17: 9, 729: 729}
     # int(90 * (1 - 0.9)) is 8 in float64.
-    assert aot_ratio.anchor_counts(90, geometry, 0.9) == (0, 82, 82)
+    assert sizes.anchor_counts(90, geometry, 0.9) == (0, 82, 82)
 
 
 def test_ratio_rule_gives_the_published_rows_and_inverts_the_measured_table():
@@ -469,21 +465,21 @@ def test_ratio_rule_gives_the_published_rows_and_inverts_the_measured_table():
 @given(
     frames=st.integers(1, 40),
     keep_ratio=st.sampled_from([0.0, 0.1, 0.3, 1.0]),
-    clips=st.sampled_from(["fixed", "dyseg", 1, 4]),
+    cuts=st.sampled_from(["fixed", "dyseg", 1, 4]),
     visual_tokens=st.integers(1, 72),
     drop=st.booleans(),
 )
-def test_capacity_implies_at_least_its_own_visual_tokens(frames, keep_ratio, clips, visual_tokens, drop):
-    reducer = AOT(window=3, keep_ratio=keep_ratio, clips=clips, drop_original=drop, visual_tokens=visual_tokens)
+def test_capacity_implies_at_least_its_own_visual_tokens(frames, keep_ratio, cuts, visual_tokens, drop):
+    reducer = AOT(window=3, keep_ratio=keep_ratio, clips=cuts, drop_original=drop, visual_tokens=visual_tokens)
     layout = Layout(frames, GRID, UNPOOLED)
     capacity = reducer.capacity(layout, 0.5)
     geometry = reducer.geometry(GRID, UNPOOLED)
-    limit = aot_ratio.limits(capacity, geometry, 0.5, keep_ratio, clips, frames, True, drop)
+    limit = sizes.limits(capacity, geometry, reducer.rules, frames)
     made = reducer.budget(layout, 0.5)
     assert limit.visual_tokens >= visual_tokens
-    assert (limit.local, limit.spread) >= (int(made.local), 0)
-    assert limit.spread >= int(made.spread)
-    assert sum(aot_ratio.clip_lengths(clips, frames)) == frames
+    assert (limit.local, limit.global_anchors) >= (int(made.local), 0)
+    assert limit.global_anchors >= int(made.global_anchors)
+    assert sum(sizes.clip_lengths(cuts, frames)) == frames
 
 
 @settings(max_examples=15, deadline=None)
@@ -497,10 +493,10 @@ def test_pooled_anchors_never_exceed_their_bound(data):
     order = np.argsort(-weights.max(0) + 0.01 * np.random.default_rng(anchors).random(weights.shape[1]))
     mask = np.zeros(weights.shape[1])
     mask[order[:anchors]] = 1
-    geometry = aot_ratio.Geometry(grid, (-(-grid[0] // 2), -(-grid[1] // 2)), kind, (0, 0), 0)
+    geometry = sizes.Geometry(grid, (-(-grid[0] // 2), -(-grid[1] // 2)), kind, (0, 0), 0)
     if kind == "average":
         geometry = geometry._replace(pooled=(grid[0] // 2, grid[1] // 2))
-    assert (weights @ mask >= 0.5 - 1e-7).sum() <= aot_ratio.pooled_bound(anchors, geometry)
+    assert (weights @ mask >= 0.5 - 1e-7).sum() <= sizes.pooled_bound(anchors, geometry)
 
 
 def test_calibration_reaches_the_ratio_of_given_videos():
@@ -540,10 +536,10 @@ def test_a_kernel_that_underflowed_is_said_to_have():
     with warnings.catch_warnings():
         warnings.simplefilter("error", JvidpruneWarning)
         jvidprune.reduce(REDUCER, VIDEO, 0.4, diagnostics=True)
-    cold = dataclasses.replace(REDUCER, solver=Sinkhorn(epsilon=2e-3))
+    cold = dataclasses.replace(REDUCER, intra_transport=Transport(solver=Sinkhorn(epsilon=2e-3)))
     with pytest.warns(JvidpruneWarning, match=r"AOT's solver inside frames .*at epsilon 0\.002.*larger epsilon"):
         reduced = jvidprune.reduce(cold, VIDEO, 0.4, diagnostics=True)
     assert float(reduced.diagnostics["intra_underflow"].max()) > 0
     assert not bool(reduced.diagnostics["intra_converged"].all())
-    log = dataclasses.replace(cold, solver=FixedSinkhorn(2e-3, 100, exact="anchors"))
+    log = dataclasses.replace(REDUCER, intra_transport=Transport(solver=FixedSinkhorn(2e-3, 100, exact="anchors")))
     assert log.warning(jvidprune.reduce(log, VIDEO, 0.4, diagnostics=True).diagnostics) is None

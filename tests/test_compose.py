@@ -10,6 +10,7 @@ from jax import lax
 
 import jvidprune as jv
 from jvidprune.ops import compact
+from jvidprune.ops.transport import FixedSinkhorn, Transport
 from jvidprune.reducers.compose import Sequential, chain
 from jvidprune.reducers.controls import AttentionTopK, Random
 from jvidprune.reducers.ottvid import OTTVid
@@ -22,7 +23,7 @@ from jvidprune.tokens import stack_budgets
 T, N, D = 4, 16, 6
 TOP = AttentionTopK(scope="frame")
 ZIP = VisionZip(tower="none", dominant_share=0.5)
-OTT = OTTVid(iterations=20)
+OTT = OTTVid(transport=Transport(solver=FixedSinkhorn(iterations=20)))
 
 
 def make_video(seed=0, frames=T, padding=0, dtype=np.float32):

@@ -18,7 +18,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.export import exact_dtype, export_checkpoint, export_model
 from jvidprune.models.checkpoint.load import load_model
-from jvidprune.ops.transport import Dustbin, FixedSinkhorn, Given, TokenCost
+from jvidprune.ops.transport import Dustbin, FixedSinkhorn, TokenCost, Transport
 from jvidprune.reducers import registry
 from jvidprune.reducers.serialise import FILE, SavedPruning, load_pruning, read_record, save_pruning
 
@@ -113,9 +113,10 @@ def test_settings_of_every_method_survive_the_file(backbone, tmp_path):
 
 
 def test_nested_methods_and_parts_of_a_transport_survive_the_file(tmp_path):
-    transport = {"solver": Dustbin(solver=FixedSinkhorn()), "cost": TokenCost(w_time=0.2), "clips": (3, 5)}
+    parts = Transport(TokenCost(w_time=0.2), solver=Dustbin(solver=FixedSinkhorn()))
     for reducer in (
-        registry.get("aot", **transport),
+        registry.get("aot", inter_transport=parts, clips=(3, 5)),
+        registry.get("ottvid", transport=parts),
         registry.from_text("stop:base=(flashvid:alpha=0.5),mu_s=0.03", "llava_video"),
         registry.from_text("visionzip+stop:base=flashvid", "llava_onevision"),
     ):
@@ -126,6 +127,7 @@ def test_nested_methods_and_parts_of_a_transport_survive_the_file(tmp_path):
 
 
 RECORD = SavedPruning(registry.get("flashvid"), 0.1).record()
+WRONG_PART = {"part": "Transport", "settings": {"solver": "x"}}
 WRONG = [
     ({"ratio": 2}, "must lie in"),
     ({"ratio": "0.1"}, "ratio must be a number"),
@@ -137,8 +139,11 @@ WRONG = [
     ({"reducer": {"method": "flashvid", "settings": {"alpa": 1}}}, "Did you mean 'alpha'"),
     ({"reducer": {"method": "flashvid", "settings": {"alpha": "x"}}}, "alpha must be a number in \\[0, 1\\], got"),
     ({"reducer": {"method": "flashvid", "settings": {"do_segment": 1}}}, "do_segment must be True or False, got 1"),
-    ({"reducer": {"method": "aot", "settings": {"solver": {"part": "Given"}}}}, "unknown transport part"),
-    ({"reducer": {"method": "aot", "settings": {"solver": "x"}}}, "unknown solver 'x'; known: Sinkhorn"),
+    ({"reducer": {"method": "aot", "settings": {"intra_transport": {"part": "Given"}}}}, "unknown transport part"),
+    (
+        {"reducer": {"method": "aot", "settings": {"intra_transport": WRONG_PART}}},
+        "unknown solver 'x'; known: Sinkhorn",
+    ),
     ({"reducer": {"method": "stop", "settings": {"base": {"method": "stop"}}}}, "cannot wrap SToP"),
 ]
 
@@ -161,7 +166,7 @@ def test_what_is_no_json_is_refused(text, tmp_path):
 
 def test_what_is_not_of_this_package_cannot_be_saved():
     with pytest.raises(JvidpruneError, match="no method of this package"):
-        SavedPruning(registry.get("aot", marginals=Given(jnp.ones(1), jnp.ones(1))), 0.1).record()
+        SavedPruning(registry.get("aot", intra_transport=Transport(cost=lambda x, y: 1 - x.cosines)), 0.1).record()
 
 
 _LEAVES = st.none() | st.booleans() | st.integers(-9, 9) | st.floats(allow_nan=False)

@@ -12,13 +12,15 @@ import jvidprune
 from jvidprune import Layout
 from jvidprune.ops.facility import facility_order
 from jvidprune.ops.sink import SinkRule
-from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
+from jvidprune.ops.transport import FixedSinkhorn, LeaveOneOut, Transport, Uniform
+from jvidprune.ops.transport.fixed import sinkhorn_log, sinkhorn_scaling
 from jvidprune.parity import ottvid as parity
 from jvidprune.reducers import registry
 from jvidprune.reducers.ottvid import OTTVid
 from jvidprune.reducers.ottvid_pairs import split_removals
 
-PAPER = OTTVid(iterations=40)
+FAST = Transport(solver=FixedSinkhorn(iterations=40))
+PAPER = OTTVid(transport=FAST)
 
 
 @pytest.mark.parametrize("path", checks.golden_files("ottvid"), ids=lambda path: path.stem)
@@ -164,7 +166,7 @@ def test_removals_are_split_as_by_hand(seed, removals, cap):
 
 
 @pytest.mark.parametrize(
-    "reducer", [PAPER, OTTVid(iterations=40, variant="llava", cost_threshold=None)], ids=["qwen", "llava"]
+    "reducer", [PAPER, OTTVid(transport=FAST, variant="llava", cost_threshold=None)], ids=["qwen", "llava"]
 )
 def test_counts_ids_and_mass(reducer):
     video = checks.make_video(frames=6, grid=(4, 5))
@@ -188,8 +190,8 @@ def test_counts_ids_and_mass(reducer):
 
 def test_the_threshold_changes_tokens_but_not_the_count():
     video = checks.make_video(seed=3)
-    strict = jvidprune.reduce(OTTVid(iterations=40, cost_threshold=0.05), video, 0.2, capacity=60)
-    loose = jvidprune.reduce(OTTVid(iterations=40, cost_threshold=None), video, 0.2, capacity=60)
+    strict = jvidprune.reduce(OTTVid(transport=FAST, cost_threshold=0.05), video, 0.2, capacity=60)
+    loose = jvidprune.reduce(OTTVid(transport=FAST, cost_threshold=None), video, 0.2, capacity=60)
     np.testing.assert_array_equal(strict.index, loose.index)
     assert np.asarray(strict.mass).sum() < np.asarray(loose.mass).sum()
 
@@ -236,7 +238,7 @@ def test_sweep_padding_batch_and_gradient():
 
 def test_a_transport_sized_to_the_budget_equals_one_of_the_whole_capacity():
     video = checks.make_video(frames=3, grid=(10, 10))
-    reducer = OTTVid(iterations=12)
+    reducer = OTTVid(transport=Transport(solver=FixedSinkhorn(iterations=12)))
     ratio, capacity = 0.2, reducer.capacity(video.layout(), 0.6)
     kept = int(reducer.budget(video.layout(), ratio).per_frame)
     steps = reducer._largest_kept(3, 100, capacity)
@@ -254,7 +256,7 @@ def test_a_transport_sized_to_the_budget_equals_one_of_the_whole_capacity():
 
 
 def test_bf16_features():
-    checks.check_bf16(OTTVid(iterations=20, model_dtype_pair_weight=True), checks.make_video(frames=4), 0.3)
+    checks.check_bf16(OTTVid(transport=FAST, model_dtype_pair_weight=True), checks.make_video(frames=4), 0.3)
 
 
 def test_one_frame_and_one_token():
@@ -268,7 +270,7 @@ def test_one_frame_and_one_token():
 
 def test_everything_kept_without_a_spatial_stage():
     video = checks.make_video(frames=3)
-    out = jvidprune.reduce(OTTVid(temporal_share=None, iterations=20), video, 1.0)
+    out = jvidprune.reduce(OTTVid(temporal_share=None, transport=FAST), video, 1.0)
     assert int(out.count) == 60
     np.testing.assert_allclose(np.asarray(out.tokens)[:60], np.asarray(video.features).reshape(60, -1), atol=1e-6)
 
@@ -287,11 +289,13 @@ def test_presets_and_refusals():
     assert registry.get("ottvid", "llava_onevision").centroid_grid == (13, 13)
     assert registry.get("ottvid", "qwen2_5_vl").variant == "qwen"
     library = OTTVid.library_defaults()
-    assert (library.epsilon, library.iterations, library.mass_temperature) == (0.1, 50, None)
+    assert library.transport.solver == FixedSinkhorn(0.1, 50, "scaling")
+    assert library.transport.marginals == Uniform()
+    assert OTTVid(transport=Transport(marginals=LeaveOneOut(0.1))).transport.solver == FixedSinkhorn(0.01, 200)
     for settings_, words in [
         ({"variant": "clip"}, "variant"),
-        ({"iterations": 0}, "iterations must lie in"),
-        ({"epsilon": 0.0}, "epsilon"),
+        ({"transport": "Transport:solver=(FixedSinkhorn:iterations=0)"}, "iterations must lie in"),
+        ({"transport": FixedSinkhorn()}, "transport must be a Transport"),
         ({"temporal_share": 1.5}, "temporal_share"),
         ({"spatial_retention": -1.0}, "spatial_retention"),
     ]:

@@ -15,6 +15,7 @@ from jvidprune.evals.identity import plain, run_hash
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.runner import run_sweep
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.ops.transport import Transport
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers import registry
 
@@ -90,9 +91,8 @@ def test_sources_follow_the_file_its_own_imports_and_nothing_else(own):
     assert len({run_hash({"x": plain(one)}) for one in others} | {known}) == 4
     # A cost or rule inside of one of the package's methods.
     chain = registry.get("aot")
-    holders = [
-        dataclasses.replace(chain, cost=module.cost) for module in (own(), own(change=("x + 1", "x + 2")), own())
-    ]
+    costs = [module.cost for module in (own(), own(change=("x + 1", "x + 2")), own())]
+    holders = [dataclasses.replace(chain, intra_transport=Transport(cost)) for cost in costs]
     marks = [run_hash({"x": plain(one)}) for one in holders]
     assert marks[0] == marks[2] != marks[1]
     assert ' source": {' not in json.dumps(plain(chain))

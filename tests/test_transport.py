@@ -9,9 +9,14 @@ import numpy as np
 import pytest
 from ott.geometry import costs, geometry
 
+import jvidprune
 from jvidprune import JvidpruneError
 from jvidprune.errors import JvidpruneWarning
 from jvidprune.ops import transport as tr
+from jvidprune.reducers.aot import AOT
+from jvidprune.reducers.aot.intra import problems
+from jvidprune.reducers.ottvid import OTTVid
+from jvidprune.synthetic import synthetic_tokens
 
 R, A, D = 14, 5, 8
 RNG = np.random.default_rng(3)
@@ -65,7 +70,7 @@ def test_native_scalings_equal_ott_and_numpy_after_the_same_number_of_updates(it
     native = jax.jit(tr.Sinkhorn(0.1, max_iterations=iterations, stop="never"))(COST, MU, NU)
     np.testing.assert_allclose(native.plan, scalings(COST, MU, NU, 0.1, iterations), rtol=2e-5)
     for lse_mode in (True, False):
-        ott = jax.jit(tr.OttSinkhorn.aot(iterations, 0.1, lse_mode))(COST, MU, NU)
+        ott = jax.jit(tr.OttSinkhorn(0.1, iterations, lse_mode=lse_mode, unrolled=True))(COST, MU, NU)
         np.testing.assert_allclose(native.plan, ott.plan, rtol=1e-5)
         np.testing.assert_array_equal(ott.iterations, iterations)
     np.testing.assert_allclose(native.column_error, 0, atol=1e-6)
@@ -81,9 +86,9 @@ def test_exact_side_is_the_one_updated_last():
 
 
 @pytest.mark.parametrize(("epsilon", "iterations"), [(0.01, 60), (0.1, 20)])
-def test_ottvid_preset_equals_its_ott_call(epsilon, iterations):
+def test_ottvids_solver_equals_its_ott_call(epsilon, iterations):
     native = jax.jit(tr.FixedSinkhorn.ottvid(epsilon, iterations))(COST, MU, NU)
-    ott = jax.jit(tr.OttSinkhorn.ottvid(epsilon, iterations))(COST, MU, NU)
+    ott = jax.jit(tr.OttSinkhorn(epsilon, iterations, unrolled=True, exact="sources"))(COST, MU, NU)
     np.testing.assert_allclose(native.plan, ott.plan, atol=2e-6)
     np.testing.assert_allclose(native.row_error, 0, atol=1e-5)
 
@@ -93,7 +98,7 @@ def test_zero_marginals_are_padding():
     mu[:, 9:], nu[:, 3:] = 0, 0
     mu, nu = mu / mu.sum(-1, keepdims=True), nu / nu.sum(-1, keepdims=True)
     small = COST[:, :9, :3], mu[:, :9], nu[:, :3]
-    for solver in map(jax.jit, (tr.Sinkhorn(), tr.FixedSinkhorn(0.05, 30), tr.OttSinkhorn.aot(6))):
+    for solver in map(jax.jit, (tr.Sinkhorn(), tr.FixedSinkhorn(0.05, 30), tr.OttSinkhorn(0.1, 6, unrolled=True))):
         padded, plain = solver(COST, mu, nu), solver(*small)
         np.testing.assert_array_equal(padded.iterations, plain.iterations)
         np.testing.assert_allclose(np.asarray(padded.plan)[:, :9, :3], plain.plan, rtol=1e-5, atol=1e-8)
@@ -155,16 +160,15 @@ def test_ott_costs_and_geometries_work_as_they_are():
     matrix = jnp.asarray(COST[0])
     made = tr.cost_matrix(lambda a, b: geometry.Geometry(cost_matrix=matrix), x, y)
     np.testing.assert_array_equal(made, matrix)
-    own = geometry.Geometry(cost_matrix=matrix, epsilon=0.1)
-    result = tr.OttSinkhorn(threshold=1e-5).on_geometry(own, jnp.asarray(MU[0]), jnp.asarray(NU[0]))
-    assert float(result.column_error) < 1e-4
-    np.testing.assert_allclose(result.plan, scalings(COST[:1], MU[:1], NU[:1], 0.1, 400)[0], atol=1e-4)
+    result = jax.jit(tr.OttSinkhorn(threshold=1e-5))(COST[:1], MU[:1], NU[:1])
+    assert float(result.row_error[0]) < 1e-4
+    np.testing.assert_allclose(result.plan, scalings(COST[:1], MU[:1], NU[:1], 0.1, 400), atol=1e-4)
 
 
 def test_marginals_mask_and_normalise():
     mask = np.arange(R) < 10
     x, y = rows(R, 0, mask=mask), rows(A, 1)
-    for marginals in (tr.Uniform(), tr.Saliency(2.0, -1.0), tr.Given(jnp.asarray(MU[0]), jnp.asarray(NU[0]))):
+    for marginals in (tr.Uniform(), tr.Saliency(2.0, -1.0), tr.LeaveOneOut(0.5)):
         mu, nu = marginals(x, y)
         assert float(mu.sum()) == pytest.approx(1, abs=1e-6)
         assert float(nu.sum()) == pytest.approx(1, abs=1e-6)
@@ -188,17 +192,29 @@ def test_projections_normalise_as_named():
         tr.Sinkhorn(stop="sometimes")
 
 
-def test_aggregate_is_the_blend_of_its_parts():
+def taken(features, anchors, position, parts):
+    """Features after transport of the tokens that are no anchors onto the anchors, and the plan."""
+    n = features.shape[0]
+    x = tr.Rows(features, position, jnp.zeros(n), jnp.ones(n), ~anchors)
+    plan = parts.solver(*parts.problem(x, x._replace(mask=anchors))).plan
+    own, weights = tr.blend(parts.weights(plan))
+    return jnp.where(anchors[:, None], own[:, None] * features + weights.T @ features, features), plan
+
+
+INSIDE = tr.Transport(tr.TokenCost(), tr.Uniform(), tr.Sinkhorn(), "mass")
+
+
+def test_a_transport_is_the_blend_of_its_parts():
     x = rows(R, 5)
     anchors = np.arange(R) % 3 == 0
-    out = tr.aggregate(x.features, jnp.asarray(anchors), position=x.position, cost=tr.TokenCost(), projection="mass")
-    features, plan = np.asarray(x.features), np.asarray(out.result.plan)
+    moved, plan = taken(x.features, jnp.asarray(anchors), x.position, INSIDE)
+    features, plan = np.asarray(x.features), np.asarray(plan)
     assert np.abs(plan[anchors]).max() == 0
     assert np.abs(plan[:, ~anchors]).max() == 0
     expected = features.copy()
     for a in np.flatnonzero(anchors):
         expected[a] = (features[a] + plan[:, a] @ features) / (1 + plan[:, a].sum())
-    np.testing.assert_allclose(out.features, expected, atol=1e-5)
+    np.testing.assert_allclose(moved, expected, atol=1e-5)
     # Anchor loads are exact: every anchor receives the same mass, as uniform marginals ask.
     np.testing.assert_allclose(plan.sum(0)[anchors], 1 / anchors.sum(), rtol=1e-5)
 
@@ -208,8 +224,8 @@ def test_gradients_reach_cost_weights_epsilon_and_features():
 
     def loss(weight, epsilon, features):
         solver = tr.Sinkhorn(epsilon, max_iterations=8, stop="never")
-        out = tr.aggregate(features, anchors, position=x.position, cost=tr.TokenCost(w_pos=weight), solver=solver)
-        return jnp.sum(out.features**2)
+        parts = dataclasses.replace(INSIDE, cost=tr.TokenCost(w_pos=weight), solver=solver)
+        return jnp.sum(taken(features, anchors, x.position, parts)[0] ** 2)
 
     value = (jnp.float32(0.5), jnp.float32(0.1), x.features)
     loss = jax.jit(loss)
@@ -222,27 +238,100 @@ def test_gradients_reach_cost_weights_epsilon_and_features():
     assert float(grads[0]) == pytest.approx(float(difference), rel=0.05)
 
 
-def test_epsilon_and_cost_weights_vmap_in_one_compilation():
+def test_the_numbers_of_a_transport_vmap_in_one_compilation():
     x, anchors = rows(R, 8), jnp.arange(R) < A
 
     @jax.jit
-    def run(cost, solver):
-        return jax.vmap(lambda c, s: tr.aggregate(x.features, anchors, position=x.position, cost=c, solver=s).features)(
-            cost, solver
-        )
+    def run(numbers):
+        return jax.vmap(lambda own: taken(x.features, anchors, x.position, INSIDE.with_numbers(own))[0])(numbers)
 
-    def stack(*parts):
-        return jax.tree.map(lambda *v: jnp.stack(v), *(tr.numeric_leaves(part) for part in parts))
+    def stack(many):
+        return jax.tree.map(lambda *v: jnp.stack(v), *(parts.numbers() for parts in many))
 
     settings = [(tr.TokenCost(w_pos=p), tr.Sinkhorn(e)) for p, e in ((0.0, 0.1), (0.5, 0.2), (2.0, 0.05))]
-    many = run(stack(*(c for c, _ in settings)), stack(*(s for _, s in settings)))
-    run(stack(*(dataclasses.replace(c, w_feat=0.5) for c, _ in settings)), stack(*(s for _, s in settings)))
+    many = [dataclasses.replace(INSIDE, cost=cost, solver=solver) for cost, solver in settings]
+    outs = run(stack(many))
+    run(stack([dataclasses.replace(one, cost=tr.TokenCost(w_feat=0.5)) for one in many]))
     assert run._cache_size() == 1
-    for out, (cost, solver) in zip(many, settings, strict=True):
-        one = tr.aggregate(x.features, anchors, position=x.position, cost=cost, solver=solver).features
+    for out, parts in zip(outs, many, strict=True):
+        one, _ = taken(x.features, anchors, x.position, parts)
         np.testing.assert_allclose(out, one, atol=2e-6)
+    assert INSIDE.numbers()[1] is None
     assert tr.numeric_leaves(lambda x, y: x) is None
-    assert tr.numeric_leaves(tr.Uniform()) is None
+
+
+def test_a_transport_takes_the_parts_that_it_lacks_from_another():
+    mine = tr.Transport(cost=tr.ClipCost(), projection="row")
+    assert mine.over(INSIDE) == tr.Transport(tr.ClipCost(), tr.Uniform(), tr.Sinkhorn(), "row")
+    assert INSIDE.over(mine) is INSIDE
+    with pytest.raises(JvidpruneError, match="Transport's marginals must be one of Uniform, Saliency, LeaveOneOut"):
+        tr.Transport(marginals=tr.TokenCost())
+
+
+def test_ottvids_cost_and_masses_are_what_they_say():
+    x, y = rows(R, 0, 1.0), rows(A, 1)
+    cosines, apart = np.asarray(tr.cosine(x, y)), np.asarray(tr.distance(x, y))
+    known = x._replace(feature_weight=jnp.float32(0.8))
+    for side, alpha in ((x, 0.5), (known, 0.8)):
+        expected = alpha * (1 - np.maximum(cosines, 0)) + (1 - alpha) * apart / np.sqrt(2)
+        np.testing.assert_allclose(tr.cost_matrix(tr.LocalityCost(), side, y), expected, atol=2e-6)
+    coverage = jnp.asarray(RNG.random(R), jnp.float32)
+    mu, nu = tr.LeaveOneOut(0.2)(x._replace(coverage=coverage, mask=jnp.arange(R) < 9), y)
+    for mass, needed in ((mu, np.asarray(coverage)[:9]), (nu, np.asarray(y.saliency))):
+        small = np.exp(-needed / (needed.max() + 1e-8) / 0.2)
+        np.testing.assert_allclose(mass[: len(needed)], small / small.sum(), rtol=1e-5)
+    assert not np.asarray(mu)[9:].any()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SaliencyCost:
+    """A cost of a user: features, places, and how much two tokens differ in saliency."""
+
+    w_pos: float = 0.5
+    w_saliency: float = 1.0
+
+    def __call__(self, x, y):
+        apart = jnp.abs(jnp.log1p(x.saliency)[:, None] - jnp.log1p(y.saliency)[None])
+        return 1 - tr.cosine(x, y) + self.w_pos * tr.distance(x, y) + self.w_saliency * apart
+
+
+def by_hand(x, y, places, salient):
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (x, y)]
+    far = np.linalg.norm(places[0][:, None] - places[1][None], axis=-1)
+    return 1 - unit[0] @ unit[1].T + 0.5 * far + np.abs(np.log1p(salient[0])[:, None] - np.log1p(salient[1])[None])
+
+
+def grid_places(grid):
+    y, x = np.meshgrid(*(np.linspace(0, 1, side) for side in grid), indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], 1)
+
+
+def test_one_cost_of_a_user_prices_the_transports_of_aot_and_of_ottvid():
+    video = synthetic_tokens(1, 4, (5, 4), D, 2, unpooled_grid=(9, 8))
+    parts = tr.Transport(SaliencyCost())
+    aot = AOT(window=3, clips=2, intra_transport=parts, inter_transport=parts)
+    reduced = jvidprune.reduce(aot, video, 0.4, diagnostics=True)
+    for plain in (AOT(window=3, clips=2, inter_transport=parts), AOT(window=3, clips=2, intra_transport=parts)):
+        other = jvidprune.reduce(plain, video, 0.4)
+        assert float(jnp.abs(other.tokens - reduced.tokens).max()) > 1e-4
+    shared = jax.jit(aot.prepare, static_argnames="capacity")(video, capacity=60)
+    chosen = jnp.asarray(reduced.diagnostics["anchors"])
+    sides = shared.selection, shared.x, shared.saliency, chosen, ~chosen, (9, 8)
+    priced, deep = problems(*sides, aot.intra_transport).priced[2], np.asarray(video.evidence["attention_deep"][2])
+    x, columns = np.asarray(video.evidence["features_unpooled"][2]), np.asarray(shared.selection.candidates[2])
+    columns, places = columns[columns < 72], grid_places((9, 8))
+    expected = by_hand(x, x[columns], (places, places[columns]), (deep, deep[columns]))
+    np.testing.assert_allclose(priced[:, : len(columns)], expected, atol=2e-5)
+
+    out = jvidprune.reduce(OTTVid(transport=parts), video, 0.3, diagnostics=True).diagnostics
+    kept, features = int(out["kept_per_frame"]), np.asarray(video.features)
+    attention, places = np.asarray(video.evidence["attention_last"]), grid_places((5, 4))
+    for pair in range(3):
+        a, b = (np.asarray(out["position"][t, :kept]) for t in (pair, pair + 1))
+        sides = features[pair][a], features[pair + 1][b], (places[a], places[b])
+        expected = by_hand(*sides, (attention[pair][a], attention[pair + 1][b]))
+        np.testing.assert_allclose(out["transport_cost"][pair, :kept, :kept], expected, atol=2e-5)
 
 
 def float64_plan(cost, mu, nu, epsilon, iterations=4000):

@@ -180,17 +180,22 @@ def test_texts_and_saved_settings_are_refused_as_python_is(method):
 
 
 SENTENCES = {
-    "aot:cost=Foo": "AOT's cost: unknown cost 'Foo'; known: TokenCost, ClipCost.",
+    "aot:intra_transport=Foo": "AOT's intra_transport: unknown transport 'Foo'; known: Transport.",
+    "aot:intra_transport=(Transport:cost=Foo)": "AOT's intra_transport: Transport's cost: unknown cost 'Foo'; known: "
+    "TokenCost, ClipCost, LocalityCost.",
     "random:seed=abc": "Random's seed must be a whole number in [-2147483648, 4294967295], got 'abc'.",
     "evs:floor=None": "EVS's floor must be a number of at least 0, got None.",
     "fastvid:tau=abc": "FastVID's tau must be a finite number, got 'abc'.",
     "holitom:tau=abc": "HoliTom's tau must be a finite number, got 'abc'.",
     "prunevid:tau=[1]": "PruneVid's tau must be a finite number, got [1].",
-    "aot:solver=5": "AOT's solver must be one of Sinkhorn, FixedSinkhorn, Dustbin, OttSinkhorn, LowRank or a function "
-    "of (cost, mu, nu), got 5.",
-    "aot:solver=(Sinkhorn:epsilon=0)": "AOT's solver: Sinkhorn's epsilon must be at least 1e-06, got 0.",
-    "aot:solver=(Sinkhorn:epsilom=1)": "AOT's solver: unknown setting of Sinkhorn 'epsilom'; known: epsilon, "
-    "tau_sources, tau_anchors, threshold, max_iterations, stop, exact, floor. Did you mean 'epsilon'?",
+    "aot:inter_transport=5": "AOT's inter_transport must be a Transport, got 5.",
+    "ottvid:transport=(Transport:solver=5)": "OTT-Vid's transport: Transport's solver must be one of Sinkhorn, "
+    "FixedSinkhorn, Dustbin, OttSinkhorn, LowRank or a function of (cost, mu, nu) or None, got 5.",
+    "aot:intra_transport=(Transport:solver=(Sinkhorn:epsilon=0))": "AOT's intra_transport: Transport's solver: "
+    "Sinkhorn's epsilon must be at least 1e-06, got 0.",
+    "aot:intra_transport=(Transport:solver=(Sinkhorn:epsilom=1))": "AOT's intra_transport: Transport's solver: unknown "
+    "setting of Sinkhorn 'epsilom'; known: epsilon, tau_sources, tau_anchors, threshold, max_iterations, stop, exact, "
+    "floor. Did you mean 'epsilon'?",
     "flashvid:distinct=true": "FlashVID's distinct must be True or False, got 'true'.",
     "flashvid:pruning_layer=0": "FlashVID's pruning_layer must be at least 1 or None, got 0.",
     "flashvid:method=atn": "unknown method 'atn' of FlashVID; known: attn, div, attn_div, attn_div_v2. Did you mean "
@@ -252,16 +257,21 @@ def test_parts_of_a_transport_refuse_wrong_values_too(part):
         jax.tree.unflatten(tree, [object()] * len(leaves))
         kind = next(kind for kind, names in kinds._NAMED.items() if part in names)
         if not any(isinstance(leaf, np.ndarray) for leaf in leaves):
-            last = registry.get("aot", window=2, **{kind: made})
+            parts = made if kind == "transport" else transport.Transport(**{kind: made})
+            last = registry.get("aot", window=2, intra_transport=parts)
             plans(last, trace=False)
     plans(last)
 
 
 def test_texts_make_parts_of_a_transport():
-    made = registry.from_text("aot:solver=(Dustbin:solver=(Sinkhorn:epsilon=0.5),mass=0.2),cost=(TokenCost:w_pos=0)")
-    assert made.solver == transport.Dustbin(transport.Sinkhorn(0.5), mass=0.2)
-    assert made.cost == transport.TokenCost(w_pos=0)
-    assert registry.from_text("aot:inter_solver=Sinkhorn,marginals=Saliency").marginals == transport.Saliency()
+    parts = "Transport:solver=(Dustbin:solver=(Sinkhorn:epsilon=0.5),mass=0.2),cost=(TokenCost:w_pos=0)"
+    inside = registry.from_text(f"aot:intra_transport=({parts})").intra_transport
+    # What is not given is the method's own at that place.
+    dustbin = transport.Dustbin(transport.Sinkhorn(0.5), mass=0.2)
+    assert inside == transport.Transport(transport.TokenCost(w_pos=0), transport.Uniform(), dustbin, "mass")
+    along = registry.from_text("aot:inter_transport=(Transport:marginals=Saliency)").inter_transport
+    own = transport.ClipCost(), transport.Saliency(), transport.Sinkhorn(), "row"
+    assert along == transport.Transport(*own)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jvidprune.costs.flops_model import Terms
-from jvidprune.reducers.aot_ratio import limits
+from jvidprune.ops.transport import iterations_of
+from jvidprune.reducers.aot.sizes import limits
 from jvidprune.reducers.divprune import HELD_TOKENS
 from jvidprune.reducers.protocol import Reducer
 from jvidprune.reducers.scissor import STEPS
@@ -204,7 +205,7 @@ def _ottvid(reducer: Any, s: Sizes) -> Terms:
         terms["pair weights"] = 2.0 * pairs * tokens * s.width
         terms["transport costs"] = 2.0 * pairs * kept**2 * s.width
         # Of each entry and half step: a difference, a maximum, an exponential and a sum.
-        terms["transport iterations"] = 8.0 * reducer.iterations * pairs * kept**2
+        terms["transport iterations"] = 8.0 * iterations_of(reducer.transport.solver) * pairs * kept**2
         terms["weighted sums"] = s.sums()
     return terms
 
@@ -212,9 +213,8 @@ def _ottvid(reducer: Any, s: Sizes) -> Terms:
 def _aot(reducer: Any, s: Sizes) -> Terms:
     geometry = reducer.geometry(s.layout.grid, s.layout.unpooled_grid)
     frames, tokens = s.layout.frames, geometry.tokens
-    options = (geometry, reducer.global_ratio, reducer.keep_ratio, reducer.clips, frames)
-    limit = limits(s.capacity, *options, reducer.inter, reducer.drop_original)
-    steps = getattr(reducer.solver, "max_iterations", getattr(reducer.solver, "iterations", 0))
+    limit = limits(s.capacity, geometry, reducer.rules, frames)
+    steps = iterations_of(reducer.intra_transport.solver)
     terms = {
         "anchor cosines": 2.0 * frames * tokens * limit.candidates * s.width,
         "transport iterations (at most)": 4.0 * frames * steps * tokens * limit.candidates,

@@ -14,11 +14,15 @@ import numpy as np
 
 from jvidprune.ops.newline import arrange, sequence
 from jvidprune.ops.pool import PoolKind, pool_tokens, pooled_side
-from jvidprune.ops.transport import ClipCost, Rows, Sinkhorn, TokenCost, Uniform
+from jvidprune.ops.transport import ClipCost, Rows, Sinkhorn, TokenCost, Transport
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.reducers import aot_inter, aot_intra
 from jvidprune.reducers.aot import AOT, AOTBudget
-from jvidprune.reducers.aot_ratio import kept_tokens
+from jvidprune.reducers.aot.anchors import window_tokens
+from jvidprune.reducers.aot.inter import ClipRules, Distinct, Step, step
+from jvidprune.reducers.aot.intra import problems
+from jvidprune.reducers.aot.pooling import weigh
+from jvidprune.reducers.aot.reducer import INTER
+from jvidprune.reducers.aot.sizes import kept_tokens
 from jvidprune.tokens import VideoTokens
 
 TOKENS, PLAN = 1e-5, 1e-5
@@ -66,12 +70,13 @@ def _video(golden: Golden, name: str, case: Mapping[str, Any], pool: PoolKind) -
     return VideoTokens.create(pool_tokens(x, grid, pool), evidence, grid=pooled, unpooled_grid=grid)
 
 
-def _reducer(case: Mapping[str, Any], **settings: Any) -> AOT:
+def _reducer(case: Mapping[str, Any], *, intra: Any = None, inter_cost: Any = None, **settings: Any) -> AOT:
     return AOT(
         visual_tokens=int(case["visual_token_num"]),
         global_ratio=float(case["global_ratio"]),
         window=int(case["window"]),
-        solver=_solver(case),
+        intra_transport=Transport(cost=intra, solver=_solver(case)),
+        inter_transport=Transport(cost=inter_cost, solver=_solver(case)),
         **settings,
     )
 
@@ -86,9 +91,9 @@ def _stages(reducer: AOT, video: VideoTokens, budget: AOTBudget, capacity: int) 
     inside = jnp.minimum(columns, x.shape[1] - 1)
     own, taken = jax.vmap(reducer.merge(budget))(intra.plan, shared.selection.cosines, intra.sources, intra.active)
     kept = own[..., None] * jnp.take_along_axis(x, inside[..., None], axis=1)
-    merged = kept + jax.vmap(aot_intra.weigh)(jnp.swapaxes(taken, 1, 2), x)
+    merged = kept + jax.vmap(weigh)(jnp.swapaxes(taken, 1, 2), x)
     sides = shared.selection, x, shared.saliency, intra.anchors, intra.sources, shared.geometry.grid
-    priced = aot_intra.problems(*sides, reducer.cost, reducer.marginals).priced
+    priced = problems(*sides, reducer.intra_transport).priced
     blank = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
     place = jnp.where(intra.active, columns, x.shape[1])
     replaced = jax.vmap(lambda frame, ids, rows: frame.at[ids].set(rows))(blank, place, merged)[:, :-1]
@@ -124,7 +129,7 @@ def _intra(golden: Golden) -> Iterator[Row]:
     for name, case in _cases(golden).items():
         video = _video(golden, name, case, "bilinear")
         cost = TokenCost(w_pos=float(case["spatial_weight"]))
-        reducer = _reducer(case, inter=False, cost=cost, nearest=float(case["nearest_weight"]))
+        reducer = _reducer(case, inter=False, intra=cost, nearest=float(case["nearest_weight"]))
         run = _run(reducer, video)
         mask = np.asarray(run["intra"].anchors)
         yield exact(f"{name} index_mask", mask, golden[f"{name}_index_mask"])
@@ -148,7 +153,7 @@ def _intra(golden: Golden) -> Iterator[Row]:
 def _local_order(rank: np.ndarray, local: int, reducer: AOT, video: VideoTokens) -> np.ndarray:
     """(T, windows * k) local anchors, window by window, by descending attention."""
     geometry = reducer.geometry(video.grid, video.unpooled_grid)
-    windows = aot_intra.window_tokens(geometry.grid, geometry.windows, reducer.window)
+    windows = window_tokens(geometry.grid, geometry.windows, reducer.window)
     order = [[w[np.argsort(frame[w], kind="stable")[:local]] for w in windows] for frame in rank]
     return np.asarray(order, np.int32).reshape(rank.shape[0], -1)
 
@@ -159,9 +164,11 @@ def _rows(features: np.ndarray, size: int, time: float) -> Rows:
     return Rows(padded, jnp.zeros((size, 2)), jnp.full(size, time), jnp.ones(size), jnp.arange(size) < n)
 
 
-@functools.partial(jax.jit, static_argnames=("projection", "distinct"))
-def _step(anchors: Rows, sources: Rows, parts: dict[str, Any], projection: Any, distinct: Any) -> aot_inter.Step:
-    return aot_inter.step(anchors, sources, aot_inter.ClipParts(projection=projection, distinct=distinct, **parts))
+@functools.partial(jax.jit, static_argnames="distinct")
+def _step(
+    anchors: Rows, sources: Rows, numbers: tuple, scale: float, keep: np.ndarray, distinct: Distinct = "pmax"
+) -> Step:
+    return step(anchors, sources, ClipRules(INTER.with_numbers(numbers), distinct, scale, keep))
 
 
 def _inter(golden: Golden) -> Iterator[Row]:
@@ -170,14 +177,10 @@ def _inter(golden: Golden) -> Iterator[Row]:
     for name, case in _cases(golden).items():
         sources, anchors = golden[f"{name}_sources"], golden[f"{name}_anchors"]
         r, a = sources.shape[0], anchors.shape[0]
-        parts = {
-            "cost": ClipCost(sigma=float(case["sigma_t"])),
-            "marginals": Uniform(),
-            "solver": _solver(case),
-            "scale": float(case["scaling"]),
-            "keep": np.array([kept_tokens(float(case["keep_ratio"]), n) for n in range(most + 1)], np.int32),
-        }
-        step = _step(_rows(anchors, most, 0.0), _rows(sources, most, float(case["dt"])), parts, "row", "pmax")
+        numbers = ClipCost(sigma=float(case["sigma_t"])), None, _solver(case)
+        keep = np.array([kept_tokens(float(case["keep_ratio"]), n) for n in range(most + 1)], np.int32)
+        sides = _rows(anchors, most, 0.0), _rows(sources, most, float(case["dt"]))
+        step = _step(*sides, numbers, float(case["scaling"]), keep)
         yield exact(f"{name} keep", step.keep[:r], golden[f"{name}_keep"])
         yield exact(f"{name} iterations", step.result.iterations, golden[f"{name}_n_iter"])
         yield close(f"{name} plan", step.result.plan[:r, :a], golden[f"{name}_plan"], 0.0, PLAN)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from jvidprune.ops.transport import FixedSinkhorn, LeaveOneOut, Transport, Uniform
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.reducers.ottvid import OTTVid
 from jvidprune.reducers.run import reduce
@@ -16,11 +17,12 @@ def reducer_of(config: Any) -> OTTVid:
     return OTTVid(
         temporal_share=config["temporal_share"],
         spatial_retention=config["spatial_retention"],
-        mass_temperature=config["ot_mass_tau"],
         budget_temperature=config["ot_budget_temperature"],
         cost_threshold=config["ot_cost_threshold"],
-        epsilon=config["ot_sinkhorn_eps"],
-        iterations=config["ot_sinkhorn_iters"],
+        transport=Transport(
+            marginals=Uniform() if config["ot_mass_tau"] is None else LeaveOneOut(config["ot_mass_tau"]),
+            solver=FixedSinkhorn.ottvid(config["ot_sinkhorn_eps"], config["ot_sinkhorn_iters"]),
+        ),
         temporal=config["enable_temporal"],
         variant="llava" if str(config["backbone"]).startswith("llava") else "qwen",
         centroid_grid=tuple(config["centroid_grid"]),

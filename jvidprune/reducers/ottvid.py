@@ -2,32 +2,44 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.fields import Count, Iterations, Positive, Share, Temperature
+from jvidprune.fields import Count, Positive, Share, Temperature
 from jvidprune.ops import similarity
 from jvidprune.ops.compact import ascending_plan
 from jvidprune.ops.facility import coverage_weights, facility_order
 from jvidprune.ops.quarters import filled_quarter, widen
 from jvidprune.ops.select import first_argmax, order_ascending, rank_descending
 from jvidprune.ops.sink import SinkRule
-from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
-from jvidprune.ops.transport import strongest
+from jvidprune.ops.transport import (
+    CompletedBy,
+    FixedSinkhorn,
+    LeaveOneOut,
+    LocalityCost,
+    Rows,
+    Transport,
+    Uniform,
+    strongest,
+    underflow_warning,
+)
 from jvidprune.reducers.ottvid_pairs import (
     centroids,
     cross_cosine,
-    locality_cost,
+    pair_distances,
     pair_weights,
     roots,
     split_removals,
 )
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
+
+PAIRS = Transport(LocalityCost(), LeaveOneOut(0.3), FixedSinkhorn(0.01, 200), "mass")
+"""The paper's transport between neighbouring frames, from the earlier frame (rows) to the later one (columns)."""
 
 
 class OTTVidBudget(NamedTuple):
@@ -41,15 +53,17 @@ class OTTVidShared(NamedTuple):
     """Ratio-independent work; K is the largest per-frame count that the capacity allows.
 
     Attributes:
+      x: (T, N, D) the tokens.
       order: (T, K) stage-1 tokens of each frame in greedy order; a ratio keeps a prefix.
       columns: (T, K, N) cosine of each of them with all tokens of its frame.
       cross: (T-1, K, K) cosine of token i of frame t with token j of frame t + 1, both in greedy order.
       pair_weight: (T-1,) alpha.
       attention: (T, N) float32 saliency.
-      centroids: (N, 2) positions of the tokens.
+      centroids: (N, 2) row and column of the tokens, each from 0 to 1.
       frame_mask: (T,) real frames.
     """
 
+    x: Float[Array, "T N D"]
     order: Int[Array, "T K"]
     columns: Float[Array, "T K N"]
     cross: Float[Array, "P K K"]
@@ -70,11 +84,11 @@ class OTTVid(PositionedReducer):
     Attributes:
       temporal_share: gamma; stage 1 keeps the share r ** (1 - gamma). None leaves all reduction to stage 2.
       spatial_retention: stage 1's share itself, in place of the rule above.
-      mass_temperature: tau_m of the leave-one-out mass; None takes a uniform mass.
       budget_temperature: tau_b of the split of the removals over the frame pairs.
       cost_threshold: theta; a matched token that costs more is dropped with everything that reaches it. None: off.
-      epsilon: entropic regularisation; below 0.05 the log domain is used, as in the reference.
-      iterations: Sinkhorn updates. The plan is not converged, so their number is part of the method.
+      transport: cost, marginals, solver and projection of stage 2; parts that are None are those of `PAIRS`. Tokens
+        are matched by the largest entries of the plan under the projection. The reference's plan is not converged, so
+        that the number of updates is part of the method; it uses the log domain below epsilon 0.05.
       temporal: whether stage 2 runs.
       variant: "qwen" truncates K, aims at round(T*N*r) and weighs the mass by all saliencies; "llava" rounds K, aims
         at a share of the T*K tokens and fills the saliency of pruned tokens with the mean of the kept ones.
@@ -86,11 +100,9 @@ class OTTVid(PositionedReducer):
 
     temporal_share: Share | None = 0.3
     spatial_retention: Positive | None = None
-    mass_temperature: Temperature | None = 0.3
     budget_temperature: Temperature = 0.3
     cost_threshold: float | None = 0.3
-    epsilon: Temperature = 0.01
-    iterations: Iterations = 200
+    transport: Annotated[Transport, CompletedBy(PAIRS)] = PAIRS
     temporal: bool = True
     variant: Literal["qwen", "llava"] = "qwen"
     centroid_grid: tuple[Count, Count] | None = None
@@ -107,7 +119,7 @@ class OTTVid(PositionedReducer):
         exact=True,
         quirks=(
             "LLaVA-OneVision's 14x14 tokens are placed on a 13x13 grid (centroid_grid=None uses the true one)",
-            "the transport plan is cut off after a fixed number of updates (iterations)",
+            "the transport plan is cut off after a fixed number of updates (transport=Transport(solver=Sinkhorn(...)))",
             "per-frame counts truncate on Qwen and round on LLaVA, and LLaVA fills the saliency of pruned tokens "
             "(variant)",
         ),
@@ -128,11 +140,9 @@ class OTTVid(PositionedReducer):
         The package also switches stage 2 off unless told otherwise (`temporal=False` here).
         """
         settings = {
-            "mass_temperature": None,
             "budget_temperature": 0.2,
             "cost_threshold": None,
-            "epsilon": 0.1,
-            "iterations": 50,
+            "transport": Transport(marginals=Uniform(), solver=FixedSinkhorn.ottvid(0.1, 50)),
         }
         return cls(**(settings | overrides))
 
@@ -216,7 +226,7 @@ class OTTVid(PositionedReducer):
         weight = pair_weights(x, norms, rounded=self.model_dtype_pair_weight)
         cross = cross_cosine(x, order, norms)
         grid = video.grid if self.centroid_grid is None else self.centroid_grid
-        return OTTVidShared(order, columns, cross, weight, attention, centroids(tokens, grid), video.frame_mask)
+        return OTTVidShared(x, order, columns, cross, weight, attention, centroids(tokens, grid), video.frame_mask)
 
     def decide(self, shared: OTTVidShared, budget: OTTVidBudget, *, capacity: int) -> Plan:
         """Stage 2 on the prefix of the greedy order; see the specification's sections 4.2 to 4.8 for each step."""
@@ -285,22 +295,19 @@ class OTTVid(PositionedReducer):
         """Children of frames 1..T-1: matched, parent's place in the frame before, absorbed; and diagnostics."""
         steps = place.shape[1]
         valid = jnp.arange(steps) < kept
-        cosine = jnp.take_along_axis(shared.cross, place[:-1, :, None], axis=1)
-        cosine = jnp.take_along_axis(cosine, place[1:, None, :], axis=2)
-        cost = locality_cost(cosine, shared.pair_weight, shared.centroids[position])
-        mass = self._mass(shared, place, position, kept)
-        normal = mass / jnp.maximum(mass.sum(-1, keepdims=True), 1e-12)
-        # The switch at 0.05 belongs to the reference: the two forms round differently.
-        solve = sinkhorn_log if self.epsilon < 0.05 else sinkhorn_scaling
-        plan = solve(cost, normal[:-1], normal[1:], self.epsilon, self.iterations)
-        difficulty = jnp.sum(plan * cost, axis=(-2, -1))
+        earlier, later = self._sides(shared, place, position, kept)
+        cost, *masses = jax.vmap(self.transport.problem)(earlier, later)
+        normal = (mass / jnp.maximum(mass.sum(-1, keepdims=True), 1e-12) for mass in masses)
+        result = self.transport.solver(cost, *normal)
+        difficulty = jnp.sum(result.plan * cost, axis=(-2, -1))
+        ranked = self.transport.weights(result.plan)
         pairs = shared.frame_mask[1:] & shared.frame_mask[:-1]
         budgets = split_removals(
             difficulty, pairs, jnp.asarray(budget.removals), jnp.maximum(kept - 1, 0), self.budget_temperature
         )
-        score = jnp.where(valid, jnp.max(plan, axis=-2), -jnp.inf)
+        score = jnp.where(valid, jnp.max(ranked, axis=-2), -jnp.inf)
         # Rows are unrestricted, so the reference's descending walk over plan entries is a top-k of column maxima.
-        parent = first_argmax(jnp.swapaxes(jnp.where(valid[:, None], plan, -jnp.inf), -1, -2))
+        parent = first_argmax(jnp.swapaxes(jnp.where(valid[:, None], ranked, -jnp.inf), -1, -2))
         parent = jnp.minimum(parent, steps - 1)
         rank = rank_descending(score)
         matched = (rank < budgets[:, None]) & valid
@@ -308,9 +315,11 @@ class OTTVid(PositionedReducer):
         absorbed = matched if self.cost_threshold is None else matched & (paid <= self.cost_threshold)
         extra = {
             "pair_weight": shared.pair_weight,
-            "mass": mass,
+            "mass": jnp.concatenate([masses[0][:1], masses[1]]),
             "transport_cost": cost,
-            "transport_plan": plan,
+            "transport_plan": result.plan,
+            "transport_converged": result.converged,
+            "transport_underflow": jnp.broadcast_to(jnp.float32(result.underflow), difficulty.shape),
             "pair_cost": difficulty,
             "removals": budgets,
             "match_rank": rank,
@@ -320,15 +329,30 @@ class OTTVid(PositionedReducer):
         }
         return matched, parent, absorbed, extra
 
-    def _mass(
+    def _sides(
         self, shared: OTTVidShared, place: Int[Array, "T K"], position: Int[Array, "T K"], kept: Int[Array, ""]
-    ) -> Float[Array, "T K"]:
-        """Transport mass: uniform, or small for tokens whose removal would cost much coverage; 0 beyond `kept`."""
+    ) -> tuple[Rows, Rows]:
+        """The kept tokens of frames 0..T-2 and 1..T-1, what is known of each and of each pair of frames."""
+        frames, steps = place.shape
+        places = shared.centroids[position]
+        tokens = Rows(
+            jnp.take_along_axis(shared.x, position[..., None], axis=1),
+            places[..., ::-1],
+            jnp.broadcast_to(jnp.arange(frames, dtype=jnp.float32)[:, None], (frames, steps)),
+            jnp.take_along_axis(shared.attention, position, axis=1),
+            jnp.broadcast_to(jnp.arange(steps) < kept, (frames, steps)),
+            coverage=self._coverage(shared, position, kept),
+        )
+        cosines = jnp.take_along_axis(shared.cross, place[:-1, :, None], axis=1)
+        cosines = jnp.take_along_axis(cosines, place[1:, None, :], axis=2)
+        earlier, later = (jax.tree.map(lambda leaf, cut=cut: leaf[cut], tokens) for cut in (slice(-1), slice(1, None)))
+        known = {"cosines": cosines, "distances": pair_distances(places), "feature_weight": shared.pair_weight}
+        return earlier._replace(**known), later
+
+    def _coverage(self, shared: OTTVidShared, position: Int[Array, "T K"], kept: Int[Array, ""]) -> Float[Array, "T K"]:
+        """What the kept tokens of a frame would cover less of it without each of them; 0 beyond `kept`."""
         frames, tokens = shared.attention.shape
-        steps = place.shape[1]
-        valid = jnp.arange(steps) < kept
-        if self.mass_temperature is None:
-            return jnp.broadcast_to(valid / kept, (frames, steps)).astype(jnp.float32)
+        valid = jnp.arange(position.shape[1]) < kept
         attention = shared.attention
         if self.variant == "llava":
             chosen = _mark(position, jnp.broadcast_to(valid, position.shape), tokens)
@@ -345,9 +369,18 @@ class OTTVid(PositionedReducer):
         rows = jnp.arange(frames)[:, None]
         contribution = jnp.zeros((frames, tokens + 1), jnp.float32).at[rows, winner].add(lost)
         contribution = jnp.take_along_axis(contribution, position, axis=1)
-        contribution = jnp.where(valid, contribution, 0.0)
-        scaled = contribution / (jnp.max(contribution, -1, keepdims=True) + 1e-8)
-        return jax.nn.softmax(jnp.where(valid, -scaled / self.mass_temperature, -jnp.inf), axis=-1)
+        return jnp.where(valid, contribution, 0.0)
+
+    def warning(self, diagnostics: dict[str, Array]) -> str | None:
+        """What to do about kernels that underflowed so far that marginals do not hold; None if none did.
+
+        Args:
+          diagnostics: of plans of this method, on the host.
+        """
+        if "transport_underflow" not in diagnostics:
+            return None
+        values = (diagnostics[f"transport_{key}"] for key in ("underflow", "converged"))
+        return underflow_warning("OTT-Vid's solver", *values, getattr(self.transport.solver, "epsilon", None))
 
 
 def _mark(position: Int[Array, "T K"], valid: Bool[Array, "T K"], tokens: int) -> Bool[Array, "T N"]:

@@ -76,16 +76,16 @@ def cross_cosine(x: Float[Array, "T N D"], order: Int[Array, "T K"], norms: Floa
 
 
 def centroids(tokens: int, grid: tuple[int, int]) -> Float[Array, "N 2"]:
+    """Row and column of each token on a grid, from 0 to 1 where it has that many tokens."""
     rows, columns = np.divmod(np.arange(tokens), grid[1])
     places = np.stack([rows / max(1, grid[0] - 1), columns / max(1, grid[1] - 1)], axis=-1)
     return jnp.asarray(places.astype(np.float32))
 
 
-def locality_cost(cosine: Array, pair_weight: Array, places: Float[Array, "T K 2"]) -> Float[Array, "P K K"]:
+def pair_distances(places: Float[Array, "T K 2"]) -> Float[Array, "P K K"]:
+    """Distance in the frame between tokens of neighbouring frames."""
     gap = places[:-1, :, None] - places[1:, None, :]
-    distance = jnp.sqrt(jnp.sum(gap * gap, axis=-1)) / jnp.sqrt(jnp.float32(2.0))
-    alpha = pair_weight[:, None, None]
-    return alpha * (1.0 - jnp.maximum(cosine, 0.0)) + (1.0 - alpha) * distance
+    return jnp.sqrt(jnp.sum(gap * gap, axis=-1))
 
 
 def roots(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.ops.transport import Transport
 from jvidprune.reducers import registry
 from jvidprune.tokens import Layout
 
@@ -92,7 +93,7 @@ def sections() -> str:
         summary = info.summary[:1].upper() + info.summary[1:].rstrip(".")
         code = type(reducer).__module__.replace(".", "/")
         facts = [
-            f"- **Code:** [{code.rpartition('/')[2]}.py](../{code}.py).",
+            f"- **Code:** [{code.removeprefix('jvidprune/reducers/')}.py](../{code}.py).",
             f"- **Paper:** {_paper(info.paper) if info.paper != '-' else 'none, a control'}.",
             f"- **Needs:** {_needs(reducer.needs) if reducer.needs else 'the features alone'}.",
             f"- **Output:** {'kept tokens and weighted sums of others' if info.merges else 'kept tokens as they are'}.",
@@ -125,8 +126,11 @@ def _options(reducer: Any) -> list[dataclasses.Field]:
 
 
 def _value(field: dataclasses.Field) -> str:
-    """A default, parts of several settings by their names alone."""
+    """A default, parts of several settings by their names alone, a transport by its parts."""
     default = field.default
+    if isinstance(default, Transport):
+        parts = (default.cost, default.marginals, default.solver)
+        return f"Transport({', '.join(type(part).__name__ for part in parts)}, {default.projection!r})"
     return type(default).__name__ if dataclasses.is_dataclass(default) else repr(default)
 
 

@@ -1,42 +1,54 @@
-"""Optimal transport between tokens in four separate parts: cost, marginals, solver, projection; `aggregate` joins them.
+"""Optimal transport between tokens in four separate parts: cost, marginals, solver, projection; `Transport` joins them.
 
 Sources are the rows of every matrix (R), anchors its columns (A).
 """
 
-from jvidprune.ops.transport.aggregate import Aggregated, aggregate
-from jvidprune.ops.transport.cost import ClipCost, Cost, OnRows, Rows, TokenCost, cosine, cost_matrix, distance, lag
-from jvidprune.ops.transport.kinds import CostPart, MarginalsPart, SolverPart
-from jvidprune.ops.transport.marginals import Given, Marginals, Saliency, Uniform
-from jvidprune.ops.transport.ott_solvers import LowRank, OttSinkhorn
-from jvidprune.ops.transport.projection import PROJECTIONS, Projection, blend, normalise_plan, strongest
+from jvidprune.ops.transport.cost import (
+    ClipCost,
+    Cost,
+    LocalityCost,
+    OnRows,
+    Rows,
+    TokenCost,
+    cosine,
+    cost_matrix,
+    distance,
+    lag,
+)
+from jvidprune.ops.transport.fixed import FixedSinkhorn
+from jvidprune.ops.transport.kinds import CompletedBy, CostPart, MarginalsPart, SolverPart
+from jvidprune.ops.transport.marginals import LeaveOneOut, Marginals, Saliency, Uniform
+from jvidprune.ops.transport.ott import LowRank, OttSinkhorn
+from jvidprune.ops.transport.projection import Projection, blend, normalise_plan, strongest
 from jvidprune.ops.transport.solvers import (
     HELD,
     Dustbin,
-    FixedSinkhorn,
     Scaled,
     Sinkhorn,
     Solver,
     TransportResult,
-    numeric_leaves,
+    iterations_of,
     transport_result,
-    underflow_sentence,
+    underflow_warning,
 )
+from jvidprune.ops.transport.transport import Problem, Transport, numeric_leaves
 
 __all__ = [
     "HELD",
-    "PROJECTIONS",
-    "Aggregated",
     "ClipCost",
+    "CompletedBy",
     "Cost",
     "CostPart",
     "Dustbin",
     "FixedSinkhorn",
-    "Given",
+    "LeaveOneOut",
+    "LocalityCost",
     "LowRank",
     "Marginals",
     "MarginalsPart",
     "OnRows",
     "OttSinkhorn",
+    "Problem",
     "Projection",
     "Rows",
     "Saliency",
@@ -45,17 +57,18 @@ __all__ = [
     "Solver",
     "SolverPart",
     "TokenCost",
+    "Transport",
     "TransportResult",
     "Uniform",
-    "aggregate",
     "blend",
     "cosine",
     "cost_matrix",
     "distance",
+    "iterations_of",
     "lag",
     "normalise_plan",
     "numeric_leaves",
     "strongest",
     "transport_result",
-    "underflow_sentence",
+    "underflow_warning",
 ]

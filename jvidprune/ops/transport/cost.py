@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from jvidprune.fields import Temperature, Weight, check_fields, pytree
+from jvidprune.fields import Share, Temperature, Weight, check_fields, pytree
 from jvidprune.ops.similarity import cosine_from_gram, dot_f32, squared_norms
 
 
@@ -26,6 +26,10 @@ class Rows(NamedTuple):
       mask: (n,) bool, False on padding.
       cosines: (R, A) cosines against the other side where the caller has them already (only on the source side).
       distances: (R, A) distances of the places likewise.
+      coverage: (n,) what the tokens that are kept of the frame would cover less of it without this one, None where the
+        method measures no coverage (only OTT-Vid does).
+      feature_weight: () how much features count against places between these two frames, None where the method has no
+        such weight (only OTT-Vid has; on the source side).
     """
 
     features: Float[Array, "n D"]
@@ -35,6 +39,8 @@ class Rows(NamedTuple):
     mask: Bool[Array, "n"]
     cosines: Float[Array, "n m"] | None = None
     distances: Float[Array, "n m"] | None = None
+    coverage: Float[Array, "n"] | None = None
+    feature_weight: Float[Array, ""] | None = None
 
 
 class Cost(Protocol):
@@ -116,6 +122,27 @@ class ClipCost:
         return self.w_feat * feature * factor + self.w_pos * distance(x, y)
 
 
+@pytree
+@dataclasses.dataclass(frozen=True)
+class LocalityCost:
+    """OTT-Vid's cost: alpha (1 - max(0, cos)) + (1 - alpha) |p - q| / sqrt(2), in [0, 1] (arXiv 2605.11803).
+
+    alpha is `x.feature_weight`, which OTT-Vid raises from 0.5 to 1 the less two frames agree; where the method has no
+    such weight it is `alpha`.
+    """
+
+    alpha: Share = 0.5
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __call__(self, x: Rows, y: Rows) -> Float[Array, "R A"]:
+        """(R, A) costs."""
+        alpha = self.alpha if x.feature_weight is None else x.feature_weight
+        apart = distance(x, y) / jnp.sqrt(jnp.float32(2.0))
+        return alpha * (1.0 - jnp.maximum(cosine(x, y), 0.0)) + (1.0 - alpha) * apart
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class OnRows:
@@ -129,18 +156,14 @@ class OnRows:
 
 
 def cost_matrix(cost: Any, x: Rows, y: Rows) -> Float[Array, "R A"]:
-    """(R, A) float32 costs of any kind of cost: our callables, an ott `CostFn` on features, an ott geometry."""
+    """(R, A) float32 costs of any kind of cost: a function, an ott `CostFn` on features, what makes an ott geometry."""
     if hasattr(cost, "all_pairs"):
         priced = _pairwise(cost, x.features.astype(jnp.float32), y.features.astype(jnp.float32))
     else:
-        priced = cost if is_geometry(cost) else cost(x, y)
-        priced = priced.cost_matrix if is_geometry(priced) else priced
+        priced = cost(x, y)
+        # An ott geometry, told without importing ott.
+        priced = priced.cost_matrix if hasattr(priced, "apply_lse_kernel") else priced
     return jnp.asarray(priced, jnp.float32)
-
-
-def is_geometry(value: Any) -> bool:
-    """Whether a value is an ott geometry, told without importing ott."""
-    return hasattr(value, "cost_matrix") and hasattr(value, "apply_lse_kernel")
 
 
 def _whole(rows: Rows) -> Float[Array, "n W"]:

@@ -1,21 +1,25 @@
-"""What may stand for the cost, the marginals and the solver of a transport: objects, functions, or names as texts."""
+"""What may stand for a transport and for its parts: objects, functions, or names as texts."""
 
 import dataclasses
 import inspect
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.ops.transport.cost import is_geometry
+from jvidprune.ops.transport.projection import ProjectionName
 from jvidprune.texts import read_settings, unknown
 
+if TYPE_CHECKING:
+    from jvidprune.ops.transport.transport import Transport
+
 _NAMED: dict[str, tuple[str, ...]] = {
-    "cost": ("TokenCost", "ClipCost"),
-    "marginals": ("Uniform", "Saliency"),
+    "cost": ("TokenCost", "ClipCost", "LocalityCost"),
+    "marginals": ("Uniform", "Saliency", "LeaveOneOut"),
     "solver": ("Sinkhorn", "FixedSinkhorn", "Dustbin", "OttSinkhorn", "LowRank"),
+    "transport": ("Transport",),
 }
 """Parts that are numbers and names alone, which texts and saved settings can make."""
 
-_OTHER: dict[str, tuple[str, ...]] = {"cost": ("OnRows",), "marginals": ("Given",), "solver": ()}
+_OTHER: dict[str, tuple[str, ...]] = {"cost": ("OnRows",)}
 
 NAMES = tuple(name for names in _NAMED.values() for name in names)
 """All that texts and saved settings can make."""
@@ -47,38 +51,77 @@ class PartOf:
           ValueError: anything else that cannot be called as this kind of part.
         """
         if isinstance(value, str):
-            return self._named(value)
+            return _named(self.kind, value)
         if isinstance(value, type) or type(value) in _classes(*(kind for kind in _NAMED if kind != self.kind)):
             raise ValueError
-        if self.kind == "cost" and (hasattr(value, "all_pairs") or is_geometry(value)):
+        if self.kind == "cost" and hasattr(value, "all_pairs"):
             return value
         if not callable(value) or not _fits(value, len(self.takes)):
             raise ValueError
         return value
 
-    def _named(self, text: str) -> Any:
-        from jvidprune.ops import transport
 
-        name, settings = read_settings(text)
-        if name not in _NAMED[self.kind]:
-            raise JvidpruneError(unknown(self.kind, name, _NAMED[self.kind]))
-        cls = getattr(transport, name)
-        allowed = tuple(field.name for field in dataclasses.fields(cls))
-        for key in settings:
-            if key not in allowed:
-                raise JvidpruneError(unknown(f"setting of {name}", key, allowed))
-        return cls(**settings)
+class _ProjectionRule:
+    """The rule of `fields` for what is read of a plan."""
+
+    words = f"{', '.join(map(repr, get_args(ProjectionName)))} or a function of the plan"
+
+    def check(self, value: Any) -> Any:
+        if isinstance(value, str) and value in get_args(ProjectionName):
+            return value
+        if isinstance(value, type) or type(value) in _classes(*_NAMED) or not callable(value) or not _fits(value, 1):
+            raise ValueError
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class CompletedBy:
+    """The rule of `fields` for a transport: the parts that it lacks are the method's.
+
+    Attributes:
+      own: the method's transport at that place, complete.
+    """
+
+    own: "Transport"
+    words = "a Transport"
+
+    def check(self, value: Any) -> Any:
+        """The complete transport; a text such as "Transport:solver=(Sinkhorn:epsilon=0.5)" is made into what it names.
+
+        Raises:
+          JvidpruneError: an unknown name or setting.
+          ValueError: anything that is no transport.
+        """
+        made = _named("transport", value) if isinstance(value, str) else value
+        if not isinstance(made, type(self.own)):
+            raise ValueError
+        return made.over(self.own)
+
+
+def _named(kind: str, text: str) -> Any:
+    from jvidprune.ops import transport
+
+    name, settings = read_settings(text)
+    if name not in _NAMED[kind]:
+        raise JvidpruneError(unknown(kind, name, _NAMED[kind]))
+    cls = getattr(transport, name)
+    allowed = tuple(field.name for field in dataclasses.fields(cls))
+    for key in settings:
+        if key not in allowed:
+            raise JvidpruneError(unknown(f"setting of {name}", key, allowed))
+    return cls(**settings)
 
 
 CostPart = Annotated[Any, PartOf("cost", ("x", "y"))]
 MarginalsPart = Annotated[Any, PartOf("marginals", ("x", "y"))]
 SolverPart = Annotated[Any, PartOf("solver", ("cost", "mu", "nu"))]
+ProjectionPart = Annotated[Any, _ProjectionRule()]
 
 
 def _classes(*kinds: str) -> tuple[type, ...]:
     from jvidprune.ops import transport
 
-    return tuple(getattr(transport, name) for kind in kinds for name in (*_NAMED[kind], *_OTHER[kind]))
+    return tuple(getattr(transport, name) for kind in kinds for name in (*_NAMED[kind], *_OTHER.get(kind, ())))
 
 
 def _fits(function: Any, arguments: int) -> bool:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvidprune.fields import Range, check_fields, pytree
+from jvidprune.fields import Range, Temperature, check_fields, pytree
 from jvidprune.ops.transport.cost import Rows
 
 Power = Annotated[float, Range(-100, 100)]
@@ -62,14 +62,30 @@ class Saliency:
         return side(x, self.sources), side(y, self.anchors)
 
 
-@jax.tree_util.register_dataclass
+@pytree
 @dataclasses.dataclass(frozen=True)
-class Given:
-    """Masses that the user computed: (R,) and (A,) arrays, masked and normalised here."""
+class LeaveOneOut:
+    """OTT-Vid's masses: softmax(-s / temperature) with s = coverage / (its maximum + 1e-8) (arXiv 2605.11803).
 
-    sources: Float[Array, "R"]
-    anchors: Float[Array, "A"]
+    What the frame would miss most has the smallest mass, so that transport takes it last. Where the method measures no
+    `Rows.coverage` the saliency stands in.
+
+    Attributes:
+      temperature: tau_m, traced.
+    """
+
+    temperature: Temperature = 0.3
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def __call__(self, x: Rows, y: Rows) -> tuple[Float[Array, "R"], Float[Array, "A"]]:
         """(R,) and (A,) masses."""
-        return _share(jnp.where(x.mask, self.sources, 0.0)), _share(jnp.where(y.mask, self.anchors, 0.0))
+
+        def side(rows: Rows) -> Array:
+            needed = jnp.where(rows.mask, rows.saliency if rows.coverage is None else rows.coverage, 0.0)
+            needed = needed / (jnp.max(needed) + 1e-8)
+            share = jax.nn.softmax(jnp.where(rows.mask, -needed / self.temperature, -jnp.inf))
+            return jnp.where(rows.mask, share, 0.0)
+
+        return side(x), side(y)

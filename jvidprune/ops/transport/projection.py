@@ -1,7 +1,7 @@
 """From a transport plan to new anchors: which share of each source an anchor takes."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jax import lax
@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops.select import first_argmax
 
-Projection = Literal["mass", "row", "column", "hard"] | Callable[[Array], Array]
-PROJECTIONS = ("mass", "row", "column", "hard")
+ProjectionName = Literal["mass", "row", "column", "hard"]
+Projection = ProjectionName | Callable[[Array], Array]
 
 
 def normalise_plan(plan: Float[Array, "... R A"], kind: Projection) -> Float[Array, "... R A"]:
@@ -37,7 +37,8 @@ def normalise_plan(plan: Float[Array, "... R A"], kind: Projection) -> Float[Arr
     if kind == "hard":
         best = first_argmax(plan)[..., None] == jnp.arange(plan.shape[-1])
         return jnp.where(best & (plan.sum(-1, keepdims=True) > 0), 1.0, 0.0)
-    raise JvidpruneError(f"unknown projection {kind!r}; known: {', '.join(PROJECTIONS)}, or a function of the plan.")
+    known = ", ".join(get_args(ProjectionName))
+    raise JvidpruneError(f"unknown projection {kind!r}; known: {known}, or a function of the plan.")
 
 
 def blend(

@@ -1,10 +1,9 @@
-"""Native Sinkhorn loops: a solver is a frozen configuration whose floats may be traced, results carry diagnostics."""
+"""Scaling-form Sinkhorn, and the dustbin around any solver: frozen settings whose floats may be traced."""
 
 import dataclasses
 import warnings
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -13,7 +12,6 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneWarning
 from jvidprune.fields import Iterations, NotNegative, Range, Ratio, Share, Temperature, Weight, check_fields, pytree
-from jvidprune.ops.sinkhorn_log import sinkhorn_log, sinkhorn_scaling
 from jvidprune.ops.transport.kinds import SolverPart
 
 Exact = Literal["anchors", "sources"]
@@ -50,26 +48,28 @@ class TransportResult(NamedTuple):
     underflow: Float[Array, "..."] | float = 0.0
 
     def warning(self, solver: str = "the solver", epsilon: Any = None) -> str | None:
-        """What to do about a kernel that underflowed so far that the marginals do not hold; None if it did not.
-
-        Args:
-          solver: what solved, begins the sentence.
-          epsilon: its temperature, if it is known.
-        """
-        under, failed = np.asarray(self.underflow), ~np.asarray(self.converged)
-        hurt = np.broadcast_to(under, failed.shape)[failed & (under > 0)]
-        if hurt.size == 0:
-            return None
-        return underflow_sentence(solver, float(hurt.max()), int(hurt.size), failed.size, epsilon)
+        """`underflow_warning` of this result."""
+        return underflow_warning(solver, self.underflow, self.converged, epsilon)
 
 
-def underflow_sentence(solver: str, share: float, problems: int, total: int, epsilon: Any = None) -> str:
-    """The sentence of `TransportResult.warning`: `share` of the pairs in `problems` of `total` problems underflowed."""
+def underflow_warning(solver: str, underflow: Any, converged: Any, epsilon: Any = None) -> str | None:
+    """What to do about kernels that underflowed so far that the marginals do not hold; None if none did.
+
+    Args:
+      solver: what solved, begins the sentence.
+      underflow, converged: as in `TransportResult`, on the host.
+      epsilon: its temperature, if it is known.
+    """
+    failed = ~np.asarray(converged)
+    under = np.broadcast_to(np.asarray(underflow), failed.shape)
+    hurt = under[failed & (under > 0)]
+    if hurt.size == 0:
+        return None
     at = "" if epsilon is None else f" at epsilon {float(epsilon):g}"
-    of = "" if total == 1 else f" in {problems} of {total} problems"
+    of = "" if failed.size == 1 else f" in {hurt.size} of {failed.size} problems"
     return (
-        f"{solver} did not meet its marginals{of}: exp(-cost / epsilon) is 0 in float32 for up to {share:.0%} of the "
-        f"pairs{at}, and nothing can move between these; take a larger epsilon, or a solver in the log domain "
+        f"{solver} did not meet its marginals{of}: exp(-cost / epsilon) is 0 in float32 for up to {hurt.max():.0%} of "
+        f"the pairs{at}, and nothing can move between these; take a larger epsilon, or a solver in the log domain "
         "(FixedSinkhorn with domain='log', OttSinkhorn with lse_mode=True)."
     )
 
@@ -92,6 +92,11 @@ class Scaled(NamedTuple):
         if self.left is None or self.right is None:
             return self.kernel
         return self.left[..., :, None] * self.kernel * self.right[..., None, :]
+
+
+def iterations_of(solver: Any) -> int:
+    """The most updates that a solver makes, 0 if it does not say."""
+    return getattr(solver, "iterations", None) or getattr(solver, "max_iterations", None) or 0
 
 
 class Solver(Protocol):
@@ -156,17 +161,6 @@ def warn_eagerly(result: TransportResult, solver: str, epsilon: Any) -> Transpor
         if text is not None:
             warnings.warn(text, JvidpruneWarning, stacklevel=3)
     return result
-
-
-def numeric_leaves(part: Any) -> Any:
-    """The same configuration with float32 scalars in place of its numbers, ready to be traced; None if it has none.
-
-    Anything that is no pytree of numbers (a plain function, an unregistered class) stays static.
-    """
-    leaves = jax.tree.leaves(part)
-    if not leaves or not all(isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in leaves):
-        return None
-    return jax.tree.map(np.float32, part)
 
 
 def _swap(x: Array) -> Array:
@@ -299,48 +293,6 @@ class Sinkhorn:
         )
         shape = first.shape[:-1]
         return r, c, steps.reshape(() if self.stop == "joint" else shape)
-
-
-@pytree
-@dataclasses.dataclass(frozen=True)
-class FixedSinkhorn:
-    """A fixed number of balanced updates, as OTT-Vid defines its plan (arXiv 2605.11803): differentiable, any epsilon.
-
-    Attributes:
-      epsilon: temperature, traced.
-      iterations: static.
-      domain: "log" for small epsilon, "scaling" (denominators floored at 1e-12) from 0.05 up; static.
-      exact: the side updated last; OTT-Vid's is "sources" (its earlier frame); static.
-    """
-
-    epsilon: Temperature = 0.01
-    iterations: Iterations = dataclasses.field(default=200, metadata={"static": True})
-    domain: Literal["log", "scaling"] = dataclasses.field(default="log", metadata={"static": True})
-    exact: Exact = dataclasses.field(default="sources", metadata={"static": True})
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    @classmethod
-    def ottvid(cls, epsilon: float = 0.01, iterations: int = 200) -> "FixedSinkhorn":
-        """OTT-Vid's solver: the log domain below epsilon 0.05, scalings from there on."""
-        return cls(epsilon, iterations, "log" if epsilon < 0.05 else "scaling")
-
-    def __call__(
-        self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
-    ) -> TransportResult:
-        """Solves every problem of the leading axes."""
-        mu = jnp.broadcast_to(mu, cost.shape[:-1])
-        nu = jnp.broadcast_to(nu, (*cost.shape[:-2], cost.shape[-1]))
-        log = self.domain == "log"
-        solve: Any = sinkhorn_log if log else sinkhorn_scaling
-        lost = 0.0 if log else underflowed(jnp.exp(-cost / self.epsilon), mu, nu)
-        if self.exact == "sources":
-            plan = solve(cost, mu, nu, self.epsilon, self.iterations)
-        else:
-            plan = _swap(solve(_swap(cost), nu, mu, self.epsilon, self.iterations))
-        result = transport_result(plan, mu, nu, self.iterations, underflow=lost)
-        return warn_eagerly(result, "FixedSinkhorn", self.epsilon)
 
 
 @pytree

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.aot import AOT
+from jvidprune.reducers.aot.reducer import AOT
 from jvidprune.reducers.protocol import check_ratio
 from jvidprune.tokens import VideoTokens
 

@@ -30,12 +30,12 @@ _STATIC = {"static": True}
 class OttSinkhorn:
     """`ott.solvers.linear.sinkhorn.Sinkhorn` on a cost matrix.
 
-    ott updates its first axis last. `exact="anchors"` hands it the transposed problem, which reproduces AOT's iterates;
-    `exact="sources"` reproduces OTT-Vid's.
+    ott updates its first axis last; `exact="anchors"` hands it the transposed problem. `OttSinkhorn(0.1, n)` gives
+    AOT's plan after n updates (4e-6 relative), `OttSinkhorn(0.01, 200, exact="sources")` OTT-Vid's (2.5e-7 absolute).
 
     AOT's stop cannot be expressed: ott ends on the error of a marginal and takes no criterion of the caller's, while
     AOT ends on the mean change of the scalings, over all problems of a batch, which vmapped solves do not see. Its plan
-    needs the number of updates at which `Sinkhorn` stops: `OttSinkhorn.aot(result.iterations)`.
+    needs the number of updates at which `Sinkhorn` stops.
 
     Attributes:
       epsilon: temperature, traced.
@@ -63,16 +63,6 @@ class OttSinkhorn:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    @classmethod
-    def aot(cls, iterations: int, epsilon: float = 0.1, lse_mode: bool = True) -> "OttSinkhorn":
-        """The call that gives AOT's plan after `iterations` updates (4e-6 relative)."""
-        return cls(epsilon, iterations, lse_mode=lse_mode, unrolled=True)
-
-    @classmethod
-    def ottvid(cls, epsilon: float = 0.01, iterations: int = 200) -> "OttSinkhorn":
-        """The call that gives OTT-Vid's plan (2.5e-7 absolute)."""
-        return cls(epsilon, iterations, unrolled=True, exact="sources")
-
     def __call__(
         self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
     ) -> TransportResult:
@@ -82,14 +72,6 @@ class OttSinkhorn:
           JvidpruneWarning: outside of jit, a kernel that underflowed so far that the marginals do not hold.
         """
         return warn_eagerly(_each(self._one, cost, mu, nu), "OttSinkhorn", self.epsilon)
-
-    def on_geometry(self, geometry: Any, mu: Float[Array, "n"], nu: Float[Array, "m"]) -> TransportResult:
-        """Solves on an ott geometry as it is, with its own epsilon and scaling: mu on its first axis, nu on its second.
-
-        The first axis is ott's exact one; build the geometry with anchors first for exact anchor loads.
-        """
-        output = self._solve(geometry, mu, nu, self.tau_sources, self.tau_anchors)
-        return self._result(output.matrix, mu, nu, output.n_iters, output)
 
     def _one(self, cost: Array, mu: Array, nu: Array) -> TransportResult:
         from ott.geometry import geometry

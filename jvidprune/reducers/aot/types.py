@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.reducers import aot_intra, aot_ratio
+from jvidprune.reducers.aot.anchors import Selection
+from jvidprune.reducers.aot.sizes import Geometry, Limits
 
 
 class AOTBudget(NamedTuple):
@@ -15,37 +16,37 @@ class AOTBudget(NamedTuple):
     Attributes:
       visual_tokens: V.
       local: anchors a window.
-      spread: anchors of the whole frame.
+      global_anchors: anchors of the whole frame.
       keep: (R + 1,) int32, by the number of a later frame's tokens: how many stay distinct.
       clip_start: (slots,) int32, 1 on the first frame of each clip (unused with dynamic clips).
-      parts: float32 leaves of cost, marginals, solver and of their counterparts between frames; None where a part has
-        none.
+      intra, inter: float32 numbers of both transports, see `Transport.numbers`.
       scales: (3,) float32 nearest share, intra scale, inter scale.
     """
 
     visual_tokens: Any
     local: Any
-    spread: Any
+    global_anchors: Any
     keep: Any
     clip_start: Any
-    parts: tuple
+    intra: tuple
+    inter: tuple
     scales: Any
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AOTShared:
-    """What all budgets of a video share; see `aot_intra.Selection`."""
+    """What all budgets of a video share; see `Selection`."""
 
     x: Float[Array, "T N D"]
-    selection: aot_intra.Selection
+    selection: Selection
     saliency: Float[Array, "T N"]
     frame_mask: Bool[Array, "T"]
     starts: Bool[Array, "T"] | None
-    likeness: Float[Array, "T T"] | None
+    similarity: Float[Array, "T T"] | None
     newline: Float[Array, "D"] | None
-    geometry: aot_ratio.Geometry = dataclasses.field(metadata={"static": True})
-    limit: aot_ratio.Limits = dataclasses.field(metadata={"static": True})
+    geometry: Geometry = dataclasses.field(metadata={"static": True})
+    limit: Limits = dataclasses.field(metadata={"static": True})
 
 
 class AOTPlan(NamedTuple):
@@ -58,7 +59,7 @@ class AOTPlan(NamedTuple):
       source: (K,) int32 flat index into (T, 2, n): frame, whether it is a merged anchor, slot.
       pooled: (T, n, N) float32.
       newline: (T, n) bool.
-      mix: (T, n, n) float32, see `aot_inter.Inter`.
+      mix: (T, n, n) float32, see `inter.Inter`.
       key: (T,) bool.
       start: (T,) bool, first frames of the clips.
       slots: () int32, slots of a frame in use, the most of all frames.

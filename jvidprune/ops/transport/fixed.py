@@ -1,18 +1,69 @@
-"""Balanced entropic transport by a fixed number of Sinkhorn updates, columns first, as OTT-Vid defines its plan.
+"""A fixed number of balanced Sinkhorn updates, columns first, as OTT-Vid defines its plan (arXiv 2605.11803).
 
-The plan of OTT-Vid (arXiv 2605.11803) is not converged: the number of updates and their order belong to the method.
-Zero marginals mark padding; they come back as exact zeros and leave the other entries alone.
+That plan is not converged: the number of updates and their order belong to the method. Zero marginals mark padding;
+they come back as exact zeros and leave the other entries alone.
 """
 
+import dataclasses
 import functools
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jvidprune.fields import Iterations, Temperature, check_fields, pytree
+from jvidprune.ops.transport.solvers import Exact, TransportResult, transport_result, underflowed, warn_eagerly
+
 _FIRST, _BLOCK, _LAST = 2, 10, 5
 """Updates in the log domain before the blocks of scalings, updates of a block, and log updates behind the blocks."""
+
+
+@pytree
+@dataclasses.dataclass(frozen=True)
+class FixedSinkhorn:
+    """A fixed number of balanced updates, as OTT-Vid defines its plan (arXiv 2605.11803): differentiable, any epsilon.
+
+    Attributes:
+      epsilon: temperature, traced.
+      iterations: static.
+      domain: "log" for small epsilon, "scaling" (denominators floored at 1e-12) from 0.05 up; static.
+      exact: the side updated last; OTT-Vid's is "sources" (its earlier frame); static.
+    """
+
+    epsilon: Temperature = 0.01
+    iterations: Iterations = dataclasses.field(default=200, metadata={"static": True})
+    domain: Literal["log", "scaling"] = dataclasses.field(default="log", metadata={"static": True})
+    exact: Exact = dataclasses.field(default="sources", metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    @classmethod
+    def ottvid(cls, epsilon: float = 0.01, iterations: int = 200) -> "FixedSinkhorn":
+        """OTT-Vid's solver: the log domain below epsilon 0.05, scalings from there on."""
+        return cls(epsilon, iterations, "log" if epsilon < 0.05 else "scaling")
+
+    def __call__(
+        self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
+    ) -> TransportResult:
+        """Solves every problem of the leading axes."""
+        mu = jnp.broadcast_to(mu, cost.shape[:-1])
+        nu = jnp.broadcast_to(nu, (*cost.shape[:-2], cost.shape[-1]))
+        log = self.domain == "log"
+        solve: Any = sinkhorn_log if log else sinkhorn_scaling
+        lost = 0.0 if log else underflowed(jnp.exp(-cost / self.epsilon), mu, nu)
+        if self.exact == "sources":
+            plan = solve(cost, mu, nu, self.epsilon, self.iterations)
+        else:
+            plan = _swap(solve(_swap(cost), nu, mu, self.epsilon, self.iterations))
+        result = transport_result(plan, mu, nu, self.iterations, underflow=lost)
+        return warn_eagerly(result, "FixedSinkhorn", self.epsilon)
+
+
+def _swap(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2)
 
 
 def _safe_log(x: Array, floor: float) -> Array:

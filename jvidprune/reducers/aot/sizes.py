@@ -22,11 +22,21 @@ synthetic attention, 4 seeds)."""
 
 
 class AnchorCounts(NamedTuple):
-    """Anchors of one frame: `local` a window, `spread` over the whole frame, `total` together."""
+    """Anchors of one frame: `local` of each window, `global_anchors` of the whole frame, `total` together."""
 
     local: int
-    spread: int
+    global_anchors: int
     total: int
+
+
+class CountRules(NamedTuple):
+    """The settings of `AOT` that decide how many tokens come out; see there."""
+
+    global_ratio: float
+    keep_ratio: float
+    clips: Clips
+    inter: bool
+    drop_original: bool
 
 
 class Geometry(NamedTuple):
@@ -68,8 +78,8 @@ def anchor_counts(visual_tokens: int, geometry: Geometry, global_ratio: float) -
     windows = geometry.windows[0] * geometry.windows[1]
     local_total = int(visual_tokens * (1 - global_ratio))
     local = local_total // windows if windows else 0
-    spread = visual_tokens - local_total
-    return AnchorCounts(local, spread, windows * local + spread)
+    global_anchors = visual_tokens - local_total
+    return AnchorCounts(local, global_anchors, windows * local + global_anchors)
 
 
 def pooled_bound(anchors: int, geometry: Geometry) -> int:
@@ -111,65 +121,47 @@ def clip_lengths(clips: Clips, frames: int) -> tuple[int, ...]:
     return (interval,) * whole + ((rest,) if rest else ())
 
 
-def rows_of(tokens: int, kept: float, lengths: tuple[int, ...], inter: bool, drop_original: bool) -> float:
+def rows_of(tokens: float, kept: float, lengths: tuple[int, ...], rules: CountRules) -> float:
     """Output rows if every frame offers `tokens` and every later frame of a clip keeps `kept`."""
-    if not inter:
+    if not rules.inter:
         return tokens * sum(lengths)
-    copies = [1 if length == 1 or drop_original else 2 for length in lengths]
+    copies = [1 if length == 1 or rules.drop_original else 2 for length in lengths]
     return tokens * sum(copies) + kept * (sum(lengths) - len(lengths))
 
 
 @functools.lru_cache
-def row_bound(tokens: int, keep_ratio: float, clips: Clips, slots: int, inter: bool, drop_original: bool) -> int:
+def row_bound(tokens: int, rules: CountRules, slots: int) -> int:
     """Most output rows of up to `slots` frames with at most so many tokens a frame, newline slots included."""
-    kept = kept_tokens(keep_ratio, tokens)
-    if not inter:
+    kept = kept_tokens(rules.keep_ratio, tokens)
+    if not rules.inter:
         return tokens * slots
+    clips = rules.clips
     if clips == "dyseg":
         # Clips of two frames emit most, (2 n + kept) / 2 a frame; without originals single frames do, n each.
         pairs, odd = divmod(slots, 2)
-        return tokens * slots if drop_original else pairs * (2 * tokens + kept) + odd * tokens
+        return tokens * slots if rules.drop_original else pairs * (2 * tokens + kept) + odd * tokens
     counts = [sum(clips)] if isinstance(clips, tuple) else range(1, slots + 1)
-    return max(int(rows_of(tokens, kept, clip_lengths(clips, f), inter, drop_original)) for f in counts)
+    return max(int(rows_of(tokens, kept, clip_lengths(clips, f), rules)) for f in counts)
 
 
-def expected_rows(
-    visual_tokens: int,
-    geometry: Geometry,
-    global_ratio: float,
-    keep_ratio: float,
-    lengths: tuple[int, ...],
-    inter: bool,
-    drop_original: bool,
-) -> float:
+def expected_rows(visual_tokens: int, geometry: Geometry, rules: CountRules, lengths: tuple[int, ...]) -> float:
     """Rows to expect on average, from the measured share of pooled anchors."""
-    share = anchor_counts(visual_tokens, geometry, global_ratio).total / geometry.tokens
+    share = anchor_counts(visual_tokens, geometry, rules.global_ratio).total / geometry.tokens
     if geometry.kind != "none":
         even = geometry.grid[0] % 2 == 0 and geometry.grid[1] % 2 == 0
         table = "average" if geometry.kind == "average" or even else "bilinear"
         share = float(np.interp(share, _V_SHARE, _POOLED_SHARE[table]))
     tokens = share * geometry.cells
     # The mean of ceil(x) over a spread of x is x + 1/2.
-    kept = keep_ratio * (tokens - 1) + (0.5 if 0 < keep_ratio < 1 else 0.0)
-    return rows_of(tokens, max(kept, 0.0), lengths, inter, drop_original)  # type: ignore[arg-type]
+    kept = rules.keep_ratio * (tokens - 1) + (0.5 if 0 < rules.keep_ratio < 1 else 0.0)
+    return rows_of(tokens, max(kept, 0.0), lengths, rules)
 
 
 @functools.lru_cache
-def visual_tokens_for(
-    ratio: float,
-    geometry: Geometry,
-    global_ratio: float,
-    keep_ratio: float,
-    lengths: tuple[int, ...],
-    inter: bool,
-    drop_original: bool,
-) -> int:
+def visual_tokens_for(ratio: float, geometry: Geometry, rules: CountRules, lengths: tuple[int, ...]) -> int:
     """The V whose expected ratio is nearest to the one asked for, the lowest of equals."""
     total = sum(lengths) * geometry.cells
-    rows = [
-        expected_rows(v, geometry, global_ratio, keep_ratio, lengths, inter, drop_original)
-        for v in range(1, geometry.tokens + 1)
-    ]
+    rows = [expected_rows(v, geometry, rules, lengths) for v in range(1, geometry.tokens + 1)]
     return int(np.argmin(np.abs(np.array(rows) / total - ratio))) + 1
 
 
@@ -178,39 +170,30 @@ class Limits(NamedTuple):
 
     Attributes:
       visual_tokens: largest V whose bound fits the capacity.
-      local, spread: its anchor counts, the largest of all V up to it.
+      local, global_anchors: its anchor counts, the largest of all V up to it.
       candidates: tokens of a frame that can be anchors of any such V.
       slots: pooled tokens of a frame that can be output, newline slots included.
     """
 
     visual_tokens: int
     local: int
-    spread: int
+    global_anchors: int
     candidates: int
     slots: int
 
 
 @functools.lru_cache
-def limits(
-    capacity: int,
-    geometry: Geometry,
-    global_ratio: float,
-    keep_ratio: float,
-    clips: Clips,
-    frames: int,
-    inter: bool,
-    drop_original: bool,
-) -> Limits:
+def limits(capacity: int, geometry: Geometry, rules: CountRules, frames: int) -> Limits:
     """The largest V that a capacity can hold and the sizes that follow; budgets up to it lose nothing."""
     best = 1
     for v in range(1, geometry.tokens + 1):
-        slots = pooled_bound(anchor_counts(v, geometry, global_ratio).total, geometry) + geometry.newlines
-        if row_bound(slots, keep_ratio, clips, frames, inter, drop_original) <= capacity:
+        slots = pooled_bound(anchor_counts(v, geometry, rules.global_ratio).total, geometry) + geometry.newlines
+        if row_bound(slots, rules, frames) <= capacity:
             best = v
-    counts = [anchor_counts(v, geometry, global_ratio) for v in range(1, best + 1)]
-    local, spread = max(c.local for c in counts), max(c.spread for c in counts)
+    counts = [anchor_counts(v, geometry, rules.global_ratio) for v in range(1, best + 1)]
+    local, global_anchors = max(c.local for c in counts), max(c.global_anchors for c in counts)
     windows = geometry.windows[0] * geometry.windows[1]
-    # A global anchor ranks below `spread` among tokens that are no local anchors, so below this among all.
-    candidates = min(geometry.tokens, 2 * windows * local + spread)
+    # A global anchor ranks below their number among tokens that are no local anchors, so below this among all.
+    candidates = min(geometry.tokens, 2 * windows * local + global_anchors)
     slots = pooled_bound(max(c.total for c in counts), geometry) + geometry.newlines
-    return Limits(best, local, spread, candidates, max(slots, 1))
+    return Limits(best, local, global_anchors, candidates, max(slots, 1))

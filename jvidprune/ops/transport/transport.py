@@ -1,0 +1,80 @@
+"""A transport as one value: cost, marginals, solver and projection."""
+
+import dataclasses
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from jvidprune.fields import check_fields
+from jvidprune.ops.transport.cost import Rows, cost_matrix
+from jvidprune.ops.transport.kinds import CostPart, MarginalsPart, ProjectionPart, SolverPart
+from jvidprune.ops.transport.projection import normalise_plan
+
+
+class Problem(NamedTuple):
+    """What a solver is given: costs (R, A) and the masses (R,) and (A,) of both sides, 0 on padding."""
+
+    cost: Float[Array, "R A"]
+    mu: Float[Array, "R"]
+    nu: Float[Array, "A"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Transport:
+    """The four parts of a transport, each exchangeable; a part that is None is the method's own at that place.
+
+    A method completes what it is given, `AOT(intra_transport=Transport(cost=TokenCost(w_pos=0.0)))` keeps the
+    marginals, the solver and the projection that AOT has inside frames.
+
+    Attributes:
+      cost: `(x: Rows, y: Rows) -> (R, A)`, or an ott `CostFn` on the features.
+      marginals: `(x, y) -> (mu, nu)`.
+      solver: `(cost, mu, nu) -> TransportResult` over any leading axes.
+      projection: what the method reads of a plan, see `normalise_plan`.
+
+    Raises:
+      JvidpruneError: what cannot be such a part.
+    """
+
+    cost: CostPart | None = None
+    marginals: MarginalsPart | None = None
+    solver: SolverPart | None = None
+    projection: ProjectionPart | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def over(self, other: Self) -> Self:
+        """This transport with the parts of another one where it has none."""
+        missing = {f.name: getattr(other, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is None}
+        return dataclasses.replace(self, **missing) if missing else self
+
+    def problem(self, x: Rows, y: Rows) -> Problem:
+        """Costs and masses between the rows of two sides."""
+        return Problem(cost_matrix(self.cost, x, y), *self.marginals(x, y))
+
+    def weights(self, plan: Float[Array, "... R A"]) -> Float[Array, "... R A"]:
+        """A plan under the projection."""
+        return normalise_plan(plan, self.projection)
+
+    def numbers(self) -> tuple:
+        """`numeric_leaves` of cost, marginals and solver: a pytree to be traced and vmapped over."""
+        return tuple(numeric_leaves(part) for part in (self.cost, self.marginals, self.solver))
+
+    def with_numbers(self, numbers: tuple) -> Self:
+        """The same transport with traced numbers, of the form that `numbers` gives, in place of its own."""
+        parts = zip(("cost", "marginals", "solver"), numbers, strict=True)
+        return dataclasses.replace(self, **{name: part for name, part in parts if part is not None})
+
+
+def numeric_leaves(part: Any) -> Any:
+    """The same configuration with float32 scalars in place of its numbers, ready to be traced; None if it has none.
+
+    Anything that is no pytree of numbers (a plain function, an unregistered class) stays static.
+    """
+    leaves = jax.tree.leaves(part)
+    if not leaves or not all(isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in leaves):
+        return None
+    return jax.tree.map(np.float32, part)

@@ -1,0 +1,140 @@
+"""AOT's step 2: inside every frame the pruned tokens are transported onto its anchors (arXiv 2603.01400).
+
+Everything after the cosines is a matter of weights: no D-wide array is formed here.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from jvidprune.ops.select import first_argmax
+from jvidprune.ops.similarity import over_frames
+from jvidprune.ops.transport import Projection, Rows, Scaled, Transport, TransportResult, blend, normalise_plan
+from jvidprune.reducers.aot.anchors import Selection
+
+
+class Intra(NamedTuple):
+    """The stage for one budget.
+
+    Attributes:
+      anchors: (T, N) bool.
+      sources: (T, N) bool, the other tokens of real frames.
+      active: (T, C) bool, candidates that are anchors.
+      plan: factors of the (T, N, C) plans; formed frame by frame in `pooled_weights`.
+      result: the solver's diagnostics.
+    """
+
+    anchors: Bool[Array, "T N"]
+    sources: Bool[Array, "T N"]
+    active: Bool[Array, "T C"]
+    plan: Scaled
+    result: TransportResult
+
+
+def positions(grid: tuple[int, int]) -> np.ndarray:
+    """(h * w, 2) float32 (x, y) of a raster, each axis from 0 to 1."""
+    y, x = np.meshgrid(np.linspace(0, 1, grid[0]), np.linspace(0, 1, grid[1]), indexing="ij")
+    return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
+
+
+class Problems(NamedTuple):
+    """One transport problem a frame: costs, or what was read of them, and marginals.
+
+    Attributes:
+      priced: (T, N, C).
+      mu: (T, N) of the sources.
+      nu: (T, C) of the anchors.
+      active: (T, C) bool, candidates that are anchors.
+    """
+
+    priced: Float[Array, "T N C"]
+    mu: Float[Array, "T N"]
+    nu: Float[Array, "T C"]
+    active: Bool[Array, "T C"]
+
+
+def problems(
+    selection: Selection,
+    x: Float[Array, "T N D"],
+    saliency: Float[Array, "T N"],
+    anchors: Bool[Array, "T N"],
+    sources: Bool[Array, "T N"],
+    grid: tuple[int, int],
+    parts: Transport,
+    read: Callable[[Array], Array] = lambda priced: priced,
+) -> Problems:
+    """The problems of all frames, `read` applied to the costs of each.
+
+    Frame by frame on CPU: XLA would keep every term of the costs for all frames at once.
+    """
+    n = anchors.shape[1]
+    c = selection.candidates.shape[1]
+    place = jnp.asarray(positions(grid))
+    # The same in every frame and for every ratio.
+    apart = jnp.asarray(np.linalg.norm(positions(grid)[:, None] - positions(grid)[None], axis=-1))
+
+    def problem(features, near, ids, salient, anchor, source, time):
+        inside = jnp.minimum(ids, n - 1)
+        distances = apart if c == n else apart[:, inside]
+        rows = Rows(features, place, jnp.full(n, time), salient, source, near, distances)
+        columns = Rows(features[inside], place[inside], jnp.full(c, time), salient[inside], anchor[inside] & (ids < n))
+        priced, mu, nu = parts.problem(rows, columns)
+        return Problems(read(priced), mu, nu, columns.mask)
+
+    times = jnp.arange(anchors.shape[0], dtype=jnp.float32)
+    arrays = x, selection.cosines, selection.candidates, saliency, anchors, sources, times
+    return over_frames(problem, *arrays)
+
+
+def transport_frames(
+    selection: Selection,
+    x: Float[Array, "T N D"],
+    saliency: Float[Array, "T N"],
+    anchors: Bool[Array, "T N"],
+    frame_mask: Bool[Array, "T"],
+    grid: tuple[int, int],
+    parts: Transport,
+) -> Intra:
+    """Transport of every frame's other tokens onto its anchors. Pruned tokens stay what they are."""
+    sources = ~anchors & frame_mask[:, None]
+    sides, solver = (selection, x, saliency, anchors, sources, grid, parts), parts.solver
+    if hasattr(solver, "on_kernel"):
+        kernel, mu, nu, active = problems(*sides, solver.kernel)
+        return Intra(anchors, sources, active, *solver.on_kernel(kernel, mu, nu))
+    priced, mu, nu, active = problems(*sides)
+    result = solver(priced, mu, nu)
+    return Intra(anchors, sources, active, Scaled(None, result.plan, None), result)
+
+
+@dataclasses.dataclass(frozen=True)
+class Merge:
+    """What an anchor becomes: its transport mixed with the merge into the nearest anchor, as weights.
+
+    (1 - nearest) (x_a + s sum P x_r) / (1 + s sum P) + nearest (mean of itself and the tokens whose most similar anchor
+    it is), with the plan P under its projection and the scale s. Called frame by frame, so that of the many (N, C)
+    arrays only plans and cosines exist for all frames at once.
+    """
+
+    projection: Projection
+    nearest: float | Array
+    scale: float | Array
+
+    def __call__(
+        self,
+        plan: Scaled,
+        cosines: Float[Array, "N C"],
+        sources: Bool[Array, "N"],
+        active: Bool[Array, "C"],
+    ) -> tuple[Float[Array, "C"], Float[Array, "N C"]]:
+        """Weights of a frame's anchors in themselves and of each other token in them."""
+        own, taken = blend(normalise_plan(plan.plan(), self.projection), self.scale)
+        similar = jnp.where(active, cosines, -jnp.inf)
+        member = (first_argmax(similar)[:, None] == jnp.arange(active.shape[0])) & sources[:, None] & active
+        members = 1.0 + member.sum(0, dtype=jnp.float32)
+        own = self.nearest / members + (1.0 - self.nearest) * own
+        taken = self.nearest * member / members + (1.0 - self.nearest) * taken
+        return own, jnp.where(sources[:, None] & active, taken, 0.0)
