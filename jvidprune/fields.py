@@ -28,6 +28,9 @@ from jvidprune.texts import shown, unknown
 _LARGEST_INT, _LARGEST_FLOAT, _SMALLEST_FLOAT = 2**31 - 1, float(np.finfo(np.float32).max), 2.0**-126
 """Values end in int32 and float32 arrays, where what is smaller than 2**-126 counts as 0."""
 
+NO_SETTING = types.MappingProxyType({"setting": False})
+"""Metadata of a field that is no setting: nobody types, saves or compares runs by it."""
+
 _UNIONS = (typing.Union, types.UnionType)
 _PYTREES: set[type] = set()
 
@@ -175,6 +178,11 @@ def checked(value: Any, hint: Any, name: str, owner: str = "", *, traced: bool =
         raise JvidpruneError(f"{whose} must {must}, got {shown(value)}.") from None
     except JvidpruneError as error:
         raise JvidpruneError(f"{whose}: {error}") from error
+
+
+def settings_of(cls: Any) -> tuple[str, ...]:
+    """Names of the fields of a dataclass, or of an object of one, that a user chooses."""
+    return tuple(f.name for f in dataclasses.fields(cls) if f.init and f.metadata.get("setting", True))
 
 
 def owner_of(made: Any) -> str:

@@ -10,7 +10,8 @@ import pytest
 import jvidprune
 from jvidprune import VideoTokens
 from jvidprune.parity import core
-from jvidprune.reducers.run import apply_plan, bucket_capacity, run_budgets
+from jvidprune.reducers.protocol import full
+from jvidprune.reducers.run import bucket_capacity, run_budgets
 from jvidprune.tokens import stack_budgets
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -137,7 +138,7 @@ def check_gradient(reducer, video, ratio):
 
     def loss(features, plan=None):
         found = reducer.plan(jax.lax.stop_gradient(replace(features)), budget, capacity=capacity)
-        return jnp.sum(weight * apply_plan(reducer, plan or found, replace(features)).tokens)
+        return jnp.sum(weight * full(reducer).apply(plan or found, replace(features)).tokens)
 
     frozen = jax.jit(lambda: reducer.plan(video, budget, capacity=capacity))()
     through = jax.jit(jax.grad(loss))(video.features)

@@ -10,11 +10,11 @@ import pytest
 
 import jvidprune
 from jvidprune import JvidpruneError, Layout, VideoTokens, reducers
+from jvidprune.expressions import split_list
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers import registry
 from jvidprune.reducers.exported import export_reducer
 from jvidprune.reducers.run import run_budgets
-from jvidprune.texts import split_texts
 
 
 class KeepBudget(NamedTuple):
@@ -177,7 +177,7 @@ def test_every_method_describes_itself():
 
 
 def test_methods_are_written_with_their_settings_as_text():
-    texts = split_texts("aot, flashvid:alpha=0.5,distinct=True,stop:base=fastvid , none")
+    texts = split_list("aot, flashvid:alpha=0.5,distinct=True,stop:base=fastvid , none")
     assert texts == ["aot", "flashvid:alpha=0.5,distinct=True", "stop:base=fastvid", "none"]
     flashvid = registry.from_text(texts[1], backbone="qwen2_5_vl")
     assert (flashvid.alpha, flashvid.distinct, flashvid.min_segments) == (0.5, True, 4)
@@ -187,7 +187,7 @@ def test_methods_are_written_with_their_settings_as_text():
 
 def test_texts_nest_and_chain_reducers():
     texts = ["stop:base=(flashvid:alpha=0.5,eps=1e-6),mu_s=0.1", "visionzip+flashvid:eps=1e+3,distinct=True", "evs"]
-    assert split_texts(",".join(texts)) == texts
+    assert split_list(",".join(texts)) == texts
     titles = ["SToP (base=(flashvid:alpha=0.5,eps=1e-6), mu_s=0.1)", "VisionZip → FlashVID (eps=1e+3, distinct=True)"]
     assert [registry.title(text) for text in texts] == [*titles, reducers.info("evs").title]
     stop, chain, _ = (registry.from_text(text, "llava_video") for text in texts)

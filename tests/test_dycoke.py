@@ -89,7 +89,7 @@ def test_published_settings_give_the_published_counts():
 def policy_of(**settings):
     """The state before the first step, visual tokens in slots 2 to 10 of 12: the last of them counts as text."""
     visual = np.isin(np.arange(12), np.arange(2, 11))
-    (stage,) = DyCoke(decode_layer=3, **settings).inner
+    (stage,) = DyCoke(decode_layer=3, **settings).inner(0.5)
     return stage.rule.policy(stage, visual[None])
 
 

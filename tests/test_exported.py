@@ -48,7 +48,7 @@ def test_other_files_are_refused(file, tmp_path):
         refused(lambda: load_reducer(other), "damaged")
 
 
-def test_a_reducer_of_ones_own_cannot_be_saved(video, tmp_path):
+def test_an_object_that_is_no_dataclass_of_a_module_cannot_be_saved(video, tmp_path):
     class Own:
         needs = frozenset()
 
@@ -58,4 +58,7 @@ def test_a_reducer_of_ones_own_cannot_be_saved(video, tmp_path):
         def capacity(self, layout, ratio):
             return 1
 
-    refused(lambda: export_reducer(tmp_path / "own.bin", Own(), video, 0.5), "no method of this package")
+        def plan(self, video, budget, *, capacity):
+            raise NotImplementedError
+
+    refused(lambda: export_reducer(tmp_path / "own.bin", Own(), video, 0.5), "cannot be saved")

@@ -31,7 +31,11 @@ def test_the_four_implementations_count_differently():
     assert [kept(FastV(dropped=0.5), 1.0, n) for n in (45, 47, 576)] == [22, 24, 288]
     assert [kept(FastV(variant="lmms"), 0.5, n) for n in (45, 47, 576)] == [22, 23, 288]
     assert [kept(FastV(variant="mask", count=30), 0.1, n) for n in (20, 576)] == [20, 30]
-    assert [stage.layer for r in (FastV(), FastV(variant="lmms"), FastV(layer=5)) for stage in r.inner] == [2, 3, 5]
+    assert [stage.layer for r in (FastV(), FastV(variant="lmms"), FastV(layer=5)) for stage in r.inner(0.5)] == [
+        2,
+        3,
+        5,
+    ]
 
 
 @pytest.mark.parametrize("name", ["fastv", "inner_random"])
@@ -45,7 +49,7 @@ def test_a_ratio_is_the_share_behind_the_cut(name):
 
 
 def test_a_reducer_with_a_cut_of_its_own_share_ignores_the_ratio():
-    assert inner_stages(FlashVID(), 0.1) == inner_stages(FlashVID(), 0.25) == FlashVID().inner
+    assert inner_stages(FlashVID(), 0.1) == inner_stages(FlashVID(), 0.25) == FlashVID().inner(0.5)
     assert inner_stages(reducers.get("visionzip"), 0.1) == ()
 
 

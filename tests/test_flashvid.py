@@ -323,15 +323,17 @@ def test_the_share_kept_at_the_cut_makes_up_for_the_expansion():
         "qwen2_5_vl": (20, 0.3),
         "qwen3_vl": (28, 0.1),
     }.items():
-        (stage,) = registry.get("flashvid", backbone=backbone).inner
+        (stage,) = registry.get("flashvid", backbone=backbone).inner(0.1)
         assert stage == InnerStage(layer, LastQueryTopK(), Kept(keep))
         assert hash(stage) is not None
-    assert FlashVID(pruning_layer=None).inner == ()
+    assert FlashVID(pruning_layer=None).inner(0.1) == ()
 
 
 def mean_share(reducer, layers):
     """Visual tokens that a decoder's layer reads on average, as a share of the ratio."""
-    keep, cut = (1.0, layers) if not reducer.inner else (reducer.inner[0].kept.share, reducer.inner[0].layer)
+    keep, cut = (
+        (1.0, layers) if not reducer.inner(0.1) else (reducer.inner(0.1)[0].kept.share, reducer.inner(0.1)[0].layer)
+    )
     return reducer.expansion * (cut + keep * (layers - cut)) / layers
 
 

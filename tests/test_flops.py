@@ -24,6 +24,7 @@ from jvidprune.models.llava_onevision import Model as Llava
 from jvidprune.models.molmo2 import Model as Molmo2
 from jvidprune.models.prefill import read_prompt
 from jvidprune.models.qwen.model import QwenVL
+from jvidprune.reducers import registry
 from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import InnerStage, Kept, Layout, stack_budgets
 

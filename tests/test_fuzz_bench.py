@@ -18,10 +18,10 @@ from jvidprune.evals.records import is_batch, is_sample
 from jvidprune.evals.results import make_table
 from jvidprune.evals.runner import RunFiles, SweepRecords
 from jvidprune.evals.store import RecordStore
+from jvidprune.expressions import split_list
 from jvidprune.parity.core import run_folder
 from jvidprune.parity.registry import comparers
 from jvidprune.reducers.registry import from_text
-from jvidprune.texts import split_texts
 from jvidprune.video.clips import ClipSpec, render
 
 OPTIONS = ["a cat", "a dog", "a bird", "a fish"]
@@ -203,14 +203,15 @@ def test_any_text_for_a_method(examples):
         ["1", "0.5", "-1", "nan", "None", "True", "'x'", "[1]", "{}", "(", "fastvid", "(flashvid:alpha=2)", "9" * 5000]
     )
     pair = st.tuples(keys, st.sampled_from(["=", "==", ""]), values).map("".join)
-    texts = st.tuples(names_, st.sampled_from([":", "", "+", "::"]), st.lists(pair, max_size=3).map(",".join)).map(
-        "".join
-    )
+    listed = st.lists(pair, max_size=3).map(",".join)
+    texts = st.tuples(names_, st.sampled_from([":", "", "+", "::"]), listed).map("".join)
+    closed = st.sampled_from([")", "", "))"])
+    texts |= st.tuples(names_, st.sampled_from(["(", "((", ":("]), listed, closed).map("".join)
     anything = texts | st.text(max_size=20) | st.lists(texts, min_size=2, max_size=3).map("+".join)
 
     def check(text):
         with one_sentence():
-            for part in split_texts(text):
+            for part in split_list(text):
                 hash(from_text(part))
 
     fuzz(examples, anything, check)

@@ -46,8 +46,8 @@ def frames():
 def test_a_method_is_built_for_the_depth_of_the_model(llm):
     assert llm.loaded.config.text.layers < 20
     reducer = llm.reducer("flashvid")
-    assert (reducer.inner, reducer.expansion) == ((), 1.0)
-    assert llm.reducer("flashvid:pruning_layer=1").inner[0].layer == 1
+    assert (reducer.inner(0.1), reducer.expansion) == ((), 1.0)
+    assert llm.reducer("flashvid:pruning_layer=1").inner(0.1)[0].layer == 1
 
 
 def test_every_part_of_a_prompt_has_its_place():

@@ -387,7 +387,7 @@ def test_an_answer_with_a_cut_equals_generation_with_the_same_tokens_hidden(llm)
     table = jnp.concatenate([model.embed_text(jnp.asarray(text)), model.newline[None], reduced.tokens])
     x, where = table[slots.source[:length]][None], np.arange(length)[None]
     content = (where >= slots.visual[0]) & (where < slots.visual[1] - 1)
-    inner = Inner.create(reducer.inner_at(0.25), content, np.ones((1, length), bool), layers=3, compact=False)
+    inner = Inner.create(reducer.inner(0.25), content, np.ones((1, length), bool), layers=3, compact=False)
     ids = generate(model, x, where, np.ones((1, length), bool), max_new_tokens=5, inner=inner)[0].tolist()
     assert answer.token_ids == tuple(ids[: len(answer.token_ids)])
     _, cache = prefill(model, x, where, np.ones((1, length), bool), capacity=length, inner=inner)
@@ -407,5 +407,5 @@ def test_every_method_with_an_inner_stage_answers(llm, reducer):
     frames = np.random.default_rng(1).integers(0, 256, (4, 30, 40, 3), dtype=np.uint8)
     video = llm.encode(frames, reducer.needs)
     answer = llm.ask(video, "What?", reducer=reducer, ratio=0.5, max_new_tokens=3)
-    assert len(reducer.inner) == 1
+    assert len(reducer.inner(0.25)) == 1
     assert 0 < answer.kept < answer.visual

@@ -25,7 +25,7 @@ from jvidprune.models.generate import generate
 from jvidprune.models.prefill import prefill
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers import registry
-from jvidprune.reducers.protocol import position_rule, prompt_rules
+from jvidprune.reducers.protocol import PromptRules, position_rule, prompt_rules
 from jvidprune.reducers.serialise import (
     FILE,
     FolderSettings,
@@ -199,7 +199,7 @@ def test_stages_inside_the_model_and_decoding_policies_work_under_both_rules(llm
     llm, frames = llms["molmo2"], np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8)
     reducer = llm.reducer(text)
     video = llm.encode(frames, reducer.needs)
-    cuts = reducer.inner_at(0.6) if text.startswith("fastv") else reducer.inner
+    cuts = reducer.inner(0.6)
     assert cuts
     found = {}
     for rule in RULES:
@@ -335,13 +335,13 @@ def test_no_method_lacks_it():
 def test_a_rule_that_is_none_is_refused_wherever_a_reducer_says_it():
     @dataclasses.dataclass(frozen=True)
     class Wrong(Mine):
-        positions = "family"
+        prompt = PromptRules(positions="family")
 
     with pytest.raises(JvidpruneError, match=r"positions of Wrong must be renumbered or original, got 'family'\."):
         prompt_rules(Wrong())
 
     class Right(Mine):
-        positions = "original"
+        prompt = PromptRules(positions="original")
 
     assert position_rule([Right()]) == "original"
     assert position_rule([Mine()]) == "renumbered"
@@ -350,16 +350,10 @@ def test_a_rule_that_is_none_is_refused_wherever_a_reducer_says_it():
 def test_scorers_keep_the_rule_they_were_trained_under():
     method = registry.get("stts")
     for keep, rule in ((None, None), (True, "original"), (False, "renumbered")):
-        bound = dataclasses.replace(method)
-        object.__setattr__(bound, "_bound", type("Model", (), {"stts": STTSConfig(keep_positions=keep)})())
+        model = type("Model", (), {"stts": STTSConfig(keep_positions=keep), "layers": 27})()
+        bound = method.bind(model)
         assert prompt_rules(bound).positions == rule
-        assert prompt_rules(told_bound(bound, "original")).positions == "original"
-
-
-def told_bound(bound, rule):
-    made = dataclasses.replace(bound, positions=rule)
-    object.__setattr__(made, "_bound", bound._bound)
-    return made
+        assert prompt_rules(dataclasses.replace(bound, positions="original")).positions == "original"
 
 
 # --- folders ---------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def test_rows_filed_under_other_places_stand_before_the_newlines_of_those():
     one.reduced.diagnostics["place"] = np.array([0, 6, 9] + [3 * N] * (ROOM - 3))
     run = layout.newline_run(one, "grid", "all")
     assert run.rows.tolist() == [0, -1, 1, -1, 2, -1, -1] + [-1] * 8
-    assert not prompt_rules(reducers.get("visionzip", "llava_onevision")).filed
+    assert not prompt_rules(reducers.get("visionzip", "llava_onevision")).official_places
 
 
 def test_only_flashvid_drops_markers_and_one_newline_stands_behind_an_onevision_video():
@@ -188,8 +188,8 @@ def test_prompts_of_transformers_5_keep_the_templates_markers_and_its_positions(
 
 def test_videos_of_one_prompt_must_agree_on_what_happens_inside_the_model():
     fastv, plain = reducers.get("fastv"), reducers.get("random")
-    cut = reduced_video(fastv, KEPT, inner=fastv.inner)
-    assert shared_stages([cut, cut]) == fastv.inner
+    cut = reduced_video(fastv, KEPT, inner=fastv.inner(0.5))
+    assert shared_stages([cut, cut]) == fastv.inner(0.5)
     with pytest.raises(JvidpruneError, match=r"different stages inside the language model \(FastV, Random\)"):
         shared_stages([cut, reduced_video(plain, KEPT)])
     with pytest.raises(JvidpruneError, match="at least one video"):

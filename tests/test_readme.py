@@ -58,7 +58,7 @@ def test_snippets_print_what_they_are_about(place, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(("page", "line"), COMMANDS, ids=lambda value: value[:60])
-def test_documented_command_lines_are_understood(page, line, monkeypatch, capsys):
+def test_documented_command_lines_are_understood(page, line, tmp_path, monkeypatch, capsys):
     begun = []
 
     def instead(verb):
@@ -73,6 +73,8 @@ def test_documented_command_lines_are_understood(page, line, monkeypatch, capsys
     monkeypatch.setattr(sys, "argv", words)
     app.main()
     assert begun == [words[1]]
+    (tmp_path / "my_reducer.py").write_text(SNIPPETS["docs/adding-a-method.md-0"])
+    monkeypatch.chdir(tmp_path)
     named = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--reducer", "--methods", "--compare")]
     for text in named:
         for method in re.split(r",(?![^(]*\))", text):

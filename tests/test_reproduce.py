@@ -74,7 +74,7 @@ def test_methods_run_with_the_settings_that_were_reported(tool):
     # SToP's runs of HoliTom know neither the smaller threshold nor the merging inside the model.
     for method, weights in (("HoliTom", (0.0, 0.0)), ("HoliTom + SToP", (0.04, 0.07))):
         stop = at("stop", method, 0.1)
-        assert (stop.base.tau, stop.base.inner_layer, stop.inner) == (0.8, None, ())
+        assert (stop.base.tau, stop.base.inner_layer, stop.inner(0.1)) == (0.8, None, ())
         assert (stop.rule.mu_s, stop.rule.mu_t, stop.rule.kappa) == (*weights, 0.3)
     assert at("stop", "FastVID", 0.1).needs == at("stop", "FastVID + SToP", 0.1).needs
     # FastVID's authors count int(N * ratio) tokens a frame in their own VisionZip: 9.7 % and 9.5 % at 10 %.

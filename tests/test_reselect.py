@@ -158,7 +158,7 @@ def test_stages_that_cannot_be_renewed_are_refused():
 
 def test_fastv_renews_where_its_original_has_no_cache():
     def way(**settings):
-        renewal = FastV(**settings).inner[0].rule.renewal
+        renewal = FastV(**settings).inner(0.5)[0].rule.renewal
         return renewal and renewal.mode
 
     assert [way(), way(variant="lmms"), way(variant="mask", count=3), way(variant="inplace", count=3)] == [

@@ -167,8 +167,8 @@ def test_every_kind_of_base_runs():
     wrapped = jvidprune.reduce(SToP(EVS()), video, 0.4)
     np.testing.assert_array_equal(unwrapped.index, wrapped.index)
     assert SToP(AOT()).needs == AOT().needs
-    assert SToP(AOT()).apply is not None
-    assert SToP(ZIP).apply is None
+    assert SToP(AOT()).tokens_from == "evidence"
+    assert SToP(ZIP).tokens_from == "features"
 
 
 def test_sweep_and_padding_through_the_combinator():
@@ -184,13 +184,13 @@ def test_defaults_presets_and_refusals():
     assert registry.get("stop", "llava_video").base.layout == "grid"
     assert registry.get("stop", "qwen2_5_vl").rule.mu_s == 3.7
     flash = SToP("flashvid", backbone="llava_onevision")
-    assert (flash.inner, flash.base.min_segments, flash.base.method) == ((), 8, "attn_div_v2")
-    assert SToP(FlashVID(), keep_inner=True).inner == FlashVID().inner
+    assert (flash.inner(0.1), flash.base.min_segments, flash.base.method) == ((), 8, "attn_div_v2")
+    assert SToP(FlashVID(), keep_inner=True).inner(0.1) == FlashVID().inner(0.1)
     # FastV's cut follows the ratio.
     assert inner_stages(SToP("fastv", keep_inner=True), 0.1) == inner_stages(registry.get("fastv"), 0.1)
     assert inner_stages(SToP("fastv"), 0.1) == ()
     assert SToP("fastvid", backbone="qwen2_5_vl").rule.mu_s == 0.0
-    assert SToP("flashvid", backbone="qwen3_vl").vision_markers == "drop"
+    assert SToP("flashvid", backbone="qwen3_vl").prompt.vision_markers == "drop"
     assert base_reducer("fastvid").attention == "attention_last"
     layout = Layout(8, (14, 14))
     assert SToP(HoliTom(tau=0.65)).capacity(layout, 0.1) == layout.total

@@ -13,7 +13,7 @@ import pytest
 
 import jvidprune
 from jvidprune import JvidpruneError, VideoTokens, cli
-from jvidprune.fields import Count, Range, Share, check_fields, checked, pytree
+from jvidprune.fields import Count, Range, Share, check_fields, checked, pytree, settings_of
 from jvidprune.ops import transport
 from jvidprune.ops.transport import kinds
 from jvidprune.reducers import registry
@@ -100,10 +100,6 @@ def the_video() -> VideoTokens:
 VIDEO = the_video()
 
 
-def fields_of(cls):
-    return [field.name for field in dataclasses.fields(cls) if field.init]
-
-
 def one_sentence(error, name, value):
     text = str(error)
     assert "\n" not in text
@@ -118,7 +114,7 @@ def plans(reducer, trace=True):
     layout = VIDEO.layout()
     budget, capacity = reducer.budget(layout, 0.5), reducer.capacity(layout, 0.5)
     assert capacity >= 1
-    if trace and getattr(reducer, "run_budgets", None) is None:
+    if trace and reducer.tokens_from != "tower":
         plan = jax.eval_shape(lambda video, budget: reducer.plan(video, budget, capacity=capacity), VIDEO, budget)
         assert plan.ids.shape == (capacity,)
 
@@ -126,7 +122,7 @@ def plans(reducer, trace=True):
 def check_values(method, most):
     """Every wrong value of every field is refused or plans; `most` of those that plan do so for real."""
     cls, refused, accepted = registry.reducer_class(method), 0, {}
-    for name, value in itertools.product(fields_of(cls), WRONG):
+    for name, value in itertools.product(settings_of(cls), WRONG):
         try:
             made = cls(**{name: value})
         except JvidpruneError as error:
@@ -135,7 +131,7 @@ def check_values(method, most):
             continue
         accepted.setdefault(made, (name, value))
     # Most of the list fits no field.
-    assert refused >= 20 * len(fields_of(cls))
+    assert refused >= 20 * len(settings_of(cls))
     step = max(1, -(-len(accepted) // most))
     for number, made in enumerate(accepted):
         try:
@@ -163,7 +159,7 @@ def test_texts_and_saved_settings_are_refused_as_python_is(method):
     typed = [
         value for value in typed if value == value and value not in (math.inf, -math.inf) and "\n" not in str(value)
     ]
-    for name, value in itertools.product(fields_of(cls), typed):
+    for name, value in itertools.product(settings_of(cls), typed):
         outcomes = []
         record = {"format": 1, "ratio": 0.5, "reducer": {"method": method, "settings": {name: value}}}
         ways = [
@@ -245,7 +241,7 @@ PARTS = [*kinds.NAMES]
 @pytest.mark.parametrize("part", PARTS)
 def test_parts_of_a_transport_refuse_wrong_values_too(part):
     cls, last = getattr(transport, part), registry.get("aot", window=2)
-    for name, value in itertools.product(fields_of(cls), WRONG):
+    for name, value in itertools.product(settings_of(cls), WRONG):
         try:
             made = cls(**{name: value})
         except JvidpruneError as error:

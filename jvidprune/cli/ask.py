@@ -24,9 +24,9 @@ class AskChoice:
     """How a question is asked."""
 
     reducer: str | None = None
-    """Method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5", or a chain as in "visionzip+flashvid";
-    "none" keeps all tokens, "stts" is the scorer that a checkpoint of `jvidprune train stts` holds; by default the
-    checkpoint's own (`jvidprune export`), or flashvid."""
+    """Method (`jvidprune methods`), with settings as in "flashvid(alpha=0.5)", a chain as in "visionzip + flashvid",
+    or one of your own as in "./my_reducer.py:Mine"; "none" keeps all tokens, "stts" is the scorer that a checkpoint of
+    `jvidprune train stts` holds; by default the checkpoint's own (`jvidprune export`), or flashvid."""
     ratio: float | None = None
     """Retention ratio in (0, 1]; by default the checkpoint's own, or 0.1."""
     max_new_tokens: int = 64
@@ -88,7 +88,7 @@ def answered(
     own = None
     if model.model is not None and None in (choice.reducer, choice.ratio):
         # This fetches the small files of a checkpoint of the hub.
-        own = load_pruning(read_config(model.model, model.revision)[2])
+        own = load_pruning(read_config(model.model, model.revision)[2], allow_code=model.allow_code)
     ratio = check_ratio((own.ratio if own else RATIO) if choice.ratio is None else choice.ratio)
     chosen = (own.reducer if own else REDUCER) if choice.reducer is None else choice.reducer
     with console.working():

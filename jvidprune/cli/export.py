@@ -34,6 +34,8 @@ class ExportChoice:
     """That videos are read in, which goes into jvidprune_config.json with the reducer."""
     mrope_rule: MropeRuleName | None = None
     """Of the Qwen-VL families, likewise."""
+    allow_code: bool = False
+    """Import the module of a method that is not jvidprune's, where the checkpoint's own file names one."""
 
 
 CHOICE = ExportChoice()
@@ -75,7 +77,7 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
     from jvidprune.models.checkpoint.load import load_model, read_config
     from jvidprune.models.evidence import check_evidence
     from jvidprune.reducers.registry import BACKBONES, for_model
-    from jvidprune.reducers.serialise import FILE, SavedPruning, load_settings
+    from jvidprune.reducers.serialise import FILE, FolderSettings, SavedPruning, load_reading, load_settings
     from jvidprune.stts.attach import EVIDENCE
     from jvidprune.stts.released import released_scorer
     from jvidprune.stts.saved import read_stts
@@ -105,7 +107,10 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
         ratio = RATIO if choice.ratio is None else choice.ratio
         reading = {"convention": choice.convention, "mrope_rule": choice.mrope_rule}
         pruning = SavedPruning(method, ratio, backbone, **reading)
-    known = load_settings(source)
+    if choice.reducer is None:
+        known = load_settings(source, allow_code=choice.allow_code)
+    else:
+        known = FolderSettings(None, load_reading(source).positions)
     if choice.reducer is None and choice.positions is not None:
         known = known._replace(positions=choice.positions)
     known = known._replace(pruning=pruning or known.pruning)

@@ -18,7 +18,7 @@ class FlopsChoice:
     model: str = "llava-onevision-7b"
     """A published model such as qwen2.5-vl-7b, or a folder with config.json."""
     reducer: str = "flashvid"
-    """Method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5"; "none" keeps all tokens."""
+    """Method (`jvidprune methods`), with settings as in "flashvid(alpha=0.5)"; "none" keeps all tokens."""
     ratio: float = 0.1
     """Retention ratio in (0, 1]."""
     frames: int | None = None

@@ -7,10 +7,9 @@ def methods(*, out: Common = OUTPUT) -> None:
     """List the reducers: paper, the evidence they need, whether they merge and nest."""
     from dataclasses import asdict
 
-    from jvidprune.reducers import registry
+    from jvidprune.reducers.registry import listing
 
-    names = (*registry.names(), *registry.combinators())
-    rows = [asdict(registry.info(name)) | {"needs": sorted(registry.get(name).needs)} for name in names]
+    rows = [asdict(info) | {"needs": sorted(needs)} for info, needs in listing()]
     if out.json:
         print_json(rows)
     elif out.quiet:

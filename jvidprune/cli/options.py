@@ -56,6 +56,8 @@ class CheckpointChoice:
     authors' released code's."""
     mrope_rule: MropeRuleName | None = None
     """Positions of the Qwen-VL families in place of the convention's."""
+    allow_code: bool = False
+    """Import the module of a method that is not jvidprune's, where the checkpoint's jvidprune_config.json names one."""
 
 
 @dataclasses.dataclass(frozen=True)

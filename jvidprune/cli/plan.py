@@ -33,7 +33,7 @@ class PlanChoice:
     ratios: str = "1,0.25,0.1"
     """Retention ratios in (0, 1], separated by commas."""
     reducer: str = "flashvid"
-    """Method (`jvidprune methods`), with settings as in "flashvid:alpha=0.5"."""
+    """Method (`jvidprune methods`), with settings as in "flashvid(alpha=0.5)"."""
     size: str = "448x448"
     """Frames in pixels, HEIGHTxWIDTH; only the Qwen families read more than one size."""
     text: int = 57

@@ -49,6 +49,7 @@ def open_model(choice: CheckpointChoice, console: Console, *, dtype: str | None 
         positions=choice.positions,
         convention=choice.convention,
         mrope_rule=choice.mrope_rule,
+        allow_code=choice.allow_code,
     )
 
 

@@ -22,7 +22,8 @@ class ReduceChoice:
     """What is drawn, and where."""
 
     reducer: str = "flashvid"
-    """Method (`jvidprune methods`), with settings as in "stop:base=fastvid", or a chain as in "visionzip+flashvid"."""
+    """Method (`jvidprune methods`), with settings as in "stop(base=fastvid)", a chain as in "visionzip + flashvid", or
+    one of your own as in "./my_reducer.py:Mine"."""
     compare: str = ""
     """Several methods separated by commas, drawn side by side; replaces `reducer`."""
     ratio: float = 0.1
@@ -36,9 +37,9 @@ class ReduceChoice:
         Raises:
           JvidpruneError: a list without any.
         """
-        from jvidprune.texts import split_texts
+        from jvidprune.expressions import split_list
 
-        names = split_texts(self.compare) if self.compare else [self.reducer]
+        names = split_list(self.compare) if self.compare else [self.reducer]
         if not names:
             raise JvidpruneError(f"compare takes methods separated by commas, got {self.compare!r}.")
         return names

@@ -25,6 +25,8 @@ class ServeChoice:
     """Largest upload in megabytes."""
     max_new_tokens: int = 64
     """Longest answer."""
+    methods: str = ""
+    """To offer beside jvidprune's, separated by commas: with settings, or of your own as in "my_module:Mine"."""
 
 
 CHOICE = ServeChoice()
@@ -54,13 +56,18 @@ def run_page(choice: ServeChoice, *, model: ModelChoice, console: "Console", as_
     import threading
 
     from jvidprune.cli.reading import check_reading, open_model
+    from jvidprune.expressions import split_list
     from jvidprune.models.generate import check_sampling
+    from jvidprune.reducers.registry import from_text
     from jvidprune.serve.server import LIMITS, LOOPBACK, check_page, running
     from jvidprune.video.limits import Limits
 
     check_page(choice.host, choice.port, choice.max_mb)
     check_sampling(choice.max_new_tokens, 0.0, 1.0)
     check_reading(model)
+    methods = split_list(choice.methods)
+    for text in methods:
+        from_text(text)
     limits = Limits.from_text(model.limits, LIMITS)
     with console.working():
         llm = open_model(model, console)
@@ -74,6 +81,7 @@ def run_page(choice: ServeChoice, *, model: ModelChoice, console: "Console", as_
         max_new_tokens=choice.max_new_tokens,
         frames=model.frames,
         fps=model.fps,
+        methods=methods,
     )
     stop = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stop.set())

@@ -33,7 +33,8 @@ class SweepChoice:
     """What to sweep."""
 
     methods: str = ""
-    """Names with settings, separated by commas; by default all that read the video before the language model."""
+    """As in "flashvid(alpha=0.5),./my_reducer.py:Mine", separated by commas; by default all that read the
+    video before the language model."""
     ratios: str = "0.25,0.2,0.15,0.1,0.05"
     """Retention ratios in (0, 1], separated by commas."""
     task: str = "procedural"
@@ -58,9 +59,9 @@ class SweepChoice:
         Raises:
           JvidpruneError: none.
         """
-        from jvidprune.texts import split_texts
+        from jvidprune.expressions import split_list
 
-        found = split_texts(self.methods or METHODS)
+        found = split_list(self.methods or METHODS)
         if not found:
             raise JvidpruneError("a sweep needs at least one method: names separated by commas, as in random,flashvid.")
         return found

@@ -15,7 +15,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.cuts import newlines_compete
 from jvidprune.llm.families import FAMILIES
 from jvidprune.ops.newline import NewlineKind, newline_count
-from jvidprune.reducers.protocol import Reducer, check_ratio, inner_stages, prompt_rules, title_of
+from jvidprune.reducers.protocol import Reducer, check_ratio, full, inner_stages, prompt_rules, title_of
 from jvidprune.tokens import Layout
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def count_ratio(
     Raises:
       JvidpruneError: an impossible ratio or count.
     """
-    exact = kept is not None or bool(getattr(getattr(reducer, "info", None), "exact", False))
+    exact = kept is not None or full(reducer).info.exact
     kept, newlines, prompt = prompt_sizes(config, layout, reducer=reducer, ratio=ratio, kept=kept, text=text)
     sizes: dict[str, Any] = {"kept": kept, "prompt": prompt, "newlines": newlines, "new_tokens": new_tokens}
     return count(config, layout, reducer=reducer, ratio=ratio, exact=exact, name=name, **sizes)

@@ -15,7 +15,7 @@ from jvidprune.costs.flops_model import Terms
 from jvidprune.ops.transport import iterations_of
 from jvidprune.reducers.aot.sizes import limits
 from jvidprune.reducers.divprune import HELD_TOKENS
-from jvidprune.reducers.protocol import Reducer
+from jvidprune.reducers.protocol import Reducer, full
 from jvidprune.reducers.scissor import STEPS
 from jvidprune.tokens import Layout
 
@@ -67,11 +67,11 @@ def reducer_flops(
       keys: width of the evidence "keys".
       levels: DeepStack levels, for methods that compare those too.
     """
-    own = getattr(reducer, "flops", None)
+    known = full(reducer)
+    own = known.flops(layout, width, ratio)
     if own is not None:
-        return dict(own(layout, width, ratio))
-    info = getattr(reducer, "info", None)
-    entry = None if info is None else COSTS.get(info.name)
+        return dict(own)
+    entry = COSTS.get(known.info.name)
     if entry is None:
         return {}
     return entry(reducer, Sizes(layout, width, keys, levels, ratio, reducer.capacity(layout, ratio)))

@@ -119,7 +119,8 @@ def _plain(value: Any, inside: tuple[int, ...]) -> Any:
         bound = owner is not None and not isinstance(owner, types.ModuleType)
         return _named("function", value, again) | ({"of": again(owner)} if bound else {})
     if dataclasses.is_dataclass(value):
-        fields = {field.name: again(getattr(value, field.name, None)) for field in dataclasses.fields(value)}
+        known = [field for field in dataclasses.fields(value) if field.metadata.get("setting", True)]
+        fields = {field.name: again(getattr(value, field.name, None)) for field in known}
     elif isinstance(value, tuple):
         fields = {name: again(item) for name, item in zip(value._fields, value, strict=True)}  # type: ignore[attr-defined]
     else:

@@ -28,8 +28,8 @@ class ModelArgs:
 
     Attributes:
       pretrained: checkpoint folder or hub id; the embedded model by default.
-      reducer: method as for `jvidprune ask`, in quotes where it holds commas; by default the folder's own
-        (jvidprune_config.json), else none.
+      reducer: method as for `jvidprune ask`, one of the user's own included, in quotes where it holds commas; by
+        default the folder's own (jvidprune_config.json), else none.
       ratio: retention ratio; by default the folder's own.
       max_frames_num: frames sampled from a video at most; by default what the family was evaluated with.
       fps: sample at this rate, by the family's own rule and limits, with `max_frames_num` as the most.
@@ -46,6 +46,7 @@ class ModelArgs:
         the text that is asked, and what the video's file holds. Documents may come, go and move.
       strict: stop at the first document whose video cannot be read. Otherwise its answer is empty and its likelihoods
         are all alike, it is told at the end (with `resume` also in failures.jsonl), and tried again by the next run.
+      allow_code: see `VideoLLM.load`.
       likelihood: what a log-likelihood request gives: "loss", the mean negative log-likelihood of a token, which
         lmms-eval's models return and whose minimum its multiple-choice tasks take; "sum", that of all tokens; or
         "logprob", the sum with its sign as the interface's text has it.
@@ -68,6 +69,7 @@ class ModelArgs:
     resume: str | None = None
     likelihood: Likelihood = "loss"
     strict: bool = False
+    allow_code: bool = False
 
     @classmethod
     def read(cls, given: Mapping[str, Any]) -> "ModelArgs":
@@ -87,7 +89,7 @@ class ModelArgs:
                 made[key] = _whole(key, value)
             elif key == "fps":
                 made[key] = _positive(key, value)
-            elif key == "strict":
+            elif key in ("strict", "allow_code"):
                 made[key] = _truth(key, value)
             elif key == "ratio":
                 made[key] = check_ratio(value)

@@ -77,6 +77,7 @@ class Adapter:
         options: dict[str, Any] = {"template": args.template, "pooling_head": args.pooling_head}
         options |= {"positions": args.positions, "revision": args.revision}
         options |= {"convention": args.convention, "mrope_rule": args.mrope_rule}
+        options |= {"allow_code": args.allow_code}
         self.llm = VideoLLM.load(args.pretrained, dtype=args.dtype, **options)
         own = self.llm.pruning
         if args.reducer is not None:

@@ -106,7 +106,7 @@ def sweep_video(
     check_positions(positions)
     stages = [inner_stages(reducer, ratio) for ratio in ratios]
     in_blocks = any(stage.rule.in_blocks for inner in stages for stage in inner)
-    shown = diagnostics or in_blocks or prompt_rules(reducer).filed
+    shown = diagnostics or in_blocks or prompt_rules(reducer).official_places
     swept = jax.block_until_ready(sweep(reducer, video, ratios, diagnostics=shown))
     return [
         ReducedVideo(video, jax.tree.map(operator.itemgetter(i), swept), reducer, float(ratio), inner, clip, positions)

@@ -11,7 +11,7 @@ from jvidprune.llm.settings import FamilySettings
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.models.checkpoint.load import is_lmms_lab
 from jvidprune.models.positions import MropeRule, check_rule
-from jvidprune.reducers.serialise import load_settings
+from jvidprune.reducers.serialise import load_reading
 
 FAMILIES: dict[str, FamilySettings] = RELEASED
 """What the authors' own code does, by family; `llm.conventions` has other ways."""
@@ -33,14 +33,13 @@ def family_settings(
         folder's video processor that are no JSON object, frames of it that make no sense, or a folder that declares no
         rule of positions where it should.
     """
-    saved, declared = load_settings(folder)
-    if saved is not None:
-        # Positions belong to a convention: another one of the caller's leaves the saved rule behind.
-        mrope_rule = saved.mrope_rule if convention is None and mrope_rule is None else mrope_rule
-        convention = saved.convention if convention is None else convention
+    saved = load_reading(folder)
+    # Positions belong to a convention: another one of the caller's leaves the saved rule behind.
+    mrope_rule = saved.mrope_rule if convention is None and mrope_rule is None else mrope_rule
+    convention = saved.convention if convention is None else convention
     lmms_lab = (folder / "config.json").exists() and is_lmms_lab(read_json(folder / "config.json"))
     settings = settings_of(family, convention, lmms_lab=lmms_lab)
-    settings = dataclasses.replace(settings, declared_positions=declared)
+    settings = dataclasses.replace(settings, declared_positions=saved.positions)
     if mrope_rule is not None:
         check_rule(mrope_rule)
         if not settings.woven:

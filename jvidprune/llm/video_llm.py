@@ -33,7 +33,7 @@ from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.tokenizer import Tokenizer, beginning, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.parallel import on_every_device, on_mesh_of
-from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions
+from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, full
 from jvidprune.reducers.registry import for_model
 from jvidprune.reducers.serialise import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
@@ -110,6 +110,7 @@ class VideoLLM:
         positions: PositionRule | None = None,
         convention: Convention | None = None,
         mrope_rule: MropeRule | None = None,
+        allow_code: bool = False,
     ) -> "VideoLLM":
         """Loads a checkpoint folder or hub id; from here on compiled programs are kept on disk between runs.
 
@@ -137,6 +138,8 @@ class VideoLLM:
             the folder names, else "released".
           mrope_rule: of a Qwen-VL family in place of the convention's, see `models.positions.MropeRule`; None
             likewise.
+          allow_code: import the module of a reducer of somebody's own that jvidprune_config.json of the folder names;
+            it runs with all your rights.
 
         Raises:
           JvidpruneError: not a checkpoint of a known family, a quantised one, an adapter, anything wrong with its
@@ -161,7 +164,7 @@ class VideoLLM:
             template = CHAT
         if template is not None:
             settings = dataclasses.replace(settings, template=template)
-        pruning = load_pruning(loaded.folder)
+        pruning = load_pruning(loaded.folder, allow_code=allow_code)
         if pruning is not None and pruning.backbone not in (None, loaded.family):
             raise JvidpruneError(
                 f"{loaded.folder} is a {loaded.family} checkpoint with pruning settings made for {pruning.backbone}."
@@ -173,10 +176,10 @@ class VideoLLM:
             molmo2.marks(loaded.config, loaded.folder)
         trained = read_stts(loaded.folder, heads=loaded.config.vision.heads, dtype=loaded.dtype)
         llm = attach_released(llm) if trained is None else attach(llm, *trained)
-        bind = getattr(pruning and pruning.reducer, "bind", None)
-        if pruning is not None and bind is not None:
-            return dataclasses.replace(llm, pruning=dataclasses.replace(pruning, reducer=bind(llm.loaded.model)))
-        return llm
+        if pruning is None:
+            return llm
+        bound = full(pruning.reducer).bind(llm.loaded.model)
+        return dataclasses.replace(llm, pruning=dataclasses.replace(pruning, reducer=bound))
 
     @functools.cached_property
     def pixels(self) -> Callable[[np.ndarray], np.ndarray | Patches]:
@@ -247,16 +250,15 @@ class VideoLLM:
         return dataclasses.replace(video, evidence=video.evidence | {"text": text})
 
     def reducer(self, text: str) -> Reducer:
-        """A reducer with this family's published settings, from "name" or "name:key=value,..."; "stts" is bound to it.
+        """A reducer with this family's published settings, from a text as for `registry.from_text`.
 
-        Settings that depend on the depth of the language model are set for this one's; see `registry.for_model`.
+        "stts" is bound to the model. Settings that depend on the depth of the language model are set for this one's;
+        see `registry.for_model`.
 
         Raises:
           JvidpruneError: unknown name or setting, or "stts" for a model without a scorer.
         """
-        found = for_model(text, self.loaded.config)
-        bind = getattr(found, "bind", None)
-        return found if bind is None else bind(self.loaded.model)
+        return full(for_model(text, self.loaded.config)).bind(self.loaded.model)
 
     def reduce(
         self,

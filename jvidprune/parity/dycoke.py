@@ -57,7 +57,7 @@ def compare_decoding(golden: Golden) -> Iterator[Row]:
         decode_dropped=float(config["p"]),
         decode_threshold=float(config["threshold"]),
     )
-    (stage,) = reducer.inner
+    (stage,) = reducer.inner(0.5)
     policy = DecodePolicy.create(stage.layer, stage.kept, visual[None], threshold=float(config["threshold"]))
     read, cosines = [], []
     for row, length in zip(rows, lengths, strict=True):

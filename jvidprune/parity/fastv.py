@@ -36,7 +36,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     features, attention = golden["features"], golden["attention"]
     slots = np.arange(len(features))
     visual = (slots >= start) & (slots < start + length)
-    stages = reducer_of(golden).inner_at(0.5)
+    stages = reducer_of(golden).inner(0.5)
     compact = golden.config["variant"] != "mask"
     inner = Inner.create(stages, visual[None], np.ones((1, len(slots)), bool), layers=10**6, compact=compact)
 

@@ -259,7 +259,7 @@ def _whole_decoder(golden: Golden, in_place: bool) -> Iterator[Row]:
     visual = (slots >= c["start"]) & (slots < c["start"] + c["length"])
     valid = np.ones(slots.shape, bool)
     reducer = HoliTom(inner_layer=c["k"], inner_dropped=c["r"], probe_causal=bool(c["probe_layer_is_causal"]))
-    inner = Inner.create(reducer.inner, visual, valid, layers=c["layers"])
+    inner = Inner.create(reducer.inner(0.5), visual, valid, layers=c["layers"])
     with jax.default_matmul_precision("highest"):
         decoder = decoder_of({k.removeprefix("w."): v for k, v in golden.arrays.items() if k.startswith("w.")}, text)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.run import apply_plan
+from jvidprune.reducers.protocol import full
 from jvidprune.tokens import Budget, Plan, Reduced, VideoTokens
 
 
@@ -24,4 +24,4 @@ def planned(
       sink: SToP's adjustments.
     """
     plan = reducer.decide(reducer.prepare(video, capacity=capacity, sink=sink), budget, capacity=capacity)
-    return plan, apply_plan(reducer, plan, video)
+    return plan, full(reducer).apply(plan, video)

@@ -16,7 +16,7 @@ from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.reducers.fastvid import FastVID
 from jvidprune.reducers.flashvid import FlashVID
 from jvidprune.reducers.holitom import HoliTom
-from jvidprune.reducers.run import apply_plan
+from jvidprune.reducers.protocol import full
 from jvidprune.reducers.stop import SToP, SToPShared
 from jvidprune.reducers.stop_qwen import VisionZipQwen
 from jvidprune.reducers.visionzip import VisionZip
@@ -132,7 +132,7 @@ def _run(reducer: Any, video: VideoTokens, budget: Any, *, capacity: int) -> tup
     shared = reducer.prepare(video, capacity=capacity)
     plan = reducer.decide(shared, budget, capacity=capacity)
     own = shared.base if isinstance(shared, SToPShared) else shared
-    return own, plan, apply_plan(reducer, plan, video)
+    return own, plan, full(reducer).apply(plan, video)
 
 
 def _compare_runs(golden: Golden) -> Iterator[Row]:

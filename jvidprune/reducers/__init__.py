@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.holov import HoloV
     from jvidprune.reducers.inner_random import InnerRandom
     from jvidprune.reducers.ottvid import OTTVid
-    from jvidprune.reducers.protocol import MethodInfo, PromptRules, Reducer, StagedReducer
+    from jvidprune.reducers.protocol import BaseReducer, MethodInfo, PromptRules, Reducer, StagedReducer
     from jvidprune.reducers.prunevid import PruneVid
     from jvidprune.reducers.qwen_norm import QwenNorm
     from jvidprune.reducers.registry import BACKBONES, for_model, from_text, get, info, names
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.vcast import VCAST
     from jvidprune.reducers.vidcom2 import VidCom2
     from jvidprune.reducers.visionzip import VisionZip
+    from jvidprune.reducers.writing import expression
     from jvidprune.stts.reducer import STTS
 
 _SOURCES = {
@@ -41,6 +42,7 @@ _SOURCES = {
     "divprune": ("DivPrune",),
     "dycoke": ("DyCoke",),
     "evs": ("EVS",),
+    "writing": ("expression",),
     "fastv": ("FastV",),
     "fastvid": ("FastVID",),
     "flashvid": ("FlashVID",),
@@ -49,7 +51,7 @@ _SOURCES = {
     "holov": ("HoloV",),
     "inner_random": ("InnerRandom",),
     "ottvid": ("OTTVid",),
-    "protocol": ("MethodInfo", "PromptRules", "Reducer", "StagedReducer"),
+    "protocol": ("BaseReducer", "MethodInfo", "PromptRules", "Reducer", "StagedReducer"),
     "prunevid": ("PruneVid",),
     "qwen_norm": ("QwenNorm",),
     "registry": ("BACKBONES", "for_model", "from_text", "get", "info", "names"),

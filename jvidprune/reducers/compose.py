@@ -19,15 +19,16 @@ from jvidprune.reducers.protocol import (
     AnyReducer,
     MethodInfo,
     PositionedReducer,
-    PositionRule,
+    PromptRules,
     Reducer,
     StagedReducer,
     check_ratio,
+    full,
     inner_stages,
     prompt_rules,
     title_of,
 )
-from jvidprune.tokens import Budget, Layout, Plan, VideoTokens
+from jvidprune.tokens import Budget, InnerStage, Layout, Plan, VideoTokens
 
 _PER_TOKEN = (
     "attention_last",
@@ -60,7 +61,7 @@ class _Rung(NamedTuple):
 class Sequential(PositionedReducer):
     """Runs `second` on the tokens that `first` leaves, as one reducer with one plan over the original tokens.
 
-    The first stage must keep the same known number K1 of tokens in every frame (it has a `tokens_per_frame` method):
+    The first stage must keep the same known number K1 of tokens in every frame (its `tokens_per_frame` is not None):
     its output is then a video of (T, K1, D) tokens, with the evidence of the tokens it kept. A first-stage token that
     stands for several keeps the evidence of the token that its row is named after. The second stage sees a frame as
     one row of K1 tokens: methods that read positions on the grid find those of the row.
@@ -76,7 +77,7 @@ class Sequential(PositionedReducer):
     Attributes:
       first: VisionZip, OTTVid(temporal=False), AttentionTopK(scope="frame"), SToP of such a method, or a reducer of
         your own with `tokens_per_frame(layout, ratio) -> int` and plans that are weightings of their input. A text
-        such as "visionzip:dominant_share=0.5" is built for `backbone`, see `registry.from_text`.
+        such as "visionzip(dominant_share=0.5)" is built for `backbone`, see `registry.from_text`.
       second: any reducer whose plans are weightings of their input, another Sequential included; or a text.
       split: share of log(ratio) that the first stage is to take, in [0, 1].
       ladder: ratios that the first stage may run at, each in (0, 1].
@@ -101,8 +102,8 @@ class Sequential(PositionedReducer):
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {name: {"backbone": name} for name in registry.BACKBONES}
 
-    @staticmethod
-    def at_depth(layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    @classmethod
+    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         """The depth of the model, for stages given by a text; see `registry.get`."""
         return {"layers": layers}
 
@@ -115,11 +116,11 @@ class Sequential(PositionedReducer):
                     raise JvidpruneError(f"Sequential's {name}: {error}") from error
                 object.__setattr__(self, name, stage)
         for stage in (self.first, self.second):
-            if getattr(stage, "apply", None) is not None:
+            if full(stage).tokens_from != "features":
                 raise JvidpruneError(
                     f"Sequential cannot chain {title_of(stage)}: its tokens are no fixed weighting of its input tokens."
                 )
-        if per_frame_rule(self.first) is None:
+        if full(self.first).tokens_per_frame is None:
             raise JvidpruneError(
                 f"{title_of(self.first)} cannot be the first stage of Sequential, which must keep an equal, known "
                 "number of tokens in every frame."
@@ -138,51 +139,32 @@ class Sequential(PositionedReducer):
         if not self.ladder:
             raise JvidpruneError("Sequential's ladder must have at least one ratio in (0, 1], got none.")
 
+    def named_inside(self, name: str) -> Reducer:
+        """With the published settings of the backbone, at the depth of the model."""
+        return registry.get(name, self.backbone, self.layers)
+
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What either stage needs."""
         return frozenset(self.first.needs) | frozenset(self.second.needs)
 
     @property
-    def newline(self) -> Any:
-        """The second stage's layout of newline embeddings, as all that is declared of a prompt."""
-        return prompt_rules(self.second).newline
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The second stage's, and the first's positions where it has none."""
+        rules = prompt_rules(self.second)
+        positions = self.positions or rules.positions or prompt_rules(self.first).positions
+        # Rows of the second stage name tokens of the first one's, which are in their own places.
+        return rules._replace(positions=positions, official_places=False)
 
-    @property
-    def newline_rows(self) -> Any:
-        """The second stage's rule for newline rows."""
-        return prompt_rules(self.second).newline_rows
-
-    @property
-    def inherited_positions(self) -> PositionRule | None:
-        """The second stage's rule of positions, else the first's."""
-        return prompt_rules(self.second).positions or prompt_rules(self.first).positions
-
-    @property
-    def reference_positions(self) -> PositionRule:
-        """The rule of the second stage's reference."""
-        return prompt_rules(self.second).reference_positions
-
-    @property
-    def vision_markers(self) -> str:
-        """The second stage's rule for vision markers."""
-        return prompt_rules(self.second).vision_markers
-
-    @property
-    def inner(self) -> tuple[Any, ...]:
-        """The second stage's cuts inside the language model."""
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
+        """The second stage's cuts inside the language model, which do not follow the ratio."""
         return inner_stages(self.second, _ANY)
 
-    def tokens_per_frame(self, layout: Layout, ratio: float) -> int:
-        """Tokens of every frame where the second stage keeps an equal number too, as that one counts them.
-
-        Raises:
-          JvidpruneError: the second stage does not keep an equal number.
-        """
-        rule = per_frame_rule(self.second)
-        if rule is None:
-            raise JvidpruneError(f"{title_of(self.second)} does not keep an equal number of tokens in every frame.")
-        return rule(*self.shares(layout, ratio)[1])
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
+        """Tokens of every frame where the second stage keeps an equal number too, as that one counts them."""
+        rule = full(self.second).tokens_per_frame
+        return None if rule is None else lambda layout, ratio: rule(*self.shares(layout, ratio)[1])
 
     def budget(self, layout: Layout, ratio: float) -> SequentialBudget:
         """The rung for a ratio and both stages' budgets.
@@ -218,7 +200,7 @@ class Sequential(PositionedReducer):
 
     def _rungs(self, layout: Layout) -> tuple[_Rung, ...]:
         """Rungs that the first stage can run at on this grid, one for each count; the same for any ratio."""
-        rule = per_frame_rule(self.first)
+        rule = full(self.first).tokens_per_frame
         assert rule is not None
         found: dict[int, _Rung] = {}
         for ratio in sorted(self.ladder):
@@ -249,7 +231,7 @@ class Sequential(PositionedReducer):
         if not isinstance(self.first, StagedReducer):
             return video, video
         first_rows = video.features.shape[0] * max(rung.kept for rung in self._rungs(video.layout()))
-        if sink is None:
+        if sink is None or not self.first.reads_sink:
             return video, self.first.prepare(video, capacity=first_rows)
         return video, self.first.prepare(video, capacity=first_rows, sink=sink)
 
@@ -312,14 +294,6 @@ def chain(*stages: Reducer, shares: Sequence[float] | None = None, **settings: A
         rest = sum(weights[i:])
         chained = Sequential(stages[i], chained, split=weights[i] / rest if rest > 0 else 0.0, **settings)
     return chained
-
-
-def per_frame_rule(reducer: Any) -> Callable[[Layout, float], int] | None:
-    """The reducer's `tokens_per_frame`, or None where it does not keep an equal number of tokens in every frame."""
-    rule = getattr(reducer, "tokens_per_frame", None)
-    if isinstance(reducer, Sequential) and per_frame_rule(reducer.second) is None:
-        return None
-    return rule
 
 
 def kept_video(video: VideoTokens, plan: Plan, per_frame: int) -> VideoTokens:

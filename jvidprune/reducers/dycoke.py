@@ -88,8 +88,7 @@ class DyCoke(PositionedReducer):
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}}
 
-    @property
-    def inner(self) -> tuple[InnerStage, ...]:
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The decoding stage."""
         if self.decode_layer is None:
             return ()

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from jvidprune.errors import JvidpruneError
 from jvidprune.extras import need
 from jvidprune.files import atomic_output
-from jvidprune.reducers.protocol import Reducer, check_ratio, check_weighs_features
-from jvidprune.reducers.run import apply_plan, bucket_capacity
+from jvidprune.reducers.protocol import Reducer, check_ratio, check_weighs_features, full
+from jvidprune.reducers.run import bucket_capacity
 from jvidprune.reducers.serialise import SavedPruning, read_record
 from jvidprune.tokens import Layout, Reduced, VideoTokens
 
@@ -93,14 +93,14 @@ def export_reducer(
 
     Args:
       path: of the file.
-      reducer: a method of this package.
+      reducer: a method of this package, or a dataclass of the user's own.
       video: any video of the shape, dtype and evidence that will be served, without padding frames.
       ratio: the largest retention ratio that will be asked for.
       platforms: "cpu", "cuda", "rocm", "tpu"; by default the one in use. Formulations are those of the backend in use,
         so export where the program will run.
 
     Raises:
-      JvidpruneError: a reducer that is not this package's, or what `reduce` raises.
+      JvidpruneError: a reducer that cannot be saved, or what `reduce` raises.
     """
     _serialization()
     check_weighs_features(reducer, "cannot export")
@@ -118,7 +118,7 @@ def export_reducer(
         evidence = {name: array for name, array in arrays.items() if name != "features"}
         tokens = VideoTokens(arrays["features"], evidence, jnp.ones(layout.frames, bool), *grids)
         plan = reducer.plan(tokens, jax.tree.unflatten(tree, budget), capacity=capacity)
-        reduced = apply_plan(reducer, plan, tokens)
+        reduced = full(reducer).apply(plan, tokens)
         return tuple(getattr(reduced, name) for name in _OUTPUTS)
 
     specs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype), (arrays, budget))
@@ -138,11 +138,15 @@ def _serialization() -> None:
     need("a reducer as a file", "flatbuffers")
 
 
-def load_reducer(path: str | Path) -> ExportedReducer:
+def load_reducer(path: str | Path, *, allow_code: bool = False) -> ExportedReducer:
     """Reads what `export_reducer` wrote.
 
+    Args:
+      path: of the file.
+      allow_code: import the module of a reducer that is not this package's, which makes the budgets.
+
     Raises:
-      JvidpruneError: a file that is none, or a program that this jax cannot read.
+      JvidpruneError: a file that is none, code that is not allowed, or a program that this jax cannot read.
     """
     _serialization()
     try:
@@ -154,7 +158,7 @@ def load_reducer(path: str | Path) -> ExportedReducer:
     line, _, program = content[len(MAGIC) :].partition(b"\n")
     try:
         header = json.loads(line)
-        pruning = read_record(header["pruning"])
+        pruning = read_record(header["pruning"], allow_code=allow_code)
         frames, grid, unpooled = header["layout"]
         layout = Layout(int(frames), tuple(grid), None if unpooled is None else tuple(unpooled))
         shapes = {name: (tuple(shape), dtype) for name, (shape, dtype) in header["shapes"].items()}

@@ -20,7 +20,7 @@ class FastV(Full):
 
     The visual tokens are ranked by the attention of the last prompt position in layer `layer` - 1, mean over heads.
     Kept tokens keep their positions; layers before the cut cache everything, the others what is kept; decoding keeps
-    the choice. A retention ratio is the share kept at the cut, not a mean over layers. `inner_at` is what runs.
+    the choice. A retention ratio is the share kept at the cut, not a mean over layers.
 
     The repository holds four implementations that select alike and count differently:
 
@@ -81,7 +81,7 @@ class FastV(Full):
                 f"variant {self.variant!r} with count {self.count}: inplace and mask need a count, the others none."
             )
 
-    def inner_at(self, ratio: float) -> tuple[InnerStage, ...]:
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The cut for a retention ratio; 1 - R is taken in float64, as the reference does."""
         keep = check_ratio(ratio) if self.dropped is None else 1 - self.dropped
         layer = self.layer if self.layer is not None else 3 if self.variant == "lmms" else 2
@@ -91,8 +91,3 @@ class FastV(Full):
             again = "recompute" if self.count is not None else "never"
         renewal = None if again == "never" else Renewal(again, self.shift)
         return (InnerStage(layer, LastQueryTopK(renewal=renewal), kept),)
-
-    @property
-    def inner(self) -> tuple[InnerStage, ...]:
-        """The cut at the paper's R = 50 %, unless `dropped` says otherwise."""
-        return self.inner_at(0.5)

@@ -18,7 +18,7 @@ from jvidprune.ops.cluster import centre_mask, peak_scores
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, normalise, over_frames
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import AttentionName, Layout, Plan, VideoTokens
 
 Variant = Literal["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_norm"]
@@ -166,9 +166,11 @@ class FastVID(PositionedReducer):
         "qwen3_vl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
         "molmo2": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
     }
-    newline_rows: ClassVar[str] = "nonempty"
-    # Positions are those of the unpruned sequence on every backbone, for the text behind the video too.
-    reference_positions: ClassVar[str] = "original"
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines behind rows of which something is left; positions are those of the unpruned sequence everywhere."""
+        return super().prompt._replace(newline_rows="nonempty", reference_positions="original")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]

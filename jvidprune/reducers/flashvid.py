@@ -18,7 +18,7 @@ from jvidprune.ops.exact import ceil_scaled
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.select import order_descending
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.protocol import MarkerRule, MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MarkerRule, MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import InnerStage, Kept, Layout, Plan, VideoTokens
 
 Method = Literal["attn", "div", "attn_div", "attn_div_v2"]
@@ -203,7 +203,11 @@ class FlashVID(PositionedReducer):
         return frozenset() if self.method == "div" else frozenset({"attention_last"})
 
     @property
-    def inner(self) -> tuple[InnerStage, ...]:
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines and vision markers that were chosen, or that the preset has."""
+        return super().prompt._replace(newline=self.newline, vision_markers=self.vision_markers)
+
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The one cut inside the language model: attention of the last query position in the layer before it."""
         if self.pruning_layer is None:
             return ()

@@ -27,7 +27,7 @@ from jvidprune.ops.similarity import (
 )
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import InnerStage, Kept, Layout, Plan, VideoTokens
 
 
@@ -149,15 +149,13 @@ class HoliTom(PositionedReducer):
         "llava_video": {"layout": "grid", "inner_layer": 18},
     }
     needs = frozenset({"attention_last"})
-    newline_rows: ClassVar[str] = "nonempty"
 
     @property
-    def newline(self) -> str:
-        """Layout of LLaVA's newline embeddings."""
-        return self.layout
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines of the layout, behind rows of which something is left."""
+        return super().prompt._replace(newline=self.layout, newline_rows="nonempty")
 
-    @property
-    def inner(self) -> tuple[InnerStage, ...]:
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The merging inside the language model; round(n * (1 - R)), halves to even, of n visual tokens stay."""
         if self.inner_layer is None:
             return ()

@@ -37,11 +37,6 @@ class InnerRandom(Full):
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
-    def inner_at(self, ratio: float) -> tuple[InnerStage, ...]:
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The cut for a retention ratio."""
         return (InnerStage(self.layer, RandomDraw(), Kept(check_ratio(ratio), "round"), seed=self.seed),)
-
-    @property
-    def inner(self) -> tuple[InnerStage, ...]:
-        """The cut that keeps half of the tokens."""
-        return self.inner_at(0.5)

@@ -35,7 +35,7 @@ from jvidprune.reducers.ottvid_pairs import (
     roots,
     split_removals,
 )
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 PAIRS = Transport(LocalityCost(), LeaveOneOut(0.3), FixedSinkhorn(0.01, 200), "mass")
@@ -131,7 +131,10 @@ class OTTVid(PositionedReducer):
         "qwen3_vl": {"variant": "qwen"},
     }
 
-    newline_rows: ClassVar[str] = "nonempty"
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines behind rows of which something is left."""
+        return super().prompt._replace(newline_rows="nonempty")
 
     @classmethod
     def library_defaults(cls, **overrides: Any) -> "OTTVid":

@@ -2,16 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, get_args, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, cast, get_args, runtime_checkable
 
 from jax import lax
 
 from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.fields import check_fields
+from jvidprune.ops import compact
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.ops.sink import SinkRule
-from jvidprune.tokens import Budget, InnerStage, Layout, Plan, VideoTokens
+from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, VideoTokens
 
 
 @runtime_checkable
@@ -52,20 +53,18 @@ MarkerRule = Literal["keep", "drop"]
 class PromptRules(NamedTuple):
     """How a method's tokens stand in the prompt, where its reference does not leave that to the model family.
 
-    None leaves a rule to the model family. A reducer declares these as attributes, all of them optional: fields where a
-    user may choose, class variables or properties otherwise.
+    None leaves a rule to the model family.
 
     Attributes:
       newline: layout of the newline embeddings on LLaVA, e.g. "frame" for FlashVID on LLaVA-Video.
       newline_rows: with the "grid" layout, the rows that get one.
-      positions: the rotary positions of kept tokens as the user wants them, see `PositionRule`; None, the default of
-        every method, leaves them to the folder's declaration and to the reference, see `position_rule`. Where it is
-        None, `inherited_positions` holds: of methods that wrap others (SToP its base's, a chain its stages') or learned
-        under one rule (STTS).
+      positions: the rotary positions of kept tokens, see `PositionRule`: as the user wants them; else, of methods that
+        wrap others, those of what they wrap, or the rule that the method learned under (STTS). None, the default of
+        every method, leaves them to the folder's declaration and to the reference, see `position_rule`.
       reference_positions: the rule of the reference on families that count positions on one axis, "renumbered" unless
         it is declared (FastVID "original"). The references of the Qwen-VL families all keep original positions.
       vision_markers: "drop" leaves out all vision start and end tokens of Qwen3-VL (FlashVID's released code).
-      filed: True where rows stand under other places than their tokens' own, told by the diagnostic "place"
+      official_places: True where rows stand under other places than their tokens' own, told by the diagnostic "place"
         (VisionZip's grid layout).
     """
 
@@ -74,21 +73,21 @@ class PromptRules(NamedTuple):
     positions: PositionRule | None = None
     reference_positions: PositionRule = "renumbered"
     vision_markers: MarkerRule = "keep"
-    filed: bool = False
+    official_places: bool = False
 
 
 def prompt_rules(reducer: Any) -> PromptRules:
-    """The declarations of a reducer, with the defaults where it has none; `positions` may be inherited.
+    """`prompt` of a reducer, checked.
 
     Raises:
-      JvidpruneError: a rule of positions that is none.
+      JvidpruneError: it is no `PromptRules`, or has a rule of positions that is none.
     """
-    given = {name: getattr(reducer, name, None) for name in PromptRules._fields}
-    if given["positions"] is None:
-        given["positions"] = getattr(reducer, "inherited_positions", None)
+    rules = full(reducer).prompt
+    if not isinstance(rules, PromptRules):
+        raise JvidpruneError(f"prompt of {type(reducer).__name__} must be PromptRules(...), got {quoted(repr(rules))}.")
     for name in ("positions", "reference_positions"):
-        check_positions(given[name], f"{name} of {type(reducer).__name__}")
-    return PromptRules(**{name: value for name, value in given.items() if value is not None})
+        check_positions(getattr(rules, name), f"{name} of {type(reducer).__name__}")
+    return rules
 
 
 def check_positions(value: Any, what: str = "positions") -> PositionRule | None:
@@ -183,16 +182,52 @@ AnyReducer = Annotated[Any, _ReducerRule()]
 """Annotation of a field that holds a reducer."""
 
 
-class StagedReducer:
-    """A reducer in two stages: `prepare` (no budget, shared by all ratios) and `decide` (budget-dependent).
+TokensFrom = Literal["features", "evidence", "tower"]
+"""What the tokens of a reduction are made of.
+
+"features": weighted sums of `video.features`, as the plan says, so that a chain can multiply its stages' weights;
+"evidence": other arrays of the video, which the reducer's own `apply` reads (AOT before pooling); "tower": the rest of
+the tower, which the reducer runs itself in `run_budgets` (STTS), so that nothing can be done with its plan alone.
+"""
+
+
+class _Described:
+    """What is said of a class that says nothing of itself."""
+
+    def __get__(self, made: Any, cls: type) -> MethodInfo:
+        return _described(cls)
+
+
+def _described(cls: type) -> MethodInfo:
+    summary = (cls.__doc__ or "").strip().partition("\n")[0]
+    return MethodInfo("", cls.__name__, "-", summary, nested=False, merges=False, exact=False)
+
+
+class BaseReducer:
+    """All that the package reads of a reducer, with what holds unless it says otherwise.
 
     Subclasses are frozen dataclasses of hyper-parameters, whose values are checked against the annotations before a
-    `__post_init__` of their own runs, see `fields`. Decisions are made under `stop_gradient`: the output is
-    linear in the features once the plan is fixed, so gradients reach the tokens that survive or are merged.
+    `__post_init__` of their own runs, see `fields`. A reducer of the user's own need not be one: `full` reads any
+    object with the four members of `Reducer` as one, and takes what it has of the others.
+
+    Attributes:
+      info: what listings say.
+      PRESETS: model family -> published settings.
+      needs: names of `EVIDENCE` that `plan` reads.
+      prompt: how tokens stand in the prompt.
+      tokens_from: see `TokensFrom`.
+      tokens_per_frame: (layout, ratio) -> tokens of every frame, of methods that keep equally many in each; None of all
+        others. It is what the first stage of a chain must have.
+      reads_sink: `prepare` has a place for SToP's rule; else SToP gives it a video whose maps are adjusted.
     """
 
-    info: ClassVar[MethodInfo]
+    info: ClassVar[MethodInfo] = cast(MethodInfo, _Described())
+    PRESETS: ClassVar[Mapping[str, dict[str, Any]]] = {}
     needs: frozenset[str] = frozenset()
+    prompt: PromptRules = PromptRules()
+    tokens_from: TokensFrom = "features"
+    tokens_per_frame: Callable[[Layout, float], int] | None = None
+    reads_sink: bool = True
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -215,13 +250,109 @@ class StagedReducer:
         """
         check_fields(self)
 
+    @classmethod
+    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """Settings that follow from the depth of the language model.
+
+        Args:
+          layers: decoder layers.
+          settings: of the backbone's preset.
+          given: settings of the user's own.
+        """
+        return {}
+
+    def named_inside(self, name: str) -> Reducer:
+        """The reducer that a bare name stands for where it is the value of a setting of this one."""
+        from jvidprune.reducers.registry import get
+
+        return get(name)
+
+    def bind(self, model: Any) -> Reducer:
+        """The same method on a model, where it needs the model's weights."""
+        return cast(Reducer, self)
+
+    def budget(self, layout: Layout, ratio: float) -> Budget:
+        """See `Reducer.budget`."""
+        raise NotImplementedError
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """See `Reducer.capacity`."""
+        raise NotImplementedError
+
+    def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
+        """See `Reducer.plan`."""
+        raise NotImplementedError
+
+    def apply(self, plan: Plan, video: VideoTokens) -> Reduced:
+        """The tokens of a plan: copies and weighted sums of the features."""
+        return compact.apply(plan, video.features)
+
+    def run_budgets(self, video: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool) -> Reduced:
+        """`Reduced` for every entry of a stacked budget, of methods whose tokens come from the tower."""
+        raise NotImplementedError
+
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
+        """The cuts inside the language model at a retention ratio."""
+        return ()
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Mapping[str, float] | None:
+        """FLOPs of a reduction by term; None leaves them to `costs.flops_reducer`, which has every method's here."""
+        return None
+
+    def warning(self, diagnostics: dict[str, Any]) -> str | None:
+        """What a user should know of a result, as a sentence."""
+        return None
+
+
+class _Filled(BaseReducer):
+    """Any object with the four members of a reducer; what it has of the others is taken from it."""
+
+    _MEMBERS = (
+        *("needs", "budget", "capacity", "plan", "info", "PRESETS", "prompt", "tokens_per_frame", "reads_sink"),
+        *("at_depth", "bind", "apply", "run_budgets", "inner", "flops", "warning"),
+    )
+
+    def __init__(self, reducer: Any):
+        # What it overrides tells what it makes tokens of, unless it says so.
+        own = "tower" if hasattr(reducer, "run_budgets") else "evidence" if hasattr(reducer, "apply") else "features"
+        self.tokens_from = getattr(reducer, "tokens_from", own)
+        self.info = _described(type(reducer))
+        self.bind = lambda model: reducer
+        for name in self._MEMBERS:
+            if hasattr(reducer, name):
+                setattr(self, name, getattr(reducer, name))
+
+
+def full(reducer: Any) -> BaseReducer:
+    """A reducer with all members: itself, or one with the defaults filled in; nothing else looks what a reducer has."""
+    return reducer if isinstance(reducer, BaseReducer) else _Filled(reducer)
+
+
+def full_class(cls: Any) -> type[BaseReducer]:
+    """The same of a class that is not yet made: its `info`, `PRESETS` and `at_depth`."""
+    if not isinstance(cls, type):
+        return full_class(type(cls))
+    if issubclass(cls, BaseReducer):
+        return cls
+    known = {name: getattr(cls, name) for name in ("info", "PRESETS", "at_depth") if hasattr(cls, name)}
+    return type(cls.__name__, (BaseReducer,), {"__doc__": cls.__doc__} | known)
+
+
+class StagedReducer(BaseReducer):
+    """A reducer in two stages: `prepare` (no budget, shared by all ratios) and `decide` (budget-dependent).
+
+    Decisions are made under `stop_gradient`: the output is linear in the features once the plan is fixed, so gradients
+    reach the tokens that survive or are merged.
+    """
+
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
         """Ratio-independent work: similarities, segmentations, selection orders. Any pytree.
 
         Args:
           video: the tokens.
           capacity: static bound of the output rows of the largest budget that will be asked for.
-          sink: SToP's adjustments; a method without a place for them ignores the rule.
+          sink: SToP's adjustments; given where `reads_sink`. A method that says so and has no place for them ignores
+            the rule.
         """
         raise NotImplementedError
 
@@ -245,20 +376,20 @@ class PositionedReducer(StagedReducer):
 
     positions: PositionRule | None = dataclasses.field(default=None, kw_only=True)
 
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The positions that were asked for, and all else as the model family has it."""
+        return PromptRules(positions=self.positions)
+
 
 def title_of(reducer: Reducer) -> str:
     """A reducer's name for people: that of its paper, or of its class where it carries no `info`."""
-    info = getattr(reducer, "info", None)
-    return type(reducer).__name__ if info is None else info.title
+    return full(reducer).info.title
 
 
 def inner_stages(reducer: Reducer, ratio: float) -> tuple[InnerStage, ...]:
-    """What a reducer does inside the language model at a retention ratio.
-
-    `reducer.inner_at(ratio)` where the ratio is that of the cut itself (FastV), else `reducer.inner`, else nothing.
-    """
-    at = getattr(reducer, "inner_at", None)
-    return tuple(getattr(reducer, "inner", ()) if at is None else at(ratio))
+    """What a reducer does inside the language model at a retention ratio."""
+    return tuple(full(reducer).inner(ratio))
 
 
 def check_ratio(ratio: float) -> float:
@@ -286,7 +417,7 @@ def check_weighs_features(reducer: Reducer, what: str) -> None:
     Raises:
       JvidpruneError: it is one.
     """
-    if getattr(reducer, "run_budgets", None) is not None:
+    if full(reducer).tokens_from == "tower":
         raise JvidpruneError(
             f"{what} {title_of(reducer)}: it runs the tower itself, which `reduce` and `sweep` let it do."
         )

@@ -21,7 +21,7 @@ from jvidprune.ops.runs import refine_labels
 from jvidprune.ops.select import first_argmin, order_descending, rank_of_order
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkAdjust, SinkRule
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import AttentionName, InnerStage, Kept, Layout, Plan, VideoTokens
 
 SMALLEST = 14
@@ -140,7 +140,11 @@ class PruneVid(PositionedReducer):
     }
 
     @property
-    def inner(self) -> tuple[InnerStage, ...]:
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines that were chosen, or that the preset has."""
+        return super().prompt._replace(newline=self.newline)
+
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The second stage; int(n * alpha) of every block of n stay, also in the caches of the layers before."""
         if self.selected_layer is None:
             return ()

@@ -1,11 +1,15 @@
 """Reducers by name, with the published hyper-parameters of each backbone."""
 
+import dataclasses
 import importlib
 from typing import Any, Literal, get_args
 
 from jvidprune.errors import JvidpruneError, quoted, reason
-from jvidprune.reducers.protocol import MethodInfo, Reducer
-from jvidprune.texts import pieces, read_settings, split_chain, unknown
+from jvidprune.expressions import Chain, Written, check_colon, own_reference, parse
+from jvidprune.fields import settings_of
+from jvidprune.reducers.own import check_made, installed, installed_class, own_class
+from jvidprune.reducers.protocol import MethodInfo, Reducer, full_class
+from jvidprune.texts import unknown
 
 Backbone = Literal["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2"]
 BACKBONES: tuple[str, ...] = get_args(Backbone)
@@ -41,15 +45,14 @@ _METHODS: dict[str, tuple[str, str]] = {
 }
 """Registry name -> (module in this package, class). A class carries `info` and `PRESETS`, backbone -> settings."""
 
-_LONGEST_TEXT = 1000
-"""Of a method as it is typed; the parser of literals takes deep brackets badly."""
-
 _COMBINATORS: dict[str, tuple[str, str]] = {"sequential": ("compose", "Sequential")}
 """What builds a method from several others, in the same form."""
 
 
 _LEARNED: dict[str, tuple[str, str]] = {"stts": ("jvidprune.stts.reducer", "STTS")}
 """What needs weights of its own beside a model's, in the same form; the modules are outside of this package."""
+
+_KNOWN = _METHODS | _COMBINATORS | _LEARNED
 
 
 def combinators() -> tuple[str, ...]:
@@ -67,18 +70,38 @@ def names() -> tuple[str, ...]:
     return tuple(_METHODS)
 
 
+def plugins() -> tuple[str, ...]:
+    """Names of the methods that installed packages bring along (`own.GROUP`), without those that are taken."""
+    return tuple(name for name in installed() if name not in _KNOWN)
+
+
 def reducer_class(name: str) -> Any:
-    """The class behind a registry name.
+    """The class behind a name: of this package, of an installed one, or the user's own as in "module:Class".
 
     Raises:
-      JvidpruneError: unknown name; the sentence offers the nearest one.
+      JvidpruneError: unknown name, with the nearest one, or what `own.own_class` raises.
     """
+    own = own_reference(name)
+    if own is not None:
+        check_colon(name, tuple(_KNOWN))
+        return own_class(*own)
     key = name.lower().replace("-", "_")
-    known = _METHODS | _COMBINATORS | _LEARNED
-    if key not in known:
-        raise JvidpruneError(unknown("reducer", name, tuple(known)))
-    module, attribute = known[key]
-    return getattr(importlib.import_module(module if "." in module else f"jvidprune.reducers.{module}"), attribute)
+    if key in _KNOWN:
+        module, attribute = _KNOWN[key]
+        return getattr(importlib.import_module(module if "." in module else f"jvidprune.reducers.{module}"), attribute)
+    if key in installed():
+        return installed_class(key)
+    raise JvidpruneError(unknown("reducer", name, (*_KNOWN, *plugins())))
+
+
+def name_of(cls: type) -> str | None:
+    """The name that `reducer_class` finds a class by, None for one that has to be written as "module:Class"."""
+    said = full_class(cls).info.name
+    if said in _KNOWN:
+        return said if reducer_class(said) is cls else None
+    package = cls.__module__.partition(".")[0]
+    beside = (name for name in plugins() if installed()[name].value.partition(".")[0].partition(":")[0] == package)
+    return next((name for name in beside if installed_class(name) is cls), None)
 
 
 def get(name: str, backbone: str | None = None, layers: int | None = None, **overrides: Any) -> Reducer:
@@ -87,7 +110,7 @@ def get(name: str, backbone: str | None = None, layers: int | None = None, **ove
     Args:
       name: registry name, e.g. "flashvid".
       backbone: one of `BACKBONES`; None takes the class defaults.
-      layers: decoder layers of the model, for methods whose settings depend on its depth (they have an `at_depth`);
+      layers: decoder layers of the model, for methods whose settings depend on its depth (`BaseReducer.at_depth`);
         None takes those of the published models. See `for_model`.
       **overrides: hyper-parameters that replace the preset's.
 
@@ -103,19 +126,36 @@ def _build(name: str, backbone: str | None, layers: int | None, overrides: dict[
     if backbone is not None:
         if backbone not in BACKBONES:
             raise JvidpruneError(unknown("backbone", backbone, BACKBONES))
-        settings |= getattr(cls, "PRESETS", {}).get(backbone, {})
-    fields = getattr(cls, "__dataclass_fields__", {})
-    for key in overrides:
+        settings |= full_class(cls).PRESETS.get(backbone, {})
+    fields = settings_of(cls) if dataclasses.is_dataclass(cls) else None
+    for key in overrides if fields is not None else ():
         if key not in fields:
-            raise JvidpruneError(unknown(f"hyper-parameter of {name}", key, tuple(fields)))
+            raise JvidpruneError(unknown(f"hyper-parameter of {name}", key, fields))
+    if not isinstance(cls, type):
+        if overrides:
+            raise JvidpruneError(f"{name} is an object and takes no settings, got {', '.join(overrides)}.")
+        check_made(cls, name)
+        return cls
+    made = _called(cls, name, settings, layers, overrides)
+    if own_reference(name) is not None or name_of(cls) not in _KNOWN:
+        check_made(made, name)
+    return made
+
+
+_WRONG_VALUE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+
+
+def _called(cls: Any, name: str, settings: dict[str, Any], layers: int | None, overrides: dict[str, Any]) -> Reducer:
     try:
-        if layers is not None and hasattr(cls, "at_depth"):
+        if layers is not None:
             # Values are checked first: settings of a depth are worked out from them.
             cls(**(settings | overrides))
-            settings |= cls.at_depth(layers, settings, overrides)
+            settings |= full_class(cls).at_depth(layers, settings, overrides)
         return cls(**(settings | overrides))
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        if isinstance(error, JvidpruneError):
+    except JvidpruneError:
+        raise
+    except Exception as error:
+        if not isinstance(error, _WRONG_VALUE) and own_reference(name) is None:
             raise
         # A value of a type that the hyper-parameter's own check does not know.
         given = quoted(", ".join(f"{key}={value!r}" for key, value in overrides.items()), 200)
@@ -137,45 +177,65 @@ def for_model(text: str, config: Any) -> Reducer:
 
 
 def from_text(text: str, backbone: str | None = None, layers: int | None = None) -> Reducer:
-    """A reducer from a command-line text.
+    """A reducer from a text, see `jvidprune.expressions`.
 
-    "flashvid", "flashvid:alpha=0.5,distinct=True"; a modifier names what it wraps, in brackets where that has settings
-    of its own: "stop:base=fastvid", "stop:base=(flashvid:alpha=0.5),mu_s=0.03"; a plus chains reducers under one ratio
-    in equal shares: "visionzip+flashvid:alpha=0.5" (see `compose.chain`; "sequential:first=visionzip,second=flashvid,
-    split=0.3" for other shares).
+    "flashvid(alpha=0.5, distinct=True)"; "stop(base=fastvid)" and "stop(base=flashvid(alpha=0.5), mu_s=0.03)" wrap
+    another method; a plus chains methods under one ratio in equal shares: "visionzip + flashvid(alpha=0.5)" (see
+    `compose.chain`; "sequential(first=visionzip, second=flashvid, split=0.3)" for other shares);
+    "my_module:MyReducer(alpha=0.5)" and "./my_reducer.py:MyReducer" are the user's own, see `own`.
 
     Args:
-      text: registry name, then a colon and settings as Python literals (bare words and bracketed texts are strings).
+      text: the method.
       backbone, layers: as for `get`.
 
     Raises:
-      JvidpruneError: as for `get`, a setting without "=", or reducers that cannot be chained.
+      JvidpruneError: as for `get`, a text that is no method, or reducers that cannot be chained.
     """
-    if len(text) > _LONGEST_TEXT:
-        raise JvidpruneError(f"a reducer is written in at most {_LONGEST_TEXT} characters, got {len(text)}.")
-    stages = split_chain(text)
-    if len(stages) > 1:
+    return _made(parse(text), backbone, layers)
+
+
+def _made(written: Written, backbone: str | None, layers: int | None) -> Reducer:
+    if isinstance(written, Chain):
         from jvidprune.reducers.compose import chain
 
-        return chain(*(from_text(stage, backbone, layers) for stage in stages))
-    name, settings = read_settings(text)
-    return _build(name, backbone, layers, settings)
+        return chain(*(_made(stage, backbone, layers) for stage in written.stages))
+    return _build(written.name, backbone, layers, written.settings)
 
 
 def title(text: str) -> str:
     """The name for people of a method as it is typed: its paper's, with the settings asked for; chains with an arrow.
 
     Raises:
-      JvidpruneError: an unknown name, or brackets that do not match.
+      JvidpruneError: an unknown name, or a text that is no method.
     """
-    stages = split_chain(text)
-    if len(stages) > 1:
-        return " → ".join(map(title, stages))
-    name, _, settings = text.partition(":")
-    shown = info(name.strip()).title
-    return f"{shown} ({', '.join(pieces(settings, ','))})" if settings.strip() else shown
+    return _title(parse(text))
+
+
+def _title(written: Written) -> str:
+    if isinstance(written, Chain):
+        return " → ".join(map(_title, written.stages))
+    shown = info(written.name).title
+    return f"{shown} ({', '.join(written.written)})" if written.written else shown
 
 
 def info(name: str) -> MethodInfo:
-    """What is said of a method in listings."""
-    return reducer_class(name).info
+    """What is said of a method in listings; of one that says nothing of itself, the name of its class.
+
+    Raises:
+      JvidpruneError: as for `reducer_class`.
+    """
+    found = full_class(reducer_class(name)).info
+    return found if found.name else dataclasses.replace(found, name=name)
+
+
+def listing() -> list[tuple[MethodInfo, frozenset[str]]]:
+    """What is said of all methods that have a name, with the evidence they need; of installed ones that work, too."""
+    found = []
+    for name in (*names(), *combinators(), *plugins()):
+        try:
+            found.append((info(name), frozenset(get(name).needs)))
+        except JvidpruneError:
+            # Somebody else's package that is broken is no reason not to list the rest; who names it is told.
+            if name in _KNOWN:
+                raise
+    return found

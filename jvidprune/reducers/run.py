@@ -11,8 +11,7 @@ from jax import lax
 from jax.core import Tracer
 
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
-from jvidprune.ops import compact
-from jvidprune.reducers.protocol import Reducer, StagedReducer, check_ratio, check_weighs_features, title_of
+from jvidprune.reducers.protocol import Reducer, StagedReducer, check_ratio, check_weighs_features, full, title_of
 from jvidprune.tokens import Budget, Layout, Plan, Reduced, VideoTokens, stack_budgets
 
 
@@ -107,8 +106,8 @@ def sweep(
     budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for ratio in ratios])
     capacity = _capacity(reducer, [(layout, ratio) for ratio in ratios], capacity)
     # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
-    own = getattr(reducer, "run_budgets", None)
-    run = functools.partial(run_budgets, reducer) if own is None else own
+    own = full(reducer)
+    run = own.run_budgets if own.tokens_from == "tower" else functools.partial(run_budgets, reducer)
     reduced = run(video, budgets, capacity=capacity, diagnostics=diagnostics)
     if diagnostics:
         _warn(reducer, reduced)
@@ -117,10 +116,9 @@ def sweep(
 
 def _warn(reducer: Reducer, reduced: Reduced) -> None:
     """Says what a method's `warning(diagnostics)` says of a result, outside of transformations."""
-    rule = getattr(reducer, "warning", None)
-    if rule is None or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(reduced.diagnostics)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(reduced.diagnostics)):
         return
-    text = rule(reduced.diagnostics)
+    text = full(reducer).warning(reduced.diagnostics)
     if text is not None:
         warnings.warn(text, JvidpruneWarning, stacklevel=3)
 
@@ -174,7 +172,7 @@ def run_budgets(
             return reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
 
     def one(budget: Budget) -> Reduced:
-        return _finish(apply_plan(reducer, decide(budget), video), diagnostics)
+        return _finish(full(reducer).apply(decide(budget), video), diagnostics)
 
     if jax.default_backend() == "cpu":
         return lax.map(one, budgets)
@@ -185,17 +183,11 @@ def run_budgets(
 def _run_batch(reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool) -> Reduced:
     def one(video: VideoTokens, budget: Budget) -> Reduced:
         plan = reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
-        return _finish(apply_plan(reducer, plan, video), diagnostics)
+        return _finish(full(reducer).apply(plan, video), diagnostics)
 
     if jax.default_backend() == "cpu":
         return lax.map(lambda pair: one(*pair), (videos, budgets))
     return jax.vmap(one)(videos, budgets)
-
-
-def apply_plan(reducer: Reducer, plan: Plan, video: VideoTokens) -> Reduced:
-    """Turns a plan into tokens: the common weighting, or the reducer's own `apply(plan, video)` where it has one."""
-    own = getattr(reducer, "apply", None)
-    return compact.apply(plan, video.features) if own is None else own(plan, video)
 
 
 def _finish(reduced: Reduced, diagnostics: bool) -> Reduced:

@@ -30,7 +30,7 @@ from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.controls import kept_of
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 TILE = 256
@@ -107,7 +107,11 @@ class Scissor(PositionedReducer):
         ),
     )
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-    newline: ClassVar[str] = "no_token"
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """No newlines at all."""
+        return super().prompt._replace(newline="no_token")
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> ScissorShared:
         """Cosines inside frames; a sink rule has no place here."""

@@ -1,15 +1,23 @@
-"""A reducer's settings as JSON beside a checkpoint: written whole, read strictly, never executed."""
+"""A reducer's settings as JSON beside a checkpoint: written whole, read strictly.
+
+Reading runs nothing of a stranger's. A reducer of the user's own is written down with its module and class; a file that
+names one is refused, unless the caller says `allow_code=True` or has named that class before in the same process.
+"""
 
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.expressions import own_reference
+from jvidprune.fields import settings_of
 from jvidprune.files import atomic_output
 from jvidprune.ops.transport.kinds import NAMES as PARTS
 from jvidprune.reducers import registry
+from jvidprune.reducers.own import code_refused, own_class
 from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, check_ratio
 from jvidprune.texts import unknown
 
@@ -49,7 +57,7 @@ class SavedPruning:
         """Plain values for JSON; every setting is written, so that later presets change nothing.
 
         Raises:
-          JvidpruneError: a reducer or a part of one that is not this package's, or a setting that JSON cannot hold.
+          JvidpruneError: a reducer that cannot be imported or is no dataclass, or a setting that JSON cannot hold.
         """
         import jvidprune
 
@@ -101,13 +109,17 @@ def save_pruning(folder: str | Path, pruning: SavedPruning) -> Path:
     return path
 
 
-def load_pruning(folder: str | Path) -> SavedPruning | None:
+def load_pruning(folder: str | Path, *, allow_code: bool = False) -> SavedPruning | None:
     """How `FILE` of a folder says that videos are reduced, None where there is none or it names no reducer.
 
+    Args:
+      folder: of a checkpoint.
+      allow_code: import the module of a reducer that is not this package's; it runs with all rights of the user.
+
     Raises:
-      JvidpruneError: anything unexpected in the file, in one sentence that names it.
+      JvidpruneError: anything unexpected in the file, or code that is not allowed, in one sentence that names the file.
     """
-    return load_settings(folder).pruning
+    return load_settings(folder, allow_code=allow_code).pruning
 
 
 def load_positions(folder: str | Path) -> PositionRule | None:
@@ -116,67 +128,127 @@ def load_positions(folder: str | Path) -> PositionRule | None:
     Raises:
       JvidpruneError: anything unexpected in the file, in one sentence that names it.
     """
-    return load_settings(folder).positions
+    return load_reading(folder).positions
 
 
-def load_settings(folder: str | Path) -> FolderSettings:
-    """All that `FILE` of a folder says; nothing where there is none.
+class FolderReading(NamedTuple):
+    """What `FILE` of a folder says of how its model reads videos, whatever reduces them.
+
+    Attributes:
+      convention, mrope_rule: as in `SavedPruning`.
+      positions: as in `FolderSettings`.
+    """
+
+    convention: str | None = None
+    mrope_rule: str | None = None
+    positions: PositionRule | None = None
+
+
+def load_reading(folder: str | Path) -> FolderReading:
+    """How `FILE` of a folder says that videos are read; its reducer is not made, so that no code of it is needed.
 
     Raises:
       JvidpruneError: anything unexpected in the file, in one sentence that names it.
     """
+    return _loaded(folder, _read_reading, FolderReading())
+
+
+def load_settings(folder: str | Path, *, allow_code: bool = False) -> FolderSettings:
+    """All that `FILE` of a folder says; nothing where there is none.
+
+    Raises:
+      JvidpruneError: anything unexpected in the file, or code that is not allowed, in one sentence that names the file.
+    """
+
+    def read(value: Any) -> FolderSettings:
+        return read_settings(value, allow_code=allow_code)
+
+    return _loaded(folder, read, FolderSettings())
+
+
+_Read = TypeVar("_Read")
+
+
+def _loaded(folder: str | Path, read: Callable[[Any], _Read], nothing: _Read) -> _Read:
     path = Path(folder) / FILE
     if not path.exists():
-        return FolderSettings()
+        return nothing
     try:
         value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except (OSError, ValueError, RecursionError) as error:
         raise JvidpruneError(f"{path} is no readable JSON file: {error}.") from error
     try:
-        return read_settings(value)
+        return read(value)
     except RecursionError as error:
         raise JvidpruneError(f"{path} nests methods too deeply.") from error
     except JvidpruneError as error:
         raise JvidpruneError(f"{path}: {error}") from error
 
 
-def read_settings(value: Any) -> FolderSettings:
+def read_settings(value: Any, *, allow_code: bool = False) -> FolderSettings:
     """The inverse of `FolderSettings.text`: a record of pruning, positions declared for a model, or both.
 
     Raises:
       JvidpruneError: as for `read_record`, or a rule of positions that is none.
     """
-    if not isinstance(value, dict) or "positions" not in value:
-        return FolderSettings(read_record(value))
-    declared = check_positions(value["positions"])
-    if declared is None:
-        raise JvidpruneError("positions must be renumbered or original, got null.")
-    rest = {key: part for key, part in value.items() if key != "positions"}
-    if {"reducer", "ratio", "backbone", "convention", "mrope_rule"} & rest.keys():
-        return FolderSettings(read_record(rest), declared)
+    rest, declared = _split(value)
+    if declared is None or _PRUNING & rest.keys():
+        return FolderSettings(read_record(rest, allow_code=allow_code), declared)
     _checked_format(_object(rest, "the file", _KEYS, required=("format",)))
     return FolderSettings(None, declared)
 
 
-def read_record(value: Any) -> SavedPruning:
+_PRUNING = {"reducer", "ratio", "backbone", "convention", "mrope_rule"}
+
+
+def _split(value: Any) -> tuple[Any, PositionRule | None]:
+    """The record without the declaration of positions, and that."""
+    if not isinstance(value, dict) or "positions" not in value:
+        return value, None
+    declared = check_positions(value["positions"])
+    if declared is None:
+        raise JvidpruneError("positions must be renumbered or original, got null.")
+    return {key: part for key, part in value.items() if key != "positions"}, declared
+
+
+def _read_reading(value: Any) -> FolderReading:
+    rest, declared = _split(value)
+    pruned = declared is None or bool(_PRUNING & rest.keys())
+    required = ("format", "ratio", "reducer") if pruned else ("format",)
+    found = _checked_format(_object(rest, "the file", _KEYS, required))
+    return FolderReading(**_names(found, "convention", "mrope_rule"), positions=declared)
+
+
+def read_record(value: Any, *, allow_code: bool = False) -> SavedPruning:
     """The inverse of `SavedPruning.record`; settings that are missing take the method's defaults.
 
-    Only names of this package's own methods and transport parts are looked up, in closed lists.
+    Names of this package's own methods and transport parts and of installed ones are looked up, in closed lists.
+
+    Args:
+      value: of a JSON file.
+      allow_code: import the module of a reducer that is in none of these lists.
 
     Raises:
-      JvidpruneError: an unknown key, method or setting, a value of the wrong type, or one that the method refuses.
+      JvidpruneError: an unknown key, method or setting, a value of the wrong type, one that the method refuses, or code
+        that is not allowed.
     """
     found = _checked_format(_object(value, "the file", _KEYS, required=("format", "ratio", "reducer")))
-    ratio, backbone = found["ratio"], found.get("backbone")
+    ratio = found["ratio"]
     if isinstance(ratio, bool) or not isinstance(ratio, int | float):
         raise JvidpruneError(f"ratio must be a number in (0, 1], got {ratio!r}.")
-    if backbone is not None and not isinstance(backbone, str):
-        raise JvidpruneError(f"backbone must be a name or null, got {backbone!r}.")
-    reading = {key: found.get(key) for key in ("convention", "mrope_rule")}
-    for key, name in reading.items():
-        if name is not None and not isinstance(name, str):
-            raise JvidpruneError(f"{key} must be a name or null, got {name!r}.")
-    return SavedPruning(_build(found["reducer"], "reducer"), ratio, backbone, **reading)
+    reading = _names(found, "convention", "mrope_rule")
+    backbone = _names(found, "backbone")["backbone"]
+    # Methods inside of others are texts, which may name code as well.
+    with code_refused(not allow_code):
+        reducer = _build(found["reducer"], "reducer")
+    return SavedPruning(reducer, ratio, backbone, **reading)
+
+
+def _names(found: dict[str, Any], *keys: str) -> dict[str, str | None]:
+    for key in keys:
+        if found.get(key) is not None and not isinstance(found[key], str):
+            raise JvidpruneError(f"{key} must be a name or null, got {found[key]!r}.")
+    return {key: found.get(key) for key in keys}
 
 
 def _checked_format(found: dict[str, Any]) -> dict[str, Any]:
@@ -189,22 +261,19 @@ def _checked_format(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _method(value: Any, what: str) -> dict[str, Any]:
-    info = getattr(value, "info", None)
-    name = getattr(info, "name", None)
-    known = (*registry.names(), *registry.combinators(), *registry.learned())
-    if name not in known or type(value) is not registry.reducer_class(str(name)):
+    cls = type(value)
+    name = registry.name_of(cls)
+    if name is not None:
+        return {"method": name, "settings": _settings(value, name)}
+    if not isinstance(value, Reducer) or not dataclasses.is_dataclass(value) or cls.__qualname__ != cls.__name__:
         raise JvidpruneError(
-            f"{what} is a {type(value).__name__}, which is no method of this package and cannot be saved."
+            f"{what} is a {cls.__name__}, which cannot be saved: it is no reducer that is a dataclass of a module."
         )
-    return {"method": name, "settings": _settings(value, str(name))}
+    return {"module": cls.__module__, "class": cls.__qualname__, "settings": _settings(value, cls.__name__)}
 
 
 def _settings(value: Any, name: str) -> dict[str, Any]:
-    return {
-        field.name: _plain(getattr(value, field.name), f"{field.name} of {name}")
-        for field in dataclasses.fields(value)
-        if field.init
-    }
+    return {field: _plain(getattr(value, field), f"{field} of {name}") for field in settings_of(value)}
 
 
 def _plain(value: Any, what: str) -> Any:
@@ -226,19 +295,18 @@ def _part(name: str) -> Any:
 
 
 def _build(value: Any, what: str) -> Any:
-    """An object from {"method" or "part", "settings"}."""
-    kind = "part" if isinstance(value, dict) and "part" in value else "method"
-    found = _object(value, what, (kind, "settings"), required=(kind,))
-    name, settings = found[kind], found.get("settings", {})
-    if not isinstance(name, str):
-        raise JvidpruneError(f"{kind} of {what} must be a name, got {name!r}.")
-    if kind == "method":
-        cls = registry.reducer_class(name)
-    elif name in PARTS:
-        cls = _part(name)
+    """An object from {"method", "part" or "module" and "class", "settings"}."""
+    if isinstance(value, dict) and "class" in value:
+        keys: tuple[str, ...] = ("module", "class")
     else:
-        raise JvidpruneError(unknown("transport part", name, PARTS))
-    given = _object(settings, f"settings of {name}", tuple(f.name for f in dataclasses.fields(cls) if f.init))
+        keys = ("part",) if isinstance(value, dict) and "part" in value else ("method",)
+    found = _object(value, what, (*keys, "settings"), required=keys)
+    for key in keys:
+        if not isinstance(found[key], str):
+            raise JvidpruneError(f"{key} of {what} must be a name, got {found[key]!r}.")
+    name, settings = found[keys[-1]], found.get("settings", {})
+    cls = _class(found)
+    given = _object(settings, f"settings of {name}", settings_of(cls))
     made = {key: _value(item, f"{key} of {name}") for key, item in given.items()}
     try:
         return cls(**made)
@@ -246,6 +314,24 @@ def _build(value: Any, what: str) -> Any:
         raise
     except (TypeError, ValueError, AttributeError) as error:
         raise JvidpruneError(f"{name} cannot be made from its settings: {str(error).rstrip('.')}.") from error
+
+
+def _class(found: dict[str, Any]) -> Any:
+    if "part" in found:
+        if found["part"] not in PARTS:
+            raise JvidpruneError(unknown("transport part", found["part"], PARTS))
+        return _part(found["part"])
+    if "method" in found:
+        name = found["method"]
+        if own_reference(name) is not None:
+            raise JvidpruneError(f"method names {name}: a class of a module is saved as module and class.")
+        cls = registry.reducer_class(name)
+    else:
+        name = found["class"]
+        cls = own_class(found["module"], name)
+    if not isinstance(cls, type) or not dataclasses.is_dataclass(cls):
+        raise JvidpruneError(f"{name} is no dataclass, so that its settings cannot be read.")
+    return cls
 
 
 def _value(item: Any, what: str) -> Any:

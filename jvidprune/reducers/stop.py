@@ -1,7 +1,6 @@
 """SToP: sink-token-aware pruning as a modifier of any reducer (arXiv 2604.20937)."""
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -9,22 +8,22 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.expressions import Chain, parse
 from jvidprune.fields import Exponent
-from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.reducers import registry
 from jvidprune.reducers.protocol import (
     AnyReducer,
-    MarkerRule,
     MethodInfo,
     PositionedReducer,
-    PositionRule,
+    PromptRules,
     Reducer,
     StagedReducer,
+    TokensFrom,
     check_weighs_features,
+    full,
     prompt_rules,
 )
-from jvidprune.texts import read_settings, split_chain
 from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, VideoTokens
 
 _WEIGHTS: dict[str, tuple[float, float]] = {
@@ -84,13 +83,13 @@ class SToP(PositionedReducer):
       (`FlashVID(distinct=True)` does not).
 
     Kept tokens stand at the positions that the base's have: on LLaVA those of FastVID keep the original ones, where
-    the reference's copy of it counts them anew (`base=(fastvid:positions=renumbered)`).
+    the reference's copy of it counts them anew (`base=fastvid(positions=renumbered)`).
 
     `gated=True` is the clean variant: no extra without its weight and the base's own threshold, so that
     mu_s = mu_t = 0 is exactly the base. The paper's tables "without SToP" come from the ungated code.
 
     Attributes:
-      base: any reducer, or a text such as "fastvid" or "flashvid:alpha=0.5", which is built for `backbone` with the
+      base: any reducer, or a text such as "fastvid" or "flashvid(alpha=0.5)", which is built for `backbone` with the
         settings of SToP's runs.
       mu_s: weight in the attention, in units of maps whose unpooled rows sum to 1; None takes the reference's value for
         the base (0.02 to 0.04; the paper's text names 0.2 and 0.3 for maps of another scale). On Qwen2.5-VL that is 0
@@ -142,53 +141,26 @@ class SToP(PositionedReducer):
                 raise JvidpruneError(f"SToP's base: {error}") from error
         check_weighs_features(cast(Reducer, self.base), "SToP cannot wrap")
 
+    def named_inside(self, name: str) -> Reducer:
+        """With the settings that SToP's runs pass to it."""
+        return base_reducer(name, self.backbone)
+
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What the base needs."""
         return self.base.needs
 
-    @property
-    def inner(self) -> tuple[InnerStage, ...]:
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """Cuts inside the language model: none in the reference, the base's with `keep_inner`."""
-        return tuple(getattr(self.base, "inner", ())) if self.keep_inner else ()
+        return full(self.base).inner(ratio) if self.keep_inner else ()
 
     @property
-    def inner_at(self) -> Callable[[float], tuple[InnerStage, ...]] | None:
-        """The same where the base's cuts depend on the ratio (FastV), None where they do not."""
-        at = getattr(self.base, "inner_at", None)
-        return at if at is None or self.keep_inner else lambda ratio: ()
-
-    @property
-    def newline(self) -> NewlineKind | None:
-        """The base's layout of newline embeddings; on LLaVA-Video SToP's copies of all but two methods insert none."""
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base's; on LLaVA-Video SToP's copies of all but two methods insert no newlines."""
+        rules = prompt_rules(self.base)
         if self.backbone == "llava_video" and _base_name(self.base) not in ("visionzip", "holitom"):
-            return "no_token"
-        return prompt_rules(self.base).newline
-
-    @property
-    def filed(self) -> bool:
-        """Whether the base files rows under other places than their own."""
-        return prompt_rules(self.base).filed
-
-    @property
-    def newline_rows(self) -> NewlineRows | None:
-        """The base's rule for newline rows."""
-        return prompt_rules(self.base).newline_rows
-
-    @property
-    def inherited_positions(self) -> PositionRule | None:
-        """The base's rule of positions."""
-        return prompt_rules(self.base).positions
-
-    @property
-    def reference_positions(self) -> PositionRule:
-        """The rule of the base's reference."""
-        return prompt_rules(self.base).reference_positions
-
-    @property
-    def vision_markers(self) -> MarkerRule:
-        """The base's rule for vision markers."""
-        return prompt_rules(self.base).vision_markers
+            rules = rules._replace(newline="no_token")
+        return rules._replace(positions=self.positions or rules.positions)
 
     @property
     def rule(self) -> SinkRule:
@@ -223,7 +195,7 @@ class SToP(PositionedReducer):
         """
         bound = self.base.capacity(layout, ratio)
         threshold = self.rule.static_threshold
-        if threshold is not None and getattr(self.base, "tau", threshold) < threshold:
+        if threshold is not None and self.base.tau < threshold:
             return max(bound, layout.total)
         return bound
 
@@ -235,7 +207,7 @@ class SToP(PositionedReducer):
     def _prepare_base(self, video: VideoTokens, rule: SinkRule, capacity: int) -> Any:
         if not isinstance(self.base, StagedReducer):
             return adjust_video(video, rule, self.base.needs)
-        if "sink" in inspect.signature(self.base.prepare).parameters:
+        if self.base.reads_sink:
             return self.base.prepare(video, capacity=capacity, sink=rule)
         return self.base.prepare(adjust_video(video, rule, self.base.needs), capacity=capacity)
 
@@ -256,33 +228,38 @@ class SToP(PositionedReducer):
         return jnp.zeros((frames, tokens), jnp.float32)
 
     @property
-    def apply(self) -> Callable[[Plan, VideoTokens], Reduced] | None:
-        """The base's own way from a plan to tokens, None where it has none."""
-        return getattr(self.base, "apply", None)
+    def tokens_from(self) -> TokensFrom:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the base."""
+        return full(self.base).tokens_from
+
+    def apply(self, plan: Plan, video: VideoTokens) -> Reduced:
+        """The base's own way from a plan to tokens."""
+        return full(self.base).apply(plan, video)
+
+    def warning(self, diagnostics: dict[str, Any]) -> str | None:
+        """What the base says."""
+        return full(self.base).warning(diagnostics)
 
     @property
     def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
         """The base's count for every frame, None where frames differ."""
-        return getattr(self.base, "tokens_per_frame", None)
+        return full(self.base).tokens_per_frame
 
 
 def base_reducer(text: str, backbone: str | None = None) -> Reducer:
     """A reducer from a text with the settings that SToP's runs pass to it, where it has them.
 
     Args:
-      text: registry name, with settings that win over SToP's ("flashvid:alpha=0.5"), or a chain; see
-        `registry.from_text`.
+      text: a name, with settings that win over SToP's ("flashvid(alpha=0.5)"), or a chain; see `registry.from_text`.
       backbone: as for `registry.get`.
 
     Raises:
       JvidpruneError: unknown name, backbone or hyper-parameter.
     """
-    if len(split_chain(text)) > 1:
+    written = parse(text)
+    if isinstance(written, Chain):
         return registry.from_text(text, backbone)
-    name, given = read_settings(text)
-    fields = getattr(registry.reducer_class(name), "__dataclass_fields__", {})
-    settings = {key: value for key, value in _BASE_SETTINGS.get(name, {}).items() if key in fields}
-    return registry.get(name, backbone, **(settings | given))
+    return registry.get(written.name, backbone, **(_BASE_SETTINGS.get(written.name, {}) | written.settings))
 
 
 def adjust_video(video: VideoTokens, rule: SinkRule, needs: frozenset[str]) -> VideoTokens:
@@ -303,5 +280,4 @@ def adjust_video(video: VideoTokens, rule: SinkRule, needs: frozenset[str]) -> V
 
 
 def _base_name(base: Reducer) -> str:
-    info = getattr(base, "info", None)
-    return "" if info is None else info.name
+    return full(base).info.name

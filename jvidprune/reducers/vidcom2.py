@@ -18,7 +18,7 @@ from jvidprune.ops.newline import NewlineRows
 from jvidprune.ops.select import rank_ascending
 from jvidprune.ops.similarity import over_frames
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 ALPHAS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)
@@ -99,6 +99,11 @@ class VidCom2(PositionedReducer):
         "qwen2_5_vl": {},
         "qwen3_vl": {},
     }
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The rows that get a newline."""
+        return super().prompt._replace(newline_rows=self.newline_rows)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -5,6 +5,7 @@ The default is the per-frame video version in `cokeshao/HoliTom`, which HoliTom,
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from jvidprune.fields import Share
 from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax, order_descending, rank_of_order
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 Tower = Literal["siglip", "clip", "none"]
@@ -116,17 +117,12 @@ class VisionZip(PositionedReducer):
         "molmo2": {"layout": "grid", "tower": "none", "official_permutation": False},
     }
     needs = frozenset({"attention_last", "keys"})
-    newline_rows: ClassVar[str] = "all"
 
     @property
-    def newline(self) -> str:
-        """Layout of LLaVA's newline embeddings."""
-        return self.layout
-
-    @property
-    def filed(self) -> bool:
-        """Whether rows stand under the places of `diagnostics["place"]`."""
-        return self.official_permutation and self.layout == "grid"
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines of the layout; on a grid the released code files rows under the places that `diagnostics` tells."""
+        official = self.official_permutation and self.layout == "grid"
+        return super().prompt._replace(newline=self.layout, newline_rows="all", official_places=official)
 
     def spatial_tokens(self, tokens: int, ratio: float) -> int:
         """S, the tokens kept of a frame of `tokens` tokens; 0 where the ratio leaves none."""
@@ -168,9 +164,10 @@ class VisionZip(PositionedReducer):
         """Exactly T * S rows."""
         return layout.frames * self._spatial(layout, ratio)
 
-    def tokens_per_frame(self, layout: Layout, ratio: float) -> int:
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """S, the same in every frame; see `spatial_tokens`."""
-        return self._spatial(layout, ratio)
+        return self._spatial
 
     def _spatial(self, layout: Layout, ratio: float) -> int:
         spatial = self.spatial_tokens(layout.tokens, check_ratio(ratio))

@@ -18,7 +18,8 @@ from jvidprune.llm.encoded import reduce_video
 from jvidprune.llm.stages import Stage, StageClock
 from jvidprune.llm.video_llm import Answer, VideoLLM
 from jvidprune.reducers import registry
-from jvidprune.reducers.protocol import check_ratio
+from jvidprune.reducers.own import code_refused
+from jvidprune.reducers.protocol import Reducer, check_ratio
 from jvidprune.tokens import VideoTokens
 from jvidprune.video.container import existing_file
 from jvidprune.video.decode import Clip
@@ -117,6 +118,7 @@ class Comparer:
         max_new_tokens: int = 64,
         frames: int | None = None,
         fps: float | None = None,
+        own: Sequence[str] = (),
     ):
         """Keeps the model.
 
@@ -126,12 +128,15 @@ class Comparer:
           limits: what is accepted of a video file.
           max_new_tokens: longest answer.
           frames, fps: as for `VideoLLM.sample`.
+          own: further methods to offer, as on the command line. Classes of the user's own are taken from these alone:
+            what a visitor of the page types imports nothing.
         """
         self.llm = llm
         self._source = source
         self._limits = limits
         self._longest = max_new_tokens
         self._wish: dict[str, Any] = {"frames": frames, "fps": fps}
+        self._own = {name: (llm.reducer(name), registry.title(name)) for name in own}
         self._lock = threading.Lock()
         self._last: tuple[str, Clip, VideoTokens] | None = None
 
@@ -139,10 +144,17 @@ class Comparer:
         """Titles of the methods that this model has the evidence for, by name."""
         provided = self.llm.loaded.config.provides | {"text"}
         found = {}
-        for name in registry.names():
-            if self.llm.reducer(name).needs <= provided:
-                found[name] = registry.title(name)
-        return found
+        for info, needs in registry.listing():
+            if info.name not in registry.combinators() and needs <= provided:
+                found[info.name] = info.title
+        return found | {name: title for name, (_, title) in self._own.items()}
+
+    def _named(self, name: str) -> tuple[Reducer, str]:
+        """A method and its title."""
+        if name in self._own:
+            return self._own[name]
+        with code_refused():
+            return self.llm.reducer(name), registry.title(name)
 
     def compare(
         self,
@@ -167,19 +179,18 @@ class Comparer:
         """
         report = progress or (lambda share, text: None)
         path, question = self._check(path, question, names, ratio)
-        methods = {name: self.llm.reducer(name) for name in dict.fromkeys(names)}
-        for name in methods if self._source is not None else ():
+        methods = {name: self._named(name) for name in dict.fromkeys(names)}
+        for name, (method, _) in methods.items() if self._source is not None else ():
             sizes: dict[str, Any] = self._wish | {"dtype": jax.tree.leaves(self.llm.loaded.model)[0].dtype}
             sizes |= {"ratio": _ratio_of(name, ratio), "max_new_tokens": self._longest, "limits": self._limits}
             sizes["convention"] = self.llm.settings.convention
-            check_question(self._source or "", path, question, reducer=name, **sizes)
-        needs = frozenset[str]().union(*(method.needs for method in methods.values()))
+            check_question(self._source or "", path, question, reducer=method, **sizes)
+        needs = frozenset[str]().union(*(method.needs for method, _ in methods.values()))
         with self._lock:
             report(0.05, "reading and encoding the video")
             clip, video, stages = self._encoded(path, needs, question)
             columns = []
-            for number, (name, method) in enumerate(methods.items()):
-                title = registry.title(name)
+            for number, (name, (method, title)) in enumerate(methods.items()):
                 report(0.2 + 0.8 * number / len(methods), f"{title}: reducing and answering")
                 columns.append(self._column(name, title, method, clip, video, question, _ratio_of(name, ratio)))
         if all(column.refused for column in columns):

@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +59,7 @@ def running(
     max_new_tokens: int = 64,
     frames: int | None = None,
     fps: float | None = None,
+    methods: Sequence[str] = (),
     examples: bool = True,
 ) -> Iterator[Address]:
     """Serves the page while the block runs; uploads and examples are gone behind it.
@@ -74,6 +75,7 @@ def running(
       limits: what is accepted of a video file.
       max_new_tokens: longest answer.
       frames, fps: sampled from a video, as for `VideoLLM.sample`.
+      methods: further ones to offer, with settings or of the user's own.
       examples: offer generated clips.
 
     Raises:
@@ -88,7 +90,7 @@ def running(
     from jvidprune.serve.page import build_page, style, theme
 
     port = port or _free_port(host)
-    wish: dict[str, Any] = {"frames": frames, "fps": fps, "max_new_tokens": max_new_tokens}
+    wish: dict[str, Any] = {"frames": frames, "fps": fps, "max_new_tokens": max_new_tokens, "own": methods}
     comparer = Comparer(llm, source=source, limits=limits, **wish)
     reads = "the embedded model, which knows clips of moving shapes" if source is None else f"{llm.loaded.family}"
     # Brackets tell an IPv6 address from its port.

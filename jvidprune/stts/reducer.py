@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.fields import Seed, check_fields
+from jvidprune.fields import NO_SETTING, Seed
 from jvidprune.ops.compact import selection_plan
-from jvidprune.reducers.protocol import MethodInfo, PositionRule, check_ratio
+from jvidprune.reducers.protocol import BaseReducer, MethodInfo, PositionRule, PromptRules, TokensFrom, check_ratio
 from jvidprune.stts.budget import windows_to_remove
 from jvidprune.stts.config import Method, STTSConfig
 from jvidprune.stts.select import keep_windows, one_video
@@ -23,7 +23,7 @@ class STTSBudget(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class STTS:
+class STTS(BaseReducer):
     """Unified spatio-temporal token scoring (arXiv 2603.18004): windows are pruned inside the tower.
 
     It needs a model with a scorer (`attach`), to which `VideoLLM.reducer` binds it; what is left open here is as the
@@ -35,6 +35,7 @@ class STTS:
       method: what ranks the windows: the scorer, or "heuristic", "easy", "random".
       refill: see `STTSConfig`.
       seed: of "random".
+      model: that it is bound to, by `bind`; methods that are bound to different ones are not equal.
       positions: of kept tokens, see `reducers.protocol.PositionRule`; None as the scorer was trained, else as for all.
     """
 
@@ -42,7 +43,9 @@ class STTS:
     refill: Literal["official", False] | None = None
     seed: Seed = 0
     positions: PositionRule | None = None
+    model: Any = dataclasses.field(default=None, kw_only=True, repr=False, metadata=NO_SETTING)
 
+    tokens_from: ClassVar[TokensFrom] = "tower"  # pyright: ignore[reportIncompatibleVariableOverride]
     info: ClassVar[MethodInfo] = MethodInfo(
         name="stts",
         title="STTS",
@@ -53,10 +56,6 @@ class STTS:
         exact=True,
         quirks=("pruned patches of frames that are alone in a packed row come back (refill='official')",),
     )
-    _bound: ClassVar[Any] = None
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -72,23 +71,23 @@ class STTS:
         """
         if not hasattr(model, "stts"):
             raise JvidpruneError("stts needs a model with a scorer, see stts.attach.")
-        made = dataclasses.replace(self)
-        object.__setattr__(made, "_bound", model)
+        made = dataclasses.replace(self, model=model)
         made.config.check_layers(model.layers)
         return made
 
     @property
     def config(self) -> STTSConfig:
         """The settings that run: the bound model's with what is set here."""
-        base = STTSConfig() if self._bound is None else self._bound.stts
+        base = STTSConfig() if self.model is None else self.model.stts
         refill = base.refill if self.refill is None else self.refill
         return dataclasses.replace(base, method=self.method, refill=refill)
 
     @property
-    def inherited_positions(self) -> PositionRule | None:
-        """The rule that the scorer was trained under, see `reducers.protocol`."""
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Positions as the scorer was trained under, unless others were asked for."""
         keep = self.config.keep_positions
-        return None if keep is None else "original" if keep else "renumbered"
+        trained: PositionRule | None = None if keep is None else "original" if keep else "renumbered"
+        return PromptRules(positions=self.positions or trained)
 
     def budget(self, layout: Layout, ratio: float) -> STTSBudget:
         """Windows to remove, truncated in float32 as in the released code.
@@ -134,8 +133,8 @@ class STTS:
         Raises:
           JvidpruneError: not bound to a model.
         """
-        if self._bound is None:
+        if self.model is None:
             raise JvidpruneError("stts is bound to no model: take it from VideoLLM.reducer, or bind it.")
         remove = jnp.asarray(budgets.remove, jnp.int32)
-        reduced = self._bound.finish(video, remove, self.config, capacity=capacity, seed=self.seed)
+        reduced = self.model.finish(video, remove, self.config, capacity=capacity, seed=self.seed)
         return reduced

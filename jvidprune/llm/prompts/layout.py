@@ -27,11 +27,11 @@ def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_r
     grid, frames = one.video.grid, one.video.features.shape[0]
     real = int(one.video.frame_mask.sum())
     reduced = one.reduced
-    places = reduced.diagnostics["place"] if one.rules.filed else reduced.index
+    places = reduced.diagnostics["place"] if one.rules.official_places else reduced.index
     layout = _arrange(places, reduced.valid, kind=kind, grid=grid, frames=frames, rows=rows, real_frames=real)
     valid, source, newline = (np.asarray(part) for part in (layout.valid, layout.source, layout.is_newline))
     position = np.asarray(layout.position)
-    if one.rules.filed:
+    if one.rules.official_places:
         # Where a row is filed decides the order alone; its position is that of its own token.
         own = unreduced_places(np.asarray(reduced.index), kind, grid)
         position = np.where(newline, position, own[np.minimum(source, len(own) - 1)])

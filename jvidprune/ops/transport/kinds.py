@@ -5,8 +5,9 @@ import inspect
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.expressions import parse_call
 from jvidprune.ops.transport.projection import ProjectionName
-from jvidprune.texts import read_settings, unknown
+from jvidprune.texts import unknown
 
 if TYPE_CHECKING:
     from jvidprune.ops.transport.transport import Transport
@@ -44,7 +45,7 @@ class PartOf:
         return f"one of {', '.join(_NAMED[self.kind])}{own} or a function of ({', '.join(self.takes)})"
 
     def check(self, value: Any) -> Any:
-        """The part; a text such as "Sinkhorn" or "Sinkhorn:epsilon=0.5" is made into what it names.
+        """The part; a text such as "Sinkhorn" or "Sinkhorn(epsilon=0.5)" is made into what it names.
 
         Raises:
           JvidpruneError: an unknown name or setting.
@@ -86,7 +87,7 @@ class CompletedBy:
     words = "a Transport"
 
     def check(self, value: Any) -> Any:
-        """The complete transport; a text such as "Transport:solver=(Sinkhorn:epsilon=0.5)" is made into what it names.
+        """The complete transport; a text such as "Transport(solver=Sinkhorn(epsilon=0.5))" is made into what it names.
 
         Raises:
           JvidpruneError: an unknown name or setting.
@@ -101,7 +102,7 @@ class CompletedBy:
 def _named(kind: str, text: str) -> Any:
     from jvidprune.ops import transport
 
-    name, settings = read_settings(text)
+    name, settings, _ = parse_call(text)
     if name not in _NAMED[kind]:
         raise JvidpruneError(unknown(kind, name, _NAMED[kind]))
     cls = getattr(transport, name)

@@ -36,7 +36,7 @@ from jvidprune.reducers.aot.intra import Intra, Merge, positions, transport_fram
 from jvidprune.reducers.aot.output import arrange, flows, output_rows
 from jvidprune.reducers.aot.pooling import cell_pooling, frame_tokens, kept_slots, pooled_weights, shares, slot_cells
 from jvidprune.reducers.aot.types import AOTBudget, AOTPlan, AOTShared
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, TokensFrom, check_ratio
 from jvidprune.tokens import Layout, Plan, Reduced, VideoTokens
 
 INTRA = Transport(TokenCost(), Uniform(), Sinkhorn(), "mass")
@@ -332,6 +332,11 @@ class AOT(PositionedReducer):
         lengths = sizes.clip_lengths(self.clips, layout.frames)
         return sizes.visual_tokens_for(ratio, geometry, self.rules, lengths)
 
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines that were chosen."""
+        return super().prompt._replace(newline=self.newline)
+
     def budget(self, layout: Layout, ratio: float) -> AOTBudget:
         """Integers for the V of a ratio; see `visual_tokens_for`.
 
@@ -384,6 +389,7 @@ class AOT(PositionedReducer):
         bound = sizes.row_bound(tokens, self.rules, layout.slots)
         return max(bound, 1)
 
+    tokens_from: ClassVar[TokensFrom] = "evidence"  # pyright: ignore[reportIncompatibleVariableOverride]
     info: ClassVar[MethodInfo] = MethodInfo(
         "aot",
         "AOT",
