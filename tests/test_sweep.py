@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jvidprune import cli
-from jvidprune.cli.console import sweep_table
+from jvidprune.cli.sweep import sweep_table
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.metrics import Cell, bootstrap_ratio, clip_draws, paired_difference, summarise
 from jvidprune.evals.plan import SweepPlan

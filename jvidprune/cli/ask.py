@@ -9,7 +9,12 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from jvidprune.cli.options import MODEL, OUTPUT, Common, Model, ModelChoice, Video, print_json
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rich.table import Table
+
     from jvidprune.cli.console import Console
+    from jvidprune.llm.stages import Stage
     from jvidprune.llm.video_llm import Answer
     from jvidprune.reducers.protocol import Reducer
     from jvidprune.tokens import Layout
@@ -61,7 +66,7 @@ def ask(
     elif out.quiet:
         print(answer.text)
     else:
-        console.answer(answer)
+        show_answer(console, answer)
 
 
 def answered(
@@ -138,3 +143,40 @@ def priced(answer: "Answer", config: Any, layout: "Layout", reducer: "Reducer") 
     )
     stages = (dataclasses.replace(stage, flops=report.timed(stage.name)) for stage in answer.stages)
     return dataclasses.replace(answer, stages=tuple(stages))
+
+
+def show_answer(console: "Console", answer: "Answer") -> None:
+    """The answer and its stage table."""
+    from jvidprune.cli.console import marked
+
+    console.print(f"\n[bold]{marked(answer.question)}[/bold]")
+    console.print(marked(answer.text) or "[dim](empty answer)[/dim]", plain=True)
+    console.print()
+    share = f"{answer.kept:,} of {answer.visual:,} visual tokens ({answer.kept / answer.visual:.1%})"
+    kept = f"{answer.reducer} kept {share}"
+    console.print(stage_table(answer.stages, kept))
+    if answer.untrained:
+        console.print(
+            "[yellow]The weights of this model are random: its answers are noise, its costs are real.[/yellow]"
+        )
+
+
+def stage_table(stages: "Iterable[Stage]", caption: str) -> "Table":
+    """Seconds, compile seconds, what was produced, its rate and the GFLOP it took, a row a stage."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    table.add_column("stage")
+    for name in ("seconds", "compile s", "produced", "per second", "GFLOP"):
+        table.add_column(name, justify="right")
+    for stage in stages:
+        table.add_row(
+            stage.name,
+            f"{stage.seconds:.3f}",
+            f"{stage.compile_seconds:.2f}",
+            f"{stage.tokens:,} {stage.unit}",
+            f"{stage.rate:,.0f}",
+            "" if stage.flops is None else f"{stage.flops / 1e9:,.3g}",
+        )
+    return table

@@ -46,7 +46,7 @@ def flops(*, choice: Annotated[FlopsChoice, OmitArgPrefixes] = CHOICE, out: Comm
     elif out.quiet:
         print(f"{report.total:.0f}")
     else:
-        out.console().flops(report)
+        out.console().print(report)
 
 
 def of_config(choice: FlopsChoice) -> "FlopReport":

@@ -1,9 +1,13 @@
 """What a verb says of videos and annotations that it leaves out: on the way, in the end, and to machines."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from jvidprune.cli.console import LISTED, Console
+from jvidprune.cli.console import Console, marked
 from jvidprune.evals.items import LeftOut
+
+LISTED = 20
+"""Sentences about what was left out that are printed; machines and reports get all of them."""
 
 
 def note_left_out(bad: Sequence[LeftOut], console: Console) -> None:
@@ -30,3 +34,15 @@ def nothing_answered(name: str, bad: Sequence[LeftOut]) -> str:
     first = bad[0] if bad else "it has no questions."
     more = f" ({len(bad) - 1} more {'is' if len(bad) == 2 else 'are'} left out, too)" if len(bad) > 1 else ""
     return f"nothing of {name} could be answered{more}: {first}"
+
+
+def show_left_out(console: Console, record: dict[str, Any]) -> None:
+    """What was left out, a sentence each."""
+    bad = record["left_out"]
+    if bad:
+        console.print(f"[yellow]left out: {len(bad)}[/yellow]")
+    for one in bad[:LISTED]:
+        text = one["reason"] if one["item"] in one["reason"] else f"{one['item']}: {one['reason']}"
+        console.print(f"  {marked(text)}", plain=True, unbroken=True)
+    if len(bad) > LISTED:
+        console.print(f"  and {len(bad) - LISTED} more")

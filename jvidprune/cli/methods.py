@@ -1,6 +1,11 @@
 """`jvidprune methods`: the reducers and what they promise."""
 
+from typing import TYPE_CHECKING, Any
+
 from jvidprune.cli.options import OUTPUT, Common, print_json
+
+if TYPE_CHECKING:
+    from jvidprune.cli.console import Console
 
 
 def methods(*, out: Common = OUTPUT) -> None:
@@ -15,4 +20,20 @@ def methods(*, out: Common = OUTPUT) -> None:
     elif out.quiet:
         print("\n".join(row["name"] for row in rows))
     else:
-        out.console().methods(rows)
+        show_methods(out.console(), rows)
+
+
+def show_methods(console: "Console", rows: list[dict[str, Any]]) -> None:
+    """Every method in three lines: name and paper, what it does, what it needs and promises."""
+    from rich.padding import Padding
+
+    from jvidprune.cli.console import marked
+
+    for row in rows:
+        paper = f"arXiv {row['paper']}" if row["paper"] != "-" else ""
+        console.print(f"[bold]{row['name']}[/bold]  {marked(row['title'])}  [dim]{paper}[/dim]", plain=True)
+        console.print(Padding(marked(row["summary"]), (0, 0, 0, 2)), plain=True)
+        facts = [f"needs {', '.join(row['needs'])}" if row["needs"] else "needs the features alone"]
+        facts.append("merges tokens" if row["merges"] else "selects tokens")
+        facts += ["nested in the budget"] * row["nested"] + ["exact count"] * row["exact"]
+        console.print(Padding(f"[dim]{marked(' · '.join(facts))}[/dim]", (0, 0, 0, 2)), plain=True)

@@ -2,11 +2,16 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
 from jvidprune.cli.options import OUTPUT, Common
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from jvidprune.parity.core import FileReport
 
 
 def parity(folder: Annotated[Path, Positional], /, *, model: bool = False, out: Common = OUTPUT) -> None:
@@ -16,10 +21,63 @@ def parity(folder: Annotated[Path, Positional], /, *, model: bool = False, out: 
       folder: golden files; with `--model` a tiny checkpoint folder with io*.npz.
       model: the folder is a checkpoint.
     """
-    from jvidprune.cli.console import parity_tables
     from jvidprune.parity import run
 
     reports = run.reports(folder, model=model)
     passed = parity_tables(reports, as_json=out.json, quiet=out.quiet)
     if not passed:
         sys.exit(1)
+
+
+def parity_tables(reports: "Iterable[FileReport]", *, as_json: bool, quiet: bool) -> bool:
+    """Prints one table over all reports; True if every file passed."""
+    import dataclasses
+    import json
+
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from jvidprune.cli.console import marked
+
+    styles = {"ok": "green", "mismatch": "bold red", "not compared": "red"}
+    table = Table(box=box.SIMPLE_HEAD, title="parity with the reference implementations")
+    for name, justify in [
+        ("file", "left"),
+        ("method", "left"),
+        ("compared", "left"),
+        ("largest deviation", "right"),
+        ("allowed", "right"),
+        ("verdict", "left"),
+        ("note", "left"),
+    ]:
+        table.add_column(name, justify=justify, overflow="fold")  # type: ignore[arg-type]
+    records, counts, all_passed = [], dict.fromkeys(styles, 0), True
+    for report in reports:
+        all_passed &= report.passed
+        for number, row in enumerate(report.rows):
+            counts[row.verdict] += 1
+            records.append({"file": report.file, "method": report.method} | dataclasses.asdict(row))
+            table.add_row(
+                marked(report.file) if number == 0 else "",
+                report.method if number == 0 else "",
+                marked(row.what),
+                "" if row.deviation is None else f"{row.deviation:.3g}",
+                "" if row.limit is None else f"{row.limit:.3g}",
+                f"[{styles[row.verdict]}]{row.verdict}[/]",
+                marked(row.note),
+            )
+    summary = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count or verdict == "ok")
+    if as_json:
+        print(
+            json.dumps(
+                {"passed": all_passed, "counts": counts, "rows": records}, indent=1, allow_nan=False, default=str
+            )
+        )
+        return all_passed
+    width = None if sys.stdout.isatty() else 160
+    console = Console(width=width)
+    if not quiet:
+        console.print(table)
+    console.print(f"[bold {'green' if all_passed else 'red'}]{'passed' if all_passed else 'failed'}[/]: {summary}")
+    return all_passed

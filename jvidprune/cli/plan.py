@@ -59,7 +59,11 @@ def plan(*, choice: Annotated[PlanChoice, OmitArgPrefixes] = CHOICE, out: Common
     elif out.quiet:
         print("\n".join("fits" if row.memory.fits else "does not fit" for row in found))
     else:
-        out.console().plan(found)
+        console = out.console()
+        width = None if console.is_terminal else 120
+        console.print(plan_table(found), width=width)
+        if len(found) == 1:
+            console.print(stages_table(found[0]), width=width)
 
 
 @dataclasses.dataclass(frozen=True)

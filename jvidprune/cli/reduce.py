@@ -64,7 +64,7 @@ def reduce(
     elif out.quiet:
         print(choice.save)
     else:
-        console.reduction(record)
+        show_reduction(console, record)
 
 
 def draw_reduction(
@@ -152,3 +152,19 @@ def _save_film(path: Path, film: "np.ndarray") -> None:
 
 def _listing(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def show_reduction(console: "Console", record: dict[str, Any]) -> None:
+    """Where the drawing is, and the count of every method."""
+    from rich import box
+    from rich.table import Table
+
+    from jvidprune.cli.console import marked
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for name, justify in [("method", "left"), ("asked", "right"), ("tokens", "right"), ("of all", "right")]:
+        table.add_column(name, justify=justify)
+    for row in record["methods"]:
+        table.add_row(row["method"], f"{row['ratio']:.1%}", f"{row['tokens']:,}", f"{row['achieved']:.1%}")
+    console.print(table)
+    console.print(f"drawn on {record['frames']} frames: [bold]{marked(record['out'])}[/bold]")

@@ -20,9 +20,12 @@ from jvidprune.cli.options import (
 from jvidprune.errors import JvidpruneError
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from jvidprune.cli.console import Console
     from jvidprune.evals.hosts import Host
-    from jvidprune.evals.results import SweepTable
+    from jvidprune.evals.metrics import Cell
+    from jvidprune.evals.results import Cost, SweepTable
 
 METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
 """What is compared unless the user says otherwise."""
@@ -97,11 +100,11 @@ def sweep(
     if out.json:
         print_json(record)
     elif table is None:
-        console.unfinished(record)
+        show_unfinished(console, record)
     elif out.quiet:
         print(record["report"])
     else:
-        console.sweep(table, record)
+        show_sweep(console, table, record)
 
 
 def swept(
@@ -242,3 +245,88 @@ def open_host(launch: ProcessChoice) -> "tuple[Host, float]":
     if not (number.isdecimal() and of.isdecimal() and int(of)):
         raise JvidpruneError(f"a host is written as in 0/4, got {launch.host!r}.")
     return Host(int(number), int(of)), 0.0
+
+
+def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) -> None:
+    """Accuracy of every method at every ratio with its interval, and where the files are."""
+    from jvidprune.cli.console import marked
+    from jvidprune.cli.left_out import show_left_out
+
+    console.print(sweep_table(table, intervals=console.width >= 130))
+    for method, reasons in table.refused.items():
+        console.print(f"[dim]{method}: {marked(next(iter(reasons.values())))}[/dim]", plain=True)
+    if record["untrained"]:
+        console.print(
+            "[yellow]The weights of this model are random: its accuracies are noise, its costs are real.[/yellow]"
+        )
+    show_left_out(console, record)
+    resumed = f" ({record['resumed_samples']:,} were there)" if record["resumed_samples"] else ""
+    console.print(f"{record['samples']:,} answers{resumed} · table.csv, plots and records beside the report")
+    console.print(f"report: [bold]{marked(record['report'])}[/bold]", unbroken=True)
+
+
+def show_unfinished(console: "Console", record: dict[str, Any]) -> None:
+    """A host that is done before others."""
+    from jvidprune.cli.console import marked
+
+    console.print(
+        f"host {record['host']} of {record['hosts']} has done its clips; the host that finishes last writes the "
+        f"report. If one has died, start it again, or the whole command: {marked(record['folder'])}",
+        plain=True,
+    )
+
+
+def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
+    """Methods by ratios, the best of a column bold; tokens and times are those of the smallest ratio a method has."""
+    from rich import box
+    from rich.table import Table
+
+    from jvidprune.cli.console import marked
+    from jvidprune.evals.metrics import FULL
+    from jvidprune.evals.plan import BASELINES, BLIND
+
+    full, blind = table.cell(FULL, 1.0), table.cell(BLIND, 0.0)
+    caption = [f"{table.clips} clips, {full.questions} questions" if full else f"{table.clips} clips"]
+    caption += ["accuracy in per cent" + " with 95 % intervals" * intervals]
+    smallest = min(table.ratios)
+    swept = [method for method in table.methods if method not in BASELINES]
+    refused = any(table.cell(method, smallest) is None for method in swept)
+    else_at = " (tokens and ms else at a method's smallest)" * refused
+    caption += [f"share of unpruned, tokens and ms an answer at {100 * smallest:g} %{else_at}"]
+    out = Table(box=box.SIMPLE_HEAD, caption=" · ".join(caption), caption_justify="left")
+    out.add_column("method", no_wrap=True)
+    for ratio in table.ratios:
+        out.add_column(f"{100 * ratio:g} %", justify="right", no_wrap=True)
+    for name in ("share", "tokens", "ms"):
+        out.add_column(name, justify="right", no_wrap=True)
+    best = {r: max((c.accuracy for m in swept if (c := table.cell(m, r))), default=-1.0) for r in table.ratios}
+    for cell in (full, blind):
+        if cell is not None:
+            row = [_accuracy(cell, intervals), *[""] * (len(table.ratios) - 1), "", f"{cell.kept:,.0f}"]
+            cost = table.costs[cell.method, cell.ratio]
+            out.add_row(BASELINES[cell.method], *row, _milliseconds(cost), style="dim", end_section=cell is blind)
+    for method in swept:
+        cells = [table.cell(method, ratio) for ratio in table.ratios]
+        texts = ["–" if c is None else _accuracy(c, intervals, bold=c.accuracy == best[c.ratio]) for c in cells]
+        last = min((c for c in cells if c is not None), key=lambda cell: cell.ratio, default=None)
+        if last is not None:
+            at = last.ratio
+            rel = f"{100 * last.relative:.0f} %" if last.relative == last.relative and at == smallest else ""
+            out.add_row(
+                marked(table.titles.get(method, method)),
+                *texts,
+                rel,
+                f"{last.kept:,.0f}",
+                _milliseconds(table.costs[method, at]),
+            )
+    return out
+
+
+def _milliseconds(cost: "Cost") -> str:
+    return f"{1000 * cost.answer:,.1f}" if cost.answer == cost.answer else ""
+
+
+def _accuracy(cell: "Cell", interval: bool, *, bold: bool = False) -> str:
+    number = f"{100 * cell.accuracy:.1f}"
+    text = f"[bold]{number}[/bold]" if bold else number
+    return f"{text} [dim]{100 * cell.low:.0f}–{100 * cell.high:.0f}[/dim]" if interval else text

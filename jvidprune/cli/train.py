@@ -112,7 +112,7 @@ def train(
     elif out.quiet:
         print(record["model"])
     else:
-        console.training(record)
+        show_training(console, record)
 
 
 def read_rates(text: str) -> dict[str, float]:
@@ -190,3 +190,19 @@ def describe(line: dict[str, float]) -> str:
     shown |= {"eval/accuracy": "held-out accuracy"}
     values = (f"{title} {line[name]:.4g}" for name, title in shown.items() if name in line)
     return f"step {int(line['step'])}: {', '.join(values)}"
+
+
+def show_training(console: "Console", record: dict[str, Any]) -> None:
+    """Where the trained checkpoint is, and what it reached."""
+    from jvidprune.cli.console import marked
+    from jvidprune.cli.left_out import show_left_out
+
+    kept, visual = record["kept"], record["visual"]
+    show_left_out(console, record)
+    console.print(f"a clip keeps {kept:,} of {visual:,} visual tokens ({kept / visual:.1%})")
+    for name, value in record["metrics"].items():
+        console.print(f"{name} {value:.4g}", plain=True)
+    console.print(
+        f"checkpoint of step {record['best_step']} of {record['steps']}: [bold]{marked(record['model'])}[/bold]",
+        unbroken=True,
+    )

@@ -34,7 +34,7 @@ def video(
     elif out.quiet:
         print(seen.info.frames)
     else:
-        out.console().show(look_table(seen))
+        out.console().print(look_table(seen))
 
 
 @dataclasses.dataclass(frozen=True)
