@@ -1,7 +1,5 @@
 """CDPruner: golden files, plain determinants, both kernels, halves, relevance of every source, degenerate inputs."""
 
-import doctest
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 import jvidprune
 from jvidprune import VideoTokens, reducers
 from jvidprune.parity import cdpruner as parity
-from jvidprune.reducers import cdpruner
 from jvidprune.reducers.cdpruner import CDPruner
 
 OFFICIAL = CDPruner(variant="official", relevance="joint")
@@ -25,10 +22,6 @@ def test_golden_files_match(path):
 
 def test_no_other_methods_files_are_taken():
     checks.check_others_refused("cdpruner", parity.COMPARERS)
-
-
-def test_the_example_runs():
-    assert doctest.testmod(cdpruner).failed == 0
 
 
 def asked(seed=0, frames=4, grid=(4, 5), dim=24, **kwargs):

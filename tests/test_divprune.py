@@ -1,7 +1,5 @@
 """DivPrune: golden files, a plain numpy version, one order for all ratios, repeats, zero tokens, large videos."""
 
-import doctest
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 import jvidprune
 from jvidprune import Layout, VideoTokens, reducers
 from jvidprune.parity import divprune as parity
-from jvidprune.reducers import divprune
 from jvidprune.reducers.divprune import DivPrune, farthest_first, keep_count
 
 
@@ -23,10 +20,6 @@ def test_golden_files_match(path):
 
 def test_no_other_methods_files_are_taken():
     checks.check_others_refused("divprune", parity.COMPARERS)
-
-
-def test_the_example_runs():
-    assert doctest.testmod(divprune).failed == 0
 
 
 def plain_order(x, count):

@@ -1,7 +1,5 @@
 """LLaVA-Scissor: golden files, a plain union-find version, thresholds found for a ratio, padding, zero tokens."""
 
-import doctest
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -24,10 +22,6 @@ def test_golden_files_match(path):
 
 def test_no_other_methods_files_are_taken():
     checks.check_others_refused("scissor", parity.COMPARERS)
-
-
-def test_the_example_runs():
-    assert doctest.testmod(scissor).failed == 0
 
 
 def components(z, tau):

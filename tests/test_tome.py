@@ -1,7 +1,5 @@
 """ToMe: golden files, a plain numpy version, exact means and counts, short clips, both orders of rows."""
 
-import doctest
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +10,6 @@ from hypothesis import strategies as st
 import jvidprune
 from jvidprune import Layout, VideoTokens, reducers
 from jvidprune.parity import tome as parity
-from jvidprune.reducers import tome
 from jvidprune.reducers.tome import ToMe, keep_count
 
 
@@ -23,10 +20,6 @@ def test_golden_files_match(path):
 
 def test_no_other_methods_files_are_taken():
     checks.check_others_refused("tome", parity.COMPARERS)
-
-
-def test_the_example_runs():
-    assert doctest.testmod(tome).failed == 0
 
 
 def plain(tokens, target, heads=1):

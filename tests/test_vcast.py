@@ -1,7 +1,5 @@
 """V-CAST: golden files, a plain numpy version, frame budgets, leftovers, still videos, single frames, DeepStack."""
 
-import doctest
-
 import numpy as np
 import pytest
 import reducer_checks as checks
@@ -11,7 +9,6 @@ from hypothesis import strategies as st
 import jvidprune
 from jvidprune import Layout, VideoTokens, reducers
 from jvidprune.parity import vcast as parity
-from jvidprune.reducers import vcast
 from jvidprune.reducers.vcast import VCAST
 
 
@@ -22,10 +19,6 @@ def test_golden_files_match(path):
 
 def test_no_other_methods_files_are_taken():
     checks.check_others_refused("vcast", parity.COMPARERS)
-
-
-def test_the_example_runs():
-    assert doctest.testmod(vcast).failed == 0
 
 
 def plain_weights(x):

@@ -93,34 +93,11 @@ class CDPruner(PositionedReducer):
     scope: Literal["frame", "video"] = "frame"
     range: Literal["all", "each"] = "all"
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="cdpruner",
-        title="CDPruner",
-        paper="2506.10967",
-        summary="Keeps tokens of each frame that are relevant to the question and unlike each other.",
-        nested=True,
-        merges=False,
-        exact=True,
-        quirks=(
-            "without a text tower the relevance and the kernel are OpenVINO GenAI's, from the question's embeddings "
-            "(variant='official', relevance='joint' for the authors')",
-            "each half of a frame is pruned by itself (split=False)",
-            "the authors' relevance is minus the cosine, scaled over all frames together (range='each')",
-        ),
-    )
-    # The authors publish LLaVA-1.5 and 1.6 for images, OpenVINO GenAI its defaults for Qwen.
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
-
     @property
     def needs(self) -> frozenset[str]:
         """What the relevance is made from."""
         given = {"text": ("text",), "joint": ("joint_image", "joint_text"), "given": ("relevance",)}
         return frozenset(given[self.relevance])
-
-    @property
-    def parts(self) -> int:
-        """2 where each list is split, else 1."""
-        return 2 if self.split and self.variant == "llm_embedding" else 1
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> CDPrunerShared:
         """Relevance and the order of the picks, as many as the capacity has room for; a sink rule has no place here."""
@@ -161,21 +138,10 @@ class CDPruner(PositionedReducer):
         # Too small a capacity also shortens the order: the count still tells what was asked for.
         return plan._replace(count=keep * jnp.sum(jnp.any(shared.part, axis=(1, 2)), dtype=jnp.int32))
 
-    def budget(self, layout: Layout, ratio: float) -> CDPrunerBudget:
-        """k of each frame, or of the video."""
-        total = layout.tokens if self.scope == "frame" else layout.total
-        return CDPrunerBudget(np.int32(kept_of(total, check_ratio(ratio))))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """Exactly k; k a frame, padding frames included, with `scope="frame"`."""
-        return int(self.budget(layout, ratio).keep) * (layout.slots if self.scope == "frame" else 1)
-
     @property
-    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
-        """Tokens kept of every frame, None where frames differ."""
-        if self.scope == "video":
-            return None
-        return lambda layout, ratio: kept_of(layout.tokens, check_ratio(ratio))
+    def parts(self) -> int:
+        """2 where each list is split, else 1."""
+        return 2 if self.split and self.variant == "llm_embedding" else 1
 
     def _rho(self, video: VideoTokens) -> Float[Array, "T N"]:
         """What a token has to do with the question, unscaled."""
@@ -206,6 +172,41 @@ class CDPruner(PositionedReducer):
         else:
             scaled = above / (span + EPS)
         return jnp.sum(jnp.where(part, scaled, 0.0), axis=1)
+
+    def budget(self, layout: Layout, ratio: float) -> CDPrunerBudget:
+        """k of each frame, or of the video."""
+        total = layout.tokens if self.scope == "frame" else layout.total
+        return CDPrunerBudget(np.int32(kept_of(total, check_ratio(ratio))))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """Exactly k; k a frame, padding frames included, with `scope="frame"`."""
+        return int(self.budget(layout, ratio).keep) * (layout.slots if self.scope == "frame" else 1)
+
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
+        """Tokens kept of every frame, None where frames differ."""
+        if self.scope == "video":
+            return None
+        return lambda layout, ratio: kept_of(layout.tokens, check_ratio(ratio))
+
+    # The authors publish LLaVA-1.5 and 1.6 for images, OpenVINO GenAI its defaults for Qwen.
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="cdpruner",
+        title="CDPruner",
+        paper="2506.10967",
+        summary="Keeps tokens of each frame that are relevant to the question and unlike each other.",
+        nested=True,
+        merges=False,
+        exact=True,
+        quirks=(
+            "without a text tower the relevance and the kernel are OpenVINO GenAI's, from the question's embeddings "
+            "(variant='official', relevance='joint' for the authors')",
+            "each half of a frame is pruned by itself (split=False)",
+            "the authors' relevance is minus the cosine, scaled over all frames together (range='each')",
+        ),
+    )
 
 
 def greedy_map(

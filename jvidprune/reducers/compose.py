@@ -1,4 +1,16 @@
-"""Chaining reducers under one ratio: an exact per-frame method first, any other on the tokens it leaves."""
+"""Chaining reducers under one ratio: an exact per-frame method first, any other on the tokens it leaves.
+
+1. The first method keeps K1 tokens of every frame: the share ratio^split, rounded to a rung of the ladder.
+2. What it leaves is a video of (T, K1, D) tokens with the evidence of the tokens it kept.
+3. The second method keeps the share ratio * N / K1 of these, so that the total is the ratio.
+4. Weights multiply: every row is a weighting of the original tokens.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> chain = jvidprune.reducers.Sequential("attention_topk(scope='frame')", "divprune", ladder=(0.5,))
+>>> jvidprune.reduce(chain, synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+72
+"""
 
 import dataclasses
 import math
@@ -91,21 +103,10 @@ class Sequential(PositionedReducer):
     backbone: registry.Backbone | None = None
     layers: Count | None = None
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="sequential",
-        title="Sequential",
-        paper="-",
-        summary="Runs one reducer on the tokens that another leaves, under one ratio: visionzip+flashvid for short.",
-        nested=False,
-        merges=True,
-        exact=False,
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {name: {"backbone": name} for name in registry.BACKBONES}
-
-    @classmethod
-    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """The depth of the model, for stages given by a text; see `registry.get`."""
-        return {"layers": layers}
+    @property
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What either stage needs."""
+        return frozenset(self.first.needs) | frozenset(self.second.needs)
 
     def __post_init__(self) -> None:
         for name in ("first", "second"):
@@ -138,90 +139,6 @@ class Sequential(PositionedReducer):
             )
         if not self.ladder:
             raise JvidpruneError("Sequential's ladder must have at least one ratio in (0, 1], got none.")
-
-    def named_inside(self, name: str) -> Reducer:
-        """With the published settings of the backbone, at the depth of the model."""
-        return registry.get(name, self.backbone, self.layers)
-
-    @property
-    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What either stage needs."""
-        return frozenset(self.first.needs) | frozenset(self.second.needs)
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The second stage's, and the first's positions where it has none."""
-        rules = prompt_rules(self.second)
-        positions = self.positions or rules.positions or prompt_rules(self.first).positions
-        # Rows of the second stage name tokens of the first one's, which are in their own places.
-        return rules._replace(positions=positions, official_places=False)
-
-    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
-        """The second stage's cuts inside the language model, which do not follow the ratio."""
-        return inner_stages(self.second, _ANY)
-
-    @property
-    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
-        """Tokens of every frame where the second stage keeps an equal number too, as that one counts them."""
-        rule = full(self.second).tokens_per_frame
-        return None if rule is None else lambda layout, ratio: rule(*self.shares(layout, ratio)[1])
-
-    def budget(self, layout: Layout, ratio: float) -> SequentialBudget:
-        """The rung for a ratio and both stages' budgets.
-
-        Raises:
-          JvidpruneError: what either stage raises at its share, or a ladder without a usable rung.
-        """
-        index, rungs = self._choose(layout, ratio)
-        second = []
-        for i, rung in enumerate(rungs):
-            share = self._second_ratio(layout, ratio, rung.kept) if i == index else 1.0
-            second.append(self.second.budget(_inside(layout, rung.kept), share))
-        first = tuple(self.first.budget(layout, rung.ratio) for rung in rungs)
-        return SequentialBudget(np.int32(index), first, tuple(second))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """The second stage's bound on the tokens of the first."""
-        return self.second.capacity(*self.shares(layout, ratio)[1])
-
-    def shares(self, layout: Layout, ratio: float) -> tuple[tuple[Layout, float], tuple[Layout, float]]:
-        """What each stage is given for a total ratio: its video and its own ratio.
-
-        Raises:
-          JvidpruneError: as for `budget`.
-        """
-        index, rungs = self._choose(layout, ratio)
-        kept = rungs[index].kept
-        second = _inside(layout, kept), self._second_ratio(layout, ratio, kept)
-        return (layout, rungs[index].ratio), second
-
-    def _second_ratio(self, layout: Layout, ratio: float, kept: int) -> float:
-        return min(1.0, ratio * layout.tokens / kept)
-
-    def _rungs(self, layout: Layout) -> tuple[_Rung, ...]:
-        """Rungs that the first stage can run at on this grid, one for each count; the same for any ratio."""
-        rule = full(self.first).tokens_per_frame
-        assert rule is not None
-        found: dict[int, _Rung] = {}
-        for ratio in sorted(self.ladder):
-            try:
-                kept = rule(layout, ratio)
-            except JvidpruneError:
-                continue
-            if kept >= 1:
-                found.setdefault(kept, _Rung(ratio, kept))
-        if not found:
-            raise JvidpruneError(f"{title_of(self.first)} keeps no token of a frame at any rung of the ladder.")
-        return tuple(found.values())
-
-    def _choose(self, layout: Layout, ratio: float) -> tuple[int, tuple[_Rung, ...]]:
-        ratio = check_ratio(ratio)
-        rungs = self._rungs(layout)
-        wanted = self.split * math.log(ratio)
-        # Rungs below the ratio itself leave the second stage nothing to do and miss the total.
-        usable = [i for i, rung in enumerate(rungs) if rung.kept >= ratio * layout.tokens * (1 - 1e-9)]
-        usable = usable or [max(range(len(rungs)), key=lambda i: rungs[i].kept)]
-        return min(usable, key=lambda i: abs(math.log(rungs[i].kept / layout.tokens) - wanted)), rungs
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
         """The first stage's shared work; the second's depends on which tokens the first keeps.
@@ -259,6 +176,33 @@ class Sequential(PositionedReducer):
         handed = jnp.asarray([rung.kept for rung in rungs], jnp.int32)[budget.rung]
         return plan._replace(diagnostics={"handed_over_per_frame": handed})
 
+    def named_inside(self, name: str) -> Reducer:
+        """With the published settings of the backbone, at the depth of the model."""
+        return registry.get(name, self.backbone, self.layers)
+
+    def shares(self, layout: Layout, ratio: float) -> tuple[tuple[Layout, float], tuple[Layout, float]]:
+        """What each stage is given for a total ratio: its video and its own ratio.
+
+        Raises:
+          JvidpruneError: as for `budget`.
+        """
+        index, rungs = self._choose(layout, ratio)
+        kept = rungs[index].kept
+        second = _inside(layout, kept), self._second_ratio(layout, ratio, kept)
+        return (layout, rungs[index].ratio), second
+
+    def _second_ratio(self, layout: Layout, ratio: float, kept: int) -> float:
+        return min(1.0, ratio * layout.tokens / kept)
+
+    def _choose(self, layout: Layout, ratio: float) -> tuple[int, tuple[_Rung, ...]]:
+        ratio = check_ratio(ratio)
+        rungs = self._rungs(layout)
+        wanted = self.split * math.log(ratio)
+        # Rungs below the ratio itself leave the second stage nothing to do and miss the total.
+        usable = [i for i, rung in enumerate(rungs) if rung.kept >= ratio * layout.tokens * (1 - 1e-9)]
+        usable = usable or [max(range(len(rungs)), key=lambda i: rungs[i].kept)]
+        return min(usable, key=lambda i: abs(math.log(rungs[i].kept / layout.tokens) - wanted)), rungs
+
     def _run(
         self, video: VideoTokens, work: Any, rung: _Rung, first_budget: Budget, second_budget: Budget, capacity: int
     ) -> Plan:
@@ -271,6 +215,75 @@ class Sequential(PositionedReducer):
         inner = lax.stop_gradient(kept_video(video, first, rung.kept))
         second = self.second.plan(inner, second_budget, capacity=capacity)
         return multiply_plans(first, second)
+
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
+        """Tokens of every frame where the second stage keeps an equal number too, as that one counts them."""
+        rule = full(self.second).tokens_per_frame
+        return None if rule is None else lambda layout, ratio: rule(*self.shares(layout, ratio)[1])
+
+    def budget(self, layout: Layout, ratio: float) -> SequentialBudget:
+        """The rung for a ratio and both stages' budgets.
+
+        Raises:
+          JvidpruneError: what either stage raises at its share, or a ladder without a usable rung.
+        """
+        index, rungs = self._choose(layout, ratio)
+        second = []
+        for i, rung in enumerate(rungs):
+            share = self._second_ratio(layout, ratio, rung.kept) if i == index else 1.0
+            second.append(self.second.budget(_inside(layout, rung.kept), share))
+        first = tuple(self.first.budget(layout, rung.ratio) for rung in rungs)
+        return SequentialBudget(np.int32(index), first, tuple(second))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """The second stage's bound on the tokens of the first."""
+        return self.second.capacity(*self.shares(layout, ratio)[1])
+
+    def _rungs(self, layout: Layout) -> tuple[_Rung, ...]:
+        """Rungs that the first stage can run at on this grid, one for each count; the same for any ratio."""
+        rule = full(self.first).tokens_per_frame
+        assert rule is not None
+        found: dict[int, _Rung] = {}
+        for ratio in sorted(self.ladder):
+            try:
+                kept = rule(layout, ratio)
+            except JvidpruneError:
+                continue
+            if kept >= 1:
+                found.setdefault(kept, _Rung(ratio, kept))
+        if not found:
+            raise JvidpruneError(f"{title_of(self.first)} keeps no token of a frame at any rung of the ladder.")
+        return tuple(found.values())
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The second stage's, and the first's positions where it has none."""
+        rules = prompt_rules(self.second)
+        positions = self.positions or rules.positions or prompt_rules(self.first).positions
+        # Rows of the second stage name tokens of the first one's, which are in their own places.
+        return rules._replace(positions=positions, official_places=False)
+
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
+        """The second stage's cuts inside the language model, which do not follow the ratio."""
+        return inner_stages(self.second, _ANY)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {name: {"backbone": name} for name in registry.BACKBONES}
+
+    @classmethod
+    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """The depth of the model, for stages given by a text; see `registry.get`."""
+        return {"layers": layers}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="sequential",
+        title="Sequential",
+        paper="-",
+        summary="Runs one reducer on the tokens that another leaves, under one ratio: visionzip+flashvid for short.",
+        nested=False,
+        merges=True,
+        exact=False,
+    )
 
 
 def chain(*stages: Reducer, shares: Sequence[float] | None = None, **settings: Any) -> Reducer:

@@ -1,4 +1,13 @@
-"""Controls: reducers any published method has to beat. Counts round half up and are at least one."""
+"""Controls: reducers any published method has to beat. Counts round half up and are at least one.
+
+`Random` keeps tokens at random, `Uniform` every so many in raster order, `FrameDrop` whole frames evenly spaced, and
+`AttentionTopK` those with most attention of the tower's last block.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("uniform"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+72
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -51,6 +60,16 @@ class _Ranked(PositionedReducer):
 
     scope: str
 
+    def decide(self, shared: RankShared, budget: CountBudget, *, capacity: int) -> Plan:
+        """The first ranks, ascending by id."""
+        keep = (shared.rank < budget.keep) & shared.frame_mask[:, None]
+        return compact.selection_plan(keep.reshape(-1), capacity)
+
+    def _ranks(self, scores: Array, mask: Array) -> RankShared:
+        scores = jnp.where(mask[:, None], scores.astype(jnp.float32), -jnp.inf)
+        shape = scores.shape if self.scope == "frame" else (1, -1)
+        return RankShared(rank_descending(scores.reshape(shape)).reshape(scores.shape), mask)
+
     def budget(self, layout: Layout, ratio: float) -> CountBudget:
         """Kept ranks of the video, or of each frame."""
         total = layout.total if self.scope == "video" else layout.tokens
@@ -67,16 +86,6 @@ class _Ranked(PositionedReducer):
             return None
         return lambda layout, ratio: kept_of(layout.tokens, check_ratio(ratio))
 
-    def decide(self, shared: RankShared, budget: CountBudget, *, capacity: int) -> Plan:
-        """The first ranks, ascending by id."""
-        keep = (shared.rank < budget.keep) & shared.frame_mask[:, None]
-        return compact.selection_plan(keep.reshape(-1), capacity)
-
-    def _ranks(self, scores: Array, mask: Array) -> RankShared:
-        scores = jnp.where(mask[:, None], scores.astype(jnp.float32), -jnp.inf)
-        shape = scores.shape if self.scope == "frame" else (1, -1)
-        return RankShared(rank_descending(scores.reshape(shape)).reshape(scores.shape), mask)
-
 
 @dataclasses.dataclass(frozen=True)
 class Random(_Ranked):
@@ -92,16 +101,16 @@ class Random(_Ranked):
     seed: Seed = 0
     scope: Literal["video", "frame"] = "video"
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        "random", "Random", "-", "Keeps tokens at random.", nested=True, merges=False, exact=True
-    )
-
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> RankShared:
         """Ranks of one uniform draw a token."""
         frames, n, _ = video.features.shape
         key = jax.random.key(self.seed)
         scores = jax.vmap(lambda t: jax.random.uniform(jax.random.fold_in(key, t), (n,)))(jnp.arange(frames))
         return self._ranks(scores, video.frame_mask)
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "random", "Random", "-", "Keeps tokens at random.", nested=True, merges=False, exact=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,9 +123,6 @@ class AttentionTopK(_Ranked):
 
     scope: Literal["video", "frame"] = "video"
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        "attention_topk", "Attention top-k", "-", "Keeps the most attended tokens.", True, False, True
-    )
     needs = frozenset({"attention_last"})
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> RankShared:
@@ -127,14 +133,23 @@ class AttentionTopK(_Ranked):
             attention = sink.adjust(attention, groups, video.frame_mask).attention
         return self._ranks(attention, video.frame_mask)
 
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "attention_topk", "Attention top-k", "-", "Keeps the most attended tokens.", True, False, True
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class Uniform(PositionedReducer):
     """Keeps evenly spaced tokens of the video in raster order; blind to content, so its budget is the selection."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        "uniform", "Uniform", "-", "Keeps evenly spaced tokens.", nested=False, merges=False, exact=True
-    )
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Bool[Array, "T"]:
+        """Nothing but the frame mask."""
+        return video.frame_mask
+
+    def decide(self, shared: Bool[Array, "T"], budget: TableBudget, *, capacity: int) -> Plan:
+        """The table as a plan."""
+        keep = jnp.asarray(budget.keep).reshape(shared.shape[0], -1) * shared[:, None]
+        return compact.selection_plan(keep.reshape(-1), capacity)
 
     def budget(self, layout: Layout, ratio: float) -> TableBudget:
         """The kept tokens, spread over the real frames."""
@@ -146,23 +161,23 @@ class Uniform(PositionedReducer):
         """Exactly the kept tokens."""
         return kept_of(layout.total, check_ratio(ratio))
 
-    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Bool[Array, "T"]:
-        """Nothing but the frame mask."""
-        return video.frame_mask
-
-    def decide(self, shared: Bool[Array, "T"], budget: TableBudget, *, capacity: int) -> Plan:
-        """The table as a plan."""
-        keep = jnp.asarray(budget.keep).reshape(shared.shape[0], -1) * shared[:, None]
-        return compact.selection_plan(keep.reshape(-1), capacity)
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "uniform", "Uniform", "-", "Keeps evenly spaced tokens.", nested=False, merges=False, exact=True
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class FrameDrop(PositionedReducer):
     """Keeps evenly spaced frames whole: kept_of(T, ratio) of them."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        "frame_drop", "Frame drop", "-", "Keeps evenly spaced frames whole.", nested=False, merges=False, exact=True
-    )
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Bool[Array, "T N"]:
+        """The frame mask, once a token."""
+        return jnp.broadcast_to(video.frame_mask[:, None], video.features.shape[:2])
+
+    def decide(self, shared: Bool[Array, "T N"], budget: TableBudget, *, capacity: int) -> Plan:
+        """All tokens of the kept frames."""
+        keep = shared & (jnp.asarray(budget.keep)[:, None] > 0)
+        return compact.selection_plan(keep.reshape(-1), capacity)
 
     def budget(self, layout: Layout, ratio: float) -> TableBudget:
         """The kept frames."""
@@ -174,11 +189,6 @@ class FrameDrop(PositionedReducer):
         """Kept frames times tokens of a frame."""
         return kept_of(layout.frames, check_ratio(ratio)) * layout.tokens
 
-    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Bool[Array, "T N"]:
-        """The frame mask, once a token."""
-        return jnp.broadcast_to(video.frame_mask[:, None], video.features.shape[:2])
-
-    def decide(self, shared: Bool[Array, "T N"], budget: TableBudget, *, capacity: int) -> Plan:
-        """All tokens of the kept frames."""
-        keep = shared & (jnp.asarray(budget.keep)[:, None] > 0)
-        return compact.selection_plan(keep.reshape(-1), capacity)
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "frame_drop", "Frame drop", "-", "Keeps evenly spaced frames whole.", nested=False, merges=False, exact=True
+    )

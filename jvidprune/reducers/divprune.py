@@ -78,23 +78,6 @@ class DivPrune(PositionedReducer):
     scope: Literal["video", "frame"] = "video"
     distinct: bool = True
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="divprune",
-        title="DivPrune",
-        paper="2503.02175",
-        summary="Keeps the tokens of the whole video that lie farthest from each other.",
-        nested=True,
-        merges=False,
-        exact=True,
-        quirks=(
-            "tokens are taken again where only equal ones are left in the released code; here never "
-            "(distinct=False repeats them)",
-            "nothing is kept for every frame (scope='frame' shares the budget equally)",
-        ),
-    )
-    # No settings of these families are published: the released code is one function for one image.
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> DivPruneShared:
         """The order of the picks, as many as the capacity has room for; a sink rule has no place here."""
         frames, n, dim = video.features.shape
@@ -131,6 +114,24 @@ class DivPrune(PositionedReducer):
         if self.scope == "video":
             return None
         return lambda layout, ratio: keep_count(layout.tokens, check_ratio(ratio))
+
+    # No settings of these families are published: the released code is one function for one image.
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="divprune",
+        title="DivPrune",
+        paper="2503.02175",
+        summary="Keeps the tokens of the whole video that lie farthest from each other.",
+        nested=True,
+        merges=False,
+        exact=True,
+        quirks=(
+            "tokens are taken again where only equal ones are left in the released code; here never "
+            "(distinct=False repeats them)",
+            "nothing is kept for every frame (scope='frame' shares the budget equally)",
+        ),
+    )
 
 
 def keep_count(total: int, ratio: float) -> int:

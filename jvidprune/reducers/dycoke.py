@@ -1,8 +1,18 @@
 """DyCoke: drop what a frame repeats from its neighbours, and read less of the cache while decoding (arXiv 2411.15024).
 
-`DyCoke` is the reducer before the language model (temporal token merging, TTM: in spite of its name it drops). Where
-`decode_layer` is set, the decoder also runs the decoding-time policy (DP), `models.decode_policy.DecodePolicy`. Both
-follow `KD-TAO/DyCoke`.
+1. TTM: the video is read in windows of four frames, whose first frame stays whole.
+2. s is the cosine of a token with the one at the same place: frames 1 and 3 are compared with the frame before them,
+   frame 2 with frame 0.
+3. Each of these frames keeps the m = int((1 - K) * N) tokens of smallest s, K = 4 (1 - ratio) / 3.
+4. DP, while decoding and from layer L on: the cache is read at the 1 - P most attended video tokens, a set that is
+   renewed where attention has moved (`decode_layer`, `models.decode_policy.DecodePolicy`).
+
+In spite of its name the first part (temporal token merging, TTM) drops tokens. Both follow `KD-TAO/DyCoke`.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("dycoke"), synthetic_tokens(grid=(6, 6)), 0.5).count.item()
+163
 """
 
 import dataclasses
@@ -72,28 +82,28 @@ class DyCoke(PositionedReducer):
     decode_threshold: float = 0.9
     decode_mode: Literal["official", "paper"] = "official"
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="dycoke",
-        title="DyCoke",
-        paper="2411.15024",
-        summary="Keeps every fourth frame whole and the least repeated tokens of the frames between.",
-        nested=True,
-        merges=False,
-        exact=True,
-        quirks=(
-            "odd videos lose their last frame, the last window keeps its third frame (mode='fixed' does neither)",
-            "tokens of a pruned frame come in order of similarity (mode='fixed' sorts them)",
-            "the ratio is nominal: 32 frames at 47.5 % keep 49.4 % (no option)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}}
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> DyCokeShared:
+        """Similarities, ranks and the role of every frame; nothing here depends on the budget."""
+        frames, n, _ = video.features.shape
+        similarity = _reference_similarity(video.features)
+        real = jnp.sum(video.frame_mask, dtype=jnp.int32)
+        complete, dropped = _roles(jnp.arange(frames, dtype=jnp.int32), real, self.mode)
+        dropped = dropped | ~video.frame_mask
+        token = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (frames, n))
+        rank = rank_ascending(similarity)
+        if self.mode == "official":
+            token, rank = jnp.where(complete[:, None], token, rank_of_order(rank)), token
+        return DyCokeShared(similarity, token, rank, complete, dropped)
 
-    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
-        """The decoding stage."""
-        if self.decode_layer is None:
-            return ()
-        rule = DynamicDecode(self.decode_threshold, self.decode_mode)
-        return (InnerStage(self.decode_layer, rule, Kept(1 - self.decode_dropped, "floor")),)
+    def decide(self, shared: DyCokeShared, budget: DyCokeBudget, *, capacity: int) -> Plan:
+        """Whole frames and the first `keep` places of the pruned ones."""
+        frames, n = shared.token.shape
+        keep = (shared.complete[:, None] | (shared.rank < budget.keep)) & ~shared.dropped[:, None]
+        ids = (shared.token + jnp.arange(frames, dtype=jnp.int32)[:, None] * n).reshape(-1)
+        nothing = jnp.zeros((0, frames * n))
+        diagnostics = {"similarity": shared.similarity, "complete": shared.complete, "dropped": shared.dropped}
+        keep = keep.reshape(-1)
+        return compact.slotted_plan(ids, keep, keep, nothing.astype(jnp.int32), nothing, capacity, diagnostics)
 
     def budget(self, layout: Layout, ratio: float) -> DyCokeBudget:
         """Tokens kept of a pruned frame for a nominal ratio.
@@ -121,28 +131,29 @@ class DyCoke(PositionedReducer):
         complete, dropped = (np.asarray(v) for v in _roles(np.arange(layout.frames), layout.frames, self.mode))
         return int(np.where(dropped, 0, np.where(complete, layout.tokens, keep)).sum())
 
-    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> DyCokeShared:
-        """Similarities, ranks and the role of every frame; nothing here depends on the budget."""
-        frames, n, _ = video.features.shape
-        similarity = _reference_similarity(video.features)
-        real = jnp.sum(video.frame_mask, dtype=jnp.int32)
-        complete, dropped = _roles(jnp.arange(frames, dtype=jnp.int32), real, self.mode)
-        dropped = dropped | ~video.frame_mask
-        token = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32), (frames, n))
-        rank = rank_ascending(similarity)
-        if self.mode == "official":
-            token, rank = jnp.where(complete[:, None], token, rank_of_order(rank)), token
-        return DyCokeShared(similarity, token, rank, complete, dropped)
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
+        """The decoding stage."""
+        if self.decode_layer is None:
+            return ()
+        rule = DynamicDecode(self.decode_threshold, self.decode_mode)
+        return (InnerStage(self.decode_layer, rule, Kept(1 - self.decode_dropped, "floor")),)
 
-    def decide(self, shared: DyCokeShared, budget: DyCokeBudget, *, capacity: int) -> Plan:
-        """Whole frames and the first `keep` places of the pruned ones."""
-        frames, n = shared.token.shape
-        keep = (shared.complete[:, None] | (shared.rank < budget.keep)) & ~shared.dropped[:, None]
-        ids = (shared.token + jnp.arange(frames, dtype=jnp.int32)[:, None] * n).reshape(-1)
-        nothing = jnp.zeros((0, frames * n))
-        diagnostics = {"similarity": shared.similarity, "complete": shared.complete, "dropped": shared.dropped}
-        keep = keep.reshape(-1)
-        return compact.slotted_plan(ids, keep, keep, nothing.astype(jnp.int32), nothing, capacity, diagnostics)
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="dycoke",
+        title="DyCoke",
+        paper="2411.15024",
+        summary="Keeps every fourth frame whole and the least repeated tokens of the frames between.",
+        nested=True,
+        merges=False,
+        exact=True,
+        quirks=(
+            "odd videos lose their last frame, the last window keeps its third frame (mode='fixed' does neither)",
+            "tokens of a pruned frame come in order of similarity (mode='fixed' sorts them)",
+            "the ratio is nominal: 32 frames at 47.5 % keep 49.4 % (no option)",
+        ),
+    )
 
 
 def _roles(frame: Any, frames: Any, mode: str) -> tuple[Any, Any]:

@@ -1,7 +1,16 @@
 """EVS: keep the tokens that changed most since the previous frame (Efficient Video Sampling, arXiv 2510.14624).
 
+1. d = 1 - cos(x_t, x_(t-1)) of every token with the one at the same place one frame before; 255 in the first frame.
+2. K = max(N, int(T * N * (1 - q))) with q = 1 - ratio.
+3. The K tokens of largest d in the whole video stay, unchanged, in order of position: the first frame always does.
+
 Follows vLLM's `evs.py` (commit 094f117), which ranks projected embeddings by cosine; a published summary of the paper
 scores pixel changes instead. Pure selection.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("evs"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+72
 """
 
 import dataclasses
@@ -54,33 +63,10 @@ class EVS(PositionedReducer):
     floor: NotNegative = 0.0
     deepstack: bool = False
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="evs",
-        title="EVS",
-        paper="2510.14624",
-        summary="Keeps the first frame and the tokens that differ most from the previous frame.",
-        nested=True,
-        merges=False,
-        exact=True,
-        quirks=(
-            "the count goes through 1 - (1 - ratio) in float64 and can be one short (no option)",
-            "a static video is ranked by rounding noise (floor=1e-6 makes it tie)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {"deepstack": True}}
-
     @property
     def needs(self) -> frozenset[str]:
         """`features_deepstack` where those take part, else nothing."""
         return frozenset({"features_deepstack"} if self.deepstack else ())
-
-    def budget(self, layout: Layout, ratio: float) -> EVSBudget:
-        """The exact number of kept tokens."""
-        return EVSBudget(np.int32(keep_count(layout.frames, layout.tokens, 1.0 - check_ratio(ratio))))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """Exactly K."""
-        return int(self.budget(layout, ratio).keep)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> EVSShared:
         """Dissimilarities and ranks; nothing here depends on the budget."""
@@ -101,6 +87,30 @@ class EVS(PositionedReducer):
         """The K best-ranked tokens, ascending by id."""
         diagnostics = {"dissimilarity": shared.dissimilarity, "rank": shared.rank}
         return compact.selection_plan(shared.rank < budget.keep, capacity, diagnostics)
+
+    def budget(self, layout: Layout, ratio: float) -> EVSBudget:
+        """The exact number of kept tokens."""
+        return EVSBudget(np.int32(keep_count(layout.frames, layout.tokens, 1.0 - check_ratio(ratio))))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """Exactly K."""
+        return int(self.budget(layout, ratio).keep)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {"deepstack": True}}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="evs",
+        title="EVS",
+        paper="2510.14624",
+        summary="Keeps the first frame and the tokens that differ most from the previous frame.",
+        nested=True,
+        merges=False,
+        exact=True,
+        quirks=(
+            "the count goes through 1 - (1 - ratio) in float64 and can be one short (no option)",
+            "a static video is ranked by rounding noise (floor=1e-6 makes it tie)",
+        ),
+    )
 
 
 def keep_count(frames: int, tokens: int, pruned: float) -> int:

@@ -1,4 +1,17 @@
-"""FastV: drop visual tokens inside the language model by the attention they get after two layers (2403.06764)."""
+"""FastV: drop visual tokens inside the language model by the attention they get after two layers (arXiv 2403.06764).
+
+1. All n visual tokens enter the language model and run through its first K layers.
+2. phi is the attention that a visual token gets from the last position of the prompt in layer K - 1, mean over heads.
+3. From layer K on only the (1 - R) n visual tokens of largest phi go on, at the positions that they had; layers before
+   it cache all tokens.
+
+The count of the example is that before the language model, where nothing is dropped; 1 - R is the ratio.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("fastv"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+288
+"""
 
 import dataclasses
 from typing import Any, ClassVar, Literal
@@ -51,21 +64,6 @@ class FastV(Full):
     reselect: Literal["auto", "never", "recompute", "bank"] = "auto"
     shift: float = 0.0
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="fastv",
-        title="FastV",
-        paper="2403.06764",
-        summary="Drops the visual tokens that the last position attends to least, inside the language model.",
-        nested=True,
-        merges=False,
-        exact=True,
-        quirks=(
-            "the ratio is the share kept behind the cut; the layers before it read everything (no option)",
-            "the released evaluation wrapper rounds down and cuts a layer later (variant='lmms')",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}, "llava_video": {}, "qwen2_5_vl": {}}
-
     def __post_init__(self) -> None:
         """Refuses settings that contradict each other.
 
@@ -91,3 +89,19 @@ class FastV(Full):
             again = "recompute" if self.count is not None else "never"
         renewal = None if again == "never" else Renewal(again, self.shift)
         return (InnerStage(layer, LastQueryTopK(renewal=renewal), kept),)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}, "llava_video": {}, "qwen2_5_vl": {}}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="fastv",
+        title="FastV",
+        paper="2403.06764",
+        summary="Drops the visual tokens that the last position attends to least, inside the language model.",
+        nested=True,
+        merges=False,
+        exact=True,
+        quirks=(
+            "the ratio is the share kept behind the cut; the layers before it read everything (no option)",
+            "the released evaluation wrapper rounds down and cuts a layer later (variant='lmms')",
+        ),
+    )

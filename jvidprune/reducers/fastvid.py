@@ -1,6 +1,21 @@
 """FastVID: segments, salient tokens, and density peaks that absorb the rest of their segment (arXiv 2503.11187).
 
+R = int(N * ratio) tokens a frame; a is the attention of the tower's pooling head, g_t the embedding of frame t.
+
+1. DySeg: a segment ends behind frame t where cos(g_t, g_(t+1)) < tau, and at the c - 1 smallest of these cosines.
+2. Of the R L tokens of a segment of L frames the share d goes to peaks, the rest to salient tokens.
+3. ATS: in every frame the tokens of largest a are salient and stay unchanged.
+4. DTM: every p-th frame of a segment, counted from its last, is an anchor frame. Among its other tokens the peaks are
+   those of largest density times distance to a denser one.
+5. Every token that is left joins its most similar peak in each anchor frame of its segment. A peak becomes
+   w * itself + (1 - w) * mean of its members, with w = max(1 / (members + 1), beta).
+
 The three released copies, one a backbone, do not implement the same arithmetic; `variant` names which one is followed.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("fastvid"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+72
 """
 
 import dataclasses
@@ -144,69 +159,10 @@ class FastVID(PositionedReducer):
     neighbours: Count = 4
     count_from: Literal["end", "start"] = "end"
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="fastvid",
-        title="FastVID",
-        paper="2503.11187",
-        summary="Keeps salient tokens of every frame and merges the rest of a segment into density peaks.",
-        nested=False,
-        merges=True,
-        exact=False,
-        quirks=(
-            "anchor frames are counted from the end of a segment (count_from='start' for the paper's order)",
-            "LLaVA-OneVision's copy loses the remainder of peaks over anchor frames (variant='llava_video' keeps it)",
-            "LLaVA-OneVision's copy counts a peak among its own members, the other copies do not (variant)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "llava_onevision": {},
-        "llava_video": {"variant": "llava_video"},
-        "qwen2_5_vl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_mean_query"},
-        # Not published: the settings of Qwen2.5-VL on the evidence that these towers have.
-        "qwen3_vl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
-        "molmo2": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
-    }
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Newlines behind rows of which something is left; positions are those of the unpruned sequence everywhere."""
-        return super().prompt._replace(newline_rows="nonempty", reference_positions="original")
-
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The attention map that salience is ranked by, and one vector a frame."""
         return frozenset({self.attention, "frame_embedding"})
-
-    def budget(self, layout: Layout, ratio: float) -> FastVIDBudget:
-        """R = int(N * ratio) and the table of peaks a segment, rounded as each released copy does.
-
-        Raises:
-          JvidpruneError: R = 0.
-        """
-        tokens = self._tokens(layout, ratio)
-        lengths = range(layout.slots + 1)
-        if self.variant == "llava_onevision":
-            table = [int(tokens * self.context_share) * length for length in lengths]
-        else:
-            table = [int(tokens * length * self.context_share) for length in lengths]
-        if self.variant in _HOLDERS:
-            table = [max(peaks, 1) for peaks in table]
-        if self.variant == "qwen3_norm":
-            # A segment of one token keeps it, without a peak.
-            table = [peaks if tokens * length > 1 else 0 for length, peaks in enumerate(table)]
-        return FastVIDBudget(np.int32(tokens), np.asarray(table, np.int32))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """T * R rows: no copy keeps more than R tokens a frame on average over a segment."""
-        return layout.frames * self._tokens(layout, ratio)
-
-    def _tokens(self, layout: Layout, ratio: float) -> int:
-        tokens = int(layout.tokens * check_ratio(ratio))
-        if self.variant == "qwen3_norm":
-            tokens = max(1, tokens)
-        if tokens < 1:
-            raise JvidpruneError(f"FastVID keeps no token of a frame of {layout.tokens} at ratio {ratio:g}.")
-        return tokens
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> FastVIDShared:
         """Segments, anchor frames, ranks by attention, and inner products with the anchor frames of each segment."""
@@ -391,6 +347,66 @@ class FastVID(PositionedReducer):
             return lax.fori_loop(0, shared.slots[t], join, jnp.full((most, n), none, jnp.int32))
 
         return over_frames(one, jnp.arange(frames)).transpose(1, 0, 2).reshape(most, none)
+
+    def budget(self, layout: Layout, ratio: float) -> FastVIDBudget:
+        """R = int(N * ratio) and the table of peaks a segment, rounded as each released copy does.
+
+        Raises:
+          JvidpruneError: R = 0.
+        """
+        tokens = self._tokens(layout, ratio)
+        lengths = range(layout.slots + 1)
+        if self.variant == "llava_onevision":
+            table = [int(tokens * self.context_share) * length for length in lengths]
+        else:
+            table = [int(tokens * length * self.context_share) for length in lengths]
+        if self.variant in _HOLDERS:
+            table = [max(peaks, 1) for peaks in table]
+        if self.variant == "qwen3_norm":
+            # A segment of one token keeps it, without a peak.
+            table = [peaks if tokens * length > 1 else 0 for length, peaks in enumerate(table)]
+        return FastVIDBudget(np.int32(tokens), np.asarray(table, np.int32))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """T * R rows: no copy keeps more than R tokens a frame on average over a segment."""
+        return layout.frames * self._tokens(layout, ratio)
+
+    def _tokens(self, layout: Layout, ratio: float) -> int:
+        tokens = int(layout.tokens * check_ratio(ratio))
+        if self.variant == "qwen3_norm":
+            tokens = max(1, tokens)
+        if tokens < 1:
+            raise JvidpruneError(f"FastVID keeps no token of a frame of {layout.tokens} at ratio {ratio:g}.")
+        return tokens
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines behind rows of which something is left; positions are those of the unpruned sequence everywhere."""
+        return super().prompt._replace(newline_rows="nonempty", reference_positions="original")
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {},
+        "llava_video": {"variant": "llava_video"},
+        "qwen2_5_vl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_mean_query"},
+        # Not published: the settings of Qwen2.5-VL on the evidence that these towers have.
+        "qwen3_vl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
+        "molmo2": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
+    }
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="fastvid",
+        title="FastVID",
+        paper="2503.11187",
+        summary="Keeps salient tokens of every frame and merges the rest of a segment into density peaks.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=(
+            "anchor frames are counted from the end of a segment (count_from='start' for the paper's order)",
+            "LLaVA-OneVision's copy loses the remainder of peaks over anchor frames (variant='llava_video' keeps it)",
+            "LLaVA-OneVision's copy counts a peak among its own members, the other copies do not (variant)",
+        ),
+    )
 
 
 def _first_of_segment(values: Int[Array, "T"], ids: Int[Array, "T"]) -> Int[Array, "T"]:

@@ -1,4 +1,22 @@
-"""FlashVID: attention- and diversity-based selection, then tree-shaped spatiotemporal merging (arXiv 2602.08024)."""
+"""FlashVID: attention- and diversity-based selection, then tree-shaped spatiotemporal merging (arXiv 2602.08024).
+
+A frame gets B = ceil(N * ratio * expansion) tokens: A = ceil(alpha * B) selected ones and C = B - A merged ones.
+
+1. DySeg: the video is cut where the cosine of neighbouring mean tokens is below a threshold, and on at the smallest
+   ones until there are enough segments.
+2. ADTS: of every frame A tokens are taken one by one, each the farthest from those taken before, by 1 - cosine weighted
+   by attention and event relevance. They stay unchanged.
+3. TSTM: inside a segment each other token is linked to its most similar token of the frame before, if their cosine
+   exceeds T_tau. Links form trees; a tree becomes one token at its root, its sum over 1 + the root's children.
+4. DPC-kNN: the roots of a frame are clustered by density peaks down to the segment's share of C; a cluster becomes its
+   mean.
+5. Inside the language model one cut keeps the most attended of these tokens, so that the mean over layers is the ratio.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("flashvid"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+96
+"""
 
 import dataclasses
 import math
@@ -140,96 +158,10 @@ class FlashVID(PositionedReducer):
     newline: NewlineKind | None = None
     vision_markers: MarkerRule = "keep"
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="flashvid",
-        title="FlashVID",
-        paper="2602.08024",
-        summary="Diverse, attended tokens stay; the rest merge along trees over time, then in clusters per frame.",
-        nested=False,
-        merges=True,
-        exact=False,
-        quirks=(
-            'tree sums are divided by 1 + direct children (tree_value="mean" averages)',
-            "attn_div_v2 can select a token twice (distinct=True)",
-            "one-frame segments cluster selected tokens too (exclude_selected_single=True)",
-            "zero tokens have NaN similarities (eps > 0)",
-            "frame newlines compete at the cut inside the model (protect_newlines=True)",
-            'on Qwen3-VL all vision start and end tokens are left out (vision_markers="keep")',
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "llava_onevision": {"method": "attn_div_v2", "min_segments": 8},
-        "llava_video": {"method": "attn_div_v2", "min_segments": 8, "newline": "frame"},
-        "qwen2_5_vl": {"method": "attn_div", "min_segments": 4},
-        "qwen3_vl": {
-            "method": "attn_div",
-            "min_segments": 4,
-            "pruning_layer": 28,
-            "llm_retention_ratio": 0.1,
-            "vision_markers": "drop",
-        },
-    }
-
-    @classmethod
-    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """Settings of the cut with which the mean over the decoder's layers is the ratio; see `registry.get`.
-
-        The layer of the cut is the preset's and the share kept there follows from it (`inner_retention`). A cut too
-        near the end to make up for the expansion keeps its share and the expansion shrinks instead; a decoder that ends
-        before the cut has neither cut nor expansion. At the published depths these are the published settings.
-
-        Args:
-          layers: decoder layers.
-          settings: of the backbone's preset.
-          given: settings of the user's own. A cut of his own is left alone, an expansion of his own stays.
-        """
-        if {"pruning_layer", "llm_retention_ratio"} & given.keys():
-            return {}
-        layer: int = settings.get("pruning_layer", cls.pruning_layer)
-        own = "expansion" in given
-        if layer >= layers:
-            return {"pruning_layer": None} if own else {"pruning_layer": None, "expansion": 1.0}
-        expansion = given.get("expansion", settings.get("expansion", cls.expansion))
-        if not expansion > 0.0:
-            return {}
-        if 0.0 < (share := _inner_share(layers, layer, expansion)) <= 1.0:
-            return {"llm_retention_ratio": share}
-        keep = settings.get("llm_retention_ratio", cls.llm_retention_ratio)
-        return {} if own else {"expansion": layers / (layer + keep * (layers - layer))}
-
     @property
     def needs(self) -> frozenset[str]:
         """The attention of the last block, unless the selection is by diversity alone."""
         return frozenset() if self.method == "div" else frozenset({"attention_last"})
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Newlines and vision markers that were chosen, or that the preset has."""
-        return super().prompt._replace(newline=self.newline, vision_markers=self.vision_markers)
-
-    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
-        """The one cut inside the language model: attention of the last query position in the layer before it."""
-        if self.pruning_layer is None:
-            return ()
-        rule = LastQueryTopK(newlines="never" if self.protect_newlines else "layout")
-        return (InnerStage(self.pruning_layer, rule, Kept(self.llm_retention_ratio)),)
-
-    def budget(self, layout: Layout, ratio: float) -> FlashVIDBudget:
-        """A and C per frame; the expressions are those of the reference in float64, left to right.
-
-        Raises:
-          JvidpruneError: a ratio outside (0, 1].
-        """
-        per_frame = self._per_frame(layout, ratio)
-        selected = min(math.ceil(per_frame * self.alpha), layout.tokens)
-        return FlashVIDBudget(np.int32(selected), np.int32(per_frame - selected))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """T * (B + 1): every frame's share of clusters is rounded up by less than one token, or by one exactly."""
-        return layout.slots * (self._per_frame(layout, ratio) + 1)
-
-    def _per_frame(self, layout: Layout, ratio: float) -> int:
-        return min(math.ceil(layout.tokens * check_ratio(ratio) * self.expansion), layout.tokens)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> FlashVIDShared:
         """Segments, inner products inside and between frames, and the order of selection.
@@ -253,38 +185,6 @@ class FlashVID(PositionedReducer):
             norms = jnp.diagonal(gram, axis1=-2, axis2=-1)
             cosine = similarity.cosine_from_gram(similarity.neighbour_gram(x), norms[1:], norms[:-1], self.eps)
         return FlashVIDShared(x, gram, cosine, order, transition, segments, real)
-
-    @property
-    def _links_tokens(self) -> bool:
-        return self.alpha < 1.0 and self.temporal_threshold < 1.0
-
-    def _segment(self, transition: Array, real: Array) -> Int[Array, "T"]:
-        """DySeg: segment of each frame (spec section 4).
-
-        The reference can choose a transition twice, which gives it a segment of no frames; the union of cuts has none.
-        """
-        if not self.do_segment:
-            return segment.segment_ids(segment.mask_cuts(jnp.zeros(transition.shape, bool), real))
-        # Transitions into padding and undefined ones come last in the order of complementary cuts.
-        known = jnp.where(real[1:] & ~jnp.isnan(transition), transition, jnp.inf)
-        cuts = segment.threshold_cuts(known, self.segment_threshold)
-        if self.complementary:
-            cuts = segment.complementary_cuts(known, cuts, self.min_segments)
-        return segment.segment_ids(segment.mask_cuts(cuts, real))
-
-    def _order(
-        self, x: Array, gram: Array, attention: Array | None, means: Array, segments: Array, steps: int
-    ) -> Int[Array, "T k"]:
-        """ADTS: tokens of each frame in the order of selection (spec section 5)."""
-        if self.method == "attn":
-            assert attention is not None
-            return order_descending(attention)[:, :steps]
-        weight = None if attention is None else _ATTENTION_SCALE * attention
-        relevance = self.method == "attn_div_v2"
-        if weight is not None and relevance:
-            weight = weight * event_relevance(x, means, segments)
-        repeat: maxmin.Repeat = "never" if self.distinct else "free" if relevance else "guard"
-        return maxmin.maxmin_order(gram, weight, steps=steps, weight_inside=relevance, repeat=repeat, eps=self.eps)
 
     def decide(self, shared: FlashVIDShared, budget: FlashVIDBudget, *, capacity: int) -> Plan:
         """Selection, trees and clusters for one budget."""
@@ -324,6 +224,38 @@ class FlashVID(PositionedReducer):
         # Too small a capacity also shortens the order of selection: the count still tells what was asked for.
         asked = budget.n_select * real.sum(dtype=jnp.int32) + n_clusters.sum(dtype=jnp.int32)
         return plan._replace(count=jnp.maximum(plan.count, asked))
+
+    @property
+    def _links_tokens(self) -> bool:
+        return self.alpha < 1.0 and self.temporal_threshold < 1.0
+
+    def _segment(self, transition: Array, real: Array) -> Int[Array, "T"]:
+        """DySeg: segment of each frame (spec section 4).
+
+        The reference can choose a transition twice, which gives it a segment of no frames; the union of cuts has none.
+        """
+        if not self.do_segment:
+            return segment.segment_ids(segment.mask_cuts(jnp.zeros(transition.shape, bool), real))
+        # Transitions into padding and undefined ones come last in the order of complementary cuts.
+        known = jnp.where(real[1:] & ~jnp.isnan(transition), transition, jnp.inf)
+        cuts = segment.threshold_cuts(known, self.segment_threshold)
+        if self.complementary:
+            cuts = segment.complementary_cuts(known, cuts, self.min_segments)
+        return segment.segment_ids(segment.mask_cuts(cuts, real))
+
+    def _order(
+        self, x: Array, gram: Array, attention: Array | None, means: Array, segments: Array, steps: int
+    ) -> Int[Array, "T k"]:
+        """ADTS: tokens of each frame in the order of selection (spec section 5)."""
+        if self.method == "attn":
+            assert attention is not None
+            return order_descending(attention)[:, :steps]
+        weight = None if attention is None else _ATTENTION_SCALE * attention
+        relevance = self.method == "attn_div_v2"
+        if weight is not None and relevance:
+            weight = weight * event_relevance(x, means, segments)
+        repeat: maxmin.Repeat = "never" if self.distinct else "free" if relevance else "guard"
+        return maxmin.maxmin_order(gram, weight, steps=steps, weight_inside=relevance, repeat=repeat, eps=self.eps)
 
     def _trees(self, shared: FlashVIDShared, selected: Array, budget: FlashVIDBudget) -> _Trees:
         """TSTM: links to the frame before, roots, and the tokens that go on to clustering (spec section 6)."""
@@ -388,6 +320,93 @@ class FlashVID(PositionedReducer):
             return jnp.where(candidate & centre.any(), assign, -1), rank
 
         return jax.vmap(frame)(jnp.arange(frames), distance, trees.candidate, n_clusters)
+
+    def budget(self, layout: Layout, ratio: float) -> FlashVIDBudget:
+        """A and C per frame; the expressions are those of the reference in float64, left to right.
+
+        Raises:
+          JvidpruneError: a ratio outside (0, 1].
+        """
+        per_frame = self._per_frame(layout, ratio)
+        selected = min(math.ceil(per_frame * self.alpha), layout.tokens)
+        return FlashVIDBudget(np.int32(selected), np.int32(per_frame - selected))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """T * (B + 1): every frame's share of clusters is rounded up by less than one token, or by one exactly."""
+        return layout.slots * (self._per_frame(layout, ratio) + 1)
+
+    def _per_frame(self, layout: Layout, ratio: float) -> int:
+        return min(math.ceil(layout.tokens * check_ratio(ratio) * self.expansion), layout.tokens)
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines and vision markers that were chosen, or that the preset has."""
+        return super().prompt._replace(newline=self.newline, vision_markers=self.vision_markers)
+
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
+        """The one cut inside the language model: attention of the last query position in the layer before it."""
+        if self.pruning_layer is None:
+            return ()
+        rule = LastQueryTopK(newlines="never" if self.protect_newlines else "layout")
+        return (InnerStage(self.pruning_layer, rule, Kept(self.llm_retention_ratio)),)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {"method": "attn_div_v2", "min_segments": 8},
+        "llava_video": {"method": "attn_div_v2", "min_segments": 8, "newline": "frame"},
+        "qwen2_5_vl": {"method": "attn_div", "min_segments": 4},
+        "qwen3_vl": {
+            "method": "attn_div",
+            "min_segments": 4,
+            "pruning_layer": 28,
+            "llm_retention_ratio": 0.1,
+            "vision_markers": "drop",
+        },
+    }
+
+    @classmethod
+    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """Settings of the cut with which the mean over the decoder's layers is the ratio; see `registry.get`.
+
+        The layer of the cut is the preset's and the share kept there follows from it (`inner_retention`). A cut too
+        near the end to make up for the expansion keeps its share and the expansion shrinks instead; a decoder that ends
+        before the cut has neither cut nor expansion. At the published depths these are the published settings.
+
+        Args:
+          layers: decoder layers.
+          settings: of the backbone's preset.
+          given: settings of the user's own. A cut of his own is left alone, an expansion of his own stays.
+        """
+        if {"pruning_layer", "llm_retention_ratio"} & given.keys():
+            return {}
+        layer: int = settings.get("pruning_layer", cls.pruning_layer)
+        own = "expansion" in given
+        if layer >= layers:
+            return {"pruning_layer": None} if own else {"pruning_layer": None, "expansion": 1.0}
+        expansion = given.get("expansion", settings.get("expansion", cls.expansion))
+        if not expansion > 0.0:
+            return {}
+        if 0.0 < (share := _inner_share(layers, layer, expansion)) <= 1.0:
+            return {"llm_retention_ratio": share}
+        keep = settings.get("llm_retention_ratio", cls.llm_retention_ratio)
+        return {} if own else {"expansion": layers / (layer + keep * (layers - layer))}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="flashvid",
+        title="FlashVID",
+        paper="2602.08024",
+        summary="Diverse, attended tokens stay; the rest merge along trees over time, then in clusters per frame.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=(
+            'tree sums are divided by 1 + direct children (tree_value="mean" averages)',
+            "attn_div_v2 can select a token twice (distinct=True)",
+            "one-frame segments cluster selected tokens too (exclude_selected_single=True)",
+            "zero tokens have NaN similarities (eps > 0)",
+            "frame newlines compete at the cut inside the model (protect_newlines=True)",
+            'on Qwen3-VL all vision start and end tokens are left out (vision_markers="keep")',
+        ),
+    )
 
 
 def event_relevance(

@@ -1,7 +1,20 @@
-"""HoliTom: windows of a video in which most tokens stay the same, merged in time, then in space (arXiv 2505.21334).
+"""HoliTom: what stays the same over globally chosen windows is merged, the rest is thinned (arXiv 2505.21334).
 
-This is the part before the language model ("w/o M" in the paper). The merging inside it is
-`models.cut_rules.HalvingMerge`, which the decoder runs where `inner_layer` is set.
+a is the attention of the tower's last block; a token is unchanged where its cosine with the frame before exceeds tau.
+
+1. Windows: dynamic programming cuts the video so that keeping one copy of every token that never changes inside its
+   window saves most.
+2. The static tokens of a window, those that never change in it, become their mean over its frames.
+3. R_eff = min(ratio * T * N / tokens left, 1) is the share that stays of every set.
+4. Of the n dynamic tokens of a frame the ceil(n R_eff) of largest a stay unchanged.
+5. The n static tokens of a window are clustered by density peaks into round(n R_eff) tokens
+   beta * centre + (1 - beta) * mean of the members.
+6. Inside the language model half of the visual tokens are merged into the other half (`inner_layer`).
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("holitom"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+73
 """
 
 import dataclasses
@@ -130,48 +143,7 @@ class HoliTom(PositionedReducer):
     inner_dropped: Share = 0.5
     probe_causal: bool = False
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="holitom",
-        title="HoliTom",
-        paper="2505.21334",
-        summary="Merges what stays the same over globally chosen windows, then keeps attended and clustered tokens.",
-        nested=False,
-        merges=True,
-        exact=False,
-        quirks=(
-            "the static tokens of a window vanish where their share rounds to 0 (keep_static=True keeps one)",
-            "contextual clusters of dynamic tokens fail in the released code and are off (contextual_share > 0)",
-            "the layer before the merging inside the model sees the future (probe_causal=True)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "llava_onevision": {"inner_layer": 18},
-        "llava_video": {"layout": "grid", "inner_layer": 18},
-    }
     needs = frozenset({"attention_last"})
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Newlines of the layout, behind rows of which something is left."""
-        return super().prompt._replace(newline=self.layout, newline_rows="nonempty")
-
-    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
-        """The merging inside the language model; round(n * (1 - R)), halves to even, of n visual tokens stay."""
-        if self.inner_layer is None:
-            return ()
-        rule = HalvingMerge(causal=self.probe_causal, newlines="always")
-        return (InnerStage(self.inner_layer, rule, Kept(1 - self.inner_dropped, "round")),)
-
-    def budget(self, layout: Layout, ratio: float) -> HoliTomBudget:
-        """R_eff = min(ratio / (left / (T * N)), 1) for every number of tokens that can be left."""
-        left = np.arange(1, layout.slots * layout.tokens + 1, dtype=np.float64)
-        share = np.minimum(check_ratio(ratio) / (left / layout.total), 1.0)
-        return HoliTomBudget(fraction_words(np.concatenate([np.ones(1), share])))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """floor(ratio * T * N + 1.5 * T): less than 1 is rounded up per frame and at most 1/2 per window."""
-        rounding = 2.0 if self.keep_static else 1.5
-        return min(int(check_ratio(ratio) * layout.total + rounding * layout.frames), layout.total)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> HoliTomShared:
         """Windows, static tokens, ranks by attention, distances of the windows' mean tokens."""
@@ -326,6 +298,49 @@ class HoliTom(PositionedReducer):
             return lax.cond(count > 0, some, none, distance, valid, count, penalty)
 
         return over_frames(one, distance, valid, count, penalty)
+
+    def budget(self, layout: Layout, ratio: float) -> HoliTomBudget:
+        """R_eff = min(ratio / (left / (T * N)), 1) for every number of tokens that can be left."""
+        left = np.arange(1, layout.slots * layout.tokens + 1, dtype=np.float64)
+        share = np.minimum(check_ratio(ratio) / (left / layout.total), 1.0)
+        return HoliTomBudget(fraction_words(np.concatenate([np.ones(1), share])))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """floor(ratio * T * N + 1.5 * T): less than 1 is rounded up per frame and at most 1/2 per window."""
+        rounding = 2.0 if self.keep_static else 1.5
+        return min(int(check_ratio(ratio) * layout.total + rounding * layout.frames), layout.total)
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines of the layout, behind rows of which something is left."""
+        return super().prompt._replace(newline=self.layout, newline_rows="nonempty")
+
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
+        """The merging inside the language model; round(n * (1 - R)), halves to even, of n visual tokens stay."""
+        if self.inner_layer is None:
+            return ()
+        rule = HalvingMerge(causal=self.probe_causal, newlines="always")
+        return (InnerStage(self.inner_layer, rule, Kept(1 - self.inner_dropped, "round")),)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {"inner_layer": 18},
+        "llava_video": {"layout": "grid", "inner_layer": 18},
+    }
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="holitom",
+        title="HoliTom",
+        paper="2505.21334",
+        summary="Merges what stays the same over globally chosen windows, then keeps attended and clustered tokens.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=(
+            "the static tokens of a window vanish where their share rounds to 0 (keep_static=True keeps one)",
+            "contextual clusters of dynamic tokens fail in the released code and are off (contextual_share > 0)",
+            "the layer before the merging inside the model sees the future (probe_causal=True)",
+        ),
+    )
 
 
 def static_places(same: Bool[Array, "T-1 N"], window: Int[Array, "T"]) -> Bool[Array, "T N"]:

@@ -1,7 +1,20 @@
 """HoloV: a quota for every band of a frame, then its most attended tokens (arXiv 2510.02912).
 
+a is the attention of the tower's last block; k = int(N * ratio) tokens of a frame stay.
+
+1. Crops: a frame is cut into C = max(1, int((1024 / 576 * N) / k)) bands of consecutive tokens.
+2. Token score: 1000 a plus alpha times the variance of the token's cosines with its band, scaled to the band's mean of
+   1000 a. The score of a band is the mean over its tokens.
+3. Quotas: k is shared among the bands in proportion to their scores.
+4. Every band keeps as many of its most attended tokens as its quota says, unchanged, in order of position.
+
 Follows the released code (`obananas/HoloV`, commit 1d2e65e), an image method, applied to each frame. The code differs
 from the paper; the options `alpha`, `rank_by` and `redistribute` give the paper's text.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("holov"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+72
 """
 
 import dataclasses
@@ -83,21 +96,6 @@ class HoloV(PositionedReducer):
     crops: Count | None = None
     diversity: bool = True
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="holov",
-        title="HoloV",
-        paper="2510.02912",
-        summary="Shares the budget among bands of each frame by attention and keeps each band's most attended tokens.",
-        nested=False,
-        merges=False,
-        exact=False,
-        quirks=(
-            "quota above the size of a band is lost (redistribute=True hands it on)",
-            "a band of one token is scored 1000 times lower than larger ones (no option)",
-            "selection by attention with weight 0.09 (rank_by='holistic', alpha=1.0 as the paper says)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}, "llava_video": {}, "qwen2_5_vl": {}}
     needs = frozenset({"attention_last"})
 
     def __post_init__(self) -> None:
@@ -105,28 +103,6 @@ class HoloV(PositionedReducer):
             raise JvidpruneError("zero rows (pad_zeros=True) belong to the official order; set order='official'.")
         if not self.diversity and self.rank_by == "holistic":
             raise JvidpruneError("the holistic score needs the similarity term; set diversity=True.")
-
-    def budget(self, layout: Layout, ratio: float) -> HoloVBudget:
-        """Counts for a ratio, in float64 as the code rounds.
-
-        Raises:
-          JvidpruneError: a ratio that keeps no token of a sequence, or a sequence beyond 46,340 tokens.
-        """
-        length = layout.tokens if self.per_frame else layout.total
-        if length > _LONGEST:
-            raise JvidpruneError(f"HoloV sorts sequences of up to {_LONGEST} tokens, got {length}; set per_frame=True.")
-        keep = int(length * check_ratio(ratio))
-        if keep < 1:
-            raise JvidpruneError(f"HoloV keeps no token of a sequence of {length} at ratio {ratio:g}.")
-        return self.budget_of(length, keep, self.crops or max(1, int((1024 / 576 * length) / keep)))
-
-    def budget_of(self, length: int, keep: int, crops: int) -> HoloVBudget:
-        """The budget of explicit counts; more crops than tokens do not exist."""
-        return HoloVBudget(np.int32(keep), np.int32(min(crops, length)), np.int32(length))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """k rows a sequence: quotas add up to k, or to at most C' <= k ones where every score is 0."""
-        return int(self.budget(layout, ratio).keep) * (layout.frames if self.per_frame else 1)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> HoloVShared:
         """Ranks and running sums of similarities."""
@@ -215,6 +191,45 @@ class HoloV(PositionedReducer):
             capacity,
             diagnostics,
         )
+
+    def budget(self, layout: Layout, ratio: float) -> HoloVBudget:
+        """Counts for a ratio, in float64 as the code rounds.
+
+        Raises:
+          JvidpruneError: a ratio that keeps no token of a sequence, or a sequence beyond 46,340 tokens.
+        """
+        length = layout.tokens if self.per_frame else layout.total
+        if length > _LONGEST:
+            raise JvidpruneError(f"HoloV sorts sequences of up to {_LONGEST} tokens, got {length}; set per_frame=True.")
+        keep = int(length * check_ratio(ratio))
+        if keep < 1:
+            raise JvidpruneError(f"HoloV keeps no token of a sequence of {length} at ratio {ratio:g}.")
+        return self.budget_of(length, keep, self.crops or max(1, int((1024 / 576 * length) / keep)))
+
+    def budget_of(self, length: int, keep: int, crops: int) -> HoloVBudget:
+        """The budget of explicit counts; more crops than tokens do not exist."""
+        return HoloVBudget(np.int32(keep), np.int32(min(crops, length)), np.int32(length))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """k rows a sequence: quotas add up to k, or to at most C' <= k ones where every score is 0."""
+        return int(self.budget(layout, ratio).keep) * (layout.frames if self.per_frame else 1)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}, "llava_video": {}, "qwen2_5_vl": {}}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="holov",
+        title="HoloV",
+        paper="2510.02912",
+        summary="Shares the budget among bands of each frame by attention and keeps each band's most attended tokens.",
+        nested=False,
+        merges=False,
+        exact=False,
+        quirks=(
+            "quota above the size of a band is lost (redistribute=True hands it on)",
+            "a band of one token is scored 1000 times lower than larger ones (no option)",
+            "selection by attention with weight 0.09 (rank_by='holistic', alpha=1.0 as the paper says)",
+        ),
+    )
 
 
 def _bands(length: int, budget: HoloVBudget) -> tuple[Int[Array, "L"], Int[Array, "L"], Int[Array, "L"]]:

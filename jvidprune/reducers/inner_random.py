@@ -1,4 +1,15 @@
-"""The control of methods that prune inside the language model: a random cut at a deep layer (arXiv 2512.07580)."""
+"""The control of methods that prune inside the language model: a random cut at a deep layer (arXiv 2512.07580).
+
+1. All n visual tokens enter the language model and run through its first `layer` layers.
+2. From there on round(n * ratio) of them go on, drawn at random, at the positions that they had.
+
+The count of the example is that before the language model, where nothing is dropped.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("inner_random"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+288
+"""
 
 import dataclasses
 from typing import Any, ClassVar
@@ -26,6 +37,12 @@ class InnerRandom(Full):
     layer: Index = 20
     seed: Seed = 0
 
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
+        """The cut for a retention ratio."""
+        return (InnerStage(self.layer, RandomDraw(), Kept(check_ratio(ratio), "round"), seed=self.seed),)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="inner_random",
         title="Random, deep",
@@ -35,8 +52,3 @@ class InnerRandom(Full):
         merges=False,
         exact=True,
     )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
-        """The cut for a retention ratio."""
-        return (InnerStage(self.layer, RandomDraw(), Kept(check_ratio(ratio), "round"), seed=self.seed),)

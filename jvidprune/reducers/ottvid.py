@@ -1,4 +1,22 @@
-"""OTT-Vid: facility-location pruning inside frames, then transport between neighbouring frames (arXiv 2605.11803)."""
+"""OTT-Vid: facility-location pruning inside frames, then transport between neighbouring frames (arXiv 2605.11803).
+
+a is the attention that a token receives, w = a / sum a in its frame, S the cosines inside a frame.
+
+1. Every frame keeps the K = N * ratio^(1 - gamma) tokens that cover it best: greedily the token that adds most to
+   sum_i w_i max_j S_ij.
+2. Between frames t and t + 1 moving token i to j costs alpha (1 - max(0, cos)) + (1 - alpha) |p_i - p_j| / sqrt(2),
+   where alpha in [0.5, 1] grows with the difference of the two frames.
+3. Mass is softmax(-c / tau_m): c is what the frame's coverage loses without the token. 200 Sinkhorn updates at
+   epsilon 0.01 give the plan of every pair of frames.
+4. The tokens that have to go are shared among the pairs by a softmax of minus their transport cost over tau_b.
+5. Of each pair the tokens of frame t + 1 with the largest plan entries are absorbed by those of frame t that they are
+   matched with, or dropped if that costs more than theta. A row is the mean of all that it absorbed.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("ottvid"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+72
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -109,101 +127,6 @@ class OTTVid(PositionedReducer):
     model_dtype_pair_weight: bool = False
 
     needs = frozenset({"attention_last"})
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="ottvid",
-        title="OTT-Vid",
-        paper="2605.11803",
-        summary="Facility-location selection in each frame, then optimal-transport merging into the previous frame.",
-        nested=False,
-        merges=True,
-        exact=True,
-        quirks=(
-            "LLaVA-OneVision's 14x14 tokens are placed on a 13x13 grid (centroid_grid=None uses the true one)",
-            "the transport plan is cut off after a fixed number of updates (transport=Transport(solver=Sinkhorn(...)))",
-            "per-frame counts truncate on Qwen and round on LLaVA, and LLaVA fills the saliency of pruned tokens "
-            "(variant)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "llava_onevision": {"variant": "llava", "centroid_grid": (13, 13)},
-        "llava_video": {"variant": "llava", "centroid_grid": (13, 13)},
-        "qwen2_5_vl": {"variant": "qwen"},
-        "qwen3_vl": {"variant": "qwen"},
-    }
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Newlines behind rows of which something is left."""
-        return super().prompt._replace(newline_rows="nonempty")
-
-    @classmethod
-    def library_defaults(cls, **overrides: Any) -> "OTTVid":
-        """The reference package's defaults instead of the paper's: uniform mass, no threshold, eps 0.1, 50 updates.
-
-        The package also switches stage 2 off unless told otherwise (`temporal=False` here).
-        """
-        settings = {
-            "budget_temperature": 0.2,
-            "cost_threshold": None,
-            "transport": Transport(marginals=Uniform(), solver=FixedSinkhorn.ottvid(0.1, 50)),
-        }
-        return cls(**(settings | overrides))
-
-    def budget(self, layout: Layout, ratio: float) -> OTTVidBudget:
-        """K and the removals, in float64 with the reference's rounding.
-
-        Raises:
-          JvidpruneError: the ratio is no number in (0, 1].
-        """
-        kept, removals = self._sizes(layout.frames, layout.tokens, check_ratio(ratio))
-        return OTTVidBudget(np.int32(kept), np.int32(removals))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """T*K - min(removals, (T-1)*(K-1)), exact; with padding frames the count of a video without any.
-
-        The count never falls with T, so the padded bound holds; it is what lets `prepare` infer K from a capacity.
-        """
-        return self._count(layout.slots, layout.tokens, check_ratio(ratio))
-
-    @property
-    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
-        """Tokens of every frame, which are equal where stage 2 is off; None otherwise."""
-        if self.temporal:
-            return None
-        return lambda layout, ratio: self._sizes(layout.frames, layout.tokens, check_ratio(ratio))[0]
-
-    def _share(self, ratio: float) -> float:
-        if self.spatial_retention is not None:
-            return self.spatial_retention
-        return 1.0 if self.temporal_share is None else ratio ** (1.0 - self.temporal_share)
-
-    def _sizes(self, frames: int, tokens: int, ratio: float) -> tuple[int, int]:
-        share = self._share(ratio)
-        if share >= 1.0:
-            kept = tokens
-        else:
-            kept = min(tokens, max(1, int(tokens * share) if self.variant == "qwen" else round(tokens * share)))
-        if not self.temporal or frames < 2:
-            return kept, 0
-        if self.variant == "qwen":
-            target = round(frames * tokens * ratio)
-        else:
-            target = max(1, round(frames * kept * (ratio / max(share, 1e-6))))
-        return kept, max(0, frames * kept - target)
-
-    def _count(self, frames: int, tokens: int, ratio: float) -> int:
-        kept, removals = self._sizes(frames, tokens, ratio)
-        return frames * kept - min(removals, max(frames - 1, 0) * (kept - 1))
-
-    def _largest_kept(self, frames: int, tokens: int, capacity: int) -> int:
-        """The largest K of any ratio whose count fits the capacity; K and the count both grow with the ratio."""
-        low, high = 0.0, 1.0
-        if self._count(frames, tokens, high) <= capacity:
-            return self._sizes(frames, tokens, high)[0]
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self._count(frames, tokens, middle) <= capacity else (low, middle)
-        return self._sizes(frames, tokens, low)[0]
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> OTTVidShared:
         """Similarities, the greedy order up to the largest K, cross-frame cosines of its tokens, and pair weights.
@@ -374,6 +297,80 @@ class OTTVid(PositionedReducer):
         contribution = jnp.take_along_axis(contribution, position, axis=1)
         return jnp.where(valid, contribution, 0.0)
 
+    @classmethod
+    def library_defaults(cls, **overrides: Any) -> "OTTVid":
+        """The reference package's defaults instead of the paper's: uniform mass, no threshold, eps 0.1, 50 updates.
+
+        The package also switches stage 2 off unless told otherwise (`temporal=False` here).
+        """
+        settings = {
+            "budget_temperature": 0.2,
+            "cost_threshold": None,
+            "transport": Transport(marginals=Uniform(), solver=FixedSinkhorn.ottvid(0.1, 50)),
+        }
+        return cls(**(settings | overrides))
+
+    def budget(self, layout: Layout, ratio: float) -> OTTVidBudget:
+        """K and the removals, in float64 with the reference's rounding.
+
+        Raises:
+          JvidpruneError: the ratio is no number in (0, 1].
+        """
+        kept, removals = self._sizes(layout.frames, layout.tokens, check_ratio(ratio))
+        return OTTVidBudget(np.int32(kept), np.int32(removals))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """T*K - min(removals, (T-1)*(K-1)), exact; with padding frames the count of a video without any.
+
+        The count never falls with T, so the padded bound holds; it is what lets `prepare` infer K from a capacity.
+        """
+        return self._count(layout.slots, layout.tokens, check_ratio(ratio))
+
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
+        """Tokens of every frame, which are equal where stage 2 is off; None otherwise."""
+        if self.temporal:
+            return None
+        return lambda layout, ratio: self._sizes(layout.frames, layout.tokens, check_ratio(ratio))[0]
+
+    def _share(self, ratio: float) -> float:
+        if self.spatial_retention is not None:
+            return self.spatial_retention
+        return 1.0 if self.temporal_share is None else ratio ** (1.0 - self.temporal_share)
+
+    def _sizes(self, frames: int, tokens: int, ratio: float) -> tuple[int, int]:
+        share = self._share(ratio)
+        if share >= 1.0:
+            kept = tokens
+        else:
+            kept = min(tokens, max(1, int(tokens * share) if self.variant == "qwen" else round(tokens * share)))
+        if not self.temporal or frames < 2:
+            return kept, 0
+        if self.variant == "qwen":
+            target = round(frames * tokens * ratio)
+        else:
+            target = max(1, round(frames * kept * (ratio / max(share, 1e-6))))
+        return kept, max(0, frames * kept - target)
+
+    def _count(self, frames: int, tokens: int, ratio: float) -> int:
+        kept, removals = self._sizes(frames, tokens, ratio)
+        return frames * kept - min(removals, max(frames - 1, 0) * (kept - 1))
+
+    def _largest_kept(self, frames: int, tokens: int, capacity: int) -> int:
+        """The largest K of any ratio whose count fits the capacity; K and the count both grow with the ratio."""
+        low, high = 0.0, 1.0
+        if self._count(frames, tokens, high) <= capacity:
+            return self._sizes(frames, tokens, high)[0]
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._count(frames, tokens, middle) <= capacity else (low, middle)
+        return self._sizes(frames, tokens, low)[0]
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines behind rows of which something is left."""
+        return super().prompt._replace(newline_rows="nonempty")
+
     def warning(self, diagnostics: dict[str, Array]) -> str | None:
         """What to do about kernels that underflowed so far that marginals do not hold; None if none did.
 
@@ -384,6 +381,29 @@ class OTTVid(PositionedReducer):
             return None
         values = (diagnostics[f"transport_{key}"] for key in ("underflow", "converged"))
         return underflow_warning("OTT-Vid's solver", *values, getattr(self.transport.solver, "epsilon", None))
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {"variant": "llava", "centroid_grid": (13, 13)},
+        "llava_video": {"variant": "llava", "centroid_grid": (13, 13)},
+        "qwen2_5_vl": {"variant": "qwen"},
+        "qwen3_vl": {"variant": "qwen"},
+    }
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="ottvid",
+        title="OTT-Vid",
+        paper="2605.11803",
+        summary="Facility-location selection in each frame, then optimal-transport merging into the previous frame.",
+        nested=False,
+        merges=True,
+        exact=True,
+        quirks=(
+            "LLaVA-OneVision's 14x14 tokens are placed on a 13x13 grid (centroid_grid=None uses the true one)",
+            "the transport plan is cut off after a fixed number of updates (transport=Transport(solver=Sinkhorn(...)))",
+            "per-frame counts truncate on Qwen and round on LLaVA, and LLaVA fills the saliency of pruned tokens "
+            "(variant)",
+        ),
+    )
 
 
 def _mark(position: Int[Array, "T K"], valid: Bool[Array, "T K"], tokens: int) -> Bool[Array, "T N"]:

@@ -1,7 +1,19 @@
-"""PruneVid's stage before the language model: static tokens averaged over time, the rest clustered (arXiv 2412.16117).
+"""PruneVid: static tokens averaged over time, the rest clustered in space (arXiv 2412.16117).
 
-The stage inside the language model is `models.cut_rules.TextInBlocks`, which the decoder runs where `selected_layer` is
-set; a plan's `diagnostics["block"]` names the block of each row for it.
+1. Frames are clustered by density peaks of their mean tokens, gamma * T clusters; runs of one cluster are segments.
+2. A place is static in a segment if the mean cosine over all pairs of its frames exceeds tau. It becomes its mean over
+   these frames.
+3. The static tokens of a segment, and the other tokens of each of its frames, are clustered by density peaks; a cluster
+   becomes its plain mean. Sets of at most 14 tokens stay as they are.
+4. Inside the language model, behind layer M, each block of tokens keeps the share alpha that gets most attention from
+   the question there (`selected_layer`; a plan's `diagnostics["block"]` names the block of each row).
+
+Follows the version of SToP's authors for LLaVA-OneVision by default, `budgeting="clusters"` the original for PLLaVA.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("prunevid"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+79
 """
 
 import dataclasses
@@ -120,64 +132,10 @@ class PruneVid(PositionedReducer):
     inner_share: Share = 0.4
     newline: NewlineKind | None = None
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="prunevid",
-        title="PruneVid",
-        paper="2412.16117",
-        summary="Averages static tokens over temporal segments and clusters the rest in space; reads no attention.",
-        nested=False,
-        merges=True,
-        exact=False,
-        quirks=(
-            "static tokens are clustered once per segment, not per frame as the paper says (no option)",
-            "inside a clustered set rows follow the score of the cluster, not its place (no option)",
-            "the ratio is that of SToP's version; the original's counts clusters, no tokens (budgeting='clusters')",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "llava_onevision": {"budgeting": "retention"},
-        "llava_video": {"budgeting": "retention", "newline": "no_token"},
-    }
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Newlines that were chosen, or that the preset has."""
-        return super().prompt._replace(newline=self.newline)
-
-    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
-        """The second stage; int(n * alpha) of every block of n stay, also in the caches of the layers before."""
-        if self.selected_layer is None:
-            return ()
-        return (InnerStage(self.selected_layer + 1, TextInBlocks(trims=True), Kept(self.inner_share, "floor")),)
-
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """Nothing, or the map that a sink rule reads."""
         return frozenset() if self.attention is None else frozenset({self.attention})
-
-    def budget(self, layout: Layout, ratio: float) -> PruneVidBudget:
-        """int(n * cluster ratio) for every length of a segment and number of static places, in float64."""
-        ratio, n = check_ratio(ratio), layout.tokens
-        frames = np.arange(layout.slots + 1)[:, None]
-        places = np.arange(n + 1)[None, :]
-        if self.budgeting == "clusters":
-            share = np.full((layout.slots + 1, n + 1), ratio)
-        else:
-            tokens = np.maximum(places + (n - places) * frames, 1)
-            share = np.minimum(ratio * n * frames / tokens + 0.005, 1.0)
-
-        def outputs(size: np.ndarray) -> np.ndarray:
-            clusters = np.maximum((size * share).astype(np.int32), 1)
-            return np.where(size <= SMALLEST, size, clusters).astype(np.int32)
-
-        return PruneVidBudget(outputs(places), outputs(n - places))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """14 * (segments + T) + the ratio of all tokens, and no more than these."""
-        share = check_ratio(ratio) + (0.005 if self.budgeting == "retention" else 0.0)
-        sets = max(1, layout.frames // 2) + layout.frames
-        # One more for products that round up to an integer.
-        return min(SMALLEST * sets + int(min(share, 1.0) * layout.total) + 1, layout.total)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> PruneVidShared:
         """Segments, static places, and the peak scores of every set, none of which depends on the ratio."""
@@ -203,6 +161,52 @@ class PruneVid(PositionedReducer):
         penalty = jnp.zeros((frames, n)) if adjusted is None else adjusted.anchor_penalty
         dynamic = over_frames(self._set, x, is_dynamic, penalty)
         return PruneVidShared(raw, label, ids, length, start, similarity, static, cast(_Sets, dynamic), real)
+
+    def decide(self, shared: PruneVidShared, budget: PruneVidBudget, *, capacity: int) -> Plan:
+        """Cluster numbers, members and rows for one budget."""
+        frames, n = shared.dynamic.member.shape
+        index = jnp.arange(frames, dtype=jnp.int32)
+        most = shared.static.member.shape[0]
+        own = jnp.minimum(shared.segment, most - 1)
+        static = shared.static.member[own] & shared.real[:, None]
+        number = static.sum(axis=1)
+        static_count = jnp.asarray(budget.static)[shared.length, number]
+        dynamic_count = jnp.asarray(budget.dynamic)[shared.length, number]
+        by_segment = jnp.zeros(most, jnp.int32).at[own].max(jnp.where(shared.real, static_count, 0))
+        merged, rows, places = _clusters(shared.static, by_segment)
+        groups, frame_rows, frame_places = _clusters(shared.dynamic, jnp.where(shared.real, dynamic_count, 0))
+
+        # Candidate slots of a frame: N for its segment's static tokens, used in the first frame alone, N for its own.
+        opens = (shared.start == index) & shared.real
+        present = jnp.stack([rows[own] & opens[:, None], frame_rows & shared.real[:, None]], axis=1)
+        base = index[:, None] * n
+        token = jnp.stack([base + places[own], base + frame_places], axis=1)
+        none = 2 * frames * n
+        static_slot = shared.start[:, None] * 2 * n + merged[own]
+        dynamic_slot = (index[:, None] * 2 + 1) * n + groups
+        slot = jnp.where(static, static_slot, dynamic_slot)
+        slot = jnp.where(shared.real[:, None], slot, none).reshape(-1)
+        size = jnp.zeros(none + 1, jnp.int32).at[slot].add(1)
+        alone = (size[:none] == 1) & (jnp.arange(none) // n % 2 == 1)
+        target = jnp.where(alone[jnp.minimum(slot, none - 1)], none, slot)
+        plan = compact.slotted_plan(
+            token.reshape(-1),
+            present.reshape(-1),
+            alone,
+            target[None],
+            (1.0 / jnp.maximum(size[slot], 1))[None],
+            capacity,
+        )
+        source, valid, _ = compact.compact(present.reshape(-1), capacity)
+        diagnostics = {
+            "frame_cluster_raw": shared.raw,
+            "frame_cluster": shared.label,
+            "segment": shared.segment,
+            "similarity": shared.similarity,
+            "static": static,
+            "block": jnp.where(valid, _consecutive(source // n, valid), -1),
+        }
+        return plan._replace(diagnostics=diagnostics)
 
     def _frame_labels(self, x: Float[Array, "T N D"], real: Bool[Array, "T"]) -> Int[Array, "T"]:
         frames, _, dim = x.shape
@@ -250,51 +254,60 @@ class PruneVid(PositionedReducer):
 
         return lax.cond(member.sum() > SMALLEST, ready, small, None)
 
-    def decide(self, shared: PruneVidShared, budget: PruneVidBudget, *, capacity: int) -> Plan:
-        """Cluster numbers, members and rows for one budget."""
-        frames, n = shared.dynamic.member.shape
-        index = jnp.arange(frames, dtype=jnp.int32)
-        most = shared.static.member.shape[0]
-        own = jnp.minimum(shared.segment, most - 1)
-        static = shared.static.member[own] & shared.real[:, None]
-        number = static.sum(axis=1)
-        static_count = jnp.asarray(budget.static)[shared.length, number]
-        dynamic_count = jnp.asarray(budget.dynamic)[shared.length, number]
-        by_segment = jnp.zeros(most, jnp.int32).at[own].max(jnp.where(shared.real, static_count, 0))
-        merged, rows, places = _clusters(shared.static, by_segment)
-        groups, frame_rows, frame_places = _clusters(shared.dynamic, jnp.where(shared.real, dynamic_count, 0))
+    def budget(self, layout: Layout, ratio: float) -> PruneVidBudget:
+        """int(n * cluster ratio) for every length of a segment and number of static places, in float64."""
+        ratio, n = check_ratio(ratio), layout.tokens
+        frames = np.arange(layout.slots + 1)[:, None]
+        places = np.arange(n + 1)[None, :]
+        if self.budgeting == "clusters":
+            share = np.full((layout.slots + 1, n + 1), ratio)
+        else:
+            tokens = np.maximum(places + (n - places) * frames, 1)
+            share = np.minimum(ratio * n * frames / tokens + 0.005, 1.0)
 
-        # Candidate slots of a frame: N for its segment's static tokens, used in the first frame alone, N for its own.
-        opens = (shared.start == index) & shared.real
-        present = jnp.stack([rows[own] & opens[:, None], frame_rows & shared.real[:, None]], axis=1)
-        base = index[:, None] * n
-        token = jnp.stack([base + places[own], base + frame_places], axis=1)
-        none = 2 * frames * n
-        static_slot = shared.start[:, None] * 2 * n + merged[own]
-        dynamic_slot = (index[:, None] * 2 + 1) * n + groups
-        slot = jnp.where(static, static_slot, dynamic_slot)
-        slot = jnp.where(shared.real[:, None], slot, none).reshape(-1)
-        size = jnp.zeros(none + 1, jnp.int32).at[slot].add(1)
-        alone = (size[:none] == 1) & (jnp.arange(none) // n % 2 == 1)
-        target = jnp.where(alone[jnp.minimum(slot, none - 1)], none, slot)
-        plan = compact.slotted_plan(
-            token.reshape(-1),
-            present.reshape(-1),
-            alone,
-            target[None],
-            (1.0 / jnp.maximum(size[slot], 1))[None],
-            capacity,
-        )
-        source, valid, _ = compact.compact(present.reshape(-1), capacity)
-        diagnostics = {
-            "frame_cluster_raw": shared.raw,
-            "frame_cluster": shared.label,
-            "segment": shared.segment,
-            "similarity": shared.similarity,
-            "static": static,
-            "block": jnp.where(valid, _consecutive(source // n, valid), -1),
-        }
-        return plan._replace(diagnostics=diagnostics)
+        def outputs(size: np.ndarray) -> np.ndarray:
+            clusters = np.maximum((size * share).astype(np.int32), 1)
+            return np.where(size <= SMALLEST, size, clusters).astype(np.int32)
+
+        return PruneVidBudget(outputs(places), outputs(n - places))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """14 * (segments + T) + the ratio of all tokens, and no more than these."""
+        share = check_ratio(ratio) + (0.005 if self.budgeting == "retention" else 0.0)
+        sets = max(1, layout.frames // 2) + layout.frames
+        # One more for products that round up to an integer.
+        return min(SMALLEST * sets + int(min(share, 1.0) * layout.total) + 1, layout.total)
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines that were chosen, or that the preset has."""
+        return super().prompt._replace(newline=self.newline)
+
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
+        """The second stage; int(n * alpha) of every block of n stay, also in the caches of the layers before."""
+        if self.selected_layer is None:
+            return ()
+        return (InnerStage(self.selected_layer + 1, TextInBlocks(trims=True), Kept(self.inner_share, "floor")),)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {"budgeting": "retention"},
+        "llava_video": {"budgeting": "retention", "newline": "no_token"},
+    }
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="prunevid",
+        title="PruneVid",
+        paper="2412.16117",
+        summary="Averages static tokens over temporal segments and clusters the rest in space; reads no attention.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=(
+            "static tokens are clustered once per segment, not per frame as the paper says (no option)",
+            "inside a clustered set rows follow the score of the cluster, not its place (no option)",
+            "the ratio is that of SToP's version; the original's counts clusters, no tokens (budgeting='clusters')",
+        ),
+    )
 
 
 def _consecutive(values: Int[Array, "K"], valid: Bool[Array, "K"]) -> Int[Array, "K"]:

@@ -97,31 +97,14 @@ class QwenNorm(PositionedReducer):
     beta: Share | None = None
     spread: bool = True
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="qwen_norm",
-        title="Qwen3-VL baselines by norms",
-        # The repository is that of VidCom2; no paper describes what it calls by these names.
-        paper="2505.14454",
-        summary="Three baselines of tables on Qwen3-VL under other methods' names, ranked by feature norms.",
-        nested=False,
-        merges=True,
-        exact=False,
-        quirks=(
-            "norms of features stand for attention (the methods themselves are visionzip, fastvid and holitom)",
-            "HoliTom's rows stand at evenly spaced places, whatever tokens they came from (spread=False)",
-            "the first version pools attention in a wrong order and puts rows at wrong places (version='norm')",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
-
-    def __post_init__(self) -> None:
-        if self.version == "first" and self.method == "fastvid":
-            raise JvidpruneError("the first version has visionzip and holitom, got fastvid.")
-
     @property
     def needs(self) -> frozenset[str]:
         """Attention of patches for the first version, else nothing."""
         return frozenset({"attention_columns"} if self.version == "first" else ())
+
+    def __post_init__(self) -> None:
+        if self.version == "first" and self.method == "fastvid":
+            raise JvidpruneError("the first version has visionzip and holitom, got fastvid.")
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> NormShared:
         """The method's own shared work, with a in place of attention; a sink rule adjusts that."""
@@ -224,6 +207,29 @@ class QwenNorm(PositionedReducer):
             diagnostics=plan.diagnostics | {"source": plan.ids, "level_place": jnp.where(plan.valid, levels, m)},
         )
 
+    @property
+    def inner_method(self) -> FastVID | HoliTom:
+        """The reducer that runs on the norms, for `fastvid` and `holitom`."""
+        return self._fastvid() if self.method == "fastvid" else self._holitom()
+
+    def _fastvid(self) -> FastVID:
+        return FastVID(
+            variant="qwen3_norm",
+            attention="attention_last",
+            segments=self.segments,
+            tau=0.84 if self.tau is None else self.tau,
+            ignore=self.ignore,
+            context_share=self.context_share,
+            interval=self.interval,
+            beta=0.5 if self.beta is None else self.beta,
+        )
+
+    def _holitom(self) -> HoliTom:
+        return HoliTom(
+            tau=0.8 if self.tau is None else self.tau,
+            beta=0.6 if self.beta is None else self.beta,
+        )
+
     def budget(self, layout: Layout, ratio: float) -> SeedBudget | FastVIDBudget | HoliTomBudget:
         """The method's own counts, in float64."""
         if self.method == "holitom":
@@ -251,28 +257,23 @@ class QwenNorm(PositionedReducer):
         """Tokens that are counted together: a frame's, or those of the video."""
         return layout.total if self.version == "first" else layout.tokens
 
-    @property
-    def inner_method(self) -> FastVID | HoliTom:
-        """The reducer that runs on the norms, for `fastvid` and `holitom`."""
-        return self._fastvid() if self.method == "fastvid" else self._holitom()
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
 
-    def _fastvid(self) -> FastVID:
-        return FastVID(
-            variant="qwen3_norm",
-            attention="attention_last",
-            segments=self.segments,
-            tau=0.84 if self.tau is None else self.tau,
-            ignore=self.ignore,
-            context_share=self.context_share,
-            interval=self.interval,
-            beta=0.5 if self.beta is None else self.beta,
-        )
-
-    def _holitom(self) -> HoliTom:
-        return HoliTom(
-            tau=0.8 if self.tau is None else self.tau,
-            beta=0.6 if self.beta is None else self.beta,
-        )
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="qwen_norm",
+        title="Qwen3-VL baselines by norms",
+        # The repository is that of VidCom2; no paper describes what it calls by these names.
+        paper="2505.14454",
+        summary="Three baselines of tables on Qwen3-VL under other methods' names, ranked by feature norms.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=(
+            "norms of features stand for attention (the methods themselves are visionzip, fastvid and holitom)",
+            "HoliTom's rows stand at evenly spaced places, whatever tokens they came from (spread=False)",
+            "the first version pools attention in a wrong order and puts rows at wrong places (version='norm')",
+        ),
+    )
 
 
 def keep_count(tokens: int, ratio: float) -> int:

@@ -91,28 +91,6 @@ class Scissor(PositionedReducer):
 
     tau: Annotated[float, Range(LOWEST, 2.0)] | None = None
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="scissor",
-        title="LLaVA-Scissor",
-        paper="2506.21862",
-        summary="Averages connected components of similar tokens, first in frames, then over the video.",
-        nested=False,
-        merges=True,
-        exact=False,
-        quirks=(
-            "the released model has no budget but a fixed threshold; here it is found for the ratio (tau=0.9 fixes it)",
-            "centres are means of means, whatever the sizes (no option)",
-            "the random search of the released code, inexact above 3233 components, is exact here (no option)",
-            "no newline tokens at all (no option)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """No newlines at all."""
-        return super().prompt._replace(newline="no_token")
-
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> ScissorShared:
         """Cosines inside frames; a sink rule has no place here."""
         gram = frame_gram(video.features)
@@ -179,6 +157,29 @@ class Scissor(PositionedReducer):
     def capacity(self, layout: Layout, ratio: float) -> int:
         """The count that tau is found for; all T * N tokens with a fixed tau, which bounds nothing."""
         return kept_of(layout.total, check_ratio(ratio)) if self.tau is None else layout.total
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """No newlines at all."""
+        return super().prompt._replace(newline="no_token")
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="scissor",
+        title="LLaVA-Scissor",
+        paper="2506.21862",
+        summary="Averages connected components of similar tokens, first in frames, then over the video.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=(
+            "the released model has no budget but a fixed threshold; here it is found for the ratio (tau=0.9 fixes it)",
+            "centres are means of means, whatever the sizes (no option)",
+            "the random search of the released code, inexact above 3233 components, is exact here (no option)",
+            "no newline tokens at all (no option)",
+        ),
+    )
 
 
 def tau_for(video: VideoTokens, ratio: float) -> float:

@@ -1,4 +1,17 @@
-"""SToP: sink-token-aware pruning as a modifier of any reducer (arXiv 2604.20937)."""
+"""SToP: sink-token-aware pruning as a modifier of any reducer (arXiv 2604.20937).
+
+a is the attention that the base method ranks tokens by.
+
+1. Sink score s in [0, 1]: the mean of a over frames at each place, between its minimum and maximum, to the power gamma.
+2. STSP: wherever the base ranks tokens by a it ranks by a - mu_s * s.
+3. STTP: wherever the base asks whether a token is unchanged, it adds mu_t * s to the cosine.
+4. Everything else is the base's own: budgets, merging, evidence, cuts inside the language model.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("stop"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+72
+"""
 
 import dataclasses
 from collections.abc import Callable
@@ -109,27 +122,10 @@ class SToP(PositionedReducer):
     keep_inner: bool = False
     backbone: registry.Backbone | None = None
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="stop",
-        title="SToP",
-        paper="2604.20937",
-        summary="Makes another reducer ignore attention sinks; wraps any base, VisionZip unless told otherwise.",
-        nested=False,
-        merges=True,
-        exact=False,
-        quirks=(
-            "mu = 0 is not the base: blocked slots and centre penalties are not gated (gated=True)",
-            "HoliTom's static test uses 0.8 whatever its tau (gated=True)",
-            "FlashVID keeps 12.5 % at 10 %: its budget is expanded for a cut that is not made (no option)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "llava_onevision": {"base": "visionzip", "backbone": "llava_onevision"},
-        "llava_video": {"base": "visionzip", "backbone": "llava_video"},
-        "qwen2_5_vl": {"base": "visionzip_qwen", "backbone": "qwen2_5_vl"},
-        "qwen3_vl": {"base": "visionzip_qwen", "backbone": "qwen3_vl"},
-        "molmo2": {"base": "visionzip", "backbone": "molmo2"},
-    }
+    @property
+    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """What the base needs."""
+        return self.base.needs
 
     def __post_init__(self) -> None:
         if isinstance(self.base, SToP):
@@ -141,26 +137,26 @@ class SToP(PositionedReducer):
                 raise JvidpruneError(f"SToP's base: {error}") from error
         check_weighs_features(cast(Reducer, self.base), "SToP cannot wrap")
 
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
+        """The base's shared work under the sink rule; for a reducer without stages, the adjusted video itself."""
+        rule = self.rule if sink is None else sink
+        return SToPShared(self._prepare_base(video, rule, capacity), self._scores(video, rule))
+
+    def decide(self, shared: Any, budget: Budget, *, capacity: int) -> Plan:
+        """The base's decisions, with the sink scores of the whole video among the diagnostics."""
+        if isinstance(self.base, StagedReducer):
+            plan = self.base.decide(shared.base, budget, capacity=capacity)
+        else:
+            plan = self.base.plan(shared.base, budget, capacity=capacity)
+        return plan._replace(diagnostics=plan.diagnostics | {"sink_score": shared.score})
+
+    def apply(self, plan: Plan, video: VideoTokens) -> Reduced:
+        """The base's own way from a plan to tokens."""
+        return full(self.base).apply(plan, video)
+
     def named_inside(self, name: str) -> Reducer:
         """With the settings that SToP's runs pass to it."""
         return base_reducer(name, self.backbone)
-
-    @property
-    def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """What the base needs."""
-        return self.base.needs
-
-    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
-        """Cuts inside the language model: none in the reference, the base's with `keep_inner`."""
-        return full(self.base).inner(ratio) if self.keep_inner else ()
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The base's; on LLaVA-Video SToP's copies of all but two methods insert no newlines."""
-        rules = prompt_rules(self.base)
-        if self.backbone == "llava_video" and _base_name(self.base) not in ("visionzip", "holitom"):
-            rules = rules._replace(newline="no_token")
-        return rules._replace(positions=self.positions or rules.positions)
 
     @property
     def rule(self) -> SinkRule:
@@ -184,6 +180,26 @@ class SToP(PositionedReducer):
             kappa = _KAPPA if strong else 0.0
         return SinkRule(mu_s, mu_t, self.gamma, kappa, threshold, blocked)
 
+    def _prepare_base(self, video: VideoTokens, rule: SinkRule, capacity: int) -> Any:
+        if not isinstance(self.base, StagedReducer):
+            return adjust_video(video, rule, self.base.needs)
+        if self.base.reads_sink:
+            return self.base.prepare(video, capacity=capacity, sink=rule)
+        return self.base.prepare(adjust_video(video, rule, self.base.needs), capacity=capacity)
+
+    def _scores(self, video: VideoTokens, rule: SinkRule) -> Float[Array, "T N"]:
+        frames, tokens, _ = video.features.shape
+        for name in sorted(self.base.needs):
+            if name.startswith("attention_") and video.evidence[name].shape == (frames, tokens):
+                groups = jnp.zeros(frames, jnp.int32)
+                return sink_scores(video.evidence[name], groups, video.frame_mask, rule.gamma)
+        return jnp.zeros((frames, tokens), jnp.float32)
+
+    @property
+    def tokens_from(self) -> TokensFrom:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the base."""
+        return full(self.base).tokens_from
+
     def budget(self, layout: Layout, ratio: float) -> Budget:
         """The base's budget."""
         return self.base.budget(layout, ratio)
@@ -199,51 +215,49 @@ class SToP(PositionedReducer):
             return max(bound, layout.total)
         return bound
 
-    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
-        """The base's shared work under the sink rule; for a reducer without stages, the adjusted video itself."""
-        rule = self.rule if sink is None else sink
-        return SToPShared(self._prepare_base(video, rule, capacity), self._scores(video, rule))
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
+        """The base's count for every frame, None where frames differ."""
+        return full(self.base).tokens_per_frame
 
-    def _prepare_base(self, video: VideoTokens, rule: SinkRule, capacity: int) -> Any:
-        if not isinstance(self.base, StagedReducer):
-            return adjust_video(video, rule, self.base.needs)
-        if self.base.reads_sink:
-            return self.base.prepare(video, capacity=capacity, sink=rule)
-        return self.base.prepare(adjust_video(video, rule, self.base.needs), capacity=capacity)
-
-    def decide(self, shared: Any, budget: Budget, *, capacity: int) -> Plan:
-        """The base's decisions, with the sink scores of the whole video among the diagnostics."""
-        if isinstance(self.base, StagedReducer):
-            plan = self.base.decide(shared.base, budget, capacity=capacity)
-        else:
-            plan = self.base.plan(shared.base, budget, capacity=capacity)
-        return plan._replace(diagnostics=plan.diagnostics | {"sink_score": shared.score})
-
-    def _scores(self, video: VideoTokens, rule: SinkRule) -> Float[Array, "T N"]:
-        frames, tokens, _ = video.features.shape
-        for name in sorted(self.base.needs):
-            if name.startswith("attention_") and video.evidence[name].shape == (frames, tokens):
-                groups = jnp.zeros(frames, jnp.int32)
-                return sink_scores(video.evidence[name], groups, video.frame_mask, rule.gamma)
-        return jnp.zeros((frames, tokens), jnp.float32)
+    def inner(self, ratio: float) -> tuple[InnerStage, ...]:
+        """Cuts inside the language model: none in the reference, the base's with `keep_inner`."""
+        return full(self.base).inner(ratio) if self.keep_inner else ()
 
     @property
-    def tokens_from(self) -> TokensFrom:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the base."""
-        return full(self.base).tokens_from
-
-    def apply(self, plan: Plan, video: VideoTokens) -> Reduced:
-        """The base's own way from a plan to tokens."""
-        return full(self.base).apply(plan, video)
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The base's; on LLaVA-Video SToP's copies of all but two methods insert no newlines."""
+        rules = prompt_rules(self.base)
+        if self.backbone == "llava_video" and _base_name(self.base) not in ("visionzip", "holitom"):
+            rules = rules._replace(newline="no_token")
+        return rules._replace(positions=self.positions or rules.positions)
 
     def warning(self, diagnostics: dict[str, Any]) -> str | None:
         """What the base says."""
         return full(self.base).warning(diagnostics)
 
-    @property
-    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
-        """The base's count for every frame, None where frames differ."""
-        return full(self.base).tokens_per_frame
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {"base": "visionzip", "backbone": "llava_onevision"},
+        "llava_video": {"base": "visionzip", "backbone": "llava_video"},
+        "qwen2_5_vl": {"base": "visionzip_qwen", "backbone": "qwen2_5_vl"},
+        "qwen3_vl": {"base": "visionzip_qwen", "backbone": "qwen3_vl"},
+        "molmo2": {"base": "visionzip", "backbone": "molmo2"},
+    }
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="stop",
+        title="SToP",
+        paper="2604.20937",
+        summary="Makes another reducer ignore attention sinks; wraps any base, VisionZip unless told otherwise.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=(
+            "mu = 0 is not the base: blocked slots and centre penalties are not gated (gated=True)",
+            "HoliTom's static test uses 0.8 whatever its tau (gated=True)",
+            "FlashVID keeps 12.5 % at 10 %: its budget is expanded for a cut that is not made (no option)",
+        ),
+    )
 
 
 def base_reducer(text: str, backbone: str | None = None) -> Reducer:

@@ -1,8 +1,20 @@
 """The reducer that SToP's repository calls VisionZip on Qwen2.5-VL (arXiv 2604.20937): windows, norms, averaging.
 
-It is not VisionZip: windows and static tokens are HoliTom's, tokens are ranked by their own norms, and every pruned
-token goes into the most similar kept one. The released wrapper cannot run (it slices merged tokens by the unmerged
-grid); this is its pruning function on the merged grid.
+1. Windows and static tokens are HoliTom's; the static tokens of a window become their mean over its frames, one set.
+   The other tokens of each frame are a set each.
+2. u = |x| * (1 + cos(x, mean of the set)), and s its sink score (see `stop`).
+3. A set of n tokens keeps the max(1, round(n * share)) of largest u - mu_s * s, with
+   share = ratio / max(tokens left / total, 0.1), at most 1.
+4. Every other token goes to the most similar kept one of its set, which becomes the mean of itself and of the mean of
+   its members.
+
+It is not VisionZip. The released wrapper cannot run (it slices merged tokens by the unmerged grid); this is its pruning
+function on the merged grid.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("visionzip_qwen"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+73
 """
 
 import dataclasses
@@ -90,28 +102,6 @@ class VisionZipQwen(PositionedReducer):
     max_window: Count = 1024
 
     needs = frozenset()
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="visionzip_qwen",
-        title="VisionZip (SToP's Qwen2.5-VL wrapper)",
-        paper="2604.20937",
-        summary="Averages tokens that stay the same over windows, then keeps the largest of each frame and averages.",
-        nested=False,
-        merges=True,
-        exact=False,
-        quirks=("the name is SToP's: neither attention nor VisionZip's seeds are used (no option)",),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
-
-    def budget(self, layout: Layout, ratio: float) -> VisionZipQwenBudget:
-        """Effective ratios for every number of merged tokens, in float64."""
-        ratio, total = check_ratio(ratio), layout.total
-        reduced = np.minimum(np.arange(layout.slots * layout.tokens + 1), total)
-        left = np.maximum((total - reduced) / total, 0.1)
-        return VisionZipQwenBudget(fraction_words(np.minimum(ratio / left, 1.0)))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """floor(r*T*N + 1.5*T): a set keeps less than one token above its share, and there are at most 1.5*T sets."""
-        return min(layout.total, math.floor(check_ratio(ratio) * layout.total + 1.5 * layout.frames + 1e-6))
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> VisionZipQwenShared:
         """Windows, static tokens, importance and ranks of every set; a sink rule replaces mu_s, mu_t and gamma."""
@@ -202,6 +192,30 @@ class VisionZipQwen(PositionedReducer):
             capacity,
             diagnostics,
         )
+
+    def budget(self, layout: Layout, ratio: float) -> VisionZipQwenBudget:
+        """Effective ratios for every number of merged tokens, in float64."""
+        ratio, total = check_ratio(ratio), layout.total
+        reduced = np.minimum(np.arange(layout.slots * layout.tokens + 1), total)
+        left = np.maximum((total - reduced) / total, 0.1)
+        return VisionZipQwenBudget(fraction_words(np.minimum(ratio / left, 1.0)))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """floor(r*T*N + 1.5*T): a set keeps less than one token above its share, and there are at most 1.5*T sets."""
+        return min(layout.total, math.floor(check_ratio(ratio) * layout.total + 1.5 * layout.frames + 1e-6))
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="visionzip_qwen",
+        title="VisionZip (SToP's Qwen2.5-VL wrapper)",
+        paper="2604.20937",
+        summary="Averages tokens that stay the same over windows, then keeps the largest of each frame and averages.",
+        nested=False,
+        merges=True,
+        exact=False,
+        quirks=("the name is SToP's: neither attention nor VisionZip's seeds are used (no option)",),
+    )
 
 
 def _frame_importance(x: Float[Array, "T N D"]) -> Float[Array, "T N"]:

@@ -80,19 +80,6 @@ class ToMe(PositionedReducer):
     heads: Count = 1
     order: Literal["released", "position"] = "released"
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="tome",
-        title="ToMe",
-        paper="2210.09461",
-        summary="Merges the most similar pairs of tokens of each frame in rounds of bipartite matching.",
-        nested=False,
-        merges=True,
-        exact=True,
-        quirks=("rows come unmerged ones first, by falling similarity (order='position' sorts them)",),
-    )
-    # No code runs it before a language model without training; VideoChat-Flash's clips are trained for.
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
-
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> ToMeShared:
         """The matchings of all levels; a sink rule has no place here."""
         frames, n, dim = video.features.shape
@@ -150,6 +137,9 @@ class ToMe(PositionedReducer):
             key=None if self.order == "released" else flat,
         )
 
+    def _clip(self, frames: int) -> int:
+        return frames if self.clip is None else min(self.clip, frames)
+
     def budget(self, layout: Layout, ratio: float) -> ToMeBudget:
         """k for each frame of a clip."""
         kept = keep_count(layout.tokens, check_ratio(ratio))
@@ -166,8 +156,19 @@ class ToMe(PositionedReducer):
             return None
         return lambda layout, ratio: keep_count(layout.tokens, check_ratio(ratio))
 
-    def _clip(self, frames: int) -> int:
-        return frames if self.clip is None else min(self.clip, frames)
+    # No code runs it before a language model without training; VideoChat-Flash's clips are trained for.
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="tome",
+        title="ToMe",
+        paper="2210.09461",
+        summary="Merges the most similar pairs of tokens of each frame in rounds of bipartite matching.",
+        nested=False,
+        merges=True,
+        exact=True,
+        quirks=("rows come unmerged ones first, by falling similarity (order='position' sorts them)",),
+    )
 
 
 def keep_count(tokens: int, ratio: float) -> int:

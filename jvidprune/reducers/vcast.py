@@ -83,21 +83,6 @@ class VCAST(PositionedReducer):
     least: Index = 1
     leftover: Literal["first", "spread"] = "first"
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="vcast",
-        title="V-CAST",
-        paper="2603.27650",
-        summary="Gives frames where the video bends more tokens and keeps the outliers of every frame.",
-        nested=False,
-        merges=False,
-        exact=True,
-        quirks=(
-            "what rounding leaves over goes to one frame, mostly the first (leftover='spread' shares it out)",
-            "a video of one frame is not pruned (no option)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen3_vl": {}}
-
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> VCASTShared:
         """Curvature, weights, scores and ranks; a sink rule has no place here."""
         real = video.frame_mask
@@ -144,6 +129,22 @@ class VCAST(PositionedReducer):
     def capacity(self, layout: Layout, ratio: float) -> int:
         """Exactly K: shares are bounded by N, their sum by T * N, and all that is left over finds room."""
         return int(self.budget(layout, ratio).total)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen3_vl": {}}
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="vcast",
+        title="V-CAST",
+        paper="2603.27650",
+        summary="Gives frames where the video bends more tokens and keeps the outliers of every frame.",
+        nested=False,
+        merges=False,
+        exact=True,
+        quirks=(
+            "what rounding leaves over goes to one frame, mostly the first (leftover='spread' shares it out)",
+            "a video of one frame is not pruned (no option)",
+        ),
+    )
 
 
 def _curvature(mean: Float[Array, "T D"], real: Bool[Array, "T"]) -> Float[Array, "T"]:

@@ -1,7 +1,20 @@
 """VidCom2: more tokens for unusual frames, and in each frame the tokens least like video and frame (arXiv 2505.14454).
 
+u is a token in the half of the channels that varies least over the video, made a unit vector.
+
+1. Likeness to a centre c is the sum of exp(-|u - c|^2 / (2 alpha)) over alpha = 1/8, 1/4, 1/2, 1, 2.
+2. Every token gets its likeness to the mean u of the video and to that of its frame.
+3. Frames: p is the softmax over frames of minus the mean likeness to the video; frame t keeps
+   k_t = round(N * min(ratio * (1 + p_t - mean p), 1)) tokens, at least one.
+4. The k_t tokens of smallest total likeness stay, unchanged, in order of position.
+
 Two implementations are reproduced: the authors' (`xuyang-liu16/VidCom2`, commit 944a17d) and the one in vLLM
 (commit 0f17ee0), which adjusts the selection to an exact count. Pure selection, no attention, no text.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("vidcom2"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+73
 """
 
 import dataclasses
@@ -79,56 +92,10 @@ class VidCom2(PositionedReducer):
     deepstack: bool = False
     newline_rows: NewlineRows = "after_frame"
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="vidcom2",
-        title="VidCom2",
-        paper="2505.14454",
-        summary="Gives unusual frames more tokens and keeps the tokens least like their frame and the video.",
-        nested=False,
-        merges=False,
-        exact=False,
-        quirks=(
-            "the count depends on the data (variant='vllm' makes it exact)",
-            "one token a frame stays at any ratio (no option)",
-            "on LLaVA-Video all row newlines of a frame follow its tokens (newline_rows='all' puts them behind rows)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "llava_onevision": {},
-        "llava_video": {},
-        "qwen2_5_vl": {},
-        "qwen3_vl": {},
-    }
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The rows that get a newline."""
-        return super().prompt._replace(newline_rows=self.newline_rows)
-
     @property
     def needs(self) -> frozenset[str]:
         """`features_deepstack` where those take part, else nothing."""
         return frozenset({"features_deepstack"} if self.deepstack else ())
-
-    def budget(self, layout: Layout, ratio: float) -> VidCom2Budget:
-        """Float32 bits of the ratio, and the exact target of the vLLM variant."""
-        return self.budget_of(layout, check_ratio(ratio), 1.0 - check_ratio(ratio))
-
-    def budget_of(self, layout: Layout, ratio: float, pruned: float) -> VidCom2Budget:
-        """The budget from the parameter each variant takes: a kept ratio (official) or a pruned fraction (vLLM)."""
-        exact = self.variant == "vllm"
-        bits = np.float32(1 - pruned if exact else ratio).view(np.int32)
-        target = min(max(layout.frames, int(layout.total * (1 - pruned))), layout.total) if exact else -1
-        return VidCom2Budget(np.int32(bits), np.int32(target))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """K for vLLM; else the sum of scale_t * N is at most r * T * N, and rounding adds at most 1/2 or 1 a frame."""
-        budget = self.budget(layout, ratio)
-        if self.variant == "vllm":
-            return int(budget.target)
-        least = ratio * (1 - 1 / layout.frames) * layout.tokens
-        slack = layout.frames * (0.5 if least >= 0.51 else 1.0)
-        return min(layout.total, int(ratio * layout.total * (1 + 1e-5) + slack) + 1)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> VidCom2Shared:
         """Channels, scores, frame shares and ranks."""
@@ -169,6 +136,53 @@ class VidCom2(PositionedReducer):
             "channels": shared.channels,
         }
         return compact.selection_plan(keep, capacity, diagnostics)
+
+    def budget(self, layout: Layout, ratio: float) -> VidCom2Budget:
+        """Float32 bits of the ratio, and the exact target of the vLLM variant."""
+        return self.budget_of(layout, check_ratio(ratio), 1.0 - check_ratio(ratio))
+
+    def budget_of(self, layout: Layout, ratio: float, pruned: float) -> VidCom2Budget:
+        """The budget from the parameter each variant takes: a kept ratio (official) or a pruned fraction (vLLM)."""
+        exact = self.variant == "vllm"
+        bits = np.float32(1 - pruned if exact else ratio).view(np.int32)
+        target = min(max(layout.frames, int(layout.total * (1 - pruned))), layout.total) if exact else -1
+        return VidCom2Budget(np.int32(bits), np.int32(target))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """K for vLLM; else the sum of scale_t * N is at most r * T * N, and rounding adds at most 1/2 or 1 a frame."""
+        budget = self.budget(layout, ratio)
+        if self.variant == "vllm":
+            return int(budget.target)
+        least = ratio * (1 - 1 / layout.frames) * layout.tokens
+        slack = layout.frames * (0.5 if least >= 0.51 else 1.0)
+        return min(layout.total, int(ratio * layout.total * (1 + 1e-5) + slack) + 1)
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The rows that get a newline."""
+        return super().prompt._replace(newline_rows=self.newline_rows)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {},
+        "llava_video": {},
+        "qwen2_5_vl": {},
+        "qwen3_vl": {},
+    }
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="vidcom2",
+        title="VidCom2",
+        paper="2505.14454",
+        summary="Gives unusual frames more tokens and keeps the tokens least like their frame and the video.",
+        nested=False,
+        merges=False,
+        exact=False,
+        quirks=(
+            "the count depends on the data (variant='vllm' makes it exact)",
+            "one token a frame stays at any ratio (no option)",
+            "on LLaVA-Video all row newlines of a frame follow its tokens (newline_rows='all' puts them behind rows)",
+        ),
+    )
 
 
 def _quiet_channels(

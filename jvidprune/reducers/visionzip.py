@@ -1,7 +1,20 @@
 """VisionZip: the most attended tokens of a frame, plus evenly spaced seeds that absorb the rest (arXiv 2412.04467).
 
+a is the attention that a token receives in the last block of the tower, k its key; S of the N tokens of a frame stay.
+
+1. Dominant: the d = int(S * 54 / 64) tokens of largest a stay unchanged.
+2. Contextual: of the other N - d tokens, in order of position, those numbered 0, step, 2 step, ... are the c = S - d
+   seeds, with step = max(1, (N - d) // c).
+3. Every other token joins the seed of most similar key (cosine).
+4. A contextual token is its seed plus the mean of its members: a sum, as in the reference, not an average.
+
 The default is the per-frame video version in `cokeshao/HoliTom`, which HoliTom, AOT and SToP compare with;
 `cls_token=True` gives the original for images (`dvlab-research/VisionZip`, CLIP with a CLS token).
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> jvidprune.reduce(jvidprune.reducers.get("visionzip"), synthetic_tokens(grid=(6, 6)), 0.25).count.item()
+72
 """
 
 import dataclasses
@@ -94,86 +107,7 @@ class VisionZip(PositionedReducer):
     cls_token: bool = False
     official_permutation: bool = True
 
-    info: ClassVar[MethodInfo] = MethodInfo(
-        name="visionzip",
-        title="VisionZip",
-        paper="2412.04467",
-        summary="Keeps each frame's most attended tokens and lets evenly spaced seeds absorb the others.",
-        nested=False,
-        merges=True,
-        exact=True,
-        quirks=(
-            "a contextual token is seed + mean of members, about twice the norm of an ordinary token (no option)",
-            "the published ratio table gives 20 of 169 tokens for 10 % (tower='none' for int(N * ratio))",
-            "grid layout files dominant tokens under wrong places (official_permutation=False orders them by position)",
-        ),
-    )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "llava_onevision": {"layout": "one_token", "tower": "siglip"},
-        "llava_video": {"layout": "grid", "tower": "siglip"},
-        # No reference exists on the other families: SToP's "VisionZip" for Qwen2.5-VL is a different algorithm.
-        "qwen2_5_vl": {"layout": "grid", "tower": "none", "official_permutation": False},
-        "qwen3_vl": {"layout": "grid", "tower": "none", "official_permutation": False},
-        "molmo2": {"layout": "grid", "tower": "none", "official_permutation": False},
-    }
     needs = frozenset({"attention_last", "keys"})
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Newlines of the layout; on a grid the released code files rows under the places that `diagnostics` tells."""
-        official = self.official_permutation and self.layout == "grid"
-        return super().prompt._replace(newline=self.layout, newline_rows="all", official_places=official)
-
-    def spatial_tokens(self, tokens: int, ratio: float) -> int:
-        """S, the tokens kept of a frame of `tokens` tokens; 0 where the ratio leaves none."""
-        sizes, reference, table = _TOWERS[self.tower]
-        if tokens not in sizes:
-            return int((tokens - self.cls_token) * ratio)
-        for published, kept in table.items():
-            if abs(ratio - published) < 1e-6:
-                return kept
-        return min(int(reference * ratio), tokens)
-
-    def split(self, tokens: int, spatial: int, dominant: int | None = None) -> VisionZipBudget:
-        """The budget of `spatial` kept tokens of a frame of `tokens` tokens.
-
-        Args:
-          tokens: N.
-          spatial: S.
-          dominant: d, by default int(S * dominant_share).
-
-        Raises:
-          JvidpruneError: S outside 1..N, d outside int(S * dominant_share)..S, or d = 0 with a CLS token.
-        """
-        if not 1 <= spatial <= tokens:
-            raise JvidpruneError(f"VisionZip must keep 1 to {tokens} tokens of a frame, got {spatial}.")
-        # The share bounds the number of seeds that `decide` has room for.
-        least = max(int(spatial * self.dominant_share), int(self.cls_token))
-        dominant = least if dominant is None else dominant
-        if not least <= dominant <= spatial:
-            raise JvidpruneError(f"of {spatial} tokens {least} to {spatial} must be dominant, got {dominant}.")
-        contextual = spatial - dominant
-        step = max(1, (tokens - dominant) // contextual) if contextual else 1
-        return VisionZipBudget(*(np.int32(v) for v in (spatial, dominant, contextual, step)))
-
-    def budget(self, layout: Layout, ratio: float) -> VisionZipBudget:
-        """Counts per frame for a ratio; see `spatial_tokens` and `split`."""
-        return self.split(layout.tokens, self._spatial(layout, ratio))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """Exactly T * S rows."""
-        return layout.frames * self._spatial(layout, ratio)
-
-    @property
-    def tokens_per_frame(self) -> Callable[[Layout, float], int]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """S, the same in every frame; see `spatial_tokens`."""
-        return self._spatial
-
-    def _spatial(self, layout: Layout, ratio: float) -> int:
-        spatial = self.spatial_tokens(layout.tokens, check_ratio(ratio))
-        if spatial < 1:
-            raise JvidpruneError(f"VisionZip keeps no token of a frame of {layout.tokens} at ratio {ratio:g}.")
-        return spatial
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> VisionZipShared:
         """Ranks by attention, unit keys and the seeds' permitted numbers."""
@@ -245,10 +179,91 @@ class VisionZip(PositionedReducer):
             diagnostics["place"] = places[:capacity]
         return compact.slotted_plan(*slots, capacity, diagnostics, key=key.reshape(-1))
 
+    def spatial_tokens(self, tokens: int, ratio: float) -> int:
+        """S, the tokens kept of a frame of `tokens` tokens; 0 where the ratio leaves none."""
+        sizes, reference, table = _TOWERS[self.tower]
+        if tokens not in sizes:
+            return int((tokens - self.cls_token) * ratio)
+        for published, kept in table.items():
+            if abs(ratio - published) < 1e-6:
+                return kept
+        return min(int(reference * ratio), tokens)
+
+    def split(self, tokens: int, spatial: int, dominant: int | None = None) -> VisionZipBudget:
+        """The budget of `spatial` kept tokens of a frame of `tokens` tokens.
+
+        Args:
+          tokens: N.
+          spatial: S.
+          dominant: d, by default int(S * dominant_share).
+
+        Raises:
+          JvidpruneError: S outside 1..N, d outside int(S * dominant_share)..S, or d = 0 with a CLS token.
+        """
+        if not 1 <= spatial <= tokens:
+            raise JvidpruneError(f"VisionZip must keep 1 to {tokens} tokens of a frame, got {spatial}.")
+        # The share bounds the number of seeds that `decide` has room for.
+        least = max(int(spatial * self.dominant_share), int(self.cls_token))
+        dominant = least if dominant is None else dominant
+        if not least <= dominant <= spatial:
+            raise JvidpruneError(f"of {spatial} tokens {least} to {spatial} must be dominant, got {dominant}.")
+        contextual = spatial - dominant
+        step = max(1, (tokens - dominant) // contextual) if contextual else 1
+        return VisionZipBudget(*(np.int32(v) for v in (spatial, dominant, contextual, step)))
+
+    def budget(self, layout: Layout, ratio: float) -> VisionZipBudget:
+        """Counts per frame for a ratio; see `spatial_tokens` and `split`."""
+        return self.split(layout.tokens, self._spatial(layout, ratio))
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """Exactly T * S rows."""
+        return layout.frames * self._spatial(layout, ratio)
+
+    @property
+    def tokens_per_frame(self) -> Callable[[Layout, float], int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """S, the same in every frame; see `spatial_tokens`."""
+        return self._spatial
+
+    def _spatial(self, layout: Layout, ratio: float) -> int:
+        spatial = self.spatial_tokens(layout.tokens, check_ratio(ratio))
+        if spatial < 1:
+            raise JvidpruneError(f"VisionZip keeps no token of a frame of {layout.tokens} at ratio {ratio:g}.")
+        return spatial
+
     def _most_seeds(self, tokens: int, capacity: int) -> int:
         # c = S - int(S * share) <= S * (1 - share) + 1, and S fits both the frame and the capacity.
         spatial = min(tokens, capacity)
         return min(spatial, int(spatial * (1.0 - self.dominant_share)) + 2)
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines of the layout; on a grid the released code files rows under the places that `diagnostics` tells."""
+        official = self.official_permutation and self.layout == "grid"
+        return super().prompt._replace(newline=self.layout, newline_rows="all", official_places=official)
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {"layout": "one_token", "tower": "siglip"},
+        "llava_video": {"layout": "grid", "tower": "siglip"},
+        # No reference exists on the other families: SToP's "VisionZip" for Qwen2.5-VL is a different algorithm.
+        "qwen2_5_vl": {"layout": "grid", "tower": "none", "official_permutation": False},
+        "qwen3_vl": {"layout": "grid", "tower": "none", "official_permutation": False},
+        "molmo2": {"layout": "grid", "tower": "none", "official_permutation": False},
+    }
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="visionzip",
+        title="VisionZip",
+        paper="2412.04467",
+        summary="Keeps each frame's most attended tokens and lets evenly spaced seeds absorb the others.",
+        nested=False,
+        merges=True,
+        exact=True,
+        quirks=(
+            "a contextual token is seed + mean of members, about twice the norm of an ordinary token (no option)",
+            "the published ratio table gives 20 of 169 tokens for 10 % (tower='none' for int(N * ratio))",
+            "grid layout files dominant tokens under wrong places (official_permutation=False orders them by position)",
+        ),
+    )
 
 
 def _seed_numbers(

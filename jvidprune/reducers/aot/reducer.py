@@ -2,6 +2,12 @@
 
 The reference is `llava_arch.py` of the authors' repository. The algorithm stands in the docstring of `AOT`, its steps
 in the files beside this one.
+
+>>> import jvidprune
+>>> from jvidprune.synthetic import synthetic_tokens
+>>> video = synthetic_tokens(grid=(6, 6), unpooled_grid=(12, 12))
+>>> jvidprune.reduce(jvidprune.reducers.AOT(window=4), video, 0.25).count.item()
+79
 """
 
 import dataclasses
@@ -115,11 +121,6 @@ class AOT(PositionedReducer):
     distinct: Distinct = "pmax"
     published: tuple[tuple[Ratio, Count], ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.row_newlines and self.newline is None:
-            object.__setattr__(self, "newline", "no_token")
-        sizes.clip_lengths(self.clips, sum(self.clips) if isinstance(self.clips, tuple) else 1)
-
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """Evidence of the model this configuration reads."""
@@ -131,6 +132,11 @@ class AOT(PositionedReducer):
         if self.row_newlines:
             names.add("newline")
         return frozenset(names)
+
+    def __post_init__(self) -> None:
+        if self.row_newlines and self.newline is None:
+            object.__setattr__(self, "newline", "no_token")
+        sizes.clip_lengths(self.clips, sum(self.clips) if isinstance(self.clips, tuple) else 1)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> AOTShared:
         """Orders, candidate anchors, their cosines and the dynamic cuts."""
@@ -270,22 +276,6 @@ class AOT(PositionedReducer):
         """The settings that decide how many tokens come out."""
         return sizes.CountRules(self.global_ratio, self.keep_ratio, self.clips, self.inter, self.drop_original)
 
-    def warning(self, diagnostics: dict[str, Array]) -> str | None:
-        """What to do about kernels that underflowed so far that marginals do not hold; None if none did.
-
-        Args:
-          diagnostics: of plans of this method, on the host.
-        """
-        stages = ("intra", "inside frames", self.intra_transport), ("inter", "along clips", self.inter_transport)
-        for name, where, parts in stages:
-            if f"{name}_underflow" in diagnostics:
-                values = (diagnostics[f"{name}_{key}"] for key in ("underflow", "converged"))
-                epsilon = getattr(parts.solver, "epsilon", None)
-                said = underflow_warning(f"AOT's solver {where}", *values, epsilon)
-                if said is not None:
-                    return said
-        return None
-
     def geometry(self, grid: tuple[int, int], unpooled: tuple[int, int] | None) -> sizes.Geometry:
         """Static sizes for a pooled grid and the grid before it.
 
@@ -331,11 +321,6 @@ class AOT(PositionedReducer):
                     return tokens
         lengths = sizes.clip_lengths(self.clips, layout.frames)
         return sizes.visual_tokens_for(ratio, geometry, self.rules, lengths)
-
-    @property
-    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Newlines that were chosen."""
-        return super().prompt._replace(newline=self.newline)
 
     def budget(self, layout: Layout, ratio: float) -> AOTBudget:
         """Integers for the V of a ratio; see `visual_tokens_for`.
@@ -389,7 +374,37 @@ class AOT(PositionedReducer):
         bound = sizes.row_bound(tokens, self.rules, layout.slots)
         return max(bound, 1)
 
+    def warning(self, diagnostics: dict[str, Array]) -> str | None:
+        """What to do about kernels that underflowed so far that marginals do not hold; None if none did.
+
+        Args:
+          diagnostics: of plans of this method, on the host.
+        """
+        stages = ("intra", "inside frames", self.intra_transport), ("inter", "along clips", self.inter_transport)
+        for name, where, parts in stages:
+            if f"{name}_underflow" in diagnostics:
+                values = (diagnostics[f"{name}_{key}"] for key in ("underflow", "converged"))
+                epsilon = getattr(parts.solver, "epsilon", None)
+                said = underflow_warning(f"AOT's solver {where}", *values, epsilon)
+                if said is not None:
+                    return said
+        return None
+
+    @property
+    def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Newlines that were chosen."""
+        return super().prompt._replace(newline=self.newline)
+
     tokens_from: ClassVar[TokensFrom] = "evidence"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {"keep_ratio": 0.1, "published": ((0.10, 108),)},
+        "llava_video": {"keep_ratio": 0.4, "inter": False, "published": ((0.25, 180),)},
+        "qwen2_5_vl": {"pooling": "none"},
+        "qwen3_vl": {"pooling": "none"},
+        "molmo2": {"pooling": "none"},
+    }
+
     info: ClassVar[MethodInfo] = MethodInfo(
         "aot",
         "AOT",
@@ -405,10 +420,3 @@ class AOT(PositionedReducer):
             "anchors keep weight A / (A + 1) in the transport (intra_transport=Transport(projection='row'))",
         ),
     )
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
-        "llava_onevision": {"keep_ratio": 0.1, "published": ((0.10, 108),)},
-        "llava_video": {"keep_ratio": 0.4, "inter": False, "published": ((0.25, 180),)},
-        "qwen2_5_vl": {"pooling": "none"},
-        "qwen3_vl": {"pooling": "none"},
-        "molmo2": {"pooling": "none"},
-    }
