@@ -15,7 +15,7 @@ from jvidprune.models.cut_rules import HalvingMerge, LastQueryTopK, RandomDraw
 from jvidprune.models.cuts import Chosen, CutRule, Inner, Probe
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.positions import VideoBlock, prompt_positions
-from jvidprune.models.prefill import read_prompt
+from jvidprune.models.prefill import prefill, read_prompt
 from jvidprune.models.rope import RopeConfig, Yarn
 from jvidprune.ops.select import keep_top
 from jvidprune.tokens import InnerStage, Kept
@@ -295,6 +295,31 @@ def test_tokens_that_move_cannot_be_cut_from_earlier_caches(embeds):
     inner = create([InnerStage(2, MeanBehind(trims=True), Kept(0.5))])
     with pytest.raises(JvidpruneError, match="change their slots"):
         run(decoder_of("qwen2"), embeds, positions_of("qwen2"), VALID, inner)
+
+
+@dataclasses.dataclass(frozen=True)
+class Greedy(CutRule):
+    """Keeps everything, whatever its stage counts."""
+
+    def choose(self, inputs, state):
+        return Chosen(state.hidden, state.valid, state.hidden[:, 0])
+
+
+class Reader(nnx.Module):
+    """A model with nothing but its decoder."""
+
+    def __init__(self, lm):
+        self.lm = lm
+
+
+def test_a_rule_that_keeps_too_much_is_refused_instead_of_losing_the_question(embeds):
+    model, where = Reader(decoder_of("qwen2")), positions_of("qwen2")
+    stages = [InnerStage(1, Greedy(), Kept(0.5))]
+    with pytest.raises(JvidpruneError, match="kept more tokens at a cut than its stage counts"):
+        prefill(model, embeds, where, VALID, capacity=S, inner=create(stages))
+    whole = prefill(model, embeds, where, VALID, capacity=S)[0]
+    for told in (create(stages, compact=False), create([InnerStage(1, Greedy(), Kept(1.0))])):
+        np.testing.assert_allclose(prefill(model, embeds, where, VALID, capacity=S, inner=told)[0], whole, atol=2e-5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -143,7 +143,7 @@ class CutRule(StageRule):
         return state
 
     def choose(self, inputs: CutInputs, state: TokenState) -> Chosen:
-        """Which tokens of one prompt stay.
+        """Which tokens of one prompt stay: at most `inputs.kept` visual ones, merged ones included.
 
         Args:
           inputs: counts, and what was probed.
@@ -180,11 +180,13 @@ class CutRecord(NamedTuple):
       score: (B, S) what visual tokens were ranked by.
       survivors: (B, S) tokens that stay, padding excluded.
       source: (B, S) slot of the prompt of each.
+      count: (B,) int32 tokens that the rule kept, also where they are more than the cut has slots for.
     """
 
     score: Float[Array, "B S"]
     survivors: Bool[Array, "B S"]
     source: Int[Array, "B S"]
+    count: Int[Array, "B"]
 
 
 class Moved(NamedTuple):
@@ -257,7 +259,7 @@ class Cut:
             moved = Moved(chosen.order, jnp.take_along_axis(state.valid, chosen.order, axis=1))
             state = _gather(state, *moved)
         survivors = chosen.survivors if rule.brings_back else chosen.survivors & state.valid
-        record = CutRecord(chosen.score, survivors, state.source)
+        record = CutRecord(chosen.score, survivors, state.source, survivors.sum(axis=1, dtype=jnp.int32))
         visual = state.visual if rule.brings_back or rule.keeps_roles else state.visual & survivors
         side = state.side if chosen.side is None else chosen.side
         state = state._replace(hidden=chosen.hidden, valid=survivors, visual=visual, side=side)

@@ -14,7 +14,7 @@ from jvidprune.models.cache import Cache, CacheSegment
 from jvidprune.models.cuts import CutRecord, Inner, Moved, TokenState, last_valid
 from jvidprune.models.decode_policy import Reselection
 from jvidprune.models.decoder import Decoder
-from jvidprune.parallel import on_mesh_of
+from jvidprune.parallel import on_every_device, on_mesh_of
 
 
 class PromptParts(TypedDict, total=False):
@@ -43,12 +43,15 @@ class Read(NamedTuple):
       cache: filled.
       cuts: what each cut inside the model did, in order.
       hidden: (B, S, D) output of the last layer before the final norm; S is the length behind the last cut.
+      fits: () whether no rule kept more tokens than its cut has slots for, the last of which would be lost; None where
+        no cut moves tokens together.
     """
 
     logits: Float[Array, "B V"]
     cache: Cache
     cuts: tuple[CutRecord, ...]
     hidden: Float[Array, "B S D"]
+    fits: Bool[Array, ""] | None
 
 
 def prefill(
@@ -71,7 +74,8 @@ def prefill(
       **parts: see `PromptParts`.
 
     Raises:
-      JvidpruneError: S beyond the model's positions or the capacity.
+      JvidpruneError: S beyond the model's positions or the capacity, or a rule inside the model that keeps more tokens
+        than its stage counts.
     """
     inner, length = parts.get("inner"), embeds.shape[1]
     slots: int | tuple[int, ...] = capacity
@@ -82,14 +86,22 @@ def prefill(
     packed = not (there[:, 1:] & ~there[:, :-1]).any()
     with on_mesh_of(model) as mesh:
         cache = model.lm.empty_cache(embeds.shape[0], slots, boundaries, mesh=mesh)
-        return _prefill(model, embeds, positions, valid, cache, parts, packed=packed)
+        logits, cache, fits = _prefill(model, embeds, positions, valid, cache, parts, packed=packed)
+    if fits is not None and not fits:
+        raise JvidpruneError(
+            "a rule inside the language model kept more tokens at a cut than its stage counts, so that the end of the "
+            "prompt would be lost; keep at most inputs.kept visual tokens, or raise the stage's Kept."
+        )
+    return logits, cache
 
 
 @functools.partial(jax.jit, static_argnames="packed", donate_argnames="cache")
 def _prefill(
     model: Any, embeds: Array, positions: Array, valid: Array, cache: Cache, parts: PromptParts, *, packed: bool
-) -> tuple[Array, Cache]:
-    return read_prompt(model.lm, embeds, positions, valid, cache, packed=packed, **parts)[:2]
+) -> tuple[Array, Cache, Array | None]:
+    read = read_prompt(model.lm, embeds, positions, valid, cache, packed=packed, **parts)
+    # Every process of a mesh looks at it.
+    return read.logits, read.cache, None if read.fits is None else on_every_device(read.fits)
 
 
 def read_prompt(
@@ -170,7 +182,9 @@ def read_prompt(
         policy = policy.sized(cache.segments[0].capacity)
     segments = tuple(part.into(segment) for part, segment in zip(written, cache.segments, strict=True))
     logits = decoder.logits(state.hidden[jnp.arange(valid.shape[0]), last_valid(state.valid)])
-    return Read(logits, Cache(segments, following, policy), tuple(records), state.hidden)
+    room = [record.count <= cut.capacity for cut, record in zip(inner.cuts, records, strict=True) if cut.capacity]
+    fits = jnp.stack(room).all() if room else None
+    return Read(logits, Cache(segments, following, policy), tuple(records), state.hidden, fits)
 
 
 class _Written(NamedTuple):
