@@ -78,6 +78,7 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
     from jvidprune.models.evidence import check_evidence
     from jvidprune.reducers.registry import BACKBONES, for_model
     from jvidprune.reducers.serialise import FILE, FolderSettings, SavedPruning, load_reading, load_settings
+    from jvidprune.reducers.writing import expression
     from jvidprune.stts.attach import EVIDENCE
     from jvidprune.stts.released import released_scorer
     from jvidprune.stts.saved import read_stts
@@ -139,5 +140,6 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
         "family": family,
         "files": files,
         "pruned": known.pruning is not None,
+        "reducer": None if known.pruning is None else expression(known.pruning.reducer),
         "positions": known.positions,
     }

@@ -11,10 +11,11 @@ if TYPE_CHECKING:
 def methods(*, out: Common = OUTPUT) -> None:
     """List the reducers: paper, the evidence they need, whether they merge and nest."""
     from dataclasses import asdict
+    from typing import Any
 
     from jvidprune.reducers.registry import listing
 
-    rows = [asdict(info) | {"needs": sorted(needs)} for info, needs in listing()]
+    rows: list[dict[str, Any]] = [asdict(info) | {"needs": sorted(needs)} for info, needs in listing()]
     if out.json:
         print_json(rows)
     elif out.quiet:

@@ -309,18 +309,15 @@ class _Filled(BaseReducer):
 
     _MEMBERS = (
         *("needs", "budget", "capacity", "plan", "info", "PRESETS", "prompt", "tokens_per_frame", "reads_sink"),
-        *("at_depth", "bind", "apply", "run_budgets", "inner", "flops", "warning"),
+        *("tokens_from", "at_depth", "bind", "apply", "run_budgets", "inner", "flops", "warning"),
     )
 
     def __init__(self, reducer: Any):
         # What it overrides tells what it makes tokens of, unless it says so.
         own = "tower" if hasattr(reducer, "run_budgets") else "evidence" if hasattr(reducer, "apply") else "features"
-        self.tokens_from = getattr(reducer, "tokens_from", own)
-        self.info = _described(type(reducer))
-        self.bind = lambda model: reducer
-        for name in self._MEMBERS:
-            if hasattr(reducer, name):
-                setattr(self, name, getattr(reducer, name))
+        known = {"tokens_from": own, "info": _described(type(reducer)), "bind": lambda model: reducer}
+        known |= {name: getattr(reducer, name) for name in self._MEMBERS if hasattr(reducer, name)}
+        vars(self).update(known)
 
 
 def full(reducer: Any) -> BaseReducer:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import importlib
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.expressions import Chain, Written, check_colon, own_reference, parse
@@ -97,8 +97,8 @@ def reducer_class(name: str) -> Any:
 def name_of(cls: type) -> str | None:
     """The name that `reducer_class` finds a class by, None for one that has to be written as "module:Class"."""
     said = full_class(cls).info.name
-    if said in _KNOWN:
-        return said if reducer_class(said) is cls else None
+    if said in _KNOWN and reducer_class(said) is cls:
+        return said
     package = cls.__module__.partition(".")[0]
     beside = (name for name in plugins() if installed()[name].value.partition(".")[0].partition(":")[0] == package)
     return next((name for name in beside if installed_class(name) is cls), None)
@@ -127,17 +127,18 @@ def _build(name: str, backbone: str | None, layers: int | None, overrides: dict[
         if backbone not in BACKBONES:
             raise JvidpruneError(unknown("backbone", backbone, BACKBONES))
         settings |= full_class(cls).PRESETS.get(backbone, {})
-    fields = settings_of(cls) if dataclasses.is_dataclass(cls) else None
-    for key in overrides if fields is not None else ():
-        if key not in fields:
-            raise JvidpruneError(unknown(f"hyper-parameter of {name}", key, fields))
-    if not isinstance(cls, type):
-        if overrides:
-            raise JvidpruneError(f"{name} is an object and takes no settings, got {', '.join(overrides)}.")
-        check_made(cls, name)
-        return cls
-    made = _called(cls, name, settings, layers, overrides)
-    if own_reference(name) is not None or name_of(cls) not in _KNOWN:
+    if dataclasses.is_dataclass(cls):
+        known = settings_of(cls)
+        for key in overrides:
+            if key not in known:
+                raise JvidpruneError(unknown(f"hyper-parameter of {name}", key, known))
+    if isinstance(cls, type):
+        made = _called(cls, name, settings, layers, overrides)
+    elif overrides:
+        raise JvidpruneError(f"{name} is an object and takes no settings, got {', '.join(overrides)}.")
+    else:
+        made = cast(Reducer, cls)
+    if own_reference(name) is not None or name_of(type(made)) not in _KNOWN:
         check_made(made, name)
     return made
 
