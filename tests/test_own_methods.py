@@ -115,8 +115,8 @@ def test_a_class_is_found_in_a_module_and_in_a_file(folder):
 def test_a_file_that_was_edited_is_read_again(folder):
     first = registry.from_text("./mine_here.py:Mine")
     assert registry.from_text("./mine_here.py:Mine") == first
-    (folder / "mine_here.py").write_text((folder / "mine_here.py").read_text().replace("= 1.0", "= 0.25"))
-    assert registry.from_text("./mine_here.py:Mine").share == 0.25
+    (folder / "mine_here.py").write_text((folder / "mine_here.py").read_text().replace("= 1.0", "= 0.5"))
+    assert registry.from_text("./mine_here.py:Mine").share == 0.5, "in the same second, and as long as before"
 
 
 def test_a_file_named_as_a_module_of_python_takes_no_ones_place(folder):
