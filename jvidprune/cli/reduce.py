@@ -162,8 +162,9 @@ def show_reduction(console: "Console", record: dict[str, Any]) -> None:
     from jvidprune.cli.console import marked
 
     table = Table(box=box.SIMPLE_HEAD)
-    for name, justify in [("method", "left"), ("asked", "right"), ("tokens", "right"), ("of all", "right")]:
-        table.add_column(name, justify=justify)
+    table.add_column("method")
+    for name in ("asked", "tokens", "of all"):
+        table.add_column(name, justify="right")
     for row in record["methods"]:
         table.add_row(row["method"], f"{row['ratio']:.1%}", f"{row['tokens']:,}", f"{row['achieved']:.1%}")
     console.print(table)
