@@ -1,5 +1,7 @@
 """OTT-Vid: golden files, a plain numpy version, Sinkhorn against ott-jax, budgets, invariants of its counts."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +12,10 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout
+from jvidprune.errors import JvidpruneWarning
 from jvidprune.ops.facility import facility_order
 from jvidprune.ops.sink import SinkRule
-from jvidprune.ops.transport import FixedSinkhorn, LeaveOneOut, Transport, Uniform
+from jvidprune.ops.transport import FixedSinkhorn, LeaveOneOut, Sinkhorn, Transport, Uniform
 from jvidprune.ops.transport.fixed import sinkhorn_log, sinkhorn_scaling
 from jvidprune.parity import ottvid as parity
 from jvidprune.reducers import registry
@@ -253,6 +256,28 @@ def test_a_transport_sized_to_the_budget_equals_one_of_the_whole_capacity():
     assert plan.shape == (2, steps, steps)
     np.testing.assert_allclose(plan[:, :kept, :kept].sum((1, 2)), 1.0, atol=1e-4)
     assert not plan[:, kept:].any()
+
+
+def test_matches_follow_the_plan_under_its_projection():
+    video = checks.make_video(frames=4, grid=(4, 5))
+    reducer = OTTVid(transport=Transport(solver=FAST.solver, projection="column"))
+    shown = jvidprune.reduce(reducer, video, 0.2, diagnostics=True).diagnostics
+    kept = int(shown["kept_per_frame"])
+    plan = np.asarray(shown["transport_plan"])[:, :kept, :kept]
+    share = (plan / plan.sum(1, keepdims=True)).max(1)
+    rank = np.argsort(np.argsort(-share, axis=1, kind="stable"), axis=1)
+    np.testing.assert_array_equal(np.asarray(shown["match_rank"])[:, :kept], rank)
+    assert (rank != np.argsort(np.argsort(-plan.max(1), axis=1), axis=1)).any(), "the case this test is about"
+
+
+def test_a_kernel_that_underflowed_is_said_to_have():
+    video = checks.make_video(frames=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", JvidpruneWarning)
+        jvidprune.reduce(PAPER, video, 0.3, diagnostics=True)
+    cold = OTTVid(transport=Transport(solver=Sinkhorn(epsilon=1e-3)))
+    with pytest.warns(JvidpruneWarning, match=r"OTT-Vid's solver did not meet .*at epsilon 0\.001.*larger epsilon"):
+        jvidprune.reduce(cold, video, 0.3, diagnostics=True)
 
 
 def test_bf16_features():
