@@ -64,6 +64,11 @@ class _Figure(NamedTuple):
     tokens: int
 
 
+def head(subtitle: str) -> str:
+    """The title of the page, and which model reads the videos."""
+    return render(_PACKAGE, "head.html", subtitle=subtitle)
+
+
 def legend() -> str:
     """What is drawn on the frames."""
     return render(_PACKAGE, "legend.html", legend=LEGEND)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.serve.cards import CSS, cards, error_banner, figures, legend, note
+from jvidprune.serve.cards import CSS, cards, error_banner, figures, head, legend, note
 from jvidprune.serve.compare import LONGEST_QUESTION, Comparer, Comparison
 from jvidprune.serve.examples import Example
 from jvidprune.serve.uploads import Uploads
@@ -147,11 +147,7 @@ def build_page(comparer: Comparer, examples: Sequence[Example], *, uploads: Uplo
         return note(_GONE) if found is None else figures(found, min(max(round(frame), 1), len(found.frames)) - 1)
 
     with gr.Blocks(title="jvidprune", analytics_enabled=False) as page:
-        gr.HTML(
-            f"<h1>What do the tokens that are kept still see?</h1><p>One video, one question, several reducers side by "
-            f"side · {subtitle}</p>",
-            elem_id="jv-head",
-        )
+        gr.HTML(head(subtitle), elem_id="jv-head")
         with gr.Row(equal_height=False):
             with gr.Column(scale=4, min_width=320):
                 asked = _question_column(comparer.methods(), examples)

@@ -102,12 +102,25 @@ def running(
         clips.mkdir()
         shown = write_examples(clips, embedded=source is None) if examples else []
         page = build_page(comparer, shown, uploads=uploads, subtitle=reads)
-        options: dict[str, Any] = {"theme": theme(), "css": style(), "allowed_paths": [str(clips)], "share": False}
         middleware = _middleware(host, functools.partial(uploads.make_room, largest))
-        options |= {"app_kwargs": {"middleware": middleware}, "max_file_size": largest}
-        options |= {"server_name": name, "server_port": port, "ssr_mode": False, "footer_links": [], "quiet": True}
         try:
-            page.launch(**options, prevent_thread_lock=True, show_error=True, enable_monitoring=False, mcp_server=False)
+            page.launch(
+                server_name=name,
+                server_port=port,
+                share=False,
+                allowed_paths=[str(clips)],
+                max_file_size=largest,
+                app_kwargs={"middleware": middleware},
+                theme=theme(),
+                css=style(),
+                footer_links=[],
+                show_error=True,
+                quiet=True,
+                prevent_thread_lock=True,
+                ssr_mode=False,
+                enable_monitoring=False,
+                mcp_server=False,
+            )
         except OSError as error:
             raise JvidpruneError(f"cannot serve on {name}:{port}: {reason(error)}.") from error
         # Gradio's copies of the examples.
