@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 from jvidprune import JvidpruneError
+from jvidprune.models.base import VideoModel
 from jvidprune.models.cut_rules import HalvingMerge, LastQueryTopK, RandomDraw
 from jvidprune.models.cuts import Chosen, CutRule, Inner, Probe
 from jvidprune.models.decoder import Decoder, DecoderConfig
@@ -305,15 +306,9 @@ class Greedy(CutRule):
         return Chosen(state.hidden, state.valid, state.hidden[:, 0])
 
 
-class Reader(nnx.Module):
-    """A model with nothing but its decoder."""
-
-    def __init__(self, lm):
-        self.lm = lm
-
-
 def test_a_rule_that_keeps_too_much_is_refused_instead_of_losing_the_question(embeds):
-    model, where = Reader(decoder_of("qwen2")), positions_of("qwen2")
+    model, where = VideoModel(), positions_of("qwen2")
+    model.lm = decoder_of("qwen2")
     stages = [InnerStage(1, Greedy(), Kept(0.5))]
     with pytest.raises(JvidpruneError, match="kept more tokens at a cut than its stage counts"):
         prefill(model, embeds, where, VALID, capacity=S, inner=create(stages))

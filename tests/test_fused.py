@@ -7,6 +7,7 @@ from flax import nnx
 
 from jvidprune import JvidpruneError
 from jvidprune.models.attention import Keys, Past, attend, attend_all
+from jvidprune.models.base import VideoModel
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.fused import choose, fused_attention
 from jvidprune.models.prefill import prefill
@@ -102,11 +103,12 @@ def test_a_decoder_reads_prompts_alike_with_either(monkeypatch):
     logits, fused = {}, {}
     for kind in ("xla", "plain"):
         config = DecoderConfig(**sizes, rope=RopeConfig(), attention=kind)
-        lm = Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
+        model = VideoModel()
+        model.lm = Decoder(config, dtype=jnp.float32, rngs=nnx.Rngs(0))
         for side, valid in (("behind", behind), ("before", behind[:, ::-1])):
             calls.clear()
             positions = np.maximum(np.cumsum(valid, axis=1) - 1, 0)
-            logits[kind, side], _ = prefill(lm, embeds, positions, valid, capacity=6)
+            logits[kind, side], _ = prefill(model, embeds, positions, valid, capacity=6)
             fused[kind, side] = set(calls)
     assert fused == {key: {"xla"} if key == ("xla", "behind") else set() for key in logits}
     for side in ("behind", "before"):
