@@ -155,9 +155,10 @@ class DecodePolicy:
 
         def one(weights: Array, video: Array, previous: Array, kept: Array, keep: Array) -> Any:
             settings: dict[str, Any] = {"threshold": self.threshold, "mode": self.mode}
-            return choose_reading(weights, video, previous, kept, self.started, keep, **settings)
+            return choose_reading(weights, video, previous, kept, jnp.asarray(self.started), keep, **settings)
 
-        return jax.vmap(one)(attention, self.video, self.previous, self.kept, self.keep)
+        state = (jnp.asarray(part) for part in (self.video, self.previous, self.kept, self.keep))
+        return jax.vmap(one)(attention, *state)
 
     def step(self, attention: Float[Array, "B H M"]) -> tuple["DecodePolicy", Bool[Array, "B M"]]:
         """The next state, and the slots that the deep layers may read (those not written yet included)."""
@@ -237,7 +238,7 @@ class Reselection:
           written: slots in use in the layers before `layer`.
         """
         now = jnp.where(self.visual, attention.astype(jnp.float32).mean(axis=1), 0.0)
-        chosen = jax.vmap(keep_top)(now, self.visual, self.keep)
+        chosen = jax.vmap(keep_top)(now, jnp.asarray(self.visual), jnp.asarray(self.keep))
         renew = jnp.ones(now.shape[0], bool)
         if self.mode == "bank":
             norms = jnp.linalg.norm(now, axis=1) * jnp.linalg.norm(self.relevance, axis=1)
