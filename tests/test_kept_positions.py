@@ -187,8 +187,8 @@ def test_the_model_reads_and_answers_at_these_positions(llms, family, rule, monk
     behind = np.broadcast_to(following + np.arange(2), (*where.shape[:-2], 1, 2))
     where = np.concatenate([where[..., :1, :length], behind], axis=-1)
     more = {"next_position": np.array([following + 2], np.int32)}
-    if "together" in options:
-        more["together"] = np.pad(options["together"][:1, :length], ((0, 0), (0, 2)))
+    if "bidirectional" in options:
+        more["bidirectional"] = np.pad(options["bidirectional"][:1, :length], ((0, 0), (0, 2)))
     third = generate(model, embeds, where, np.ones((1, length + 2), bool), max_new_tokens=1, **more)
     assert int(third[0, 0]) == answer.token_ids[2]
 
