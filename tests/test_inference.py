@@ -226,6 +226,7 @@ def test_fates_add_up_and_a_transported_token_is_merged(llm, frames, method):
     assert one.summary().endswith(f"{fates['merged']:,} merged · {fates['dropped']:,} dropped")
     counted = np.bincount(one.slot[one.slot >= 0], minlength=one.count)
     assert (one.mass >= counted).all()
+    assert (one.slot[(one.flow >= 0).any(1)] >= 0).all(), "what is dropped goes nowhere"
     if method == "aot":
         assert fates["dropped"] == 0, "all of its tokens are transported"
         assert fates["merged"] > 0

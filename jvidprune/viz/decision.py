@@ -48,7 +48,10 @@ class Decision:
         valid = np.asarray(reduced.valid)
         total = frames * grid[0] * grid[1]
         shown = reduced.diagnostics
+        slot = np.asarray(reduced.slot)[:total]
         flow = np.asarray(shown.get("flow", shown.get("link", np.full(total, -1)))).reshape(total, -1)
+        # A match that nothing of a token went through is no flow.
+        flow = np.where((slot >= 0)[:, None], flow, -1)
         share = np.asarray(shown.get("flow_share", np.ones(flow.shape)), np.float32) * (flow >= 0)
         sink = np.asarray(shown["sink_score"], np.float32).reshape(-1) if "sink_score" in shown else None
         return cls(
@@ -58,7 +61,7 @@ class Decision:
             grid,
             np.asarray(reduced.index)[valid],
             np.asarray(reduced.mass)[valid],
-            np.asarray(reduced.slot)[:total],
+            slot,
             flow,
             share,
             sink,
