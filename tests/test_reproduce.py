@@ -82,7 +82,7 @@ def test_methods_run_with_the_settings_that_were_reported(tool):
         for ratio, count in zip((0.25, 0.2, 0.15, 0.1), counts, strict=True):
             if count is not None:
                 assert at(name, "VisionZip", ratio).tokens_per_frame(Layout(8, (grid, grid)), ratio) == count
-    assert at("fastvid_llava_video", "VisionZip", 0.1).newline == "frame"
+    assert at("fastvid_llava_video", "VisionZip", 0.1).prompt.newline == "frame"
     assert list(tool.read("fastvid").methods["PruneVid"]) == [0.11]
     assert list(tool.read("fastvid_qwen2_5_vl").methods["FastVID"]) == [0.27]
     assert at("aot_llava_video", "AOT Dyn", 0.25).inter
