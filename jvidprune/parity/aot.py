@@ -168,7 +168,7 @@ def _rows(features: np.ndarray, size: int, time: float) -> Rows:
 def _step(
     anchors: Rows, sources: Rows, numbers: tuple, scale: float, keep: np.ndarray, distinct: Distinct = "pmax"
 ) -> Step:
-    return step(anchors, sources, ClipRules(INTER.with_numbers(numbers), distinct, scale, keep))
+    return step(anchors, sources, ClipRules(INTER.with_numbers(numbers), distinct, scale, jnp.asarray(keep)))
 
 
 def _inter(golden: Golden) -> Iterator[Row]:

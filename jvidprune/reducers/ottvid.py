@@ -379,8 +379,8 @@ class OTTVid(PositionedReducer):
         """
         if "transport_underflow" not in diagnostics:
             return None
-        values = (diagnostics[f"transport_{key}"] for key in ("underflow", "converged"))
-        return underflow_warning("OTT-Vid's solver", *values, getattr(self.transport.solver, "epsilon", None))
+        under, held = diagnostics["transport_underflow"], diagnostics["transport_converged"]
+        return underflow_warning("OTT-Vid's solver", under, held, getattr(self.transport.solver, "epsilon", None))
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"variant": "llava", "centroid_grid": (13, 13)},

@@ -38,10 +38,10 @@ class Transport:
       JvidpruneError: what cannot be such a part.
     """
 
-    cost: CostPart | None = None
-    marginals: MarginalsPart | None = None
-    solver: SolverPart | None = None
-    projection: ProjectionPart | None = None
+    cost: CostPart = None
+    marginals: MarginalsPart = None
+    solver: SolverPart = None
+    projection: ProjectionPart = None
 
     def __post_init__(self) -> None:
         check_fields(self)

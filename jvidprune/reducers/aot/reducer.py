@@ -383,9 +383,9 @@ class AOT(PositionedReducer):
         stages = ("intra", "inside frames", self.intra_transport), ("inter", "along clips", self.inter_transport)
         for name, where, parts in stages:
             if f"{name}_underflow" in diagnostics:
-                values = (diagnostics[f"{name}_{key}"] for key in ("underflow", "converged"))
+                under, held = diagnostics[f"{name}_underflow"], diagnostics[f"{name}_converged"]
                 epsilon = getattr(parts.solver, "epsilon", None)
-                said = underflow_warning(f"AOT's solver {where}", *values, epsilon)
+                said = underflow_warning(f"AOT's solver {where}", under, held, epsilon)
                 if said is not None:
                     return said
         return None
