@@ -11,7 +11,6 @@ from PIL import Image
 
 from jvidprune.llm.stages import cache_folder
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models.embedded import EMBEDDED
 from jvidprune.reducers import registry
 from jvidprune.reducers.run import reduce
 from jvidprune.video.clips import default_clip
@@ -26,12 +25,12 @@ LINES = {"AOT": "#332288", "FlashVID": "#117733", "FastVID": "#4499bb", "VisionZ
 
 def four_methods() -> Image.Image:
     """Four frames of the generated clip under four methods at 10 %."""
-    llm = VideoLLM.load(EMBEDDED)
+    llm = VideoLLM.load()
     clip = llm.sample(default_clip(cache_folder()))
     decisions = []
     for name in METHODS:
         reducer = llm.reducer(name)
-        video = llm.encode(clip.frames, reducer.needs)
+        video = llm.encode(clip, reducer=reducer).tokens
         shape = {"frames": video.features.shape[0], "grid": video.grid}
         reduced = reduce(reducer, video, 0.1, diagnostics=True)
         decisions.append(Decision.from_reduced(reduced, method=registry.title(name), ratio=0.1, **shape))

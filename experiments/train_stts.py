@@ -91,7 +91,7 @@ def train(llm: VideoLLM, method: str, removed: float, seed: int) -> Path:
 
 def ways(llm: VideoLLM, item: Any, models: dict[Any, VideoLLM]) -> Iterator[tuple[str, float, int, VideoLLM, Any]]:
     """(method, removed share, seed, model that answers, reduced video) of everything that is compared on a clip."""
-    frames = item.load().frames
+    clip = item.load()
     names = [name for name in args.methods.split(",") if name]
     # Any of the models with a scorer has the baselines inside the tower, which do not look at it.
     plain = models["scorer", SHARES[0], 0] if not ADAPTED else attach(llm, *untrained(llm))
@@ -102,7 +102,7 @@ def ways(llm: VideoLLM, item: Any, models: dict[Any, VideoLLM]) -> Iterator[tupl
         if "random" not in TRAINED:
             reducers[TITLES["random"], seed] = plain.reducer(f"stts:method=random,seed={seed}")
     needs = frozenset().union(*(reducer.needs for reducer in reducers.values()))
-    video = plain.encode(frames, needs)
+    video = plain.encode(clip, needs=needs)
     yield FULL, 0.0, 0, llm, llm.reduce(video, reducer=llm.reducer("none"), ratio=1.0)
     for removed in SHARES:
         ratio = round(1 - removed, 12)
@@ -116,7 +116,7 @@ def ways(llm: VideoLLM, item: Any, models: dict[Any, VideoLLM]) -> Iterator[tupl
             for method in TRAINED:
                 own = models[method, removed, seed]
                 reducer = own.reducer(f"stts:method={method},seed={seed}")
-                pruned = own.reduce(own.encode(frames, reducer.needs), reducer=reducer, ratio=ratio)
+                pruned = own.reduce(own.encode(clip, needs=reducer.needs), reducer=reducer, ratio=ratio)
                 yield TITLES[method], removed, seed, own if ADAPTED else llm, pruned
 
 

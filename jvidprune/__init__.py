@@ -1,8 +1,14 @@
 """jvidprune: visual-token reduction for video LLMs in JAX.
 
 A video becomes tokens with evidence; a reducer turns them into fewer tokens under an integer budget; a model reads
-those. `reduce` and `sweep` are the two calls most users make. Names are imported on first use, so that the command
-line starts without waiting for JAX.
+those.
+
+    llm = jvidprune.VideoLLM.load()                     # the embedded model, a folder, or a hub id
+    video = llm.encode("clip.mp4", reducer="flashvid")  # a path, frames or a Clip
+    print(llm.ask(video, "What happens?", reducer="flashvid", ratio=0.1).text)
+
+`reduce` and `sweep` work on tokens alone. Names are imported on first use, so that the command line starts without
+waiting for JAX.
 """
 
 import importlib
@@ -11,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jvidprune import reducers
     from jvidprune.errors import JvidpruneError
+    from jvidprune.llm.encoded import EncodedVideo
+    from jvidprune.llm.video_llm import Answer, VideoLLM
     from jvidprune.reducers.protocol import Reducer
     from jvidprune.reducers.run import reduce, reduce_batch, sweep
     from jvidprune.tokens import EVIDENCE, Budget, Layout, Plan, Reduced, VideoTokens
@@ -19,6 +27,8 @@ __version__ = "0.1.0"
 
 _SOURCES = {
     "errors": ("JvidpruneError",),
+    "llm.encoded": ("EncodedVideo",),
+    "llm.video_llm": ("Answer", "VideoLLM"),
     "reducers.protocol": ("Reducer",),
     "reducers.run": ("reduce", "reduce_batch", "sweep"),
     "tokens": ("EVIDENCE", "Budget", "Layout", "Plan", "Reduced", "VideoTokens"),
@@ -26,12 +36,15 @@ _SOURCES = {
 
 __all__ = [
     "EVIDENCE",
+    "Answer",
     "Budget",
+    "EncodedVideo",
     "JvidpruneError",
     "Layout",
     "Plan",
     "Reduced",
     "Reducer",
+    "VideoLLM",
     "VideoTokens",
     "reduce",
     "reduce_batch",

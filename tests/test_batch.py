@@ -12,7 +12,7 @@ from tiny import write_checkpoint
 
 from jvidprune import JvidpruneError, VideoTokens, reducers
 from jvidprune.llm.batch import Prompt, answer_many, score_many
-from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
 from jvidprune.llm.prompts.llava import template
 from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.llm.video_llm import VideoLLM
@@ -46,10 +46,10 @@ def reduced_by(rows, video, capacity=40):
     return Reduced(*map(jnp.asarray, (tokens, index, valid, valid.astype(np.int32), slot)), {})
 
 
-def about(video, rows, stages=(), clip=None, **diagnostics):
+def about(video, rows, stages=(), **diagnostics):
     """A video reduced to these places."""
-    reduced = reduced_by(rows, video)._replace(diagnostics=diagnostics)
-    return ReducedVideo(video, reduced, reducers.get("none"), 0.5, stages, clip)
+    reduced = reduced_by(rows, video.tokens)._replace(diagnostics=diagnostics)
+    return ReducedVideo(video, reduced, reducers.get("none"), 0.5, stages)
 
 
 def alone(call, llm, prompts, *parts, **options):
@@ -71,10 +71,10 @@ def test_a_batch_answers_like_one_by_one(tmp_path, family):
     """Two questions about one reduced video, another ratio of it, and another clip."""
     llm = VideoLLM.load(write_checkpoint(tmp_path, family))
     clips = [make_clip(seed) for seed in (0, 1)]
-    videos = [llm.encode(clip.frames) for clip in clips]
-    total = videos[0].features.shape[0] * videos[0].features.shape[1]
+    videos = [llm.encode(clip) for clip in clips]
+    total = videos[0].tokens.layout().total
     prompts = [
-        Prompt(about(videos[which], np.arange(0, total, step), clip=clips[which]), "What is it?")
+        Prompt(about(videos[which], np.arange(0, total, step)), "What is it?")
         for which, step in ((0, 5), (0, 7), (1, 5))
     ]
     prompts.append(Prompt(prompts[0].video, "Where does it go?"))
@@ -97,7 +97,7 @@ def llm(tmp_path_factory):
 @pytest.fixture(scope="module")
 def video(llm):
     features = np.random.default_rng(0).normal(size=(4, 9, 32)).astype(np.float32)
-    return VideoTokens.create(features)
+    return EncodedVideo(VideoTokens.create(features))
 
 
 STAGES = {
@@ -141,7 +141,7 @@ def test_scores_equal_a_forward_pass_over_prompt_and_continuation(llm, video):
     (found,) = score_many(llm, [prompt], [CHOICES])
     before, after = (llm.tokenizer.encode(text) for text in template("qwen_1_5").parts("What?"))
     model = llm.loaded.model
-    parts = [model.embed_text(jnp.asarray(before)), video.features.reshape(36, -1), model.newline[None]]
+    parts = [model.embed_text(jnp.asarray(before)), video.tokens.features.reshape(36, -1), model.newline[None]]
     ids = [llm.tokenizer.encode(text) for text in CHOICES]
     longest = max(ids, key=len)
     embeds = jnp.concatenate([*parts, model.embed_text(jnp.asarray(after + longest))])

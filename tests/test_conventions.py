@@ -18,6 +18,7 @@ from jvidprune.cli.paper import layout_of
 from jvidprune.evals.identity import model_identity, run_hash
 from jvidprune.integrations.lmms_args import ModelArgs
 from jvidprune.llm.conventions import CONVENTIONS, settings_of
+from jvidprune.llm.encoded import EncodedVideo
 from jvidprune.llm.families import FAMILIES, family_settings
 from jvidprune.llm.processor import channels
 from jvidprune.llm.prompts import qwen
@@ -210,7 +211,7 @@ def clip():
 
 def positions_of(llm, clip):
     """(time ids of the grid frames from the first on, positions of the text behind, the first generated one's)."""
-    one = llm.reduce(llm.encode(clip.frames), reducer=reducers.get("none"), ratio=1.0, clip=clip)
+    one = llm.reduce(llm.encode(clip), reducer=reducers.get("none"), ratio=1.0)
     slots, _ = llm.lay_out([one], "What?", 2)
     behind = slots.positions[:, slots.visual[1] : slots.length]
     assert (behind == behind[0]).all()
@@ -221,7 +222,7 @@ def positions_of(llm, clip):
 def test_mrope_rules_reach_the_prompt(folders, clip):
     """20/7 s a grid step, two ids a second: 5.7 ids a step as they are, 4 of whole seconds, 2 of lmms-eval."""
     found = {rule: VideoLLM.load(folders["qwen2_5_vl"], mrope_rule=rule) for rule in MROPE_RULES}
-    side = max(found["released"].encode(clip.frames).grid)
+    side = max(found["released"].encode(clip).tokens.grid)
     assert side < 17
     expected = {"released": [0, 5, 11, 17], "transformers-4.57": [0, 4, 8, 12], "lmms-eval": [0, 2, 4, 6]}
     expected["transformers-5"] = expected["released"]
@@ -241,7 +242,7 @@ def test_conventions_reach_the_model(folders, clip):
         steps, rows, columns = llm.pixels(clip.frames).grid.tolist()
         grids[convention] = (rows, columns)
         video = VideoTokens.create(np.zeros((steps, rows * columns // 4, 1)), grid=(rows // 2, columns // 2))
-        one = llm.reduce(video, reducer=reducers.get("none"), ratio=1.0, clip=clip)
+        one = llm.reduce(EncodedVideo(video, clip), reducer=reducers.get("none"), ratio=1.0)
         ids[convention] = [i for part in llm.prompt_ids([one], "What?") for i in part]
         assert (llm.settings.convention, llm.settings.rule) == (convention, settings_of("qwen3_vl", convention).rule)
     config, encode = llm.loaded.config, llm.tokenizer.encode

@@ -133,8 +133,10 @@ def run_family(family, folder, read, monkeypatch):
     pair = 2 if llm.settings.woven else 1
     still = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8).repeat(FRAMES * pair, 0)
     methods = {name: method_on(family, name) for name in reducers.names()}
-    video = llm.encode(still, frozenset().union(*(method.needs for method in methods.values())), QUESTION)
-    assert video.features.shape == (FRAMES, TOKENS, tiny.WIDTH)
+    video = llm.encode(
+        still, needs=frozenset().union(*(method.needs for method in methods.values())), question=QUESTION, fps=2.0
+    )
+    assert video.tokens.features.shape == (FRAMES, TOKENS, tiny.WIDTH)
     wrong = []
 
     def check(name, **pairs):
@@ -142,9 +144,9 @@ def run_family(family, folder, read, monkeypatch):
 
     for name, method in methods.items():
         cell = coverage.cell(family, name)
-        expected = {"aot": lambda m: aot_kept(video, m), "stop": lambda m: stop_kept(family)}
+        expected = {"aot": lambda m: aot_kept(video.tokens, m), "stop": lambda m: stop_kept(family)}
         kept = expected[name](method) if name in expected else KEPT[name]
-        shown = trimmed(video, method.needs)
+        shown = dataclasses.replace(video, tokens=trimmed(video.tokens, method.needs))
         ratio = CUT_RATIO if name in ("inner_random", "fastv") else RATIO
         one = llm.reduce(shown, reducer=method, ratio=ratio)
         text, newlines = text_tokens(llm, one), newline_tokens(family, name, one)

@@ -82,7 +82,8 @@ def test_the_unreduced_prompt_equals_the_models_own_embedding_of_it(llm, frames)
     answer = llm.ask(video, "What?", reducer=reducers.get("none"), ratio=1.0, max_new_tokens=6)
     before, after = (llm.tokenizer.encode(text) for text in template("qwen_1_5").parts("What?"))
     model = llm.loaded.model
-    parts = [model.embed_text(jnp.asarray(before)), video.features.reshape(-1, video.features.shape[-1])]
+    features = video.tokens.features
+    parts = [model.embed_text(jnp.asarray(before)), features.reshape(-1, features.shape[-1])]
     parts += [model.newline[None], model.embed_text(jnp.asarray(after))]
     embeds = jnp.concatenate(parts)
     expected = []
@@ -94,12 +95,12 @@ def test_the_unreduced_prompt_equals_the_models_own_embedding_of_it(llm, frames)
         embeds = jnp.concatenate([embeds, model.embed_text(jnp.asarray([token]))])
     stop = next((i for i, token in enumerate(expected) if token in llm.eos_ids), 6)
     assert list(answer.token_ids) == expected[:stop]
-    assert answer.kept == answer.visual == video.features.shape[0] * video.features.shape[1]
+    assert answer.kept == answer.visual == features.shape[0] * features.shape[1]
     assert answer.prompt == length - 5
 
 
 def test_two_questions_reuse_the_encoded_video_and_each_is_timed(llm, frames):
-    video = llm.encode(frames, frozenset({"attention_last"}))
+    video = llm.encode(frames, needs=frozenset({"attention_last"}))
     answers = [
         llm.ask(video, question, reducer=reducers.get("flashvid"), ratio=0.3, max_new_tokens=3, clock=StageClock())
         for question in ("What is it?", "Where does it go, and why so slowly?")
@@ -215,7 +216,7 @@ def test_pictures_pages_and_films_have_the_same_legend():
 @pytest.mark.parametrize("method", ["aot", "ottvid", "flashvid", "visionzip"])
 def test_fates_add_up_and_a_transported_token_is_merged(llm, frames, method):
     reducer = llm.reducer(method)
-    video = llm.encode(frames, reducer.needs)
+    video = llm.encode(frames, reducer=reducer).tokens
     from jvidprune.reducers.run import reduce
 
     reduced = reduce(reducer, video, 0.15, diagnostics=True)

@@ -44,7 +44,7 @@ def clip():
 
 @pytest.fixture(scope="module")
 def video(llm, clip):
-    return llm.encode(clip.frames, frozenset({"attention_last"}))
+    return llm.encode(clip, needs=frozenset({"attention_last"}))
 
 
 def whole_prompt(llm, frames):
@@ -71,17 +71,17 @@ def read_by_hand(llm, reduced):
     return [int(i) for i in expected if i >= 0 and i not in llm.eos_ids], keep, together[0]
 
 
-def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, clip, video):
+def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, video):
     """Placeholders of pruned tokens leave, positions close up, times and markers stay, features are added."""
     config, ratio, ids = llm.loaded.config, 0.2, whole_prompt(llm, 3)
-    answer = llm.ask(video, "What?", reducer=TOPK, ratio=ratio, max_new_tokens=4, clip=clip)
-    reduced = reduce(TOPK, video, ratio)
+    answer = llm.ask(video, "What?", reducer=TOPK, ratio=ratio, max_new_tokens=4)
+    reduced = reduce(TOPK, video.tokens, ratio)
     expected, keep, together = read_by_hand(llm, reduced)
     assert list(answer.token_ids) == expected
     assert (answer.kept, answer.visual, answer.prompt) == (int(reduced.count), 48, len(keep))
 
     placeholder = ids == config.tokens.image_patch
-    laid, text = llm.lay_out([llm.reduce(video, reducer=TOPK, ratio=ratio, clip=clip)], "What?", 4)
+    laid, text = llm.lay_out([llm.reduce(video, reducer=TOPK, ratio=ratio)], "What?", 4)
     np.testing.assert_array_equal(text, ids[~placeholder])
     np.testing.assert_array_equal(molmo2.together(laid, text, config)[: len(keep)], together)
     assert not molmo2.together(laid, text, config)[len(keep) :].any()
@@ -97,7 +97,7 @@ def test_what_stts_prunes_in_the_tower_leaves_the_prompt_and_times_stay(clip, tm
     scorer = Scorer(SiglipTower(plain.loaded.model.vision).sizes)
     llm = attach(plain, STTSConfig(prune_at=0), scorer)
     stts = llm.reducer("stts")
-    one = llm.reduce(llm.encode(clip.frames, stts.needs), reducer=stts, ratio=0.25, clip=clip)
+    one = llm.reduce(llm.encode(clip, reducer=stts), reducer=stts, ratio=0.25)
     answer = llm.ask(one, "What?", max_new_tokens=4)
     expected, keep, _ = read_by_hand(plain, one.reduced)
     assert (answer.kept, answer.prompt) == (12, len(keep))
@@ -108,11 +108,11 @@ def test_what_stts_prunes_in_the_tower_leaves_the_prompt_and_times_stay(clip, tm
     assert llm.tokenizer.decode(text[text < 262]).startswith("0.0  2.4  4.9 ")
 
 
-def test_positions_of_the_unpruned_prompt_where_a_reducer_says_so(llm, clip, video):
+def test_positions_of_the_unpruned_prompt_where_a_reducer_says_so(llm, clip):
     """FastVID's tokens keep theirs on every backbone."""
     fastvid = reducers.get("fastvid", "molmo2")
-    shown = llm.encode(clip.frames, fastvid.needs)
-    one = llm.reduce(shown, reducer=fastvid, ratio=0.5, clip=clip)
+    shown = llm.encode(clip, reducer=fastvid)
+    one = llm.reduce(shown, reducer=fastvid, ratio=0.5)
     slots, text = llm.lay_out([one], "What?", 4)
     ids = whole_prompt(llm, 3)
     kept = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
@@ -124,19 +124,19 @@ def test_positions_of_the_unpruned_prompt_where_a_reducer_says_so(llm, clip, vid
 
 def test_a_frame_without_a_kept_token_keeps_its_time_and_two_videos_follow_each_other(llm, clip, video):
     first = reducers.get("frame_drop")
-    one = llm.reduce(video, reducer=first, ratio=0.34, clip=clip)
+    one = llm.reduce(video, reducer=first, ratio=0.34)
     assert one.kept == PATCH
     slots, text = llm.lay_out([one, one], "What?", 4)
     assert llm.tokenizer.decode(text[text < 262]).count("2.4 ") == 2
     assert slots.length == len(text) + 2 * PATCH
     answer = llm.ask([one, one], "What?", max_new_tokens=1)
     assert (answer.kept, answer.prompt) == (2 * PATCH, slots.length)
-    undated = llm.reduce(video, reducer=first, ratio=0.34)
-    assert "1.0 " in llm.tokenizer.decode(llm.lay_out([undated], "What?", 4)[1])
+    timed = llm.reduce(llm.encode(clip.frames, fps=2.0), reducer=first, ratio=0.34)
+    assert "1.0 " in llm.tokenizer.decode(llm.lay_out([timed], "What?", 4)[1])
 
 
-def test_a_batch_gives_what_each_prompt_gives_alone(llm, clip, video):
-    ones = [llm.reduce(video, reducer=TOPK, ratio=ratio, clip=clip) for ratio in (0.1, 0.6)]
+def test_a_batch_gives_what_each_prompt_gives_alone(llm, video):
+    ones = [llm.reduce(video, reducer=TOPK, ratio=ratio) for ratio in (0.1, 0.6)]
     prompts = [Prompt(one, question) for one, question in zip(ones, ("What?", "Where is it?"), strict=True)]
     together = answer_many(llm, prompts, max_new_tokens=3, min_fill=0.0)
     alone = [llm.ask(prompt.video, prompt.question, max_new_tokens=3) for prompt in prompts]
@@ -144,7 +144,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(llm, clip, video):
 
 
 @pytest.mark.parametrize("reselect", [None, "recompute"])
-def test_mutual_sight_travels_through_cuts(llm, clip, video, reselect):
+def test_mutual_sight_travels_through_cuts(llm, reselect):
     """Compacted or only masked, and chosen anew at every step: the same logits as a masked read of the kept tokens."""
     model, rng = llm.loaded.model, np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(1, 20, tiny.WIDTH)), jnp.float32)
@@ -189,12 +189,12 @@ def test_the_folders_template_and_first_token(tmp_path):
         VideoLLM.load(folder)
 
 
-def test_markers_of_images_around_frames_where_the_processor_says_so(llm, clip, video, tmp_path):
+def test_markers_of_images_around_frames_where_the_processor_says_so(llm, video, tmp_path):
     config = llm.loaded.config
     (tmp_path / "processor_config.json").write_text('{"use_frame_special_tokens": false}')
     around = molmo2.marks(config, tmp_path)
     assert around == (config.tokens.image_start, config.tokens.image_end)
-    one = llm.reduce(video, reducer=TOPK, ratio=0.5, clip=clip)
+    one = llm.reduce(video, reducer=TOPK, ratio=0.5)
     ids = molmo2.prompt_ids(["", "?"], [one], around, llm.tokenizer.encode)
     assert [part[-1] for part in ids[:-1]] == [around.start] * 3
     assert [part[0] for part in ids[1:]] == [around.end] * 3

@@ -33,12 +33,12 @@ def clip():
 
 @pytest.fixture(scope="module")
 def video(llm, clip):
-    return llm.encode(clip.frames, frozenset({"attention_last"}))
+    return llm.encode(clip, needs=frozenset({"attention_last"}))
 
 
 def whole_prompt(llm, video, question):
     """The prompt of one string, as the processor writes it."""
-    frames, tokens = video.features.shape[:2]
+    frames, tokens = video.tokens.features.shape[:2]
     block = "<|vision_start|>{}<|vision_end|>"
     if llm.loaded.family == "qwen2_5_vl":
         shown = block.format("<|video_pad|>" * frames * tokens)
@@ -49,26 +49,26 @@ def whole_prompt(llm, video, question):
     return np.array(llm.tokenizer.encode(before + shown + after))
 
 
-def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, clip, video):
+def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, video):
     model, config, ratio = llm.loaded.model, llm.loaded.config, 0.2
     reducer = reducers.get("attention_topk")
-    answer = llm.ask(video, "What?", reducer=reducer, ratio=ratio, max_new_tokens=4, clip=clip)
+    answer = llm.ask(video, "What?", reducer=reducer, ratio=ratio, max_new_tokens=4)
 
     ids = whole_prompt(llm, video, "What?")
     visual = ids == PAD
-    grid = (3, 2 * video.grid[0], 2 * video.grid[1])
+    grid = (3, 2 * video.tokens.grid[0], 2 * video.tokens.grid[1])
     # Two of five frames in five seconds: 2 s a grid step.
     where = config.positions(prompt_pieces(ids, PAD, config.blocks(grid, 2.0)))
-    reduced = reduce(reducer, video, ratio)
+    reduced = reduce(reducer, video.tokens, ratio)
     index = np.sort(np.asarray(reduced.index)[np.asarray(reduced.valid)])
     keep = np.sort(np.concatenate([np.flatnonzero(~visual), np.flatnonzero(visual)[index]]))
     rows = np.where(visual, np.cumsum(visual) - 1, -1)
     embeds = jnp.where(
-        visual[:, None], video.features.reshape(-1, 64)[np.maximum(rows, 0)], model.embed_text(jnp.asarray(ids))
+        visual[:, None], video.tokens.features.reshape(-1, 64)[np.maximum(rows, 0)], model.embed_text(jnp.asarray(ids))
     )
     options = {"next_position": np.array([where.next], np.int32)}
     if llm.loaded.family == "qwen3_vl":
-        levels = video.evidence["features_deepstack"].reshape(-1, 2, 64)
+        levels = video.tokens.evidence["features_deepstack"].reshape(-1, 2, 64)
         options["deepstack"] = spread_levels(levels, jnp.asarray(rows[None]))[:, :, keep]
     valid = np.ones((1, len(keep)), bool)
     expected = generate(
@@ -78,14 +78,14 @@ def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, clip, video)
     assert list(answer.token_ids) == found
     assert (answer.kept, answer.visual, answer.prompt) == (len(index), int(visual.sum()), len(keep))
 
-    slots, text = llm.lay_out([llm.reduce(video, reducer=reducer, ratio=ratio, clip=clip)], "What?", 4)
+    slots, text = llm.lay_out([llm.reduce(video, reducer=reducer, ratio=ratio)], "What?", 4)
     np.testing.assert_array_equal(slots.positions[:, : slots.length], where.ids[:, keep])
     np.testing.assert_array_equal(text, ids[~visual])
 
 
-def test_levels_of_merged_tokens_are_those_of_the_kept_ids(llm, clip, video):
+def test_levels_of_merged_tokens_are_those_of_the_kept_ids(llm, video):
     reducer, ratio = reducers.get("flashvid", method="attn_div", min_segments=1), 0.3
-    one = llm.reduce(video, reducer=reducer, ratio=ratio, clip=clip)
+    one = llm.reduce(video, reducer=reducer, ratio=ratio)
     reduced = one.reduced
     slots, text = llm.lay_out([one], "What?", 4)
     gathered = qwen.kept_levels([one], slots, len(text))
@@ -93,7 +93,7 @@ def test_levels_of_merged_tokens_are_those_of_the_kept_ids(llm, clip, video):
         assert gathered is None
         return
     rows = slots.source[: slots.length] - len(text) - 1
-    flat = np.asarray(video.evidence["features_deepstack"]).reshape(-1, 2, 64)
+    flat = np.asarray(video.tokens.evidence["features_deepstack"]).reshape(-1, 2, 64)
     index = np.asarray(reduced.index)
     assert (np.asarray(reduced.mass) > 1).any()
     for slot, row in enumerate(rows):
@@ -103,21 +103,22 @@ def test_levels_of_merged_tokens_are_those_of_the_kept_ids(llm, clip, video):
         np.testing.assert_array_equal(gathered[:, 0, slot], flat[index[row]])
 
 
-def test_without_a_clip_time_is_what_the_processors_assume(llm, video):
+def test_frames_with_a_rate_stand_at_its_times(llm, clip):
+    video = llm.encode(clip.frames, fps=2.0)
     one = llm.reduce(video, reducer=reducers.get("attention_topk"), ratio=0.2)
     slots, text = llm.lay_out([one], "?", 4)
     if llm.loaded.family == "qwen3_vl":
-        assert "<0.0 seconds>" in llm.tokenizer.decode(text)
+        assert "<0.2 seconds>" in llm.tokenizer.decode(text)
         return
     times = np.unique(slots.positions[0, slots.visual[0] : slots.visual[1]])
     assert np.diff(times).tolist() == [2, 2]
 
 
-def test_jit_sees_one_shape_for_many_ratios(llm, video, clip):
+def test_jit_sees_one_shape_for_many_ratios(llm, video):
     reducer = reducers.get("attention_topk")
     sizes = set()
     for ratio in (0.1, 0.11, 0.12):
-        slots, _ = llm.lay_out([llm.reduce(video, reducer=reducer, ratio=ratio, clip=clip)], "What?", 4)
+        slots, _ = llm.lay_out([llm.reduce(video, reducer=reducer, ratio=ratio)], "What?", 4)
         sizes.add(len(slots.source))
     assert len(sizes) == 1
     assert jax.tree.leaves(slots.rotary)[0].shape == (3, 1, len(slots.source))

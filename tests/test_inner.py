@@ -405,7 +405,7 @@ def test_an_answer_with_a_cut_equals_generation_with_the_same_tokens_hidden(llm)
 )
 def test_every_method_with_an_inner_stage_answers(llm, reducer):
     frames = np.random.default_rng(1).integers(0, 256, (4, 30, 40, 3), dtype=np.uint8)
-    video = llm.encode(frames, reducer.needs)
+    video = llm.encode(frames, reducer=reducer)
     answer = llm.ask(video, "What?", reducer=reducer, ratio=0.5, max_new_tokens=3)
     assert len(reducer.inner(0.25)) == 1
     assert 0 < answer.kept < answer.visual

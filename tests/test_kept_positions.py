@@ -16,7 +16,7 @@ from jvidprune.evals.identity import model_identity, plain, run_hash
 from jvidprune.evals.plan import NoVideo
 from jvidprune.integrations.lmms_args import ModelArgs
 from jvidprune.llm import batch, families
-from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.export import export_checkpoint
 from jvidprune.models.checkpoint.load import FAMILIES
@@ -38,6 +38,7 @@ from jvidprune.reducers.serialise import (
 from jvidprune.stts import STTSConfig
 from jvidprune.tokens import Reduced, VideoTokens
 from jvidprune.training.stts_run import stts_config
+from jvidprune.video.decode import Clip
 
 FRAMES, SIDE = 3, 4
 N = SIDE * SIDE
@@ -80,14 +81,17 @@ def llm(llms):
     return llms["llava_onevision"]
 
 
-def reduced_video(reducer, kept, **options):
+def reduced_video(reducer, kept, family="qwen2_5_vl", **options):
     """What a reducer would have made of three frames of 4 x 4 tokens, with padding behind."""
     index = np.full(ROOM, FRAMES * N, np.int32)
     index[: len(kept)] = kept
     valid = np.arange(ROOM) < len(kept)
     tokens = jax.random.normal(jax.random.key(0), (ROOM, tiny.WIDTH))
     reduced = Reduced(tokens, *map(jnp.asarray, (index, valid, valid, np.zeros(ROOM))), {})
-    video = VideoTokens.create(np.zeros((FRAMES, N, tiny.WIDTH), np.float32))
+    # A grid frame of Qwen-VL is made of two frames, a second from the next one.
+    count = FRAMES * (2 if family.startswith("qwen") else 1)
+    clip = Clip.from_frames(np.zeros((count, 1, 1, 3), np.uint8), fps=2.0)
+    video = EncodedVideo(VideoTokens.create(np.zeros((FRAMES, N, tiny.WIDTH), np.float32)), clip)
     return ReducedVideo(video, reduced, reducer, 0.2, (), **options)
 
 
@@ -114,7 +118,7 @@ def whole_prompt(llm, one):
 
     write(texts[0], "text")
     if family == "qwen2_5_vl":
-        # A second between grid frames where no clip tells, two ids of the time axis a second.
+        # A second between grid frames, two ids of the time axis a second.
         shown(range(FRAMES), 2)
         write(texts[1], "text")
     elif family == "qwen3_vl":
@@ -151,7 +155,7 @@ def test_the_same_kept_tokens_under_both_rules(llms, family, kept):
     llm, kept = llms[family], KEPT[kept]
     found = {}
     for rule in RULES:
-        one = reduced_video(reducers.get("random", family), kept, positions=rule)
+        one = reduced_video(reducers.get("random", family), kept, family, positions=rule)
         slots, _ = found[rule] = llm.lay_out([one], "What?", 4)
         positions, following = expected(llm, one, kept, rule)
         np.testing.assert_array_equal(slots.rotary[..., 0, : slots.length].reshape(positions.shape), positions)
@@ -172,7 +176,7 @@ def test_the_model_reads_and_answers_at_these_positions(llms, family, rule, monk
     monkeypatch.setattr(batch, "prefill", spied)
     llm = dataclasses.replace(llm)
     object.__setattr__(llm, "eos_ids", ())
-    one = reduced_video(Mine(), KEPT["half"])
+    one = reduced_video(Mine(), KEPT["half"], family)
     answer = llm.ask(one, "What?", positions=rule, max_new_tokens=3)
     assert answer.positions == answer.record()["positions"] == rule
     (model, embeds, where, _), options = calls[0]
@@ -198,7 +202,7 @@ def test_stages_inside_the_model_and_decoding_policies_work_under_both_rules(llm
     """Where nothing is left out before the model, both rules are one on a single axis; where it is, they differ."""
     llm, frames = llms["molmo2"], np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8)
     reducer = llm.reducer(text)
-    video = llm.encode(frames, reducer.needs)
+    video = llm.encode(frames, reducer=reducer, fps=2.0)
     cuts = reducer.inner(0.6)
     assert cuts
     found = {}
@@ -209,7 +213,7 @@ def test_stages_inside_the_model_and_decoding_policies_work_under_both_rules(llm
         found[rule] = answer.token_ids, slots.rotary[0, : slots.length].tolist()
         assert (answer.positions, len(one.inner)) == (rule, len(cuts))
     whole = llm.prompt_ids([one], "What?")
-    length = sum(map(len, whole)) + video.layout().total
+    length = sum(map(len, whole)) + video.tokens.layout().total
     if text.startswith("fastv"):
         assert found["original"] == found["renumbered"]
         assert found["original"][1] == list(range(length))
@@ -245,7 +249,7 @@ def test_the_first_that_says_anything_decides(llms, family):
     for asked, loaded, own, folder in itertools.product(choices, repeat=4):
         settings = dataclasses.replace(llms[family].settings, positions=loaded, declared_positions=folder)
         llm = dataclasses.replace(llms[family], settings=settings)
-        one = reduced_video(told(reducers.get("random", family), own), KEPT["some"], positions=asked)
+        one = reduced_video(told(reducers.get("random", family), own), KEPT["some"], family, positions=asked)
         right = next(rule for rule in (asked, loaded, own, folder, reference) if rule)
         assert llm.position_rule([one]) == right, (asked, loaded, own, folder)
         counted = expected(llm, one, KEPT["some"], right)[1]

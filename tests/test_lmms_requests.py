@@ -125,8 +125,7 @@ def test_answers_are_those_of_single_questions_whatever_the_batch(adapter, docum
             clip = dataclasses.replace(
                 sample(llm, documents["task"]["test"][0]["visual"][0], frames=4), frames=np.stack(frames)
             )
-        video = llm.encode(clip.frames)
-        single = llm.ask(video, text, reducer=registry.get("random"), ratio=0.25, clip=clip, **settings)
+        single = llm.ask(clip, text, reducer=registry.get("random"), ratio=0.25, **settings)
         assert (answer.text, answer.prompt) == (single.text, single.prompt)
 
 
@@ -137,7 +136,7 @@ def test_likelihoods_are_losses_with_the_sign_that_is_asked_for(adapter, given, 
 
     def reduced(doc):
         clip = llm.sample(docs[doc]["visual"][0], frames=4)
-        return llm.reduce(llm.encode(clip.frames), reducer=adapter.reducer, ratio=0.25, clip=clip)
+        return llm.reduce(llm.encode(clip), reducer=adapter.reducer, ratio=0.25)
 
     prompts = [Prompt(reduced(0), "What?"), Prompt(reduced(1), "What?")]
     scores = [score for row in score_many(llm, prompts, [["A", "Bc", "Def"], ["b"]]) for score in row]

@@ -494,11 +494,10 @@ def test_the_rules_differ_exactly_as_observed():
     [
         (0.75, {"released": 0.75, "transformers-5": 0.75, "transformers-4.57": 0.0, "lmms-eval": 1.0}),
         (2.5, {"released": 2.5, "transformers-5": 2.5, "transformers-4.57": 2.0, "lmms-eval": 1.0}),
-        (None, {"released": 1.0, "transformers-5": 2 / 24, "transformers-4.57": 1.0, "lmms-eval": 1.0}),
     ],
 )
 def test_seconds_of_a_grid_step_by_rule(seconds, found):
-    assert {rule: step_seconds(seconds, rule, assumed=2 / 24) for rule in MROPE_RULES} == found
+    assert {rule: step_seconds(seconds, rule) for rule in MROPE_RULES} == found
 
 
 def test_transformers_5_multiplies_seconds_and_scale_first():

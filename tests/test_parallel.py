@@ -283,12 +283,12 @@ def spy(*given):
 batch._read = spy
 for where in (None, mesh):
     llm = VideoLLM.load(folder, mesh=where)
-    video = llm.encode(frames, needs)
+    video = llm.encode(frames, needs=needs, fps=2.0)
     reduced = llm.reduce(video, reducer=llm.reducer("flashvid"), ratio=0.3)
     prompts = [Prompt(reduced, question) for question in ("Who?", "What is it?", "Where did it go then?")]
     replies = answer_many(llm, prompts, max_new_tokens=5)
     scores = score_many(llm, prompts, [["yes", "no"]] * 3)
-    found.append((llm, video, reduced, replies, scores))
+    found.append((llm, video.tokens, reduced, replies, scores))
 (_, video, _, replies, scores), (llm, spread, reduced, again, same) = found
 assert parallel.mesh_of(llm.loaded.model) == mesh
 assert reduced.reduced.tokens.sharding.is_fully_replicated and len(spread.features.devices()) == 8

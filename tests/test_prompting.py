@@ -9,7 +9,7 @@ import pytest
 from tiny import SPECIAL, tokenizer
 
 from jvidprune import JvidpruneError, reducers
-from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_stages
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, shared_blocks, shared_stages
 from jvidprune.llm.processor import channels, qwen_limits, square, video_processor
 from jvidprune.llm.prompts import layout, qwen
 from jvidprune.llm.prompts.llava import template
@@ -20,6 +20,7 @@ from jvidprune.models.qwen3_vl import Config as Config3
 from jvidprune.models.tokenizer import load_tokenizer
 from jvidprune.reducers.protocol import prompt_rules
 from jvidprune.tokens import Reduced, VideoTokens
+from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL
 
 ROOT = Path(__file__).parent / "golden" / "models"
@@ -34,7 +35,8 @@ def reduced_video(reducer, kept, frames=3, inner=()):
     index[:count] = kept
     valid = np.arange(ROOM) < count
     reduced = Reduced(jnp.zeros((ROOM, 2)), *map(jnp.asarray, (index, valid, valid, np.zeros(frames * N))), {})
-    return ReducedVideo(VideoTokens.create(np.zeros((frames, N, 2))), reduced, reducer, 0.2, inner)
+    clip = Clip.from_frames(np.zeros((2 * frames, 1, 1, 3), np.uint8), fps=2.0)
+    return ReducedVideo(EncodedVideo(VideoTokens.create(np.zeros((frames, N, 2))), clip), reduced, reducer, 0.2, inner)
 
 
 # Rows 0 and 2 of frame 0, nothing of frame 1, row 3 of frame 2.
@@ -60,7 +62,7 @@ KEPT = [1, 2, 8, 2 * N + 12, 2 * N + 15]
     ],
 )
 def test_newlines_on_llava_video_are_the_methods_own(name, rows):
-    run = layout.newline_run(reduced_video(reducers.registry.from_text(name, "llava_video"), KEPT), "grid", "all", 7)
+    run = layout.newline_run(reduced_video(reducers.from_text(name, "llava_video"), KEPT), "grid", "all", 7)
     assert run.rows.tolist() == [row + 7 if row >= 0 else -1 for row in rows]
     assert run.length == 3 * N + {"flashvid": 3}.get(name, 0 if -1 not in rows else 12)
 
@@ -136,10 +138,10 @@ def qwen_prompt(config, videos, question="Which?"):
 def whole_ids(config, videos, question="Which?"):
     """The processor's prompt of one string, every placeholder in its place."""
     before, *between, after = template(config.family).texts(question, len(videos))
-    block, frames = "<|vision_start|>{}<|vision_end|>", videos[0].video.features.shape[0]
+    block, frames = "<|vision_start|>{}<|vision_end|>", videos[0].video.tokens.features.shape[0]
     shown = block.format("<|video_pad|>" * frames * N)
     if config.family == "qwen3_vl":
-        stamps = ["<0.0 seconds>", "<0.1 seconds>", "<0.2 seconds>"]
+        stamps = ["<0.2 seconds>", "<1.2 seconds>", "<2.2 seconds>"]
         shown = "".join(text + block.format("<|video_pad|>" * N) for text in stamps)
     return np.array(encoded(before + "".join(shown + text for text in [*between, after])))
 
@@ -172,7 +174,7 @@ def test_prompts_of_transformers_5_keep_the_templates_markers_and_its_positions(
     texts = template(config.family).texts("?")
     old, new = (qwen.video_texts(texts, [one], config, markers) for markers in ("blocks", "around"))
     if config.family == "qwen3_vl":
-        assert new[0].startswith(texts[0] + "<|vision_start|><0.0 seconds>")
+        assert new[0].startswith(texts[0] + "<|vision_start|><0.2 seconds>")
         assert new[1:-1] == old[1:-1]
         assert new[-1] == "<|vision_end|>" + old[-1]
         return

@@ -338,9 +338,9 @@ def test_a_nested_type_counts_and_a_strange_one_is_refused(folder):
 def test_every_type_answers(folders, family, dtype):
     llm = VideoLLM.load(folders[family], dtype=dtype)
     frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
-    video = llm.encode(frames)
-    assert video.features.dtype == jnp.dtype(dtype)
-    assert jnp.isfinite(video.features.astype(jnp.float32)).all()
+    video = llm.encode(frames, fps=2.0)
+    assert video.tokens.features.dtype == jnp.dtype(dtype)
+    assert jnp.isfinite(video.tokens.features.astype(jnp.float32)).all()
     assert llm.ask(video, "What?", reducer=llm.reducer("random"), ratio=0.5, max_new_tokens=2).prompt > 0
 
 
@@ -456,7 +456,7 @@ def test_a_pooling_mode_reaches_the_tokens(folders, tmp_path):
     found = {}
     for mode in ("bilinear", "average", "max"):
         (folder / "config.json").write_text(json.dumps(FLAT | {"mm_spatial_pool_mode": mode}))
-        found[mode] = np.asarray(VideoLLM.load(folder, dtype="float32").encode(frames).features)
+        found[mode] = np.asarray(VideoLLM.load(folder, dtype="float32").encode(frames).tokens.features)
     assert found["max"].shape == found["bilinear"].shape == (2, 16, 16)
     # On an even side bilinear and average are the same.
     np.testing.assert_allclose(found["average"], found["bilinear"], atol=1e-5)

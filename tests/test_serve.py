@@ -65,9 +65,7 @@ def test_an_uploaded_clip_is_answered_by_every_method(client, llm, example):
     clip = llm.sample(example.path)
     for row in record["methods"]:
         method = llm.reducer(row["method"])
-        alone = llm.ask(
-            llm.encode(clip.frames, method.needs), example.prompt, reducer=method, ratio=0.2, max_new_tokens=6
-        )
+        alone = llm.ask(llm.encode(clip, reducer=method), example.prompt, reducer=method, ratio=0.2, max_new_tokens=6)
         assert (row["answer"], row["kept"], row["visual"], row["prompt"]) == (
             alone.text,
             alone.kept,

@@ -101,7 +101,7 @@ LONG = [(total, wish) for total in range(1, 10) for wish in WISHES]
 @pytest.mark.parametrize("cases", [SHORT, pytest.param(LONG, marks=pytest.mark.long)], ids=["few", "all"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_answers(run, loaded, folders, films, family, cases):  # noqa: F811
-    tokens = loaded[family].encode(np.zeros((2, 48, 64, 3), np.uint8)).features.shape[1]
+    tokens = loaded[family].encode(np.zeros((2, 48, 64, 3), np.uint8), fps=1.0).tokens.layout().tokens
     for total, wish in cases:
         words = [word for name, value in wish.items() for word in (f"--{name}", value)]
         record = asked(run, films[total], folders[family], *words)

@@ -121,12 +121,14 @@ def scored(tmp_path_factory):
 def test_a_model_with_a_scorer_is_asked_like_any_other(scored):
     plain, llm, frames = scored
     method = llm.reducer("stts")
-    video = llm.encode(frames, method.needs)
+    video = llm.encode(frames, reducer=method)
     halves = sweep_video(video, method, [1.0, 0.5])
     whole, half = halves
     assert whole.kept == whole.visual == 2 * half.kept
     assert half.title == "STTS"
-    np.testing.assert_allclose(whole.reduced.tokens, plain.encode(frames).features.reshape(whole.visual, -1), atol=2e-5)
+    np.testing.assert_allclose(
+        whole.reduced.tokens, plain.encode(frames).tokens.features.reshape(whole.visual, -1), atol=2e-5
+    )
     # A sweep gives what one encoding does, and its plan tells which tokens stay.
     model, windows = llm.loaded.model, encoder_of(plain.loaded.model).windows.count
     kept = windows_kept(5, windows, 0.5)
@@ -138,7 +140,7 @@ def test_a_model_with_a_scorer_is_asked_like_any_other(scored):
     )()
     np.testing.assert_array_equal(half.reduced.index[: half.kept], direct.index)
     np.testing.assert_allclose(half.reduced.tokens[: half.kept], direct.tokens, atol=2e-5)
-    plan = method.plan(video, method.budget(video.layout(), 0.5), capacity=half.kept)
+    plan = method.plan(video.tokens, method.budget(video.tokens.layout(), 0.5), capacity=half.kept)
     np.testing.assert_array_equal(plan.ids, direct.index)
     assert (half.reduced.slot >= 0).sum() == half.kept
     answer = llm.ask(half, "?", max_new_tokens=2)
@@ -155,9 +157,9 @@ def test_a_model_with_a_scorer_is_asked_like_any_other(scored):
 def test_baselines_of_the_tower_are_methods_too(scored, text):
     _, llm, frames = scored
     method = llm.reducer(text)
-    video = llm.encode(frames, method.needs)
-    assert llm.reduce(video, reducer=method, ratio=0.5).kept == video.layout().total // 2
-    checks.refused(lambda: method.plan(video, None, capacity=1), "has no plan")
+    video = llm.encode(frames, reducer=method)
+    assert llm.reduce(video, reducer=method, ratio=0.5).kept == video.tokens.layout().total // 2
+    checks.refused(lambda: method.plan(video.tokens, None, capacity=1), "has no plan")
 
 
 def test_released_scorers_are_found_among_the_tensors(scored, tmp_path):
@@ -191,9 +193,9 @@ def test_a_released_checkpoint_prunes_by_itself(tmp_path, monkeypatch):
     frames = np.random.default_rng(0).integers(0, 255, (6, 48, 48, 3)).astype(np.uint8)
     method = llm.reducer("stts")
     assert (method.config.refill, method.config.prune_at) == ("official", 3)
-    video = llm.encode(frames, method.needs)
+    video = llm.encode(frames, reducer=method, fps=2.0)
     whole, half = sweep_video(video, method, [1.0, 0.5])
-    np.testing.assert_allclose(whole.reduced.tokens, video.features.reshape(96, -1), atol=1e-5)
+    np.testing.assert_allclose(whole.reduced.tokens, video.tokens.features.reshape(96, -1), atol=1e-5)
     # Pruned placeholders leave the prompt, frame markers and time stamps stay.
     lengths = [llm.lay_out([one], "?", 1)[0].length for one in (whole, half)]
     assert lengths[0] - lengths[1] == whole.kept - half.kept == 48

@@ -19,6 +19,7 @@ from tiny import PAD, SPECIAL, tokenizer, write_checkpoint
 
 from jvidprune import reducers
 from jvidprune.llm.conventions import CONVENTIONS, settings_of
+from jvidprune.llm.encoded import EncodedVideo
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.positions import prompt_pieces, prompt_positions
 from jvidprune.tokens import VideoTokens
@@ -167,7 +168,7 @@ def prompt(llm, clip, grid):
     config = llm.loaded.config
     steps, rows, columns = grid[0], grid[1] // 2, grid[2] // 2
     video = VideoTokens.create(np.zeros((steps, rows * columns, 1), np.float32), grid=(rows, columns))
-    one = llm.reduce(video, reducer=reducers.get("none"), ratio=1.0, clip=clip)
+    one = llm.reduce(EncodedVideo(video, clip), reducer=reducers.get("none"), ratio=1.0)
     slots, text = llm.lay_out([one], "What?", 1)
     source = slots.source[: slots.length]
     ids = np.where(source < len(text), text[np.minimum(source, len(text) - 1)], config.video_token)

@@ -99,7 +99,7 @@ def test_rows_cost_what_the_model_says_to_each_question_alone(llm, batches, keep
         pixels = llm.pixels(item.load().frames)
         if not any(np.array_equal(pixels, clip) for row in rows.pixels for clip in row):
             continue
-        video = attached.reduce(attached.encode(item.load().frames, method.needs), reducer=method, ratio=0.5)
+        video = attached.reduce(attached.encode(item.load(), reducer=method), reducer=method, ratio=0.5)
         assert video.kept == KEPT
         fits = Encoder(llm, 8, KEPT, LONGEST, ANSWERS)
         asked = [q for q in item.questions if any(_asked(llm, rows, q))]
@@ -283,7 +283,7 @@ def test_what_is_published_prunes_and_answers_as_it_was_trained(llm, whole, tmp_
         for a, b in zip(jax.tree.leaves(nnx.state(parts[name])), jax.tree.leaves(nnx.state(module)), strict=True):
             np.testing.assert_array_equal(a, b)
     frames, method = TASK[0].load().frames, loaded.reducer("stts")
-    video = loaded.reduce(loaded.encode(frames, method.needs), reducer=method, ratio=0.5)
+    video = loaded.reduce(loaded.encode(frames, reducer=method), reducer=method, ratio=0.5)
     assert (video.kept, video.visual, video.title) == (KEPT, 128, "STTS")
     tokens = reader_of(llm)(8)(parts, jnp.asarray(llm.pixels(frames))[None], jax.random.key(0)).tokens
     np.testing.assert_allclose(video.reduced.tokens[:KEPT], tokens[0], atol=1e-5)

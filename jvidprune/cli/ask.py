@@ -79,6 +79,7 @@ def answered(
     from jvidprune.cli import reading
     from jvidprune.fields import Seed, checked
     from jvidprune.llm.clock import with_times
+    from jvidprune.llm.encoded import clip_of
     from jvidprune.llm.stages import StageClock
     from jvidprune.models.checkpoint.load import read_config
     from jvidprune.models.generate import check_sampling
@@ -103,20 +104,21 @@ def answered(
         # The loaded settings are bound to the model, where a method needs its weights.
         method = llm.reducer(chosen) if isinstance(chosen, str) else llm.pruning.reducer if llm.pruning else chosen
         clock = StageClock(console.start)
-        clip, video = reading.read_video(path, llm, method.needs, model, clock, console, question)
+        video = reading.read_video(path, llm, method.needs, model, clock, console, question)
+        with clock("reduce") as stage:
+            # Methods that read the question read it without the times.
+            reduced = llm.reduce(video, reducer=method, ratio=ratio)
+            stage.tokens = reduced.kept
         answer = llm.ask(
-            video,
-            with_times(question, clip) if choice.times else question,
-            reducer=method,
-            ratio=ratio,
+            reduced,
+            with_times(question, clip_of(video)) if choice.times else question,
             clock=clock,
-            clip=clip,
             max_new_tokens=choice.max_new_tokens,
             temperature=choice.temperature,
             top_p=choice.top_p,
             seed=choice.seed,
         )
-    return priced(answer, llm.loaded.config, video.layout(), method)
+    return priced(answer, llm.loaded.config, video.tokens.layout(), method)
 
 
 def priced(answer: "Answer", config: Any, layout: "Layout", reducer: "Reducer") -> "Answer":

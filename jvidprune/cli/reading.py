@@ -8,16 +8,15 @@ from jvidprune.cli.console import Console
 from jvidprune.cli.options import CheckpointChoice, ModelChoice
 from jvidprune.costs.fits import check_encoding, check_question
 from jvidprune.errors import JvidpruneError
+from jvidprune.llm.encoded import EncodedVideo
 from jvidprune.llm.stages import StageClock, cache_folder
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.parallel import make_mesh, read_mesh
 from jvidprune.reducers.protocol import Reducer, check_ratio
 from jvidprune.reducers.registry import from_text
-from jvidprune.tokens import VideoTokens
 from jvidprune.video.clips import default_clip
 from jvidprune.video.container import existing_file
-from jvidprune.video.decode import Clip
 from jvidprune.video.limits import Limits
 from jvidprune.video.sampling import check_wish
 
@@ -129,7 +128,7 @@ def read_video(
     clock: StageClock,
     console: Console,
     question: str | None = None,
-) -> tuple[Clip, VideoTokens]:
+) -> EncodedVideo:
     """Decodes and encodes a video (the generated clip without a path), timing both; methods may read the question."""
     if path is None:
         path = default_clip(cache_folder())
@@ -142,6 +141,6 @@ def read_video(
     if clip.picture:
         console.note(f"{path} is a picture: it is read as a video of one frame")
     with clock("encode") as stage:
-        video = jax.block_until_ready(model.encode(clip.frames, needs, question if "text" in needs else None))
-        stage.tokens = video.features.shape[0] * video.features.shape[1]
-    return clip, video
+        video = model.encode(clip, needs=needs, question=question if "text" in needs else None)
+        stage.tokens = jax.block_until_ready(video.tokens).layout().total
+    return video

@@ -77,6 +77,7 @@ def draw_reduction(
 
     from jvidprune.cli import reading
     from jvidprune.files import atomic_output, check_writable
+    from jvidprune.llm.encoded import clip_of
     from jvidprune.llm.stages import StageClock
     from jvidprune.reducers.registry import title
     from jvidprune.reducers.run import reduce as reduce_video
@@ -97,7 +98,8 @@ def draw_reduction(
         methods = {name: llm.reducer(name) for name in names}
         needs = frozenset().union(*(method.needs for method in methods.values()))
         clock = StageClock(console.start)
-        clip, video = reading.read_video(path, llm, needs, model, clock, console)
+        encoded = reading.read_video(path, llm, needs, model, clock, console)
+        video = encoded.tokens
         decisions, refused = [], {}
         for name, method in methods.items():
             try:
@@ -116,7 +118,7 @@ def draw_reduction(
         if not decisions:
             raise JvidpruneError(next(iter(refused.values())))
         console.start("drawing")
-        frames, labels = drawn_frames(clip, video.features.shape[0])
+        frames, labels = drawn_frames(clip_of(encoded), video.features.shape[0])
         with atomic_output(out) as part:
             if out.suffix.lower() == ".html":
                 page = reduction_page(

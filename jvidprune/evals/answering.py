@@ -8,11 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.batch import Prompt, Reply, answer_many
-from jvidprune.llm.encoded import ReducedVideo, sweep_video
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, sweep_video
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.reducers.protocol import Reducer
-from jvidprune.tokens import VideoTokens
 
 BATCH = 16
 """Prompts read together."""
@@ -22,7 +21,7 @@ MIN_FILL = 0.3
 
 
 def compile_all(
-    methods: Sequence[tuple[str, Reducer, Sequence[float]]], video: VideoTokens, finished: Callable[[str], None]
+    methods: Sequence[tuple[str, Reducer, Sequence[float]]], video: EncodedVideo, finished: Callable[[str], None]
 ) -> dict[str, float]:
     """Compiles the reductions of several methods side by side, and says how many seconds each took.
 

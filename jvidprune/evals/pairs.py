@@ -3,7 +3,7 @@
 import resource
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
@@ -13,7 +13,7 @@ from jvidprune.evals.extract import is_correct
 from jvidprune.evals.items import Item
 from jvidprune.evals.store import Record
 from jvidprune.llm.batch import Reply
-from jvidprune.llm.encoded import sweep_video
+from jvidprune.llm.encoded import EncodedVideo, sweep_video
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.reducers.protocol import Reducer
@@ -50,14 +50,14 @@ def possible_ratios(
 
 
 def answer_job(
-    llm: VideoLLM, item: Item, clip: Any, video: VideoTokens, job: Job, *, longest: int, rule: str, timed: bool
+    llm: VideoLLM, item: Item, video: EncodedVideo, job: Job, *, longest: int, rule: str, timed: bool
 ) -> tuple[list[Record], list[Record]]:
     """Records of the samples and of the batches of one method on one clip, without keys.
 
     Args:
       llm: the model.
       item: what is asked about the clip.
-      clip, video: its frames and their tokens.
+      video: the encoded clip.
       job: the method, and the ratios that are possible.
       longest: tokens of an answer.
       rule: for choice letters, see `extract.RULES`.
@@ -69,7 +69,7 @@ def answer_job(
     questions = [question.prompt() for question in item.questions]
     clock = StageClock()
     with clock("reduce"):
-        videos = sweep_video(video, job.reducer, job.asked, clip)
+        videos = sweep_video(video, job.reducer, job.asked)
     with clock("answer"):
         replies = answer_all(llm, videos, questions, max_new_tokens=longest)
     reduce, answer = clock.stages
@@ -86,7 +86,7 @@ def answer_job(
         if timed:
             costs |= {"prefill": alone[i][0], "generate": alone[i][1]}
         costs |= {"compile": (reduce.compile_seconds + answer.compile_seconds) * (i == 0), "memory": peak_memory()}
-        batches.append(costs | _tflops(llm, video, job, ratio, row) | {"together": list(job.ratios)})
+        batches.append(costs | _tflops(llm, video.tokens, job, ratio, row) | {"together": list(job.ratios)})
     return samples, batches
 
 

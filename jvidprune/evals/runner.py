@@ -32,10 +32,10 @@ from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.records import is_batch, is_failure, is_sample
 from jvidprune.evals.store import Record, RecordStore, unusable_lines
 from jvidprune.files import atomic_output, load_json
+from jvidprune.llm.encoded import EncodedVideo
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.evidence import check_evidence
-from jvidprune.tokens import VideoTokens
 
 TIMED = 3
 """Clips on which one question is asked alone at every ratio, to see what a ratio costs."""
@@ -257,7 +257,8 @@ def _run_missing(
             with reading(item.file or item.id):
                 clip = item.load()
             with clock("encode"):
-                video = jax.block_until_ready(llm.encode(clip.frames, keys.plan.needs))
+                video = llm.encode(clip, needs=keys.plan.needs)
+                jax.block_until_ready(video.tokens)
         except JvidpruneError as error:
             failed[number] = LeftOut(item.id, item.file, str(error))
             if strict:
@@ -278,7 +279,7 @@ def _run_missing(
                 first = number - len(failed) < TIMED
                 options: dict[str, Any] = {"longest": keys.plan.max_new_tokens, "rule": keys.rule, "timed": first}
                 try:
-                    new, costs = answer_job(llm, item, clip, video, job, **options)
+                    new, costs = answer_job(llm, item, video, job, **options)
                 except JvidpruneError as error:
                     costs = [{"ratio": ratio, "refused": str(error)} for ratio in job.ratios]
                     new = []
@@ -291,11 +292,11 @@ def _run_missing(
     return failed
 
 
-def _jobs(waiting: list[Group], video: VideoTokens) -> list[Job]:
-    return [Job(name, reducer, *possible_ratios(reducer, video, ratios)) for name, reducer, ratios in waiting]
+def _jobs(waiting: list[Group], video: EncodedVideo) -> list[Job]:
+    return [Job(name, reducer, *possible_ratios(reducer, video.tokens, ratios)) for name, reducer, ratios in waiting]
 
 
-def _compiled(jobs: list[Job], video: VideoTokens, progress: Progress) -> dict[str, float]:
+def _compiled(jobs: list[Job], video: EncodedVideo, progress: Progress) -> dict[str, float]:
     """Seconds of compiling the reductions of a clip's methods, by name."""
     progress("compiling the reducers", 0, len(jobs))
     names: list[str] = []

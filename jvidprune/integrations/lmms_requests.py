@@ -340,5 +340,5 @@ class Adapter:
         return self._videos[path]
 
     def _reduced(self, clip: Clip) -> ReducedVideo:
-        video = self.llm.encode(clip.frames, self.reducer.needs)
-        return self.llm.reduce(video, reducer=self.reducer, ratio=self.ratio, clip=clip)
+        video = self.llm.encode(clip, needs=self.reducer.needs)
+        return self.llm.reduce(video, reducer=self.reducer, ratio=self.ratio)

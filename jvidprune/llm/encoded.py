@@ -1,4 +1,4 @@
-"""A video that was encoded and reduced once and can be asked about any number of times."""
+"""A video that was encoded once, and what a reducer made of it: both can be asked about any number of times."""
 
 import dataclasses
 import operator
@@ -23,27 +23,54 @@ from jvidprune.tokens import InnerStage, Reduced, VideoTokens
 from jvidprune.video.decode import Clip
 
 
-@dataclasses.dataclass(frozen=True)
-class ReducedVideo:
-    """Encoded tokens with what a reducer made of them.
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedVideo:
+    """The tokens of a video together with what they were made of, from `VideoLLM.encode`.
+
+    Tokens of one's own go in as `EncodedVideo(tokens)`; evidence that they lack cannot be computed then, and families
+    that write times into their prompts cannot be asked about them.
 
     Attributes:
-      video: the encoded tokens.
-      reduced: the kept ones.
+      tokens: features and evidence.
+      source: what was encoded: a `Clip`, or (T, H, W, 3) uint8 frames whose times are not known; None where it was not
+        kept.
+      question: what the evidence "text" holds the embeddings of, if it is there.
+    """
+
+    tokens: VideoTokens
+    source: Clip | np.ndarray | None = dataclasses.field(default=None, repr=False)
+    question: str | None = None
+
+    @property
+    def clip(self) -> Clip | None:
+        """Frames with their times, None where these are not known."""
+        return self.source if isinstance(self.source, Clip) else None
+
+    @property
+    def frames(self) -> np.ndarray | None:
+        """(T, H, W, 3) uint8, None where they were not kept."""
+        return self.source.frames if isinstance(self.source, Clip) else self.source
+
+
+@dataclasses.dataclass(frozen=True)
+class ReducedVideo:
+    """An encoded video with what a reducer made of it.
+
+    Attributes:
+      video: the encoded video.
+      reduced: the kept tokens.
       reducer: what reduced them.
       ratio: retention ratio.
       inner: the reducer's stages inside the language model.
-      clip: what was encoded, for families that write the times of frames into the prompt.
       positions: rule of the kept tokens' positions that was asked for, whatever the method; None leaves it to the
         model and the method, see `reducers.protocol.position_rule`.
     """
 
-    video: VideoTokens
+    video: EncodedVideo
     reduced: Reduced
     reducer: Reducer
     ratio: float
     inner: tuple[InnerStage, ...]
-    clip: Clip | None = None
     positions: PositionRule | None = None
 
     @property
@@ -59,7 +86,7 @@ class ReducedVideo:
     @property
     def visual(self) -> int:
         """Tokens there were."""
-        return int(self.video.frame_mask.sum()) * self.video.features.shape[1]
+        return int(self.video.tokens.frame_mask.sum()) * self.video.tokens.features.shape[1]
 
     @property
     def capacity(self) -> int:
@@ -73,32 +100,30 @@ class ReducedVideo:
 
 
 def reduce_video(
-    video: VideoTokens,
+    video: EncodedVideo,
     reducer: Reducer,
     ratio: float,
-    clip: Clip | None = None,
     *,
     diagnostics: bool = False,
     positions: PositionRule | None = None,
 ) -> ReducedVideo:
-    """Reduces encoded tokens and waits for the result; with `diagnostics` it can be drawn as well as asked about.
+    """Reduces an encoded video and waits for the result; with `diagnostics` it can be drawn as well as asked about.
 
     Raises:
       JvidpruneError: an impossible ratio or budget, or missing evidence.
     """
-    return sweep_video(video, reducer, [ratio], clip, diagnostics=diagnostics, positions=positions)[0]
+    return sweep_video(video, reducer, [ratio], diagnostics=diagnostics, positions=positions)[0]
 
 
 def sweep_video(
-    video: VideoTokens,
+    video: EncodedVideo,
     reducer: Reducer,
     ratios: Sequence[float],
-    clip: Clip | None = None,
     *,
     diagnostics: bool = False,
     positions: PositionRule | None = None,
 ) -> list[ReducedVideo]:
-    """Reduces encoded tokens to several retention ratios in one compiled program, with diagnostics if they are wanted.
+    """Reduces an encoded video to several retention ratios in one compiled program, with diagnostics if wanted.
 
     Raises:
       JvidpruneError: an impossible ratio or budget, missing evidence, or a rule of positions that is none.
@@ -107,11 +132,25 @@ def sweep_video(
     stages = [inner_stages(reducer, ratio) for ratio in ratios]
     in_blocks = any(stage.rule.in_blocks for inner in stages for stage in inner)
     shown = diagnostics or in_blocks or prompt_rules(reducer).official_places
-    swept = jax.block_until_ready(sweep(reducer, video, ratios, diagnostics=shown))
+    swept = jax.block_until_ready(sweep(reducer, video.tokens, ratios, diagnostics=shown))
     return [
-        ReducedVideo(video, jax.tree.map(operator.itemgetter(i), swept), reducer, float(ratio), inner, clip, positions)
+        ReducedVideo(video, jax.tree.map(operator.itemgetter(i), swept), reducer, float(ratio), inner, positions)
         for i, (ratio, inner) in enumerate(zip(ratios, stages, strict=True))
     ]
+
+
+def clip_of(video: EncodedVideo) -> Clip:
+    """The frames of a video with their times, where these are needed.
+
+    Raises:
+      JvidpruneError: they are not known.
+    """
+    if video.clip is None:
+        raise JvidpruneError(
+            "the times of this video's frames are needed and not known: encode its file, a Clip, or frames with fps= "
+            "or times=."
+        )
+    return video.clip
 
 
 def shared_stages(videos: Sequence[ReducedVideo]) -> tuple[InnerStage, ...]:

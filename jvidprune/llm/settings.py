@@ -119,6 +119,11 @@ class FamilySettings:
         return self.prompt == "qwen"
 
     @property
+    def writes_times(self) -> bool:
+        """Whether a prompt holds the times of frames, as text or as positions, so that they must be known."""
+        return self.prompt != "newlines"
+
+    @property
     def placeholder(self) -> str:
         """What a chat template writes for a video."""
         return _PLACEHOLDERS[self.prompt]

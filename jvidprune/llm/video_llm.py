@@ -1,7 +1,13 @@
-"""A video LLM that reads reduced videos: load, encode, reduce, ask. Every step can be called by itself."""
+"""A video LLM that reads reduced videos: load, encode, reduce, ask. Every step can be called by itself.
+
+llm = VideoLLM.load()
+video = llm.encode("clip.mp4", reducer="flashvid")
+print(llm.ask(video, "What happens?", reducer="flashvid", ratio=0.1).text)
+"""
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +20,7 @@ from jax.sharding import Mesh
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.conventions import check_convention
-from jvidprune.llm.encoded import ReducedVideo, prompt_positions, reduce_video
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, prompt_positions, reduce_video
 from jvidprune.llm.families import FAMILIES, family_settings
 from jvidprune.llm.processor import video_processor
 from jvidprune.llm.prompts import molmo2, qwen
@@ -27,21 +33,33 @@ from jvidprune.llm.stages import Stage, StageClock, enable_compilation_cache
 from jvidprune.models.checkpoint.dtypes import AUTO
 from jvidprune.models.checkpoint.folder import UNTRAINED_MARK
 from jvidprune.models.checkpoint.load import LoadedModel, load_model, read_config
+from jvidprune.models.embedded import EMBEDDED
+from jvidprune.models.evidence import NO_QUESTION
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.tokenizer import Tokenizer, beginning, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.parallel import on_every_device, on_mesh_of
-from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, full
+from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, full, title_of
 from jvidprune.reducers.registry import for_model
 from jvidprune.reducers.serialise import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
 from jvidprune.stts.saved import read_stts
 from jvidprune.tokens import VideoTokens
-from jvidprune.video.decode import Clip, read_frames
+from jvidprune.video.decode import Clip, check_frames, read_frames
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.preprocess import Patches
+
+Method = Reducer | str
+"""A reducer, or its text for `VideoLLM.reducer`, such as "flashvid" or "flashvid:alpha=0.5"."""
+
+Source = str | os.PathLike[str] | np.ndarray | Clip
+"""What is encoded: the path of a file, (T, H, W, 3) uint8 frames, or a clip, which is frames with their times."""
+
+
+Video = Source | EncodedVideo | ReducedVideo
+"""What a question can be asked about."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +116,7 @@ class VideoLLM:
     @classmethod
     def load(
         cls,
-        source: str | Path,
+        source: str | Path | None = None,
         *,
         dtype: Any = AUTO,
         mesh: Mesh | None = None,
@@ -120,7 +138,7 @@ class VideoLLM:
         `pruning`, and the positions of kept tokens that it declares hold for methods that are not told others.
 
         Args:
-          source: folder or hub id.
+          source: folder or hub id; None for the embedded model, a tiny LLaVA-OneVision trained on generated clips.
           dtype: of parameters and activations: float32, bfloat16 or float16, or "auto" for that of the checkpoint:
             what its config.json names, else what most of its numbers are stored in.
           mesh: of `parallel.make_mesh`; towers divide frames over it, prompts their rows, both their heads, and every
@@ -145,6 +163,7 @@ class VideoLLM:
           JvidpruneError: not a checkpoint of a known family, a quantised one, an adapter, anything wrong with its
             files, an unknown template, or a convention or M-RoPE rule that the checkpoint's family does not have.
         """
+        source = EMBEDDED if source is None else source
         check_positions(positions)
         for name, check in ((convention, check_convention), (mrope_rule, check_rule)):
             if name is not None:
@@ -221,72 +240,155 @@ class VideoLLM:
         return read_frames(path, wish=self.settings.wish(frames, fps), limits=limits, progress=progress)
 
     def encode(
-        self, frames: np.ndarray, needs: frozenset[str] | None = None, question: str | None = None
-    ) -> VideoTokens:
-        """(T, H, W, 3) uint8 frames to tokens with the evidence asked for.
+        self,
+        source: Source,
+        *,
+        reducer: Method | None = None,
+        needs: frozenset[str] | None = None,
+        question: str | None = None,
+        fps: float | None = None,
+        times: Sequence[float] | None = None,
+    ) -> EncodedVideo:
+        """Tokens of a video with the evidence that a method needs.
 
         Args:
-          frames: of the video.
-          needs: names of `tokens.EVIDENCE`; by default what the folder's own reducer needs, if it names one.
-          question: what "text" holds the embeddings of, for reducers that read it.
+          source: a file, which `sample` reads; (T, H, W, 3) uint8 frames; or a clip.
+          reducer: whose evidence is attached. The question that some read may come later, with `reduce` or `ask`.
+          needs: names of `tokens.EVIDENCE` to attach besides. With neither, what the folder's own reducer needs, if it
+            names one. What a later method lacks is computed when it is asked for.
+          question: what the evidence "text" holds the embeddings of.
+          fps: rate that a file is sampled at, or that frames stand at.
+          times: seconds of each of the frames, in place of a rate.
 
         Raises:
-          JvidpruneError: evidence this checkpoint cannot give.
+          JvidpruneError: a file that cannot be read, no frames, frames without times where the family writes these
+            into its prompts, or evidence that this checkpoint cannot give.
         """
-        if needs is None:
-            needs = frozenset() if self.pruning is None else self.pruning.reducer.needs
-        asked = needs if question is None else needs - {"text"}
+        wanted = frozenset() if needs is None else frozenset(needs)
+        method = self._chosen(reducer) if needs is None else None if reducer is None else self.reducer(reducer)
+        if method is not None:
+            wanted |= method.needs if question is not None else method.needs - {"text"}
+        return self._encoded(self._opened(source, fps, times), wanted, question)
+
+    def _chosen(self, reducer: Method | None) -> Reducer | None:
+        """The reducer asked for, else the folder's own."""
+        if reducer is None:
+            return None if self.pruning is None else self.pruning.reducer
+        return self.reducer(reducer)
+
+    def _opened(self, source: Source, fps: float | None, times: Sequence[float] | None) -> Clip | np.ndarray:
+        """Frames with their times where these are known, from anything that can be encoded."""
+        if isinstance(source, str | os.PathLike):
+            if times is not None:
+                raise JvidpruneError("a file has times of its own: leave times= out.")
+            return self.sample(Path(source), fps=fps)
+        if isinstance(source, Clip):
+            if fps is not None or times is not None:
+                raise JvidpruneError("a clip has times of its own: leave fps= and times= out.")
+            return source
+        if isinstance(source, EncodedVideo | ReducedVideo | VideoTokens | list | tuple):
+            raise JvidpruneError(
+                f"a path, (T, H, W, 3) uint8 frames or a Clip can be encoded, got {type(source).__name__}."
+            )
+        if fps is not None or times is not None:
+            return Clip.from_frames(source, fps=fps, times=times)
+        if self.settings.writes_times:
+            raise JvidpruneError(
+                f"the prompts of {self.loaded.family} hold the times of frames: give fps= or times= with the frames."
+            )
+        return check_frames(source)
+
+    def _encoded(self, source: Clip | np.ndarray, needs: frozenset[str], question: str | None) -> EncodedVideo:
+        frames = source.frames if isinstance(source, Clip) else source
+        if "text" in needs and question is None:
+            raise JvidpruneError(NO_QUESTION)
+        video = EncodedVideo(self._tokens(frames, needs - {"text"}), source)
+        # Attached here, so that the tower does not compile anew for every length of a question.
+        return self._with_text(video, question) if "text" in needs and question is not None else video
+
+    def _tokens(self, frames: np.ndarray, needs: frozenset[str]) -> VideoTokens:
         pixels = self.pixels(frames)
         with on_mesh_of(self.loaded.model):
             if isinstance(pixels, Patches):
                 steps, rows, columns = (int(side) for side in pixels.grid)
-                video = _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (steps, rows, columns), asked)
-            else:
-                video = _encode(self.loaded.model, jnp.asarray(pixels), asked)
-        if asked == needs:
-            return video
-        # Attached here, so that the tower does not compile anew for every length of a question.
-        text = self.loaded.model.embed_text(jnp.asarray(self.tokenizer.encode(question or ""), jnp.int32))
-        return dataclasses.replace(video, evidence=video.evidence | {"text": text})
+                return _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (steps, rows, columns), needs)
+            return _encode(self.loaded.model, jnp.asarray(pixels), needs)
 
-    def reducer(self, text: str) -> Reducer:
+    def _with_text(self, video: EncodedVideo, question: str) -> EncodedVideo:
+        ids = jnp.asarray(self.tokenizer.encode(question), jnp.int32)
+        evidence = video.tokens.evidence | {"text": self.loaded.model.embed_text(ids)}
+        return dataclasses.replace(
+            video, tokens=dataclasses.replace(video.tokens, evidence=evidence), question=question
+        )
+
+    def with_evidence(self, video: EncodedVideo, reducer: Method, question: str | None = None) -> EncodedVideo:
+        """The video with the evidence that a method needs; what is there already stays as it is.
+
+        Args:
+          video: from `encode`.
+          reducer: the method.
+          question: what "text" holds the embeddings of, for methods that read it; by default that of the video.
+
+        Raises:
+          JvidpruneError: evidence that is missing where the frames were not kept, that this checkpoint cannot give, or
+            no question where the method reads it.
+        """
+        method = self.reducer(reducer)
+        missing = frozenset(method.needs - video.tokens.evidence.keys() - {"text"})
+        if missing:
+            if video.frames is None:
+                raise JvidpruneError(
+                    f"{title_of(method)} needs the evidence {', '.join(sorted(missing))}, which the video does not "
+                    "carry, and its frames were not kept: encode it with this reducer."
+                )
+            added = self._tokens(video.frames, missing).evidence
+            tokens = dataclasses.replace(video.tokens, evidence=added | video.tokens.evidence)
+            video = dataclasses.replace(video, tokens=tokens)
+        if "text" not in method.needs or ("text" in video.tokens.evidence and question in (None, video.question)):
+            return video
+        if question is None:
+            raise JvidpruneError(NO_QUESTION)
+        return self._with_text(video, question)
+
+    def reducer(self, method: Method) -> Reducer:
         """A reducer with this family's published settings, from a text as for `registry.from_text`.
 
         "stts" is bound to the model. Settings that depend on the depth of the language model are set for this one's;
-        see `registry.for_model`.
+        see `registry.for_model`. What is a reducer already comes back as it is.
 
         Raises:
           JvidpruneError: unknown name or setting, or "stts" for a model without a scorer.
         """
-        return full(for_model(text, self.loaded.config)).bind(self.loaded.model)
+        if not isinstance(method, str):
+            return method
+        return full(for_model(method, self.loaded.config)).bind(self.loaded.model)
 
     def reduce(
         self,
-        video: VideoTokens,
+        video: EncodedVideo,
         *,
-        reducer: Reducer | None = None,
+        reducer: Method | None = None,
         ratio: float | None = None,
-        clip: Clip | None = None,
+        question: str | None = None,
         positions: PositionRule | None = None,
     ) -> ReducedVideo:
-        """Reduces encoded tokens once, for any number of questions; `clip` is what was encoded.
+        """Reduces an encoded video once, for any number of questions.
 
         Args:
-          video: encoded tokens.
+          video: from `encode`; evidence that it lacks is computed from its frames.
           reducer, ratio: method and retention ratio; by default the folder's own.
-          clip: what was encoded.
+          question: for methods that read it; by default that of the video.
           positions: of the kept tokens in prompts, before all other settings of it; see `load`.
 
         Raises:
           JvidpruneError: an impossible ratio or budget, missing evidence, or no reducer or ratio given where the folder
             names none.
         """
-        if self.pruning is not None:
-            reducer = self.pruning.reducer if reducer is None else reducer
-            ratio = self.pruning.ratio if ratio is None else ratio
-        if reducer is None or ratio is None:
+        method = self._chosen(reducer)
+        ratio = self.pruning.ratio if ratio is None and self.pruning is not None else ratio
+        if method is None or ratio is None:
             raise JvidpruneError("encoded tokens need a reducer and a ratio.")
-        return reduce_video(video, reducer, ratio, clip, positions=positions)
+        return reduce_video(self.with_evidence(video, method, question), method, ratio, positions=positions)
 
     def position_rule(self, videos: Sequence[ReducedVideo]) -> PositionRule:
         """The rule of positions that a prompt with these videos follows.
@@ -302,7 +404,8 @@ class VideoLLM:
         """The slots of a prompt and its text ids in order; families that write time read it from the videos' clips.
 
         Raises:
-          JvidpruneError: prompt and `reserve` tokens of an answer do not fit into the model's positions.
+          JvidpruneError: prompt and `reserve` tokens of an answer do not fit into the model's positions, or a video
+            whose times are needed and not known.
         """
         config = self.loaded.config
         ids = self.prompt_ids(videos, question)
@@ -348,47 +451,45 @@ class VideoLLM:
 
     def ask(
         self,
-        video: VideoTokens | ReducedVideo | Sequence[ReducedVideo],
+        video: Video | list[Video] | tuple[Video, ...],
         question: str,
         *,
-        reducer: Reducer | None = None,
+        reducer: Method | None = None,
         ratio: float | None = None,
+        fps: float | None = None,
+        times: Sequence[float] | None = None,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
         clock: StageClock | None = None,
-        clip: Clip | None = None,
         positions: PositionRule | None = None,
     ) -> Answer:
-        """Answers one question about encoded tokens.
+        """Answers one question about a video.
 
         Args:
-          video: encoded tokens, which are reduced here; or what `reduce` made of one or several videos, for another
-            question about the same tokens or for a prompt with more than one video.
-          question: what to ask.
-          reducer: of encoded tokens; by default the folder's own, as for the ratio.
-          ratio: retention ratio of encoded tokens.
+          video: anything that `encode` takes, or what it returned, which is reduced here; or what `reduce` made, for
+            another question about the same tokens; or a list of these, for a prompt with several videos.
+          question: what to ask; methods that read it are given it.
+          reducer, ratio: method and retention ratio of what is reduced here; by default the folder's own.
+          fps, times: of what is encoded here, as for `encode`.
           max_new_tokens: longest answer.
           temperature: 0 answers greedily, above 0 samples.
           top_p: share of probability that sampling draws from.
           seed: of sampling.
           clock: collects the stages' times.
-          clip: what was encoded; the Qwen-VL families take the times of its frames into the prompt.
           positions: of kept tokens, before all other settings of it; see `load`.
 
         Raises:
-          JvidpruneError: an impossible ratio or budget, or a prompt longer than the model's positions.
+          JvidpruneError: what `encode` and `reduce` raise, or a prompt longer than the model's positions.
         """
         clock = clock or StageClock()
         check_sampling(max_new_tokens, temperature, top_p)
         check_positions(positions)
-        if isinstance(video, VideoTokens):
-            with clock("reduce") as stage:
-                videos = [self.reduce(video, reducer=reducer, ratio=ratio, clip=clip)]
-                stage.tokens = videos[0].kept
-        else:
-            videos = [video] if isinstance(video, ReducedVideo) else list(video)
+        videos = [
+            one if isinstance(one, ReducedVideo) else self._reduced(one, question, reducer, ratio, fps, times, clock)
+            for one in (video if isinstance(video, list | tuple) else [video])
+        ]
         if positions is not None:
             videos = [dataclasses.replace(one, positions=positions) for one in videos]
         options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seeds": seed, "clock": clock}
@@ -406,6 +507,34 @@ class VideoLLM:
             stages=tuple(clock.stages),
             untrained=self.untrained,
         )
+
+    def _reduced(
+        self,
+        video: Source | EncodedVideo,
+        question: str,
+        reducer: Method | None,
+        ratio: float | None,
+        fps: float | None,
+        times: Sequence[float] | None,
+        clock: StageClock,
+    ) -> ReducedVideo:
+        """The stages from a file or frames to a reduced video, each of them timed."""
+        method = self._chosen(reducer)
+        if not isinstance(video, EncodedVideo):
+            if method is None or (ratio is None and self.pruning is None):
+                raise JvidpruneError("a video needs a reducer and a ratio.")
+            with clock("decode", "frames") as stage:
+                source = self._opened(video, fps, times)
+                stage.tokens = len(source.frames if isinstance(source, Clip) else source)
+            with clock("encode") as stage:
+                video = self._encoded(source, method.needs, question)
+                stage.tokens = jax.block_until_ready(video.tokens).layout().total
+        elif fps is not None or times is not None:
+            raise JvidpruneError("an encoded video has its times: leave fps= and times= out.")
+        with clock("reduce") as stage:
+            reduced = self.reduce(video, reducer=method, ratio=ratio, question=question)
+            stage.tokens = reduced.kept
+        return reduced
 
 
 @functools.partial(jax.jit, static_argnames="needs")

@@ -7,8 +7,8 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.tokens import EVIDENCE
 
 NO_QUESTION = (
-    "the evidence text is the question, and none was passed: give it to encode together with the frames, as in "
-    "llm.encode(frames, reducer.needs, question)."
+    "the evidence text is the question, and none was passed: give it as question= where the video is encoded or "
+    "reduced, or ask about the video."
 )
 
 

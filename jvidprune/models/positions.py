@@ -74,19 +74,15 @@ class PromptPositions(NamedTuple):
         return self._replace(ids=self.ids[:, slots])
 
 
-def step_seconds(seconds: float | None, rule: MropeRule, *, assumed: float) -> float:
+def step_seconds(seconds: float, rule: MropeRule) -> float:
     """Seconds between two grid frames as a rule takes them.
 
     Args:
-      seconds: in the video; None where it is not known.
-      rule: "lmms-eval" takes 1.0 whatever they are, "transformers-4.57" whole ones; where they are not known, all but
-        "transformers-5" take 1.0.
-      assumed: what "transformers-5" takes where they are not known.
+      seconds: in the video.
+      rule: "lmms-eval" takes 1.0 whatever they are, "transformers-4.57" whole ones.
     """
     if rule == "lmms-eval":
         return 1.0
-    if seconds is None:
-        return assumed if rule == "transformers-5" else 1.0
     return float(int(seconds)) if rule == "transformers-4.57" else seconds
 
 

@@ -14,15 +14,13 @@ from jaxtyping import UInt8
 from jvidprune.costs.fits import check_question
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.datasets.videos import VIDEO_SUFFIXES
-from jvidprune.llm.encoded import reduce_video
+from jvidprune.llm.encoded import EncodedVideo, clip_of, reduce_video
 from jvidprune.llm.stages import Stage, StageClock
 from jvidprune.llm.video_llm import Answer, VideoLLM
 from jvidprune.reducers import registry
 from jvidprune.reducers.own import code_refused
 from jvidprune.reducers.protocol import Reducer, check_ratio
-from jvidprune.tokens import VideoTokens
 from jvidprune.video.container import existing_file
-from jvidprune.video.decode import Clip
 from jvidprune.video.limits import Limits
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.drawn import drawn_frames
@@ -138,7 +136,7 @@ class Comparer:
         self._wish: dict[str, Any] = {"frames": frames, "fps": fps}
         self._own = {name: (llm.reducer(name), registry.title(name)) for name in own}
         self._lock = threading.Lock()
-        self._last: tuple[str, Clip, VideoTokens] | None = None
+        self._last: tuple[str, EncodedVideo] | None = None
 
     def methods(self) -> dict[str, str]:
         """Titles of the methods that this model has the evidence for, by name."""
@@ -188,14 +186,14 @@ class Comparer:
         needs = frozenset[str]().union(*(method.needs for method, _ in methods.values()))
         with self._lock:
             report(0.05, "reading and encoding the video")
-            clip, video, stages = self._encoded(path, needs, question)
+            video, stages = self._encoded(path, needs, question)
             columns = []
             for number, (name, (method, title)) in enumerate(methods.items()):
                 report(0.2 + 0.8 * number / len(methods), f"{title}: reducing and answering")
-                columns.append(self._column(name, title, method, clip, video, question, _ratio_of(name, ratio)))
+                columns.append(self._column(name, title, method, video, question, _ratio_of(name, ratio)))
         if all(column.refused for column in columns):
             raise JvidpruneError(columns[0].refused)
-        drawn = drawn_frames(clip, video.features.shape[0])
+        drawn = drawn_frames(clip_of(video), video.tokens.features.shape[0])
         frames = np.stack([fit(frame, WIDTH) for frame in drawn.frames])
         return Comparison(question, ratio, frames, drawn.labels, tuple(columns), stages)
 
@@ -219,34 +217,32 @@ class Comparer:
         check_ratio(ratio)
         return path, question
 
-    def _encoded(self, path: Path, needs: frozenset[str], question: str) -> tuple[Clip, VideoTokens, tuple[Stage, ...]]:
+    def _encoded(self, path: Path, needs: frozenset[str], question: str) -> tuple[EncodedVideo, tuple[Stage, ...]]:
         with existing_file(path).open("rb") as file:
             key = hashlib.file_digest(file, "sha256").hexdigest()
         known = self._last
-        if known is not None and known[0] == key and "text" not in needs and needs <= known[2].evidence.keys():
-            return known[1], known[2], ()
+        if known is not None and known[0] == key and "text" not in needs and needs <= known[1].tokens.evidence.keys():
+            return known[1], ()
         clock = StageClock()
         with clock("decode", "frames") as stage:
             clip = self.llm.sample(path, **self._wish, limits=self._limits)
             stage.tokens = len(clip.frames)
         with clock("encode") as stage:
-            video = jax.block_until_ready(self.llm.encode(clip.frames, needs, question if "text" in needs else None))
-            stage.tokens = video.features.shape[0] * video.features.shape[1]
-        self._last = (key, clip, video)
-        return clip, video, tuple(clock.stages)
+            video = self.llm.encode(clip, needs=needs, question=question if "text" in needs else None)
+            stage.tokens = jax.block_until_ready(video.tokens).layout().total
+        self._last = (key, video)
+        return video, tuple(clock.stages)
 
-    def _column(
-        self, name: str, title: str, method: Any, clip: Clip, video: VideoTokens, question: str, ratio: float
-    ) -> Column:
+    def _column(self, name: str, title: str, method: Any, video: EncodedVideo, question: str, ratio: float) -> Column:
         clock = StageClock()
         try:
             with clock("reduce") as stage:
-                reduced = reduce_video(video, method, ratio, clip, diagnostics=True)
+                reduced = reduce_video(video, method, ratio, diagnostics=True)
                 stage.tokens = reduced.kept
             answer = self.llm.ask(reduced, question, max_new_tokens=self._longest, clock=clock)
         except JvidpruneError as error:
             return Column(name, title, refused=str(error))
-        shape: dict[str, Any] = {"frames": video.features.shape[0], "grid": video.grid}
+        shape: dict[str, Any] = {"frames": video.tokens.features.shape[0], "grid": video.tokens.grid}
         decision = Decision.from_reduced(reduced.reduced, method=title, ratio=ratio, **shape)
         return Column(name, title, decision, answer)
 

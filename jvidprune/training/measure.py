@@ -60,9 +60,10 @@ def answers(
         items = [task[index] for index in range(start, min(start + CLIPS, len(task)))]
         asked, prompts = [], []
         for item in items:
-            video = model.encode(item.load().frames, method.needs)
+            video = model.encode(item.load(), needs=method.needs)
             if blind:
-                video = dataclasses.replace(video, features=video.features * 0)
+                tokens = dataclasses.replace(video.tokens, features=video.tokens.features * 0)
+                video = dataclasses.replace(video, tokens=tokens)
             reduced = model.reduce(video, reducer=method, ratio=ratio)
             asked += item.questions
             prompts += [Prompt(reduced, question.prompt()) for question in item.questions]

@@ -97,6 +97,37 @@ class Clip:
     picture: bool = False
     span: float | None = None
 
+    @classmethod
+    def from_frames(cls, frames: Any, *, fps: float | None = None, times: Sequence[float] | None = None) -> "Clip":
+        """A clip of frames that did not come from a file, with a rate or the time of each.
+
+        Args:
+          frames: (T, H, W, 3) uint8 RGB.
+          fps: frames a second, from 0 on.
+          times: (T,) seconds of the frames, rising, in place of a rate.
+
+        Raises:
+          JvidpruneError: frames of another shape or type, both or neither of rate and times, no rate above 0, or times
+            that do not rise from 0 on.
+        """
+        frames = check_frames(frames)
+        count = len(frames)
+        if (fps is None) == (times is None):
+            raise JvidpruneError("frames are given either fps= or times=.")
+        if times is None:
+            check_wish(None, None, fps, None)
+            rate = float(fps or 0.0)
+            stamps = np.arange(count) / rate
+        else:
+            stamps = np.asarray(times, np.float64)
+            if stamps.shape != (count,):
+                raise JvidpruneError(f"{count} frames need as many times, got an array of shape {stamps.shape}.")
+            if not np.isfinite(stamps).all() or (stamps < 0).any() or (np.diff(stamps) <= 0).any():
+                raise JvidpruneError("the times of frames must be finite seconds from 0 on that rise.")
+            # One frame has no rate; nothing is read from it where there is one.
+            rate = (count - 1) / float(stamps[-1] - stamps[0]) if count > 1 else 1.0
+        return cls(frames, np.arange(count), stamps, rate, count)
+
     @property
     def sampled_fps(self) -> float:
         """Frames per second of the sample: its length over the duration of the file, or of the part of it."""
@@ -113,6 +144,20 @@ class Clip:
     def regular(self) -> bool:
         """Whether the frames stand where the rate puts them."""
         return bool(np.array_equal(self.timestamps, self.indices / self.fps))
+
+
+def check_frames(frames: Any) -> UInt8[np.ndarray, "frames height width 3"]:
+    """Frames as an array of numpy.
+
+    Raises:
+      JvidpruneError: no (T, H, W, 3) uint8, or no frame.
+    """
+    found = np.asarray(frames)
+    if found.ndim != 4 or found.shape[-1] != 3 or found.dtype != np.uint8 or not found.size:
+        raise JvidpruneError(
+            f"frames must be at least one picture in an array (T, H, W, 3) of uint8, got {found.dtype} {found.shape}."
+        )
+    return found
 
 
 class _Mismatch(Exception):

@@ -40,13 +40,13 @@ def write_outputs(
     ratios = {name: some for name, _, some in plan.groups()}
 
     def decide(clip: Any, methods: Sequence[str], ratio: float) -> dict[str, Decision]:
-        video = llm.encode(clip.frames, plan.needs)
+        video = llm.encode(clip, needs=plan.needs)
         out = {}
         for name in methods:
             # Those of this clip, as the run asked for them: its compiled program serves again.
-            possible, _ = possible_ratios(plan.methods[name], video, ratios[name])
+            possible, _ = possible_ratios(plan.methods[name], video.tokens, ratios[name])
             reduced = sweep_video(video, plan.methods[name], possible)[possible.index(ratio)].reduced
-            shape = {"frames": video.features.shape[0], "grid": video.grid}
+            shape = {"frames": video.tokens.features.shape[0], "grid": video.tokens.grid}
             out[name] = Decision.from_reduced(reduced, method=table.titles[name], ratio=ratio, **shape)
         return out
 

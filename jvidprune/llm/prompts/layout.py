@@ -24,8 +24,8 @@ def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_r
       first_row: of this video among the reduced tokens of all videos.
     """
     kind, rows = one.rules.newline or kind, one.rules.newline_rows or rows
-    grid, frames = one.video.grid, one.video.features.shape[0]
-    real = int(one.video.frame_mask.sum())
+    grid, frames = one.video.tokens.grid, one.video.tokens.features.shape[0]
+    real = int(one.video.tokens.frame_mask.sum())
     reduced = one.reduced
     places = reduced.diagnostics["place"] if one.rules.official_places else reduced.index
     layout = _arrange(places, reduced.valid, kind=kind, grid=grid, frames=frames, rows=rows, real_frames=real)

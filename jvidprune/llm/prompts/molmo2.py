@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.encoded import ReducedVideo, prompt_positions
+from jvidprune.llm.encoded import ReducedVideo, clip_of, prompt_positions
 from jvidprune.llm.prompts.qwen import block_runs
 from jvidprune.llm.prompts.slots import SlotMap, laid_out, original_slots, weave
 from jvidprune.models.checkpoint.folder import read_json
@@ -16,7 +16,6 @@ from jvidprune.models.molmo2.config import Molmo2Config
 from jvidprune.models.positions import frame_blocks
 from jvidprune.reducers.protocol import PositionRule
 from jvidprune.video.decode import Clip
-from jvidprune.video.sampling import MOLMO2_RATE
 
 
 class Marks(NamedTuple):
@@ -44,10 +43,9 @@ def marks(config: Molmo2Config, folder: Path) -> Marks:
     return Marks(tokens.image_start, tokens.image_end)
 
 
-def stamps(clip: Clip | None, frames: int) -> list[str]:
-    """The seconds that stand before each frame; without a clip, consecutive frames at 2 a second, as the processor."""
-    times = np.arange(frames) / MOLMO2_RATE if clip is None else clip.timestamps
-    return [f"{seconds:.1f} " for seconds in times.tolist()]
+def stamps(clip: Clip) -> list[str]:
+    """The seconds that stand before each frame."""
+    return [f"{seconds:.1f} " for seconds in clip.timestamps.tolist()]
 
 
 def prompt_ids(
@@ -67,7 +65,7 @@ def prompt_ids(
     first, last = around
     found, waiting, head = [], texts[0], list[int]()
     for one, text in zip(videos, texts[1:], strict=True):
-        for number, stamped in enumerate(stamps(one.clip, one.video.features.shape[0])):
+        for number, stamped in enumerate(stamps(clip_of(one.video))):
             found.append([*head, *encode(waiting + " " * (number > 0) + stamped), first])
             waiting, head = "", [last]
         waiting = text
@@ -97,7 +95,8 @@ def lay_out(
     runs, first_row = [], 0
     for one in videos:
         index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
-        runs += block_runs(index, frame_blocks(one.video.features.shape[0], *one.video.grid), first_row)
+        blocks = frame_blocks(one.video.tokens.features.shape[0], *one.video.tokens.grid)
+        runs += block_runs(index, blocks, first_row)
         first_row += one.capacity
     woven = weave(texts, runs)
     where = original_slots(woven, positions or prompt_positions(videos))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jvidprune.llm.encoded import ReducedVideo, prompt_positions
+from jvidprune.llm.encoded import ReducedVideo, clip_of, prompt_positions
 from jvidprune.llm.processor import qwen_limits
 from jvidprune.llm.prompts.slots import Run, SlotMap, laid_out, weave
 from jvidprune.models import positions
@@ -19,7 +19,7 @@ from jvidprune.models.qwen.model import QwenVLConfig, spread_levels
 from jvidprune.reducers.protocol import PositionRule
 from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenPixels, QwenUtils, qwen_patches
-from jvidprune.video.sampling import DEFAULT_RATE, pair_means, stamp
+from jvidprune.video.sampling import pair_means, stamp
 
 Markers = Literal["blocks", "around"]
 """Where Qwen3-VL has vision markers: around each grid frame ("blocks", as transformers 4.57, the format of its
@@ -87,16 +87,14 @@ def _rules(config: QwenVLConfig, given: Mapping[str, Any], steps: PixelSteps) ->
     return found if steps.processor else dataclasses.replace(found, do_resize=False)
 
 
-def step_seconds(clip: Clip | None, pair: int, rule: MropeRule = "released") -> float:
+def step_seconds(clip: Clip, pair: int, rule: MropeRule = "released") -> float:
     """Seconds between grid frames, `pair` over the sampling rate, as a rule of positions takes them."""
-    seconds = None if clip is None else pair / clip.sampled_fps
-    return positions.step_seconds(seconds, rule, assumed=pair / DEFAULT_RATE)
+    return positions.step_seconds(pair / clip.sampled_fps, rule)
 
 
-def stamps(clip: Clip | None, frames: int, pair: int) -> list[str]:
-    """The time stamp of each grid frame; without a clip, consecutive frames at 24 a second as the processor has it."""
-    times = np.arange(pair * frames) / DEFAULT_RATE if clip is None else clip.timestamps
-    return [stamp(seconds) for seconds in pair_means(times.tolist())]
+def stamps(clip: Clip) -> list[str]:
+    """The time stamp of each grid frame, which is made of two frames."""
+    return [stamp(seconds) for seconds in pair_means(clip.timestamps.tolist())]
 
 
 def video_texts(
@@ -117,7 +115,7 @@ def video_texts(
     found = [texts[0]]
     for one, text in zip(videos, texts[1:], strict=True):
         by_text = not config.tokens_per_second
-        times = stamps(one.clip, one.video.features.shape[0], config.vision.pair) if by_text else [""]
+        times = stamps(clip_of(one.video)) if by_text else [""]
         around = by_text and markers == "around"
         found[-1] += first * around
         for stamped in times:
@@ -188,8 +186,10 @@ def lay_out(
 
 def video_blocks(one: ReducedVideo, config: QwenVLConfig, rule: MropeRule = "released") -> list[VideoBlock]:
     """What shares an origin in the prompt: the video, or each grid frame."""
-    frames, (height, width), merge = one.video.features.shape[0], one.video.grid, config.vision.merge
-    return config.blocks((frames, height * merge, width * merge), step_seconds(one.clip, config.vision.pair, rule))
+    frames, merge = one.video.tokens.features.shape[0], config.vision.merge
+    height, width = one.video.tokens.grid
+    seconds = step_seconds(clip_of(one.video), config.vision.pair, rule)
+    return config.blocks((frames, height * merge, width * merge), seconds)
 
 
 def pieces_of(texts: Sequence[int], blocks: Sequence[VideoBlock]) -> list[int | VideoBlock]:
@@ -211,12 +211,12 @@ def kept_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> ja
       slots: of the prompt.
       text: its text tokens.
     """
-    if "features_deepstack" not in videos[0].video.evidence:
+    if "features_deepstack" not in videos[0].video.tokens.evidence:
         return None
     kept = []
     for one in videos:
         own = one.reduced.diagnostics.get("features_deepstack")
-        levels = one.video.evidence["features_deepstack"]
+        levels = one.video.tokens.evidence["features_deepstack"]
         flat = levels.reshape(-1, *levels.shape[2:])
         kept.append(flat[jnp.minimum(one.reduced.index, len(flat) - 1)] if own is None else own)
     return _spread(jnp.concatenate(kept), slots, text)
