@@ -281,8 +281,8 @@ class Kept:
 class StageRule:
     """What a stage inside the language model does: a small frozen dataclass, hashable and static under jit.
 
-    This base says what is asked of it outside the models; `models.cuts.CutRule` chooses tokens of the prompt at a cut,
-    `models.cuts.DecodeRule` acts at every decoding step. `models.cut_rules` holds those of the published methods.
+    This base says what is asked of it outside the models; `cuts.stages.CutRule` chooses tokens of the prompt at a cut,
+    `cuts.stages.DecodeRule` acts at every decoding step. `cuts.rules` holds those of the published methods.
 
     Attributes:
       newlines: whether newline embeddings count as visual tokens.
@@ -309,7 +309,7 @@ class InnerStage:
 
     Attributes:
       layer: 0-based index of the first decoder layer after the cut; a layer beyond the last one means no cut.
-      rule: what is chosen, and by what; one of `models.cut_rules` or a user's own.
+      rule: what is chosen, and by what; one of `cuts.rules` or a user's own.
       kept: how many visual positions stay.
       positions: whether the tokens behind the cut keep their rotary positions or count from 0 again ("renumber").
       seed: of a rule that draws.
@@ -331,7 +331,7 @@ class InnerStage:
         checked(self.positions, CutPositions, "positions", "InnerStage")
         if not isinstance(self.rule, StageRule):
             raise JvidpruneError(
-                f"the rule of a stage inside the language model must be a StageRule such as those of models.cut_rules, "
+                f"the rule of a stage inside the language model must be a StageRule such as those of cuts.rules, "
                 f"got {self.rule!r}."
             )
 

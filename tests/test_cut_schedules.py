@@ -11,9 +11,9 @@ import pytest
 from flax import nnx
 
 from jvidprune import JvidpruneError
+from jvidprune.cuts.rules import HalvingMerge, LastQueryTopK, RandomDraw
+from jvidprune.cuts.stages import Chosen, CutRule, Inner, Probe
 from jvidprune.models.base import VideoModel
-from jvidprune.models.cut_rules import HalvingMerge, LastQueryTopK, RandomDraw
-from jvidprune.models.cuts import Chosen, CutRule, Inner, Probe
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.positions import VideoBlock, prompt_positions
 from jvidprune.models.prefill import prefill, read_prompt

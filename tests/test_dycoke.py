@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jvidprune import Layout
-from jvidprune.models.decode_policy import DecodePolicy
+from jvidprune.cuts.decoding import DecodePolicy
 from jvidprune.parity import dycoke as parity
 from jvidprune.parity.planned import planned
 from jvidprune.reducers.dycoke import DyCoke

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout, VideoTokens
+from jvidprune.cuts.rules import LastQueryTopK
 from jvidprune.models.checkpoint.published import PUBLISHED, published
-from jvidprune.models.cut_rules import LastQueryTopK
 from jvidprune.ops.sink import SinkRule
 from jvidprune.parity import core, flashvid_cut, flashvid_hooks
 from jvidprune.parity import flashvid as parity

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import VideoTokens, reducers
-from jvidprune.models.cut_rules import halving_merge
+from jvidprune.cuts.rules import halving_merge
 from jvidprune.ops.exact import ceil_product, fraction_words, round_product
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains

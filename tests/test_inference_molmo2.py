@@ -10,12 +10,12 @@ from tiny import tokenizer
 
 from jvidprune import JvidpruneError, reducers
 from jvidprune.costs.fits import check_question
+from jvidprune.cuts.decoding import Renewal
+from jvidprune.cuts.rules import LastQueryTopK
+from jvidprune.cuts.stages import Inner
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.prompts import molmo2
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models.cut_rules import LastQueryTopK
-from jvidprune.models.cuts import Inner
-from jvidprune.models.decode_policy import Renewal
 from jvidprune.models.generate import generate
 from jvidprune.models.prefill import prefill
 from jvidprune.models.tokenizer import beginning

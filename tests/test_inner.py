@@ -16,9 +16,8 @@ from hypothesis import strategies as st
 from prompts import one_run
 
 from jvidprune import JvidpruneError, reducers
-from jvidprune.llm.cuts import prompt_inner
-from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models.cut_rules import (
+from jvidprune.cuts.decoding import Renewal
+from jvidprune.cuts.rules import (
     DynamicDecode,
     HalvingMerge,
     LastQueryTopK,
@@ -26,8 +25,9 @@ from jvidprune.models.cut_rules import (
     TextInBlocks,
     random_scores,
 )
-from jvidprune.models.cuts import Inner
-from jvidprune.models.decode_policy import Renewal
+from jvidprune.cuts.stages import Inner
+from jvidprune.llm.cuts import prompt_inner
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.generate import generate
 from jvidprune.models.prefill import prefill, read_prompt
@@ -289,7 +289,7 @@ def test_a_draw_depends_on_seed_and_place_alone():
     ("stages", "sentence"),
     [
         ((top(2), InnerStage(2, RandomDraw())), "two cuts stand before one layer"),
-        ((InnerStage(2, StageRule()),), "StageRule is neither a models.cuts.CutRule nor a DecodeRule"),
+        ((InnerStage(2, StageRule()),), "StageRule is neither a cuts.stages.CutRule nor a DecodeRule"),
         ((top(0),), "its layer is at least 1, not 0"),
         ((top(1), dynamic()), "a decoding stage stands alone"),
         ((top(1), InnerStage(2, RandomDraw(trims=True))), "only the first cut"),
@@ -306,7 +306,7 @@ def test_stages_that_cannot_run_are_refused(stages, sentence):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: InnerStage(2, "most_red"), "must be a StageRule such as those of models.cut_rules, got 'most_red'"),
+        (lambda: InnerStage(2, "most_red"), "must be a StageRule such as those of cuts.rules, got 'most_red'"),
         (lambda: InnerStage(-1, RandomDraw()), "layer must be at least 0, got -1"),
         (lambda: InnerStage(2, RandomDraw(), positions="shuffle"), "unknown positions 'shuffle'"),
         (lambda: Kept(1.5), "must lie in"),

@@ -17,9 +17,9 @@ from untrained import LARGE, config_json
 from jvidprune import JvidpruneError
 from jvidprune.costs import memory
 from jvidprune.costs.fits import check_encoding, check_question
+from jvidprune.cuts.cache import empty_cache
 from jvidprune.llm.families import family_settings
 from jvidprune.models import qwen3_vl
-from jvidprune.models.cache import empty_cache
 from jvidprune.models.checkpoint.load import FAMILIES, family_of, load_model
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.llava_onevision import Config

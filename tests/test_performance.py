@@ -10,8 +10,8 @@ import pytest
 from jax.extend import core as jex
 
 from jvidprune import VideoTokens, reducers
+from jvidprune.cuts.rules import HalvingMerge
 from jvidprune.models.checkpoint.published import published
-from jvidprune.models.cut_rules import HalvingMerge
 from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import stack_budgets
 

@@ -12,8 +12,8 @@ from reducer_checks import make_video
 import jvidprune
 from jvidprune import reducers
 from jvidprune.costs.flops_reducer import reducer_flops
+from jvidprune.cuts.rules import RandomDraw
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
-from jvidprune.models.cut_rules import RandomDraw
 from jvidprune.ops import compact
 from jvidprune.reducers import registry
 from jvidprune.reducers.compose import Sequential

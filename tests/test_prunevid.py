@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout, VideoTokens
-from jvidprune.models.cut_rules import text_relevance, top_in_blocks
+from jvidprune.cuts.rules import text_relevance, top_in_blocks
 from jvidprune.ops.runs import refine_labels
 from jvidprune.ops.sink import SinkRule
 from jvidprune.parity import prunevid as parity

@@ -25,8 +25,8 @@ from test_inner import (
 )
 
 from jvidprune import JvidpruneError
-from jvidprune.models.cuts import Chosen, CutRule
-from jvidprune.models.decode_policy import Renewal
+from jvidprune.cuts.decoding import Renewal
+from jvidprune.cuts.stages import Chosen, CutRule
 from jvidprune.reducers.fastv import FastV
 from jvidprune.tokens import InnerStage
 

@@ -12,10 +12,10 @@ from flax import nnx
 from jax import lax
 
 from jvidprune.costs import flops_model
+from jvidprune.cuts.stages import Inner
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import FAMILIES, family_of
 from jvidprune.models.checkpoint.published import PUBLISHED, published
-from jvidprune.models.cuts import Inner
 from jvidprune.models.prefill import read_prompt
 from jvidprune.reducers.protocol import inner_stages
 from jvidprune.reducers.registry import for_model

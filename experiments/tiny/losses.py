@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from experiments.tiny.batches import ClipBatch, FrameBatch
 from experiments.tiny.network import MIDDLE, Heads, Network
 from experiments.tiny.targets import IGNORE, SEEN, STORY
-from jvidprune.models.cache import CacheSegment
+from jvidprune.cuts.cache import CacheSegment
 from jvidprune.models.llava_onevision import LlavaOnevision
 from jvidprune.procedural.templates import CATEGORIES
 

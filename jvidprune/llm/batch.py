@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.cuts.cache import Cache
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.cuts import join_inner, prompt_inner
 from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_stages
@@ -20,7 +21,6 @@ from jvidprune.llm.prompts import molmo2, qwen
 from jvidprune.llm.prompts.layout import newline_kind
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.stages import StageClock
-from jvidprune.models.cache import Cache
 from jvidprune.models.generate import NO_TOKEN, check_sampling, decode
 from jvidprune.models.prefill import prefill
 from jvidprune.models.score import score

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jvidprune.cuts.decoding import Reselection
+from jvidprune.cuts.stages import Cut, Inner
 from jvidprune.llm.prompts.slots import SlotMap, bucket_length
-from jvidprune.models.cuts import Cut, Inner
-from jvidprune.models.decode_policy import Reselection
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.tokens import InnerStage
 

@@ -12,10 +12,10 @@ from jax import lax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.cuts.cache import Cache, CacheSegment, empty_cache
+from jvidprune.cuts.decoding import Reselection
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.attention import Keys, Past, Segments, attend, probe, row_weights
-from jvidprune.models.cache import Cache, CacheSegment, empty_cache
-from jvidprune.models.decode_policy import Reselection
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import GatedMlp, RMSNorm, linear, scan_layers, stack
 from jvidprune.models.rope import RopeConfig, rope_tables, rotate

@@ -9,9 +9,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.cuts.cache import Cache
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, NotNegative, Ratio, checked
-from jvidprune.models.cache import Cache
 from jvidprune.models.prefill import PromptParts, prefill
 from jvidprune.parallel import on_every_device, on_mesh_of
 

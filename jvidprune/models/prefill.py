@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.cuts.cache import Cache, CacheSegment
+from jvidprune.cuts.decoding import Reselection
+from jvidprune.cuts.stages import CutRecord, Inner, Moved, TokenState, last_valid
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.cache import Cache, CacheSegment
-from jvidprune.models.cuts import CutRecord, Inner, Moved, TokenState, last_valid
-from jvidprune.models.decode_policy import Reselection
 from jvidprune.models.decoder import Decoder
 from jvidprune.parallel import on_every_device, on_mesh_of
 

@@ -8,7 +8,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.models.cache import Cache
+from jvidprune.cuts.cache import Cache
 from jvidprune.parallel import on_every_device, on_mesh_of
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from jvidprune.models.decode_policy import DecodePolicy
+from jvidprune.cuts.decoding import DecodePolicy
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.parity.planned import planned
 from jvidprune.reducers.dycoke import DyCoke

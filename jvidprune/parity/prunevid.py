@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvidprune.models.cut_rules import text_relevance, top_in_blocks
+from jvidprune.cuts.rules import text_relevance, top_in_blocks
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.parity.planned import planned
 from jvidprune.reducers.prunevid import PruneVid

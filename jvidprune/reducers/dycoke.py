@@ -5,7 +5,7 @@
    frame 2 with frame 0.
 3. Each of these frames keeps the m = int((1 - K) * N) tokens of smallest s, K = 4 (1 - ratio) / 3.
 4. DP, while decoding and from layer L on: the cache is read at the 1 - P most attended video tokens, a set that is
-   renewed where attention has moved (`decode_layer`, `models.decode_policy.DecodePolicy`).
+   renewed where attention has moved (`decode_layer`, `cuts.decoding.DecodePolicy`).
 
 In spite of its name the first part (temporal token merging, TTM) drops tokens. Both follow `KD-TAO/DyCoke`.
 
@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.cuts.rules import DynamicDecode
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, Share
-from jvidprune.models.cut_rules import DynamicDecode
 from jvidprune.ops import compact
 from jvidprune.ops.select import rank_ascending, rank_of_order
 from jvidprune.ops.similarity import frame_pair_inner, squared_norms

@@ -16,10 +16,10 @@ The count of the example is that before the language model, where nothing is dro
 import dataclasses
 from typing import Any, ClassVar, Literal
 
+from jvidprune.cuts.decoding import Renewal
+from jvidprune.cuts.rules import LastQueryTopK
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Index, Share
-from jvidprune.models.cut_rules import LastQueryTopK
-from jvidprune.models.decode_policy import Renewal
 from jvidprune.reducers.full import Full
 from jvidprune.reducers.protocol import MethodInfo, check_ratio
 from jvidprune.tokens import InnerStage, Kept
@@ -53,7 +53,7 @@ class FastV(Full):
       count: tokens to keep, for `inplace` and `mask`.
       reselect: when the choice is renewed while decoding: `auto` as the variant's original, `never`, `recompute` at
         every step with the layers behind the cut run anew, or `bank` where attention has moved, reading cached keys
-        and values of all tokens (`models.decode_policy.Reselection`).
+        and values of all tokens (`cuts.decoding.Reselection`).
       shift: with `bank`, renew above this value of 1 - cosine of the attention to that of the last choice.
     """
 

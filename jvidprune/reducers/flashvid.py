@@ -27,9 +27,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.cuts.rules import LastQueryTopK
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, NotNegative, Positive, Range, Ratio, Seed, Share
-from jvidprune.models.cut_rules import LastQueryTopK
 from jvidprune.ops import cluster, maxmin, segment, similarity, tree
 from jvidprune.ops.compact import ascending_plan
 from jvidprune.ops.exact import ceil_scaled

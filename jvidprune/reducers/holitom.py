@@ -25,8 +25,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.cuts.rules import HalvingMerge
 from jvidprune.fields import Count, Share
-from jvidprune.models.cut_rules import HalvingMerge
 from jvidprune.ops import compact, segment
 from jvidprune.ops.cluster import assign_to_centres, centre_mask, peak_scores
 from jvidprune.ops.exact import ceil_product, fraction_words, round_product

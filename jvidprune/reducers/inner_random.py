@@ -14,8 +14,8 @@ The count of the example is that before the language model, where nothing is dro
 import dataclasses
 from typing import Any, ClassVar
 
+from jvidprune.cuts.rules import RandomDraw
 from jvidprune.fields import Index, Seed
-from jvidprune.models.cut_rules import RandomDraw
 from jvidprune.reducers.full import Full
 from jvidprune.reducers.protocol import MethodInfo, check_ratio
 from jvidprune.tokens import InnerStage, Kept

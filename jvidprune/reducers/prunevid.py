@@ -24,8 +24,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.cuts.rules import TextInBlocks
 from jvidprune.fields import Count, Index, Share
-from jvidprune.models.cut_rules import TextInBlocks
 from jvidprune.ops import compact, segment
 from jvidprune.ops.cluster import peak_scores
 from jvidprune.ops.newline import NewlineKind

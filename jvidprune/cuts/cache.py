@@ -66,7 +66,7 @@ class Cache:
       segments: buffers in layer order; one without pruning inside the language model, else one between two boundaries,
         each with a capacity of its own.
       position: (B,) int32, position of the next token on every rotary axis; segments may shift it.
-      policy: which cached tokens deep layers read (of `models.decode_policy`), or None for all.
+      policy: which cached tokens deep layers read (of `cuts.decoding`), or None for all.
     """
 
     segments: tuple[CacheSegment, ...]

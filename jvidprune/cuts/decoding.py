@@ -10,9 +10,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.cuts.cache import CacheSegment
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import checked
-from jvidprune.models.cache import CacheSegment
 from jvidprune.ops.select import keep_top, rank_ascending
 from jvidprune.tokens import Kept
 

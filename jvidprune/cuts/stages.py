@@ -6,7 +6,7 @@ tokens to its own length or, with `compact=False`, only marks the dropped ones i
 Rotary positions and source ids travel with the tokens, or the tokens that stay are counted from 0 again; every stretch
 of layers has a KV cache of its own length. Any number of cuts may stand in one model.
 
-A rule of one's own is a frozen dataclass that subclasses `CutRule`, as the published ones in `models.cut_rules` do.
+A rule of one's own is a frozen dataclass that subclasses `CutRule`, as the published ones in `cuts.rules` do.
 """
 
 import dataclasses
@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.cuts.decoding import DecodePolicy, Renewal, Reselection
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import check_fields
-from jvidprune.models.decode_policy import DecodePolicy, Renewal, Reselection
 from jvidprune.ops.compact import compact as pack
 from jvidprune.tokens import CutPositions, InnerStage, NewlineRole, StageRule
 
@@ -446,7 +446,7 @@ def _check(stages: Sequence[InnerStage]) -> None:
     for stage in stages:
         rule, name = stage.rule, type(stage.rule).__name__
         if not isinstance(rule, CutRule | DecodeRule):
-            raise JvidpruneError(f"{name} is neither a models.cuts.CutRule nor a DecodeRule.")
+            raise JvidpruneError(f"{name} is neither a cuts.stages.CutRule nor a DecodeRule.")
         ahead = isinstance(rule, CutRule) and rule.probe in ("none", "ahead")
         if stage.layer == 0 and not ahead:
             raise JvidpruneError(f"{name} reads the layer before it, so its layer is at least 1, not 0.")
