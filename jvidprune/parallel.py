@@ -1,4 +1,4 @@
-"""Many devices: one mesh, a sharding table a family, and helpers that lay parameters and batches out on it.
+"""Many devices: one mesh, sharding tables, and helpers that lay parameters and batches out on it.
 
 A mesh has three axes. "data" holds copies of the parameters, "fsdp" holds slices of them that are put together where
 they are needed, and both divide batches, frames and clips; "tensor" divides heads and hidden widths. Everything is
@@ -25,6 +25,9 @@ AXES = ("data", "fsdp", "tensor")
 Axes = tuple[str | None, ...]
 """Logical axis of each dimension of an array, None where nothing divides it."""
 
+ShardingTable = tuple[tuple[str, Axes], ...]
+"""(pattern of a parameter's dotted path, logical axes of its dimensions) of a family; all else is on every device."""
+
 RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "heads": ("tensor",),
@@ -39,7 +42,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 """Logical axis -> mesh axes, the same for all families; an axis that is not here is never divided."""
 
-_DECODER: tuple[tuple[str, Axes], ...] = (
+DECODER_AXES: ShardingTable = (
     (r"lm\.embed\.embedding", ("vocab", "embed")),
     (r"lm\.head\.kernel", ("embed", "vocab")),
     (r"lm\.layers\.attn\.q\.kernel", (None, "embed", "heads")),
@@ -50,7 +53,7 @@ _DECODER: tuple[tuple[str, Axes], ...] = (
     (r"lm\.layers\.mlp\.(gate|up)\.kernel", (None, "embed", "mlp")),
     (r"lm\.layers\.mlp\.down\.kernel", (None, "mlp", "embed")),
 )
-_TOWER: tuple[tuple[str, Axes], ...] = (
+TOWER_AXES: ShardingTable = (
     (r"vision\.blocks\.attn\.[qkv]\.kernel", (None, "vit_embed", "vit_heads")),
     (r"vision\.blocks\.attn\.[qkv]\.bias", (None, "vit_heads")),
     # Queries, keys and values side by side: cut in pieces, a device would hold a part of one of them alone.
@@ -60,41 +63,6 @@ _TOWER: tuple[tuple[str, Axes], ...] = (
     (r"vision\.blocks\.mlp\.(fc1|gate|up)\.bias", (None, "vit_mlp")),
     (r"vision\.blocks\.mlp\.(fc2|down)\.kernel", (None, "vit_mlp", "vit_embed")),
 )
-_LLAVA = (
-    *_DECODER,
-    *_TOWER,
-    (r"projector\.fc1\.kernel", ("vit_embed", "mlp")),
-    (r"projector\.fc1\.bias", ("mlp",)),
-    (r"projector\.fc2\.kernel", ("mlp", "embed")),
-)
-_QWEN = (
-    *_DECODER,
-    *_TOWER,
-    (r"vision\.merger\.mlp\.fc1\.kernel", ("vit_embed", "vit_mlp")),
-    (r"vision\.merger\.mlp\.fc1\.bias", ("vit_mlp",)),
-    (r"vision\.merger\.mlp\.fc2\.kernel", ("vit_mlp", "embed")),
-    (r"vision\.deepstack\.mlp\.fc1\.kernel", (None, "vit_embed", "vit_mlp")),
-    (r"vision\.deepstack\.mlp\.fc1\.bias", (None, "vit_mlp")),
-    (r"vision\.deepstack\.mlp\.fc2\.kernel", (None, "vit_mlp", "embed")),
-)
-_MOLMO2 = (
-    *_DECODER,
-    *_TOWER,
-    (r"connector\.[qkv]\.kernel", ("vit_embed", "vit_heads")),
-    (r"connector\.[qkv]\.bias", ("vit_heads",)),
-    (r"connector\.o\.kernel", ("vit_heads", "vit_embed")),
-    (r"connector\.mlp\.(gate|up)\.kernel", ("vit_embed", "mlp")),
-    (r"connector\.mlp\.down\.kernel", ("mlp", "embed")),
-)
-
-TABLES: dict[str, tuple[tuple[str, Axes], ...]] = {
-    "llava_onevision": _LLAVA,
-    "llava_video": _LLAVA,
-    "qwen2_5_vl": _QWEN,
-    "qwen3_vl": _QWEN,
-    "molmo2": _MOLMO2,
-}
-"""Family -> (pattern of a parameter's dotted path, logical axes of its dimensions); all else is on every device."""
 
 
 # --- the mesh --------------------------------------------------------------------------------------------------------
@@ -149,7 +117,7 @@ def check_mesh(family: str, units: Mapping[str, int], mesh: Mesh) -> None:
     with grouped queries.
 
     Args:
-      family: key of `TABLES`.
+      family: name of the model's, for the message.
       units: of the family's config: logical axis -> pieces.
       mesh: from `make_mesh`.
 
@@ -175,19 +143,14 @@ def dotted(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
 
 
-def axes_of(path: str, family: str) -> Axes | None:
+def axes_of(path: str, table: ShardingTable) -> Axes | None:
     """Logical axes of a parameter, or of what an optimiser keeps for it; None where the table names none.
 
     Args:
       path: dotted; what stands before the model's own path (`0.`, `mu.`) does not matter.
-      family: key of `TABLES`.
-
-    Raises:
-      JvidpruneError: unknown family.
+      table: of the model's family.
     """
-    if family not in TABLES:
-        raise JvidpruneError(f"no sharding table for {family!r}; known: {', '.join(TABLES)}.")
-    return next((axes for pattern, axes in TABLES[family] if re.search(rf"(^|\.){pattern}$", path)), None)
+    return next((axes for pattern, axes in table if re.search(rf"(^|\.){pattern}$", path)), None)
 
 
 def sharding_of(axes: Axes, shape: Sequence[int], mesh: Mesh, units: Mapping[str, int] | None = None) -> NamedSharding:
@@ -219,10 +182,14 @@ def _spec(axes: Axes, shape: Sequence[int], sizes: Mapping[str, int], units: Map
 
 
 def share(
-    path: str, shape: Sequence[int], sizes: Mapping[str, int], family: str, units: Mapping[str, int] | None = None
+    path: str,
+    shape: Sequence[int],
+    sizes: Mapping[str, int],
+    table: ShardingTable,
+    units: Mapping[str, int] | None = None,
 ) -> int:
     """Into how many pieces a mesh of these sizes cuts a parameter; see `parameter_sharding`."""
-    axes = axes_of(path, family)
+    axes = axes_of(path, table)
     if axes is None or len(axes) != len(shape):
         return 1
     names = [name for entry in _spec(axes, shape, sizes, units or {}) for name in _names(entry)]
@@ -234,23 +201,23 @@ def _names(entry: Any) -> tuple[str, ...]:
 
 
 def parameter_sharding(
-    path: str, shape: Sequence[int], mesh: Mesh, family: str, units: Mapping[str, int] | None = None
+    path: str, shape: Sequence[int], mesh: Mesh, table: ShardingTable, units: Mapping[str, int] | None = None
 ) -> NamedSharding:
     """The sharding of one parameter; see `axes_of` and `sharding_of`."""
-    axes = axes_of(path, family)
+    axes = axes_of(path, table)
     if axes is None or len(axes) != len(shape):
         axes = (None,) * len(shape)
     return sharding_of(axes, shape, mesh, units)
 
 
-def state_shardings(tree: Any, mesh: Mesh, family: str, units: Mapping[str, int] | None = None) -> Any:
+def state_shardings(tree: Any, mesh: Mesh, table: ShardingTable, units: Mapping[str, int] | None = None) -> Any:
     """Shardings of everything in a tree of parameters, leaf by leaf.
 
     Args:
       tree: a module, its `nnx.State`, gradients, an optimiser's state around any of them, or the abstract version of
         these (`jax.eval_shape`); what the family's table does not name is on every device.
       mesh: from `make_mesh`.
-      family: key of `TABLES`.
+      table: of the model's family.
       units: of the family's config (`config.units`).
 
     Returns:
@@ -258,19 +225,19 @@ def state_shardings(tree: Any, mesh: Mesh, family: str, units: Mapping[str, int]
     """
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        return parameter_sharding(dotted(path), np.shape(leaf), mesh, family, units)
+        return parameter_sharding(dotted(path), np.shape(leaf), mesh, table, units)
 
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
-def shard_state(tree: Any, mesh: Mesh, family: str, units: Mapping[str, int] | None = None) -> Any:
+def shard_state(tree: Any, mesh: Mesh, table: ShardingTable, units: Mapping[str, int] | None = None) -> Any:
     """A tree of parameters laid out on a mesh; every process passes the same values.
 
     Args:
       tree: of arrays, see `state_shardings`.
-      mesh, family, units: as there.
+      mesh, table, units: as there.
     """
-    return jax.tree.map(place, tree, state_shardings(tree, mesh, family, units))
+    return jax.tree.map(place, tree, state_shardings(tree, mesh, table, units))
 
 
 def place(value: Any, sharding: NamedSharding) -> jax.Array:

@@ -14,8 +14,8 @@ from jvidprune import JvidpruneError, VideoTokens, reducers
 from jvidprune.cuts.rules import DynamicDecode, HalvingMerge, LastQueryTopK, RandomDraw, TextInBlocks
 from jvidprune.llm.batch import Prompt, answer_many, score_many
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
-from jvidprune.llm.prompts.llava import template
 from jvidprune.llm.prompts.slots import bucket_length
+from jvidprune.llm.prompts.templates import template
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.prefill import prefill
 from jvidprune.models.score import _at_once, _one_by_one

@@ -19,10 +19,10 @@ from jvidprune.evals.identity import model_identity, run_hash
 from jvidprune.integrations.lmms_args import ModelArgs
 from jvidprune.llm.conventions import CONVENTIONS, settings_of
 from jvidprune.llm.encoded import EncodedVideo
-from jvidprune.llm.families import FAMILIES, family_settings
-from jvidprune.llm.processor import channels
-from jvidprune.llm.prompts import qwen
+from jvidprune.llm.folder import family_settings
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models import family as families
+from jvidprune.models.checkpoint.processor import channels
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.positions import MROPE_RULES
 from jvidprune.reducers.serialise import SavedPruning, load_pruning, save_pruning
@@ -37,8 +37,7 @@ HD = (720, 1280)
 def sizes(family, convention, frames, size, given=None):
     """(grid frames, patch rows, patch columns) of a published model's video."""
     config = published({"qwen2_5_vl": "qwen2.5-vl-7b", "qwen3_vl": "qwen3-vl-8b"}[family])
-    steps = settings_of(family, convention).steps
-    rows, columns = qwen.grid_of(config, frames, *size, given or {}, steps=steps)
+    rows, columns = settings_of(family, convention).grid(config, frames, *size, given or {})
     return -(-frames // 2), 2 * rows, 2 * columns
 
 
@@ -101,7 +100,7 @@ def test_what_a_folder_says_of_levels_is_done(given, levels):
 )
 @pytest.mark.parametrize("family", ["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2"])
 def test_steps_of_a_folders_processor_are_done_or_refused(family, given, says):
-    settings = FAMILIES[family]
+    settings = settings_of(family)
     sides = {"image_size": 32, "patch_size": 4, "merge": 2, "pair": 2}
     model = SimpleNamespace(family=family, vision=SimpleNamespace(**sides))
     if family == "molmo2" and given == {"resample": 2}:
@@ -114,20 +113,22 @@ def test_steps_of_a_folders_processor_are_done_or_refused(family, given, says):
 def test_frames_that_may_not_be_resized_fit_or_are_refused():
     sides = {"image_size": 32, "patch_size": 4, "merge": 2, "pair": 2}
     frames = np.random.default_rng(0).integers(0, 256, (2, 32, 40, 3), dtype=np.uint8)
-    squash = FAMILIES["llava_onevision"].pixels(SimpleNamespace(vision=SimpleNamespace(**sides)), {"do_resize": False})
+    squash = settings_of("llava_onevision").pixels(
+        SimpleNamespace(vision=SimpleNamespace(**sides)), {"do_resize": False}
+    )
     np.testing.assert_array_equal(squash(frames[:, :, :32]), normalise(frames[:, :, :32].transpose(0, 3, 1, 2)))
     with pytest.raises(JvidpruneError, match="do_resize false, but frames of 32 x 40 pixels are not the 32 x 32"):
         squash(frames)
     alone = settings_of("qwen2_5_vl", "transformers")
     model = SimpleNamespace(family="qwen2_5_vl", vision=SimpleNamespace(**sides))
     read = alone.pixels(model, {"do_resize": False, "image_mean": [0.5] * 3, "image_std": [0.5] * 3})
-    assert read(frames).grid.tolist() == [1, 8, 10]
+    assert read(frames).grid == (1, 8, 10)
     with pytest.raises(JvidpruneError, match="do_resize false, but the sides of frames of 32 x 39 pixels"):
         read(frames[:, :, :39])
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_every_family_has_a_way_in_every_convention_or_a_sentence(family, convention):
     missing = {("llava_video", "transformers"): "no class for lmms-lab", ("molmo2", "lmms-eval"): "no model class for"}
     if (family, convention) in missing:
@@ -137,7 +138,7 @@ def test_every_family_has_a_way_in_every_convention_or_a_sentence(family, conven
     found = settings_of(family, convention)
     assert found.convention == convention
     if convention == "released":
-        assert found == settings_of(family) == FAMILIES[family]
+        assert found == settings_of(family) == families.get(family).settings["released"]
 
 
 def test_the_parts_of_the_conventions():
@@ -239,11 +240,11 @@ def test_conventions_reach_the_model(folders, clip):
     ids, grids = {}, {}
     for convention in CONVENTIONS:
         llm = VideoLLM.load(folders["qwen3_vl"], convention=convention)
-        steps, rows, columns = llm.pixels(clip.frames).grid.tolist()
+        steps, rows, columns = llm.pixels(clip.frames).grid
         grids[convention] = (rows, columns)
         video = VideoTokens.create(np.zeros((steps, rows * columns // 4, 1)), grid=(rows // 2, columns // 2))
         one = llm.reduce(EncodedVideo(video, clip), reducer=reducers.get("none"), ratio=1.0)
-        ids[convention] = [i for part in llm.prompt_ids([one], "What?") for i in part]
+        ids[convention] = [i for part in llm.prompts.ids([one], "What?") for i in part]
         assert (llm.settings.convention, llm.settings.rule) == (convention, settings_of("qwen3_vl", convention).rule)
     config, encode = llm.loaded.config, llm.tokenizer.encode
     # Without placeholders: four stamps, each with its pair of markers.
@@ -272,7 +273,7 @@ def test_a_folders_own_chat_template_is_transformers_and_not_the_authors(folders
     folder = shutil.copytree(folders["llava_onevision"], tmp_path / "model")
     assert VideoLLM.load(folder, convention="transformers").settings.template == "llava_hf"
     (folder / "chat_template.jinja").write_text("{{ '<video>' }}[{{ messages[0]['content'][-1]['text'] }}]")
-    assert VideoLLM.load(folder, convention="transformers").prompt_texts("Q?") == ["", "[Q?]"]
+    assert VideoLLM.load(folder, convention="transformers").prompts.texts("Q?") == ["", "[Q?]"]
     assert VideoLLM.load(folder).settings.template == "qwen_1_5"
 
 
@@ -304,7 +305,7 @@ def test_the_document_lists_what_the_code_does():
     """Token counts of docs/conventions.md, and the names of conventions and M-RoPE rules."""
     text = (Path(__file__).parents[1] / "docs" / "conventions.md").read_text(encoding="utf8")
     rows = re.findall(r"^\| ([a-z0-9.-]+) \| (\d+) \| (\d+) × (\d+) \| (.*) \|$", text, re.MULTILINE)
-    assert len({name for name, *_ in rows}) == len(FAMILIES)
+    assert len({name for name, *_ in rows}) == len(families.names())
     ratios = []
     for name, frames, height, width, cells in rows:
         found = {}
@@ -397,7 +398,7 @@ def test_released_recipes_equal_the_files_of_the_real_processors():
         settings = settings_of(family)
         index = settings.wish(4).indices(len(frames), 10.0)
         found = settings.pixels(published(name), {})(frames[index])
-        assert found.grid.tolist() == golden[f"{family}_grid"].tolist()
+        assert list(found.grid) == golden[f"{family}_grid"].tolist()
         np.testing.assert_allclose(found.values[:1], golden[f"{family}_first"], rtol=0, atol=2e-6)
         np.testing.assert_allclose(found.values[-1:], golden[f"{family}_last"], rtol=0, atol=2e-6)
         wide = found.values.astype(np.float64)

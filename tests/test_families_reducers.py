@@ -14,10 +14,10 @@ import tiny_checkpoints as tiny
 
 from jvidprune import reducers
 from jvidprune.llm import batch, coverage
-from jvidprune.llm.prompts import qwen
 from jvidprune.llm.prompts import slots as sequence
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models.checkpoint.load import FAMILIES
+from jvidprune.models import family as families
+from jvidprune.models.qwen import pixels as qwen_pixels
 from jvidprune.reducers.protocol import inner_stages
 from jvidprune.video.preprocess import qwen_patches
 
@@ -83,19 +83,19 @@ BEHIND = {
 
 def small_patches(config, given):
     """Qwen's pixels without the lower limit of 128 tokens a frame."""
-    rules = dataclasses.replace(qwen._PIXELS[config.family], patch=config.vision.patch_size, min_pixels=64)
+    rules = dataclasses.replace(qwen_pixels._PIXELS[config.family], patch=config.vision.patch_size, min_pixels=64)
     return functools.partial(qwen_patches, family=rules)
 
 
 def load(family, folder):
     llm = VideoLLM.load(tiny.write(family, folder / family, pooling_head=family.startswith("llava")))
-    if llm.settings.woven:
+    if llm.settings.grid is not None:
         llm = dataclasses.replace(llm, settings=dataclasses.replace(llm.settings, pixels=small_patches))
     return llm
 
 
 def text_tokens(llm, one):
-    return sum(map(len, llm.prompt_ids([one], QUESTION)))
+    return sum(map(len, llm.prompts.ids([one], QUESTION)))
 
 
 def newline_tokens(family, name, one):
@@ -130,7 +130,7 @@ def method_on(family, name):
 def run_family(family, folder, read, monkeypatch):
     """(method, what, found, expected) of everything that is wrong on one family."""
     llm = load(family, folder)
-    pair = 2 if llm.settings.woven else 1
+    pair = 2 if (llm.settings.grid is not None) else 1
     still = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8).repeat(FRAMES * pair, 0)
     methods = {name: method_on(family, name) for name in reducers.names()}
     video = llm.encode(
@@ -177,10 +177,10 @@ def run_family(family, folder, read, monkeypatch):
 
 def test_every_method_and_family_has_a_row_here():
     assert KEPT.keys() | {"aot", "stop"} == set(reducers.names())
-    assert tiny.CONFIGS.keys() == FAMILIES.keys()
+    assert tiny.CONFIGS.keys() == set(families.names())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_every_method_keeps_what_its_definition_says(family, tmp_path, monkeypatch):
     """Frames in, tokens out: kept tokens, prompt, cached tokens before and behind cuts, and the README's cells."""
     read, prefill = [], batch.prefill

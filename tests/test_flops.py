@@ -27,6 +27,7 @@ from jvidprune.models.qwen.model import QwenVL
 from jvidprune.reducers import registry
 from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import InnerStage, Kept, Layout, stack_budgets
+from jvidprune.video.preprocess import Patches
 
 OV = Layout(32, (14, 14), (27, 27))
 ELEMENTWISE = 0.10
@@ -108,7 +109,7 @@ def test_qwens_towers_and_mergers_agree_with_xla(text, kind):
     tower, after = flops_model.vision_terms(config, Layout(2, (8, 8)))
     assert ("attention in windows" in tower) == (scope == "windows")
     assert ("DeepStack" in after) == name.startswith("qwen3")
-    counted = xla(lambda m, x: m.encode(x, grid), model, shape(512, vision.patch_values))
+    counted = xla(lambda m, x: m.encode(Patches(x, grid)), model, shape(512, vision.patch_values))
     assert close(counted, sum(tower.values()) + sum(after.values()))
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.conventions import settings_of
-from jvidprune.llm.families import FAMILIES, family_settings
+from jvidprune.llm.folder import family_settings
+from jvidprune.models import family as families
 from jvidprune.video.sampling import RULES
 from jvidprune.video.wish import FrameWish
 
@@ -84,10 +85,11 @@ def same(found, expected, total, family):
         assert found.tolist() == expected
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 @pytest.mark.parametrize("rate", RATES)
 def test_a_number_of_frames_is_a_ceiling(family, rate):
-    settings = FAMILIES[family]
+    settings = settings_of(family)
+    in_pairs = settings.grid is not None
     default = {"llava_onevision": 32, "llava_video": 64, "qwen2_5_vl": 32, "qwen3_vl": 32, "molmo2": 128}[family]
     for total in TOTALS:
         same(settings.wish().indices(total, rate), by_number(family, total, rate, default), total, family)
@@ -95,7 +97,7 @@ def test_a_number_of_frames_is_a_ceiling(family, rate):
             found = settings.wish(number).indices(total, rate)
             same(found, by_number(family, total, rate, number), total, family)
             assert len(np.unique(found)) <= total
-            assert len(found) <= max(number + number % 2, 2 * settings.woven)
+            assert len(found) <= max(number + number % 2, 2 * in_pairs)
 
 
 def test_qwen3_vl_takes_odd_numbers_in_transformers():
@@ -111,40 +113,42 @@ def test_qwen3_vl_takes_odd_numbers_in_transformers():
 
 
 @pytest.mark.parametrize("convention", ["released", "transformers", "lmms-eval"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_every_convention_answers_every_length(family, convention):
     if (family, convention) in (("llava_video", "transformers"), ("molmo2", "lmms-eval")):
         return
     settings = settings_of(family, convention)
+    in_pairs = settings.grid is not None
     for total in TOTALS:
         for rate in RATES:
             for wish in ({}, {"frames": 1}, {"frames": 5}, {"fps": 2.0}, {"fps": 50.0}, {"frames": 2, "fps": 50.0}):
                 found = settings.wish(**wish).indices(total, rate)
                 assert 0 <= found[0] <= found[-1] < total
                 assert found.tolist() == (
-                    [0, 0] if settings.woven and len(set(found.tolist())) == 1 else sorted(set(found.tolist()))
+                    [0, 0] if in_pairs and len(set(found.tolist())) == 1 else sorted(set(found.tolist()))
                 )
                 assert len(found) <= max(2, total)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 @pytest.mark.parametrize("rate", RATES)
 def test_a_rate_goes_by_the_family_and_frames_are_its_most(family, rate):
-    settings = FAMILIES[family]
+    settings = settings_of(family)
+    in_pairs = settings.grid is not None
     for total in TOTALS:
         for fps in (0.125, 0.5, 1.0, 2.0, 4.0, 60.0):
             same(settings.wish(fps=fps).indices(total, rate), by_rate(family, total, rate, fps), total, family)
             for most in (1, 2, 5, 6, 40):
                 found = settings.wish(most, fps).indices(total, rate)
                 same(found, by_rate(family, total, rate, fps, most), total, family)
-                assert len(found) <= max(most, 2 * settings.woven)
+                assert len(found) <= max(most, 2 * in_pairs)
 
 
 def test_limits_of_rates_are_those_of_the_processors():
     """4 to 768 frames on Qwen, two a second on Molmo2, one a second up to 64 on LLaVA-Video."""
     lengths = {
-        family: [len(FAMILIES[family].wish(fps=fps).indices(20000, 25.0)) for fps in (0.001, 1.0, 20.0)]
-        for family in FAMILIES
+        family: [len(settings_of(family).wish(fps=fps).indices(20000, 25.0)) for fps in (0.001, 1.0, 20.0)]
+        for family in families.names()
     }
     assert lengths == {
         "llava_onevision": [1, 800, 16000],
@@ -154,12 +158,12 @@ def test_limits_of_rates_are_those_of_the_processors():
         "molmo2": [2, 128, 128],
     }
     # 60 frames at 10 a second.
-    assert FAMILIES["llava_video"].wish(fps=1.0).indices(60, 10.0).tolist() == [0, 10, 20, 30, 40, 50]
-    assert FAMILIES["llava_onevision"].wish(fps=1.0).indices(60, 10.0).tolist() == [0, 10, 20, 30, 40, 50]
-    assert FAMILIES["molmo2"].wish(fps=8.0).indices(60, 10.0).tolist() == [*range(0, 60, 5), 59]
-    assert FAMILIES["qwen2_5_vl"].wish(fps=1.0).indices(60, 10.0).tolist() == [0, 12, 24, 35, 47, 59]
+    assert settings_of("llava_video").wish(fps=1.0).indices(60, 10.0).tolist() == [0, 10, 20, 30, 40, 50]
+    assert settings_of("llava_onevision").wish(fps=1.0).indices(60, 10.0).tolist() == [0, 10, 20, 30, 40, 50]
+    assert settings_of("molmo2").wish(fps=8.0).indices(60, 10.0).tolist() == [*range(0, 60, 5), 59]
+    assert settings_of("qwen2_5_vl").wish(fps=1.0).indices(60, 10.0).tolist() == [0, 12, 24, 35, 47, 59]
     # Slides, one every ten seconds: a rate of one a second finds no more of them.
-    assert FAMILIES["llava_video"].wish(fps=1.0).indices(5, 0.1).tolist() == [0, 1, 2, 3, 4]
+    assert settings_of("llava_video").wish(fps=1.0).indices(5, 0.1).tolist() == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule != "fps"])

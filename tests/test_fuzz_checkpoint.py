@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models import family as families
 from jvidprune.models.checkpoint.folder import Checkpoint
-from jvidprune.models.checkpoint.load import FAMILIES, load_model, read_config
+from jvidprune.models.checkpoint.load import load_model, read_config
 from jvidprune.models.tokenizer import load_tokenizer
 from jvidprune.reducers.registry import get
 from jvidprune.reducers.serialise import SavedPruning
@@ -24,7 +25,7 @@ from jvidprune.reducers.serialise import SavedPruning
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("families")
-    return {family: tiny_checkpoints.write(family, root / family) for family in FAMILIES}
+    return {family: tiny_checkpoints.write(family, root / family) for family in families.names()}
 
 
 @bounded(200, more=50)

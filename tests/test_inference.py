@@ -14,8 +14,8 @@ import untrained
 from prompts import one_run
 
 from jvidprune import JvidpruneError, VideoTokens, reducers
-from jvidprune.llm.prompts.llava import template
 from jvidprune.llm.prompts.slots import bucket_length
+from jvidprune.llm.prompts.templates import template
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.viz.decision import Decision

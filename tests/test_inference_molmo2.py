@@ -83,8 +83,8 @@ def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, video):
     placeholder = ids == config.tokens.image_patch
     laid, text = llm.lay_out([llm.reduce(video, reducer=TOPK, ratio=ratio)], "What?", 4)
     np.testing.assert_array_equal(text, ids[~placeholder])
-    np.testing.assert_array_equal(molmo2.together(laid, text, config)[: len(keep)], together)
-    assert not molmo2.together(laid, text, config)[len(keep) :].any()
+    np.testing.assert_array_equal(molmo2.seen_both_ways(laid, text, config)[: len(keep)], together)
+    assert not molmo2.seen_both_ways(laid, text, config)[len(keep) :].any()
 
 
 def test_what_stts_prunes_in_the_tower_leaves_the_prompt_and_times_stay(clip, tmp_path, monkeypatch):
@@ -170,7 +170,7 @@ def test_the_folders_template_and_first_token(tmp_path):
     """The template goes before the family's own; the end of a text begins it where there is no token for that."""
     folder = tiny.write("molmo2", tmp_path / "model")
     assert beginning(folder) == ""
-    assert VideoLLM.load(folder).prompt_texts("What?") == ["", TURN]
+    assert VideoLLM.load(folder).prompts.texts("What?") == ["", TURN]
     (folder / "chat_template.jinja").write_text(
         "{% for m in messages %}{% for c in m.content %}{% if c.type == 'video' %}<|video|>{% endif %}{% endfor %}"
         "[{{ m.role }}]{% for c in m.content %}{% if c.type == 'text' %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
@@ -179,8 +179,8 @@ def test_the_folders_template_and_first_token(tmp_path):
     (folder / "tokenizer_config.json").write_text(json.dumps(given))
     tokenizer().save(str(folder / "tokenizer.json"))
     llm = VideoLLM.load(folder)
-    assert llm.prompt_texts("What?") == ["<|im_end|>", "[user]What?"]
-    assert VideoLLM.load(folder, template="molmo2").prompt_texts("What?") == ["<|im_end|>", TURN]
+    assert llm.prompts.texts("What?") == ["<|im_end|>", "[user]What?"]
+    assert VideoLLM.load(folder, template="molmo2").prompts.texts("What?") == ["<|im_end|>", TURN]
     named = {"__type": "AddedToken", "content": "<|endoftext|>", "special": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(given | {"bos_token": named}))
     assert beginning(folder) == "<|endoftext|>"

@@ -7,8 +7,8 @@ import pytest
 from tiny import PAD, write_checkpoint
 
 from jvidprune import reducers
-from jvidprune.llm.prompts import qwen
-from jvidprune.llm.prompts.llava import template
+from jvidprune.llm.deepstack import kept_levels
+from jvidprune.llm.prompts.templates import template
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.generate import generate
 from jvidprune.models.positions import prompt_pieces
@@ -88,7 +88,7 @@ def test_levels_of_merged_tokens_are_those_of_the_kept_ids(llm, video):
     one = llm.reduce(video, reducer=reducer, ratio=ratio)
     reduced = one.reduced
     slots, text = llm.lay_out([one], "What?", 4)
-    gathered = qwen.kept_levels([one], slots, len(text))
+    gathered = kept_levels([one], slots, len(text))
     if llm.loaded.family == "qwen2_5_vl":
         assert gathered is None
         return

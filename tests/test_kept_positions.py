@@ -15,11 +15,11 @@ from jvidprune.cli.train import TrainChoice
 from jvidprune.evals.identity import model_identity, plain, run_hash
 from jvidprune.evals.plan import NoVideo
 from jvidprune.integrations.lmms_args import ModelArgs
-from jvidprune.llm import batch, families
+from jvidprune.llm import batch
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models import family as families
 from jvidprune.models.checkpoint.export import export_checkpoint
-from jvidprune.models.checkpoint.load import FAMILIES
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import generate
 from jvidprune.models.prefill import prefill
@@ -73,7 +73,7 @@ class Mine:
 def llms(tmp_path_factory):
     """A model of every family."""
     root = tmp_path_factory.mktemp("families")
-    return {family: VideoLLM.load(tiny.write(family, root / family)) for family in FAMILIES}
+    return {family: VideoLLM.load(tiny.write(family, root / family)) for family in families.names()}
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def whole_prompt(llm, one):
 
     What it holds is the id of a visual token, "text" or "newline".
     """
-    texts = [len(part) for part in llm.prompt_ids([one], "What?")]
+    texts = [len(part) for part in llm.prompts.ids([one], "What?")]
     family, slots, at = llm.loaded.family, [], 0
 
     def write(count, what):
@@ -150,7 +150,7 @@ def expected(llm, one, kept, rule):
 
 
 @pytest.mark.parametrize("kept", KEPT)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_the_same_kept_tokens_under_both_rules(llms, family, kept):
     llm, kept = llms[family], KEPT[kept]
     found = {}
@@ -164,7 +164,7 @@ def test_the_same_kept_tokens_under_both_rules(llms, family, kept):
 
 
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_the_model_reads_and_answers_at_these_positions(llms, family, rule, monkeypatch):
     """What reaches the prefill, and the third token of an answer, as one long prompt with explicit positions has it."""
     llm, calls = llms[family], []
@@ -212,7 +212,7 @@ def test_stages_inside_the_model_and_decoding_policies_work_under_both_rules(llm
         slots, _ = llm.lay_out([one], "What?", 4)
         found[rule] = answer.token_ids, slots.rotary[0, : slots.length].tolist()
         assert (answer.positions, len(one.inner)) == (rule, len(cuts))
-    whole = llm.prompt_ids([one], "What?")
+    whole = llm.prompts.ids([one], "What?")
     length = sum(map(len, whole)) + video.tokens.layout().total
     if text.startswith("fastv"):
         assert found["original"] == found["renumbered"]
@@ -228,7 +228,7 @@ def test_rows_filed_under_other_places_keep_the_positions_of_their_own_tokens(ll
     one.reduced.diagnostics["place"] = np.array([0, 6, 9] + [ROOM] * (ROOM - 3))
     slots, text = llms["llava_video"].lay_out([one], "What?", 4)
     row = slots.source[: slots.length] - len(text) - 1
-    before = len(llms["llava_video"].prompt_ids([one], "What?")[0])
+    before = len(llms["llava_video"].prompts.ids([one], "What?")[0])
     where = {int(r): int(p) - before for r, p in zip(row, slots.positions[: slots.length], strict=True) if r >= 0}
     # Ids 3, 0 and 9; a newline behind every four tokens.
     assert where == {0: 3, 1: 0, 2: 9 + 2}
@@ -241,7 +241,7 @@ def told(reducer, rule):
     return reducer if rule is None else dataclasses.replace(reducer, positions=rule)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_the_first_that_says_anything_decides(llms, family):
     """Question, video, model, method, folder, reference: every combination of them."""
     choices = (None, *RULES)
@@ -291,10 +291,10 @@ def test_videos_of_one_prompt_follow_one_rule(llm):
     assert llm.ask([moved, other], "?", max_new_tokens=1, positions="original").positions == "original"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_the_defaults_are_those_of_the_references(family):
     """FastVID alone keeps positions on families that count them on one axis, and what it is a part of."""
-    setting = families.FAMILIES[family]
+    setting = families.get(family).settings["released"]
     for name in (*registry.names(), "stop:base=fastvid", "stop:base=flashvid", "visionzip+fastvid", "visionzip+random"):
         reducer = registry.from_text(name, family)
         assert prompt_rules(reducer).positions is None

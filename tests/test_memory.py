@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import importlib
 import json
 from pathlib import Path
 
@@ -18,14 +17,16 @@ from jvidprune import JvidpruneError
 from jvidprune.costs import memory
 from jvidprune.costs.fits import check_encoding, check_question
 from jvidprune.cuts.cache import empty_cache
-from jvidprune.llm.families import family_settings
+from jvidprune.llm.folder import family_settings
+from jvidprune.models import family as families
 from jvidprune.models import qwen3_vl
-from jvidprune.models.checkpoint.load import FAMILIES, family_of, load_model
+from jvidprune.models.checkpoint.load import family_of, load_model
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.llava_onevision import Config
 from jvidprune.models.prefill import read_prompt
 from jvidprune.video.clips import ClipSpec, render, write_mp4
 from jvidprune.video.limits import Limits
+from jvidprune.video.preprocess import Patches
 
 ROOT = Path(__file__).parent / "golden" / "models"
 WITHIN = 2.0
@@ -37,8 +38,8 @@ def spec(*shape, dtype=jnp.float32):
 
 
 def abstract(config, dtype):
-    package = importlib.import_module(f"jvidprune.models.{FAMILIES[config.family].package}")
-    return nnx.eval_shape(lambda: package.Model(config, dtype=dtype))
+    package = families.get(config.family)
+    return nnx.eval_shape(lambda: package.model(config, dtype=dtype))
 
 
 def used(compiled):
@@ -70,7 +71,7 @@ def test_frames_in_a_qwen_tower_go_in_chunks_and_take_what_xla_counts(monkeypatc
     shape = memory.tower_shape(config, 12, grid)
     assert (shape.frames, shape.patches, shape.tokens, shape.chunk, shape.levels) == (6, 384, 96, 2, 2)
     patches = spec(6 * 384, config.vision.patch_values)
-    encode = jax.jit(lambda model, x: model.encode(x, grid))
+    encode = jax.jit(lambda model, x: model.encode(Patches(x, grid)))
     compiled = encode.lower(abstract(config, jnp.float32), patches).compile()
     estimate = memory.encode_bytes(config, shape, jnp.float32) + memory.feature_bytes(config, shape, jnp.float32)
     assert_close(estimate - 4 * shape.frames * shape.values, compiled)

@@ -9,8 +9,8 @@ import pytest
 
 from jvidprune import JvidpruneError
 from jvidprune.llm.clock import time_instruction, with_times
-from jvidprune.llm.families import FAMILIES as SETTINGS
-from jvidprune.models.checkpoint.load import FAMILIES, family_of
+from jvidprune.models import family as families
+from jvidprune.models.checkpoint.load import family_of
 from jvidprune.models.llava_video import Config
 from jvidprune.ops.newline import full_length
 from jvidprune.ops.pool import pool_tokens, pooled_side
@@ -36,7 +36,7 @@ def test_the_evaluations_pooling_wins_over_the_stored_one(raw):
     config = Config.from_hf(raw | {"mm_spatial_pool_mode": "bilinear"})
     assert (config.pool, config.stored_pool, config.newline, config.grid) == ("average", "bilinear", "grid", (13, 13))
     assert (config.unpooled_grid, config.text.max_positions, config.time_instruction) == ((27, 27), 32768, True)
-    assert full_length("grid", config.grid, SETTINGS["llava_video"].frames) == 11648
+    assert full_length("grid", config.grid, families.get("llava_video").settings["released"].frames) == 11648
 
 
 def test_a_published_config_names_its_tower_only(raw):
@@ -76,7 +76,8 @@ def test_the_two_llava_families_are_told_apart(raw):
     quiet = {"add_time_instruction": False, "mm_newline_position": "one_token"}
     assert family_of(raw | quiet) == "llava_onevision"
     assert family_of(raw | quiet | {"add_time_instruction": True}) == "llava_video"
-    assert SETTINGS.keys() <= FAMILIES.keys()
+    for name in ("llava_onevision", "llava_video"):
+        assert families.get(name).describes(raw if name == "llava_video" else raw | quiet)
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (5, 7)])

@@ -29,6 +29,7 @@ from jvidprune.models.qwen.tower import Windows, patch_coordinates
 from jvidprune.models.qwen2_5_vl import Config as Config25
 from jvidprune.models.qwen3_vl import Config as Config3
 from jvidprune.parity.models import compare_model_folder
+from jvidprune.video.preprocess import Patches
 
 ROOT = Path(__file__).parent / "golden" / "models"
 FAMILIES = ("qwen2_5_vl", "qwen3_vl")
@@ -48,7 +49,9 @@ def patches():
     return np.random.default_rng(0).normal(size=(3 * 120, 96)).astype(np.float32)
 
 
-encode = jax.jit(lambda m, x, grid, needs, chunk: m.encode(x, grid, needs, chunk=chunk), static_argnums=(2, 3, 4))
+encode = jax.jit(
+    lambda m, x, grid, needs, chunk: m.encode(Patches(x, grid), needs, chunk=chunk), static_argnums=(2, 3, 4)
+)
 
 
 @pytest.fixture(scope="session")
@@ -359,7 +362,7 @@ def test_chunks_of_frames_change_nothing(models, patches, videos):
 def test_only_the_evidence_asked_for_is_attached(models, patches):
     def evidence(family, *needs):
         model = models[family].model
-        return set(jax.eval_shape(lambda x: model.encode(x, GRID, frozenset(needs)), patches).evidence)
+        return set(jax.eval_shape(lambda x: model.encode(Patches(x, GRID), frozenset(needs)), patches).evidence)
 
     assert evidence("qwen2_5_vl") == set()
     assert evidence("qwen2_5_vl", "frame_embedding", "attention_last") == {"frame_embedding", "attention_last"}
@@ -371,7 +374,7 @@ def test_no_map_larger_than_a_frame_or_window_is_ever_made(models, patches):
     model = models["qwen2_5_vl"].model
     long = np.tile(patches, (8, 1))
     needs = frozenset({"attention_last"})
-    text = str(jax.make_jaxpr(lambda x: model.encode(x, (24, 12, 10), needs, chunk=4))(long))
+    text = str(jax.make_jaxpr(lambda x: model.encode(Patches(x, (24, 12, 10)), needs, chunk=4))(long))
     # 4 frames of 120 patches; 4 frames of 4 windows of 64 patches.
     assert "f32[4,2,120,120]" in text
     assert "f32[16,2,64,64]" in text
@@ -421,13 +424,13 @@ def test_windows_split_and_join_are_inverse_and_never_mix(height, width, side, f
 def test_impossible_grids_and_evidence_are_one_sentence(models, patches):
     model = models["qwen2_5_vl"].model
     with pytest.raises(JvidpruneError, match=r"patches of shape \(360, 96\), got \(359, 96\)"):
-        model.encode(patches[1:], GRID)
+        model.encode(Patches(patches[1:], GRID))
     with pytest.raises(JvidpruneError, match=r"multiples of 2, got \(3, 8, 15\)"):
-        model.encode(patches, (3, 8, 15))
+        model.encode(Patches(patches, (3, 8, 15)))
     with pytest.raises(JvidpruneError, match="qwen2_5_vl cannot give evidence features_deepstack"):
-        model.encode(patches, GRID, frozenset({"features_deepstack"}))
+        model.encode(Patches(patches, GRID), frozenset({"features_deepstack"}))
     with pytest.raises(JvidpruneError, match="unknown evidence nonsense"):
-        model.encode(patches, GRID, frozenset({"nonsense"}))
+        model.encode(Patches(patches, GRID), frozenset({"nonsense"}))
 
 
 def test_bfloat16_follows_float32(patches, videos):

@@ -18,6 +18,7 @@ from tiny import ROOT
 from jvidprune import parallel
 from jvidprune.errors import JvidpruneError, TransientError
 from jvidprune.launch import Launch, detect, start
+from jvidprune.models import family as families
 from jvidprune.models.checkpoint.published import PUBLISHED, published
 
 HERE = Path(__file__).parent
@@ -45,7 +46,7 @@ class Wide:
 
 
 def spec(path, shape, mesh, units, family="llava_onevision"):
-    axes = parallel.axes_of(path, family) or (None,) * len(shape)
+    axes = parallel.axes_of(path, families.get(family).sharding) or (None,) * len(shape)
     return parallel._spec(axes, shape, mesh.shape, units)
 
 
@@ -94,9 +95,9 @@ def test_what_does_not_divide_stays_whole_and_batches_take_the_axes_they_can():
 def test_every_pattern_names_a_parameter_and_every_large_parameter_is_divided():
     configs = {published(name).family: published(name) for name in PUBLISHED}
     shapes = {family: parameter_shapes(config) for family, config in configs.items()}
-    assert shapes.keys() == parallel.TABLES.keys()
+    assert shapes.keys() == set(families.names())
     everywhere = {path: shape for found in shapes.values() for path, shape in found.items()}
-    for pattern, axes in {row for table in parallel.TABLES.values() for row in table}:
+    for pattern, axes in {row for family in families.families() for row in family.sharding}:
         fitting = [path for path in everywhere if re.fullmatch(pattern, path)]
         assert fitting, pattern
         assert all(len(everywhere[path]) == len(axes) for path in fitting)
@@ -118,14 +119,13 @@ def test_moments_of_an_optimiser_lie_where_their_parameters_do():
     params = {"lm": {"layers": {"attn": {"q": {"kernel": np.zeros((2, 4, 6), np.float32)}}}}}
     state = jax.eval_shape(optax.adam(1e-3).init, (params, {"heads": np.zeros(3)}))
     found = {
-        parallel.dotted(path): parallel.axes_of(parallel.dotted(path), "qwen3_vl")
+        parallel.dotted(path): parallel.axes_of(parallel.dotted(path), families.get("qwen3_vl").sharding)
         for path, _ in jax.tree_util.tree_flatten_with_path(state)[0]
     }
     assert found["0.mu.0.lm.layers.attn.q.kernel"] == (None, "embed", "heads")
     assert found["0.nu.0.lm.layers.attn.q.kernel"] == (None, "embed", "heads")
     assert found["0.mu.1.heads"] is found["0.count"] is None
-    with pytest.raises(JvidpruneError, match="no sharding table for 'gpt'"):
-        parallel.axes_of("x", "gpt")
+    assert parallel.axes_of("x", families.get("qwen3_vl").sharding) is None
 
 
 # --- processes -------------------------------------------------------------------------------------------------------
@@ -206,6 +206,7 @@ from pathlib import Path
 import jax, numpy as np, jax.numpy as jnp
 from flax import nnx
 from jvidprune import parallel
+from jvidprune.models import family as families
 from jvidprune.models import load_model
 from jvidprune.models.checkpoint.folder import Checkpoint
 assert jax.device_count() == 8
@@ -232,8 +233,9 @@ assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 layer = kernel.nbytes // kernel.shape[0]
 largest = max(size for name, size, _ in reads if "mlp.up_proj" in name)
 assert largest * 4 == layer
-wanted = parallel.state_shardings(nnx.state(plain), mesh, "llava_onevision", plain.config.units)
-placed = parallel.shard_state(nnx.state(plain), mesh, "llava_onevision", plain.config.units)
+table = families.get("llava_onevision").sharding
+wanted = parallel.state_shardings(nnx.state(plain), mesh, table, plain.config.units)
+placed = parallel.shard_state(nnx.state(plain), mesh, table, plain.config.units)
 for a, b, c in zip(*(jax.tree.leaves(t) for t in (wanted, nnx.state(spread), placed)), strict=True):
     assert a == b.sharding == c.sharding
 from jvidprune.costs.footprint import weights

@@ -10,10 +10,9 @@ from tiny import SPECIAL, tokenizer
 
 from jvidprune import JvidpruneError, reducers
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, shared_blocks, shared_stages
-from jvidprune.llm.processor import channels, qwen_limits, square, video_processor
-from jvidprune.llm.prompts import layout, qwen
-from jvidprune.llm.prompts.llava import template
-from jvidprune.llm.prompts.templates import chat_texts
+from jvidprune.llm.prompts import llava, qwen
+from jvidprune.llm.prompts.templates import chat_texts, template
+from jvidprune.models.checkpoint.processor import channels, qwen_limits, square, video_processor
 from jvidprune.models.positions import prompt_pieces
 from jvidprune.models.qwen2_5_vl import Config as Config25
 from jvidprune.models.qwen3_vl import Config as Config3
@@ -62,7 +61,7 @@ KEPT = [1, 2, 8, 2 * N + 12, 2 * N + 15]
     ],
 )
 def test_newlines_on_llava_video_are_the_methods_own(name, rows):
-    run = layout.newline_run(reduced_video(reducers.from_text(name, "llava_video"), KEPT), "grid", "all", 7)
+    run = llava.newline_run(reduced_video(reducers.from_text(name, "llava_video"), KEPT), "grid", "all", 7)
     assert run.rows.tolist() == [row + 7 if row >= 0 else -1 for row in rows]
     assert run.length == 3 * N + {"flashvid": 3}.get(name, 0 if -1 not in rows else 12)
 
@@ -70,7 +69,7 @@ def test_newlines_on_llava_video_are_the_methods_own(name, rows):
 def test_rows_filed_under_other_places_stand_before_the_newlines_of_those():
     one = reduced_video(reducers.get("visionzip", "llava_video"), [3, 0, 9])
     one.reduced.diagnostics["place"] = np.array([0, 6, 9] + [3 * N] * (ROOM - 3))
-    run = layout.newline_run(one, "grid", "all")
+    run = llava.newline_run(one, "grid", "all")
     assert run.rows.tolist() == [0, -1, 1, -1, 2, -1, -1] + [-1] * 8
     assert not prompt_rules(reducers.get("visionzip", "llava_onevision")).official_places
 
@@ -86,7 +85,7 @@ def test_only_flashvid_drops_markers_and_one_newline_stands_behind_an_onevision_
 
 def lay_out(reducer, kept, **options):
     texts = [np.arange(5), np.arange(3)]
-    return layout.lay_out([reduced_video(reducer, kept)], texts, **options, max_positions=200, reserve=4)
+    return llava.lay_out([reduced_video(reducer, kept)], texts, **options, max_positions=200, reserve=4)
 
 
 def test_fastvid_keeps_the_positions_of_the_whole_sequence_and_others_recount():
@@ -106,7 +105,7 @@ def test_slots_point_at_text_newline_and_the_rows_of_each_video():
     videos = [reduced_video(reducers.get("random"), [3, 5]), reduced_video(reducers.get("random"), [4, 40, 41])]
     texts = [np.arange(2), np.arange(1), np.arange(2)]
     options = {"newline": "one_token", "newline_rows": "all"}
-    slots = layout.lay_out(videos, texts, **options, max_positions=200, reserve=4)
+    slots = llava.lay_out(videos, texts, **options, max_positions=200, reserve=4)
     newline = 5
     first, second = newline + 1, newline + 1 + ROOM
     expected = [0, 1, first, first + 1, newline, 2, second, second + 1, second + 2, newline, 3, 4]

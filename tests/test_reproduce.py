@@ -12,7 +12,7 @@ from test_datasets import LAYOUTS
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.datasets import names as datasets
 from jvidprune.evals.plan import SweepPlan
-from jvidprune.models.checkpoint.load import FAMILIES
+from jvidprune.models import family as families
 from jvidprune.reducers.evs import EVS
 from jvidprune.reducers.registry import from_text
 from jvidprune.tokens import Layout
@@ -53,7 +53,7 @@ def test_every_table_resolves(tool):
         for column in table.columns:
             assert column in tool.DERIVED or column.split(".")[0] in table.tasks
         for one in tool.settings(table.methods).values():
-            from_text(one.text, table.family if table.family in FAMILIES else None)
+            from_text(one.text, table.family if table.family in families.names() else None)
         assert all(0 < ratio <= 1 for ratio in table.ratios)
         run = {(method, ratio) for method, texts in table.methods.items() for ratio in texts}
         assert ("none", 1.0) in table.reported

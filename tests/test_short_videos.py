@@ -15,7 +15,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.integrations.lmms_args import ModelArgs
 from jvidprune.integrations.lmms_requests import Adapter
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models.checkpoint.load import FAMILIES
+from jvidprune.models import family as families
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.procedural.export import export
 from jvidprune.serve.compare import Comparer
@@ -37,7 +37,7 @@ def films(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {family: tiny_checkpoints.write(family, root / family) for family in FAMILIES}
+    return {family: tiny_checkpoints.write(family, root / family) for family in families.names()}
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def expected(family, total, frames=None, fps=None):
 WISHES = ({}, {"frames": 1}, {"frames": 3}, {"frames": 8}, {"fps": 2}, {"fps": 30}, {"fps": 30, "frames": 4})
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_every_length_gives_its_frames(loaded, films, family):
     llm = loaded[family]
     for total in range(1, 10):
@@ -81,7 +81,7 @@ def test_every_length_gives_its_frames(loaded, films, family):
             assert len(clip.frames) == len(clip.indices) == len(clip.timestamps) == count, (total, wish)
             assert clip.total == total
             pixels = llm.pixels(clip.frames)
-            assert (pixels.grid[0] if llm.settings.woven else len(pixels)) == steps
+            assert (len(pixels) if llm.settings.grid is None else pixels.grid[0]) == steps
     # Any default and any ceiling above 24 is clamped to 24 frames, on Molmo2 to two a second.
     for wish in ({}, {"frames": 25}, {"frames": 1000}, {"frames": 10**6}):
         assert len(llm.sample(films[24], **wish).indices) == (13 if family == "molmo2" else 24)
@@ -99,7 +99,7 @@ LONG = [(total, wish) for total in range(1, 10) for wish in WISHES]
 
 
 @pytest.mark.parametrize("cases", [SHORT, pytest.param(LONG, marks=pytest.mark.long)], ids=["few", "all"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_every_family_answers(run, loaded, folders, films, family, cases):  # noqa: F811
     tokens = loaded[family].encode(np.zeros((2, 48, 64, 3), np.uint8), fps=1.0).tokens.layout().tokens
     for total, wish in cases:
@@ -122,7 +122,7 @@ def exported(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_a_sweep_over_clips_of_any_length_ends_with_its_report(run, folders, exported, tmp_path, family):  # noqa: F811
     words = ("--task", "exported", "--data", exported, "--model", folders[family], "--out", tmp_path / "run")
     code, out, err = run("sweep", *words, "--methods", "uniform", "--ratios", 0.5, "--max-new-tokens", 1, "--json")
@@ -141,7 +141,7 @@ def test_a_sweep_over_clips_of_any_length_ends_with_its_report(run, folders, exp
     assert (tmp_path / "run" / "report.html").stat().st_size > 1000
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_clips_of_any_length_share_a_batch_in_lmms_eval(folders, films, family):
     from test_lmms_requests import ask
 
@@ -220,11 +220,11 @@ def still(path):
 
 
 @pytest.mark.parametrize("name", ["still.png", "still.jpg", "still.gif", "still.webp", "still.mp4.png", "named.mp4"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_a_picture_is_one_frame_or_a_sentence(run, loaded, folders, tmp_path, family, name):  # noqa: F811
     path = still(tmp_path / name) if name != "named.mp4" else still(tmp_path / "x.png").rename(tmp_path / name)
     llm = loaded[family]
-    if llm.settings.woven:
+    if llm.settings.grid is not None:
         for wish in ({}, {"frames": 9}, {"fps": 30}):
             clip = llm.sample(path, **wish)
             assert clip.picture
@@ -252,7 +252,7 @@ def test_a_picture_is_said_to_be_one(run, folders, tmp_path):  # noqa: F811
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_the_readme_s_own_sweep_runs_with_every_method(run, folders, tmp_path, family):  # noqa: F811
     code, _, err = run("bench", "export", tmp_path / "clips", "--clips", 2)
     assert code == 0, err
@@ -269,7 +269,7 @@ def test_the_readme_s_own_sweep_runs_with_every_method(run, folders, tmp_path, f
     assert set(record["refused"]) >= missing
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", families.names())
 def test_training_reads_as_many_frames_of_a_short_video(loaded, films, tmp_path, family):
     """Its rows have one size."""
     lines = ["video,question,answer,qid,type,a0,a1,a2,a3,a4"]

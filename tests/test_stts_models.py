@@ -33,6 +33,7 @@ from jvidprune.stts.attach import attach_released
 from jvidprune.stts.qwen import window_numbers
 from jvidprune.stts.reducer import STTS
 from jvidprune.stts.released import released_scorer
+from jvidprune.video.preprocess import Patches
 
 PLAIN = STTSConfig(prune_at=0, attention="plain")
 FRAMES = 4
@@ -82,7 +83,7 @@ def test_every_tower_runs_packed_as_masked_and_whole_as_itself(family):
     assert (found.keep.sum(axis=1) > 0).sum() > 2
     np.testing.assert_array_equal(found.index, np.flatnonzero(np.asarray(found.keep)))
     close(found.tokens, wanted.tokens)
-    dense = jax.jit(model.encode, static_argnums=1)(pixels, *(() if grid is None else (grid,)))
+    dense = jax.jit(model.encode)(pixels if grid is None else Patches(pixels, grid))
     tokens = dense.features.reshape(FRAMES * windows, -1)
     assert float(jnp.abs(found.tokens - tokens[found.index]).max()) > 1e-3
     whole = run(model, scorer, pixels, 0, config=PLAIN, kept=FRAMES * windows, grid=grid)

@@ -188,7 +188,7 @@ def test_qwen_videos_are_read_as_by_the_processors(family, convention, size, kin
     settings = settings_of(family, convention)
     index = settings.wish(wish["nframes"]).indices(len(frames), 10.0)
     found = settings.pixels(published_config(family), {})(frames[index])
-    assert found.grid.tolist() == expected["video_grid_thw"][0].tolist()
+    assert list(found.grid) == expected["video_grid_thw"][0].tolist()
     # Bytes are equal: what is left is the float32 noise of normalising, 2e-6 of a level's 4e-3 to 8e-3.
     np.testing.assert_allclose(found.values, expected["pixel_values_videos"].numpy(), rtol=0, atol=2e-6)
 

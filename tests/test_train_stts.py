@@ -117,7 +117,7 @@ def test_rows_cost_what_the_model_says_to_each_question_alone(llm, batches, keep
 
 
 def _asked(llm, rows, question):
-    ids = llm.tokenizer.encode(llm.prompt_texts(question.prompt())[-1])
+    ids = llm.tokenizer.encode(llm.prompts.texts(question.prompt())[-1])
     for row in rows.ids:
         windows = np.lib.stride_tricks.sliding_window_view(row, len(ids))
         yield (windows == ids).all(axis=1).any()

@@ -251,6 +251,7 @@ def train(folder, mesh=None):
     from flax import nnx
 
     from jvidprune import parallel
+    from jvidprune.models import family as families
     from jvidprune.models.checkpoint.load import load_model
     from jvidprune.training.optimiser import State, training_step
 
@@ -265,13 +266,14 @@ def train(folder, mesh=None):
         value = optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], ids[:, 1:]).mean()
         return value, {"loss": value}
 
-    step, family, units = training_step(loss, tx), loaded.family, loaded.config.units
+    table = families.get(loaded.family).sharding
+    step, units = training_step(loss, tx), loaded.config.units
     ids = np.random.default_rng(1).integers(0, 200, (2, 8, 5), np.int32)
     with parallel.on_mesh_of(loaded.model):
         if mesh is None:
             moments = tx.init(params)
         else:
-            shardings = parallel.state_shardings(jax.eval_shape(tx.init, params), mesh, family, units)
+            shardings = parallel.state_shardings(jax.eval_shape(tx.init, params), mesh, table, units)
             moments = jax.jit(tx.init, out_shardings=shardings)(params)
         state, losses = State(params, moments), []
         for rows in ids:

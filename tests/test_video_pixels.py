@@ -211,8 +211,9 @@ def test_llava_squashes_to_a_square_by_either_filter():
 def test_patches_stand_in_block_order():
     family = preprocess.QwenPixels(2, "area", 16, 10**6)
     frames = np.arange(3 * 3 * 8 * 12).reshape(3, 3, 8, 12)
-    values, grid = preprocess.patchify(frames, family)
-    assert grid.tolist() == [2, 4, 6]
+    cut = preprocess.patchify(frames, family)
+    values = cut.values
+    assert cut.grid == (2, 4, 6)
     assert values.shape == (2 * 4 * 6, 3 * 2 * 2 * 2)
     # Patch 5 of the first grid frame: second block, its patch (0, 1), so rows 0-1 and columns 6-7.
     expected = [frames[t, c, y, x] for c in range(3) for t in (0, 1) for y in (0, 1) for x in (6, 7)]
@@ -224,9 +225,9 @@ def test_patches_stand_in_block_order():
 @pytest.mark.parametrize("family", [preprocess.QWEN2_5_VL, preprocess.QWEN3_VL])
 def test_qwen_patches_of_both_roads(family):
     frames = pixels(60, 90, frames=3)
-    values, grid = preprocess.qwen_patches(frames, family)
-    assert values.dtype == np.float32
-    assert values.shape == (grid.prod(), 6 * family.patch**2)
+    cut = preprocess.qwen_patches(frames, family)
+    assert cut.values.dtype == np.float32
+    assert cut.values.shape == (np.prod(cut.grid), 6 * family.patch**2)
     small = preprocess.QwenUtils(min_pixels=family.factor**2, max_pixels=6 * family.factor**2)
     tall, wide = small.size(3, 60, 90, family.factor)
     assert tall * wide <= 6 * family.factor**2

@@ -3,7 +3,6 @@
 All families give 6 grid frames of 4 x 4 tokens of one width, so that programs of reducers can be shared.
 """
 
-import importlib
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from flax import nnx
 from safetensors.numpy import save_file
 from tiny import SPECIAL, tokenizer
 
-from jvidprune.models.checkpoint.load import FAMILIES
+from jvidprune.models import family as families
 
 WIDTH, LAYERS = 16, 2
 
@@ -98,11 +97,11 @@ def write(family: str, folder: Path, *, pooling_head: bool = False) -> Path:
       folder: created.
       pooling_head: LLaVA: also the attention-pooling head of SigLIP.
     """
-    package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
-    config = package.Config.from_hf(CONFIGS[family])
+    package = families.get(family)
+    config = package.config.from_hf(CONFIGS[family])
     config = config.with_tensors(["vision_tower.vision_model.head.probe"] * pooling_head)
     rules = {rule.target: rule for rule in package.name_table(config).rules}
-    state = nnx.state(nnx.eval_shape(lambda: package.Model(config, dtype=jnp.float32)))
+    state = nnx.state(nnx.eval_shape(lambda: package.model(config, dtype=jnp.float32)))
     rng, tensors = np.random.default_rng(0), {}
     for path, variable in nnx.to_flat_state(state):
         rule = rules[".".join(map(str, path))]

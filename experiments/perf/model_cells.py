@@ -1,7 +1,6 @@
 """A model of published size with random weights: tower, prefill behind each reducer, decoding."""
 
 import dataclasses
-import importlib
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,8 @@ from jax import lax
 from jvidprune.costs import flops_model
 from jvidprune.cuts.stages import Inner
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.checkpoint.load import FAMILIES, family_of
+from jvidprune.models import family as families
+from jvidprune.models.checkpoint.load import family_of
 from jvidprune.models.checkpoint.published import PUBLISHED, published
 from jvidprune.models.prefill import read_prompt
 from jvidprune.reducers.protocol import inner_stages
@@ -58,8 +58,8 @@ def abstract_model(name: str, dtype: Any) -> tuple[Any, Any, Any]:
     family = family_of(PUBLISHED[name.lower()])
     if not family.startswith("llava"):
         raise JvidpruneError(f"the suite measures LLaVA models, {name} is a {family}.")
-    package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
-    return *nnx.split(nnx.eval_shape(lambda: package.Model(config, dtype=dtype, rngs=nnx.Rngs(0)))), config
+    model = families.get(family).model
+    return *nnx.split(nnx.eval_shape(lambda: model(config, dtype=dtype, rngs=nnx.Rngs(0)))), config
 
 
 def random_model(name: str, dtype: Any) -> tuple[Any, Any]:

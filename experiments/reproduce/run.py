@@ -136,14 +136,14 @@ def settings(methods: Mapping[str, Mapping[float, str]]) -> dict[str, Setting]:
 
 def look(table: Table, args: argparse.Namespace) -> Found:
     """Looks for weights and data."""
-    from jvidprune.models.checkpoint.load import FAMILIES
+    from jvidprune.models.family import names
     from jvidprune.reducers.registry import from_text
 
     absent: list[str] = []
     model = args.model or _below(args.models, table.checkpoint)
     if model is None:
         absent.append(f"the weights {table.checkpoint} below --models ({args.models or 'not given'})")
-        if table.family not in FAMILIES:
+        if table.family not in names():
             absent.append(f"the family {table.family}, which cannot be loaded yet")
     head = args.pooling_head or _below(args.models, table.pooling_head)
     tasks = {}

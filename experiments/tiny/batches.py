@@ -8,14 +8,14 @@ import numpy as np
 
 from experiments.tiny.targets import clip_targets
 from jvidprune.evals.items import LETTERS, Question
-from jvidprune.llm.prompts.llava import TEMPLATES
+from jvidprune.llm.prompts.templates import template
 from jvidprune.models.tokenizer import Tokenizer
 from jvidprune.procedural import templates
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.procedural.paint import paint
 from jvidprune.procedural.templates import CATEGORIES
 
-TEMPLATE = TEMPLATES["qwen_1_5"]
+TEMPLATE = template("qwen_1_5")
 KINDS = ("choice", "short", "yes_no")
 
 

@@ -72,7 +72,7 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
       JvidpruneError: anything wrong with the checkpoint, the reducer or the folder, before something is written.
     """
     from jvidprune.files import check_folder
-    from jvidprune.llm.families import family_settings
+    from jvidprune.llm.folder import family_settings
     from jvidprune.models.checkpoint.export import exact_dtype, export_model
     from jvidprune.models.checkpoint.load import load_model, read_config
     from jvidprune.models.evidence import check_evidence

@@ -10,9 +10,9 @@ if TYPE_CHECKING:
 
 def models(*, out: Common = OUTPUT) -> None:
     """List the model families that checkpoints can be loaded for."""
-    from jvidprune.models.listing import families
+    from jvidprune.models.listing import listing
 
-    rows = families()
+    rows = listing()
     if out.json:
         print_json(rows)
     elif out.quiet:

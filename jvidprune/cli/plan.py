@@ -179,9 +179,9 @@ def _row(choice: PlanChoice, config: Any, where: "Chip", sizes: dict[str, int], 
 
 
 def _patches(config: Any, layout: "Layout") -> tuple[int, int, int] | None:
-    from jvidprune.llm.families import FAMILIES
+    from jvidprune.models.family import get
 
-    if not FAMILIES[config.family].woven:
+    if get(config.family).settings["released"].grid is None:
         return None
     merge = config.vision.merge
     return layout.frames, layout.grid[0] * merge, layout.grid[1] * merge

@@ -115,10 +115,10 @@ def look(path: Path | None, *, model: ModelChoice, save: Path | None = None) -> 
       JvidpruneError: a file that cannot be read, a wish it cannot meet, or a folder that cannot be written to.
     """
     from jvidprune.cli.reading import check_reading
-    from jvidprune.llm.families import family_settings
-    from jvidprune.llm.processor import video_processor
+    from jvidprune.llm.folder import family_settings
     from jvidprune.llm.stages import cache_folder
     from jvidprune.models.checkpoint.load import read_config
+    from jvidprune.models.checkpoint.processor import video_processor
     from jvidprune.models.embedded import EMBEDDED
     from jvidprune.video.clips import default_clip
     from jvidprune.video.container import existing_file

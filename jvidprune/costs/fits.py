@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jvidprune.costs.memory import Need, TowerShape, ask_need, check_fits, tower_shape
-from jvidprune.llm.families import family_settings
-from jvidprune.llm.processor import video_processor
-from jvidprune.llm.settings import FamilySettings
+from jvidprune.llm.folder import family_settings
 from jvidprune.models.checkpoint.load import planned_dtype, read_config
+from jvidprune.models.checkpoint.processor import video_processor
+from jvidprune.models.settings import FamilySettings
 from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.parallel import read_mesh
 from jvidprune.reducers.protocol import Reducer, prompt_rules
@@ -57,7 +57,7 @@ def _plan(
     settings = family_settings(family, folder, convention)
     wish = settings.wish(frames, fps)
     # A file that is not there is refused where it is read.
-    there = video is not None and (settings.woven or wish.fps is not None or Path(video).exists())
+    there = video is not None and (settings.grid is not None or wish.fps is not None or Path(video).exists())
     info = probe(video, limits=limits) if video is not None and there else None
     # Of any video there are as many as the family reads, which a rate does not tell.
     count = wish.frames or settings.frames
@@ -68,7 +68,7 @@ def _plan(
     pixels = (info.height, info.width) if info is not None else size or NOMINAL
     layout = settings.layout(config, count, pixels, video_processor(folder))
     patches = None
-    if settings.woven:
+    if settings.grid is not None:
         patches = (layout.frames, *(side * config.vision.merge for side in layout.grid))
     return _Planned(family, settings, config, count, tower_shape(config, count, patches), layout, dtype)
 
@@ -118,9 +118,9 @@ def check_question(
     planned = _plan(source, video, frames, fps, size, limits, revision, dtype, convention)
     settings, config, layout = planned.settings, planned.config, planned.layout
     method = for_model(reducer, config) if isinstance(reducer, str) else reducer
-    newline: NewlineKind = prompt_rules(method).newline or getattr(config, "newline", settings.newline)
+    newline: NewlineKind = prompt_rules(method).newline or settings.newline_of(config)
     kept = method.capacity(layout, ratio) + newline_count(newline, layout.grid, layout.frames)
-    words = _WORDS + len(question.encode()) // 2 + (0 if settings.prompt == "newlines" else _STAMP * layout.frames)
+    words = _WORDS + len(question.encode()) // 2 + _STAMP * layout.frames * settings.writes_times
     options: dict[str, Any] = {"kept": kept, "text": words, "max_new_tokens": max_new_tokens, "dtype": planned.dtype}
     need = ask_need(config, planned.shape, **options, mesh=read_mesh(mesh))
     what = f"{planned.family} reading {planned.frames} frames at ratio {ratio:g}"

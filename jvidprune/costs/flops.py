@@ -13,7 +13,8 @@ from jvidprune.costs.flops_papers import CONVENTIONS, paper_prefill
 from jvidprune.costs.flops_reducer import reducer_flops
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.cuts import newlines_compete
-from jvidprune.llm.families import FAMILIES
+from jvidprune.llm.prompts.registry import builder_of
+from jvidprune.models import family as families
 from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.reducers.protocol import Reducer, check_ratio, full, inner_stages, prompt_rules, title_of
 from jvidprune.tokens import Layout
@@ -178,7 +179,7 @@ def count(
         StageFlops("projector", "", after),
         StageFlops("reducer", "", reducer_flops(reducer, layout, text.width, ratio, **options)),
     ]
-    reads = prefill(text, parts, causal=causal, mutual=FAMILIES[config.family].prompt == "molmo2")
+    reads = prefill(text, parts, causal=causal, mutual=families.get(config.family).bidirectional)
     for number, (part, terms) in enumerate(zip(parts, reads, strict=True)):
         numbers = {convention: values[number] for convention, values in papers.items()}
         counted.append(StageFlops("prefill", _stretch(part), terms, numbers))
@@ -237,7 +238,7 @@ def prompt_sizes(
 
 def newline_kind(config: Any, reducer: Reducer) -> NewlineKind:
     """Layout of the newline embeddings: what the reducer declares, else the checkpoint's, else the family's."""
-    return prompt_rules(reducer).newline or getattr(config, "newline", FAMILIES[config.family].newline)
+    return prompt_rules(reducer).newline or families.get(config.family).settings["released"].newline_of(config)
 
 
 def newline_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
@@ -246,17 +247,9 @@ def newline_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
 
 
 def marker_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
-    """Tokens around video blocks: two markers, and with Qwen3-VL two and a stamp of about 8 tokens a grid frame.
-
-    Molmo2 writes two markers and about 6 tokens of time a frame.
-    """
-    if FAMILIES[config.family].prompt == "molmo2":
-        return 8 * layout.frames
-    if not FAMILIES[config.family].woven:
-        return 0
-    if config.tokens_per_second:
-        return 2
-    return layout.frames * (8 if prompt_rules(reducer).vision_markers == "drop" else 10)
+    """Text tokens that the family writes around the tokens of a video, about."""
+    settings = families.get(config.family).settings["released"]
+    return builder_of(settings).marker_tokens(config, layout, reducer)
 
 
 def _stretch(part: Segment) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jvidprune.models import family as families
 from jvidprune.models.decoder import DecoderConfig
 from jvidprune.models.qwen.tower import QwenVisionConfig
 from jvidprune.models.siglip import SiglipConfig
@@ -177,9 +178,10 @@ def vision_terms(config: Any, layout: Layout) -> tuple[Terms, Terms]:
       config: of a family of `jvidprune.models`.
       layout: frames (grid frames of the Qwen families) and tokens a frame.
     """
-    if hasattr(config, "connector"):
+    connection = families.get(config.family).connection
+    if connection == "connector":
         after = connector(config.vision, config.connector, config.text.width, layout.frames)
         return siglip(config.vision, layout.frames), after
-    if isinstance(config.vision, SiglipConfig):
+    if connection == "projector":
         return siglip(config.vision, layout.frames), projector(config.vision, config.text.width, layout.frames)
     return qwen_vit(config.vision, layout), mergers(config.vision, layout)

@@ -12,8 +12,8 @@ from jvidprune.costs import memory
 from jvidprune.costs.chips import Chip
 from jvidprune.costs.memory import TowerShape
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.families import FAMILIES
 from jvidprune.llm.prompts.slots import bucket_length
+from jvidprune.models import family as families
 from jvidprune.models.fused import choose
 
 USABLE = 0.92
@@ -76,8 +76,9 @@ class Footprint:
 def weights(config: Any, sizes: Sizes) -> Weights:
     """Numbers that one device of a mesh holds, by the family's sharding table."""
     found = {"tower": 0, "layers": 0, "words": 0}
+    table = families.get(config.family).sharding
     for path, shape in memory.parameter_shapes(config).items():
-        count = math.prod(shape) // parallel.share(path, shape, sizes, config.family, config.units)
+        count = math.prod(shape) // parallel.share(path, shape, sizes, table, config.units)
         part = (
             "layers" if path.startswith(("lm.layers.", "lm.norm.")) else "words" if path.startswith("lm.") else "tower"
         )
@@ -100,7 +101,7 @@ def on_chip(config: Any, chip: Chip, dtype: Any) -> Any:
 
 def mutual(config: Any) -> bool:
     """Whether visual tokens see each other (Molmo2), for which no fused kernel serves."""
-    return FAMILIES[config.family].prompt == "molmo2"
+    return families.get(config.family).bidirectional
 
 
 def divided(config: Any, sizes: Sizes) -> Any:

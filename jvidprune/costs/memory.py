@@ -6,7 +6,6 @@ one chunk of queries in the language model; features; keys and values. Constants
 
 import dataclasses
 import functools
-import importlib
 import math
 import os
 from collections.abc import Mapping
@@ -20,8 +19,8 @@ import jax.numpy as jnp
 from jvidprune import parallel
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.prompts.slots import bucket_length
+from jvidprune.models import family as families
 from jvidprune.models.attention import FRAME_QUERIES, QUERY_CHUNK
-from jvidprune.models.checkpoint.load import FAMILIES
 from jvidprune.models.decoder import DecoderConfig
 from jvidprune.models.fused import implementation
 from jvidprune.models.layers import chunk_frames
@@ -77,15 +76,15 @@ def parameter_shapes(config: Any) -> Mapping[str, tuple[int, ...]]:
     """Shapes of a model's parameters by their dotted paths, from its abstract module."""
     from flax import nnx
 
-    package = importlib.import_module(f"jvidprune.models.{FAMILIES[config.family].package}")
-    state = nnx.state(nnx.eval_shape(lambda: package.Model(config, dtype=jnp.bfloat16)))
+    family = families.get(config.family)
+    state = nnx.state(nnx.eval_shape(lambda: family.model(config, dtype=jnp.bfloat16)))
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     return MappingProxyType({parallel.dotted(path): tuple(leaf.shape) for path, leaf in leaves})
 
 
 def parameter_count(config: Any, mesh: Mapping[str, int] | None = None) -> int:
     """Numbers that a model of this config holds; with the sizes of a mesh's axes, what one of its devices does."""
-    where: tuple[Any, ...] = (mesh or {}, config.family, config.units)
+    where: tuple[Any, ...] = (mesh or {}, families.get(config.family).sharding, config.units)
     return sum(math.prod(s) // parallel.share(path, s, *where) for path, s in parameter_shapes(config).items())
 
 
@@ -115,7 +114,8 @@ def encode_bytes(config: Any, shape: TowerShape, dtype: Any) -> int:
         # Scores and weights share an array unless their types differ.
         attention += shape.chunk * vision.heads * shape.patches * queries * (4 if size == 4 else 4 + size)
     block = rows * vision.width * size + max(attention, rows * (vision.width + 2 * vision.mlp) * size)
-    if pooling := getattr(config, "connector", None):
+    if families.get(config.family).connection == "connector":
+        pooling = config.connector
         # Molmo2's windows: the joined blocks, their patches gathered, keys and values of these; XLA lays them beside
         # the block's arrays.
         wide, places = vision.width * len(pooling.blocks), shape.chunk * shape.tokens * pooling.pool**2
@@ -192,7 +192,7 @@ def ask_need(
     """
     length = bucket_length(kept + text)
     features = feature_bytes(config, shape, dtype)
-    options: dict[str, Any] = {"levels": shape.levels, "mutual": hasattr(config, "connector")}
+    options: dict[str, Any] = {"levels": shape.levels, "mutual": families.get(config.family).bidirectional}
     prompt = prefill_bytes(config.text, batch, length, max_new_tokens - 1, dtype, **options)
     reduced = batch * kept * (1 + shape.levels) * config.text.width * jnp.dtype(dtype).itemsize
     parameters = parameter_count(config, mesh) * jnp.dtype(dtype).itemsize

@@ -62,7 +62,7 @@ def model_identity(llm: VideoLLM) -> dict[str, Any]:
             "pooling_head": None if loaded.pooling_head is None else model_fingerprint(loaded.pooling_head),
             "dtype": str(jax.tree.leaves(loaded.model)[0].dtype),
         },
-        "prompt": {"texts": llm.prompt_texts("{question}"), "newline": llm.newline},
+        "prompt": {"texts": llm.prompts.texts("{question}"), "newline": llm.newline},
         "around": plain(around),
         "code": {"jvidprune": jvidprune.__version__, "sources": code_fingerprint(), "jax": jax.__version__},
         "backend": jax.default_backend(),

@@ -16,9 +16,9 @@ import numpy as np
 from jvidprune.cuts.cache import Cache
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.cuts import join_inner, prompt_inner
+from jvidprune.llm.deepstack import kept_levels
 from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_stages
-from jvidprune.llm.prompts import molmo2, qwen
-from jvidprune.llm.prompts.layout import newline_kind
+from jvidprune.llm.prompts.llava import newline_kind
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.stages import StageClock
 from jvidprune.models.generate import NO_TOKEN, check_sampling, decode
@@ -266,9 +266,8 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
         held = np.where(wide.valid, np.maximum(at, _TEXT), _TEXT).astype(np.int32)
         slots.append(wide)
         embeds.append(_embed(model, ids, held, [one.reduced.tokens for one in videos]))
-        levels.append(qwen.kept_levels(videos, wide, count))
-        if llm.settings.prompt == "molmo2":
-            mutual.append(molmo2.together(wide, row.text, llm.loaded.config))
+        levels.append(kept_levels(videos, wide, count))
+        mutual.append(llm.prompts.bidirectional(wide, row.text))
         newline = newline_kind(videos, llm.newline)
         found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=shared_blocks(videos))
         inners.append(found)
@@ -277,7 +276,7 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
     options: dict[str, Any] = {"next_position": np.asarray(following, np.int32)}
     if inners[0] is not None:
         options["inner"] = join_inner(rows.filled(inners))
-    if mutual:
+    if mutual[0] is not None:
         options["bidirectional"] = np.stack(rows.filled(mutual))
     if levels[0] is not None:
         options["deepstack"] = jnp.concatenate(rows.filled(levels), axis=1)
@@ -289,15 +288,10 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
 @jax.jit
 def _embed(model: Any, ids: jax.Array, held: jax.Array, parts: list[jax.Array]) -> jax.Array:
     """(S, D) embeddings of a prompt's slots: text ids, or what they hold of the reduced tokens of its videos."""
-    tokens = jnp.concatenate(parts)
+    tokens = model.embed_visual(jnp.concatenate(parts))
     words = model.embed_text(ids)
-    placeholder = getattr(model.config, "placeholder", None)
-    if placeholder is not None:
-        # Molmo2 adds its tokens to what they stand for. The config tells, so that a model may be wrapped.
-        tokens = tokens.astype(words.dtype) + model.embed_text(jnp.asarray(placeholder))
-    newline = getattr(model, "newline", None)
-    if newline is not None:
-        words = jnp.where((held == _NEWLINE)[:, None], newline.astype(words.dtype), words)
+    if model.newline is not None:
+        words = jnp.where((held == _NEWLINE)[:, None], model.newline.astype(words.dtype), words)
     return jnp.where((held >= 0)[:, None], tokens[jnp.maximum(held, 0)].astype(words.dtype), words)
 
 

@@ -8,23 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jvidprune.models.checkpoint.load import FAMILIES
 from jvidprune.models.checkpoint.published import published
+from jvidprune.models.family import families, get
 from jvidprune.models.siglip import SiglipConfig
 from jvidprune.reducers import registry
 from jvidprune.reducers.protocol import inner_stages
 from jvidprune.reducers.table import rewrite
 
 _MARK = "<!-- families-table -->"
-
-REPRESENTATIVES: dict[str, str] = {
-    "llava_onevision": "llava-onevision-7b",
-    "llava_video": "llava-video-7b",
-    "qwen2_5_vl": "qwen2.5-vl-7b",
-    "qwen3_vl": "qwen3-vl-8b",
-    "molmo2": "molmo2-8b",
-}
-"""The published checkpoint whose config speaks for a family."""
 
 
 def lacking(config: Any, needs: frozenset[str]) -> tuple[str, ...]:
@@ -37,7 +28,7 @@ def lacking(config: Any, needs: frozenset[str]) -> tuple[str, ...]:
 
 def cell(family: str, method: str) -> str:
     """One cell: yes, where the method acts, or what it needs and the family's towers do not give."""
-    config = published(REPRESENTATIVES[family])
+    config = published(get(family).representative or family)
     reducer = registry.get(method, family)
     if missing := lacking(config, reducer.needs):
         return "needs " + ", ".join(f"`{name}`" for name in missing)
@@ -48,10 +39,11 @@ def cell(family: str, method: str) -> str:
 
 def markdown() -> str:
     """A row a method, a column a family."""
-    head = ["method", *(f"`{family}`" for family in FAMILIES)]
+    columns = [family.name for family in families() if family.representative is not None]
+    head = ["method", *(f"`{name}`" for name in columns)]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for name in registry.names():
-        cells = (cell(family, name) for family in FAMILIES)
+        cells = (cell(family, name) for family in columns)
         lines.append(" | ".join([f"`{name}` {registry.info(name).title}", *cells]))
     return "\n".join(f"| {line} |" for line in lines)
 

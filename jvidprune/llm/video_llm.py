@@ -21,24 +21,23 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.conventions import check_convention
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, prompt_positions, reduce_video
-from jvidprune.llm.families import FAMILIES, family_settings
-from jvidprune.llm.processor import video_processor
-from jvidprune.llm.prompts import molmo2, qwen
-from jvidprune.llm.prompts.layout import lay_out
-from jvidprune.llm.prompts.llava import template
+from jvidprune.llm.folder import family_settings
+from jvidprune.llm.prompts.builder import PromptBuilder
+from jvidprune.llm.prompts.registry import builder_of
 from jvidprune.llm.prompts.slots import SlotMap
-from jvidprune.llm.prompts.templates import CHAT, chat_template, chat_texts
-from jvidprune.llm.settings import Convention, FamilySettings
+from jvidprune.llm.prompts.templates import CHAT, chat_template
 from jvidprune.llm.stages import Stage, StageClock, enable_compilation_cache
 from jvidprune.models.checkpoint.dtypes import AUTO
 from jvidprune.models.checkpoint.folder import UNTRAINED_MARK
 from jvidprune.models.checkpoint.load import LoadedModel, load_model, read_config
+from jvidprune.models.checkpoint.processor import video_processor
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.evidence import NO_QUESTION
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.positions import MropeRule, check_rule
-from jvidprune.models.tokenizer import Tokenizer, beginning, end_ids, load_tokenizer
+from jvidprune.models.settings import Convention, FamilySettings
+from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, full, title_of
@@ -47,7 +46,7 @@ from jvidprune.reducers.serialise import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
 from jvidprune.stts.saved import read_stts
 from jvidprune.tokens import VideoTokens
-from jvidprune.video.decode import Clip, check_frames, read_frames
+from jvidprune.video.decode import Clip, as_frames, read_frames
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.preprocess import Patches
 
@@ -144,7 +143,7 @@ class VideoLLM:
           mesh: of `parallel.make_mesh`; towers divide frames over it, prompts their rows, both their heads, and every
             device reduces the whole video.
           progress: see `load_model`.
-          template: of prompts: a name of `prompt.TEMPLATES`, "chat" for the chat template in the folder, or None for
+          template: of prompts: one of the families' by name, "chat" for the chat template in the folder, or None for
             that of the convention.
           pooling_head: folder or hub id of the original SigLIP, for methods that need its head; see `load_model`.
           attention: which code computes attention, see `models.fused.AttentionKind`.
@@ -175,8 +174,6 @@ class VideoLLM:
         enable_compilation_cache()
         options: dict[str, Any] = {"pooling_head": pooling_head, "attention": attention, "revision": revision}
         loaded = load_model(source, dtype=dtype, mesh=mesh, progress=progress, **options)
-        if loaded.family not in FAMILIES:
-            raise JvidpruneError(f"{loaded.family} checkpoints load, but cannot be asked about videos yet.")
         settings = family_settings(loaded.family, loaded.folder, convention, mrope_rule)
         settings = dataclasses.replace(settings, positions=positions)
         if template is None and settings.own_chat and chat_template(loaded.folder) is not None:
@@ -190,9 +187,8 @@ class VideoLLM:
             )
         llm = cls(loaded, load_tokenizer(loaded.folder), settings, pruning)
         # Settings of the folder that make no sense and missing templates are refused here, not at the first video.
-        _ = llm.pixels, llm.prompt_texts("?")
-        if settings.prompt == "molmo2":
-            molmo2.marks(loaded.config, loaded.folder)
+        _ = llm.pixels
+        llm.prompts.check()
         trained = read_stts(loaded.folder, heads=loaded.config.vision.heads, dtype=loaded.dtype)
         llm = attach_released(llm) if trained is None else attach(llm, *trained)
         if pruning is None:
@@ -296,7 +292,7 @@ class VideoLLM:
             raise JvidpruneError(
                 f"the prompts of {self.loaded.family} hold the times of frames: give fps= or times= with the frames."
             )
-        return check_frames(source)
+        return as_frames(source)
 
     def _encoded(self, source: Clip | np.ndarray, needs: frozenset[str], question: str | None) -> EncodedVideo:
         frames = source.frames if isinstance(source, Clip) else source
@@ -307,12 +303,9 @@ class VideoLLM:
         return self._with_text(video, question) if "text" in needs and question is not None else video
 
     def _tokens(self, frames: np.ndarray, needs: frozenset[str]) -> VideoTokens:
-        pixels = self.pixels(frames)
+        pixels = jax.tree.map(jnp.asarray, self.pixels(frames))
         with on_mesh_of(self.loaded.model):
-            if isinstance(pixels, Patches):
-                steps, rows, columns = (int(side) for side in pixels.grid)
-                return _encode_grid(self.loaded.model, jnp.asarray(pixels.values), (steps, rows, columns), needs)
-            return _encode(self.loaded.model, jnp.asarray(pixels), needs)
+            return _encode(self.loaded.model, pixels, needs)
 
     def _with_text(self, video: EncodedVideo, question: str) -> EncodedVideo:
         ids = jnp.asarray(self.tokenizer.encode(question), jnp.int32)
@@ -400,6 +393,11 @@ class VideoLLM:
         declared, reference = settings.declared_positions, settings.reference_positions
         return prompt_positions(videos, asked=settings.positions, declared=declared, reference=reference)
 
+    @functools.cached_property
+    def prompts(self) -> PromptBuilder:
+        """How videos are written into prompts of this family."""
+        return builder_of(self.settings)(self.loaded.config, self.settings, self.loaded.folder, self.tokenizer)
+
     def lay_out(self, videos: Sequence[ReducedVideo], question: str, reserve: int) -> tuple[SlotMap, np.ndarray]:
         """The slots of a prompt and its text ids in order; families that write time read it from the videos' clips.
 
@@ -407,47 +405,14 @@ class VideoLLM:
           JvidpruneError: prompt and `reserve` tokens of an answer do not fit into the model's positions, or a video
             whose times are needed and not known.
         """
-        config = self.loaded.config
-        ids = self.prompt_ids(videos, question)
-        options: dict[str, Any] = {"reserve": reserve, "positions": self.position_rule(videos)}
-        if self.settings.woven:
-            slots = qwen.lay_out(videos, ids, config, rule=self.settings.mrope_rule, **options)
-        elif self.settings.prompt == "molmo2":
-            slots = molmo2.lay_out(videos, ids, config, **options)
-        else:
-            newlines: dict[str, Any] = {"newline": self.newline, "newline_rows": self.settings.newline_rows}
-            slots = lay_out(videos, ids, **newlines, max_positions=config.text.max_positions, **options)
+        ids = self.prompts.ids(videos, question)
+        slots = self.prompts.lay_out(videos, ids, reserve=reserve, positions=self.position_rule(videos))
         return slots, np.concatenate([np.asarray(part, np.int32) for part in ids])
-
-    def prompt_ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
-        """Token ids of the texts between runs of visual tokens, with what the family writes around these."""
-        texts, config = self.prompt_texts(question, len(videos)), self.loaded.config
-        if self.settings.prompt == "molmo2":
-            around = molmo2.marks(config, self.loaded.folder)
-            return molmo2.prompt_ids(texts, videos, around, self.tokenizer.encode)
-        if self.settings.woven:
-            texts = qwen.video_texts(texts, videos, config, self.settings.markers)
-        return [self.tokenizer.encode(text) for text in texts]
-
-    def prompt_texts(self, question: str, videos: int = 1) -> list[str]:
-        """The texts around and between so many videos, without what a family writes around each.
-
-        Raises:
-          JvidpruneError: an unknown template, or a chat template that is not there or cannot be used.
-        """
-        settings, folder = self.settings, self.loaded.folder
-        if settings.template != CHAT:
-            texts = template(settings.template).texts(question, videos)
-        else:
-            between = "" if settings.woven else " "
-            texts = chat_texts(folder, question, videos, placeholder=settings.placeholder, between=between)
-        start = beginning(folder) if settings.begins else ""
-        return texts if texts[0].startswith(start) else [start + texts[0], *texts[1:]]
 
     @property
     def newline(self) -> NewlineKind:
         """Layout of the newline embeddings where a reducer declares none: the checkpoint's, else the family's."""
-        return getattr(self.loaded.config, "newline", self.settings.newline)
+        return self.settings.newline_of(self.loaded.config)
 
     def ask(
         self,
@@ -538,10 +503,5 @@ class VideoLLM:
 
 
 @functools.partial(jax.jit, static_argnames="needs")
-def _encode(model: Any, pixels: jax.Array, needs: frozenset[str]) -> VideoTokens:
+def _encode(model: Any, pixels: Any, needs: frozenset[str]) -> VideoTokens:
     return on_every_device(model.encode(pixels, needs))
-
-
-@functools.partial(jax.jit, static_argnames=("grid", "needs"))
-def _encode_grid(model: Any, patches: jax.Array, grid: tuple[int, int, int], needs: frozenset[str]) -> VideoTokens:
-    return on_every_device(model.encode(patches, grid, needs))

@@ -8,21 +8,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jvidprune.models.checkpoint.load import FAMILIES, LoadedModel, load_model
+    from jvidprune.models.checkpoint.load import LoadedModel, load_model
+    from jvidprune.models.family import Family, register
     from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 
 _SOURCES = {
-    "checkpoint.load": ("FAMILIES", "LoadedModel", "load_model"),
+    "checkpoint.load": ("LoadedModel", "load_model"),
+    "family": ("Family", "register"),
     "tokenizer": ("Tokenizer", "end_ids", "load_tokenizer"),
 }
 
 __all__ = [
-    "FAMILIES",
+    "Family",
     "LoadedModel",
     "Tokenizer",
     "end_ids",
     "load_model",
     "load_tokenizer",
+    "register",
 ]
 
 

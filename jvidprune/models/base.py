@@ -22,6 +22,15 @@ class VideoModel(nnx.Module):
         """Names of `tokens.EVIDENCE` that `encode` can attach (besides "text", which needs the caller's array)."""
         return self.config.provides
 
+    @property
+    def newline(self) -> Float[Array, "D"] | None:
+        """The embedding that breaks lines between visual tokens; None where a family has none."""
+        return None
+
+    def embed_visual(self, tokens: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """What stands in a prompt for visual tokens: they themselves, unless a family says otherwise."""
+        return tokens
+
     def embed_text(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Embeddings of token ids, see `Decoder.embed_text`."""
         return self.lm.embed_text(ids)

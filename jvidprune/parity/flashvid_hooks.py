@@ -5,8 +5,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
-from jvidprune.llm.prompts.qwen import block_runs
-from jvidprune.llm.prompts.slots import Woven, weave
+from jvidprune.llm.prompts.slots import Interleaved, block_runs, interleave
 from jvidprune.models.attention import attend_all
 from jvidprune.models.positions import PromptPositions, VideoBlock, frame_blocks, prompt_pieces, prompt_positions
 from jvidprune.ops import newline
@@ -122,13 +121,13 @@ def _compare_qwen(golden: Golden) -> Iterator[Row]:
     reduced = run_config(golden.config, golden["video_features"], golden["cls_attention"])
     certain = golden["out_exact"] if golden.has("out_exact") else None
     yield from _rows(reduced, golden["compressed_indices"], golden["compressed_tokens"], certain)
-    woven, whole = _woven(golden)
-    yield from _position_rows(golden, woven, whole)
-    yield from _embedding_rows(golden, woven)
-    yield from _cut_rows(golden, woven.source >= woven.text)
+    prompt, whole = _prompt(golden)
+    yield from _position_rows(golden, prompt, whole)
+    yield from _embedding_rows(golden, prompt)
+    yield from _cut_rows(golden, prompt.source >= prompt.text)
 
 
-def _woven(golden: Golden) -> tuple[Woven, PromptPositions]:
+def _prompt(golden: Golden) -> tuple[Interleaved, PromptPositions]:
     """The prompt of the stored kept ids, by the code that answers questions, and its positions without reduction."""
     ids, config = golden["input_ids"][0], golden.config
     frames, height, width = (int(side) for side in golden["grid_thw"][0])
@@ -145,34 +144,34 @@ def _woven(golden: Golden) -> tuple[Woven, PromptPositions]:
         else:
             text, at = ids[at : at + piece], at + piece
     dropped = (config["vision_start"], config["vision_end"]) if by_text else ()
-    return weave([*texts, text], block_runs(golden["compressed_indices"], blocks), dropped=dropped), whole
+    return interleave([*texts, text], block_runs(golden["compressed_indices"], blocks), dropped=dropped), whole
 
 
-def _position_rows(golden: Golden, woven: Woven, whole: PromptPositions) -> Iterator[Row]:
+def _position_rows(golden: Golden, prompt: Interleaved, whole: PromptPositions) -> Iterator[Row]:
     """Positions of the whole prompt, of what is kept of it, and of the first generated token.
 
     Where a file holds four rows, the first is the place in the unreduced prompt.
     """
     yield exact("rope_full", whole.ids[:, None], golden["rope_full"])
     yield exact("rope_delta", [whole.rope_delta], golden["rope_delta"])
-    yield exact("kept_cache_position", woven.full, golden["kept_cache_position"])
+    yield exact("kept_cache_position", prompt.full, golden["kept_cache_position"])
     kept, following = golden["kept_position_ids"], golden["next_position_ids"]
-    places = [woven.full] if len(kept) == 4 else []
-    yield exact("kept_position_ids", np.stack([*places, *whole.keep(woven.full).ids])[:, None], kept)
-    ahead = [woven.whole] * len(places) + [whole.next] * 3
+    places = [prompt.full] if len(kept) == 4 else []
+    yield exact("kept_position_ids", np.stack([*places, *whole.keep(prompt.full).ids])[:, None], kept)
+    ahead = [prompt.whole] * len(places) + [whole.next] * 3
     yield exact("next_position_ids", np.reshape(ahead, following.shape), following)
-    yield exact("next_cache_position", [woven.whole], golden["next_cache_position"])
+    yield exact("next_cache_position", [prompt.whole], golden["next_cache_position"])
 
 
-def _embedding_rows(golden: Golden, woven: Woven) -> Iterator[Row]:
+def _embedding_rows(golden: Golden, prompt: Interleaved) -> Iterator[Row]:
     """The reduced prompt's embeddings, and the DeepStack levels of its visual tokens.
 
     The file has no embedding table: a text token must stand where another of the same id stands in the stored prompt.
     """
-    visual, stored, ids = woven.source >= woven.text, golden["inputs_embeds"][0], golden["input_ids"][0]
-    words = np.where(visual, -1, ids[woven.full])
+    visual, stored, ids = prompt.source >= prompt.text, golden["inputs_embeds"][0], golden["input_ids"][0]
+    words = np.where(visual, -1, ids[prompt.full])
     first = np.array([int(np.argmax(words == word)) for word in words])
-    rows = np.where(visual, woven.source - woven.text - 1, 0)
+    rows = np.where(visual, prompt.source - prompt.text - 1, 0)
     ours = np.where(visual[:, None], golden["compressed_tokens"][rows], stored[first])
     yield close("inputs_embeds", ours[None], golden["inputs_embeds"], 0.0, VALUE_RTOL, "text by its first occurrence")
     if golden.has("visual_pos_mask"):

@@ -37,11 +37,11 @@ def compare_model_folder(folder: str | Path) -> Iterator[FileReport]:
         raise JvidpruneError(f"{folder} is no model folder with io*.npz files.")
     with jax.default_matmul_precision("highest"):
         loaded = load_model(folder, dtype=jnp.float32)
-        if loaded.family not in _FAMILIES:
-            raise JvidpruneError(f"{loaded.family} has no stage comparisons; there are: {', '.join(_FAMILIES)}.")
+        if loaded.family not in _STAGES:
+            raise JvidpruneError(f"{loaded.family} has no stage comparisons; there are: {', '.join(_STAGES)}.")
         for path in files:
             golden = load_golden(path)
-            stages, inputs = _FAMILIES[loaded.family](loaded, golden)
+            stages, inputs = _STAGES[loaded.family](loaded, golden)
             rows = [_row(key, stages) for key in golden.arrays if key not in inputs]
             yield FileReport(path.name, loaded.family, tuple(rows))
 
@@ -239,7 +239,7 @@ def _molmo2(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]
     return molmo2_stages(loaded, golden)
 
 
-_FAMILIES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]]] = {
+_STAGES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]]] = {
     "llava_onevision": _llava_onevision,
     "llava_video": _llava_video,
     "qwen2_5_vl": _qwen_vl,

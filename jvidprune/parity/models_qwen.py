@@ -16,13 +16,14 @@ from jvidprune.models.qwen.model import spread_levels
 from jvidprune.models.qwen.tower import Grid, Windows, patch_coordinates
 from jvidprune.parity.core import Golden, Row, close, exact
 from jvidprune.parity.models import ATTENTION, VISION, Stages, _embed_text, decoder_stages
+from jvidprune.video.preprocess import Patches
 
 _INPUTS = frozenset({"pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "input_ids", "pruned_keep"})
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "needs"))
 def _encode(model: Any, patches: Any, grid: Grid, needs: frozenset[str]) -> Any:
-    return model.encode(patches, grid, needs)
+    return model.encode(Patches(patches, grid), needs)
 
 
 @functools.partial(jax.jit, static_argnames="grid")

@@ -11,7 +11,6 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.qwen.tower import Grid
 from jvidprune.stts.config import STTSConfig
 from jvidprune.stts.encode import Encoder, connect_kept, encoder_of
 from jvidprune.stts.released import RELEASED, released_scorer
@@ -19,6 +18,7 @@ from jvidprune.stts.scorer import Scorer, ScorerSizes
 from jvidprune.stts.select import one_video
 from jvidprune.stts.tower import Prefix, run_kept, run_prefix
 from jvidprune.tokens import Reduced, VideoTokens
+from jvidprune.video.preprocess import Patches
 
 EVIDENCE = frozenset({"tower_state", "tower_scores", "tower_input"})
 """What a model with a scorer gives besides its own evidence."""
@@ -60,22 +60,19 @@ class ScoredModel(nnx.Module):
         """Evidence that `encode` can attach."""
         return self.base.provides | EVIDENCE
 
-    def encode(self, pixels: Array, *given: Any, **options: Any) -> VideoTokens:
+    def encode(self, pixels: Any, needs: frozenset[str] = frozenset(), **options: Any) -> VideoTokens:
         """The model's own `encode`, dense, and where asked for the tower's state at the scores.
 
         The dense tokens are what other methods read. Where nothing else is asked, `encode.encode` makes STTS's tokens
         without them, which is what saves time.
         """
-        woven = self.config.family.startswith("qwen")
-        grid = given[0] if woven else options.get("grid")
-        needs = options.pop("needs", given[woven] if len(given) > woven else frozenset())
-        head = given[:1] if woven else ()
-        video = self.base.encode(pixels, *head, needs - EVIDENCE, **options)
+        video = self.base.encode(pixels, needs - EVIDENCE, **options)
         asked = needs & EVIDENCE
         if not asked:
             return video
-        encoder = encoder_of(self.base, self.stts.window, _whole(grid))
-        at = run_prefix(encoder.tower, encoder.embed(pixels), encoder.windows, self.stts, scorer=self.scorer)
+        values, grid = (pixels.values, pixels.grid) if isinstance(pixels, Patches) else (pixels, None)
+        encoder = encoder_of(self.base, self.stts.window, grid)
+        at = run_prefix(encoder.tower, encoder.embed(values), encoder.windows, self.stts, scorer=self.scorer)
         found = {"tower_state": at.x, "tower_scores": at.scores, "tower_input": at.entered}
         return dataclasses.replace(video, evidence=video.evidence | {name: found[name] for name in asked})
 
@@ -119,10 +116,6 @@ def attach_released(llm: Any) -> Any:
     """
     scorer = released_scorer(llm.loaded.folder, llm.loaded.config.vision.heads)
     return llm if scorer is None else attach(llm, RELEASED, scorer)
-
-
-def _whole(grid: Any) -> Grid | None:
-    return None if grid is None else (int(grid[0]), int(grid[1]), int(grid[2]))
 
 
 @functools.partial(jax.jit, static_argnames=("config", "capacity"))

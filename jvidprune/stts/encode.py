@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfig
+from jvidprune.models.molmo2 import Molmo2
 from jvidprune.models.qwen.model import QwenVL
 from jvidprune.models.qwen.tower import Grid
 from jvidprune.ops.compact import compact
@@ -257,13 +258,13 @@ def encoder_of(model: Any, window: int = 1, grid: Grid | None = None) -> Encoder
       JvidpruneError: a family without one, or a Qwen tower without a grid.
     """
     family = model.config.family
-    if family in ("llava_onevision", "llava_video"):
+    if isinstance(model, LlavaOnevision):
         return LlavaEncoder(model, window)
-    if family in ("qwen2_5_vl", "qwen3_vl"):
+    if isinstance(model, QwenVL):
         if grid is None:
             raise JvidpruneError(f"the windows of {family} depend on the grid of the video, which was not given.")
         return QwenEncoder(model, grid, window)
-    if family == "molmo2":
+    if isinstance(model, Molmo2):
         return Molmo2Encoder(model, window)
     raise JvidpruneError(f"STTS knows no tower of {family}.")
 

@@ -42,7 +42,7 @@ class Encoder:
       pixels: dtype of the pixels.
 
     Raises:
-      JvidpruneError: a family whose prompts are woven of several pieces, a newline in every row, or no room for one
+      JvidpruneError: a family whose prompts have a video in several pieces, a newline in every row, or no room for one
         question.
     """
 
@@ -65,7 +65,7 @@ class Encoder:
     @property
     def before(self) -> list[int]:
         """Text in front of the video."""
-        return self.llm.tokenizer.encode(self.llm.prompt_texts("")[0])
+        return self.llm.tokenizer.encode(self.llm.prompts.texts("")[0])
 
     @property
     def newline(self) -> bool:
@@ -86,7 +86,7 @@ class Encoder:
     def question(self, question: Question) -> tuple[list[int], list[int]]:
         """Token ids of what follows the video, and of the answer with its end."""
         encode = self.llm.tokenizer.encode
-        return encode(self.llm.prompt_texts(question.prompt())[-1]), [*encode(question.answer), self.end]
+        return encode(self.llm.prompts.texts(question.prompt())[-1]), [*encode(question.answer), self.end]
 
     def __call__(self, item: Item) -> Example:
         """The example of an item.

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from jvidprune import parallel
 from jvidprune.errors import JvidpruneError
+from jvidprune.models import family as families
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Placing:
 
     Attributes:
       mesh: from `parallel.make_mesh`; None for the default device.
-      family: of the model, key of `parallel.TABLES`.
+      family: of the model, a name of `models.family.names`.
       units: of the model's config, see `parallel.sharding_of`.
     """
 
@@ -40,18 +41,22 @@ class Placing:
             where = f" over {pieces} devices each" if pieces > 1 else ""
             raise JvidpruneError(f"{rows} rows cannot be divided into {parts} parts{where}.")
 
+    @property
+    def _table(self) -> parallel.ShardingTable:
+        return families.get(self.family).sharding
+
     def state(self, tree: Any) -> Any:
         """Parameters, or a state around them, in their places."""
         if self.mesh is None:
             # An array that was put somewhere and one that was not are two kinds to jit: it would compile twice.
             return jax.device_put(tree, jax.local_devices()[0])
-        return parallel.shard_state(tree, self.mesh, self.family, self.units)
+        return parallel.shard_state(tree, self.mesh, self._table, self.units)
 
     def keep(self, tree: Any) -> Any:
         """The same inside a jitted function, where XLA would choose the places of results itself."""
         if self.mesh is None:
             return tree
-        shardings = parallel.state_shardings(tree, self.mesh, self.family, self.units)
+        shardings = parallel.state_shardings(tree, self.mesh, self._table, self.units)
         return jax.lax.with_sharding_constraint(tree, shardings)
 
     def batch(self, batch: Any) -> Any:

@@ -28,7 +28,7 @@ from jvidprune.training.tuning import Trained, Tuner, Tuning
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import check_wish
 
-FAMILIES = ("llava_onevision", "llava_video")
+TRAINED_FAMILIES = ("llava_onevision", "llava_video")
 """Families that this trains."""
 
 
@@ -81,8 +81,8 @@ def open_run(
     """
     llm, scorer = _parted(llm, choice.seed)
     family = llm.loaded.family
-    if family not in FAMILIES:
-        raise JvidpruneError(f"STTS trains {' and '.join(FAMILIES)} checkpoints, not {family}.")
+    if family not in TRAINED_FAMILIES:
+        raise JvidpruneError(f"STTS trains {' and '.join(TRAINED_FAMILIES)} checkpoints, not {family}.")
     config = stts_config(llm, choice)
     if config.method != "scorer" and rates.get("scorer"):
         raise JvidpruneError(f"the learning rate of scorer must be 0: {config.method} pruning learns nothing.")
@@ -151,7 +151,7 @@ def _parted(llm: VideoLLM, seed: int) -> tuple[VideoLLM, Any]:
     """The model without what is attached to it, and its scorer: that of a trained checkpoint, else a new one."""
     model = getattr(llm.loaded.model, "base", llm.loaded.model)
     scorer = getattr(llm.loaded.model, "scorer", None)
-    if scorer is None and llm.loaded.family in FAMILIES:
+    if scorer is None and llm.loaded.family in TRAINED_FAMILIES:
         scorer = Scorer(SiglipTower(model.vision).sizes, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     return dataclasses.replace(llm, loaded=dataclasses.replace(llm.loaded, model=model)), scorer
 

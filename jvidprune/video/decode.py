@@ -110,7 +110,7 @@ class Clip:
           JvidpruneError: frames of another shape or type, both or neither of rate and times, no rate above 0, or times
             that do not rise from 0 on.
         """
-        frames = check_frames(frames)
+        frames = as_frames(frames)
         count = len(frames)
         if (fps is None) == (times is None):
             raise JvidpruneError("frames are given either fps= or times=.")
@@ -146,7 +146,7 @@ class Clip:
         return bool(np.array_equal(self.timestamps, self.indices / self.fps))
 
 
-def check_frames(frames: Any) -> UInt8[np.ndarray, "frames height width 3"]:
+def as_frames(frames: Any) -> UInt8[np.ndarray, "frames height width 3"]:
     """Frames as an array of numpy.
 
     Raises:

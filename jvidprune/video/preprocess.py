@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Float32, UInt8
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.video import resize
@@ -167,17 +167,18 @@ class QwenUtils:
         return resize.qwen_utils_size(height, width, factor=factor, min_pixels=low, max_pixels=high)
 
 
-class Patches(NamedTuple):
-    """A video as a Qwen vision tower reads it.
+@dataclasses.dataclass(frozen=True, eq=False)
+class Patches:
+    """A video as a Qwen vision tower reads it; to JAX a tree of one array, `grid` is static (`models.qwen.model`).
 
     Attributes:
       values: (patches, 3 * pair * patch * patch), rows by (grid frame, block row, block column, row, column in block),
         columns by (channel, frame in pair, row, column).
-      grid: (3,) int32 grid frames, patch rows, patch columns.
+      grid: grid frames, patch rows, patch columns.
     """
 
-    values: np.ndarray
-    grid: Int32[np.ndarray, "3"]
+    values: Any
+    grid: tuple[int, int, int]
 
 
 def qwen_resized(
@@ -220,7 +221,7 @@ def patchify(frames: np.ndarray, family: QwenPixels) -> Patches:
     ).transpose(0, 3, 6, 4, 7, 2, 1, 5, 8)
     return Patches(
         blocks.reshape(steps * rows * columns, channels * family.pair * patch * patch),
-        np.asarray([steps, rows, columns], np.int32),
+        (steps, rows, columns),
     )
 
 
@@ -244,6 +245,6 @@ def qwen_patches(
     """
     resized = qwen_resized(frames, family, utils=utils, workers=workers)
     # Cut first: bytes move four times faster than floats, and a row of a patch vector is one run of a channel.
-    cut, grid = patchify(resized, family)
-    values = normalise(cut.reshape(len(cut), 3, -1), family.mean, family.std, axis=-2)
-    return Patches(values.reshape(cut.shape), grid)
+    cut = patchify(resized, family)
+    values = normalise(cut.values.reshape(len(cut.values), 3, -1), family.mean, family.std, axis=-2)
+    return Patches(values.reshape(cut.values.shape), cut.grid)

@@ -1,60 +1,88 @@
-"""Prompts as text before and after the video, one template a name."""
+"""Prompts with newline embeddings between the tokens of a video (LLaVA)."""
 
-import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
-from jvidprune.errors import JvidpruneError
+import jax
+import numpy as np
+
+from jvidprune.llm.encoded import ReducedVideo, prompt_positions
+from jvidprune.llm.prompts.builder import PromptBuilder
+from jvidprune.llm.prompts.slots import Run, SlotMap, interleave, laid_out, original_slots
+from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange, full_length, unreduced_places
+from jvidprune.reducers.protocol import PositionRule
+
+_arrange = jax.jit(arrange, static_argnames=("kind", "grid", "frames", "rows"))
 
 
-@dataclasses.dataclass(frozen=True)
-class PromptTemplate:
-    """Text around the visual tokens; `{question}` is replaced.
+def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_row: int = 0) -> Run:
+    """The kept tokens of a video with newline embeddings between them.
 
-    Attributes:
-      before: text in front of the video.
-      after: text behind it, with the question.
-      between: text between two videos; a space is what lmms-eval puts between the placeholders of a LLaVA model.
+    Args:
+      one: the video; what its reducer declares goes before the family's layout.
+      kind: the family's layout.
+      rows: the family's rule for rows of a grid.
+      first_row: of this video among the reduced tokens of all videos.
     """
-
-    before: str
-    after: str
-    between: str = " "
-
-    def parts(self, question: str) -> tuple[str, str]:
-        """(text before, text after) for one question."""
-        return self.before, self.after.replace("{question}", question)
-
-    def texts(self, question: str, videos: int = 1) -> list[str]:
-        """The texts around and between so many videos."""
-        before, after = self.parts(question)
-        return [before, *[self.between] * (videos - 1), after]
-
-
-TEMPLATES: dict[str, PromptTemplate] = {
-    # Conversation template "qwen_1_5", used for all published benchmark numbers of the LLaVA models.
-    "qwen_1_5": PromptTemplate(
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-        "\n{question}<|im_end|>\n<|im_start|>assistant\n",
-    ),
-    # Chat templates of the Qwen-VL families, without the vision markers, which stand around each video block.
-    "qwen2_5_vl": PromptTemplate(
-        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n",
-        "{question}<|im_end|>\n<|im_start|>assistant\n",
-        between="",
-    ),
-    "qwen3_vl": PromptTemplate("<|im_start|>user\n", "{question}<|im_end|>\n<|im_start|>assistant\n", between=""),
-    # The video stands before the first turn.
-    "molmo2": PromptTemplate("", "<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"),
-    # Chat template shipped with the llava-hf checkpoints: a space after the role, no system turn.
-    "llava_hf": PromptTemplate("<|im_start|>user ", "\n{question}<|im_end|><|im_start|>assistant\n", "\n"),
-}
+    kind, rows = one.rules.newline or kind, one.rules.newline_rows or rows
+    grid, frames = one.video.tokens.grid, one.video.tokens.features.shape[0]
+    real = int(one.video.tokens.frame_mask.sum())
+    reduced = one.reduced
+    places = reduced.diagnostics["place"] if one.rules.official_places else reduced.index
+    layout = _arrange(places, reduced.valid, kind=kind, grid=grid, frames=frames, rows=rows, real_frames=real)
+    valid, source, newline = (np.asarray(part) for part in (layout.valid, layout.source, layout.is_newline))
+    position = np.asarray(layout.position)
+    if one.rules.official_places:
+        # Where a row is filed decides the order alone; its position is that of its own token.
+        own = unreduced_places(np.asarray(reduced.index), kind, grid)
+        position = np.where(newline, position, own[np.minimum(source, len(own) - 1)])
+    found = np.where(newline, -1, first_row + source)
+    return Run(found[valid], position[valid], full_length(kind, grid, real))
 
 
-def template(name: str) -> PromptTemplate:
-    """A template by name.
+def newline_kind(videos: Sequence[ReducedVideo], kind: NewlineKind) -> NewlineKind:
+    """The layout that decides which newlines compete at a cut inside the language model: that of the first video."""
+    return videos[0].rules.newline or kind
+
+
+def lay_out(
+    videos: Sequence[ReducedVideo],
+    texts: Sequence[Any],
+    *,
+    newline: NewlineKind,
+    newline_rows: NewlineRows,
+    max_positions: int,
+    reserve: int,
+    positions: PositionRule | None = None,
+) -> SlotMap:
+    """The slots of a prompt of texts and videos in turn.
+
+    Args:
+      videos: in the order of the prompt.
+      texts: token ids, one more than there are videos.
+      newline, newline_rows: layout of the family, where a reducer declares none.
+      max_positions: what the language model can address.
+      reserve: tokens that will be generated.
+      positions: rule of the prompt; None takes the methods' settings, else the rule of their references.
 
     Raises:
-      JvidpruneError: unknown name.
+      JvidpruneError: prompt and answer do not fit into the model's positions.
     """
-    if name not in TEMPLATES:
-        raise JvidpruneError(f"unknown prompt template {name!r}; known: {', '.join(TEMPLATES)}, chat.")
-    return TEMPLATES[name]
+    firsts = np.cumsum([0, *(one.capacity for one in videos)])
+    runs = [newline_run(one, newline, newline_rows, int(at)) for one, at in zip(videos, firsts, strict=False)]
+    whole = interleave(texts, runs)
+    where = original_slots(whole, positions or prompt_positions(videos))
+    return laid_out(whole, max_positions=max_positions, reserve=reserve, **where)
+
+
+class NewlinePrompts(PromptBuilder):
+    """Every video is one run of tokens, with the newline embeddings of its layout among them."""
+
+    def lay_out(
+        self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule
+    ) -> SlotMap:
+        """See `PromptBuilder.lay_out`."""
+        newlines: dict[str, Any] = {"newline": self.settings.newline_of(self.config)}
+        newlines["newline_rows"] = self.settings.newline_rows
+        size = self.config.text.max_positions
+        return lay_out(videos, ids, **newlines, max_positions=size, reserve=reserve, positions=positions)

@@ -1,20 +1,21 @@
-"""What Molmo2 needs around its model: prompts in which every frame stands behind its time, and who sees whom."""
+"""Prompts in which every frame stands behind its time, and who sees whom in them (Molmo2)."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.encoded import ReducedVideo, clip_of, prompt_positions
-from jvidprune.llm.prompts.qwen import block_runs
-from jvidprune.llm.prompts.slots import SlotMap, laid_out, original_slots, weave
+from jvidprune.llm.prompts.builder import PromptBuilder
+from jvidprune.llm.prompts.slots import SlotMap, block_runs, interleave, laid_out, original_slots
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.models.molmo2.config import Molmo2Config
 from jvidprune.models.positions import frame_blocks
-from jvidprune.reducers.protocol import PositionRule
+from jvidprune.reducers.protocol import PositionRule, Reducer
+from jvidprune.tokens import Layout
 from jvidprune.video.decode import Clip
 
 
@@ -98,12 +99,12 @@ def lay_out(
         blocks = frame_blocks(one.video.tokens.features.shape[0], *one.video.tokens.grid)
         runs += block_runs(index, blocks, first_row)
         first_row += one.capacity
-    woven = weave(texts, runs)
-    where = original_slots(woven, positions or prompt_positions(videos))
-    return laid_out(woven, max_positions=config.text.max_positions, reserve=reserve, **where)
+    whole = interleave(texts, runs)
+    where = original_slots(whole, positions or prompt_positions(videos))
+    return laid_out(whole, max_positions=config.text.max_positions, reserve=reserve, **where)
 
 
-def together(slots: SlotMap, text: Int[np.ndarray, "L"], config: Molmo2Config) -> Bool[np.ndarray, "S"]:
+def seen_both_ways(slots: SlotMap, text: Int[np.ndarray, "L"], config: Molmo2Config) -> Bool[np.ndarray, "S"]:
     """Slots that see each other whatever their order: visual tokens and the markers around them, of all frames.
 
     Args:
@@ -113,3 +114,34 @@ def together(slots: SlotMap, text: Int[np.ndarray, "L"], config: Molmo2Config) -
     """
     ids = text[np.minimum(slots.source, len(text) - 1)]
     return slots.valid & ((slots.source > len(text)) | np.isin(ids, config.tokens.ids))
+
+
+class FramePrompts(PromptBuilder):
+    """Frame by frame behind its time, markers around each; frames and markers see each other."""
+
+    placeholder: ClassVar[str] = "<|video|>"
+
+    def check(self) -> None:
+        """See `PromptBuilder.check`."""
+        super().check()
+        marks(self.config, self.folder)
+
+    def ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
+        """See `PromptBuilder.ids`."""
+        around = marks(self.config, self.folder)
+        return prompt_ids(self.texts(question, len(videos)), videos, around, self.tokenizer.encode)
+
+    def lay_out(
+        self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule
+    ) -> SlotMap:
+        """See `PromptBuilder.lay_out`."""
+        return lay_out(videos, ids, self.config, reserve=reserve, positions=positions)
+
+    def bidirectional(self, slots: SlotMap, text: np.ndarray) -> np.ndarray | None:
+        """See `PromptBuilder.bidirectional`."""
+        return seen_both_ways(slots, text, self.config)
+
+    @staticmethod
+    def marker_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
+        """Two markers and about 6 tokens of time a frame."""
+        return 8 * layout.frames

@@ -1,90 +1,21 @@
-"""What the Qwen-VL families need around their models: patches, prompts woven with video blocks, DeepStack levels."""
+"""Prompts with blocks of visual tokens on three axes of positions, time stamps and vision markers (Qwen-VL)."""
 
-import dataclasses
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from jvidprune.llm.encoded import ReducedVideo, clip_of, prompt_positions
-from jvidprune.llm.processor import qwen_limits
-from jvidprune.llm.prompts.slots import Run, SlotMap, laid_out, weave
+from jvidprune.llm.prompts.builder import PromptBuilder
+from jvidprune.llm.prompts.slots import SlotMap, block_runs, interleave, laid_out
 from jvidprune.models import positions
 from jvidprune.models.positions import MropeRule, VideoBlock
-from jvidprune.models.qwen.model import QwenVLConfig, spread_levels
-from jvidprune.reducers.protocol import PositionRule
+from jvidprune.models.qwen.model import QwenVLConfig
+from jvidprune.models.settings import Markers
+from jvidprune.reducers.protocol import PositionRule, Reducer, prompt_rules
+from jvidprune.tokens import Layout
 from jvidprune.video.decode import Clip
-from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenPixels, QwenUtils, qwen_patches
 from jvidprune.video.sampling import pair_means, stamp
-
-Markers = Literal["blocks", "around"]
-"""Where Qwen3-VL has vision markers: around each grid frame ("blocks", as transformers 4.57, the format of its
-training), or besides around all of them, where the template has them and transformers 5 leaves them."""
-
-_PIXELS = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
-
-
-@dataclasses.dataclass(frozen=True)
-class PixelSteps:
-    """How frames get to the pixels of a tower, before they are normalised.
-
-    Attributes:
-      utils: the resizing of qwen-vl-utils, which comes first; None leaves the processor alone.
-      processor: the processor resizes (behind qwen-vl-utils once more, if its rule asks for another size).
-      limits: smallest and largest area or volume that the processor is loaded with; None takes those of its folder.
-    """
-
-    utils: QwenUtils | None
-    processor: bool = True
-    limits: tuple[int, int] | None = None
-
-
-TWICE = PixelSteps(QwenUtils())
-"""qwen-vl-utils, then the processor's own rule, as the README of Qwen2.5-VL has it."""
-
-ONCE = PixelSteps(QwenUtils(), processor=False)
-"""qwen-vl-utils alone: the README of Qwen3-VL calls its processor with `do_resize=False`."""
-
-ALONE = PixelSteps(None)
-"""The processor's rule alone."""
-
-
-def patches(config: QwenVLConfig, given: Mapping[str, Any], *, steps: PixelSteps) -> Callable[[np.ndarray], Patches]:
-    """Frames to patches.
-
-    Args:
-      config: of the model.
-      given: the settings of the folder's video processor; the published ones where they say nothing.
-      steps: of a convention.
-
-    Raises:
-      JvidpruneError: settings that make no sense or belong to another model.
-    """
-    return functools.partial(qwen_patches, family=_rules(config, given, steps), utils=steps.utils)
-
-
-def grid_of(
-    config: QwenVLConfig, frames: int, height: int, width: int, given: Mapping[str, Any], *, steps: PixelSteps
-) -> tuple[int, int]:
-    """(rows, columns) of tokens that `patches` makes of a grid frame of a video of this size in pixels."""
-    family = _rules(config, given, steps)
-    if steps.utils is not None:
-        height, width = steps.utils.size(frames, height, width, family.factor)
-    sides = family.size(frames, height, width)
-    return sides[0] // family.factor, sides[1] // family.factor
-
-
-def _rules(config: QwenVLConfig, given: Mapping[str, Any], steps: PixelSteps) -> QwenPixels:
-    vision = config.vision
-    family = dataclasses.replace(_PIXELS[config.family], patch=vision.patch_size, merge=vision.merge, pair=vision.pair)
-    found = qwen_limits(given, family)
-    if steps.limits is not None:
-        found = dataclasses.replace(found, min_pixels=steps.limits[0], max_pixels=steps.limits[1])
-    return found if steps.processor else dataclasses.replace(found, do_resize=False)
 
 
 def step_seconds(clip: Clip, pair: int, rule: MropeRule = "released") -> float:
@@ -125,22 +56,6 @@ def video_texts(
     return found
 
 
-def block_runs(index: Int[np.ndarray, "V"], blocks: Sequence[VideoBlock], first_row: int = 0) -> list[Run]:
-    """The kept tokens of a video, block by block, in the order of the reducer.
-
-    Args:
-      index: (V,) id of each kept token, frame * N + token.
-      blocks: of the video.
-      first_row: of this video among the reduced tokens of all videos.
-    """
-    size = blocks[0].tokens
-    runs = []
-    for number, block in enumerate(blocks):
-        rows = np.flatnonzero(index // size == number)
-        runs.append(Run(first_row + rows, index[rows] - number * size, block.tokens))
-    return runs
-
-
 def lay_out(
     videos: Sequence[ReducedVideo],
     texts: Sequence[Any],
@@ -176,12 +91,12 @@ def lay_out(
         blocks += found
         first_row += one.capacity
     drops = not config.tokens_per_second and any(one.rules.vision_markers == "drop" for one in videos)
-    woven = weave(texts, runs, dropped=(config.vision_start, config.vision_end) if drops else ())
+    everything = interleave(texts, runs, dropped=(config.vision_start, config.vision_end) if drops else ())
     whole = config.positions(pieces_of([len(text) for text in texts], blocks), rule)
     chosen = positions or prompt_positions(videos, reference="original")
-    kept = whole.keep(woven.full, reindexed=chosen == "renumbered")
+    kept = whole.keep(everything.full, reindexed=chosen == "renumbered")
     size = config.text.max_positions
-    return laid_out(woven, max_positions=size, reserve=reserve, positions=kept.ids, next_position=kept.next)
+    return laid_out(everything, max_positions=size, reserve=reserve, positions=kept.ids, next_position=kept.next)
 
 
 def video_blocks(one: ReducedVideo, config: QwenVLConfig, rule: MropeRule = "released") -> list[VideoBlock]:
@@ -200,28 +115,27 @@ def pieces_of(texts: Sequence[int], blocks: Sequence[VideoBlock]) -> list[int | 
     return pieces
 
 
-def kept_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> jax.Array | None:
-    """(S, 1, L, D) what a prefill adds behind its first S layers, or None for a model without DeepStack.
+class MropePrompts(PromptBuilder):
+    """Blocks of visual tokens between vision markers, whole videos or grid frames behind their times, on three axes."""
 
-    The levels are those of the kept ids, also where tokens are merged, as FlashVID's code has it. A method that
-    runs the tower itself (STTS) gives levels of its own.
+    placeholder: ClassVar[str] = "<|vision_start|><|video_pad|><|vision_end|>"
+    between: ClassVar[str] = ""
 
-    Args:
-      videos: with the evidence "features_deepstack", or without.
-      slots: of the prompt.
-      text: its text tokens.
-    """
-    if "features_deepstack" not in videos[0].video.tokens.evidence:
-        return None
-    kept = []
-    for one in videos:
-        own = one.reduced.diagnostics.get("features_deepstack")
-        levels = one.video.tokens.evidence["features_deepstack"]
-        flat = levels.reshape(-1, *levels.shape[2:])
-        kept.append(flat[jnp.minimum(one.reduced.index, len(flat) - 1)] if own is None else own)
-    return _spread(jnp.concatenate(kept), slots, text)
+    def ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
+        """See `PromptBuilder.ids`."""
+        texts = video_texts(self.texts(question, len(videos)), videos, self.config, self.settings.markers)
+        return [self.tokenizer.encode(text) for text in texts]
 
+    def lay_out(
+        self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule
+    ) -> SlotMap:
+        """See `PromptBuilder.lay_out`."""
+        rule = self.settings.mrope_rule or "released"
+        return lay_out(videos, ids, self.config, reserve=reserve, rule=rule, positions=positions)
 
-def _spread(kept: jax.Array, slots: SlotMap, text: int) -> jax.Array:
-    rows = np.where(slots.valid, slots.source - text - 1, -1)
-    return spread_levels(kept, jnp.asarray(rows[None]))
+    @staticmethod
+    def marker_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
+        """Two markers a video, or where time is told by text two and a stamp of about 8 tokens a grid frame."""
+        if config.tokens_per_second:
+            return 2
+        return layout.frames * (8 if prompt_rules(reducer).vision_markers == "drop" else 10)

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.positions import VideoBlock
 from jvidprune.reducers.protocol import PositionRule
 
 _BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
@@ -77,7 +78,7 @@ class Run(NamedTuple):
     length: int
 
 
-class Woven(NamedTuple):
+class Interleaved(NamedTuple):
     """Texts and runs in the order of the prompt.
 
     Attributes:
@@ -100,7 +101,25 @@ class Woven(NamedTuple):
         return int((self.source >= self.text).sum())
 
 
-def weave(texts: Sequence[Sequence[int] | np.ndarray], runs: Sequence[Run], *, dropped: Collection[int] = ()) -> Woven:
+def block_runs(index: Int[np.ndarray, "V"], blocks: Sequence[VideoBlock], first_row: int = 0) -> list[Run]:
+    """The kept tokens of a video, block by block, in the order of the reducer.
+
+    Args:
+      index: (V,) id of each kept token, frame * N + token.
+      blocks: of the video.
+      first_row: of this video among the reduced tokens of all videos.
+    """
+    size = blocks[0].tokens
+    runs = []
+    for number, block in enumerate(blocks):
+        rows = np.flatnonzero(index // size == number)
+        runs.append(Run(first_row + rows, index[rows] - number * size, block.tokens))
+    return runs
+
+
+def interleave(
+    texts: Sequence[Sequence[int] | np.ndarray], runs: Sequence[Run], *, dropped: Collection[int] = ()
+) -> Interleaved:
     """Alternates texts and runs: the first text, the first run, the second text, ...
 
     Args:
@@ -122,26 +141,26 @@ def weave(texts: Sequence[Sequence[int] | np.ndarray], runs: Sequence[Run], *, d
             full.append(slot + np.asarray(runs[number].places, np.int64))
             slot += runs[number].length
     starts = np.cumsum([0, *map(len, source)])
-    return Woven(np.concatenate(source), np.concatenate(full), (int(starts[1]), int(starts[-2])), count, slot)
+    return Interleaved(np.concatenate(source), np.concatenate(full), (int(starts[1]), int(starts[-2])), count, slot)
 
 
-def original_slots(woven: Woven, rule: PositionRule) -> dict[str, Any]:
+def original_slots(prompt: Interleaved, rule: PositionRule) -> dict[str, Any]:
     """What `laid_out` is told of positions where they are counted on one axis: nothing if they are renumbered."""
-    return {"positions": woven.full, "next_position": woven.whole} if rule == "original" else {}
+    return {"positions": prompt.full, "next_position": prompt.whole} if rule == "original" else {}
 
 
 def laid_out(
-    woven: Woven,
+    prompt: Interleaved,
     *,
     max_positions: int,
     reserve: int,
     positions: Int[np.ndarray, "... L"] | None = None,
     next_position: int | None = None,
 ) -> SlotMap:
-    """The slots of a woven prompt, padded to a bucket length.
+    """The slots of a prompt, padded to a bucket length.
 
     Args:
-      woven: from `weave`.
+      prompt: from `interleave`.
       max_positions: what the language model can address.
       reserve: tokens that will be generated.
       positions: (L,) or (3, L) rotary positions; None counts the slots from 0.
@@ -150,15 +169,15 @@ def laid_out(
     Raises:
       JvidpruneError: prompt and answer do not fit into the model's positions.
     """
-    length, visual = len(woven.source), woven.visual_count
+    length, visual = len(prompt.source), prompt.visual_count
     if length + reserve > max_positions:
         raise JvidpruneError(
             f"the prompt has {length:,} tokens ({visual:,} visual) and {reserve:,} may be generated, but the "
             f"model has {max_positions:,} positions: lower the ratio, the number of frames or the answer length."
         )
     padded = np.zeros(min(bucket_length(length), max(max_positions, length)), np.int32)
-    padded[:length] = woven.source
+    padded[:length] = prompt.source
     if positions is not None:
         room = [(0, 0)] * (positions.ndim - 1) + [(0, len(padded) - length)]
         positions = np.pad(positions.astype(np.int32), room)
-    return SlotMap(padded, length, woven.visual, positions, next_position)
+    return SlotMap(padded, length, prompt.visual, positions, next_position)

@@ -1,14 +1,36 @@
-"""Prompts from the chat template that a checkpoint folder carries, rendered by transformers."""
+"""Prompt templates: those of the families by name, and the one that a checkpoint folder carries.
+
+The latter are Jinja texts, which transformers renders.
+"""
 
 from pathlib import Path
 from typing import Any
 
 from jvidprune.errors import JvidpruneError, reason
+from jvidprune.models import family as families
 from jvidprune.models.checkpoint.folder import read_json
+from jvidprune.models.templates import PromptTemplate
 from jvidprune.models.tokenizer import silenced
 
 CHAT = "chat"
 """The template name that stands for the checkpoint's own."""
+
+
+def templates() -> dict[str, PromptTemplate]:
+    """The templates of all families by name."""
+    return {name: found for one in families.families() for name, found in one.templates.items()}
+
+
+def template(name: str) -> PromptTemplate:
+    """A template by name.
+
+    Raises:
+      JvidpruneError: unknown name.
+    """
+    known = templates()
+    if name not in known:
+        raise JvidpruneError(f"unknown prompt template {name!r}; known: {', '.join(known)}, {CHAT}.")
+    return known[name]
 
 
 def chat_template(folder: Path) -> str | None:

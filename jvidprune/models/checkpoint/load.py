@@ -1,7 +1,6 @@
 """Checkpoints to models: one call for every family, from a local folder or a hub id."""
 
 import dataclasses
-import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,77 +10,16 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jvidprune.errors import JvidpruneError, quoted, reason
+from jvidprune.models import family as families
 from jvidprune.models.checkpoint.dtypes import declared_dtype, is_auto, read_dtype, stored_dtype
 from jvidprune.models.checkpoint.folder import Checkpoint, read_json, unwrapped
 from jvidprune.models.checkpoint.formats import check_adapter, check_format
 from jvidprune.models.checkpoint.hub import resolve_folder
 from jvidprune.models.checkpoint.names import NameTable, load_parameters
 from jvidprune.models.checkpoint.sizes import check_sections, check_sizes
+from jvidprune.models.family import Family
 from jvidprune.models.fused import AttentionKind
 from jvidprune.parallel import check_mesh
-
-
-@dataclasses.dataclass(frozen=True)
-class Family:
-    """One model family of `FAMILIES`.
-
-    Attributes:
-      package: module below jvidprune.models with `Config` (`from_hf`, `with_tensors`, `units`), `Model` and
-        `name_table(config)`.
-      matches: whether a config.json describes this family.
-    """
-
-    package: str
-    matches: Callable[[Mapping[str, Any]], bool]
-
-
-def _names(config: Mapping[str, Any]) -> set[str]:
-    listed = config.get("architectures")
-    return {str(config.get("model_type", "")), *map(str, listed if isinstance(listed, list) else ())}
-
-
-def _is_llava_onevision(config: Mapping[str, Any]) -> bool:
-    names = _names(config)
-    if names & {"llava_onevision", "LlavaOnevisionForConditionalGeneration"}:
-        return True
-    return is_lmms_lab(config) and not _has_video_layout(config)
-
-
-def _is_llava_video(config: Mapping[str, Any]) -> bool:
-    return is_lmms_lab(config) and _has_video_layout(config)
-
-
-def is_lmms_lab(config: Mapping[str, Any]) -> bool:
-    """Whether a config.json is in the format of LLaVA-NeXT, as lmms-lab publishes its checkpoints."""
-    return bool(_names(config) & {"llava_qwen", "LlavaQwenForCausalLM"})
-
-
-def _has_video_layout(config: Mapping[str, Any]) -> bool:
-    # Both LLaVA families of lmms-lab carry one architecture name; only LLaVA-Video writes newlines or times.
-    layout = config.get("mm_newline_position", "one_token")
-    return layout != "one_token" or bool(config.get("add_time_instruction", False))
-
-
-def _is_qwen2_5_vl(config: Mapping[str, Any]) -> bool:
-    return bool(_names(config) & {"qwen2_5_vl", "Qwen2_5_VLForConditionalGeneration"})
-
-
-def _is_qwen3_vl(config: Mapping[str, Any]) -> bool:
-    return bool(_names(config) & {"qwen3_vl", "Qwen3VLForConditionalGeneration"})
-
-
-def _is_molmo2(config: Mapping[str, Any]) -> bool:
-    return bool(_names(config) & {"molmo2", "Molmo2ForConditionalGeneration"})
-
-
-FAMILIES: dict[str, Family] = {
-    "llava_onevision": Family("llava_onevision", _is_llava_onevision),
-    "llava_video": Family("llava_video", _is_llava_video),
-    "qwen2_5_vl": Family("qwen2_5_vl", _is_qwen2_5_vl),
-    "qwen3_vl": Family("qwen3_vl", _is_qwen3_vl),
-    "molmo2": Family("molmo2", _is_molmo2),
-}
-"""Model families by name; the first that matches a config.json loads it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +27,7 @@ class LoadedModel:
     """A model ready to run.
 
     Attributes:
-      family: key of `FAMILIES`.
+      family: a name of `models.family.names`.
       config: frozen, hashable dataclass of the family.
       model: the nnx module.
       folder: where tokenizer and preprocessing files lie.
@@ -114,12 +52,12 @@ def family_of(config: Mapping[str, Any]) -> str:
     Raises:
       JvidpruneError: unknown architecture.
     """
-    for name, family in FAMILIES.items():
-        if family.matches(config):
-            return name
-    kinds = sorted(_names(config) - {""})
+    for family in families.families():
+        if family.describes(config):
+            return family.name
+    kinds = sorted(families.named(config) - {""})
     kind = quoted(", ".join(kinds), 200) or "none named"
-    raise JvidpruneError(f"unknown architecture ({kind}); supported: {', '.join(FAMILIES)}.")
+    raise JvidpruneError(f"unknown architecture ({kind}); supported: {', '.join(families.names())}.")
 
 
 def described(raw: Mapping[str, Any]) -> tuple[str, Any]:
@@ -131,7 +69,7 @@ def described(raw: Mapping[str, Any]) -> tuple[str, Any]:
     family = family_of(raw)
     check_sections(raw)
     try:
-        config = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}").Config.from_hf(raw)
+        config = families.get(family).config.from_hf(raw)
     except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
         if isinstance(error, JvidpruneError):
             raise
@@ -195,10 +133,10 @@ def name_table(family: str, config: Any) -> NameTable:
     """The tensor names of a family's model.
 
     Args:
-      family: key of `FAMILIES`.
+      family: a name of `models.family.names`.
       config: of the family.
     """
-    return importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}").name_table(config)
+    return families.get(family).name_table(config)
 
 
 def load_model(
@@ -231,18 +169,18 @@ def load_model(
     dtype = dtype if is_auto(dtype) else read_dtype(dtype)
     folder = resolve_folder(source, revision, check=lambda folder: check_supported(folder, source))
     raw = read_json(folder / "config.json")
-    family, config = described(raw)
+    name, config = described(raw)
+    family = families.get(name)
     declared = declared_dtype(raw) if is_auto(dtype) else None
-    package = importlib.import_module(f"jvidprune.models.{FAMILIES[family].package}")
-    table: NameTable = package.name_table(config)
+    table = family.name_table(config)
     checkpoint = Checkpoint(folder, table.canonical)
     head = None
     if pooling_head is not None:
         head = resolve_folder(pooling_head, check=lambda folder: check_format(folder, pooling_head))
     if head is not None:
-        if not hasattr(package, "HEAD_TENSORS"):
-            raise JvidpruneError(f"{family} has no SigLIP tower that a pooling head could be put next to.")
-        checkpoint.add(Checkpoint(head, table.canonical), package.HEAD_TENSORS)
+        if family.head_tensors is None:
+            raise JvidpruneError(f"{name} has no SigLIP tower that a pooling head could be put next to.")
+        checkpoint.add(Checkpoint(head, table.canonical), family.head_tensors)
     if is_auto(dtype):
         dtype = stored_dtype(checkpoint) if declared is None else declared
     table.arrange(checkpoint)
@@ -252,42 +190,35 @@ def load_model(
         vision=dataclasses.replace(config.vision, attention=attention),
         text=dataclasses.replace(config.text, attention=attention),
     )
-    table = package.name_table(config)
+    table = family.name_table(config)
     _check_family(family, checkpoint)
     if mesh is not None:
-        check_mesh(family, config.units, mesh)
+        check_mesh(name, config.units, mesh)
     model = load_parameters(
-        lambda: package.Model(config, dtype=dtype),
+        lambda: family.model(config, dtype=dtype),
         table,
         checkpoint,
         dtype=dtype,
-        family=family,
+        sharding=family.sharding,
         mesh=mesh,
         units=config.units,
         progress=progress,
     )
-    return LoadedModel(family, config, model, folder, head)
+    return LoadedModel(name, config, model, folder, head)
 
 
-_TELLTALES: dict[str, tuple[str, ...]] = {
-    "a LLaVA model": ("multi_modal_projector.", "mm_projector.", "image_newline"),
-    "a Qwen-VL model": ("visual.", "model.visual."),
-    "a Molmo2 model": ("vision_backbone.", "multi_modal_projector.image_pooling_2d."),
-}
-"""Tensor names that only one kind of checkpoint has."""
-
-
-def _check_family(family: str, checkpoint: Checkpoint) -> None:
+def _check_family(family: Family, checkpoint: Checkpoint) -> None:
     """Says so when config and weights belong to different families, instead of listing every tensor as a problem."""
+    if not family.telltales:
+        return
     stored = [unwrapped(checkpoint.stored(name)).removeprefix("model.") for name in checkpoint.names]
-    kinds = {kind for kind, prefixes in _TELLTALES.items() if any(name.startswith(prefixes) for name in stored)}
-    if "a Molmo2 model" in kinds:
-        # transformers names its adapter as it names LLaVA's projector.
-        kinds.discard("a LLaVA model")
-    kinds_by_family = {"molmo2": "a Molmo2 model", "qwen2_5_vl": "a Qwen-VL model", "qwen3_vl": "a Qwen-VL model"}
-    expected = kinds_by_family.get(family, "a LLaVA model")
-    if expected not in kinds:
-        found = next(iter(kinds), "another kind of model")
+    kinds = {prefix: one.kind for one in families.families() for prefix in one.telltales}
+    told = {prefix: kind for prefix, kind in kinds.items() if any(name.startswith(prefix) for name in stored)}
+    # transformers names Molmo2's adapter as it names LLaVA's projector: what the longer name says goes.
+    outdone = {told[short] for short in told for long in told if long != short and long.startswith(short)}
+    found = set(told.values()) - outdone
+    if family.kind not in found:
         raise JvidpruneError(
-            f"{checkpoint.folder} says it is {family} in config.json, but its tensors are those of {found}."
+            f"{checkpoint.folder} says it is {family.name} in config.json, but its tensors are those of "
+            f"{next(iter(found), 'another kind of model')}."
         )

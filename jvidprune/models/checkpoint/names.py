@@ -14,7 +14,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.models.checkpoint.folder import Checkpoint
 from jvidprune.models.checkpoint.formats import odd_tensors
-from jvidprune.parallel import parameter_sharding
+from jvidprune.parallel import ShardingTable, parameter_sharding
 
 _LISTED = 24
 """Tensors (layers together) that an error names of each kind, all of a model's where only a part is wrong."""
@@ -265,7 +265,7 @@ def load_parameters(
     source: Checkpoint,
     *,
     dtype: Any,
-    family: str,
+    sharding: ShardingTable,
     mesh: Mesh | None = None,
     units: Mapping[str, int] | None = None,
     progress: Callable[[int, int, str], None] | None = None,
@@ -277,7 +277,7 @@ def load_parameters(
       table: names.
       source: tensors.
       dtype: of the parameters.
-      family: whose sharding table says where they go on a mesh.
+      sharding: where they go on a mesh.
       mesh: where they go; None means the default device.
       units: see `parallel.sharding_of`.
       progress: called as (bytes done, bytes in all, parameter) after each parameter.
@@ -295,10 +295,10 @@ def load_parameters(
     total, done, arrays = sum(size * int(np.prod(b.shape)) for b in bindings), 0, {}
     for binding in bindings:
         if mesh is None:
-            sharding: Sharding = SingleDeviceSharding(jax.local_devices()[0])
+            place: Sharding = SingleDeviceSharding(jax.local_devices()[0])
         else:
-            sharding = parameter_sharding(binding.path, binding.shape, mesh, family, units)
-        arrays[binding.path] = _place(binding, source, dtype, sharding)
+            place = parameter_sharding(binding.path, binding.shape, mesh, sharding, units)
+        arrays[binding.path] = _place(binding, source, dtype, place)
         done += size * int(np.prod(binding.shape))
         if progress is not None:
             progress(done, total, binding.path)

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
@@ -16,6 +17,9 @@ from jvidprune.models.layers import map_chunks
 from jvidprune.models.positions import MropeRule, PromptPositions, VideoBlock, frame_blocks, prompt_positions
 from jvidprune.models.qwen.tower import Grid, QwenVisionConfig, QwenVit
 from jvidprune.tokens import VideoTokens
+from jvidprune.video.preprocess import Patches
+
+jax.tree_util.register_dataclass(Patches, data_fields=["values"], meta_fields=["grid"])
 
 _EVIDENCE = frozenset(
     {"attention_last", "attention_mean_query", "attention_shallow", "attention_deep", "keys", "frame_embedding"}
@@ -92,8 +96,7 @@ class QwenVL(VideoModel):
 
     def encode(
         self,
-        patches: Float[Array, "P V"],
-        grid: Grid,
+        patches: Patches,
         needs: frozenset[str] = frozenset(),
         *,
         frame_mask: Bool[Array, "T"] | None = None,
@@ -112,8 +115,7 @@ class QwenVL(VideoModel):
         always attached, asked for or not: the language model cannot read the video without them.
 
         Args:
-          patches: (P, V) the processor's patch vectors (`video.preprocess.qwen_patches`).
-          grid: (T, Hp, Wp) in patches, static.
+          patches: (P, V) the processor's patch vectors and their static grid (`video.preprocess.qwen_patches`).
           needs: names of evidence, static.
           frame_mask: (T,) bool, False on padding frames; by default all True.
           text: (L, D) embeddings of the question, for reducers that need "text".
@@ -123,10 +125,10 @@ class QwenVL(VideoModel):
           JvidpruneError: evidence this model cannot give, or patches that do not fit the grid.
         """
         check_evidence(self.config.family, needs, self.provides, text)
-        vision, grid = self.config.vision, (int(grid[0]), int(grid[1]), int(grid[2]))
-        vision.check_grid(grid, patches.shape)
+        vision, grid = self.config.vision, patches.grid
+        vision.check_grid(grid, patches.values.shape)
         frames, height, width = self.config.token_grid(grid)
-        rows = patches.reshape(frames, grid[1] * grid[2], -1)
+        rows = patches.values.reshape(frames, grid[1] * grid[2], -1)
         arrays = map_chunks(lambda part: self._encode_chunk(part, grid, needs), rows, chunk or vision.chunk(grid))
         features = arrays.pop("features")
         if text is not None and "text" in needs:

@@ -3,4 +3,5 @@
 from jvidprune.models.qwen.model import QwenVL as Model
 from jvidprune.models.qwen2_5_vl.config import Qwen25VLConfig
 from jvidprune.models.qwen2_5_vl.config import Qwen25VLConfig as Config
+from jvidprune.models.qwen2_5_vl.family import FAMILY
 from jvidprune.models.qwen2_5_vl.params import name_table

@@ -3,4 +3,5 @@
 from jvidprune.models.qwen.model import QwenVL as Model
 from jvidprune.models.qwen3_vl.config import Qwen3VLConfig
 from jvidprune.models.qwen3_vl.config import Qwen3VLConfig as Config
+from jvidprune.models.qwen3_vl.family import FAMILY
 from jvidprune.models.qwen3_vl.params import name_table

@@ -5,16 +5,13 @@ from pathlib import Path
 from typing import cast
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.conventions import RELEASED, settings_of
-from jvidprune.llm.processor import sampling_keys, video_processor
-from jvidprune.llm.settings import FamilySettings
+from jvidprune.llm.conventions import settings_of
 from jvidprune.models.checkpoint.folder import read_json
-from jvidprune.models.checkpoint.load import is_lmms_lab
+from jvidprune.models.checkpoint.processor import sampling_keys, video_processor
+from jvidprune.models.family import get, is_lmms_lab
 from jvidprune.models.positions import MropeRule, check_rule
+from jvidprune.models.settings import FamilySettings
 from jvidprune.reducers.serialise import load_reading
-
-FAMILIES: dict[str, FamilySettings] = RELEASED
-"""What the authors' own code does, by family; `llm.conventions` has other ways."""
 
 
 def family_settings(
@@ -42,7 +39,7 @@ def family_settings(
     settings = dataclasses.replace(settings, declared_positions=saved.positions)
     if mrope_rule is not None:
         check_rule(mrope_rule)
-        if not settings.woven:
+        if settings.mrope_rule is None:
             raise JvidpruneError(
                 f"positions of {family} have one axis: M-RoPE rules are for the Qwen-VL families, leave {mrope_rule} "
                 "out."
@@ -53,13 +50,10 @@ def family_settings(
         # Its model classes sample by themselves and leave that of the processor aside.
         return settings
     if given.pop("samples") and not {"frames", "fps"} & given.keys():
-        if family not in _OWN_SAMPLING:
+        own = get(family).own_sampling
+        if own is None:
             raise JvidpruneError(
                 "the folder's video processor samples frames (do_sample_frames), but says neither num_frames nor fps."
             )
-        given |= _OWN_SAMPLING[family]
+        given |= own
     return dataclasses.replace(settings, **given)
-
-
-_OWN_SAMPLING: dict[str, dict[str, float]] = {"qwen3_vl": {"fps": 2.0}, "molmo2": {}}
-"""What the processors of families sample that do so where a folder only says that they shall."""

@@ -7,12 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jvidprune.llm.processor import BICUBIC, BILINEAR, channels, resizes, square
-from jvidprune.llm.prompts import qwen
-from jvidprune.llm.prompts.qwen import Markers, PixelSteps
+from jvidprune.models.checkpoint.processor import BICUBIC, BILINEAR, channels, resizes, square
 from jvidprune.models.positions import MropeRule
 from jvidprune.ops.newline import NewlineKind, NewlineRows
-from jvidprune.reducers.protocol import PositionRule
 from jvidprune.tokens import Layout
 from jvidprune.video.preprocess import Patches, llava_pixels
 from jvidprune.video.resize import Filter
@@ -22,22 +19,34 @@ from jvidprune.video.wish import FrameWish
 Convention = Literal["released", "transformers", "lmms-eval"]
 """Whose way from a file to a model, see `llm.conventions`."""
 
+Markers = Literal["blocks", "around"]
+"""Where Qwen3-VL has vision markers: around each grid frame ("blocks", as transformers 4.57, the format of its
+training), or besides around all of them, where the template has them and transformers 5 leaves them."""
+
+Positions = Literal["renumbered", "original"]
+"""A rule of kept tokens' positions, see `reducers.protocol.PositionRule`."""
+
 
 @dataclasses.dataclass(frozen=True)
 class FamilySettings:
     """What a family needs around its model, in one convention.
 
     Attributes:
-      template: prompt template, a name of `prompt.TEMPLATES` or "chat" for the checkpoint's own.
+      template: prompt template, one of the families' by name, or "chat" for the checkpoint's own.
       newline: where newline embeddings go among the kept tokens.
       newline_rows: with a grid layout, rows that get one.
       frames: frames its published evaluations use.
       rule: frame sampling rule of `jvidprune.video.sampling`, which also says by which rule a rate is sampled.
       pixels: the model's config and the settings of its folder's video processor to a function from (T, H, W, 3) uint8
         frames to what the tower reads.
-      prompt: how videos stand in a prompt: with newline embeddings (LLaVA), with three-axis positions, time stamps and
-        vision markers (the Qwen-VL families), or frame by frame behind their times (Molmo2).
-      mrope_rule: with `woven`, where a video and what follows it stand, see `models.positions.MropeRule`.
+      prompt: how videos stand in a prompt, a name of `llm.prompts.registry.BUILDERS`: newline embeddings ("newlines",
+        LLaVA), three-axis positions, time stamps and vision markers ("mrope", the Qwen-VL families), or frame by
+        frame behind their times ("frames", Molmo2).
+      grid: rows and columns of tokens of a grid frame, from the model's config, frames, height and width in pixels and
+        the settings of the folder's video processor; None where every video has the config's grid.
+      writes_times: a prompt holds the times of frames, as text or as positions, so that they must be known.
+      mrope_rule: where a video and what follows it stand on three axes, see `models.positions.MropeRule`; None where
+        positions have one axis.
       own_chat: the chat template of a folder goes before `template` where it carries one.
       begins: a prompt starts with the tokenizer's token for the beginning of a text, or of its end if it has none.
       fps: rate that a folder's video processor samples at, before `frames`; None for a number of frames.
@@ -48,8 +57,7 @@ class FamilySettings:
         `reducers.protocol.position_rule`, as for the next two.
       declared_positions: the rule that the checkpoint's folder declares.
       reference_positions: the rule of all methods' references on this family, None where they differ.
-      steps: with `woven`, how `pixels` resizes.
-      markers: with `woven`, where vision markers stand, see `qwen.Markers`.
+      markers: where vision markers stand, see `Markers`.
       convention: that these settings are of.
     """
 
@@ -59,8 +67,10 @@ class FamilySettings:
     frames: int
     rule: Rule
     pixels: Callable[[Any, Mapping[str, Any]], Callable[[np.ndarray], np.ndarray | Patches]]
-    prompt: Literal["newlines", "qwen", "molmo2"] = "newlines"
-    mrope_rule: MropeRule = "released"
+    prompt: str = "newlines"
+    grid: Callable[[Any, int, int, int, Mapping[str, Any]], tuple[int, int]] | None = None
+    writes_times: bool = False
+    mrope_rule: MropeRule | None = None
     own_chat: bool = False
     begins: bool = False
     pictures: bool = False
@@ -68,10 +78,9 @@ class FamilySettings:
     fewest: int | None = None
     most: int | None = None
     fastest: float | None = None
-    positions: PositionRule | None = None
-    declared_positions: PositionRule | None = None
-    reference_positions: PositionRule | None = None
-    steps: PixelSteps = qwen.TWICE
+    positions: Positions | None = None
+    declared_positions: Positions | None = None
+    reference_positions: Positions | None = None
     markers: Markers = "blocks"
     convention: Convention = "released"
 
@@ -97,6 +106,10 @@ class FamilySettings:
         limits: dict[str, Any] = {"fewest": self.fewest, "most": self.most, "fastest": self.fastest}
         return FrameWish(frames, fps, self.rule, **limits, pictures=self.pictures)
 
+    def newline_of(self, config: Any) -> NewlineKind:
+        """Where newline embeddings go: as the checkpoint's config says, else as the family has it."""
+        return getattr(config, "newline", self.newline)
+
     def layout(self, config: Any, frames: int, size: tuple[int, int], given: Mapping[str, Any]) -> Layout:
         """Grid frames and tokens that the tower makes of a video.
 
@@ -109,31 +122,9 @@ class FamilySettings:
         Raises:
           JvidpruneError: a size that the family's rule refuses.
         """
-        if not self.woven:
+        if self.grid is None:
             return Layout(frames, config.grid, config.unpooled_grid)
-        return Layout(-(-frames // config.vision.pair), qwen.grid_of(config, frames, *size, given, steps=self.steps))
-
-    @property
-    def woven(self) -> bool:
-        """Whether positions have three axes (the Qwen-VL families)."""
-        return self.prompt == "qwen"
-
-    @property
-    def writes_times(self) -> bool:
-        """Whether a prompt holds the times of frames, as text or as positions, so that they must be known."""
-        return self.prompt != "newlines"
-
-    @property
-    def placeholder(self) -> str:
-        """What a chat template writes for a video."""
-        return _PLACEHOLDERS[self.prompt]
-
-
-_PLACEHOLDERS = {
-    "newlines": "<video>",
-    "qwen": "<|vision_start|><|video_pad|><|vision_end|>",
-    "molmo2": "<|video|>",
-}
+        return Layout(-(-frames // config.vision.pair), self.grid(config, frames, *size, given))
 
 
 def squashed(

@@ -1,0 +1,78 @@
+"""Frames to the patches of a Qwen-VL tower, by the steps of a convention."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jvidprune.models.checkpoint.processor import qwen_limits
+from jvidprune.models.qwen.model import QwenVLConfig
+from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenPixels, QwenUtils, qwen_patches
+
+_PIXELS: dict[str, QwenPixels] = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelSteps:
+    """How frames get to the pixels of a tower, before they are normalised.
+
+    Attributes:
+      utils: the resizing of qwen-vl-utils, which comes first; None leaves the processor alone.
+      processor: the processor resizes (behind qwen-vl-utils once more, if its rule asks for another size).
+      limits: smallest and largest area or volume that the processor is loaded with; None takes those of its folder.
+    """
+
+    utils: QwenUtils | None
+    processor: bool = True
+    limits: tuple[int, int] | None = None
+
+
+TWICE = PixelSteps(QwenUtils())
+"""qwen-vl-utils, then the processor's own rule, as the README of Qwen2.5-VL has it."""
+
+ONCE = PixelSteps(QwenUtils(), processor=False)
+"""qwen-vl-utils alone: the README of Qwen3-VL calls its processor with `do_resize=False`."""
+
+ALONE = PixelSteps(None)
+"""The processor's rule alone."""
+
+
+def stepped(steps: PixelSteps) -> dict[str, Any]:
+    """The fields of `models.settings.FamilySettings` that these steps decide."""
+    return {"pixels": functools.partial(patches, steps=steps), "grid": functools.partial(grid_of, steps=steps)}
+
+
+def patches(config: QwenVLConfig, given: Mapping[str, Any], *, steps: PixelSteps) -> Callable[[np.ndarray], Patches]:
+    """Frames to patches.
+
+    Args:
+      config: of the model.
+      given: the settings of the folder's video processor; the published ones where they say nothing.
+      steps: of a convention.
+
+    Raises:
+      JvidpruneError: settings that make no sense or belong to another model.
+    """
+    return functools.partial(qwen_patches, family=_rules(config, given, steps), utils=steps.utils)
+
+
+def grid_of(
+    config: QwenVLConfig, frames: int, height: int, width: int, given: Mapping[str, Any], *, steps: PixelSteps
+) -> tuple[int, int]:
+    """(rows, columns) of tokens that `patches` makes of a grid frame of a video of this size in pixels."""
+    family = _rules(config, given, steps)
+    if steps.utils is not None:
+        height, width = steps.utils.size(frames, height, width, family.factor)
+    sides = family.size(frames, height, width)
+    return sides[0] // family.factor, sides[1] // family.factor
+
+
+def _rules(config: QwenVLConfig, given: Mapping[str, Any], steps: PixelSteps) -> QwenPixels:
+    vision = config.vision
+    family = dataclasses.replace(_PIXELS[config.family], patch=vision.patch_size, merge=vision.merge, pair=vision.pair)
+    found = qwen_limits(given, family)
+    if steps.limits is not None:
+        found = dataclasses.replace(found, min_pixels=steps.limits[0], max_pixels=steps.limits[1])
+    return found if steps.processor else dataclasses.replace(found, do_resize=False)
