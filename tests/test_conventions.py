@@ -162,10 +162,10 @@ def test_the_parts_of_the_conventions():
         ("qwen3_vl", "transformers"): ("hf_qwen3", "qwen3_vl", True, new, "around"),
         # With a system turn.
         ("qwen3_vl", "lmms-eval"): ("qwen_utils", "qwen2_5_vl", False, lmms, "blocks"),
-        ("llava_onevision", "released"): ("uniform", "qwen_1_5", False, "released", "blocks"),
-        ("llava_onevision", "transformers"): ("hf_default", "llava_hf", True, "released", "blocks"),
-        ("llava_onevision", "lmms-eval"): ("uniform", "llava_hf", True, "released", "blocks"),
-        ("llava_video", "lmms-eval"): ("llava_video_upto", "qwen_1_5", False, "released", "blocks"),
+        ("llava_onevision", "released"): ("uniform", "qwen_1_5", False, None, "blocks"),
+        ("llava_onevision", "transformers"): ("hf_default", "llava_hf", True, None, "blocks"),
+        ("llava_onevision", "lmms-eval"): ("uniform", "llava_hf", True, None, "blocks"),
+        ("llava_video", "lmms-eval"): ("llava_video_upto", "qwen_1_5", False, None, "blocks"),
     }
 
 
