@@ -87,8 +87,9 @@ class VCAST(PositionedReducer):
         """Curvature, weights, scores and ranks; a sink rule has no place here."""
         real = video.frame_mask
         mean = over_frames(lambda frame: jnp.mean(frame.astype(jnp.float32), axis=0), video.features)
+        still = jnp.all(mean[1:] == mean[:-1], axis=-1)
         mean = mean / jnp.maximum(jnp.sqrt(squared_norms(mean)), EPS)[:, None]
-        curvature = _curvature(mean, real)
+        curvature = _curvature(mean, still, real)
         weight = jnp.where(real, jnp.exp((curvature - jnp.max(curvature)) / self.temperature), 0.0)
         weight = weight / jnp.sum(weight)
         # The released code divides by the sum once more, which can change the last bit.
@@ -147,10 +148,11 @@ class VCAST(PositionedReducer):
     )
 
 
-def _curvature(mean: Float[Array, "T D"], real: Bool[Array, "T"]) -> Float[Array, "T"]:
+def _curvature(mean: Float[Array, "T D"], still: Bool[Array, "T-1"], real: Bool[Array, "T"]) -> Float[Array, "T"]:
     """1 - cosine of the steps before and behind each frame; 1 at both ends and where nothing moves."""
     frames = mean.shape[0]
-    step = mean[1:] - mean[:-1]
+    # A compiler may fuse the scaling of `mean` with the difference and round once: equal frames would seem to move.
+    step = jnp.where(still[:, None], 0.0, mean[1:] - mean[:-1])
     norm = jnp.maximum(jnp.sqrt(squared_norms(step)), EPS)
     bend = 1.0 - jnp.sum(step[1:] * step[:-1], axis=-1) / (norm[1:] * norm[:-1])
     ends = jnp.ones(min(frames, 1)), jnp.ones(min(frames - 1, 1))
