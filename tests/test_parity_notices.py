@@ -15,6 +15,8 @@ from jvidprune.parity import core
 from jvidprune.parity.registry import comparers
 
 ROOT = Path(__file__).parent / "golden"
+COPIED = {"fastv": {"features"}}
+"""What is given and expected at once: FastV leaves the tokens before the language model as they are."""
 Compared = list[tuple[frozenset[str], core.Row]]
 
 
@@ -104,7 +106,7 @@ def test_a_changed_value_is_noticed(name, compared):
     comparer, path = files()[name]
     golden = core.load_golden(path)
     assert all(row.passed for row in comparer.compare(core.Golden(KnownArrays(golden.arrays), golden.config)))
-    expected = {key for keys, _ in compared for key in keys}
+    expected = {key for keys, _ in compared for key in keys if golden[key].size} - COPIED.get(comparer.method, set())
     assert expected
     # All at once; one at a time where what is compared is also what a later stage begins with.
     missed = expected - notices(comparer, golden, expected, compared)
