@@ -281,8 +281,8 @@ class Kept:
 class StageRule:
     """What a stage inside the language model does: a small frozen dataclass, hashable and static under jit.
 
-    This base says what is asked of it outside the models; `cuts.stages.CutRule` chooses tokens of the prompt at a cut,
-    `cuts.stages.DecodeRule` acts at every decoding step. `cuts.rules` holds those of the published methods.
+    This base says what is asked of it outside the models. In `cuts.protocol`, `CutRule` chooses tokens of the prompt at
+    a cut and `DecodeRule` acts at every decoding step; `cuts.rules` holds those of the published methods.
 
     Attributes:
       newlines: whether newline embeddings count as visual tokens.

@@ -11,8 +11,9 @@ import pytest
 from flax import nnx
 
 from jvidprune import JvidpruneError
+from jvidprune.cuts.inner import Inner
+from jvidprune.cuts.protocol import Chosen, CutRule, Probe
 from jvidprune.cuts.rules import HalvingMerge, LastQueryTopK, RandomDraw
-from jvidprune.cuts.stages import Chosen, CutRule, Inner, Probe
 from jvidprune.models.base import VideoModel
 from jvidprune.models.decoder import Decoder, DecoderConfig
 from jvidprune.models.positions import VideoBlock, prompt_positions

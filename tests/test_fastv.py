@@ -6,7 +6,7 @@ import reducer_checks as checks
 
 import jvidprune as jv
 from jvidprune import JvidpruneError, reducers
-from jvidprune.cuts.stages import Inner
+from jvidprune.cuts.inner import Inner
 from jvidprune.parity import core
 from jvidprune.parity import fastv as parity
 from jvidprune.reducers.fastv import FastV

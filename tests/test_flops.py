@@ -15,8 +15,8 @@ from jvidprune.costs import flops_model
 from jvidprune.costs.flops import count_ratio
 from jvidprune.costs.flops_papers import paper_prefill
 from jvidprune.costs.flops_reducer import reducer_flops
+from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import LastQueryTopK, RandomDraw, TextInBlocks
-from jvidprune.cuts.stages import Inner
 from jvidprune.models.checkpoint.published import PUBLISHED, config_of, published
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.llava_onevision import LlavaOnevisionConfig

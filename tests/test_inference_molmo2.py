@@ -11,8 +11,8 @@ from tiny import tokenizer
 from jvidprune import JvidpruneError, reducers
 from jvidprune.costs.fits import check_question
 from jvidprune.cuts.decoding import Renewal
+from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import LastQueryTopK
-from jvidprune.cuts.stages import Inner
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.prompts import molmo2
 from jvidprune.llm.video_llm import VideoLLM

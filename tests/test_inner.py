@@ -17,6 +17,7 @@ from prompts import one_run
 
 from jvidprune import JvidpruneError, reducers
 from jvidprune.cuts.decoding import Renewal
+from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import (
     DynamicDecode,
     HalvingMerge,
@@ -25,7 +26,6 @@ from jvidprune.cuts.rules import (
     TextInBlocks,
     random_scores,
 )
-from jvidprune.cuts.stages import Inner
 from jvidprune.llm.cuts import prompt_inner
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.decoder import Decoder, DecoderConfig
@@ -289,7 +289,7 @@ def test_a_draw_depends_on_seed_and_place_alone():
     ("stages", "sentence"),
     [
         ((top(2), InnerStage(2, RandomDraw())), "two cuts stand before one layer"),
-        ((InnerStage(2, StageRule()),), "StageRule is neither a cuts.stages.CutRule nor a DecodeRule"),
+        ((InnerStage(2, StageRule()),), "StageRule is neither a cuts.protocol.CutRule nor a DecodeRule"),
         ((top(0),), "its layer is at least 1, not 0"),
         ((top(1), dynamic()), "a decoding stage stands alone"),
         ((top(1), InnerStage(2, RandomDraw(trims=True))), "only the first cut"),

@@ -26,7 +26,7 @@ from test_inner import (
 
 from jvidprune import JvidpruneError
 from jvidprune.cuts.decoding import Renewal
-from jvidprune.cuts.stages import Chosen, CutRule
+from jvidprune.cuts.protocol import Chosen, CutRule
 from jvidprune.reducers.fastv import FastV
 from jvidprune.tokens import InnerStage
 

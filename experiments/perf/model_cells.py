@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 
 from jvidprune.costs import flops_model
-from jvidprune.cuts.stages import Inner
+from jvidprune.cuts.inner import Inner
 from jvidprune.errors import JvidpruneError
 from jvidprune.models import family as families
 from jvidprune.models.checkpoint.load import family_of

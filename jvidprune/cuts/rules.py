@@ -1,7 +1,7 @@
 """The rules by which published methods choose tokens inside the language model, one small dataclass a rule.
 
 Each says what it probes (`probe`), how it chooses (`choose`) and, with the `Kept` of its `InnerStage`, what it counts.
-Reducers name these rules and know no model; a rule of one's own has the same shape, see `cuts.stages.CutRule`.
+Reducers name these rules and know no model; a rule of one's own has the same shape, see `cuts.protocol.CutRule`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.cuts.decoding import DecodeMode, DecodePolicy
-from jvidprune.cuts.stages import Chosen, CutInputs, CutRule, DecodeRule, Probe, TokenState
+from jvidprune.cuts.protocol import Chosen, CutInputs, CutRule, DecodeRule, Probe, TokenState
 from jvidprune.ops.select import keep_top, order_descending, rank_in_group, rank_of_order
 from jvidprune.ops.similarity import dot_f32, squared_norms
 from jvidprune.tokens import InnerStage, NewlineRole

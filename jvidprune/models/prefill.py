@@ -10,8 +10,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.cuts.cache import Cache, CacheSegment
+from jvidprune.cuts.cut import CutRecord, Moved
 from jvidprune.cuts.decoding import Reselection
-from jvidprune.cuts.stages import CutRecord, Inner, Moved, TokenState, last_valid
+from jvidprune.cuts.inner import Inner, last_valid
+from jvidprune.cuts.protocol import TokenState
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.decoder import Decoder
 from jvidprune.parallel import on_every_device, on_mesh_of

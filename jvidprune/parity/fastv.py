@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvidprune.cuts.stages import Inner
+from jvidprune.cuts.inner import Inner
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.reducers.fastv import FastV
 

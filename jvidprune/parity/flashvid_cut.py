@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import LastQueryTopK
-from jvidprune.cuts.stages import Inner
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.prefill import Read, read_prompt
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact

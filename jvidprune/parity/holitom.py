@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import halving_merge
-from jvidprune.cuts.stages import Inner
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.prefill import read_prompt
 from jvidprune.ops import newline

@@ -1,0 +1,156 @@
+"""One cut for one batch of prompts: the rule is asked, and the tokens that stay are gathered or the others marked.
+
+A cut either compacts the tokens to its own length or, without a capacity, only marks the dropped ones invalid: both
+give the same numbers. Rotary positions and source ids travel with the tokens, or the tokens that stay are counted from
+0 again.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from jvidprune.cuts.protocol import Chosen, CutInputs, CutRule, TokenState
+from jvidprune.errors import JvidpruneError
+from jvidprune.ops.compact import compact as pack
+from jvidprune.tokens import CutPositions
+
+_STATIC: dict[str, Any] = {"static": True}
+
+
+class CutRecord(NamedTuple):
+    """What a cut did, in the slots before it (in those after it where the rule gave an order).
+
+    Attributes:
+      score: (B, S) what visual tokens were ranked by.
+      survivors: (B, S) tokens that stay, padding excluded.
+      source: (B, S) slot of the prompt of each.
+      count: (B,) int32 tokens that the rule kept, also where they are more than the cut has slots for.
+    """
+
+    score: Float[Array, "B S"]
+    survivors: Bool[Array, "B S"]
+    source: Int[Array, "B S"]
+    count: Int[Array, "B"]
+
+
+class Moved(NamedTuple):
+    """Where the slots behind a cut were before it.
+
+    Attributes:
+      index: (B, C) slots before the cut.
+      valid: (B, C) slots in use.
+    """
+
+    index: Int[Array, "B C"]
+    valid: Bool[Array, "B C"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cut:
+    """One cut between two layers, for one batch of prompts.
+
+    Attributes:
+      table: (Q,) int32 how many of n visual tokens stay (of a block's n with a rule that works in blocks), or (B, Q).
+      seed: () int32 of a rule that draws, or (B,).
+      layer: first layer after the cut; static.
+      rule: static.
+      capacity: slots after the cut, or None to mark dropped tokens invalid and keep the length; static.
+      positions: kept or counted anew; static.
+    """
+
+    table: Int[Array | np.ndarray, "*B Q"]
+    seed: Int[Array | np.ndarray, "*B"]
+    layer: int = dataclasses.field(metadata=_STATIC)
+    rule: CutRule = dataclasses.field(metadata=_STATIC)
+    capacity: int | None = dataclasses.field(metadata=_STATIC)
+    positions: CutPositions = dataclasses.field(default="keep", metadata=_STATIC)
+
+    def restore(self, state: TokenState) -> TokenState:
+        """The state that the cut probes."""
+        if not self.rule.brings_back:
+            return state
+        axes = _axes(state)
+        return jax.vmap(self.rule.restore, in_axes=(axes,), out_axes=axes)(state)
+
+    def apply(
+        self,
+        state: TokenState,
+        attention: Float[Array, "B H R S"] | None = None,
+        keys: Float[Array, "B S K d"] | None = None,
+    ) -> tuple[TokenState, CutRecord, Moved | None]:
+        """The state after the cut, a record, and where its slots came from (None where they are those before).
+
+        Raises:
+          JvidpruneError: positions on three axes that would be counted anew, or tokens that change their slots where
+            earlier caches are cut too.
+        """
+        rule, batch = self.rule, state.hidden.shape[0]
+        shown = state._replace(visual=state.visual & state.valid, text_queries=state.text_queries & state.valid)
+
+        def one(table: Array, seed: Array, attention: Any, keys: Any, prompt: TokenState) -> Chosen:
+            kept = table[jnp.sum(prompt.visual, dtype=jnp.int32)]
+            return rule.choose(CutInputs(kept, table, seed, attention, keys), prompt)
+
+        table = jnp.broadcast_to(self.table, (batch, self.table.shape[-1]))
+        seed = jnp.broadcast_to(self.seed, (batch,))
+        rows = None if attention is None else attention.astype(jnp.float32)
+        chosen = jax.vmap(one, in_axes=(0, 0, 0, 0, _axes(state)))(table, seed, rows, keys, shown)
+        moved = None
+        if chosen.order is not None:
+            if rule.trims:
+                raise JvidpruneError("tokens that change their slots cannot be cut from the caches of earlier layers.")
+            moved = Moved(chosen.order, jnp.take_along_axis(state.valid, chosen.order, axis=1))
+            state = _gather(state, *moved)
+        survivors = chosen.survivors if rule.brings_back else chosen.survivors & state.valid
+        record = CutRecord(chosen.score, survivors, state.source, survivors.sum(axis=1, dtype=jnp.int32))
+        visual = state.visual if rule.brings_back or rule.keeps_roles else state.visual & survivors
+        side = state.side if chosen.side is None else chosen.side
+        state = state._replace(hidden=chosen.hidden, valid=survivors, visual=visual, side=side)
+        if self.capacity is not None:
+            index, valid, _ = jax.vmap(lambda mask: pack(mask, self.capacity or 0))(survivors)
+            index = jnp.minimum(index, state.valid.shape[1] - 1)
+            state = _gather(state, index, valid)
+            moved = Moved(index if moved is None else jnp.take_along_axis(moved.index, index, axis=1), valid)
+        elif moved is not None:
+            moved = moved._replace(valid=survivors)
+        return (_renumbered(state) if self.positions == "renumber" else state), record, moved
+
+
+def _axes(state: TokenState) -> Any:
+    """Batch axis of every field of a state."""
+    zero: Any = 0
+    return TokenState(*[zero] * len(TokenState._fields))._replace(positions=1 if state.positions.ndim == 3 else 0)
+
+
+def _gather(state: TokenState, index: Int[Array, "B C"], valid: Bool[Array, "B C"]) -> TokenState:
+    def take(x: Array) -> Array:
+        return jnp.take_along_axis(x, index, axis=1)
+
+    three = state.positions.ndim == 3
+    return TokenState(
+        hidden=jnp.take_along_axis(state.hidden, index[..., None], axis=1),
+        positions=jax.vmap(take)(state.positions) if three else take(state.positions),
+        valid=valid,
+        visual=take(state.visual) & valid,
+        source=take(state.source),
+        text_queries=take(state.text_queries) & valid,
+        block=take(state.block),
+        side=state.side,
+        bidirectional=None if state.bidirectional is None else take(state.bidirectional),
+    )
+
+
+def _renumbered(state: TokenState) -> TokenState:
+    """Positions 0, 1, 2, ... of the valid slots, in their order."""
+    if state.positions.ndim == 3:
+        raise JvidpruneError(
+            "positions of time, height and width cannot be counted anew at a cut; this model's cuts keep them "
+            "(positions='keep')."
+        )
+    count = jnp.cumsum(state.valid, axis=1, dtype=state.positions.dtype)
+    return state._replace(positions=jnp.maximum(count - 1, 0))

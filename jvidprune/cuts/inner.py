@@ -1,0 +1,186 @@
+"""All stages inside the language model for one batch of prompts.
+
+A reducer carries `InnerStage`s; `Inner.create` turns them, on the host, into integers and static lengths for one
+batch of prompts; `models.prefill.read_prompt` runs the layers between the cuts as scans. Every stretch of layers has a
+KV cache of its own length. Any number of cuts may stand in one model.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Int
+
+from jvidprune.cuts.cut import Cut
+from jvidprune.cuts.decoding import DecodePolicy, Reselection
+from jvidprune.cuts.protocol import CutRule, DecodeRule, TokenState
+from jvidprune.errors import JvidpruneError
+from jvidprune.ops.compact import compact as pack
+from jvidprune.tokens import InnerStage
+
+_STATIC: dict[str, Any] = {"static": True}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Inner:
+    """All stages inside the language model for one batch of prompts, ready to be passed to `prefill`.
+
+    Attributes:
+      cuts: in the order of their layers.
+      visual: (B, S) prompt slots that compete.
+      text_queries: (B, S) text slots whose attention ranks visual tokens.
+      block: (B, S) int32 group of each visual slot.
+      policy: decoding stage, or None.
+      query_rows: most text queries of a prompt; static.
+    """
+
+    cuts: tuple[Cut, ...]
+    visual: Bool[Array | np.ndarray, "B S"]
+    text_queries: Bool[Array | np.ndarray, "B S"]
+    block: Int[Array | np.ndarray, "B S"]
+    policy: DecodePolicy | Reselection | None = None
+    query_rows: int = dataclasses.field(default=0, metadata=_STATIC)
+
+    @classmethod
+    def create(
+        cls,
+        stages: Sequence[InnerStage],
+        visual: Bool[np.ndarray, "B S"],
+        valid: Bool[np.ndarray, "B S"],
+        *,
+        layers: int,
+        compact: bool = True,
+        text_queries: Bool[np.ndarray, "B S"] | None = None,
+        block: Int[np.ndarray, "B S"] | None = None,
+        bucket: Callable[[int], int] | None = None,
+    ) -> "Inner":
+        """Counts and static lengths of the stages a reducer carries, on the host.
+
+        Args:
+          stages: in any order; those at or behind `layers` do nothing, as in the references.
+          visual: (B, S) prompt slots that compete.
+          valid: (B, S) prompt slots in use.
+          layers: decoder layers.
+          compact: gather the kept tokens at every cut; False only masks the dropped ones, to the same numbers.
+          text_queries: (B, S) text that ranks, by default all text behind the last visual slot.
+          block: (B, S) group of each visual slot in 0..S-1, for rules that count in blocks.
+          bucket: rounds lengths up, so that prompts of different lengths share a compilation.
+
+        Raises:
+          JvidpruneError: a rule that neither cuts nor decodes, two cuts at one layer, or stages that cannot stand
+            together.
+        """
+        visual, valid = np.asarray(visual, bool), np.asarray(valid, bool)
+        visual, slots = visual & valid, visual.shape[1]
+        last = np.where(visual, np.arange(slots), -1).max(axis=1, keepdims=True)
+        behind = valid & ~visual & (np.arange(slots) > last)
+        text_queries = behind if text_queries is None else np.asarray(text_queries, bool) & valid
+        block = np.zeros(visual.shape, np.int32) if block is None else np.asarray(block, np.int32)
+        acting = sorted((stage for stage in stages if stage.layer < layers), key=lambda stage: stage.layer)
+        _check(acting)
+        compact = compact and not any(rule.brings_back for _, rule in _cuts_of(acting))
+        count, length = visual.sum(axis=1), valid.sum(axis=1)
+        cuts: list[Cut] = []
+        policy: DecodePolicy | Reselection | None = None
+        for stage in acting:
+            if isinstance(stage.rule, DecodeRule):
+                policy = stage.rule.policy(stage, visual)
+        prompt, width, rows = count, slots, np.arange(len(visual))
+        for stage, rule in _cuts_of(acting):
+            table = stage.kept.table(slots)
+            if stage.kept.of == "prompt":
+                table = np.stack([stage.kept.table(slots, int(n)) for n in prompt])
+            # floor is superadditive: whatever the blocks, they keep no more than one block of all tokens would.
+            left = table[count] if table.ndim == 1 else table[rows, count]
+            length, count = length - count + left, left
+            if compact:
+                most = int(length.max())
+                width = min(width, most if bucket is None else bucket(most))
+            if rule.renewal is not None:
+                renewal = rule.renewal
+                policy = Reselection(visual, count, layer=stage.layer, mode=renewal.mode, shift=renewal.shift)
+            capacity = width if compact and rule.renewal is None else None
+            cuts.append(Cut(table, np.asarray(stage.seed, np.int32), stage.layer, rule, capacity, stage.positions))
+        most_rows = int(text_queries.sum(axis=1).max())
+        most_rows = most_rows if bucket is None else bucket(most_rows)
+        return cls(tuple(cuts), visual, text_queries, block, policy, most_rows)
+
+    @property
+    def boundaries(self) -> tuple[int, ...]:
+        """Layers at which a new segment of the cache starts."""
+        return tuple(cut.layer for cut in self.cuts if cut.layer > 0)
+
+    def capacities(self, length: int, room: int) -> tuple[int, ...]:
+        """Slots of each cache segment for prompts of `length` slots and `room` decoding steps."""
+        sizes = [length]
+        for cut in self.cuts:
+            sizes.append(sizes[-1] if cut.capacity is None else cut.capacity)
+            if cut.rule.trims:
+                sizes = [sizes[-1]] * len(sizes)
+        if self.cuts and self.cuts[0].layer == 0:
+            sizes = sizes[1:]
+        return tuple(size + room for size in sizes)
+
+    def start(self, hidden: Array, positions: Array, valid: Array) -> TokenState:
+        """The state of a prompt before its first layer."""
+        if hidden.shape[:2] != self.visual.shape:
+            raise JvidpruneError(
+                f"stages inside the language model were made for prompts {self.visual.shape}, got {hidden.shape[:2]}."
+            )
+        source = jnp.broadcast_to(jnp.arange(hidden.shape[1], dtype=jnp.int32), hidden.shape[:2])
+        roles = (jnp.asarray(self.visual), source, jnp.asarray(self.text_queries), jnp.asarray(self.block))
+        return TokenState(hidden, positions, valid, *roles)
+
+    def rows(self, cut: Cut, state: TokenState) -> Int[Array, "B R"] | None:
+        """Slots whose rows of attention in the layer before it a cut reads: the last valid one, the text queries (the
+        last repeated), or None.
+        """
+        if cut.rule.probe == "last":
+            return last_valid(state.valid)[:, None]
+        if cut.rule.probe != "text":
+            return None
+        most = max(self.query_rows, 1)
+        index, there, _ = jax.vmap(lambda mask: pack(mask, most))(state.text_queries & state.valid)
+        return jnp.where(there, index, last_valid(state.valid)[:, None])
+
+
+def last_valid(valid: Bool[Array, "B S"]) -> Int[Array, "B"]:
+    """The last valid slot of each row."""
+    return jnp.where(valid, jnp.arange(valid.shape[1]), 0).max(axis=1)
+
+
+def _cuts_of(stages: Sequence[InnerStage]) -> list[tuple[InnerStage, CutRule]]:
+    return [(stage, stage.rule) for stage in stages if isinstance(stage.rule, CutRule)]
+
+
+def _check(stages: Sequence[InnerStage]) -> None:
+    cuts = _cuts_of(stages)
+    for stage in stages:
+        rule, name = stage.rule, type(stage.rule).__name__
+        if not isinstance(rule, CutRule | DecodeRule):
+            raise JvidpruneError(f"{name} is neither a cuts.protocol.CutRule nor a DecodeRule.")
+        ahead = isinstance(rule, CutRule) and rule.probe in ("none", "ahead")
+        if stage.layer == 0 and not ahead:
+            raise JvidpruneError(f"{name} reads the layer before it, so its layer is at least 1, not 0.")
+        if rule.in_blocks and stage.kept.of == "prompt":
+            raise JvidpruneError(f"{name} keeps a share of every block, which cannot be counted from the whole prompt.")
+    places = [stage.layer for stage, _ in cuts]
+    if len(set(places)) < len(places):
+        raise JvidpruneError(f"two cuts stand before one layer: {places}.")
+    if len(stages) - len(cuts) > 1 or (cuts and len(stages) > len(cuts)):
+        raise JvidpruneError("a decoding stage stands alone: its slots are those of an uncut prompt.")
+    for stage, rule in cuts:
+        if rule.renewal is None:
+            continue
+        if len(cuts) > 1 or not rule.renewable:
+            raise JvidpruneError(
+                "a cut that is renewed while decoding stands alone and goes by the last query's attention."
+            )
+        if stage.positions != "keep":
+            raise JvidpruneError("a cut that is renewed while decoding keeps positions: its tokens come and go.")
+    if any(rule.trims for _, rule in cuts[1:]):
+        raise JvidpruneError("only the first cut can also cut the caches of the layers before it.")
