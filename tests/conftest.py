@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 import tempfile
 
 import pytest
@@ -46,6 +47,26 @@ def home(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(home):
     """A small LLaVA-OneVision with random weights, in a checkpoint folder."""
-    import untrained
+    from helpers import untrained
 
     return untrained.write(home / "model")
+
+
+@pytest.fixture
+def run(capfd, monkeypatch, home):
+    """Runs a command line in this process: (exit code, stdout, stderr)."""
+    monkeypatch.setenv("JVIDPRUNE_CACHE", str(home))
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["jvidprune", *map(str, words)])
+        from jvidprune import cli
+
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return call

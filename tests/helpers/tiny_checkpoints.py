@@ -1,0 +1,124 @@
+"""The smallest checkpoints that exercise a family: random tensors under its published names, a tokenizer of bytes.
+
+All families give 6 grid frames of 4 x 4 tokens of one width, so that programs of reducers can be shared.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from helpers.tiny import SPECIAL, tokenizer
+from safetensors.numpy import save_file
+
+from jvidprune.models import family as families
+
+WIDTH, LAYERS = 16, 2
+
+_TEXT = {
+    "hidden_size": WIDTH,
+    "intermediate_size": 24,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "vocab_size": 256 + len(SPECIAL),
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+_SIGLIP = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "image_size": 32,
+    "patch_size": 4,
+}
+_VIT = {
+    "depth": 2,
+    "hidden_size": 16,
+    "num_heads": 2,
+    "intermediate_size": 16,
+    "patch_size": 4,
+    "out_hidden_size": WIDTH,
+}
+_IDS = {
+    "video_token_id": 256 + SPECIAL.index("<|video_pad|>"),
+    "vision_start_token_id": 256 + SPECIAL.index("<|vision_start|>"),
+    "vision_end_token_id": 256 + SPECIAL.index("<|vision_end|>"),
+}
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llava_onevision": {"model_type": "llava_onevision", "text_config": _TEXT, "vision_config": _SIGLIP},
+    "llava_video": {
+        "model_type": "llava_qwen",
+        "mm_newline_position": "grid",
+        "mm_spatial_pool_mode": "average",
+        "vision_config_override": _SIGLIP,
+        **_TEXT,
+    },
+    "qwen2_5_vl": {
+        "model_type": "qwen2_5_vl",
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]},
+        "vision_config": _VIT | {"window_size": 16, "fullatt_block_indexes": [1], "tokens_per_second": 2},
+        **_TEXT,
+        **_IDS,
+    },
+    "qwen3_vl": {
+        "model_type": "qwen3_vl",
+        "text_config": _TEXT | {"head_dim": 8, "rope_scaling": {"mrope_section": [2, 1, 1]}},
+        "vision_config": _VIT | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        **_IDS,
+    },
+    "molmo2": {
+        "model_type": "molmo2",
+        "text_config": _TEXT | {"head_dim": 8, "additional_vocab_size": 16},
+        "vision_config": _SIGLIP | {"head_dim": 8, "image_size": [48, 48], "patch_size": 4},
+        "adapter_config": {
+            "vision_feature_layer": [1, 0],
+            "hidden_size": 16,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "intermediate_size": 16,
+            "text_hidden_size": WIDTH,
+        },
+    },
+}
+"""config.json of each family."""
+
+
+def write(family: str, folder: Path, *, pooling_head: bool = False) -> Path:
+    """Writes config.json, model.safetensors and tokenizer.json, with the tied embedding as head.
+
+    Args:
+      family: key of `CONFIGS`.
+      folder: created.
+      pooling_head: LLaVA: also the attention-pooling head of SigLIP.
+    """
+    package = families.get(family)
+    config = package.config.from_hf(CONFIGS[family])
+    config = config.with_tensors(["vision_tower.vision_model.head.probe"] * pooling_head)
+    rules = {rule.target: rule for rule in package.name_table(config).rules}
+    state = nnx.state(nnx.eval_shape(lambda: package.model(config, dtype=jnp.float32)))
+    rng, tensors = np.random.default_rng(0), {}
+    for path, variable in nnx.to_flat_state(state):
+        rule = rules[".".join(map(str, path))]
+        stacked = "{L}" in rule.source
+        for layer in range(variable.shape[0] if stacked else 1):
+            shape = variable.shape[1:] if stacked else variable.shape
+            scale = 1.0 if rule.target.endswith("scale") else 0.0
+            value = scale + rng.standard_normal(shape) * (0.1 if len(shape) == 1 else shape[0] ** -0.5)
+            if rule.transform == "conv":
+                # The one stored shape that a parameter does not tell: a patch's channels, frames, rows and columns.
+                side = config.vision.patch_size
+                value = value.T.reshape(shape[1], 3, *[2] * family.startswith("qwen"), side, side)
+            elif rule.transform == "transpose":
+                value = value.T
+            tensors[rule.source.replace("{L}", str(layer))] = np.ascontiguousarray(value, np.float32)
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(CONFIGS[family]))
+    tokenizer().save(str(folder / "tokenizer.json"))
+    return folder

@@ -1,0 +1,195 @@
+"""Every reducer on every family, from frames to generated tokens, with the exact count of tokens everywhere.
+
+The clip is one still frame, so that every count follows from a method's definition: nothing moves, all frames are
+alike. There are 6 (grid) frames of 4 x 4 tokens, 96 in all, and the ratio is 0.3 (0.1 for the two methods whose ratio
+is that of the cut inside the model).
+"""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+from helpers import tiny_checkpoints as tiny
+
+from jvidprune import reducers
+from jvidprune.llm import batch, coverage
+from jvidprune.llm.prompts import slots as sequence
+from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models import family as families
+from jvidprune.models.qwen import pixels as qwen_pixels
+from jvidprune.reducers.protocol import inner_stages
+from jvidprune.video.preprocess import qwen_patches
+
+FRAMES, TOKENS, RATIO, CUT_RATIO = 6, 16, 0.3, 0.1
+QUESTION = "What?"
+
+# Before the last layer of the checkpoints here; the published cuts lie behind their end.
+CUT = {"inner_random": {"layer": 1}, "fastv": {"layer": 1}, "flashvid": {"pruning_layer": 1}}
+
+KEPT = {
+    "none": 96,
+    "visionzip": 24,  # int(16 * 0.3) = 4 a frame
+    "divprune": 29,  # round(28.8)
+    "scissor": 16,  # equal frames are one below tau = 1, which leaves fewer than round(28.8)
+    "tome": 30,  # round(4.8) a frame
+    "cdpruner": 30,  # floor(4.8 + 1 / 2) a frame
+    "vcast": 29,  # round(28.8)
+    "qwen_norm": 24,  # int(16 * 0.3) a frame
+    "evs": 28,  # int(96 * (1 - (1 - 0.3))) in float64
+    "vidcom2": 30,  # round(4.8) a frame where no frame is unusual
+    "holov": 24,  # int(16 * 0.3) a frame
+    "dycoke": 36,  # frames 0 and 4 whole, int((1 - 4 * 0.7 / 3) * 16) = 1 of the others
+    "random": 29,  # floor(28.8 + 1 / 2)
+    "uniform": 29,
+    "frame_drop": 32,  # floor(1.8 + 1 / 2) frames
+    "inner_random": 96,
+    "fastv": 96,
+    "attention_topk": 29,
+    "flashvid": 36,  # ceil(16 * 0.3 * 1.25) a frame
+    "fastvid": 24,  # int(16 * 0.3) a frame
+    "holitom": 16,  # one window: all 16 places static, of which more than all may stay
+    "prunevid": 16,  # the same
+    "ottvid": 29,  # round(28.8), or round(6 * 7 * 0.3 ** 0.3) with 7 a frame before the transport
+    "visionzip_qwen": 16,  # as holitom
+}
+
+
+def stop_kept(family):
+    """SToP's base is its own wrapper of VisionZip on Qwen and VisionZip itself elsewhere."""
+    return KEPT["visionzip_qwen" if family.startswith("qwen") else "visionzip"]
+
+
+def aot_kept(video, reducer):
+    """Without windows and clips: the V - V // 2 most attended tokens, or blocks of 2 x 2 with two of them or more."""
+    attention = np.asarray(video.evidence["attention_deep"])
+    visual = reducer.visual_tokens_for(video.layout(), RATIO)
+    if reducer.pooling == "none":
+        return FRAMES * (visual - visual // 2)
+    anchors = np.zeros(attention.shape)
+    most = np.argsort(-attention, axis=1, kind="stable")[:, : visual - visual // 2]
+    np.put_along_axis(anchors, most, 1, axis=1)
+    return int((anchors.reshape(FRAMES, 4, 2, 4, 2).sum(axis=(2, 4)) >= 2).sum())
+
+
+# Visual tokens behind the cut: the share of what came in, newlines included where they compete.
+BEHIND = {
+    "inner_random": lambda n: round(n * CUT_RATIO),
+    "fastv": lambda n: round(n * CUT_RATIO),
+    "flashvid": lambda n: int(np.ceil(n * 0.3)),
+    "holitom": lambda n: round(n * 0.5),
+}
+
+
+def small_patches(config, given):
+    """Qwen's pixels without the lower limit of 128 tokens a frame."""
+    rules = dataclasses.replace(qwen_pixels._PIXELS[config.family], patch=config.vision.patch_size, min_pixels=64)
+    return functools.partial(qwen_patches, family=rules)
+
+
+def load(family, folder):
+    llm = VideoLLM.load(tiny.write(family, folder / family, pooling_head=family.startswith("llava")))
+    if llm.settings.grid is not None:
+        llm = dataclasses.replace(llm, settings=dataclasses.replace(llm.settings, pixels=small_patches))
+    return llm
+
+
+def text_tokens(llm, one):
+    return sum(map(len, llm.prompts.ids([one], QUESTION)))
+
+
+def newline_tokens(family, name, one):
+    """One behind the video, or on LLaVA-Video behind every row, or where the method's reference has them."""
+    if name == "scissor":
+        return 0
+    if family != "llava_video":
+        return int(family == "llava_onevision")
+    index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
+    rows_with_a_token = len(np.unique(index // 4))
+    nonempty = dict.fromkeys(("holitom", "fastvid", "ottvid"), rows_with_a_token)
+    return ({"flashvid": FRAMES, "prunevid": 0} | nonempty).get(name, FRAMES * 4)
+
+
+def trimmed(video, needs):
+    """The evidence that a method asked for and what the decoder reads, as `encode` attaches it for one method.
+
+    Families then share the compiled reducers, whose settings are often the same.
+    """
+    evidence = {k: v for k, v in video.evidence.items() if k in needs or k == "features_deepstack"}
+    wide = video.unpooled_grid if "features_unpooled" in needs else None
+    return dataclasses.replace(video, evidence=evidence, unpooled_grid=wide)
+
+
+def method_on(family, name):
+    settings = dict(CUT.get(name, {}))
+    if name == "holitom" and family.startswith("llava"):
+        settings["inner_layer"] = 1
+    return reducers.get(name, family, **settings)
+
+
+def run_family(family, folder, read, monkeypatch):
+    """(method, what, found, expected) of everything that is wrong on one family."""
+    llm = load(family, folder)
+    pair = 2 if (llm.settings.grid is not None) else 1
+    still = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8).repeat(FRAMES * pair, 0)
+    methods = {name: method_on(family, name) for name in reducers.names()}
+    video = llm.encode(
+        still, needs=frozenset().union(*(method.needs for method in methods.values())), question=QUESTION, fps=2.0
+    )
+    assert video.tokens.features.shape == (FRAMES, TOKENS, tiny.WIDTH)
+    wrong = []
+
+    def check(name, **pairs):
+        wrong.extend((family, name, what, *pair) for what, pair in pairs.items() if pair[0] != pair[1])
+
+    for name, method in methods.items():
+        cell = coverage.cell(family, name)
+        expected = {"aot": lambda m: aot_kept(video.tokens, m), "stop": lambda m: stop_kept(family)}
+        kept = expected[name](method) if name in expected else KEPT[name]
+        shown = dataclasses.replace(video, tokens=trimmed(video.tokens, method.needs))
+        ratio = CUT_RATIO if name in ("inner_random", "fastv") else RATIO
+        one = llm.reduce(shown, reducer=method, ratio=ratio)
+        text, newlines = text_tokens(llm, one), newline_tokens(family, name, one)
+        # One length for all prompts, one for all that is left behind cuts: a family's methods share their programs.
+        monkeypatch.setattr(sequence, "_BUCKETS", (text + 15, text + FRAMES * (TOKENS + 6)))
+        if (name, family) == ("flashvid", "qwen3_vl"):
+            text -= 2 * FRAMES  # vision markers
+        answer = llm.ask(one, QUESTION, max_new_tokens=2)
+        prompt = text + kept + newlines
+        inside = bool(inner_stages(method, ratio))
+        before = after = prompt
+        if inside:
+            competing = kept + newlines * (family == "llava_video" or name == "holitom")
+            keep = BEHIND[name] if (name, family) != ("flashvid", "qwen3_vl") else lambda n: int(np.ceil(n * 0.1))
+            after = prompt - competing + keep(competing)
+        check(
+            name,
+            cell=(cell.startswith("yes"), True),
+            inside=("in the LLM" in cell, inside),
+            kept=(answer.kept, kept),
+            visual=(answer.visual, FRAMES * TOKENS),
+            prompt=(answer.prompt, prompt),
+            cached=(read.pop(), [before, after] if inside else [before]),
+            generated=(answer.stages[-1].tokens in (1, 2), True),
+        )
+    return wrong
+
+
+def test_every_method_and_family_has_a_row_here():
+    assert KEPT.keys() | {"aot", "stop"} == set(reducers.names())
+    assert tiny.CONFIGS.keys() == set(families.names())
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_every_method_keeps_what_its_definition_says(family, tmp_path, monkeypatch):
+    """Frames in, tokens out: kept tokens, prompt, cached tokens before and behind cuts, and the README's cells."""
+    read, prefill = [], batch.prefill
+
+    def spy(*args, **options):
+        logits, cache = prefill(*args, **options)
+        read.append([int(segment.valid.sum()) for segment in cache.segments])
+        return logits, cache
+
+    monkeypatch.setattr(batch, "prefill", spy)
+    wrong = run_family(family, tmp_path, read, monkeypatch)
+    assert not wrong, "\n".join(map(str, wrong))
