@@ -10,8 +10,9 @@ import numpy as np
 from jax import lax
 
 from jvidprune import VideoTokens, reducers
-from jvidprune.costs.flops_reducer import reducer_flops
 from jvidprune.errors import JvidpruneError
+from jvidprune.reducers.counting import TokenWidth
+from jvidprune.reducers.protocol import full
 from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import stack_budgets
 
@@ -127,7 +128,7 @@ def run_cell(cell: ReducerCell, rates: Rates, dtype: Any, *, repeats: int, secon
         timing = measure(_Bound(_run, reducer), inputs, static, repeats=repeats, seconds=seconds)
     except JvidpruneError as error:
         return {"refused": str(error)}
-    terms = reducer_flops(reducer, layout, cell.dim, ratios[-1], keys=72)
+    terms = full(reducer).flops(layout, TokenWidth(cell.dim, keys=72), ratios[-1])
     flops = cell.batch * sum(terms.values())
     read = sum(leaf.nbytes for leaf in jax.tree.leaves(videos))
     moved = read + (timing.outputs or 0)

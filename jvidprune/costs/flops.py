@@ -1,21 +1,21 @@
 """FLOP accounting: what every stage of an answer costs, counted from a config before anything runs.
 
 `count` takes the sizes of one prompt; `count_ratio` derives them from a reducer and a ratio. See
-`costs.flops_model` for what is counted, `costs.flops_reducer` for the methods, `costs.flops_papers` for the second
+`costs.flops_model` for what is counted, the methods' own `flops` for the reduction, `costs.flops_papers` for the second
 column, which repeats the arithmetic of the papers' tables.
 """
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from jvidprune.costs.flops_model import Segment, Terms, decode, prefill, segments, vision_terms
+from jvidprune.costs.flops_model import Segment, decode, prefill, segments, vision_terms
 from jvidprune.costs.flops_papers import CONVENTIONS, paper_prefill
-from jvidprune.costs.flops_reducer import reducer_flops
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.cuts import newlines_compete
 from jvidprune.llm.prompts.registry import builder_of
 from jvidprune.models import family as families
 from jvidprune.ops.newline import NewlineKind, newline_count
+from jvidprune.reducers.counting import Terms, TokenWidth
 from jvidprune.reducers.protocol import Reducer, check_ratio, full, inner_stages, prompt_rules, title_of
 from jvidprune.tokens import Layout
 
@@ -173,11 +173,11 @@ def count(
     # The papers' n leaves newlines out.
     plain = segments(stages, text.layers, tokens=kept, visual=kept)
     papers = {convention: paper_prefill(text, plain, convention) for convention in CONVENTIONS}
-    options = {"keys": vision.width // vision.heads, "levels": len(getattr(vision, "taps", ()))}
+    width = TokenWidth(text.width, keys=vision.width // vision.heads, levels=len(getattr(vision, "taps", ())))
     counted = [
         StageFlops("tower", "", tower),
         StageFlops("projector", "", after),
-        StageFlops("reducer", "", reducer_flops(reducer, layout, text.width, ratio, **options)),
+        StageFlops("reducer", "", dict(full(reducer).flops(layout, width, ratio))),
     ]
     reads = prefill(text, parts, causal=causal, mutual=families.get(config.family).bidirectional)
     for number, (part, terms) in enumerate(zip(parts, reads, strict=True)):

@@ -13,10 +13,8 @@ from jvidprune.models import family as families
 from jvidprune.models.decoder import DecoderConfig
 from jvidprune.models.qwen.tower import QwenVisionConfig
 from jvidprune.models.siglip import SiglipConfig
+from jvidprune.reducers.counting import Terms
 from jvidprune.tokens import InnerStage, Layout
-
-Terms = dict[str, float]
-"""FLOPs by what they are spent on."""
 
 
 class Segment(NamedTuple):

@@ -2,8 +2,9 @@
 
 import math
 
-from jvidprune.costs.flops_model import Terms, siglip
+from jvidprune.costs.flops_model import siglip
 from jvidprune.models.siglip import SiglipConfig
+from jvidprune.reducers.counting import Terms
 from jvidprune.stts import STTSConfig, Windows
 
 

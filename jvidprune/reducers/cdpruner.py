@@ -32,6 +32,7 @@ from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import frame_gram, normalise, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.controls import kept_of
+from jvidprune.reducers.counting import Terms
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -190,6 +191,16 @@ class CDPruner(PositionedReducer):
         return lambda layout, ratio: kept_of(layout.tokens, check_ratio(ratio))
 
     # The authors publish LLaVA-1.5 and 1.6 for images, OpenVINO GenAI its defaults for Qwen.
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Similarities of all pairs, the greedy recursion, and the relevance where it is worked out here."""
+        lists = layout.frames if self.scope == "frame" else 1
+        size = layout.total // lists
+        picks = int(self.budget(layout, ratio).keep)
+        # Each part of a list takes its share of the picks, and both look at all of the list.
+        steps = lists * (picks / self.parts) ** 2 * size * self.parts
+        terms = {"similarities": 2.0 * lists * size**2 * width, "selection steps": steps}
+        return terms | ({"relevance": 4.0 * layout.total * width} if self.relevance == "text" else {})
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -27,6 +27,7 @@ from jvidprune.fields import Count, Ratio, Share
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers import registry
+from jvidprune.reducers.counting import Terms
 from jvidprune.reducers.protocol import (
     AnyReducer,
     MethodInfo,
@@ -267,6 +268,15 @@ class Sequential(PositionedReducer):
     def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The second stage's cuts inside the language model, which do not follow the ratio."""
         return inner_stages(self.second, _ANY)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Both stages' at their shares: the second's on the tokens that the first leaves of every frame."""
+        first, second = self.shares(layout, ratio)
+        terms: Terms = {}
+        for order, stage, share in (("first", self.first, first), ("second", self.second, second)):
+            found = full(stage).flops(share[0], width, share[1])
+            terms |= {f"{order}: {name}": flops for name, flops in found.items()}
+        return terms
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {name: {"backbone": name} for name in registry.BACKBONES}
 

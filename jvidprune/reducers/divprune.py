@@ -28,6 +28,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -116,6 +117,16 @@ class DivPrune(PositionedReducer):
         return lambda layout, ratio: keep_count(layout.tokens, check_ratio(ratio))
 
     # No settings of these families are published: the released code is one function for one image.
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Similarities of all pairs, and the greedy steps; of long lists the rows of the picks once more."""
+        groups = 1 if self.scope == "video" else layout.frames
+        size = layout.total // groups
+        picks = int(self.budget(layout, ratio).keep)
+        terms = {"similarities": 2.0 * groups * size**2 * width, "selection steps": 4.0 * groups * picks * size}
+        if size > HELD_TOKENS:
+            terms["similarities of picks"] = 2.0 * groups * picks * size * width
+        return terms
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -29,6 +29,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import rank_ascending, rank_of_order
 from jvidprune.ops.similarity import frame_pair_inner, squared_norms
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import InnerStage, Kept, Layout, Plan, VideoTokens
 
@@ -137,6 +138,16 @@ class DyCoke(PositionedReducer):
             return ()
         rule = DynamicDecode(self.decode_threshold, self.decode_mode)
         return (InnerStage(self.decode_layer, rule, Kept(1 - self.decode_dropped, "floor")),)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Cosines of the frames that are compared with their references, and the norms of all.
+
+        Raises:
+          JvidpruneError: a ratio that `budget` refuses.
+        """
+        self.budget(layout, ratio)
+        compared = layout.frames // 2 + (layout.frames + 1) // 4
+        return {"reference cosines": 2.0 * (layout.frames + compared) * layout.tokens * width}
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}}
 

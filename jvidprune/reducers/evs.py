@@ -26,6 +26,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import rank_descending
 from jvidprune.ops.similarity import same_position_inner, squared_norms
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms, levels_of, neighbours
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -95,6 +96,10 @@ class EVS(PositionedReducer):
     def capacity(self, layout: Layout, ratio: float) -> int:
         """Exactly K."""
         return int(self.budget(layout, ratio).keep)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Cosines with the frame before, of the DeepStack levels too where those take part."""
+        return {"neighbour cosines": neighbours(layout, width) * (1 + levels_of(width) * self.deepstack)}
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {"deepstack": True}}
 

@@ -33,6 +33,7 @@ from jvidprune.ops.cluster import centre_mask, peak_scores
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, normalise, over_frames
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms, gram, sums
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import AttentionName, Layout, Plan, VideoTokens
 
@@ -383,6 +384,15 @@ class FastVID(PositionedReducer):
     def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Newlines behind rows of which something is left; positions are those of the unpruned sequence everywhere."""
         return super().prompt._replace(newline_rows="nonempty", reference_positions="original")
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Similarities of every frame to the anchor frames of its segment; segments of equal length are typical."""
+        length = -(-layout.frames // self.segments)
+        slots = -(-length // self.interval)
+        return {
+            "anchor frame similarities": layout.frames * slots * gram(layout, width),
+            "weighted sums": sums(layout, width, slots),
+        }
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {},

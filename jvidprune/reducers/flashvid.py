@@ -36,6 +36,7 @@ from jvidprune.ops.exact import ceil_scaled
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.select import order_descending
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms, gram, sums
 from jvidprune.reducers.protocol import MarkerRule, MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import InnerStage, Kept, Layout, Plan, VideoTokens
 
@@ -349,6 +350,21 @@ class FlashVID(PositionedReducer):
             return ()
         rule = LastQueryTopK(newlines="never" if self.protect_newlines else "layout")
         return (InnerStage(self.pruning_layer, rule, Kept(self.llm_retention_ratio)),)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Similarities in frames and of neighbours, the selection, and what merging costs where it is on."""
+        frames, pairs = layout.frames, gram(layout, width)
+        terms = {"similarities in frames": frames * pairs}
+        if self.method == "attn_div_v2":
+            terms["event relevance"] = 2.0 * layout.total * width
+        if self.alpha < 1.0:
+            if self.temporal_threshold < 1.0:
+                terms["neighbour frames"] = (frames - 1) * pairs
+                terms["distances of merged tokens (at most)"] = (frames - 1) * pairs
+            terms["weighted sums"] = sums(layout, width)
+        selected = int(self.budget(layout, ratio).n_select)
+        terms["selection steps"] = 2.0 * frames * selected * layout.tokens
+        return terms
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"method": "attn_div_v2", "min_segments": 8},

@@ -40,6 +40,7 @@ from jvidprune.ops.similarity import (
 )
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
+from jvidprune.reducers.counting import Terms, gram, neighbours, sums
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import InnerStage, Kept, Layout, Plan, VideoTokens
 
@@ -321,6 +322,17 @@ class HoliTom(PositionedReducer):
             return ()
         rule = HalvingMerge(causal=self.probe_causal, newlines="always")
         return (InnerStage(self.inner_layer, rule, Kept(1 - self.inner_dropped, "round")),)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Cosines of neighbours, distances of the kept tokens, and those of contextual ones where there are any."""
+        terms = {
+            "neighbour cosines": neighbours(layout, width),
+            "window distances (at most)": layout.frames // 2 * gram(layout, width),
+            "weighted sums": sums(layout, width),
+        }
+        if self.contextual_share > 0:
+            terms["distances in frames"] = layout.frames * gram(layout, width)
+        return terms
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"inner_layer": 18},

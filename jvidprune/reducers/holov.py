@@ -31,6 +31,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import order_ascending, rank_ascending, rank_descending
 from jvidprune.ops.similarity import frame_gram
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms, gram
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -213,6 +214,14 @@ class HoloV(PositionedReducer):
     def capacity(self, layout: Layout, ratio: float) -> int:
         """k rows a sequence: quotas add up to k, or to at most C' <= k ones where every score is 0."""
         return int(self.budget(layout, ratio).keep) * (layout.frames if self.per_frame else 1)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Similarities of all pairs of a sequence; nothing without the diversity term."""
+        if not self.diversity:
+            return {}
+        if self.per_frame:
+            return {"similarities": layout.frames * gram(layout, width)}
+        return {"similarities": 2.0 * layout.total**2 * width}
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}, "llava_video": {}, "qwen2_5_vl": {}}
 

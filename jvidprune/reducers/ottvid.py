@@ -42,9 +42,11 @@ from jvidprune.ops.transport import (
     Rows,
     Transport,
     Uniform,
+    iterations_of,
     strongest,
     underflow_warning,
 )
+from jvidprune.reducers.counting import Terms, gram, sums
 from jvidprune.reducers.ottvid_pairs import (
     centroids,
     cross_cosine,
@@ -381,6 +383,20 @@ class OTTVid(PositionedReducer):
             return None
         under, held = diagnostics["transport_underflow"], diagnostics["transport_converged"]
         return underflow_warning("OTT-Vid's solver", under, held, getattr(self.transport.solver, "epsilon", None))
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Similarities and coverage in frames; costs, iterations and sums of the transport where stage 2 runs."""
+        frames, tokens = layout.frames, layout.tokens
+        kept = int(self.budget(layout, ratio).per_frame)
+        terms = {"similarities": frames * gram(layout, width), "coverage steps": 4.0 * frames * kept * tokens**2}
+        if self.temporal and frames > 1:
+            pairs = frames - 1
+            terms["pair weights"] = 2.0 * pairs * tokens * width
+            terms["transport costs"] = 2.0 * pairs * kept**2 * width
+            # Of each entry and half step: a difference, a maximum, an exponential and a sum.
+            terms["transport iterations"] = 8.0 * iterations_of(self.transport.solver) * pairs * kept**2
+            terms["weighted sums"] = sums(layout, width)
+        return terms
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"variant": "llava", "centroid_grid": (13, 13)},

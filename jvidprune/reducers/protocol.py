@@ -295,9 +295,15 @@ class BaseReducer:
         """The cuts inside the language model at a retention ratio."""
         return ()
 
-    def flops(self, layout: Layout, width: int, ratio: float) -> Mapping[str, float] | None:
-        """FLOPs of a reduction by term; None leaves them to `costs.flops_reducer`, which has every method's here."""
-        return None
+    def flops(self, layout: Layout, width: int, ratio: float) -> Mapping[str, float]:
+        """The terms that dominate one reduction, see `counting`; none for a method that only ranks what it is given.
+
+        Args:
+          layout: of the video.
+          width: D; from `costs` a `counting.TokenWidth`, which says what else of a token is compared.
+          ratio: retention ratio.
+        """
+        return {}
 
     def warning(self, diagnostics: dict[str, Any]) -> str | None:
         """What a user should know of a result, as a sentence."""

@@ -33,6 +33,7 @@ from jvidprune.ops.runs import refine_labels
 from jvidprune.ops.select import first_argmin, order_descending, rank_of_order
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkAdjust, SinkRule
+from jvidprune.reducers.counting import Terms, gram, sums
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import AttentionName, InnerStage, Kept, Layout, Plan, VideoTokens
 
@@ -288,6 +289,16 @@ class PruneVid(PositionedReducer):
         if self.selected_layer is None:
             return ()
         return (InnerStage(self.selected_layer + 1, TextInBlocks(trims=True), Kept(self.inner_share, "floor")),)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Distances of frames and of the tokens of every set, and sums over segments and clusters."""
+        frames = layout.frames
+        return {
+            "frame distances": 2.0 * frames**2 * width,
+            "sums over segments": 5.0 * layout.total * width,
+            "distances of tokens (at most)": (frames + frames // 2) * gram(layout, width),
+            "weighted sums": sums(layout, width),
+        }
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"budgeting": "retention"},

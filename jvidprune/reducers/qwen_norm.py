@@ -31,6 +31,7 @@ from jvidprune.ops.cluster import k_smallest
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms, gram, sums
 from jvidprune.reducers.fastvid import FastVID, FastVIDBudget
 from jvidprune.reducers.holitom import HoliTom, HoliTomBudget
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
@@ -256,6 +257,14 @@ class QwenNorm(PositionedReducer):
     def _listed(self, layout: Layout) -> int:
         """Tokens that are counted together: a frame's, or those of the video."""
         return layout.total if self.version == "first" else layout.tokens
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Norms, and the method's own terms; of FastVID and HoliTom only their settings are read."""
+        norms = {"norms": 2.0 * layout.total * width}
+        if self.method == "visionzip":
+            similarities = layout.frames * gram(layout, width)
+            return norms | {"similarities": similarities, "weighted sums": sums(layout, width)}
+        return norms | self.inner_method.flops(layout, width, ratio)
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
 

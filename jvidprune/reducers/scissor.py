@@ -30,6 +30,7 @@ from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.controls import kept_of
+from jvidprune.reducers.counting import Terms, gram, sums
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -162,6 +163,16 @@ class Scissor(PositionedReducer):
     def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
         """No newlines at all."""
         return super().prompt._replace(newline="no_token")
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Similarities in frames and of components, for every threshold that a ratio tries, and the means."""
+        tries = 1 if self.tau is not None else STEPS + 1
+        return {
+            "similarities in frames": layout.frames * gram(layout, width),
+            "similarities of components (at most)": 2.0 * tries * layout.total**2 * width,
+            "similarities to centres (at most)": 2.0 * layout.total * self.capacity(layout, ratio) * width,
+            "weighted sums": (tries + 2) * sums(layout, width),
+        }
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 

@@ -14,7 +14,7 @@ a is the attention that the base method ranks tokens by.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, NamedTuple, cast
 
 import jax.numpy as jnp
@@ -235,6 +235,10 @@ class SToP(PositionedReducer):
     def warning(self, diagnostics: dict[str, Any]) -> str | None:
         """What the base says."""
         return full(self.base).warning(diagnostics)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Mapping[str, float]:
+        """The base's."""
+        return full(self.base).flops(layout, width, ratio)
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"base": "visionzip", "backbone": "llava_onevision"},

@@ -33,6 +33,7 @@ from jvidprune.ops.exact import fraction_words, round_product
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
+from jvidprune.reducers.counting import Terms, gram, neighbours, sums
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -203,6 +204,14 @@ class VisionZipQwen(PositionedReducer):
     def capacity(self, layout: Layout, ratio: float) -> int:
         """floor(r*T*N + 1.5*T): a set keeps less than one token above its share, and there are at most 1.5*T sets."""
         return min(layout.total, math.floor(check_ratio(ratio) * layout.total + 1.5 * layout.frames + 1e-6))
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Cosines of neighbours and inside frames, and the weighted sums."""
+        return {
+            "neighbour cosines": neighbours(layout, width),
+            "similarities": layout.frames * gram(layout, width),
+            "weighted sums": sums(layout, width),
+        }
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
 

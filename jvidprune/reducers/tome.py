@@ -29,6 +29,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms, sums
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -157,6 +158,18 @@ class ToMe(PositionedReducer):
         return lambda layout, ratio: keep_count(layout.tokens, check_ratio(ratio))
 
     # No code runs it before a language model without training; VideoChat-Flash's clips are trained for.
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Similarities of the pairs of every round, the sums of the rounds, and those of the features."""
+        clip = layout.frames if self.clip is None else min(self.clip, layout.frames)
+        # Halvings of the list shrink a round's work by four each.
+        pairs, size = 0.0, clip * layout.tokens
+        while size > 1:
+            pairs += (size - size // 2) * (size // 2)
+            size -= size // 2
+        matching = 2.0 * (layout.frames / clip) * pairs * width / self.heads
+        rows = sums(layout, width)
+        return {"similarities of pairs": matching, "sums of rounds": 2 * rows, "weighted sums": rows}
+
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
     info: ClassVar[MethodInfo] = MethodInfo(

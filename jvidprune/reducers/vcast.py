@@ -30,6 +30,7 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import order_descending, rank_descending, rank_of_order
 from jvidprune.ops.similarity import over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -130,6 +131,10 @@ class VCAST(PositionedReducer):
     def capacity(self, layout: Layout, ratio: float) -> int:
         """Exactly K: shares are bounded by N, their sum by T * N, and all that is left over finds room."""
         return int(self.budget(layout, ratio).total)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Passes over the features: of each number 1 for means, 2 for norms, 2 for the cosine with the mean."""
+        return {"passes over the features": 5.0 * layout.total * width}
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen3_vl": {}}
 

@@ -31,6 +31,7 @@ from jvidprune.ops.newline import NewlineRows
 from jvidprune.ops.select import rank_ascending
 from jvidprune.ops.similarity import over_frames
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms, levels_of
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -161,6 +162,14 @@ class VidCom2(PositionedReducer):
     def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The rows that get a newline."""
         return super().prompt._replace(newline_rows=self.newline_rows)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Passes over the features, and over the DeepStack levels where those take part.
+
+        Of each number: 4 for variances, 3 for norms, 2 for centres, 2 to scale, 3 for each of two distances.
+        """
+        wide = width * (1 + levels_of(width) * self.deepstack)
+        return {"passes over the features": 17.0 * layout.total * wide}
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {},

@@ -31,6 +31,7 @@ from jvidprune.fields import Share
 from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax, order_descending, rank_of_order
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counting import Terms, keys_of, sums
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -240,6 +241,15 @@ class VisionZip(PositionedReducer):
         """Newlines of the layout; on a grid the released code files rows under the places that `diagnostics` tells."""
         official = self.official_permutation and self.layout == "grid"
         return super().prompt._replace(newline=self.layout, newline_rows="all", official_places=official)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Similarities of the leftover tokens to the seeds, and the weighted sums."""
+        spatial = self._spatial(layout, ratio)
+        seeds = spatial - max(int(spatial * self.dominant_share), int(self.cls_token))
+        return {
+            "seed similarities": 2.0 * layout.total * seeds * keys_of(width),
+            "weighted sums": sums(layout, width),
+        }
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"layout": "one_token", "tower": "siglip"},

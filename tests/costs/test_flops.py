@@ -14,7 +14,6 @@ from jvidprune.cli.flops import FlopsChoice, of_config
 from jvidprune.costs import flops_model
 from jvidprune.costs.flops import count_ratio
 from jvidprune.costs.flops_papers import paper_prefill
-from jvidprune.costs.flops_reducer import reducer_flops
 from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import LastQueryTopK, RandomDraw, TextInBlocks
 from jvidprune.models.checkpoint.published import PUBLISHED, config_of, published
@@ -25,6 +24,8 @@ from jvidprune.models.molmo2 import Model as Molmo2
 from jvidprune.models.prefill import read_prompt
 from jvidprune.models.qwen.model import QwenVL
 from jvidprune.reducers import registry
+from jvidprune.reducers.counting import TokenWidth
+from jvidprune.reducers.protocol import full
 from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import InnerStage, Kept, Layout, stack_budgets
 from jvidprune.video.preprocess import Patches
@@ -159,7 +160,7 @@ def test_reducers_terms_agree_with_xla(monkeypatch, name):
     budgets = stack_budgets([reducer.budget(layout, 0.3)])
     lowered = run_budgets.lower(reducer, video, budgets, capacity=reducer.capacity(layout, 0.3))
     counted = lowered.cost_analysis()["flops"]
-    terms = reducer_flops(reducer, layout, width, 0.3)
+    terms = reducer.flops(layout, width, 0.3)
     expected = sum(flops / LOOPS.get(name, {}).get(term, 1) for term, flops in terms.items())
     assert abs(counted - expected) <= 0.1 * expected + 3 * layout.total * width
 
@@ -275,17 +276,18 @@ class Priced:
 
 
 def test_a_reducer_of_ones_own_counts_for_itself():
-    assert reducer_flops(Priced(), OV, 10, 0.5) == {"everything": 7.0 * OV.total * 10}
+    assert full(Priced()).flops(OV, 10, 0.5) == {"everything": 7.0 * OV.total * 10}
 
 
 def test_a_chain_costs_what_its_stages_cost_on_what_they_are_given():
     chain = registry.from_text("visionzip+flashvid", "llava_onevision")
-    terms = reducer_flops(chain, OV, 896, 0.1, keys=72)
-    first = reducer_flops(chain.first, OV, 896, 0.25, keys=72)
+    width = TokenWidth(896, keys=72)
+    terms = chain.flops(OV, width, 0.1)
+    first = chain.first.flops(OV, width, 0.25)
     assert {name: terms[f"first: {name}"] for name in first} == first
     # VisionZip's table leaves 50 of 196 tokens at a quarter; the second stage sees those of a frame as one row.
     left = OV._replace(grid=(1, 50), unpooled_grid=None)
-    second = reducer_flops(chain.second, left, 896, 0.1 * 196 / 50)
+    second = chain.second.flops(left, width, 0.1 * 196 / 50)
     assert {name: terms[f"second: {name}"] for name in second} == pytest.approx(second)
     assert len(terms) == len(first) + len(second) > 2
 

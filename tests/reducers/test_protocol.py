@@ -11,12 +11,12 @@ from helpers.reducer_checks import make_video
 
 import jvidprune
 from jvidprune import reducers
-from jvidprune.costs.flops_reducer import reducer_flops
 from jvidprune.cuts.rules import RandomDraw
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
 from jvidprune.ops import compact
 from jvidprune.reducers import registry
 from jvidprune.reducers.compose import Sequential
+from jvidprune.reducers.counting import TokenWidth
 from jvidprune.reducers.protocol import (
     BaseReducer,
     MethodInfo,
@@ -75,7 +75,7 @@ def test_a_minimal_reducer_has_every_default():
     made, layout = Minimal(), VIDEO.layout()
     known = full(made)
     assert (known.info.title, known.info.summary, known.info.exact) == ("Minimal", "Keeps the first tokens.", False)
-    assert (known.prompt, known.inner(0.5), known.flops(layout, 8, 0.5)) == (PromptRules(), (), None)
+    assert (known.prompt, known.inner(0.5), known.flops(layout, 8, 0.5)) == (PromptRules(), (), {})
     assert (known.tokens_from, known.tokens_per_frame, known.warning({})) == ("features", None, None)
     assert known.bind("model") is made
     assert full_class(Minimal).PRESETS == full_class(Minimal).at_depth(3, {}, {}) == {}
@@ -87,7 +87,7 @@ def test_a_minimal_reducer_has_every_default():
 def test_what_an_object_has_of_the_others_is_read():
     rich = Rich()
     assert (title_of(rich), prompt_rules(rich), inner_stages(rich, 0.1)) == ("Rich!", rich.prompt, rich.inner(0.1))
-    assert reducer_flops(rich, VIDEO.layout(), 8, 0.5) == {"thinking": 7.0}
+    assert full(rich).flops(VIDEO.layout(), 8, 0.5) == {"thinking": 7.0}
     with pytest.warns(JvidpruneWarning, match="Rich is not sure"):
         jvidprune.reduce(rich, VIDEO, 0.5, diagnostics=True)
     assert Sequential(rich, Minimal()).first is rich
@@ -101,6 +101,26 @@ def test_what_an_object_has_of_the_others_is_read():
     np.testing.assert_allclose(doubled.tokens, 2 * plain.tokens)
     with pytest.raises(JvidpruneError, match="cannot chain Rich!"):
         Sequential(Applies(), Minimal())
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_every_method_that_touches_features_counts_its_work(name):
+    """Merging is a sum over the features, so that a method that merges counts something; a plain int will do as D."""
+    layout = jvidprune.Layout(8, (6, 6), (12, 12))
+    terms = registry.get(name).flops(layout, 64, 0.5)
+    assert not full_class(registry.reducer_class(name)).info.merges or terms
+    assert terms == registry.get(name).flops(layout, TokenWidth(64), 0.5)
+    assert all(flops >= 0 for flops in terms.values())
+
+
+def test_what_else_a_method_reads_of_a_token_is_counted():
+    layout = jvidprune.Layout(8, (6, 6), (12, 12))
+    stop = SToP("visionzip")
+    assert stop.flops(layout, 64, 0.5)["seed similarities"] == 0
+    assert stop.flops(layout, TokenWidth(64, keys=16), 0.5)["seed similarities"] > 0
+    for name in ("evs(deepstack=True)", "vidcom2(deepstack=True)"):
+        plain, wide = (registry.from_text(name).flops(layout, TokenWidth(64, levels=n), 0.5) for n in (0, 3))
+        assert wide == {term: 4 * flops for term, flops in plain.items()}
 
 
 def test_a_prompt_that_is_none_is_refused():

@@ -32,6 +32,7 @@ from jvidprune.ops.transport import (
     TokenCost,
     Transport,
     Uniform,
+    iterations_of,
     underflow_warning,
 )
 from jvidprune.reducers.aot import sizes
@@ -42,6 +43,7 @@ from jvidprune.reducers.aot.intra import Intra, Merge, positions, transport_fram
 from jvidprune.reducers.aot.output import arrange, flows, output_rows
 from jvidprune.reducers.aot.pooling import cell_pooling, frame_tokens, kept_slots, pooled_weights, shares, slot_cells
 from jvidprune.reducers.aot.types import AOTBudget, AOTPlan, AOTShared
+from jvidprune.reducers.counting import Terms
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, TokensFrom, check_ratio
 from jvidprune.tokens import Layout, Plan, Reduced, VideoTokens
 
@@ -396,6 +398,23 @@ class AOT(PositionedReducer):
         return super().prompt._replace(newline=self.newline)
 
     tokens_from: ClassVar[TokensFrom] = "evidence"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Cosines to candidate anchors, both transports, pooling and the sums over frames and clips."""
+        geometry = self.geometry(layout.grid, layout.unpooled_grid)
+        frames, tokens = layout.frames, geometry.tokens
+        limit = sizes.limits(self.capacity(layout, ratio), geometry, self.rules, frames)
+        steps = iterations_of(self.intra_transport.solver)
+        terms = {
+            "anchor cosines": 2.0 * frames * tokens * limit.candidates * width,
+            "transport iterations (at most)": 4.0 * frames * steps * tokens * limit.candidates,
+            "pooling weights": 2.0 * frames * limit.slots * limit.candidates * tokens,
+            "weighted sums": 2.0 * frames * limit.slots * tokens * width,
+        }
+        if self.inter:
+            terms["weighted sums"] *= 2
+            terms["clip similarities and sums"] = 6.0 * frames * limit.slots**2 * width
+        return terms
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"keep_ratio": 0.1, "published": ((0.10, 108),)},
