@@ -22,9 +22,9 @@ from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import make_table
 from jvidprune.evals.runner import SweepRecords, run_sweep
 from jvidprune.evals.tasks import answerable_part
+from jvidprune.files import write_table
 from jvidprune.reducers import registry
 from jvidprune.reducers.protocol import PositionRule
-from jvidprune.training.logs import write_csv
 from jvidprune.viz.sweep_style import CONTROLS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,6 +119,6 @@ parts = [
 args.out.mkdir(parents=True, exist_ok=True)
 cells = [{"positions": own or "reference"} | dataclasses.asdict(cell) for cell in table.cells.values()]
 cells += [{"positions": other} | dataclasses.asdict(cell) for cell in other_table.cells.values()]
-write_csv(args.out / "retention_curves.csv", cells)
+write_table(args.out / "retention_curves.csv", cells)
 (args.out / "retention_curves.md").write_text("\n".join(parts) + "\n", encoding="utf8")
 print(args.out / "retention_curves.md")

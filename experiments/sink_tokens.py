@@ -19,8 +19,8 @@ from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import make_table
 from jvidprune.evals.runner import run_sweep
 from jvidprune.evals.tasks import answerable_part
+from jvidprune.files import write_table
 from jvidprune.ops.transport import Sinkhorn, Transport
-from jvidprune.training.logs import write_csv
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--clips", type=int, default=80)
@@ -85,6 +85,6 @@ parts = [
     f"## Accuracies\n\n{accuracy_table(table)}",
 ]
 args.out.mkdir(parents=True, exist_ok=True)
-write_csv(args.out / "sink_tokens.csv", [dataclasses.asdict(cell) for cell in table.cells.values()])
+write_table(args.out / "sink_tokens.csv", [dataclasses.asdict(cell) for cell in table.cells.values()])
 (args.out / "sink_tokens.md").write_text("\n".join(parts) + "\n", encoding="utf8")
 print(args.out / "sink_tokens.md")

@@ -24,17 +24,16 @@ from jvidprune.costs.flops_model import Segment, prefill, vision_terms
 from jvidprune.costs.flops_stts import stts_projector, stts_tower
 from jvidprune.costs.timing import in_turns
 from jvidprune.evals.markdown import grid
+from jvidprune.files import write_table
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, llava_windows
 from jvidprune.tokens import Layout
-from jvidprune.training import groups, step
-from jvidprune.training.logs import write_csv
-from jvidprune.training.pruned import Pruned
-from jvidprune.training.rows import Rows
-from jvidprune.training.stts_run import prune_at
+from jvidprune.training import step
+from jvidprune.training.data import Rows
+from jvidprune.training.loss import ClipTokens, Trainee, read_rows, rows_loss
+from jvidprune.training.stts import Pruned, prune_at
 from jvidprune.training.tuning import with_remat
-from jvidprune.training.video_loss import ClipTokens, Trainee, read_rows, rows_loss
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--frames", default="8,16,32,64,128")
@@ -54,9 +53,9 @@ config = STTSConfig(prune_at=prune_at(sizes.vision.layers), removed=0.5)
 windows = llava_windows(sizes, config.window)
 scorer = Scorer(SiglipTower(model.vision).sizes, rngs=nnx.Rngs(0))
 trainee, params = Trainee.split(model=model, scorer=scorer)
-rates = groups.read_rates(groups.RATES)
-learned, frozen = groups.split(params, rates)
-tx = groups.optimiser(rates, steps=10, warmup=0)
+rates = step.rates_of_groups(step.RATES)
+learned, frozen = step.split_groups(params, rates)
+tx = step.optimiser(rates, steps=10, warmup=0)
 rng = np.random.default_rng(0)
 
 
@@ -176,6 +175,6 @@ parts.append(
     f"{sizes.vision.layers}.\n"
 )
 args.out.mkdir(parents=True, exist_ok=True)
-write_csv(args.out / "stts_cost.csv", rows)
+write_table(args.out / "stts_cost.csv", rows)
 (args.out / "stts_cost.md").write_text("\n".join(parts), encoding="utf8")
 print(args.out / "stts_cost.md")

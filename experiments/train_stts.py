@@ -32,13 +32,12 @@ from jvidprune.evals.markdown import difference_table, grid
 from jvidprune.evals.metrics import FULL, Cell, paired_difference, summarise
 from jvidprune.evals.store import RecordStore
 from jvidprune.evals.tasks import answerable_part
+from jvidprune.files import write_table
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.stts import attach
-from jvidprune.training.logs import write_csv
-from jvidprune.training.pruned import Pruned
-from jvidprune.training.stts_run import open_run, publish
+from jvidprune.training.stts import Pruned, open_run, publish
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--removed", default="0.3,0.5,0.8")
@@ -260,6 +259,6 @@ parts = [
     "62.3, random at 50 % 61.4; at 80 % STTS 59.8, random 57.5. Another model, other tasks: only the signs compare.",
 ]
 args.out.mkdir(parents=True, exist_ok=True)
-write_csv(args.out / "train_stts.csv", [dataclasses.asdict(cell) for cell in cells])
+write_table(args.out / "train_stts.csv", [dataclasses.asdict(cell) for cell in cells])
 (args.out / "train_stts.md").write_text("\n".join(parts) + "\n", encoding="utf8")
 say(str(args.out / "train_stts.md"))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.tiny.batches import Plan
+from experiments.tiny.measure import accuracy_table, answers
 from experiments.tiny.network import Network
 from experiments.tiny.publish import write_checkpoint
 from experiments.tiny.recipe import Recipe, Stage, all_words, config_json, train
@@ -24,7 +25,6 @@ from experiments.tiny.vocabulary import word_tokenizer
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.procedural.templates import CATEGORIES
-from jvidprune.training.measure import accuracy_table, answers
 
 EYES = ("0.vision", "0.projector", "0.lm.embed", "1.")
 MIND = ("0.projector", "0.image_newline", "0.lm", "1.")

@@ -1,11 +1,12 @@
 """Files that come from anywhere, and outputs that appear whole or not at all."""
 
 import contextlib
+import csv
 import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,15 @@ def load_json(path: Path) -> Any:
         return parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise JvidpruneError(f"{path} is no readable JSON file: {reason(error)}.") from error
+
+
+def write_table(path: Path, rows: Sequence[Mapping[str, Any]], digits: int = 4) -> None:
+    """A CSV file with the union of the rows' columns, floats with so many significant digits; it appears whole."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    part = path.with_suffix(".part")
+    with part.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: f"{x:.{digits}g}" if isinstance(x, float) else x for name, x in row.items()})
+    os.replace(part, path)

@@ -8,14 +8,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from experiments.tiny import losses
+from experiments.tiny import losses, optimiser
 from experiments.tiny.batches import KINDS, TEMPLATE, Plan, Prompts, clip_batch, frame_batch
 from experiments.tiny.network import Network, create
 from experiments.tiny.vocabulary import word_tokenizer
 from jvidprune.models.tokenizer import Tokenizer, load_tokenizer
 from jvidprune.procedural.benchmark import Procedural, vocabulary
 from jvidprune.procedural.world import COLOURS, SHAPES
-from jvidprune.training import loop, optimiser
+from jvidprune.training import loop
 
 LONGEST = 44
 """Most tokens of a question with its answer."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.tiny.recipe import Recipe
-from jvidprune.training.logs import write_csv
+from jvidprune.files import write_table
 from jvidprune.training.loop import read_curve
 
 RECORD, CURVES, ACCURACY = "record.json", "curves.csv", "accuracy.csv"
@@ -47,5 +47,5 @@ def write_record(
         ],
     }
     (out / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    write_csv(out / CURVES, curves)
-    write_csv(out / ACCURACY, rows)
+    write_table(out / CURVES, curves)
+    write_table(out / ACCURACY, rows)

@@ -142,7 +142,7 @@ def train_stts(choice: TrainChoice, folder: Path, *, model: CheckpointChoice, co
     from jvidprune.cli.reading import check_reading, open_model
     from jvidprune.files import check_folder, make_folder
     from jvidprune.stts.config import check_removed
-    from jvidprune.training.stts_run import open_run, publish
+    from jvidprune.training.stts import open_run, publish
 
     # Before anything is loaded.
     check_removed(choice.topk)

@@ -3,11 +3,11 @@
 import csv
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from jvidprune.evals.items import Item, Question, Task
+from jvidprune.evals.items import Item, LeftOut, Question, Task, left_out
 
 Pair = tuple[str, str]
 """Category and kind of a question."""
@@ -61,6 +61,47 @@ class Subset:
         """That of the task, what is asked, and how many clips."""
         pairs = [" ".join(pair) for pair in self.pairs]
         return {**self._task.fingerprint(), "asked": pairs, "asked_clips": len(self)}
+
+
+class Part:
+    """Some items of a task.
+
+    Args:
+      task: the whole.
+      numbers: of the items.
+    """
+
+    def __init__(self, task: Task, numbers: Sequence[int]):
+        self._task, self._numbers = task, numbers
+
+    @property
+    def name(self) -> str:
+        """That of the task."""
+        return self._task.name
+
+    @property
+    def categories(self) -> tuple[str, ...]:
+        """Those of the task."""
+        return self._task.categories
+
+    def chance(self, question: Question) -> float:
+        """As the task has it."""
+        return self._task.chance(question)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Item:
+        return self._task[self._numbers[index]]
+
+    @property
+    def left_out(self) -> tuple[LeftOut, ...]:
+        """What cannot be asked of the task."""
+        return left_out(self._task)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the task; which items there are changes with its files, and a run goes on with those that are."""
+        return self._task.fingerprint()
 
 
 def answerable(accuracies: Path) -> list[Pair]:

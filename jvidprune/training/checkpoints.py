@@ -194,6 +194,8 @@ def _why(error: BaseException) -> str:
     if isinstance(error, UnicodeDecodeError | json.JSONDecodeError):
         return "a file beside its arrays is no JSON"
     text = reason(error, 160)
+    if "tree structures do not match" in text:
+        return "its state is laid out otherwise, as other versions of jvidprune did"
     # TensorStore begins with a status code and goes on with its drivers.
     code = re.match(r"[A-Z]+(?:_[A-Z]+)*(?=: )", text)
     return f"its arrays cannot be read, {code.group()}" if code else text

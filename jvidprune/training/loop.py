@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,15 @@ import jax
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.extras import need
 from jvidprune.files import atomic_output, load_json, make_folder
 from jvidprune.training import checkpoints
 from jvidprune.training.checkpoints import Keeping
 
 Batch = Any
 CURVE = "curve.jsonl"
+METRICS = "metrics.csv"
+"""The curve as a table, beside it."""
 
 
 def prefetch(
@@ -192,3 +195,33 @@ def _write_curve(path: Path, curve: list[dict[str, float]]) -> None:
     part = path.with_suffix(".part")
     part.write_text("".join(json.dumps(line) + "\n" for line in curve), encoding="utf-8")
     os.replace(part, path)
+
+
+class TensorBoard:
+    """Scalars for TensorBoard; a run that goes on replaces what a killed one wrote behind it.
+
+    Args:
+      folder: of the event files.
+      step: first step that is written, again if need be.
+
+    Raises:
+      JvidpruneError: tensorboardX is not installed.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        need("writing TensorBoard files", "tensorboardX")
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=step)
+
+    def write(self, line: Mapping[str, float]) -> None:
+        """One line of the curve."""
+        step = int(line["step"])
+        for name, value in line.items():
+            if name != "step":
+                self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        """Writes what is left."""
+        self._writer.close()

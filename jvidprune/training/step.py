@@ -1,14 +1,173 @@
-"""One training step: gradients of what learns, accumulated over parts of a batch, in the precision of choice."""
+"""One training step: which parameters learn at which rate, where they lie, and how gradients are summed."""
 
-from collections.abc import Callable
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from jvidprune import parallel
 from jvidprune.errors import JvidpruneError
-from jvidprune.training.groups import Params
-from jvidprune.training.placing import Placing
+from jvidprune.models import family as families
+
+Params = dict[str, jax.Array]
+"""Parameters by dotted path."""
+
+GROUPS: tuple[tuple[str, str], ...] = (
+    ("scorer", r"(.*\.)?scorer\..*"),
+    ("tower", r"(.*\.)?vision\..*"),
+    ("connector", r"(projector|image_newline|pooling|connector)(\..*)?"),
+    ("llm", r"lm\..*"),
+)
+"""Group and pattern of a parameter's whole path; the first that matches decides."""
+
+RATES: Mapping[str, float] = {"scorer": 1e-4, "tower": 5e-6, "connector": 5e-6, "llm": 1e-5}
+"""Peak learning rates of Molmo2's fine-tuning; that of the scorer is the sibling frame selector's (its own is not in
+the released code)."""
+
+
+def group_of(path: str) -> str:
+    """The group of a parameter.
+
+    Raises:
+      JvidpruneError: a parameter of none.
+    """
+    for name, pattern in GROUPS:
+        if re.fullmatch(pattern, path):
+            return name
+    raise JvidpruneError(f"the parameter {path} belongs to none of {', '.join(name for name, _ in GROUPS)}.")
+
+
+def rates_of_groups(rates: Mapping[str, float]) -> dict[str, float]:
+    """Rates of all groups, 0 for those that are not named.
+
+    Raises:
+      JvidpruneError: an unknown group, a negative rate, or nothing that learns.
+    """
+    names = [name for name, _ in GROUPS]
+    if unknown := [name for name in rates if name not in names]:
+        raise JvidpruneError(f"there is no group {unknown[0]} of parameters; there are {', '.join(names)}.")
+    if wrong := [name for name, rate in rates.items() if not rate >= 0]:
+        raise JvidpruneError(f"the learning rate of {wrong[0]} must not be negative, got {rates[wrong[0]]}.")
+    found = {name: float(rates.get(name, 0.0)) for name in names}
+    if not any(found.values()):
+        raise JvidpruneError("every learning rate is 0: nothing would be trained.")
+    return found
+
+
+def split_groups(params: Params, rates: Mapping[str, float]) -> tuple[Params, Params]:
+    """Parameters that learn and those that stay."""
+    learned = {path: x for path, x in params.items() if rates.get(group_of(path), 0.0) > 0}
+    return learned, {path: x for path, x in params.items() if path not in learned}
+
+
+def optimiser(
+    rates: Mapping[str, float],
+    *,
+    steps: int,
+    warmup: int = 200,
+    floor: float = 0.1,
+    clip: float = 1.0,
+    decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.95),
+    eps: float = 1e-6,
+) -> Any:
+    """AdamW whose rate depends on the group, after clipping by the norm of all gradients together.
+
+    Args:
+      rates: peak learning rate of each group.
+      steps: of the run.
+      warmup: steps from 0 to the peak.
+      floor: share of the peak where a cosine ends.
+      clip: largest global norm of the gradient.
+      decay: weight decay of matrices, decoupled and multiplied by the rate.
+      betas: decay rates of the moments.
+      eps: added to the root of the second moment.
+
+    Raises:
+      JvidpruneError: fewer steps than the warm-up takes, or numbers out of range.
+    """
+    import optax
+
+    if not 0 <= warmup < steps:
+        raise JvidpruneError(f"a warm-up takes 0 or more of the {steps} steps, but not all of them: got {warmup}.")
+    if not (clip > 0 and decay >= 0 and 0 <= floor <= 1 and eps > 0):
+        raise JvidpruneError("clipping and eps must be positive, weight decay not negative, and the floor within 0..1.")
+    shape = optax.warmup_cosine_decay_schedule(0.0 if warmup else 1.0, 1.0, warmup, steps, floor)
+
+    def matrices(params: Params) -> dict[str, bool]:
+        return {path: x.ndim > 1 for path, x in params.items()}
+
+    def towards(peak: float) -> Callable[[Any], Any]:
+        return lambda count: peak * shape(count)
+
+    def labels(params: Params) -> dict[str, str]:
+        return {path: group_of(path) for path in params}
+
+    return optax.chain(
+        optax.clip_by_global_norm(clip),
+        optax.scale_by_adam(*betas, eps),
+        optax.add_decayed_weights(decay, matrices) if decay else optax.identity(),
+        optax.partition({name: optax.scale_by_learning_rate(towards(rate)) for name, rate in rates.items()}, labels),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Placing:
+    """One device, or a mesh.
+
+    Attributes:
+      mesh: from `parallel.make_mesh`; None for the default device.
+      family: of the model, a name of `models.family.names`.
+      units: of the model's config, see `parallel.sharding_of`.
+    """
+
+    mesh: Mesh | None = None
+    family: str = ""
+    units: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def check(self, rows: int, parts: int) -> None:
+        """Refuses rows that do not divide.
+
+        Args:
+          rows: of a step.
+          parts: into which a step is divided one after the other.
+
+        Raises:
+          JvidpruneError: rows that the parts and the mesh do not divide.
+        """
+        pieces = 1 if self.mesh is None else parallel.rows_over(self.mesh)
+        if parts < 1 or rows % (parts * pieces):
+            where = f" over {pieces} devices each" if pieces > 1 else ""
+            raise JvidpruneError(f"{rows} rows cannot be divided into {parts} parts{where}.")
+
+    @property
+    def _table(self) -> parallel.ShardingTable:
+        return families.get(self.family).sharding
+
+    def state(self, tree: Any) -> Any:
+        """Parameters, or a state around them, in their places."""
+        if self.mesh is None:
+            # An array that was put somewhere and one that was not are two kinds to jit: it would compile twice.
+            return jax.device_put(tree, jax.local_devices()[0])
+        return parallel.shard_state(tree, self.mesh, self._table, self.units)
+
+    def keep(self, tree: Any) -> Any:
+        """The same inside a jitted function, where XLA would choose the places of results itself."""
+        if self.mesh is None:
+            return tree
+        shardings = parallel.state_shardings(tree, self.mesh, self._table, self.units)
+        return jax.lax.with_sharding_constraint(tree, shardings)
+
+    def batch(self, batch: Any) -> Any:
+        """A batch with a leading axis of parts: its rows, the second axis, over the mesh."""
+        if self.mesh is None:
+            return batch
+        return parallel.shard_batch(batch, self.mesh, axis=1, local=jax.process_count() > 1)
+
 
 Precision = Literal["float32", "bfloat16", "pure_bfloat16"]
 """float32 throughout; bfloat16 computation with float32 parameters; bfloat16 parameters and computation. Gradients are
@@ -90,7 +249,7 @@ def training_step(
 
     Args:
       loss: of a part, see `Loss`; it gets all parameters.
-      tx: from `groups.optimiser`.
+      tx: from `optimiser`.
       precision: of the computation.
       placing: where the new state lies, as the old one does; None for one device.
       donate: whether the old state's memory is used again; by default on accelerators, where saving copies first.
@@ -117,6 +276,7 @@ def training_step(
             metrics, gradient = gradients(state.params, frozen, jax.tree.map(lambda x: x[0], batch), keys[0])
         else:
             # A part is computed after the other: memory holds the activations of one.
+            # `optax.MultiSteps` would compute the whole optimiser behind every part, and hold its state twice for it.
             def add(sums: Any, part: tuple[Any, jax.Array]) -> tuple[Any, None]:
                 return jax.tree.map(jnp.add, sums, gradients(state.params, frozen, *part)), None
 

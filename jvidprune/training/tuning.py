@@ -13,15 +13,27 @@ from flax import nnx
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.identity import model_identity, plain
 from jvidprune.evals.items import LeftOut, Task, left_out
+from jvidprune.files import write_table
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.training import checkpoints, groups, loop
-from jvidprune.training.examples import Encoder
-from jvidprune.training.groups import Params
-from jvidprune.training.logs import METRICS, TensorBoard, write_csv
-from jvidprune.training.placing import Placing
-from jvidprune.training.rows import Pipeline, Rows, Shape
-from jvidprune.training.step import Precision, State, begin, computed, split_batch, stored, training_step
-from jvidprune.training.video_loss import Reader, Trainee, rows_loss
+from jvidprune.training import checkpoints, loop
+from jvidprune.training.data import Encoder, Pipeline, Rows, Shape
+from jvidprune.training.loop import METRICS, TensorBoard
+from jvidprune.training.loss import Reader, Trainee, rows_loss
+from jvidprune.training.step import (
+    RATES,
+    Params,
+    Placing,
+    Precision,
+    State,
+    begin,
+    computed,
+    optimiser,
+    rates_of_groups,
+    split_batch,
+    split_groups,
+    stored,
+    training_step,
+)
 
 ACCURACY = "eval/accuracy"
 """Share of held-out questions answered right, in curves and for the best checkpoint."""
@@ -33,7 +45,7 @@ class Tuning:
 
     Attributes:
       steps: of the optimiser.
-      rates: peak learning rate of each group of `groups.GROUPS`; a group at 0 or without one stays as it is.
+      rates: peak learning rate of each group of `step.GROUPS`; a group at 0 or without one stays as it is.
       shape: of the rows of a step.
       frames: of a clip.
       parts: into which a step is divided, one after the other.
@@ -53,7 +65,7 @@ class Tuning:
     """
 
     steps: int
-    rates: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict(groups.RATES))
+    rates: Mapping[str, float] = dataclasses.field(default_factory=lambda: dict(RATES))
     shape: Shape = dataclasses.field(default_factory=lambda: Shape(rows=4, clips=1, slots=384, answers=24))
     frames: int = 8
     parts: int = 1
@@ -87,7 +99,7 @@ class Tuning:
                 f"measurements are {self.measure_every} steps apart, which is no multiple of {self.every}, the steps "
                 "between checkpoints."
             )
-        groups.read_rates(self.rates)
+        rates_of_groups(self.rates)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +137,7 @@ class Tuner:
       held: clips and questions that are measured; needed with `measure_every`.
       settings: what else the run is made of, as JSON holds it; another run in its folder is refused.
       placing: where it runs.
-      strict, report: what becomes of clips that cannot be read, see `rows.Pipeline`.
+      strict, report: what becomes of clips that cannot be read, see `data.Pipeline`.
 
     Raises:
       JvidpruneError: settings that make no run, or rows without room for one clip.
@@ -151,10 +163,10 @@ class Tuner:
         self.placing.check(tuning.shape.rows, tuning.parts)
         if tuning.measure_every and held is None:
             raise JvidpruneError("there are no held-out clips to measure.")
-        self._rates = groups.read_rates(tuning.rates)
+        self._rates = rates_of_groups(tuning.rates)
         model = with_remat(llm.loaded.model, tuning.remat)
         self.trainee, params = Trainee.split(model=model, **(modules or {}))
-        learned, frozen = groups.split(params, self._rates)
+        learned, frozen = split_groups(params, self._rates)
         self._learned = self.placing.state(stored(learned, tuning.precision))
         self._frozen = self.placing.state(computed(frozen, tuning.precision))
         self._reader = reader(tuning.frames)
@@ -218,10 +230,8 @@ class Tuner:
           JvidpruneError: the folder holds another run, or damaged checkpoints alone; or an unreadable clip.
         """
         folder, tuning = Path(folder), self.tuning
-        tx = groups.optimiser(
-            self._rates, steps=tuning.steps, warmup=tuning.warmup, clip=tuning.clip, decay=tuning.decay
-        )
-        loss = functools.partial(_loss, self.trainee, self._reader, z=tuning.z)
+        tx = optimiser(self._rates, steps=tuning.steps, warmup=tuning.warmup, clip=tuning.clip, decay=tuning.decay)
+        loss = functools.partial(rows_loss, self.trainee, self._reader, z=tuning.z)
         step = training_step(loss, tx, precision=tuning.precision, placing=self.placing)
 
         def update(state: State, rows: Rows, number: Any) -> tuple[State, dict[str, Any]]:
@@ -234,7 +244,7 @@ class Tuner:
 
         def line(values: dict[str, float]) -> None:
             nonlocal board
-            write_csv(folder / METRICS, loop.read_curve(folder), digits=9)
+            write_table(folder / METRICS, loop.read_curve(folder), digits=9)
             if tensorboard:
                 board = board or TensorBoard(folder / "tensorboard", int(values["step"]))
                 board.write(values)
@@ -272,7 +282,7 @@ class Tuner:
         """Accuracy and loss on held-out rows, always the same."""
         assert self._held is not None
         tuning, held = self.tuning, self._held
-        loss = functools.partial(_loss, self.trainee, self._held_reader, z=0.0)
+        loss = functools.partial(rows_loss, self.trainee, self._held_reader, z=0.0)
 
         @jax.jit
         def one(params: Params, frozen: Params, rows: Rows) -> dict[str, jax.Array]:
@@ -295,12 +305,6 @@ class Tuner:
             }
 
         return take
-
-
-def _loss(
-    trainee: Trainee, reader: Reader, params: Params, rows: Rows, key: jax.Array, *, z: float
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    return rows_loss(trainee, reader, params, rows, key, z=z)
 
 
 def with_remat(model: Any, remat: bool) -> Any:

@@ -249,10 +249,10 @@ def train(folder, mesh=None):
     import optax
     from flax import nnx
 
+    from experiments.tiny.optimiser import State, training_step
     from jvidprune import parallel
     from jvidprune.models import family as families
     from jvidprune.models.checkpoint.load import load_model
-    from jvidprune.training.optimiser import State, training_step
 
     loaded = load_model(folder, dtype=jnp.float32, mesh=mesh)
     graph, params = nnx.split(loaded.model)

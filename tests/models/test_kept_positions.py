@@ -37,7 +37,7 @@ from jvidprune.reducers.serialise import (
 )
 from jvidprune.stts import STTSConfig
 from jvidprune.tokens import Reduced, VideoTokens
-from jvidprune.training.stts_run import stts_config
+from jvidprune.training.stts import stts_config
 from jvidprune.video.decode import Clip
 
 FRAMES, SIDE = 3, 4

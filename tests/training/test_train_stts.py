@@ -24,15 +24,12 @@ from jvidprune.llm.batch import Prompt, score_many
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, attach
-from jvidprune.training import groups, loop, step
-from jvidprune.training.clips import open_clips, rows_for
-from jvidprune.training.examples import Encoder
-from jvidprune.training.placing import Placing
-from jvidprune.training.pruned import Pruned
-from jvidprune.training.rows import Pipeline, Shape
-from jvidprune.training.stts_run import open_run, prune_at, publish
+from jvidprune.training import loop, step
+from jvidprune.training.data import Encoder, Pipeline, Shape, open_clips, rows_for
+from jvidprune.training.loss import Trainee, rows_loss
+from jvidprune.training.step import Placing
+from jvidprune.training.stts import Pruned, open_run, prune_at, publish
 from jvidprune.training.tuning import ACCURACY, Tuner, Tuning
-from jvidprune.training.video_loss import Trainee, rows_loss
 from jvidprune.video.clips import ClipSpec, render
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.limits import Limits
@@ -159,12 +156,12 @@ def _number(task, item):
 
 
 def test_parts_of_a_step_add_up_and_frozen_groups_stay(llm, batches):
-    rates = groups.read_rates({"llm": 1e-2, "connector": 1e-3, "scorer": 1e-3})
+    rates = step.rates_of_groups({"llm": 1e-2, "connector": 1e-3, "scorer": 1e-3})
     trainee, params = Trainee.split(model=llm.loaded.model, scorer=scorer_of(llm))
-    learned, frozen = groups.split(step.stored(params, "float32"), rates)
-    assert {groups.group_of(path) for path in learned} == {"llm", "connector", "scorer"}
-    assert {groups.group_of(path) for path in frozen} == {"tower"}
-    tx = groups.optimiser(rates, steps=10, warmup=0)
+    learned, frozen = step.split_groups(step.stored(params, "float32"), rates)
+    assert {step.group_of(path) for path in learned} == {"llm", "connector", "scorer"}
+    assert {step.group_of(path) for path in frozen} == {"tower"}
+    tx = step.optimiser(rates, steps=10, warmup=0)
     reader = Pruned(llm.loaded.config, CONFIG, 8)
     run = step.training_step(functools.partial(rows_loss, trainee, reader), tx)
     found = [run(step.begin(learned, tx, 0), frozen, step.split_batch(batches[0][0], parts)) for parts in (1, 2)]
@@ -174,18 +171,18 @@ def test_parts_of_a_step_add_up_and_frozen_groups_stay(llm, batches):
         whole, parts = (state.params[path] for state, _ in found)
         # A first step of Adam moves every entry by its group's rate, whatever the size of the gradient.
         # The bias of the pooler's keys alone has no slope: a softmax does not see what all its logits share.
-        moved = float(jnp.abs(whole - before).max()) / rates[groups.group_of(path)]
+        moved = float(jnp.abs(whole - before).max()) / rates[step.group_of(path)]
         assert moved < 1e-3 if path == "scorer.pooler.k.bias" else 0.5 < moved < 1.01, path
-        close = jnp.abs(whole - parts) < 0.02 * rates[groups.group_of(path)]
+        close = jnp.abs(whole - parts) < 0.02 * rates[step.group_of(path)]
         assert close.mean() > 0.98, path
     with pytest.raises(JvidpruneError, match="4 rows cannot be divided into 3 parts"):
         step.split_batch(batches[0][0], 3)
 
 
 def test_rates_warm_up_and_fall_to_a_tenth():
-    rates = groups.read_rates({"llm": 1.0, "scorer": 10.0})
+    rates = step.rates_of_groups({"llm": 1.0, "scorer": 10.0})
     params = {"lm.x": jnp.zeros(2), "scorer.x": jnp.zeros(2), "lm.y": jnp.zeros((2, 2))}
-    tx = groups.optimiser(rates, steps=12, warmup=2, clip=1e9, decay=0.5)
+    tx = step.optimiser(rates, steps=12, warmup=2, clip=1e9, decay=0.5)
     state, moves = tx.init(params), []
     ones = jax.tree.map(jnp.ones_like, params)
     for _ in range(13):

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.tiny.batches import TEMPLATE, Plan, Prompts, clip_batch, frame_batch
+from experiments.tiny.measure import answers
 from experiments.tiny.publish import write_checkpoint
 from experiments.tiny.recipe import LONGEST, Recipe, Sizes, Stage, all_words, config_json, train, write_tokenizer
 from experiments.tiny.record import RECORD
@@ -31,7 +32,6 @@ from jvidprune.procedural.paint import paint
 from jvidprune.procedural.templates import CATEGORIES
 from jvidprune.procedural.world import COLOUR_IDS, SHAPE_IDS
 from jvidprune.training import loop
-from jvidprune.training.measure import answers
 
 TASK = Procedural("train", clips=1 << 20, side=56)
 MICRO = Recipe(

@@ -202,3 +202,16 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     for folder in wrong:
         with pytest.raises(JvidpruneError, match=r"cannot make the folder .*[^.]\.$"):
             train(folder)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_checkpoints_of_another_layout_are_refused_and_stay_where_they_are(kind, runs, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs[kind][0], folder)
+    before = sorted(path.name for path in (folder / FOLDER).iterdir())
+    moments = {"first": START["moments"][0], "second": START["moments"][1]}
+    placed = KINDS[kind]["placed"]
+    said = r"\(step 6: its state is laid out otherwise, as other versions of jvidprune did\): remove .* from the start"
+    with pytest.raises(JvidpruneError, match=said):
+        checkpoints.newest(folder, START | {"moments": moments}, placed=placed, note=print)
+    assert sorted(path.name for path in (folder / FOLDER).iterdir()) == before

@@ -8,9 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jvidprune.models.attention import Segments
-from jvidprune.training.examples import NEWLINE
-from jvidprune.training.groups import Params
-from jvidprune.training.rows import Rows
+from jvidprune.training.data import NEWLINE, Rows
+from jvidprune.training.step import Params
 
 
 class ClipTokens(NamedTuple):

@@ -9,27 +9,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 from jvidprune import parallel
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.identity import plain
 from jvidprune.evals.items import LeftOut
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models import family as families
 from jvidprune.models.checkpoint.export import export_model
+from jvidprune.models.family import Family
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers.protocol import position_rule
-from jvidprune.stts import Scorer, SiglipTower, STTSConfig
+from jvidprune.stts import Scorer, SiglipTower, STTSConfig, encode_llava, llava_windows, one_video, windows_kept
 from jvidprune.stts.saved import TrainedSTTS, write_stts
-from jvidprune.training.clips import open_clips, rows_for
-from jvidprune.training.groups import Params
-from jvidprune.training.placing import Placing
-from jvidprune.training.pruned import Pruned
+from jvidprune.training.data import open_clips, rows_for
+from jvidprune.training.loss import ClipTokens
+from jvidprune.training.step import Params, Placing
 from jvidprune.training.tuning import Trained, Tuner, Tuning
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import check_wish
-
-TRAINED_FAMILIES = ("llava_onevision", "llava_video")
-"""Families that this trains."""
 
 
 class Run(NamedTuple):
@@ -81,8 +80,9 @@ def open_run(
     """
     llm, scorer = _parted(llm, choice.seed)
     family = llm.loaded.family
-    if family not in TRAINED_FAMILIES:
-        raise JvidpruneError(f"STTS trains {' and '.join(TRAINED_FAMILIES)} checkpoints, not {family}.")
+    if not _trains(families.get(family)):
+        trained = " and ".join(one.name for one in families.families() if _trains(one))
+        raise JvidpruneError(f"STTS trains {trained} checkpoints, not {family}.")
     config = stts_config(llm, choice)
     if config.method != "scorer" and rates.get("scorer"):
         raise JvidpruneError(f"the learning rate of scorer must be 0: {config.method} pruning learns nothing.")
@@ -147,11 +147,16 @@ def open_run(
     return Run(llm, scorer, tuner, config, reader.kept, reader.whole)
 
 
+def _trains(family: Family) -> bool:
+    """Whether a projector stands behind the tower: rows hold tokens that each patch window has for itself."""
+    return family.connection == "projector"
+
+
 def _parted(llm: VideoLLM, seed: int) -> tuple[VideoLLM, Any]:
     """The model without what is attached to it, and its scorer: that of a trained checkpoint, else a new one."""
     model = getattr(llm.loaded.model, "base", llm.loaded.model)
     scorer = getattr(llm.loaded.model, "scorer", None)
-    if scorer is None and llm.loaded.family in TRAINED_FAMILIES:
+    if scorer is None and _trains(families.get(llm.loaded.family)):
         scorer = Scorer(SiglipTower(model.vision).sizes, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     return dataclasses.replace(llm, loaded=dataclasses.replace(llm.loaded, model=model)), scorer
 
@@ -208,3 +213,44 @@ def _gathered(params: Params) -> Params:
         path: x if x.is_fully_addressable else jnp.asarray(multihost_utils.process_allgather(x, tiled=True))
         for path, x in params.items()
     }
+
+
+class Pruned:
+    """A reader that prunes in the tower of a LLaVA model; see `loss.Reader`.
+
+    Clips are computed side by side, each with its own budget, so that a mesh divides them.
+
+    Args:
+      model: config of the model.
+      config: settings of STTS.
+      frames: of a clip.
+      budget: windows that stay of a clip; None for those that `config.removed` leaves.
+
+    Raises:
+      JvidpruneError: settings that do not fit the tower, or a budget beyond the windows of a clip.
+    """
+
+    def __init__(self, model: Any, config: STTSConfig, frames: int, budget: int | None = None):
+        config.check_layers(model.vision.layers)
+        windows = llava_windows(model, config.window)
+        self.config, self.frames = config, frames
+        if budget is None:
+            budget = windows_kept(frames, windows.count, config.removed, config.prune_from_frame)
+        if not 0 < budget <= frames * windows.count:
+            raise JvidpruneError(f"{budget} windows cannot stay of {frames} frames with {windows.count} each.")
+        self.budget = budget
+        self._remove = frames * windows.count - budget
+        self.kept = budget * windows.tokens_each
+        self.whole = frames * windows.token_count
+
+    def __call__(self, parts: Any, pixels: Float[Array, "B T 3 s s"], key: Array) -> ClipTokens:
+        """Kept tokens and the auxiliary loss of each clip; the modules are "model" and, where one learns, "scorer"."""
+        model, scorer = parts["model"], parts.get("scorer")
+        examples = one_video(self.frames, self._remove)
+
+        def one(clip: Array, key: Array) -> ClipTokens:
+            options: dict[str, Any] = {"kept": self.budget, "scorer": scorer, "key": key}
+            found = encode_llava(model, clip.astype(model.lm.dtype), examples, self.config, **options)
+            return ClipTokens(found.tokens, found.loss, found.index if self.config.keep_positions else None)
+
+        return jax.vmap(one)(pixels, jax.random.split(key, len(pixels)))
