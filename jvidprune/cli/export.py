@@ -77,7 +77,7 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
     from jvidprune.models.checkpoint.load import load_model, read_config
     from jvidprune.models.evidence import check_evidence
     from jvidprune.reducers.registry import BACKBONES, for_model
-    from jvidprune.reducers.serialise import FILE, FolderSettings, SavedPruning, load_reading, load_settings
+    from jvidprune.reducers.serialise import FILE, SavedPruning, load_declared, load_settings
     from jvidprune.reducers.writing import expression
     from jvidprune.stts.attach import EVIDENCE
     from jvidprune.stts.released import released_scorer
@@ -108,10 +108,7 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
         ratio = RATIO if choice.ratio is None else choice.ratio
         reading = {"convention": choice.convention, "mrope_rule": choice.mrope_rule}
         pruning = SavedPruning(method, ratio, backbone, **reading)
-    if choice.reducer is None:
-        known = load_settings(source, allow_code=choice.allow_code)
-    else:
-        known = FolderSettings(None, load_reading(source).positions)
+    known = load_settings(source, allow_code=choice.allow_code) if choice.reducer is None else load_declared(source)
     if choice.reducer is None and choice.positions is not None:
         known = known._replace(positions=choice.positions)
     known = known._replace(pruning=pruning or known.pruning)

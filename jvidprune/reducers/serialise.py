@@ -27,7 +27,8 @@ FILE = "jvidprune_config.json"
 FORMAT = 1
 """Version of the layout; a file of a later one is refused."""
 
-_KEYS = ("format", "jvidprune", "backbone", "ratio", "reducer", "convention", "mrope_rule")
+_PRUNING, _READING = ("backbone", "ratio", "reducer"), ("convention", "mrope_rule")
+_KEYS = ("format", "jvidprune", *_PRUNING, *_READING)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +80,13 @@ class FolderSettings(NamedTuple):
       pruning: how its videos are reduced, None where it names no reducer.
       positions: the rule of positions that the model was made for, which holds for every method that is not told
         another (`protocol.position_rule`); None where it declares none.
+      convention, mrope_rule: that the model was trained with, as in `SavedPruning`; None where `pruning` has its own.
     """
 
     pruning: SavedPruning | None = None
     positions: PositionRule | None = None
+    convention: str | None = None
+    mrope_rule: str | None = None
 
     def text(self) -> str:
         """The file's text.
@@ -91,19 +95,26 @@ class FolderSettings(NamedTuple):
           JvidpruneError: what `SavedPruning.record` raises, or a rule that is none.
         """
         known: dict[str, Any] = {"format": FORMAT} if self.pruning is None else self.pruning.record()
+        # A rule belongs to its convention: the model's own two go together, or not at all.
+        if not known.keys() & set(_READING):
+            known |= {key: getattr(self, key) for key in _READING if getattr(self, key) is not None}
         declared = check_positions(self.positions)
         known |= {} if declared is None else {"positions": declared}
-        return json.dumps(known, indent=1, ensure_ascii=False) + "\n"
+        return _text(known)
+
+
+def _text(known: dict[str, Any]) -> str:
+    return json.dumps(known, indent=1, ensure_ascii=False) + "\n"
 
 
 def save_pruning(folder: str | Path, pruning: SavedPruning) -> Path:
-    """Writes `FILE` into a checkpoint folder; positions that the folder declares stay.
+    """Writes `FILE` into a checkpoint folder; what the folder declares for its model stays.
 
     Raises:
       JvidpruneError: what `SavedPruning.record` raises, or a folder that cannot be written to.
     """
     path = Path(folder) / FILE
-    text = FolderSettings(pruning, load_settings(folder).positions).text()
+    text = load_declared(folder)._replace(pruning=pruning).text()
     with atomic_output(path) as part:
         part.write_text(text, encoding="utf-8")
     return path
@@ -153,6 +164,30 @@ def load_reading(folder: str | Path) -> FolderReading:
     return _loaded(folder, _read_reading, FolderReading())
 
 
+def load_declared(folder: str | Path) -> FolderSettings:
+    """What `FILE` of a folder declares for its model, whatever reduces its videos: settings without `pruning`.
+
+    Raises:
+      JvidpruneError: anything unexpected in the file, in one sentence that names it.
+    """
+    return _loaded(folder, _read_declared, FolderSettings())
+
+
+def with_reading(folder: str | Path, convention: str, mrope_rule: str | None = None) -> str:
+    """The text of a folder's `FILE` with a convention and an M-RoPE rule; all else that it says stays.
+
+    Raises:
+      JvidpruneError: anything unexpected in the file, in one sentence that names it.
+    """
+
+    def kept(value: Any) -> dict[str, Any]:
+        _read_reading(value)
+        return {key: part for key, part in value.items() if key not in _READING}
+
+    reading = {"convention": convention} | ({} if mrope_rule is None else {"mrope_rule": mrope_rule})
+    return _text(_loaded(folder, kept, {"format": FORMAT}) | reading)
+
+
 def load_settings(folder: str | Path, *, allow_code: bool = False) -> FolderSettings:
     """All that `FILE` of a folder says; nothing where there is none.
 
@@ -186,19 +221,22 @@ def _loaded(folder: str | Path, read: Callable[[Any], _Read], nothing: _Read) ->
 
 
 def read_settings(value: Any, *, allow_code: bool = False) -> FolderSettings:
-    """The inverse of `FolderSettings.text`: a record of pruning, positions declared for a model, or both.
+    """The inverse of `FolderSettings.text`: a record of pruning, what is declared for a model, or both.
 
     Raises:
       JvidpruneError: as for `read_record`, or a rule of positions that is none.
     """
     rest, declared = _split(value)
-    if declared is None or _PRUNING & rest.keys():
+    if _prunes(rest, declared):
         return FolderSettings(read_record(rest, allow_code=allow_code), declared)
-    _checked_format(_object(rest, "the file", _KEYS, required=("format",)))
-    return FolderSettings(None, declared)
+    return _read_declared(value)
 
 
-_PRUNING = {"reducer", "ratio", "backbone", "convention", "mrope_rule"}
+def _prunes(rest: Any, declared: PositionRule | None) -> bool:
+    """Whether a file has to say how videos are reduced: it begins to, or declares nothing."""
+    if not isinstance(rest, dict):
+        return True
+    return bool(rest.keys() & set(_PRUNING)) or (declared is None and not rest.keys() & set(_READING))
 
 
 def _split(value: Any) -> tuple[Any, PositionRule | None]:
@@ -213,10 +251,16 @@ def _split(value: Any) -> tuple[Any, PositionRule | None]:
 
 def _read_reading(value: Any) -> FolderReading:
     rest, declared = _split(value)
-    pruned = declared is None or bool(_PRUNING & rest.keys())
-    required = ("format", "ratio", "reducer") if pruned else ("format",)
+    required = ("format", "ratio", "reducer") if _prunes(rest, declared) else ("format",)
     found = _checked_format(_object(rest, "the file", _KEYS, required))
-    return FolderReading(**_names(found, "convention", "mrope_rule"), positions=declared)
+    return FolderReading(**_names(found, *_READING), positions=declared)
+
+
+def _read_declared(value: Any) -> FolderSettings:
+    found = _read_reading(value)
+    if _prunes(*_split(value)):
+        return FolderSettings(None, found.positions)
+    return FolderSettings(None, found.positions, found.convention, found.mrope_rule)
 
 
 def read_record(value: Any, *, allow_code: bool = False) -> SavedPruning:
@@ -236,7 +280,7 @@ def read_record(value: Any, *, allow_code: bool = False) -> SavedPruning:
     ratio = found["ratio"]
     if isinstance(ratio, bool) or not isinstance(ratio, int | float):
         raise JvidpruneError(f"ratio must be a number in (0, 1], got {ratio!r}.")
-    reading = _names(found, "convention", "mrope_rule")
+    reading = _names(found, *_READING)
     backbone = _names(found, "backbone")["backbone"]
     # Methods inside of others are texts, which may name code as well.
     with code_refused(not allow_code):

@@ -21,6 +21,7 @@ from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.family import Family
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers.protocol import position_rule
+from jvidprune.reducers.serialise import FILE, with_reading
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, encode_llava, llava_windows, one_video, windows_kept
 from jvidprune.stts.saved import TrainedSTTS, write_stts
 from jvidprune.training.data import open_clips, rows_for
@@ -182,7 +183,7 @@ def stts_config(llm: VideoLLM, choice: Any) -> STTSConfig:
 
 
 def publish(folder: Path, run: Run, trained: Trained) -> None:
-    """Writes the trained model with its scorer as a checkpoint folder, which appears whole.
+    """Writes the trained model with its scorer as a checkpoint folder, which appears whole and notes its convention.
 
     Args:
       folder: replaced if it is there.
@@ -196,7 +197,9 @@ def publish(folder: Path, run: Run, trained: Trained) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     narrow = any(x.dtype == jnp.bfloat16 for x in trained.params.values())
-    export_model(loaded, part, dtype="bfloat16" if narrow else None)
+    # Whoever loads the folder reads videos as training did, unless they say otherwise.
+    reading = with_reading(loaded.folder, run.llm.settings.convention, run.llm.settings.mrope_rule)
+    export_model(loaded, part, dtype="bfloat16" if narrow else None, extra={FILE: reading})
     # What was measured of the old weights is not true of the new ones.
     (part / "record.json").unlink(missing_ok=True)
     # What is trained under a baseline has a scorer, too, that learned nothing: `attach` asks for one.

@@ -25,7 +25,16 @@ from jvidprune.models import family as families
 from jvidprune.models.checkpoint.processor import channels
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.positions import MROPE_RULES
-from jvidprune.reducers.serialise import SavedPruning, load_pruning, save_pruning
+from jvidprune.reducers.serialise import (
+    FILE,
+    FolderSettings,
+    SavedPruning,
+    load_declared,
+    load_pruning,
+    load_settings,
+    save_pruning,
+    with_reading,
+)
 from jvidprune.tokens import VideoTokens
 from jvidprune.video.decode import Clip
 from jvidprune.video.preprocess import normalise
@@ -299,6 +308,27 @@ def test_a_saved_convention_is_that_of_the_folder(folders, tmp_path):
     save_pruning(folder, dataclasses.replace(saved, convention="hf"))
     with pytest.raises(JvidpruneError, match="unknown convention 'hf'"):
         VideoLLM.load(folder)
+
+
+def test_a_convention_that_a_model_was_trained_in_stays_beside_its_reducers(folders, tmp_path):
+    folder = shutil.copytree(folders["qwen2_5_vl"], tmp_path / "model")
+    declared = FolderSettings(None, None, "transformers", "transformers-4.57")
+    (folder / FILE).write_text(declared.text())
+    assert load_settings(folder) == load_declared(folder) == declared
+    settings = VideoLLM.load(folder).settings
+    assert (settings.convention, settings.mrope_rule) == ("transformers", "transformers-4.57")
+    saved = SavedPruning(reducers.get("random"), 0.5, "qwen2_5_vl")
+    save_pruning(folder, saved)
+    reading = {"convention": "transformers", "mrope_rule": "transformers-4.57"}
+    assert load_pruning(folder) == dataclasses.replace(saved, **reading)
+    # A method that has a convention of its own brings its own rule of positions.
+    (folder / FILE).write_text(declared.text())
+    save_pruning(folder, dataclasses.replace(saved, convention="lmms-eval"))
+    assert load_pruning(folder) == dataclasses.replace(saved, convention="lmms-eval")
+    assert load_declared(folder) == FolderSettings()
+    # Noting another one changes nothing else.
+    (folder / FILE).write_text(with_reading(folder, "released"))
+    assert load_pruning(folder) == dataclasses.replace(saved, convention="released")
 
 
 def test_the_document_lists_what_the_code_does():

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.batch import Prompt, score_many
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
+from jvidprune.reducers.serialise import FILE, FolderSettings
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, attach
 from jvidprune.training import loop, step
 from jvidprune.training.data import Encoder, Pipeline, Shape, open_clips, rows_for
@@ -286,9 +288,31 @@ def test_what_is_published_prunes_and_answers_as_it_was_trained(llm, whole, tmp_
     tokens = reader_of(llm)(8)(parts, jnp.asarray(llm.pixels(frames))[None], jax.random.key(0)).tokens
     np.testing.assert_allclose(video.reduced.tokens[:KEPT], tokens[0], atol=1e-5)
     assert loaded.ask(video, "What is it?", max_new_tokens=2).kept == KEPT
+    assert loaded.settings.convention == llm.settings.convention == "released"
+    assert json.loads((tmp_path / "model" / FILE).read_text()) == {"format": 1, "convention": "released"}
     # Training goes on from a trained checkpoint with its scorer.
     again = open_run(loaded, choice, read_rates(choice.rates))
     assert again.scorer is loaded.loaded.model.scorer
+
+
+def test_what_is_published_is_read_in_the_convention_of_its_training(folder, whole, tmp_path):
+    source = shutil.copytree(folder, tmp_path / "source")
+    (source / FILE).write_text(FolderSettings(positions="renumbered", convention="transformers").text())
+    choice = TrainChoice(steps=10, eval_clips=4)
+    for number, convention in enumerate((None, "lmms-eval")):
+        llm = VideoLLM.load(source, convention=convention)
+        target = tmp_path / str(number)
+        publish(target, open_run(llm, choice, read_rates(choice.rates)), whole[1])
+        # Of the caller, else of the folder that training began with; what else that said stays.
+        named = convention or "transformers"
+        assert json.loads((target / FILE).read_text()) == {
+            "format": 1,
+            "positions": "renumbered",
+            "convention": named,
+        }
+        assert VideoLLM.load(target).settings == dataclasses.replace(llm.settings, declared_positions="renumbered")
+        assert VideoLLM.load(target).settings.convention == named
+        assert VideoLLM.load(target, convention="released").settings.convention == "released"
 
 
 def losses(folder, mesh=None):
