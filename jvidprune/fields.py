@@ -150,7 +150,21 @@ def check_fields(made: Any) -> None:
             continue
         read = checked(value, field.hint, field.name, owner_of(made), traced=field.traced)
         if read is not value:
-            object.__setattr__(made, field.name, read)
+            settle(made, **{field.name: read})
+
+
+def settle(made: Any, **values: Any) -> None:
+    """Gives a frozen dataclass values in the form that they are kept in, while it is being made.
+
+    This is the one place where such an object gets values that its `__init__` was not given in this form: numbers of
+    numpy, lists and texts that stand for something else (`check_fields`, `BaseReducer.settled`), or the leaves of a
+    pytree. Nothing calls it once an object is made, since hashes and compiled programs hang on its values.
+
+    Args:
+      made: a frozen dataclass without slots.
+      **values: of its fields.
+    """
+    vars(made).update(values)
 
 
 def checked(value: Any, hint: Any, name: str, owner: str = "", *, traced: bool = False) -> Any:
@@ -211,8 +225,7 @@ def pytree(cls: _T) -> _T:
 
     def unflatten(structure: Any, leaves: Any) -> Any:
         made = object.__new__(cls)
-        for name, value in (*zip(data, leaves, strict=True), *zip(meta, structure, strict=True)):
-            object.__setattr__(made, name, value)
+        settle(made, **dict(zip(data, leaves, strict=True)), **dict(zip(meta, structure, strict=True)))
         return made
 
     _PYTREES.add(cls)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol
 
 from jvidprune.errors import JvidpruneError, quoted
+from jvidprune.fields import settle
 from jvidprune.video.decode import Clip
 
 Kind = Literal["choice", "short", "yes_no"]
@@ -111,8 +112,7 @@ class LeftOut:
 
     def __post_init__(self) -> None:
         # Names come from anywhere; what is printed and written to JSON must be text.
-        for name in ("item", "file", "reason"):
-            object.__setattr__(self, name, quoted(getattr(self, name), 1000))
+        settle(self, **{name: quoted(getattr(self, name), 1000) for name in ("item", "file", "reason")})
 
     def __str__(self) -> str:
         return self.reason if self.item in self.reason else f"{self.item}: {self.reason}"

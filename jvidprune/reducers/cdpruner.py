@@ -190,7 +190,6 @@ class CDPruner(PositionedReducer):
             return None
         return lambda layout, ratio: kept_of(layout.tokens, check_ratio(ratio))
 
-    # The authors publish LLaVA-1.5 and 1.6 for images, OpenVINO GenAI its defaults for Qwen.
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """Similarities of all pairs, the greedy recursion, and the relevance where it is worked out here."""
         lists = layout.frames if self.scope == "frame" else 1
@@ -201,6 +200,7 @@ class CDPruner(PositionedReducer):
         terms = {"similarities": 2.0 * lists * size**2 * width, "selection steps": steps}
         return terms | ({"relevance": 4.0 * layout.total * width} if self.relevance == "text" else {})
 
+    # The authors publish LLaVA-1.5 and 1.6 for images, OpenVINO GenAI its defaults for Qwen.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
 
     info: ClassVar[MethodInfo] = MethodInfo(

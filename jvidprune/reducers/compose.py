@@ -109,14 +109,18 @@ class Sequential(PositionedReducer):
         """What either stage needs."""
         return frozenset(self.first.needs) | frozenset(self.second.needs)
 
-    def __post_init__(self) -> None:
-        for name in ("first", "second"):
-            if isinstance(getattr(self, name), str):
+    def settled(self) -> dict[str, Any]:
+        """The stages that are given as texts."""
+        made = {}
+        for name, stage in (("first", self.first), ("second", self.second)):
+            if isinstance(stage, str):
                 try:
-                    stage = registry.from_text(getattr(self, name), self.backbone, self.layers)
+                    made[name] = registry.from_text(stage, self.backbone, self.layers)
                 except JvidpruneError as error:
                     raise JvidpruneError(f"Sequential's {name}: {error}") from error
-                object.__setattr__(self, name, stage)
+        return made
+
+    def __post_init__(self) -> None:
         for stage in (self.first, self.second):
             if full(stage).tokens_from != "features":
                 raise JvidpruneError(

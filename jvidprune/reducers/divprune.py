@@ -116,7 +116,6 @@ class DivPrune(PositionedReducer):
             return None
         return lambda layout, ratio: keep_count(layout.tokens, check_ratio(ratio))
 
-    # No settings of these families are published: the released code is one function for one image.
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """Similarities of all pairs, and the greedy steps; of long lists the rows of the picks once more."""
         groups = 1 if self.scope == "video" else layout.frames
@@ -127,6 +126,7 @@ class DivPrune(PositionedReducer):
             terms["similarities of picks"] = 2.0 * groups * picks * size * width
         return terms
 
+    # No settings of these families are published: the released code is one function for one image.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol, cast
 from jax import lax
 
 from jvidprune.errors import JvidpruneError, quoted
-from jvidprune.fields import check_fields
+from jvidprune.fields import check_fields, settle
 from jvidprune.ops import compact
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.ops.sink import SinkRule
@@ -236,19 +236,28 @@ class BaseReducer:
             return
 
         @functools.wraps(own)
-        def checked_first(self: Any) -> None:
-            check_fields(self)
+        def settled_first(self: Any) -> None:
+            BaseReducer.__post_init__(self)
             own(self)
 
-        cls.__post_init__ = checked_first  # type: ignore[attr-defined]
+        cls.__post_init__ = settled_first  # type: ignore[attr-defined]
 
     def __post_init__(self) -> None:
-        """Checks the values of all fields.
+        """Checks the values of all fields and settles those that were given in another form; runs before a class's own.
 
         Raises:
           JvidpruneError: names the field, the value and what is allowed.
         """
         check_fields(self)
+        settle(self, **self.settled())
+
+    def settled(self) -> Mapping[str, Any]:
+        """Fields in the form that they are kept in where they may be given in another, e.g. a method given as text.
+
+        Asked for once, when the object is made and the fields have passed their annotations; equality, hash and saved
+        settings are those of what it returns.
+        """
+        return {}
 
     @classmethod
     def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

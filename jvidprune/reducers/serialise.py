@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.expressions import own_reference
-from jvidprune.fields import settings_of
+from jvidprune.fields import settings_of, settle
 from jvidprune.files import atomic_output
 from jvidprune.ops.transport.kinds import NAMES as PARTS
 from jvidprune.reducers import registry
@@ -50,7 +50,7 @@ class SavedPruning:
     mrope_rule: str | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ratio", check_ratio(self.ratio))
+        settle(self, ratio=check_ratio(self.ratio))
         if self.backbone is not None and self.backbone not in registry.BACKBONES:
             raise JvidpruneError(unknown("backbone", self.backbone, registry.BACKBONES))
 

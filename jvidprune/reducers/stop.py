@@ -127,14 +127,18 @@ class SToP(PositionedReducer):
         """What the base needs."""
         return self.base.needs
 
+    def settled(self) -> dict[str, Any]:
+        """The base where it is given as text."""
+        if not isinstance(self.base, str):
+            return {}
+        try:
+            return {"base": base_reducer(self.base, self.backbone)}
+        except JvidpruneError as error:
+            raise JvidpruneError(f"SToP's base: {error}") from error
+
     def __post_init__(self) -> None:
         if isinstance(self.base, SToP):
             raise JvidpruneError("SToP cannot wrap SToP; choose mu_s and mu_t of one.")
-        if isinstance(self.base, str):
-            try:
-                object.__setattr__(self, "base", base_reducer(self.base, self.backbone))
-            except JvidpruneError as error:
-                raise JvidpruneError(f"SToP's base: {error}") from error
         check_weighs_features(cast(Reducer, self.base), "SToP cannot wrap")
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:

@@ -157,7 +157,6 @@ class ToMe(PositionedReducer):
             return None
         return lambda layout, ratio: keep_count(layout.tokens, check_ratio(ratio))
 
-    # No code runs it before a language model without training; VideoChat-Flash's clips are trained for.
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """Similarities of the pairs of every round, the sums of the rounds, and those of the features."""
         clip = layout.frames if self.clip is None else min(self.clip, layout.frames)
@@ -170,6 +169,7 @@ class ToMe(PositionedReducer):
         rows = sums(layout, width)
         return {"similarities of pairs": matching, "sums of rounds": 2 * rows, "weighted sums": rows}
 
+    # No code runs it before a language model without training; VideoChat-Flash's clips are trained for.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -28,7 +28,7 @@ from jvidprune.reducers.protocol import (
     prompt_rules,
     title_of,
 )
-from jvidprune.reducers.stop import SToP
+from jvidprune.reducers.stop import SToP, base_reducer
 from jvidprune.stts.config import STTSConfig
 from jvidprune.tokens import InnerStage, Kept
 
@@ -121,6 +121,37 @@ def test_what_else_a_method_reads_of_a_token_is_counted():
     for name in ("evs(deepstack=True)", "vidcom2(deepstack=True)"):
         plain, wide = (registry.from_text(name).flops(layout, TokenWidth(64, levels=n), 0.5) for n in (0, 3))
         assert wide == {term: 4 * flops for term, flops in plain.items()}
+
+
+def test_values_are_settled_once_and_then_stay():
+    made = SToP("flashvid", mu_s=np.float32(0.5))
+    assert made == SToP(base_reducer("flashvid"), mu_s=0.5)
+    assert hash(made) == hash(SToP(base_reducer("flashvid"), mu_s=0.5))
+    assert type(made.mu_s) is float
+    again = dataclasses.replace(made, gamma=2)
+    assert (again.base, again.gamma) == (made.base, 2.0)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.base = "visionzip"
+    with pytest.raises(JvidpruneError, match="SToP cannot wrap SToP"):
+        SToP("stop")
+
+    @dataclasses.dataclass(frozen=True)
+    class Named(BaseReducer):
+        """A user's own, with a value that follows from another."""
+
+        size: int = 2
+        seen: tuple = ()
+
+        def settled(self):
+            return {"size": 2 * self.size}
+
+        def __post_init__(self):
+            if self.size > 8:
+                raise JvidpruneError("too large")
+
+    assert Named(np.int64(3)).size == 6
+    with pytest.raises(JvidpruneError, match="too large"):
+        Named(5)
 
 
 def test_a_prompt_that_is_none_is_refused():

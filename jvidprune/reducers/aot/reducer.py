@@ -135,9 +135,11 @@ class AOT(PositionedReducer):
             names.add("newline")
         return frozenset(names)
 
+    def settled(self) -> dict[str, Any]:
+        """No other newlines where they take part as tokens."""
+        return {"newline": "no_token"} if self.row_newlines and self.newline is None else {}
+
     def __post_init__(self) -> None:
-        if self.row_newlines and self.newline is None:
-            object.__setattr__(self, "newline", "no_token")
         sizes.clip_lengths(self.clips, sum(self.clips) if isinstance(self.clips, tuple) else 1)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> AOTShared:
