@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from jvidprune.costs.chips import Chip
     from jvidprune.costs.footprint import Footprint
     from jvidprune.costs.roofline import StageTime
-    from jvidprune.tokens import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,13 +150,10 @@ def _row(choice: PlanChoice, config: Any, where: "Chip", sizes: dict[str, int], 
     import jax.numpy as jnp
 
     from jvidprune.cli.paper import layout_of, read_size
-    from jvidprune.costs.flops import count, newline_kind, prompt_sizes
-    from jvidprune.costs.flops_model import segments
+    from jvidprune.costs.flops import count, prompt_segments, prompt_sizes
     from jvidprune.costs.footprint import footprint
-    from jvidprune.costs.memory import tower_shape
+    from jvidprune.costs.memory import video_shape
     from jvidprune.costs.roofline import stage_times
-    from jvidprune.llm.cuts import newlines_compete
-    from jvidprune.reducers.protocol import inner_stages
     from jvidprune.reducers.registry import for_model
 
     layout = layout_of(config, frames, read_size(choice.size), choice.convention)
@@ -165,26 +161,14 @@ def _row(choice: PlanChoice, config: Any, where: "Chip", sizes: dict[str, int], 
     kept, newlines, prompt = prompt_sizes(config, layout, reducer=method, ratio=ratio, text=choice.text)
     options: dict[str, Any] = {"newlines": newlines, "new_tokens": choice.new_tokens, "exact": False}
     report = count(config, layout, kept=kept, prompt=prompt, reducer=method, ratio=ratio, **options)
-    stages = inner_stages(method, ratio)
-    acting = [stage for stage in stages if stage.layer < config.text.layers]
-    competing = kept + newlines * newlines_compete(acting, newline_kind(config, method))
-    parts = segments(stages, config.text.layers, tokens=prompt, visual=competing)
-    shape = tower_shape(config, frames, _patches(config, layout))
+    parts = prompt_segments(config, method, ratio, kept=kept, newlines=newlines, prompt=prompt)
+    shape = video_shape(config, frames, layout)
     common: dict[str, Any] = {"shape": shape, "batch": choice.batch, "dtype": jnp.dtype(choice.dtype)}
     memory = footprint(
         config, where, sizes, prompt=prompt, visual=kept + newlines, new_tokens=choice.new_tokens, **common
     )
     times = stage_times(config, where, sizes, report, parts, **common)
     return PlanRow(choice.model, where, sizes, frames, ratio, layout.total, kept, prompt, memory, times)
-
-
-def _patches(config: Any, layout: "Layout") -> tuple[int, int, int] | None:
-    from jvidprune.models.family import get
-
-    if get(config.family).settings["released"].grid is None:
-        return None
-    merge = config.vision.merge
-    return layout.frames, layout.grid[0] * merge, layout.grid[1] * merge
 
 
 def plan_table(found: list[PlanRow]) -> "Table":

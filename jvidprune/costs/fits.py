@@ -8,14 +8,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jvidprune.costs.memory import Need, TowerShape, ask_need, check_fits, tower_shape
+from jvidprune.costs.flops import newline_tokens
+from jvidprune.costs.memory import Need, TowerShape, ask_need, check_fits, video_shape
 from jvidprune.llm.folder import family_settings
 from jvidprune.models.checkpoint.load import planned_dtype, read_config
 from jvidprune.models.checkpoint.processor import video_processor
 from jvidprune.models.settings import FamilySettings
-from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.parallel import read_mesh
-from jvidprune.reducers.protocol import Reducer, prompt_rules
+from jvidprune.reducers.protocol import Reducer
 from jvidprune.reducers.registry import for_model
 from jvidprune.tokens import Layout
 from jvidprune.video.decode import probe
@@ -67,10 +67,7 @@ def _plan(
         count = len(wish.indices(info.frames, info.fps))
     pixels = (info.height, info.width) if info is not None else size or NOMINAL
     layout = settings.layout(config, count, pixels, video_processor(folder))
-    patches = None
-    if settings.grid is not None:
-        patches = (layout.frames, *(side * config.vision.merge for side in layout.grid))
-    return _Planned(family, settings, config, count, tower_shape(config, count, patches), layout, dtype)
+    return _Planned(family, settings, config, count, video_shape(config, count, layout), layout, dtype)
 
 
 def check_question(
@@ -118,8 +115,7 @@ def check_question(
     planned = _plan(source, video, frames, fps, size, limits, revision, dtype, convention)
     settings, config, layout = planned.settings, planned.config, planned.layout
     method = for_model(reducer, config) if isinstance(reducer, str) else reducer
-    newline: NewlineKind = prompt_rules(method).newline or settings.newline_of(config)
-    kept = method.capacity(layout, ratio) + newline_count(newline, layout.grid, layout.frames)
+    kept = method.capacity(layout, ratio) + newline_tokens(config, layout, method, settings)
     words = _WORDS + len(question.encode()) // 2 + _STAMP * layout.frames * settings.writes_times
     options: dict[str, Any] = {"kept": kept, "text": words, "max_new_tokens": max_new_tokens, "dtype": planned.dtype}
     need = ask_need(config, planned.shape, **options, mesh=read_mesh(mesh))

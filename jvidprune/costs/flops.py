@@ -14,6 +14,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.cuts import newlines_compete
 from jvidprune.llm.prompts.registry import builder_of
 from jvidprune.models import family as families
+from jvidprune.models.settings import FamilySettings
 from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.reducers.counting import Terms, TokenWidth
 from jvidprune.reducers.protocol import Reducer, check_ratio, full, inner_stages, prompt_rules, title_of
@@ -166,12 +167,9 @@ def count(
         raise JvidpruneError(f"a prompt of {prompt} tokens cannot hold {kept} visual tokens and {newlines} newlines.")
     text, vision = config.text, config.vision
     tower, after = vision_terms(config, layout)
-    stages = inner_stages(reducer, ratio)
-    acting = [stage for stage in stages if stage.layer < text.layers]
-    competing = kept + newlines * newlines_compete(acting, newline_kind(config, reducer))
-    parts = segments(stages, text.layers, tokens=prompt, visual=competing)
+    parts = prompt_segments(config, reducer, ratio, kept=kept, newlines=newlines, prompt=prompt)
     # The papers' n leaves newlines out.
-    plain = segments(stages, text.layers, tokens=kept, visual=kept)
+    plain = segments(inner_stages(reducer, ratio), text.layers, tokens=kept, visual=kept)
     papers = {convention: paper_prefill(text, plain, convention) for convention in CONVENTIONS}
     width = TokenWidth(text.width, keys=vision.width // vision.heads, levels=len(getattr(vision, "taps", ())))
     counted = [
@@ -236,14 +234,40 @@ def prompt_sizes(
     return kept, newlines, kept + newlines + text + marker_tokens(config, layout, reducer)
 
 
-def newline_kind(config: Any, reducer: Reducer) -> NewlineKind:
-    """Layout of the newline embeddings: what the reducer declares, else the checkpoint's, else the family's."""
-    return prompt_rules(reducer).newline or families.get(config.family).settings["released"].newline_of(config)
+def prompt_segments(
+    config: Any, reducer: Reducer, ratio: float, *, kept: int, newlines: int, prompt: int
+) -> list[Segment]:
+    """A prompt through the decoder: stretches of layers with as many tokens as the cuts inside the model leave.
+
+    Args:
+      config: of a family.
+      reducer: with its cuts.
+      ratio: what it was asked for.
+      kept: visual tokens that enter, newlines not counted.
+      newlines: newline embeddings, which are cut like visual tokens where the references do so.
+      prompt: all tokens.
+    """
+    stages, layers = inner_stages(reducer, ratio), config.text.layers
+    acting = [stage for stage in stages if stage.layer < layers]
+    competing = kept + newlines * newlines_compete(acting, newline_kind(config, reducer))
+    return segments(stages, layers, tokens=prompt, visual=competing)
 
 
-def newline_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
-    """Newline embeddings of a prompt if every frame and row gets its own."""
-    return newline_count(newline_kind(config, reducer), layout.grid, layout.frames)
+def newline_kind(config: Any, reducer: Reducer, settings: FamilySettings | None = None) -> NewlineKind:
+    """Layout of the newline embeddings: what the reducer declares, else the checkpoint's, else the family's.
+
+    Args:
+      config: of a family.
+      reducer: of the video.
+      settings: of the family; by default those of its released code.
+    """
+    settings = families.get(config.family).settings["released"] if settings is None else settings
+    return prompt_rules(reducer).newline_layout(settings.newline_of(config))
+
+
+def newline_tokens(config: Any, layout: Layout, reducer: Reducer, settings: FamilySettings | None = None) -> int:
+    """Newline embeddings of a prompt if every frame and row gets its own; arguments as of `newline_kind`."""
+    return newline_count(newline_kind(config, reducer, settings), layout.grid, layout.frames)
 
 
 def marker_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:

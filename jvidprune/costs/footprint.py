@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jvidprune import parallel
 from jvidprune.costs import memory
 from jvidprune.costs.chips import Chip
-from jvidprune.costs.memory import TowerShape
+from jvidprune.costs.memory import Need, TowerShape
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.models import family as families
@@ -43,7 +43,7 @@ class Weights(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Footprint:
+class Footprint(Need):
     """Bytes on one device.
 
     Attributes:
@@ -55,17 +55,8 @@ class Footprint:
       available: of the chip, see `USABLE`.
     """
 
-    parameters: int
-    features: int
-    encode: int
-    prompt: int
     cache: int
     available: int
-
-    @property
-    def peak(self) -> int:
-        """The largest amount at once: encoding and reading follow each other, the features stay."""
-        return self.parameters + self.features + max(self.encode, self.prompt)
 
     @property
     def fits(self) -> bool:

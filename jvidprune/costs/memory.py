@@ -25,6 +25,7 @@ from jvidprune.models.decoder import DecoderConfig
 from jvidprune.models.fused import implementation
 from jvidprune.models.layers import chunk_frames
 from jvidprune.models.llava_onevision.modules import FRAME_CHUNK
+from jvidprune.tokens import Layout
 
 _GIB = 2**30
 
@@ -103,6 +104,20 @@ def tower_shape(config: Any, frames: int, grid: tuple[int, int, int] | None = No
     steps, patches = grid[0], grid[1] * grid[2]
     values, chunk = patches * vision.patch_values, chunk_frames(steps, vision.chunk(grid))
     return TowerShape(steps, patches, patches // vision.unit, values, chunk, len(vision.taps))
+
+
+def video_shape(config: Any, frames: int, layout: Layout) -> TowerShape:
+    """`tower_shape` of a video of any family, from the tokens that the tower makes of it.
+
+    Args:
+      config: of the model.
+      frames: sampled from the file.
+      layout: from `FamilySettings.layout`.
+    """
+    if families.get(config.family).settings["released"].grid is None:
+        return tower_shape(config, frames)
+    rows, columns = (side * config.vision.merge for side in layout.grid)
+    return tower_shape(config, frames, (layout.frames, rows, columns))
 
 
 def encode_bytes(config: Any, shape: TowerShape, dtype: Any) -> int:

@@ -18,7 +18,6 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.cuts import join_inner, prompt_inner
 from jvidprune.llm.deepstack import kept_levels
 from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_stages
-from jvidprune.llm.prompts.llava import newline_kind
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.stages import StageClock
 from jvidprune.models.generate import NO_TOKEN, check_sampling, decode
@@ -268,7 +267,8 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
         embeds.append(_embed(model, ids, held, [one.reduced.tokens for one in videos]))
         levels.append(kept_levels(videos, wide, count))
         mutual.append(llm.prompts.bidirectional(wide, row.text))
-        newline = newline_kind(videos, llm.newline)
+        # The first video's layout decides which newlines compete at a cut.
+        newline = videos[0].rules.newline_layout(llm.newline)
         found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=shared_blocks(videos))
         inners.append(found)
     slots = rows.filled(slots)

@@ -75,6 +75,10 @@ class PromptRules(NamedTuple):
     vision_markers: MarkerRule = "keep"
     official_places: bool = False
 
+    def newline_layout(self, family: NewlineKind) -> NewlineKind:
+        """Where newline embeddings go: as the method declares, else as the model's own `FamilySettings.newline_of`."""
+        return self.newline or family
+
 
 def prompt_rules(reducer: Any) -> PromptRules:
     """`prompt` of a reducer, checked.

@@ -24,7 +24,7 @@ def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_r
       rows: the family's rule for rows of a grid.
       first_row: of this video among the reduced tokens of all videos.
     """
-    kind, rows = one.rules.newline or kind, one.rules.newline_rows or rows
+    kind, rows = one.rules.newline_layout(kind), one.rules.newline_rows or rows
     grid, frames = one.video.tokens.grid, one.video.tokens.features.shape[0]
     real = int(one.video.tokens.frame_mask.sum())
     reduced = one.reduced
@@ -38,11 +38,6 @@ def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_r
         position = np.where(newline, position, own[np.minimum(source, len(own) - 1)])
     found = np.where(newline, -1, first_row + source)
     return Run(found[valid], position[valid], full_length(kind, grid, real))
-
-
-def newline_kind(videos: Sequence[ReducedVideo], kind: NewlineKind) -> NewlineKind:
-    """The layout that decides which newlines compete at a cut inside the language model: that of the first video."""
-    return videos[0].rules.newline or kind
 
 
 def lay_out(
