@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 
-import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
 from jvidprune.ops.similarity import cosine_from_gram, frame_gram, squared_norms
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.planned import planned
+from jvidprune.parity import table
+from jvidprune.parity.core import Comparer, Golden, Row
+from jvidprune.parity.planned import Run, count, grid_of, ids, mask, shown, tokens
+from jvidprune.parity.table import Check
 from jvidprune.reducers.cdpruner import CDPruner, CDPrunerBudget
 from jvidprune.tokens import VideoTokens
 
@@ -19,46 +21,18 @@ def is_cdpruner(golden: Golden) -> bool:
     return golden.has("features", "image_embeds", "text_embeds", "relevance", "order", "mask")
 
 
-def compare(golden: Golden) -> Iterator[Row]:
-    """Rows of a file."""
-    features, config = golden["features"], golden.config
-    frames, tokens, _ = features.shape
-    keep = int(config["keep"])
-    reducer = CDPruner(variant="official", relevance="joint")
-    evidence = {"joint_image": golden["image_embeds"], "joint_text": golden["text_embeds"]}
-    video = VideoTokens.create(features, evidence, grid=(config.get("H", 1), config.get("W", tokens)))
-    budget = CDPrunerBudget(np.int32(keep))
-    plan, reduced = planned(reducer, video, budget, capacity=frames * min(keep, tokens))
-    count = int(plan.valid.sum())
-    ids = np.asarray(plan.ids)[:count]
-    found = {name: np.asarray(value) for name, value in plan.diagnostics.items()}
-    yield close("relevance", found["relevance"], golden["relevance"], RELEVANCE)
-    if "similarity" in golden.arrays:
-        x = jnp.asarray(features)
-        cosine = cosine_from_gram(frame_gram(x), squared_norms(x), squared_norms(x))
-        yield close("similarity", cosine, golden["similarity"], RELEVANCE)
-    order = found["order"][:, 0]
-    yield exact("order", order, golden["order"])
-    if "gain" in golden.arrays:
-        yield close("gain", found["gain"][:, 0], golden["gain"], GAIN)
-    if "gap" in golden.arrays:
-        yield close("gap", _leads(features, found["relevance"], order), golden["gap"], 1e-4, note="in float64")
-    mask = np.zeros(frames * tokens, bool)
-    mask[ids] = True
-    yield exact("mask", mask.reshape(frames, tokens), golden["mask"])
-    yield exact("keep", count, golden["keep"])
-    yield exact("indices", ids, golden["indices"])
-    if "tokens" in golden.arrays:
-        yield close("tokens", np.asarray(reduced.tokens)[:count], golden["tokens"], 0.0)
+def _cosine(run: Run) -> Array:
+    x = run.video.features
+    return cosine_from_gram(frame_gram(x), squared_norms(x), squared_norms(x))
 
 
-def _leads(features: np.ndarray, relevance: np.ndarray, order: np.ndarray) -> np.ndarray:
+def _leads(run: Run) -> np.ndarray:
     """Lead of every pick over the next candidate as a share of its own gain, in float64."""
-    x = features.astype(np.float64)
+    x, order = run.golden["features"].astype(np.float64), run.shown["order"][:, 0]
     unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
     leads = np.zeros(order.shape)
     for frame, picks in enumerate(order):
-        r = relevance[frame].astype(np.float64)
+        r = run.shown["relevance"][frame].astype(np.float64)
         left = r[:, None] * (unit[frame] @ unit[frame].T) * r
         taken = np.zeros(len(r), bool)
         for step, pick in enumerate(picks):
@@ -67,6 +41,30 @@ def _leads(features: np.ndarray, relevance: np.ndarray, order: np.ndarray) -> np
             leads[frame, step] = (gain - np.diag(left)[~taken].max()) / gain
             left = left - np.outer(left[:, pick], left[pick]) / gain
     return leads
+
+
+TABLE: tuple[Check[Run], ...] = (
+    Check("relevance", shown("relevance"), RELEVANCE),
+    Check("similarity", _cosine, RELEVANCE, optional=True),
+    Check("order", lambda run: run.shown["order"][:, 0]),
+    Check("gain", lambda run: run.shown["gain"][:, 0], GAIN, optional=True),
+    Check("gap", _leads, 1e-4, optional=True, note="in float64"),
+    Check("mask", mask),
+    Check("keep", count),
+    Check("indices", ids),
+    Check("tokens", tokens, 0.0, optional=True),
+)
+
+
+def compare(golden: Golden) -> Iterator[Row]:
+    """Rows of a file."""
+    frames, tokens, _ = golden["features"].shape
+    keep = int(golden.config["keep"])
+    evidence = {"joint_image": golden["image_embeds"], "joint_text": golden["text_embeds"]}
+    video = VideoTokens.create(golden["features"], evidence, grid=grid_of(golden))
+    reducer, budget = CDPruner(variant="official", relevance="joint"), CDPrunerBudget(np.int32(keep))
+    run = Run.of(golden, reducer, video, budget, capacity=frames * min(keep, tokens))
+    yield from table.compare(TABLE, run, golden)
 
 
 COMPARERS = [Comparer("cdpruner", is_cdpruner, compare)]

@@ -4,8 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.planned import planned
+from jvidprune.parity import table
+from jvidprune.parity.core import Comparer, Golden, Row
+from jvidprune.parity.planned import Run, count, frame_counts, grid_of, ids, shown, tokens
+from jvidprune.parity.table import Check
 from jvidprune.reducers.divprune import DivPrune, keep_count
 from jvidprune.tokens import VideoTokens
 
@@ -17,37 +19,19 @@ def is_divprune(golden: Golden) -> bool:
     return "ratio" in golden.config and golden.has("features", "order", "gain", "gap", "nearest", "indices", "keep")
 
 
-def compare(golden: Golden) -> Iterator[Row]:
-    """Rows of a file."""
-    features, order = golden["features"], golden["order"]
-    frames, tokens, _ = features.shape
-    config = golden.config
-    reducer = DivPrune(scope=config.get("scope", "video"))
-    grid = (config.get("H", 1), config.get("W", tokens))
-    video = VideoTokens.create(features, grid=grid)
-    budget = reducer.budget(video.layout(), config["ratio"])
-    groups, size = golden["nearest"].shape
-    yield exact("k", keep_count(size, config["ratio"]), order.shape[1])
-    capacity = reducer.capacity(video.layout(), config["ratio"])
-    plan, reduced = planned(reducer, video, budget, capacity=capacity)
-    count = int(plan.count)
-    ids, found = np.asarray(plan.ids)[:count], {name: np.asarray(value) for name, value in plan.diagnostics.items()}
-    yield exact("keep", count, golden["keep"])
-    yield exact("order", found["order"] + size * np.arange(groups)[:, None], order)
-    yield close("gain", found["gain"], golden["gain"], DISTANCE)
-    yield close("nearest", found["nearest"], golden["nearest"], DISTANCE)
-    yield close("gap", _leads(golden, found["order"]), golden["gap"], 2 * DISTANCE, note="in float64")
-    yield exact("indices", ids, golden["indices"])
-    if "frame_counts" in golden.arrays:
-        yield exact("frame_counts", np.bincount(ids // tokens, minlength=frames), golden["frame_counts"])
-    if "tokens" in golden.arrays:
-        yield close("tokens", np.asarray(reduced.tokens)[:count], golden["tokens"], 0.0)
+def _picks(run: Run) -> int:
+    return keep_count(run.golden["nearest"].shape[1], run.golden.config["ratio"])
 
 
-def _leads(golden: Golden, order: np.ndarray) -> np.ndarray:
-    """Lead of every pick of `order`, places in its group, over the next candidate, from distances in float64."""
-    features = golden["features"].astype(np.float64)
-    groups, size = golden["nearest"].shape
+def _order(run: Run) -> np.ndarray:
+    groups, size = run.golden["nearest"].shape
+    return run.shown["order"] + size * np.arange(groups)[:, None]
+
+
+def _leads(run: Run) -> np.ndarray:
+    """Lead of every pick, a place in its group, over the next candidate, from distances in float64."""
+    order, features = run.shown["order"], run.golden["features"].astype(np.float64)
+    groups, size = run.golden["nearest"].shape
     unit = features.reshape(groups, size, -1) / np.linalg.norm(features, axis=-1).reshape(groups, size, 1)
     leads = np.zeros(order.shape)
     for group, picks in enumerate(order):
@@ -61,6 +45,28 @@ def _leads(golden: Golden, order: np.ndarray) -> np.ndarray:
             score = near if step == 0 else np.minimum(score, near)
             score[picks[: step + 1]] = -np.inf
     return leads
+
+
+TABLE: tuple[Check[Run], ...] = (
+    Check("order", _picks, theirs=lambda order, _: order.shape[1], title="k"),
+    Check("keep", count),
+    Check("order", _order),
+    Check("gain", shown("gain"), DISTANCE),
+    Check("nearest", shown("nearest"), DISTANCE),
+    Check("gap", _leads, 2 * DISTANCE, note="in float64"),
+    Check("indices", ids),
+    Check("frame_counts", frame_counts, optional=True),
+    Check("tokens", tokens, 0.0, optional=True),
+)
+
+
+def compare(golden: Golden) -> Iterator[Row]:
+    """Rows of a file."""
+    reducer = DivPrune(scope=golden.config.get("scope", "video"))
+    video = VideoTokens.create(golden["features"], grid=grid_of(golden))
+    layout, ratio = video.layout(), golden.config["ratio"]
+    run = Run.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio))
+    yield from table.compare(TABLE, run, golden)
 
 
 COMPARERS = [Comparer("divprune", is_divprune, compare)]

@@ -1,13 +1,16 @@
 """DyCoke's golden files: token selection before the language model, and the decoding policy."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from jvidprune.cuts.decoding import DecodePolicy
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.planned import planned
+from jvidprune.parity import table
+from jvidprune.parity.core import Comparer, Golden, Row
+from jvidprune.parity.planned import Run, frame_counts, grid_of, ids, tokens
+from jvidprune.parity.table import Check
 from jvidprune.reducers.dycoke import DyCoke
 from jvidprune.tokens import VideoTokens
 
@@ -22,27 +25,40 @@ def is_decoding(golden: Golden) -> bool:
     return {"start", "length", "p", "threshold"} <= set(golden.config) and golden.has("rows", "row_length", "attended")
 
 
+def _quads(run: Run) -> np.ndarray:
+    return run.shown["similarity"][2::4][: len(run.golden["similarity_quads"])]
+
+
+SELECTION: tuple[Check[Run], ...] = (
+    Check("similarity_pairs", lambda run: run.shown["similarity"][1::2], 1e-5),
+    Check("similarity_quads", _quads, 1e-5, optional=True),
+    Check("tokens_per_frame", frame_counts),
+    Check("index", ids),
+    Check("tokens", tokens, 0.0, optional=True),
+)
+
+
 def compare_selection(golden: Golden) -> Iterator[Row]:
     """Rows of a TTM file."""
-    features = golden["features"]
-    frames, tokens, _ = features.shape
-    generator = golden.config.get("generator", {})
-    grid = (generator.get("H", 1), generator.get("W", tokens))
-    video = VideoTokens.create(features, grid=grid if grid[0] * grid[1] == tokens else (1, tokens))
-    reducer = DyCoke()
+    reducer, video = DyCoke(), VideoTokens.create(golden["features"], grid=grid_of(golden))
     budget = reducer.budget_of(video.layout(), float(golden.config["k"]))
-    capacity = reducer.count(video.layout(), int(budget.keep))
-    plan, reduced = planned(reducer, video, budget, capacity=capacity)
-    similarity = np.asarray(plan.diagnostics["similarity"])
-    yield close("similarity_pairs", similarity[1::2], golden["similarity_pairs"], 1e-5)
-    if "similarity_quads" in golden.arrays:
-        quads = golden["similarity_quads"]
-        yield close("similarity_quads", similarity[2::4][: len(quads)], quads, 1e-5)
-    ids = np.asarray(plan.ids)[: int(plan.count)]
-    yield exact("tokens_per_frame", np.bincount(ids // tokens, minlength=frames), golden["tokens_per_frame"])
-    yield exact("index", ids, golden["index"])
-    if "tokens" in golden.arrays:
-        yield close("tokens", np.asarray(reduced.tokens)[: int(plan.count)], golden["tokens"], 0.0)
+    run = Run.of(golden, reducer, video, budget, capacity=reducer.count(video.layout(), int(budget.keep)))
+    yield from table.compare(SELECTION, run, golden)
+
+
+class _Steps(NamedTuple):
+    """(S,) cosines that decide the steps, (S, R) what deep layers read, and below what a step prunes."""
+
+    similarity: np.ndarray
+    attended: np.ndarray
+    threshold: float
+
+
+DECODING: tuple[Check[_Steps], ...] = (
+    Check("similarity", lambda steps: steps.similarity, 1e-5),
+    Check("pruned", lambda steps: steps.similarity < steps.threshold),
+    Check("attended", lambda steps: steps.attended),
+)
 
 
 def compare_decoding(golden: Golden) -> Iterator[Row]:
@@ -64,9 +80,7 @@ def compare_decoding(golden: Golden) -> Iterator[Row]:
         cosine, (policy, mask) = _decoding_step(policy, row[None])
         read.append(np.asarray(mask[0]) & (slots < length))
         cosines.append(float(cosine[0]))
-    yield close("similarity", cosines, golden["similarity"], 1e-5)
-    yield exact("pruned", np.asarray(cosines) < policy.threshold, golden["pruned"])
-    yield exact("attended", np.stack(read), golden["attended"])
+    yield from table.compare(DECODING, _Steps(np.asarray(cosines), np.stack(read), policy.threshold), golden)
 
 
 @jax.jit

@@ -1,11 +1,14 @@
 """EVS's golden files: selection and the rotary positions of what is kept."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.planned import planned
+from jvidprune.parity import table
+from jvidprune.parity.core import Comparer, Golden, Row
+from jvidprune.parity.planned import Run, frame_counts, grid_of, ids, mask, shown
+from jvidprune.parity.table import Check
 from jvidprune.reducers.evs import EVS, EVSBudget, keep_count, media_positions, prompt_positions
 from jvidprune.tokens import VideoTokens
 
@@ -15,61 +18,65 @@ def is_evs(golden: Golden) -> bool:
     return "q" in golden.config and golden.has("features", "dissimilarity", "mask", "keep")
 
 
-def compare(golden: Golden) -> Iterator[Row]:
-    """Rows of a file."""
-    config, features = golden.config, golden["features"]
-    frames, tokens, _ = features.shape
-    grid = tuple(config.get("grid", (1, tokens)))
-    keep = keep_count(frames, tokens, float(config["q"]))
-    yield exact("keep", keep, golden["keep"])
-    reducer = EVS()
-    video = VideoTokens.create(features, grid=grid)
-    plan, _ = planned(reducer, video, EVSBudget(np.int32(keep)), capacity=keep)
-    ids = np.asarray(plan.ids)[: int(plan.count)]
-    dissimilarity = np.asarray(plan.diagnostics["dissimilarity"])
-    yield close("dissimilarity", dissimilarity, golden["dissimilarity"], 1e-6)
-    if config.get("margins", 1.0) is not None and config.get("margins", 1.0) <= 1e-6:
-        kept = np.bincount(ids // tokens, minlength=frames)
-        yield exact("keep (choice hangs on rounding)", kept.sum(), golden["keep"])
-        return
-    mask = np.zeros(frames * tokens, bool)
-    mask[ids] = True
-    yield exact("mask", mask.reshape(frames, tokens), golden["mask"])
-    if "indices" in golden.arrays:
-        yield exact("indices", ids, golden["indices"])
-    if "frame_counts" in golden.arrays:
-        yield exact("frame_counts", np.bincount(ids // tokens, minlength=frames), golden["frame_counts"])
-    if "order" in golden.arrays:
-        yield _order(np.argsort(np.asarray(plan.diagnostics["rank"]))[:keep], golden)
-    if "kept_positions" in golden.arrays:
-        yield from _positions(ids, golden)
+def _decided(run: Run) -> bool:
+    """Whether the choice is more than the rounding of equal scores."""
+    margins = run.golden.config.get("margins", 1.0)
+    return margins is None or margins > 1e-6
 
 
-def _order(ours: np.ndarray, golden: Golden) -> Row:
+def _order(run: Run) -> np.ndarray:
     """Order of keeping; tokens whose golden dissimilarities are closer than rounding may change places."""
-    theirs = golden["order"]
-    scores = golden["dissimilarity"].reshape(-1)
+    ours = np.argsort(run.shown["rank"].reshape(-1))[: int(run.budget.keep)]
+    theirs, scores = np.asarray(run.golden["order"]), np.asarray(run.golden["dissimilarity"]).reshape(-1)
     if ours.shape != theirs.shape or sorted(ours) != sorted(theirs):
-        return exact("order", ours, theirs)
-    gap = np.abs(scores[ours] - scores[theirs])
-    return exact("order", np.where(gap <= 1e-6, theirs, ours), theirs, "swaps closer than 1e-6 allowed")
+        return ours
+    return np.where(np.abs(scores[ours] - scores[theirs]) <= 1e-6, theirs, ours)
 
 
-def _positions(ids: np.ndarray, golden: Golden) -> Iterator[Row]:
-    config = golden.config
-    media = media_positions(
-        ids,
+def _media(run: Run) -> np.ndarray:
+    config = run.golden.config
+    return media_positions(
+        run.ids,
         tuple(config["grid"]),
         tokens_per_second=config["tokens_per_second"],
         second_per_grid=config["second_per_grid"],
         truncate=False,  # The server casts before it calls the function that these files come from.
     )
-    yield exact("kept_positions", media, golden["kept_positions"])
-    if "prompt_positions" in golden.arrays:
-        prefix, suffix, width = int(config["prefix"]), int(config["suffix"]), int(config["grid"][1])
-        positions, delta = prompt_positions(media, prefix=prefix, suffix=suffix, width=width)
-        yield exact("prompt_positions", positions, golden["prompt_positions"])
-        yield exact("prompt_delta", delta, golden["prompt_delta"])
+
+
+def _prompt(run: Run) -> tuple[Any, Any]:
+    """Positions of the whole prompt, and the delta behind it."""
+    config = run.golden.config
+    prefix, suffix, width = int(config["prefix"]), int(config["suffix"]), int(config["grid"][1])
+    return prompt_positions(_media(run), prefix=prefix, suffix=suffix, width=width)
+
+
+TABLE: tuple[Check[Run], ...] = (
+    Check("keep", lambda run: run.budget.keep),
+    Check("dissimilarity", shown("dissimilarity"), 1e-6),
+    Check(
+        "keep",
+        lambda run: run.frame_counts.sum(),
+        when=lambda run: not _decided(run),
+        title="keep (choice hangs on rounding)",
+    ),
+    Check("mask", mask, when=_decided),
+    Check("indices", ids, when=_decided, optional=True),
+    Check("frame_counts", frame_counts, when=_decided, optional=True),
+    Check("order", _order, when=_decided, optional=True, note="swaps closer than 1e-6 allowed"),
+    Check("kept_positions", _media, when=_decided, optional=True),
+    Check("prompt_positions", lambda run: _prompt(run)[0], when=_decided, optional=True),
+    Check("prompt_delta", lambda run: _prompt(run)[1], when=_decided, optional=True),
+)
+
+
+def compare(golden: Golden) -> Iterator[Row]:
+    """Rows of a file."""
+    frames, tokens, _ = golden["features"].shape
+    keep = keep_count(frames, tokens, float(golden.config["q"]))
+    video = VideoTokens.create(golden["features"], grid=grid_of(golden))
+    run = Run.of(golden, EVS(), video, EVSBudget(np.int32(keep)), capacity=keep)
+    yield from table.compare(TABLE, run, golden)
 
 
 COMPARERS = [Comparer("evs", is_evs, compare)]

@@ -1,21 +1,24 @@
 """FastVID's golden files: the three released copies and the two saliency functions."""
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.models.rope import rotate
-from jvidprune.ops import newline
 from jvidprune.ops.cluster import density, separation
 from jvidprune.ops.pool import pool_tokens
 from jvidprune.ops.saliency import PoolingHead, mean_query_attention, pooling_head_attention
 from jvidprune.ops.similarity import distance_from_gram, frame_gram
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.planned import planned
+from jvidprune.parity import table
+from jvidprune.parity.core import Comparer, Golden, Row, close
+from jvidprune.parity.lines import Lines
+from jvidprune.parity.planned import Run, ids, shown, tokens
+from jvidprune.parity.table import Check
 from jvidprune.reducers.fastvid import FastVID, Variant
-from jvidprune.tokens import Plan, Reduced, VideoTokens
+from jvidprune.tokens import VideoTokens
 
 TOKENS = 1e-4
 SCORES = 2e-4
@@ -59,84 +62,104 @@ def reducer_of(golden: Golden) -> FastVID:
     )
 
 
-def run(reducer: FastVID, golden: Golden) -> tuple[VideoTokens, Plan, Reduced]:
+def run(golden: Golden) -> Run:
     """Plan and tokens of one golden file."""
-    features = golden["features"]
+    reducer = reducer_of(golden)
     evidence = {reducer.attention: golden["attention"], "frame_embedding": golden["global_features"]}
     grid = golden.config.get("grid")
-    video = VideoTokens.create(features, evidence, grid=tuple(grid) if grid else None)
-    layout, ratio = video.layout(), golden.config["ratio"]
-    return video, *planned(reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio))
+    video = VideoTokens.create(golden["features"], evidence, grid=tuple(grid) if grid else None)
+    budget, capacity = (make(video.layout(), golden.config["ratio"]) for make in (reducer.budget, reducer.capacity))
+    return Run.of(golden, reducer, video, budget, capacity=capacity)
+
+
+def _frame_budget(run: Run) -> list[int]:
+    """Tokens of a frame, and in files with three numbers how many of them are salient and how many peaks."""
+    total, context = int(run.budget.tokens), int(run.budget.context[1])
+    return [total, total - context, context] if len(run.golden["frame_budget"]) == 3 else [total]
+
+
+def _is_anchor(run: Run) -> np.ndarray:
+    return ~np.asarray(run.plan.is_pick)[: run.count]
+
+
+STAGES: tuple[Check[Run], ...] = (
+    Check("frame_budget", _frame_budget),
+    Check("similarity", shown("similarity"), 1e-5),
+    Check("segment_sizes", lambda run: np.bincount(run.shown["segment"])),
+    Check("salient_per_frame", shown("salient_per_frame")),
+    Check("anchor_per_frame", shown("anchor_per_frame")),
+    Check("anchor_num", shown("anchor_per_frame"), optional=True),
+    Check("valid_frame", shown("holds_tokens"), optional=True),
+)
+ROWS: tuple[Check[Run], ...] = (
+    Check("index", ids),
+    Check("is_anchor", _is_anchor),
+    Check("tokens", tokens, TOKENS),
+)
+
+
+def _newlines(run: Run) -> Lines:
+    plan, video = run.plan, run.video
+    frames = len(video.features)
+    return Lines.of(plan.ids, plan.valid, kind="grid", grid=video.grid, frames=frames, rows="nonempty")
+
+
+def _anchors_in_lines(run: Run) -> np.ndarray:
+    return _newlines(run).values(~np.asarray(run.plan.is_pick), False)
+
+
+LINES: tuple[Check[Run], ...] = (
+    Check("index", lambda run: _newlines(run).values(run.plan.ids, -1)),
+    Check("is_newline", lambda run: _newlines(run).is_newline),
+    Check("is_anchor", _anchors_in_lines),
+    Check("sequence_index", lambda run: _newlines(run).position),
+    Check("tokens", lambda run: _newlines(run).tokens(run.reduced.tokens, run.golden["newline"]), TOKENS),
+)
 
 
 def compare_run(golden: Golden) -> Iterator[Row]:
     """Everything a whole run states."""
-    reducer = reducer_of(golden)
-    video, plan, reduced = run(reducer, golden)
-    count = int(plan.count)
-    d = {name: np.asarray(value) for name, value in plan.diagnostics.items()}
-    budget = reducer.budget(video.layout(), golden.config["ratio"])
-    numbers = [int(budget.tokens)]
-    if len(golden["frame_budget"]) == 3:
-        numbers += [int(budget.tokens) - int(budget.context[1]), int(budget.context[1])]
-    yield exact("frame_budget", numbers, golden["frame_budget"])
-    yield close("similarity", d["similarity"], golden["similarity"], 1e-5)
-    yield exact("segment_sizes", np.bincount(d["segment"]), golden["segment_sizes"])
-    yield exact("salient_per_frame", d["salient_per_frame"], golden["salient_per_frame"])
-    yield exact("anchor_per_frame", d["anchor_per_frame"], golden["anchor_per_frame"])
-    if "anchor_num" in golden.arrays:
-        yield exact("anchor_num", d["anchor_per_frame"], golden["anchor_num"])
-    if "valid_frame" in golden.arrays:
-        yield exact("valid_frame", d["holds_tokens"], golden["valid_frame"])
-    index, is_anchor = np.asarray(plan.ids[:count]), ~np.asarray(plan.is_pick[:count])
-    tokens = np.asarray(reduced.tokens[:count])
-    if "is_newline" not in golden.arrays:
-        yield exact("index", index, golden["index"])
-        yield exact("is_anchor", is_anchor, golden["is_anchor"])
-        yield close("tokens", tokens, golden["tokens"], TOKENS)
-    else:
-        yield from _with_newlines(golden, video, plan, reduced)
-    if "salient_index" in golden.arrays:
-        yield from _densities(golden, reducer, video)
+    found = run(golden)
+    yield from table.compare(STAGES, found, golden)
+    yield from table.compare(LINES if golden.has("is_newline") else ROWS, found, golden)
+    if golden.has("salient_index"):
+        yield from table.compare(DENSITIES, _densities(found), golden)
 
 
-def _with_newlines(golden: Golden, video: VideoTokens, plan: Plan, reduced: Reduced) -> Iterator[Row]:
-    frames = video.features.shape[0]
-    arranged = newline.arrange(plan.ids, plan.valid, kind="grid", grid=video.grid, frames=frames, rows="nonempty")
-    count = int(arranged.count)
-    source, is_newline = np.asarray(arranged.source[:count]), np.asarray(arranged.is_newline[:count])
-    ids = np.append(np.asarray(plan.ids), -1)
-    merged = np.append(~np.asarray(plan.is_pick), False)
-    yield exact("index", ids[source], golden["index"])
-    yield exact("is_newline", is_newline, golden["is_newline"])
-    yield exact("is_anchor", merged[source], golden["is_anchor"])
-    yield exact("sequence_index", np.asarray(arranged.position[:count]), golden["sequence_index"])
-    tokens = np.asarray(newline.sequence(arranged, reduced.tokens, jnp.asarray(golden["newline"])))
-    yield close("tokens", tokens[:count], golden["tokens"], TOKENS)
+class _Densities(NamedTuple):
+    """(T, K) places by falling attention, (T, F) those that are not salient, their densities and separations."""
+
+    salient: np.ndarray
+    filtered: np.ndarray
+    rho: np.ndarray
+    delta: np.ndarray
 
 
-def _densities(golden: Golden, reducer: FastVID, video: VideoTokens) -> Iterator[Row]:
+DENSITIES: tuple[Check[_Densities], ...] = (
+    Check("salient_index", lambda found: found.salient),
+    Check("filtered_index", lambda found: found.filtered),
+    Check("density", lambda found: found.rho, SCORES),
+    Check("delta", lambda found: found.delta, SCORES),
+    Check("density_score", lambda found: found.rho * found.delta, SCORES),
+)
+
+
+def _densities(run: Run) -> _Densities:
     """The density scores of every frame, which the plan computes for anchor frames alone."""
-    salient = golden["salient_index"]
-    order = np.argsort(-golden["attention"], axis=1, kind="stable")
-    yield exact("salient_index", order[:, : salient.shape[1]], salient)
+    salient, near = run.golden["salient_index"], run.reducer.neighbours
+    order = np.argsort(-run.golden["attention"], axis=1, kind="stable")
     filtered = np.sort(order[:, salient.shape[1] :], axis=1)
-    yield exact("filtered_index", filtered, golden["filtered_index"])
     free = np.ones(order.shape, bool)
     np.put_along_axis(free, salient, False, axis=1)
 
     @jax.jit
     def peaks(x: jax.Array, free: jax.Array) -> tuple[jax.Array, jax.Array]:
         distance = distance_from_gram(frame_gram(x), x.shape[-1])
-        rho = jax.vmap(lambda d, f: density(d, f, reducer.neighbours, max_neighbours=reducer.neighbours))(
-            distance, free
-        )
+        rho = jax.vmap(lambda d, f: density(d, f, near, max_neighbours=near))(distance, free)
         return rho, jax.vmap(lambda d, f, r: separation(d, f, r, break_ties=False))(distance, free, rho)
 
-    rho, delta = (np.take_along_axis(np.asarray(v), filtered, 1) for v in peaks(video.features, free))
-    yield close("density", rho, golden["density"], SCORES)
-    yield close("delta", delta, golden["delta"], SCORES)
-    yield close("density_score", rho * delta, golden["density_score"], SCORES)
+    rho, delta = (np.take_along_axis(np.asarray(v), filtered, 1) for v in peaks(run.video.features, free))
+    return _Densities(order[:, : salient.shape[1]], filtered, rho, delta)
 
 
 def compare_head(golden: Golden) -> Iterator[Row]:

@@ -1,11 +1,17 @@
-"""One compiled call from a video and explicit counts to the plan and its tokens, as the comparers need it."""
+"""One compiled call from a video and explicit counts to the plan and its tokens, and what tables read of it."""
 
+import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
+from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
+from jvidprune.parity.core import Golden
 from jvidprune.reducers.protocol import full
 from jvidprune.tokens import Budget, Plan, Reduced, VideoTokens
 
@@ -25,3 +31,116 @@ def planned(
     """
     plan = reducer.decide(reducer.prepare(video, capacity=capacity, sink=sink), budget, capacity=capacity)
     return plan, full(reducer).apply(plan, video)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A reduced video of a golden file.
+
+    Attributes:
+      golden: the file.
+      reducer, video, budget: what was run.
+      plan, reduced: what came out.
+    """
+
+    golden: Golden
+    reducer: Any
+    video: VideoTokens
+    budget: Any
+    plan: Plan
+    reduced: Reduced
+
+    @classmethod
+    def of(cls, golden: Golden, reducer: Any, video: VideoTokens, budget: Budget, *, capacity: int) -> "Run":
+        """Runs a reducer for counts that a golden file states."""
+        return cls(golden, reducer, video, budget, *planned(reducer, video, budget, capacity=capacity))
+
+    @functools.cached_property
+    def shown(self) -> Mapping[str, np.ndarray]:
+        """The plan's diagnostics on the host."""
+        return {name: np.asarray(value) for name, value in self.plan.diagnostics.items()}
+
+    @functools.cached_property
+    def count(self) -> int:
+        """Rows in use."""
+        return int(self.plan.count)
+
+    @functools.cached_property
+    def ids(self) -> np.ndarray:
+        """(M,) token ids of the rows in use."""
+        return np.asarray(self.plan.ids)[: self.count]
+
+    @functools.cached_property
+    def tokens(self) -> np.ndarray:
+        """(M, D) tokens of the rows in use."""
+        return np.asarray(self.reduced.tokens)[: self.count]
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """(T, N) bool of the ids in use."""
+        frames, tokens, _ = self.video.features.shape
+        mask = np.zeros(frames * tokens, bool)
+        mask[self.ids] = True
+        return mask.reshape(frames, tokens)
+
+    @functools.cached_property
+    def frame_counts(self) -> np.ndarray:
+        """(T,) rows of each frame."""
+        frames, tokens, _ = self.video.features.shape
+        return np.bincount(self.ids // tokens, minlength=frames)
+
+    def deepstack(self, ids: Any = None) -> np.ndarray:
+        """(L, M, D) DeepStack levels of the file at the rows in use, or at other ids."""
+        frames, tokens, _ = self.video.features.shape
+        levels = self.golden["deepstack"]
+        flat = jnp.moveaxis(jnp.asarray(levels), 0, 2).reshape(frames * tokens, -1)
+        plan = self.plan if ids is None else self.plan._replace(ids=ids)
+        gathered = np.asarray(compact.gather_rows(plan, flat))[: self.count].reshape(self.count, len(levels), -1)
+        return np.moveaxis(gathered, 1, 0)
+
+
+def shown(name: str) -> Callable[[Run], np.ndarray]:
+    """What a run shows under this name, for a table."""
+    return lambda run: run.shown[name]
+
+
+def count(run: Run) -> int:
+    """Rows in use, for a table."""
+    return run.count
+
+
+def ids(run: Run) -> np.ndarray:
+    """Token ids of the rows in use, for a table."""
+    return run.ids
+
+
+def tokens(run: Run) -> np.ndarray:
+    """Tokens of the rows in use, for a table."""
+    return run.tokens
+
+
+def mask(run: Run) -> np.ndarray:
+    """Ids in use as a mask, for a table."""
+    return run.mask
+
+
+def frame_counts(run: Run) -> np.ndarray:
+    """Rows of each frame, for a table."""
+    return run.frame_counts
+
+
+def grid_of(golden: Golden) -> tuple[int, int]:
+    """Rows and columns of a file's tokens: `grid`, `H` and `W`, those of its generator, else one row."""
+    tokens = golden["features"].shape[1]
+    config = golden.config
+    generator = config.get("generator", {})
+    for found in (config.get("grid"), (config.get("H"), config.get("W")), (generator.get("H"), generator.get("W"))):
+        if found is not None and None not in found and found[0] * found[1] == tokens:
+            return int(found[0]), int(found[1])
+    return 1, tokens
+
+
+def starts_and_ends(segment: np.ndarray) -> np.ndarray:
+    """(S, 2) first and last frame of each segment of (T,) ascending ids."""
+    starts = np.flatnonzero(np.diff(segment, prepend=-1))
+    return np.stack([starts, np.append(starts[1:], len(segment)) - 1], axis=1)

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.cuts.rules import text_relevance, top_in_blocks
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.planned import planned
+from jvidprune.parity import table
+from jvidprune.parity.core import Comparer, Golden, Row, exact
+from jvidprune.parity.planned import Run, grid_of, shown, tokens
+from jvidprune.parity.table import Check
 from jvidprune.reducers.prunevid import PruneVid
 from jvidprune.tokens import VideoTokens
 
@@ -25,6 +27,45 @@ def is_prunevid(golden: Golden) -> bool:
     )
 
 
+def _sizes(run: Run) -> np.ndarray:
+    return np.bincount(run.shown["segment"])
+
+
+def _slot(run: Run) -> np.ndarray:
+    return np.asarray(run.reduced.slot).reshape(run.video.features.shape[:2])
+
+
+def _outputs(run: Run, *, static: bool) -> list[int]:
+    """Output tokens of each segment that come from static or from dynamic tokens."""
+    slot, segment, mine = _slot(run), run.shown["segment"], run.shown["static"] == static
+    return [len(np.unique(slot[(segment == number)[:, None] & mine])) for number in range(segment.max() + 1)]
+
+
+def _kept_by_text(run: Run) -> np.ndarray:
+    """Rows that the selection inside the language model keeps, from the stored attention of the question."""
+    total, alpha = run.video.layout().total, run.golden.config["alpha"]
+    quota = jnp.asarray([int(n * alpha) for n in range(total + 1)], jnp.int32)
+    relevance = text_relevance(jnp.asarray(run.golden["text_attention"]))
+    scores = jnp.zeros(total).at[: run.count].set(relevance)
+    return np.flatnonzero(jax.jit(top_in_blocks)(scores, run.plan.diagnostics["block"], run.plan.valid, quota))
+
+
+STAGES: tuple[Check[Run], ...] = (
+    Check("frame_cluster_raw", shown("frame_cluster_raw")),
+    Check("frame_cluster", shown("frame_cluster")),
+    Check("window_sizes", _sizes),
+    Check("window_similarity", lambda run: run.shown["similarity"][: len(_sizes(run))], 1e-5),
+    Check("is_static", shown("static")),
+    Check("assign", _slot),
+    Check("tokens", tokens, TOKENS),
+)
+SIZES: tuple[Check[Run], ...] = (
+    Check("static_sizes", lambda run: _outputs(run, static=True)),
+    Check("dynamic_sizes", lambda run: _outputs(run, static=False)),
+    Check("llm_index", _kept_by_text, optional=True),
+)
+
+
 def compare(golden: Golden) -> Iterator[Row]:
     """Frame clusters, static places, rows and tokens, and the rows that the text keeps."""
     c = golden.config
@@ -34,41 +75,12 @@ def compare(golden: Golden) -> Iterator[Row]:
         frame_share=c["temporal_segment_ratio"],
         neighbours=c["k"],
     )
-    features = golden["features"]
-    generator = c.get("generator", {})
-    grid = (generator["H"], generator["W"]) if {"H", "W"} <= generator.keys() else (1, features.shape[1])
-    video = VideoTokens.create(features, grid=grid)
+    video = VideoTokens.create(golden["features"], grid=grid_of(golden))
     layout = video.layout()
-    plan, reduced = planned(reducer, video, reducer.budget(layout, c["ratio"]), capacity=layout.total)
-    count = int(plan.count)
-    d = {name: np.asarray(value) for name, value in plan.diagnostics.items()}
-    yield exact("frame_cluster_raw", d["frame_cluster_raw"], golden["frame_cluster_raw"])
-    yield exact("frame_cluster", d["frame_cluster"], golden["frame_cluster"])
-    sizes = np.bincount(d["segment"])
-    yield exact("window_sizes", sizes, golden["window_sizes"])
-    yield close("window_similarity", d["similarity"][: len(sizes)], golden["window_similarity"], 1e-5)
-    yield exact("is_static", d["static"], golden["is_static"])
-    yield exact("assign", np.asarray(reduced.slot).reshape(layout.frames, -1), golden["assign"])
-    yield close("tokens", reduced.tokens[:count], golden["tokens"], TOKENS)
-    yield exact("within_bound", count <= reducer.capacity(layout, c["ratio"]), True)
-    static, dynamic = _outputs(d["static"], np.asarray(reduced.slot).reshape(layout.frames, -1), d["segment"])
-    yield exact("static_sizes", static, golden["static_sizes"])
-    yield exact("dynamic_sizes", dynamic, golden["dynamic_sizes"])
-    if "llm_index" in golden.arrays:
-        quota = jnp.asarray([int(n * c["alpha"]) for n in range(layout.total + 1)], jnp.int32)
-        relevance = jnp.zeros(layout.total).at[:count].set(text_relevance(jnp.asarray(golden["text_attention"])))
-        kept = jax.jit(top_in_blocks)(relevance, plan.diagnostics["block"], plan.valid, quota)
-        yield exact("llm_index", np.flatnonzero(np.asarray(kept)), golden["llm_index"])
-
-
-def _outputs(static: np.ndarray, slot: np.ndarray, segment: np.ndarray) -> tuple[list[int], list[int]]:
-    """Output tokens of each segment, static and dynamic."""
-    found: tuple[list[int], list[int]] = ([], [])
-    for number in range(segment.max() + 1):
-        inside = (segment == number)[:, None]
-        found[0].append(len(np.unique(slot[inside & static])))
-        found[1].append(len(np.unique(slot[inside & ~static])))
-    return found
+    run = Run.of(golden, reducer, video, reducer.budget(layout, c["ratio"]), capacity=layout.total)
+    yield from table.compare(STAGES, run, golden)
+    yield exact("within_bound", run.count <= reducer.capacity(layout, c["ratio"]), True)
+    yield from table.compare(SIZES, run, golden)
 
 
 COMPARERS = [Comparer("prunevid", is_prunevid, compare)]

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 
-import jax.numpy as jnp
-import numpy as np
-
-from jvidprune.ops import compact
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.planned import planned
+from jvidprune.parity import table
+from jvidprune.parity.core import Comparer, Golden, Row
+from jvidprune.parity.planned import Run, count, frame_counts, grid_of, ids, shown, tokens
+from jvidprune.parity.table import Check
 from jvidprune.reducers.vcast import VCAST
 from jvidprune.tokens import VideoTokens
 
-LIMITS = {"curvature": 2e-5, "weights": 2e-6, "outlier": 5e-6, "score": 5e-6}
+WEIGHTS = 2e-6
 
 
 def is_vcast(golden: Golden) -> bool:
@@ -20,35 +18,35 @@ def is_vcast(golden: Golden) -> bool:
     return known and "ratio" in golden.config and "method" not in golden.config
 
 
+def _total(run: Run) -> int:
+    return run.reducer.capacity(run.video.layout(), run.golden.config["ratio"])
+
+
+def _table(total: int) -> tuple[Check[Run], ...]:
+    return (
+        Check("total", _total, optional=True),
+        Check("curvature", shown("curvature"), 2e-5, optional=True),
+        Check("weights", shown("weights"), WEIGHTS, optional=True),
+        Check("outlier", shown("outlier"), 5e-6, optional=True),
+        Check("score", shown("score"), 5e-6, optional=True),
+        # A share of R tokens deviates by R times what its weight does.
+        Check("raw", shown("raw"), WEIGHTS * max(total, 1), optional=True),
+        Check("budgets", shown("budgets"), optional=True),
+        Check("keep", count),
+        Check("frame_counts", frame_counts),
+        Check("indices", ids),
+        Check("tokens", tokens, 0.0, optional=True),
+        Check("deepstack_tokens", Run.deepstack, 0.0),
+    )
+
+
 def compare(golden: Golden) -> Iterator[Row]:
     """Rows of a file."""
-    features, config = golden["features"], golden.config
-    frames, tokens, _ = features.shape
-    reducer = VCAST(least=int(config.get("minimum", 1)))
-    video = VideoTokens.create(features, grid=(config.get("H", 1), config.get("W", tokens)))
-    budget, total = reducer.budget(video.layout(), config["ratio"]), reducer.capacity(video.layout(), config["ratio"])
-    plan, reduced = planned(reducer, video, budget, capacity=total)
-    count = int(plan.count)
-    ids = np.asarray(plan.ids)[:count]
-    found = {name: np.asarray(value) for name, value in plan.diagnostics.items()}
-    if "total" in golden.arrays:
-        yield exact("total", total, golden["total"])
-    for name, limit in LIMITS.items():
-        if name in golden.arrays:
-            yield close(name, found[name], golden[name], limit)
-    if "raw" in golden.arrays:
-        # A share of R tokens deviates by R times what its weight does.
-        yield close("raw", found["raw"], golden["raw"], LIMITS["weights"] * max(total, 1))
-    if "budgets" in golden.arrays:
-        yield exact("budgets", found["budgets"], golden["budgets"])
-    yield exact("keep", count, golden["keep"])
-    yield exact("frame_counts", np.bincount(ids // tokens, minlength=frames), golden["frame_counts"])
-    yield exact("indices", ids, golden["indices"])
-    if "tokens" in golden.arrays:
-        yield close("tokens", np.asarray(reduced.tokens)[:count], golden["tokens"], 0.0)
-    levels = jnp.moveaxis(jnp.asarray(golden["deepstack"]), 0, 2).reshape(frames * tokens, -1)
-    gathered = np.asarray(compact.gather_rows(plan, levels))[:count].reshape(count, len(golden["deepstack"]), -1)
-    yield close("deepstack_tokens", np.moveaxis(gathered, 1, 0), golden["deepstack_tokens"], 0.0)
+    reducer = VCAST(least=int(golden.config.get("minimum", 1)))
+    video = VideoTokens.create(golden["features"], grid=grid_of(golden))
+    budget, total = (make(video.layout(), golden.config["ratio"]) for make in (reducer.budget, reducer.capacity))
+    run = Run.of(golden, reducer, video, budget, capacity=total)
+    yield from table.compare(_table(total), run, golden)
 
 
 COMPARERS = [Comparer("vcast", is_vcast, compare)]

@@ -5,10 +5,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from jvidprune.ops import newline
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.planned import planned
+from jvidprune.parity import table
+from jvidprune.parity.core import Comparer, Golden, Row
+from jvidprune.parity.planned import Run, count, frame_counts, grid_of, ids, mask, shown
+from jvidprune.parity.table import Check
 from jvidprune.reducers.vidcom2 import VidCom2
-from jvidprune.tokens import Plan, VideoTokens
+from jvidprune.tokens import VideoTokens
 
 SCORES, SHARES = 1e-5, 1e-4
 
@@ -19,57 +21,59 @@ def is_vidcom2(golden: Golden) -> bool:
     return some and golden.has("features", "video_score", "frame_score", "channels")
 
 
+def _decided(run: Run) -> bool:
+    """Whether the choice is more than the rounding of equal scores."""
+    config = run.golden.config
+    margin = config.get("margins", {}).get(run.reducer.variant, {}).get("token", 1.0)
+    return not (config.get("input", {}).get("_static") and margin <= 1e-6)
+
+
+def _grid_rows(run: Run) -> np.ndarray:
+    plan, frames = run.plan, len(run.video.features)
+    laid = newline.arrange(plan.ids, plan.valid, kind="grid", grid=run.video.grid, frames=frames, rows="after_frame")
+    return np.asarray(laid.position)[: int(laid.count)]
+
+
+def _choice(variant: str) -> tuple[Check[Run], ...]:
+    tie = "static video: the tokens tie"
+    return (
+        Check(f"{variant}_keep", count, when=lambda run: not _decided(run), note=tie),
+        Check(f"{variant}_mask", mask, when=_decided),
+        Check(f"{variant}_indices", ids, when=_decided, optional=True),
+        Check(f"{variant}_keep", count, when=_decided, optional=True),
+        Check(f"{variant}_frame_counts", frame_counts, when=_decided, optional=True),
+    )
+
+
+OFFICIAL: tuple[Check[Run], ...] = (
+    Check("channels", shown("channels")),
+    Check("video_score", shown("video_score"), SCORES),
+    Check("frame_score", shown("frame_score"), SCORES),
+    Check("probs", shown("share"), SHARES, optional=True),
+    Check("scales", shown("scales"), SHARES, optional=True),
+    Check("budgets", shown("frame_budgets"), optional=True),
+    *_choice("official"),
+    Check("official_grid_rows", _grid_rows, when=_decided, optional=True),
+)
+VLLM: tuple[Check[Run], ...] = (
+    Check("vllm_budgets", shown("frame_budgets"), optional=True),
+    Check("vllm_target", lambda run: run.budget.target, optional=True),
+    *_choice("vllm"),
+)
+
+
 def compare(golden: Golden) -> Iterator[Row]:
     """Rows of a file."""
-    for variant in ("official", "vllm"):
-        if f"{variant}_mask" in golden.arrays:
-            yield from _variant(golden, "official" if variant == "official" else "vllm")
-
-
-def _variant(golden: Golden, variant: str) -> Iterator[Row]:
-    config, features = golden.config, golden["features"]
-    frames, tokens, _ = features.shape
-    video = VideoTokens.create(features, grid=tuple(config.get("grid", (1, tokens))))
-    temperature = float(config.get("temperature", 0.01))
-    reducer = VidCom2(variant="vllm" if variant == "vllm" else "official", temperature=temperature)
-    ratio = float(config["ratio"])
-    budget = reducer.budget_of(video.layout(), ratio, float(config.get("vllm_q", 1.0 - ratio)))
-    capacity = frames * tokens
-    plan, _ = planned(reducer, video, budget, capacity=capacity)
-    found = {name: np.asarray(value) for name, value in plan.diagnostics.items()}
-    ids = np.asarray(plan.ids)[: int(plan.count)]
-    counts = np.bincount(ids // tokens, minlength=frames)
-
-    if variant == "official":
-        yield exact("channels", found["channels"], golden["channels"])
-        yield close("video_score", found["video_score"], golden["video_score"], SCORES)
-        yield close("frame_score", found["frame_score"], golden["frame_score"], SCORES)
-        for name, ours in (("probs", "share"), ("scales", "scales")):
-            if name in golden.arrays:
-                yield close(name, found[ours], golden[name], SHARES)
-    budgets = "budgets" if variant == "official" else "vllm_budgets"
-    if budgets in golden.arrays:
-        yield exact(budgets, found["frame_budgets"], golden[budgets])
-    if variant == "vllm" and "vllm_target" in golden.arrays:
-        yield exact("vllm_target", budget.target, golden["vllm_target"])
-    if config.get("input", {}).get("_static") and config.get("margins", {}).get(variant, {}).get("token", 1.0) <= 1e-6:
-        yield exact(f"{variant}_keep", plan.count, golden[f"{variant}_keep"], "static video: the tokens tie")
-        return
-    mask = np.zeros(capacity, bool)
-    mask[ids] = True
-    yield exact(f"{variant}_mask", mask.reshape(frames, tokens), golden[f"{variant}_mask"])
-    for name, ours in (("indices", ids), ("keep", plan.count), ("frame_counts", counts)):
-        if f"{variant}_{name}" in golden.arrays:
-            yield exact(f"{variant}_{name}", ours, golden[f"{variant}_{name}"])
-    if variant == "official" and "official_grid_rows" in golden.arrays:
-        yield _grid_rows(golden, plan, video)
-
-
-def _grid_rows(golden: Golden, plan: Plan, video: VideoTokens) -> Row:
-    frames = video.features.shape[0]
-    laid = newline.arrange(plan.ids, plan.valid, kind="grid", grid=video.grid, frames=frames, rows="after_frame")
-    rows = np.asarray(laid.position)[: int(laid.count)]
-    return exact("official_grid_rows", rows, golden["official_grid_rows"])
+    config = golden.config
+    ratio, temperature = float(config["ratio"]), float(config.get("temperature", 0.01))
+    video = VideoTokens.create(golden["features"], grid=grid_of(golden))
+    official = VidCom2(variant="official", temperature=temperature)
+    vllm = VidCom2(variant="vllm", temperature=temperature)
+    for reducer, checks in ((official, OFFICIAL), (vllm, VLLM)):
+        if f"{reducer.variant}_mask" in golden.arrays:
+            budget = reducer.budget_of(video.layout(), ratio, float(config.get("vllm_q", 1.0 - ratio)))
+            run = Run.of(golden, reducer, video, budget, capacity=video.layout().total)
+            yield from table.compare(checks, run, golden)
 
 
 COMPARERS = [Comparer("vidcom2", is_vidcom2, compare)]
