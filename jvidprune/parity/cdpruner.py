@@ -8,7 +8,7 @@ from jaxtyping import Array
 from jvidprune.ops.similarity import cosine_from_gram, frame_gram, squared_norms
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, count, grid_of, ids, mask, shown, tokens
+from jvidprune.parity.planned import Run, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.cdpruner import CDPruner, CDPrunerBudget
 from jvidprune.tokens import VideoTokens
@@ -44,15 +44,15 @@ def _leads(run: Run) -> np.ndarray:
 
 
 TABLE: tuple[Check[Run], ...] = (
-    Check("relevance", shown("relevance"), RELEVANCE),
+    Check("relevance", "shown.relevance", RELEVANCE),
     Check("similarity", _cosine, RELEVANCE, optional=True),
     Check("order", lambda run: run.shown["order"][:, 0]),
     Check("gain", lambda run: run.shown["gain"][:, 0], GAIN, optional=True),
     Check("gap", _leads, 1e-4, optional=True, note="in float64"),
-    Check("mask", mask),
-    Check("keep", count),
-    Check("indices", ids),
-    Check("tokens", tokens, 0.0, optional=True),
+    Check("mask", "mask"),
+    Check("keep", "count"),
+    Check("indices", "ids"),
+    Check("tokens", "tokens", 0.0, optional=True),
 )
 
 

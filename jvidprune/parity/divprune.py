@@ -6,7 +6,7 @@ import numpy as np
 
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, count, frame_counts, grid_of, ids, shown, tokens
+from jvidprune.parity.planned import Run, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.divprune import DivPrune, keep_count
 from jvidprune.tokens import VideoTokens
@@ -49,14 +49,14 @@ def _leads(run: Run) -> np.ndarray:
 
 TABLE: tuple[Check[Run], ...] = (
     Check("order", _picks, theirs=lambda order, _: order.shape[1], title="k"),
-    Check("keep", count),
+    Check("keep", "count"),
     Check("order", _order),
-    Check("gain", shown("gain"), DISTANCE),
-    Check("nearest", shown("nearest"), DISTANCE),
+    Check("gain", "shown.gain", DISTANCE),
+    Check("nearest", "shown.nearest", DISTANCE),
     Check("gap", _leads, 2 * DISTANCE, note="in float64"),
-    Check("indices", ids),
-    Check("frame_counts", frame_counts, optional=True),
-    Check("tokens", tokens, 0.0, optional=True),
+    Check("indices", "ids"),
+    Check("frame_counts", "frame_counts", optional=True),
+    Check("tokens", "tokens", 0.0, optional=True),
 )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from jvidprune.cuts.decoding import DecodePolicy
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, frame_counts, grid_of, ids, tokens
+from jvidprune.parity.planned import Run, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.dycoke import DyCoke
 from jvidprune.tokens import VideoTokens
@@ -32,9 +32,9 @@ def _quads(run: Run) -> np.ndarray:
 SELECTION: tuple[Check[Run], ...] = (
     Check("similarity_pairs", lambda run: run.shown["similarity"][1::2], 1e-5),
     Check("similarity_quads", _quads, 1e-5, optional=True),
-    Check("tokens_per_frame", frame_counts),
-    Check("index", ids),
-    Check("tokens", tokens, 0.0, optional=True),
+    Check("tokens_per_frame", "frame_counts"),
+    Check("index", "ids"),
+    Check("tokens", "tokens", 0.0, optional=True),
 )
 
 
@@ -55,9 +55,9 @@ class _Steps(NamedTuple):
 
 
 DECODING: tuple[Check[_Steps], ...] = (
-    Check("similarity", lambda steps: steps.similarity, 1e-5),
+    Check("similarity", "similarity", 1e-5),
     Check("pruned", lambda steps: steps.similarity < steps.threshold),
-    Check("attended", lambda steps: steps.attended),
+    Check("attended", "attended"),
 )
 
 

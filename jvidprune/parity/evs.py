@@ -7,7 +7,7 @@ import numpy as np
 
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, frame_counts, grid_of, ids, mask, shown
+from jvidprune.parity.planned import Run, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.evs import EVS, EVSBudget, keep_count, media_positions, prompt_positions
 from jvidprune.tokens import VideoTokens
@@ -52,17 +52,17 @@ def _prompt(run: Run) -> tuple[Any, Any]:
 
 
 TABLE: tuple[Check[Run], ...] = (
-    Check("keep", lambda run: run.budget.keep),
-    Check("dissimilarity", shown("dissimilarity"), 1e-6),
+    Check("keep", "budget.keep"),
+    Check("dissimilarity", "shown.dissimilarity", 1e-6),
     Check(
         "keep",
         lambda run: run.frame_counts.sum(),
         when=lambda run: not _decided(run),
         title="keep (choice hangs on rounding)",
     ),
-    Check("mask", mask, when=_decided),
-    Check("indices", ids, when=_decided, optional=True),
-    Check("frame_counts", frame_counts, when=_decided, optional=True),
+    Check("mask", "mask", when=_decided),
+    Check("indices", "ids", when=_decided, optional=True),
+    Check("frame_counts", "frame_counts", when=_decided, optional=True),
     Check("order", _order, when=_decided, optional=True, note="swaps closer than 1e-6 allowed"),
     Check("kept_positions", _media, when=_decided, optional=True),
     Check("prompt_positions", lambda run: _prompt(run)[0], when=_decided, optional=True),

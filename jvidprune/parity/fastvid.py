@@ -15,7 +15,7 @@ from jvidprune.ops.similarity import distance_from_gram, frame_gram
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row, close
 from jvidprune.parity.lines import Lines
-from jvidprune.parity.planned import Run, ids, shown, tokens
+from jvidprune.parity.planned import Run
 from jvidprune.parity.table import Check
 from jvidprune.reducers.fastvid import FastVID, Variant
 from jvidprune.tokens import VideoTokens
@@ -84,17 +84,17 @@ def _is_anchor(run: Run) -> np.ndarray:
 
 STAGES: tuple[Check[Run], ...] = (
     Check("frame_budget", _frame_budget),
-    Check("similarity", shown("similarity"), 1e-5),
+    Check("similarity", "shown.similarity", 1e-5),
     Check("segment_sizes", lambda run: np.bincount(run.shown["segment"])),
-    Check("salient_per_frame", shown("salient_per_frame")),
-    Check("anchor_per_frame", shown("anchor_per_frame")),
-    Check("anchor_num", shown("anchor_per_frame"), optional=True),
-    Check("valid_frame", shown("holds_tokens"), optional=True),
+    Check("salient_per_frame", "shown.salient_per_frame"),
+    Check("anchor_per_frame", "shown.anchor_per_frame"),
+    Check("anchor_num", "shown.anchor_per_frame", optional=True),
+    Check("valid_frame", "shown.holds_tokens", optional=True),
 )
 ROWS: tuple[Check[Run], ...] = (
-    Check("index", ids),
+    Check("index", "ids"),
     Check("is_anchor", _is_anchor),
-    Check("tokens", tokens, TOKENS),
+    Check("tokens", "tokens", TOKENS),
 )
 
 
@@ -136,10 +136,10 @@ class _Densities(NamedTuple):
 
 
 DENSITIES: tuple[Check[_Densities], ...] = (
-    Check("salient_index", lambda found: found.salient),
-    Check("filtered_index", lambda found: found.filtered),
-    Check("density", lambda found: found.rho, SCORES),
-    Check("delta", lambda found: found.delta, SCORES),
+    Check("salient_index", "salient"),
+    Check("filtered_index", "filtered"),
+    Check("density", "rho", SCORES),
+    Check("delta", "delta", SCORES),
     Check("density_score", lambda found: found.rho * found.delta, SCORES),
 )
 

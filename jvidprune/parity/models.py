@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,8 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel, load_model
 from jvidprune.models.generate import generate
-from jvidprune.parity.core import FileReport, Golden, Row, close, exact, load_golden
+from jvidprune.parity.core import FileReport, Golden, Row, load_golden
+from jvidprune.parity.table import Check
 
 VISION, ATTENTION, LOGITS = 5e-5, 1e-6, 1e-4
 """Absolute tolerances in float32: stages up to the prompt's embeddings and hidden states, attention, logits."""
@@ -21,7 +22,27 @@ LM_ATTENTION = 5e-6
 """Of the language model's attention, which starts from the tower's output: the noise of two float32 towers (1e-6 on
 tokens) comes on top of the decoder's own, and either side is up to 2e-6 off a float64 computation."""
 
-Stages = dict[str, Callable[[], Row]]
+
+class Stage(NamedTuple):
+    """What a golden array is compared with.
+
+    Attributes:
+      ours: makes the port's value.
+      atol: absolute tolerance; exact where it is None.
+      note: shown behind the row.
+    """
+
+    ours: Callable[[], Any]
+    atol: float | None = None
+    note: str = ""
+
+    def row(self, key: str, golden: Golden) -> Row:
+        """The row of a key."""
+        return Check(key, lambda stage: stage.ours(), self.atol, note=self.note).row(self, golden)
+
+
+Stages = dict[str, Stage]
+"""Golden key -> what is compared with it."""
 
 
 def compare_model_folder(folder: str | Path) -> Iterator[FileReport]:
@@ -42,15 +63,15 @@ def compare_model_folder(folder: str | Path) -> Iterator[FileReport]:
         for path in files:
             golden = load_golden(path)
             stages, inputs = _STAGES[loaded.family](loaded, golden)
-            rows = [_row(key, stages) for key in golden.arrays if key not in inputs]
+            rows = [_row(key, stages, golden) for key in golden.arrays if key not in inputs]
             yield FileReport(path.name, loaded.family, tuple(rows))
 
 
-def _row(key: str, stages: Stages) -> Row:
+def _row(key: str, stages: Stages, golden: Golden) -> Row:
     if key not in stages:
         return Row(key, None, None, "not compared", "no stage of this name is known")
     try:
-        return stages[key]()
+        return stages[key].row(key, golden)
     except JvidpruneError as error:
         return Row(key, None, None, "mismatch", str(error))
 
@@ -83,21 +104,23 @@ def _forward(model: Any, embeds: Any, positions: Any, valid: Any, rows: Any, dee
     )
 
 
-def tower_stages(model: Any, pixels: np.ndarray, golden: Golden) -> Stages:
+def tower_stages(model: Any, pixels: np.ndarray) -> Stages:
     """Comparisons of a SigLIP tower's stages; pixels are (frames, 3, S, S)."""
     run = functools.cache(lambda: jax.device_get(_tower(model, pixels)))
-    values: dict[str, tuple[Callable[[Any, Any], Any], float]] = {
-        "patch_embed": (lambda patches, out: patches, VISION),
-        "vit_hidden": (lambda patches, out: out.hidden, VISION),
-        "vision_features": (lambda patches, out: out.hidden[-1], VISION),
-        "vision_attention_received": (lambda patches, out: out.received.mean(axis=2), ATTENTION),
-        "vision_attention_received_heads_last": (lambda patches, out: out.received[-1], ATTENTION),
-        "saliency": (lambda patches, out: out.received[-1].mean(axis=1), ATTENTION),
-    }
     return {
-        key: lambda key=key, value=value, atol=atol: close(key, value(*run()), golden[key], atol)
-        for key, (value, atol) in values.items()
+        "patch_embed": Stage(lambda: run()[0], VISION),
+        "vit_hidden": Stage(lambda: run()[1].hidden, VISION),
+        "vision_features": Stage(lambda: run()[1].hidden[-1], VISION),
+        "vision_attention_received": Stage(lambda: run()[1].received.mean(axis=2), ATTENTION),
+        "vision_attention_received_heads_last": Stage(lambda: run()[1].received[-1], ATTENTION),
+        "saliency": Stage(lambda: run()[1].received[-1].mean(axis=1), ATTENTION),
     }
+
+
+def lead(logits: np.ndarray) -> np.ndarray:
+    """How far the best logit is ahead of the next, over the last axis."""
+    best = np.sort(logits, axis=-1)[..., -2:]
+    return best[..., 1] - best[..., 0]
 
 
 def decoder_stages(
@@ -146,42 +169,26 @@ def decoder_stages(
 
     whole = functools.cache(lambda: forward(np.arange(length), False, answer.shape[1]))
 
-    def pruned(key: str, reindexed: bool) -> Row:
+    def pruned(reindexed: bool) -> np.ndarray:
         keep = golden["pruned_keep"]
-        return close(key, forward(keep, reindexed, 0).logits[:, : len(keep)], golden[key], LOGITS)
+        return forward(keep, reindexed, 0).logits[:, : len(keep)]
 
-    def greedy() -> Row:
+    def greedy() -> Any:
         valid = np.ones(embeds().shape[:2], bool)
         options: dict[str, Any] = {} if deepstack is None else {"deepstack": deepstack()}
         options |= {} if bidirectional is None else {"bidirectional": bidirectional}
-        ids = generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1], **options)
-        return exact("greedy_ids", ids, answer)
-
-    def margin() -> Row:
-        best = np.sort(whole().logits[:, length - 1 : -1], axis=-1)[..., -2:]
-        return close("greedy_margin", best[..., 1] - best[..., 0], golden["greedy_margin"], 2 * LOGITS)
-
-    def tail() -> Row:
-        expected = golden["logits_tail"]
-        return close("logits_tail", whole().logits[:, length - expected.shape[1] : length], expected, LOGITS)
-
-    def hidden() -> Row:
-        return close("lm_hidden", whole().hidden[:, :, :length], golden["lm_hidden"], LOGITS)
-
-    def last_query() -> Row:
-        key = "lm_last_query_attention"
-        return close(key, whole().attention[:, :, :, 0, :length], golden[key], LM_ATTENTION)
+        return generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1], **options)
 
     return {
-        "inputs_embeds": lambda: close("inputs_embeds", embeds(), golden["inputs_embeds"], VISION),
-        "lm_hidden": hidden,
-        "lm_last_query_attention": last_query,
-        "logits": lambda: close("logits", whole().logits[:, :length], golden["logits"], LOGITS),
-        "logits_tail": tail,
-        "greedy_ids": greedy,
-        "greedy_margin": margin,
-        "pruned_logits_reindexed": lambda: pruned("pruned_logits_reindexed", True),
-        "pruned_logits_original_positions": lambda: pruned("pruned_logits_original_positions", False),
+        "inputs_embeds": Stage(embeds, VISION),
+        "lm_hidden": Stage(lambda: whole().hidden[:, :, :length], LOGITS),
+        "lm_last_query_attention": Stage(lambda: whole().attention[:, :, :, 0, :length], LM_ATTENTION),
+        "logits": Stage(lambda: whole().logits[:, :length], LOGITS),
+        "logits_tail": Stage(lambda: whole().logits[:, length - golden["logits_tail"].shape[1] : length], LOGITS),
+        "greedy_ids": Stage(greedy),
+        "greedy_margin": Stage(lambda: lead(whole().logits[:, length - 1 : -1]), 2 * LOGITS),
+        "pruned_logits_reindexed": Stage(lambda: pruned(True), LOGITS),
+        "pruned_logits_original_positions": Stage(lambda: pruned(False), LOGITS),
     }
 
 
@@ -211,13 +218,14 @@ def _llava_onevision(loaded: LoadedModel, golden: Golden) -> tuple[Stages, froze
         return np.where(at[..., None], visual, _embed_text(model, ids))
 
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-    evidence = {"saliency_pooled": ("attention_last", ATTENTION), "projector": ("features_unpooled", VISION)}
-    stages = tower_stages(model, flat, golden) | decoder_stages(model, embeds, positions, golden)
-    for key, (name, atol) in evidence.items():
-        stages[key] = lambda key=key, name=name, atol=atol: close(key, video().evidence[name], golden[key], atol)
-    stages["pooled"] = lambda: close("pooled", video().features, golden["pooled"], VISION)
-    stages["video_tokens"] = lambda: close("video_tokens", tokens(), golden["video_tokens"], VISION)
-    stages["position_ids"] = lambda: exact("position_ids", positions, golden["position_ids"])
+    stages = tower_stages(model, flat) | decoder_stages(model, embeds, positions, golden)
+    stages |= {
+        "saliency_pooled": Stage(lambda: video().evidence["attention_last"], ATTENTION),
+        "projector": Stage(lambda: video().evidence["features_unpooled"], VISION),
+        "pooled": Stage(lambda: video().features, VISION),
+        "video_tokens": Stage(tokens, VISION),
+        "position_ids": Stage(lambda: positions),
+    }
     return stages, inputs
 
 

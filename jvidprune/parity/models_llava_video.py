@@ -1,6 +1,7 @@
 """Stage comparisons of LLaVA-Video: one tower, and a prompt in every layout of pooling and newlines."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,8 @@ from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.models.generate import generate
 from jvidprune.ops.newline import arrange, full_length, sequence
 from jvidprune.ops.pool import pool_tokens, pooled_side
-from jvidprune.parity.core import Golden, Row, close, exact
-from jvidprune.parity.models import ATTENTION, LOGITS, VISION, Stages
+from jvidprune.parity.core import Golden
+from jvidprune.parity.models import ATTENTION, LOGITS, VISION, Stage, Stages, lead
 
 _EVERY = 3
 """Stage arrays of the first frame hold every third patch."""
@@ -38,20 +39,18 @@ def llava_video_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, fro
     pixels = _pixels(golden["frames_uint8"], loaded.config.vision.image_size)
     needs = frozenset({"attention_last", "features_unpooled"})
     video = functools.cache(lambda: jax.device_get(jax.jit(lambda m, x: m.encode(x, needs))(model, pixels)))
-    stages: Stages = {}
-    for key in _FIRST_FRAME:
-        stages[key] = lambda key=key: _first_frame(key, model, pixels, video().evidence["features_unpooled"], golden)
+    first = functools.cache(lambda: _tower_of_one(model, pixels[:1]))
     received = functools.cache(lambda: jax.device_get(_received(model, pixels)))
-    values = {"vision_attention_received": lambda: received(), "saliency": lambda: received()[-1]}
-    for key, value in values.items():
-        stages[key] = lambda key=key, value=value: close(key, value(), golden[key], ATTENTION)
+    stages = {
+        "embeddings_frame0": Stage(lambda: first()[0][0][::_EVERY], VISION),
+        "vision_features_frame0": Stage(lambda: first()[1][0][::_EVERY], VISION),
+        "projector_frame0": Stage(lambda: video().evidence["features_unpooled"][0][::_EVERY], VISION),
+        "vision_attention_received": Stage(received, ATTENTION),
+        "saliency": Stage(lambda: received()[-1], ATTENTION),
+    }
     for kind in ("average", "bilinear", "max"):
-        stages[f"saliency_pooled_{kind}"] = lambda kind=kind: close(
-            f"saliency_pooled_{kind}",
-            pool_tokens(jnp.asarray(received()[-1]), (side, side), kind),
-            golden[f"saliency_pooled_{kind}"],
-            ATTENTION,
-        )
+        pooled = functools.partial(lambda kind: pool_tokens(jnp.asarray(received()[-1]), (side, side), kind), kind)
+        stages[f"saliency_pooled_{kind}"] = Stage(pooled, ATTENTION)
     layouts = [tuple(layout) for layout in golden.config["layouts"]]
     longest = max(_length(layout, side, len(pixels)) for layout in layouts)
     for layout in layouts:
@@ -60,14 +59,9 @@ def llava_video_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, fro
     # The model's own pooling, against the same array as the layout of its config.
     own = f"video_tokens_{loaded.config.pool}_{loaded.config.newline}"
     if golden.has(own):
-        tokens = functools.cache(
-            lambda: _arranged(video().features, side, (loaded.config.pool, loaded.config.newline), model)
-        )
-        stages[own] = lambda: close(own, tokens(), golden[own], VISION)
+        layout = (loaded.config.pool, loaded.config.newline)
+        stages[own] = Stage(lambda: _arranged(video().features, side, layout, model), VISION)
     return stages, frozenset({"frames_uint8", "input_ids"})
-
-
-_FIRST_FRAME = ("embeddings_frame0", "vision_features_frame0", "projector_frame0")
 
 
 def _pixels(frames: np.ndarray, size: int) -> np.ndarray:
@@ -85,15 +79,6 @@ def _received(model: Any, pixels: Any) -> Any:
 @jax.jit
 def _tower_of_one(model: Any, pixels: Any) -> tuple[Any, Any]:
     return model.vision.patches(pixels) + model.vision.pos_embed[...], model.vision(pixels)[0]
-
-
-def _first_frame(key: str, model: Any, pixels: np.ndarray, projected: np.ndarray, golden: Golden) -> Row:
-    if key == "projector_frame0":
-        ours = projected[0]
-    else:
-        embedded, hidden = _tower_of_one(model, pixels[:1])
-        ours = (embedded if key == "embeddings_frame0" else hidden)[0]
-    return close(key, np.asarray(ours)[::_EVERY], golden[key], VISION)
 
 
 def _length(layout: tuple[Any, Any], side: int, frames: int) -> int:
@@ -134,33 +119,23 @@ def _run(loaded: LoadedModel, video: Any, golden: Golden, layout: tuple[Any, Any
     return _Run(tokens, logits[: len(prompt) + len(answer)], np.asarray(generated[0]))
 
 
-def _layout_stages(name: str, run: Any, golden: Golden) -> Stages:
+def _layout_stages(name: str, run: Callable[[], _Run], golden: Golden) -> Stages:
     """Comparisons of one layout; the answer's rows of a forward pass check cached decoding independently."""
 
     def prompt() -> int:
         return len(run().logits) - len(golden[f"greedy_ids_{name}"])
 
-    def tail() -> Row:
-        expected = golden[f"logits_tail_{name}"]
-        ours = run().logits[None, prompt() - expected.shape[1] : prompt()]
-        return close(f"logits_tail_{name}", ours, expected, LOGITS)
+    def tail() -> np.ndarray:
+        return run().logits[None, prompt() - golden[f"logits_tail_{name}"].shape[1] : prompt()]
 
-    def margin() -> Row:
-        best = np.sort(run().logits[prompt() - 1 : -1], axis=-1)[:, -2:]
-        return close(f"greedy_margin_{name}", best[:, 1] - best[:, 0], golden[f"greedy_margin_{name}"], 2 * LOGITS)
-
-    def summed() -> Row:
-        key = f"video_tokens_sum_{name}"
-        ours = run().tokens.astype(np.float64).sum(axis=1)
-        return close(key, ours, golden[key], VISION, note="sums over the width")
+    def summed() -> np.ndarray:
+        return run().tokens.astype(np.float64).sum(axis=1)
 
     return {
-        f"num_tokens_{name}": lambda: exact(f"num_tokens_{name}", [len(run().tokens)], golden[f"num_tokens_{name}"]),
-        f"video_tokens_sum_{name}": summed,
-        f"video_tokens_{name}": lambda: close(
-            f"video_tokens_{name}", run().tokens, golden[f"video_tokens_{name}"], VISION
-        ),
-        f"logits_tail_{name}": tail,
-        f"greedy_ids_{name}": lambda: exact(f"greedy_ids_{name}", run().ids, golden[f"greedy_ids_{name}"]),
-        f"greedy_margin_{name}": margin,
+        f"num_tokens_{name}": Stage(lambda: [len(run().tokens)]),
+        f"video_tokens_sum_{name}": Stage(summed, VISION, "sums over the width"),
+        f"video_tokens_{name}": Stage(lambda: run().tokens, VISION),
+        f"logits_tail_{name}": Stage(tail, LOGITS),
+        f"greedy_ids_{name}": Stage(lambda: run().ids),
+        f"greedy_margin_{name}": Stage(lambda: lead(run().logits[prompt() - 1 : -1]), 2 * LOGITS),
     }

@@ -1,8 +1,6 @@
 """Stage comparisons of the Qwen-VL families; vision arrays are in the processor's patch order."""
 
-import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,8 +12,8 @@ from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.models.positions import MropeRule, PromptPositions, prompt_pieces
 from jvidprune.models.qwen.model import spread_levels
 from jvidprune.models.qwen.tower import Grid, Windows, patch_coordinates
-from jvidprune.parity.core import Golden, Row, close, exact
-from jvidprune.parity.models import ATTENTION, VISION, Stages, _embed_text, decoder_stages
+from jvidprune.parity.core import Golden
+from jvidprune.parity.models import ATTENTION, VISION, Stage, Stages, _embed_text, decoder_stages
 from jvidprune.video.preprocess import Patches
 
 _INPUTS = frozenset({"pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "input_ids", "pruned_keep"})
@@ -45,7 +43,7 @@ def _window_order(grid: Grid, side: int) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(tokens)[mask], np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
 
 
-def _vision_stages(loaded: LoadedModel, patches: np.ndarray, grid: Grid, video: Any, golden: Golden) -> Stages:
+def _vision_stages(loaded: LoadedModel, patches: np.ndarray, grid: Grid, video: Any) -> Stages:
     model, vision = loaded.model, loaded.config.vision
     run = functools.cache(lambda: jax.device_get(_tower(model, patches, grid)))
     order = functools.cache(lambda: _window_order(loaded.config.token_grid(grid), vision.window))
@@ -58,38 +56,26 @@ def _vision_stages(loaded: LoadedModel, patches: np.ndarray, grid: Grid, video: 
         return np.tile(x, (grid[0], *(1,) * (x.ndim - 1)))
 
     coordinates = frames(patch_coordinates(grid[1], grid[2], vision.merge))
-    real: dict[str, tuple[Callable[[], Any], float]] = {
-        "patch_embed": (lambda: flat(run()[0]), VISION),
-        "pos_embed_interpolated": (lambda: frames(run()[1]), VISION),
-        "vit_hidden": (lambda: flat(run()[2].hidden, 1), VISION),
-        "vision_attention_received": (lambda: flat(run()[2].received.mean(axis=2), 1), ATTENTION),
-        "saliency": (lambda: video().evidence["attention_last"], ATTENTION),
-        "projector": (lambda: flat(video().features), VISION),
+    stages = {
+        "patch_embed": Stage(lambda: flat(run()[0]), VISION),
+        "pos_embed_interpolated": Stage(lambda: frames(run()[1]), VISION),
+        "vit_hidden": Stage(lambda: flat(run()[2].hidden, 1), VISION),
+        "vision_attention_received": Stage(lambda: flat(run()[2].received.mean(axis=2), 1), ATTENTION),
+        "saliency": Stage(lambda: video().evidence["attention_last"], ATTENTION),
+        "projector": Stage(lambda: flat(video().features), VISION),
+        "vision_rope_hw": Stage(lambda: coordinates),
     }
     if vision.taps:
-        real["deepstack_features"] = (lambda: np.moveaxis(flat(video().evidence["features_deepstack"]), 1, 0), VISION)
-    stages: Stages = {
-        key: lambda key=key, value=value, atol=atol: close(key, value(), golden[key], atol)
-        for key, (value, atol) in real.items()
-    }
-    stages["vision_rope_hw"] = lambda: exact("vision_rope_hw", coordinates, golden["vision_rope_hw"])
+        levels = Stage(lambda: np.moveaxis(flat(video().evidence["features_deepstack"]), 1, 0), VISION)
+        stages["deepstack_features"] = levels
     if vision.window:
-        stages["window_index"] = lambda: exact("window_index", order()[0], golden["window_index"])
-        stages["cu_window_seqlens"] = lambda: exact(
-            "cu_window_seqlens", order()[1] * vision.unit, golden["cu_window_seqlens"]
-        )
+        stages["window_index"] = Stage(lambda: order()[0])
+        stages["cu_window_seqlens"] = Stage(lambda: order()[1] * vision.unit)
     return stages
 
 
-def _position_stages(found: PromptPositions, golden: Golden) -> Stages:
-    return {
-        "position_ids": lambda: exact("position_ids", found.ids[:, None], golden["position_ids"]),
-        "rope_delta": lambda: exact("rope_delta", [found.rope_delta], golden["rope_delta"]),
-    }
-
-
-def _renamed(stage: Callable[[], Row], name: str) -> Row:
-    return dataclasses.replace(stage(), what=name)
+def _position_stages(found: PromptPositions) -> Stages:
+    return {"position_ids": Stage(lambda: found.ids[:, None]), "rope_delta": Stage(lambda: [found.rope_delta])}
 
 
 def qwen_vl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
@@ -123,19 +109,17 @@ def qwen_vl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozens
         return np.asarray(spread_levels(found.reshape(-1, *found.shape[2:]), jnp.asarray(rows)))
 
     added = levels if config.vision.taps else None
-    stages = _vision_stages(loaded, patches, grid, video, golden)
+    stages = _vision_stages(loaded, patches, grid, video)
 
     def read(rule: MropeRule, golden: Golden) -> Stages:
         found = config.positions(pieces, rule)
         reads = decoder_stages(model, embeds, found.ids[:, None], golden, added)
-        return _position_stages(found, golden) | reads
+        return _position_stages(found) | reads
 
     stages |= read("released", golden)
     ends = {key: key.replace("_tf5", "") for key in golden.arrays if "_tf5" in key}
     if ends:
         arrays = {"input_ids": ids} | {name: golden[key] for key, name in ends.items()}
         other = read("transformers-5", Golden(arrays, golden.config))
-        stages |= {
-            key: lambda key=key, name=name: _renamed(other[name], key) for key, name in ends.items() if name in other
-        }
+        stages |= {key: other[name] for key, name in ends.items() if name in other}
     return stages, _INPUTS

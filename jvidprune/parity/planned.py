@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -97,36 +97,6 @@ class Run:
         plan = self.plan if ids is None else self.plan._replace(ids=ids)
         gathered = np.asarray(compact.gather_rows(plan, flat))[: self.count].reshape(self.count, len(levels), -1)
         return np.moveaxis(gathered, 1, 0)
-
-
-def shown(name: str) -> Callable[[Run], np.ndarray]:
-    """What a run shows under this name, for a table."""
-    return lambda run: run.shown[name]
-
-
-def count(run: Run) -> int:
-    """Rows in use, for a table."""
-    return run.count
-
-
-def ids(run: Run) -> np.ndarray:
-    """Token ids of the rows in use, for a table."""
-    return run.ids
-
-
-def tokens(run: Run) -> np.ndarray:
-    """Tokens of the rows in use, for a table."""
-    return run.tokens
-
-
-def mask(run: Run) -> np.ndarray:
-    """Ids in use as a mask, for a table."""
-    return run.mask
-
-
-def frame_counts(run: Run) -> np.ndarray:
-    """Rows of each frame, for a table."""
-    return run.frame_counts
 
 
 def grid_of(golden: Golden) -> tuple[int, int]:

@@ -10,7 +10,7 @@ import numpy as np
 from jvidprune.cuts.rules import text_relevance, top_in_blocks
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row, exact
-from jvidprune.parity.planned import Run, grid_of, shown, tokens
+from jvidprune.parity.planned import Run, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.prunevid import PruneVid
 from jvidprune.tokens import VideoTokens
@@ -51,13 +51,13 @@ def _kept_by_text(run: Run) -> np.ndarray:
 
 
 STAGES: tuple[Check[Run], ...] = (
-    Check("frame_cluster_raw", shown("frame_cluster_raw")),
-    Check("frame_cluster", shown("frame_cluster")),
+    Check("frame_cluster_raw", "shown.frame_cluster_raw"),
+    Check("frame_cluster", "shown.frame_cluster"),
     Check("window_sizes", _sizes),
     Check("window_similarity", lambda run: run.shown["similarity"][: len(_sizes(run))], 1e-5),
-    Check("is_static", shown("static")),
+    Check("is_static", "shown.static"),
     Check("assign", _slot),
-    Check("tokens", tokens, TOKENS),
+    Check("tokens", "tokens", TOKENS),
 )
 SIZES: tuple[Check[Run], ...] = (
     Check("static_sizes", lambda run: _outputs(run, static=True)),

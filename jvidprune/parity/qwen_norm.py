@@ -7,7 +7,7 @@ import numpy as np
 
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, count, frame_counts, grid_of, ids, shown, starts_and_ends, tokens
+from jvidprune.parity.planned import Run, grid_of, starts_and_ends
 from jvidprune.parity.table import Check, optional
 from jvidprune.reducers.qwen_norm import QwenNorm
 from jvidprune.tokens import VideoTokens
@@ -46,12 +46,12 @@ def _length(run: Run) -> int:
 
 def _common(indices: str, scores: str) -> tuple[Check[Run], ...]:
     return (
-        Check("keep", count),
-        Check(indices, ids),
-        Check("frame_counts", frame_counts, optional=True),
-        Check(scores, shown("norm"), TOKENS, 1e-6),
+        Check("keep", "count"),
+        Check(indices, "ids"),
+        Check("frame_counts", "frame_counts", optional=True),
+        Check(scores, "shown.norm", TOKENS, 1e-6),
         Check("length", _length, optional=True),
-        Check("tokens", tokens, TOKENS),
+        Check("tokens", "tokens", TOKENS),
         Check("deepstack_tokens", _deepstack, 0.0),
     )
 
@@ -97,7 +97,7 @@ METHODS: dict[str, tuple[Check[Run], ...]] = {
     "fastvid": optional(
         (
             Check("segment_sizes", lambda run: np.bincount(run.shown["segment"])),
-            Check("frame_similarity", shown("similarity"), TOKENS),
+            Check("frame_similarity", "shown.similarity", TOKENS),
         )
     ),
     "holitom": optional(
@@ -105,7 +105,7 @@ METHODS: dict[str, tuple[Check[Run], ...]] = {
             Check("windows", lambda run: starts_and_ends(run.shown["segment"])),
             Check("reduced", lambda run: run.video.layout().total - int(run.shown["left"])),
             Check("adjusted_ratio", _adjusted_ratio, TOKENS),
-            Check("similarity", shown("similarity"), TOKENS),
+            Check("similarity", "shown.similarity", TOKENS),
             Check("window_tokens", _window_tokens),
             Check("static", lambda run: run.shown["static"][_starts(run)]),
             Check("source", _source),

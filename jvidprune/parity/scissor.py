@@ -6,7 +6,7 @@ import numpy as np
 
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, count, grid_of, shown, tokens
+from jvidprune.parity.planned import Run, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.scissor import Scissor
 from jvidprune.tokens import VideoTokens
@@ -48,14 +48,14 @@ def _smallest_gap(run: Run) -> float:
 
 
 TABLE: tuple[Check[Run], ...] = (
-    Check("keep", count),
-    Check("label", shown("label")),
+    Check("keep", "count"),
+    Check("label", "shown.label"),
     Check("frame_components", _components),
     Check("first_step", lambda run: _components(run).sum()),
     Check("temporal_label", _temporal),
-    Check("closest", shown("closest")),
+    Check("closest", "shown.closest"),
     Check("counts", lambda run: run.shown["counts"][: run.count]),
-    Check("tokens", tokens, TOKENS),
+    Check("tokens", "tokens", TOKENS),
     Check("lost", _lost, optional=True),
     Check("similarity_gap", _smallest_gap, TOKENS, optional=True, note="in float64"),
 )

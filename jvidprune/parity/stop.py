@@ -1,5 +1,6 @@
 """SToP's golden files (arXiv 2604.20937): sink scores alone, and every base with and without the modifier."""
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterator
@@ -9,10 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvidprune.ops import newline
 from jvidprune.ops.cluster import peak_scores
 from jvidprune.ops.sink import sink_scores
+from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
+from jvidprune.parity.lines import Lines
+from jvidprune.parity.planned import Run, starts_and_ends
+from jvidprune.parity.table import Check, optional
 from jvidprune.reducers.fastvid import FastVID
 from jvidprune.reducers.flashvid import FlashVID
 from jvidprune.reducers.holitom import HoliTom
@@ -135,171 +139,204 @@ def _run(reducer: Any, video: VideoTokens, budget: Any, *, capacity: int) -> tup
     return own, plan, full(reducer).apply(plan, video)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Case(Run):
+    """A run of a base with or without the modifier; `golden` holds the arrays of this run alone."""
+
+    shared: Any
+
+    @property
+    def base(self) -> Any:
+        """The reducer without the modifier."""
+        return self.reducer.base if isinstance(self.reducer, SToP) else self.reducer
+
+    @property
+    def first(self) -> np.ndarray:
+        """(T, 1) id of each frame's first token."""
+        frames, tokens, _ = self.video.features.shape
+        return np.arange(frames)[:, None] * tokens
+
+    def sink(self, name: str) -> np.ndarray:
+        """Sink scores, of each segment where the base has any, or the attention that they lead to."""
+        attention, real = self.video.evidence["attention_last"], self.video.frame_mask
+        segmented = self.golden.config["base"] == "flashvid"
+        groups = jnp.asarray(self.shown["segments"]) if segmented else jnp.zeros(len(real), jnp.int32)
+        if name == "adjusted":
+            return np.asarray(self.reducer.rule.adjust(attention, groups, real).attention)
+        score = np.asarray(sink_scores(attention, groups, real, self.golden.config["gamma"]))
+        return score if segmented else score[0]
+
+
 def _compare_runs(golden: Golden) -> Iterator[Row]:
     for prefix in _prefixes(golden):
         config = _config(golden, prefix)
         video = _video(golden, prefix, config)
-        reducer = _reducer(config)
+        reducer, own = _reducer(config), table.part(golden, f"{prefix}_", config)
         layout = video.layout()
         if config["base"] == "visionzip":
-            spatial = int(golden[f"{prefix}_dominant_num"]) + int(golden[f"{prefix}_contextual_num"])
+            spatial = int(own["dominant_num"]) + int(own["contextual_num"])
             yield exact(f"{prefix} tokens per frame", spatial, config["spatial_tokens"])
             base = reducer.base if isinstance(reducer, SToP) else reducer
             budget = base.split(layout.tokens, spatial)
-            yield exact(f"{prefix} dominant_num", budget.dominant, golden[f"{prefix}_dominant_num"])
+            yield exact(f"{prefix} dominant_num", budget.dominant, own["dominant_num"])
             capacity = layout.frames * spatial
         else:
             budget, capacity = reducer.budget(layout, config["ratio"]), reducer.capacity(layout, config["ratio"])
 
         shared, plan, reduced = _run(reducer, video, budget, capacity=capacity)
+        case = _Case(own, reducer, video, budget, plan, reduced, shared)
         steady = config.get("stable_under_1e-5", True)
         if steady:
-            for row in _details(golden, prefix, config, reducer, video, shared, plan):
-                yield Row(f"{prefix} {row.what}", row.deviation, row.limit, row.verdict, row.note)
-        yield from _sequence(golden, prefix, config, video, plan, reduced, steady)
+            if isinstance(reducer, SToP) and own.has("sink"):
+                yield from table.compare(_SINK, case, own, f"{prefix} ")
+            yield from table.compare(_STAGES[config["base"]], case, own, f"{prefix} ")
+        yield from _sequence(case, prefix, steady)
 
 
-def _sequence(
-    golden: Golden, prefix: str, config: dict[str, Any], video: VideoTokens, plan: Plan, reduced: Reduced, steady: bool
-) -> Iterator[Row]:
-    tokens = golden[f"{prefix}_tokens"]
-    ids = golden.arrays.get(f"{prefix}_token_ids")
-    kind = config.get("newline", "one_token")
-    if ids is None or not (ids < 0).any():
-        kind = "no_token"
+def _sequence(case: _Case, prefix: str, steady: bool) -> Iterator[Row]:
+    config, video = case.golden.config, case.video
+    tokens, ids = case.golden["tokens"], case.golden.arrays.get("token_ids")
+    kind = config.get("newline", "one_token") if ids is not None and (ids < 0).any() else "no_token"
     rows = "nonempty" if config["base"] == "holitom" else "all"
-    places = plan.diagnostics.get("place", plan.ids)
-    laid = newline.arrange(
-        places, plan.valid, kind=kind, grid=video.grid, frames=len(video.features), rows=rows, capacity=None
-    )
-    count = int(laid.count)
+    places, frames = case.plan.diagnostics.get("place", case.plan.ids), len(video.features)
+    lines = Lines.of(places, case.plan.valid, kind=kind, grid=video.grid, frames=frames, rows=rows)
     if not steady:
-        yield exact(f"{prefix} count", count, len(tokens), "ties: tokens are not compared")
+        yield exact(f"{prefix} count", lines.count, len(tokens), "ties: tokens are not compared")
         return
-    vector = jnp.full(video.features.shape[-1], NEWLINE, jnp.float32)
-    ours = np.asarray(newline.sequence(laid, reduced.tokens, vector))[:count]
-    ours_ids = np.append(np.asarray(places), -1)[np.asarray(laid.source)[:count]]
+    ours = lines.tokens(case.reduced.tokens, np.full(tokens.shape[1], NEWLINE, np.float32))
     if ids is not None:
-        yield exact(f"{prefix} token_ids", ours_ids, ids)
+        yield exact(f"{prefix} token_ids", lines.values(places, -1), ids)
         if config["base"] in ("flashvid", "fastvid") and len(ours) == len(tokens):
             # Rows of one id come in an undefined order in the reference: compare them sorted.
             ours, tokens = (x[np.lexsort((x[:, 0], ids))] for x in (ours, tokens))
     yield close(f"{prefix} tokens", ours, tokens, _TOLERANCE[config["base"]])
 
 
-def _details(
-    golden: Golden,
-    prefix: str,
-    config: dict[str, Any],
-    reducer: Any,
-    video: VideoTokens,
-    shared: Any,
-    plan: Plan,
-) -> Iterator[Row]:
-    wanted = {key.removeprefix(f"{prefix}_"): v for key, v in golden.arrays.items() if key.startswith(f"{prefix}_")}
-    d = {name: np.asarray(value) for name, value in plan.diagnostics.items()}
-    frames = len(video.features)
-    if "sink" in wanted and isinstance(reducer, SToP):
-        segmented = config["base"] == "flashvid"
-        groups = jnp.asarray(d["segments"]) if segmented else jnp.zeros(frames, jnp.int32)
-        attention = video.evidence["attention_last"]
-        adjusted = reducer.rule.adjust(attention, groups, video.frame_mask)
-        score = np.asarray(sink_scores(attention, groups, video.frame_mask, config["gamma"]))
-        yield close("sink", score if segmented else score[0], wanted["sink"], 5e-6)
-        if "adjusted" in wanted:
-            yield close("adjusted", adjusted.attention, wanted["adjusted"], 1e-6)
-    match config["base"]:
-        case "visionzip":
-            yield from _visionzip(wanted, d, video)
-        case "fastvid":
-            yield from _fastvid(wanted, d, shared, reducer)
-        case "flashvid":
-            if "num_selected" in wanted:
-                budget = reducer.budget(video.layout(), config["ratio"])
-                yield exact("num_selected", budget.n_select, wanted["num_selected"])
-                yield exact("num_merged", budget.n_merge, wanted["num_merged"])
-            if "segment_lengths" in wanted:
-                yield exact("segment_lengths", np.bincount(d["segments"]), wanted["segment_lengths"])
-            if "selected" in wanted:
-                picked = np.asarray(shared.order)[:, : int(wanted["num_selected"])]
-                yield exact("selected", np.sort(picked, axis=1), np.sort(wanted["selected"], axis=1))
-        case "holitom":
-            yield from _holitom(wanted, d, video, plan)
-        case "qwen25vl":
-            yield from _qwen(wanted, d, video, config)
+_SINK: tuple[Check[_Case], ...] = (
+    Check("sink", lambda case: case.sink("sink"), 5e-6),
+    Check("adjusted", lambda case: case.sink("adjusted"), 1e-6, optional=True),
+)
 
 
-def _visionzip(wanted: dict[str, np.ndarray], d: dict[str, np.ndarray], video: VideoTokens) -> Iterator[Row]:
-    frames, tokens, _ = video.features.shape
-    kd, kc = int(wanted["dominant_num"]), int(wanted["contextual_num"])
-    first = np.arange(frames)[:, None] * tokens
-    yield exact("dominant_ids", first + np.sort(d["attention_order"][:, :kd], axis=1), wanted["dominant_ids"])
-    yield exact("contextual_slots", d["seed_number"][0, :kc], wanted["contextual_slots"])
-    yield exact("contextual_ids", first + d["seed_place"][:, :kc], wanted["contextual_ids"])
-    if len(np.unique(wanted["contextual_slots"])) == kc:
-        joined = [row[row >= 0] for row in d["joined"]]
-        yield exact("assign", np.stack(joined), wanted["assign"])
+def _distinct_slots(case: _Case) -> bool:
+    return len(np.unique(case.golden["contextual_slots"])) == int(case.golden["contextual_num"])
 
 
-def _fastvid(wanted: dict[str, np.ndarray], d: dict[str, np.ndarray], shared: Any, reducer: Any) -> Iterator[Row]:
-    if "segment_sizes" not in wanted:
-        return
-    yield exact("segment_sizes", np.bincount(d["segment"]), wanted["segment_sizes"])
-    rank = np.asarray(shared.rank)
-    frames, tokens = rank.shape
-    salient = rank < d["salient_per_frame"][:, None]
-    first = np.arange(frames)[:, None] * tokens
-    ks = wanted["salient_ids"].shape[1]
-    yield exact("salient_ids", first + np.argsort(rank, axis=1)[:, :ks], wanted["salient_ids"])
-    yield exact("filtered", np.stack([np.flatnonzero(~row) for row in salient]), wanted["filtered"])
-    base = reducer.base if isinstance(reducer, SToP) else reducer
-    near = base.neighbours
+_VISIONZIP: tuple[Check[_Case], ...] = (
+    Check(
+        "dominant_ids",
+        lambda case: case.first + np.sort(case.shown["attention_order"][:, : int(case.budget.dominant)], axis=1),
+    ),
+    Check("contextual_slots", lambda case: case.shown["seed_number"][0, : int(case.budget.contextual)]),
+    Check("contextual_ids", lambda case: case.first + case.shown["seed_place"][:, : int(case.budget.contextual)]),
+    Check("assign", lambda case: np.stack([row[row >= 0] for row in case.shown["joined"]]), when=_distinct_slots),
+)
+
+
+def _salient(case: _Case) -> np.ndarray:
+    return np.asarray(case.shared.rank) < case.shown["salient_per_frame"][:, None]
+
+
+def _salient_ids(case: _Case) -> np.ndarray:
+    return case.first + np.argsort(case.shared.rank, axis=1)[:, : case.golden["salient_ids"].shape[1]]
+
+
+def _anchors(case: _Case) -> np.ndarray:
+    """Only anchor frames have centres; the port computes no distances inside the others."""
+    return np.flatnonzero(case.shown["anchor_per_frame"] > 0)
+
+
+def _density(case: _Case) -> np.ndarray:
+    near, salient, shared = case.base.neighbours, _salient(case), case.shared
     scores = jax.vmap(lambda x, free: peak_scores(x, free, near, max_neighbours=near))(shared.distance, ~salient)
     scores = np.asarray(scores - shared.penalty)
-    # Only anchor frames have centres; the port computes no distances inside the others.
-    anchors = np.flatnonzero(d["anchor_per_frame"] > 0)
-    ours = np.stack([scores[t][~salient[t]] for t in anchors])
-    yield close("density_score", ours, wanted["density_score"][anchors], 2e-4, note="anchor frames")
-    if "sink_weight_context" in wanted and isinstance(reducer, SToP):
-        yield close("sink_weight_context", reducer.rule.kappa, wanted["sink_weight_context"], 1e-6)
+    return np.stack([scores[t][~salient[t]] for t in _anchors(case)])
 
 
-def _holitom(wanted: dict[str, np.ndarray], d: dict[str, np.ndarray], video: VideoTokens, plan: Plan) -> Iterator[Row]:
-    frames, tokens, _ = video.features.shape
-    starts = np.flatnonzero(np.append(True, np.diff(d["segment"]) > 0))
-    ends = np.append(starts[1:], frames) - 1
-    yield exact("segments", np.stack([starts, ends], axis=1), wanted["segments"])
-    yield exact("total_reduced", frames * tokens - int(d["left"]), wanted["total_reduced"].astype(np.int64))
-    yield close("feature_sim", d["similarity"], wanted["feature_sim"], 2e-6)
-    yield exact("n_static", d["static"][starts].sum(1), wanted["n_static"])
-    yield exact("n_static_kept", d["static_kept"][starts], wanted["n_static_kept"])
-    yield exact("n_dynamic_kept", d["dynamic_kept"][starts], wanted["n_dynamic_kept"])
+_FASTVID_STAGES: tuple[Check[_Case], ...] = optional(
+    (
+        Check("segment_sizes", lambda case: np.bincount(case.shown["segment"])),
+        Check("salient_ids", _salient_ids),
+        Check("filtered", lambda case: np.stack([np.flatnonzero(~row) for row in _salient(case)])),
+        Check(
+            "density_score",
+            _density,
+            2e-4,
+            theirs=lambda scores, case: scores[_anchors(case)],
+            note="anchor frames",
+        ),
+        Check(
+            "sink_weight_context",
+            "reducer.rule.kappa",
+            1e-6,
+            when=lambda case: isinstance(case.reducer, SToP),
+        ),
+    )
+)
 
 
-def _qwen(
-    wanted: dict[str, np.ndarray], d: dict[str, np.ndarray], video: VideoTokens, config: dict[str, Any]
-) -> Iterator[Row]:
-    total = video.features.shape[0] * video.features.shape[1]
-    if "importance" in wanted:
-        yield close("importance", d["importance"], wanted["importance"], 2e-5)
-    if "sink" in wanted:
-        yield close("sink", d["sink"][0], wanted["sink"], 2e-5)
-    if "segments" in wanted:
-        starts = np.flatnonzero(np.append(True, np.diff(d["segments"]) > 0))
-        ends = np.append(starts[1:], len(d["segments"])) - 1
-        yield exact("segments", np.stack([starts, ends], axis=1), wanted["segments"])
-    if "total_reduced" in wanted:
-        yield exact("total_reduced", d["reduced"], wanted["total_reduced"].astype(np.int64))
-    if "effective_ratio" in wanted:
-        share = min(config["ratio"] / max((total - int(d["reduced"])) / total, 0.1), 1.0)
-        yield close("effective_ratio", share, wanted["effective_ratio"], 1e-12)
-    calls = [(t, s) for t in range(len(d["set_size"])) for s in (0, 1) if d["set_size"][t, s] > 0]
-    yield exact("kept_per_call", [d["kept_per_set"][t, s] for t, s in calls], wanted["kept_per_call"])
-    slots = []
-    for t, s in calls:
-        inside = d["set_of"][t] == s
-        slots.extend(np.flatnonzero(d["kept"][t][inside]))
-    yield exact("kept_slots", slots, wanted["kept_slots"])
+def _selected(case: _Case) -> np.ndarray:
+    return np.sort(np.asarray(case.shared.order)[:, : int(case.golden["num_selected"])], axis=1)
+
+
+_FLASHVID_STAGES: tuple[Check[_Case], ...] = optional(
+    (
+        Check("num_selected", "budget.n_select"),
+        Check("num_merged", "budget.n_merge"),
+        Check("segment_lengths", lambda case: np.bincount(case.shown["segments"])),
+        Check("selected", _selected, theirs=lambda places, _: np.sort(places, axis=1)),
+    )
+)
+
+
+def _starts(case: _Case) -> np.ndarray:
+    return starts_and_ends(case.shown["segment"])[:, 0]
+
+
+_HOLITOM_STAGES: tuple[Check[_Case], ...] = (
+    Check("segments", lambda case: starts_and_ends(case.shown["segment"])),
+    Check("total_reduced", lambda case: case.video.layout().total - int(case.shown["left"])),
+    Check("feature_sim", "shown.similarity", 2e-6),
+    Check("n_static", lambda case: case.shown["static"][_starts(case)].sum(1)),
+    Check("n_static_kept", lambda case: case.shown["static_kept"][_starts(case)]),
+    Check("n_dynamic_kept", lambda case: case.shown["dynamic_kept"][_starts(case)]),
+)
+
+
+def _effective_ratio(case: _Case) -> float:
+    total = case.video.layout().total
+    return min(case.golden.config["ratio"] / max((total - int(case.shown["reduced"])) / total, 0.1), 1.0)
+
+
+def _calls(case: _Case) -> list[tuple[int, int]]:
+    """(frame, set) of the sets that hold tokens: each is one call of the released selection."""
+    sizes = case.shown["set_size"]
+    return [(t, s) for t in range(len(sizes)) for s in (0, 1) if sizes[t, s] > 0]
+
+
+def _kept_slots(case: _Case) -> list[int]:
+    kept, member = case.shown["kept"], case.shown["set_of"]
+    return [slot for t, s in _calls(case) for slot in np.flatnonzero(kept[t][member[t] == s])]
+
+
+_QWEN_STAGES: tuple[Check[_Case], ...] = (
+    Check("importance", "shown.importance", 2e-5, optional=True),
+    Check("sink", lambda case: case.shown["sink"][0], 2e-5, optional=True),
+    Check("segments", lambda case: starts_and_ends(case.shown["segments"]), optional=True),
+    Check("total_reduced", "shown.reduced", optional=True),
+    Check("effective_ratio", _effective_ratio, 1e-12, optional=True),
+    Check("kept_per_call", lambda case: [case.shown["kept_per_set"][call] for call in _calls(case)]),
+    Check("kept_slots", _kept_slots),
+)
+
+_STAGES: dict[str, tuple[Check[_Case], ...]] = {
+    "visionzip": _VISIONZIP,
+    "fastvid": _FASTVID_STAGES,
+    "flashvid": _FLASHVID_STAGES,
+    "holitom": _HOLITOM_STAGES,
+    "qwen25vl": _QWEN_STAGES,
+}
+"""What a run shows between input and output, by its base."""
 
 
 COMPARERS: list[Comparer] = [

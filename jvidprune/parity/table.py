@@ -3,7 +3,7 @@
 A comparer runs the port once on a golden file's input and hands what came out, its case, to `compare` with a table:
 
 >>> from jvidprune.parity.core import Golden
->>> table = [Check("picks", lambda case: case["order"][:2]), Check("gain", lambda case: case["gain"], atol=1e-6)]
+>>> table = [Check("picks", lambda case: case["order"][:2]), Check("gain", "gain", atol=1e-6)]
 >>> golden = Golden({"picks": np.array([3, 1]), "gain": np.array([0.5])}, {})
 >>> [row.verdict for row in compare(table, {"order": [3, 1, 2], "gain": [0.5]}, golden)]
 ['ok', 'ok']
@@ -28,13 +28,19 @@ def _as_it_is(golden: np.ndarray, case: Any) -> np.ndarray:
     return golden
 
 
+def _at(case: Any, path: str) -> Any:
+    for name in path.split("."):
+        case = case[name] if isinstance(case, Mapping) else getattr(case, name)
+    return case
+
+
 @dataclasses.dataclass(frozen=True)
 class Check(Generic[Case]):
     """One comparison of a table.
 
     Attributes:
       key: golden array, and the name of the row.
-      ours: the port's value of a case.
+      ours: where the port shows it: a path of attributes and keys that begins at the case, or a function of the case.
       atol, rtol: absolute tolerance, and relative to the largest golden value; exact where both are None.
       optional: passed over in files without the key. Without it a missing key is an error, hence a row that fails.
       when: cases in which the row is compared.
@@ -44,7 +50,7 @@ class Check(Generic[Case]):
     """
 
     key: str
-    ours: Callable[[Case], Any]
+    ours: str | Callable[[Case], Any]
     atol: float | None = None
     rtol: float | None = None
     optional: bool = False
@@ -57,7 +63,8 @@ class Check(Generic[Case]):
         """The row of a case."""
         what = prefix + (self.key if self.title is None else self.title)
         note = self.note if isinstance(self.note, str) else self.note(case)
-        ours, theirs = self.ours(case), self.theirs(golden[self.key], case)
+        ours = _at(case, self.ours) if isinstance(self.ours, str) else self.ours(case)
+        theirs = self.theirs(golden[self.key], case)
         if self.atol is None and self.rtol is None:
             return exact(what, ours, theirs, note)
         return close(what, ours, theirs, self.atol or 0.0, self.rtol or 0.0, note)

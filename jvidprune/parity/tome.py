@@ -1,14 +1,11 @@
 """ToMe's golden files: pairs of every round, the row of every source token, and the merged tokens."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
-from jvidprune.parity import table
-from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, count, grid_of, shown
-from jvidprune.parity.table import Check
+from jvidprune.parity.core import Comparer, Golden, Row, close, exact
+from jvidprune.parity.planned import planned
 from jvidprune.reducers.tome import ToMe, ToMeBudget
 from jvidprune.tokens import VideoTokens
 
@@ -22,31 +19,47 @@ def is_tome(golden: Golden) -> bool:
     )
 
 
-def _target(run: Run) -> int:
-    return int(run.budget.target)
-
-
-def _removed(run: Run) -> list[int]:
-    """Pairs of every round."""
-    size, removed = run.reducer.clip * run.video.features.shape[1], []
-    while size > _target(run):
-        removed.append(min(size - _target(run), size // 2))
+def compare(golden: Golden) -> Iterator[Row]:
+    """Rows of a file."""
+    features, config = golden["features"], golden.config
+    frames, tokens, dim = features.shape
+    target, clip = int(config["target"]), int(config.get("clip", 1))
+    reducer = ToMe(clip=clip, heads=int(config.get("heads", 1)))
+    video = VideoTokens.create(features, grid=(config.get("H", 1), config.get("W", tokens)))
+    entries, capacity = frames // clip, frames // clip * target
+    plan, reduced = planned(reducer, video, ToMeBudget(np.int32(target), np.int32(0)), capacity=capacity)
+    found = {name: np.asarray(value) for name, value in plan.diagnostics.items()}
+    yield exact("keep", int(plan.count), golden["keep"])
+    removed, size = [], clip * tokens
+    while size > target:
+        removed.append(min(size - target, size // 2))
         size -= removed[-1]
-    return removed
+    yield exact("removed", removed, golden["removed"])
+    size = clip * tokens
+    for level, pairs in enumerate(removed):
+        order = np.argsort(found["levels_rank"][level][:, : -(-size // 2)], axis=1)
+        merged = order[:, :pairs]
+        yield exact(f"unmerged_{level}", order[:, pairs:], golden[f"unmerged_{level}"])
+        yield exact(f"merged_{level}", merged, golden[f"merged_{level}"])
+        into = np.take_along_axis(found["levels_into"][level], merged, axis=1)
+        yield exact(f"into_{level}", into, golden[f"into_{level}"])
+        size -= pairs
+    yield exact("row", found["row"], golden["row"])
+    yield exact("size", found["size"][:, :target], golden["size"])
+    out = np.asarray(reduced.tokens)[: int(plan.count)].reshape(entries, target, dim)
+    yield close("tokens", out, golden["tokens"], TOKENS)
+    if "gap" in golden.arrays:
+        yield close("gap", _smallest_gap(features, found, removed, reducer), golden["gap"], TOKENS, note="in float64")
 
 
-def _tokens(run: Run) -> np.ndarray:
-    return run.tokens.reshape(-1, _target(run), run.tokens.shape[-1])
-
-
-def _smallest_gap(run: Run) -> float:
+def _smallest_gap(features: np.ndarray, found: dict[str, np.ndarray], removed: list[int], reducer: ToMe) -> float:
     """Smallest distance of neighbouring best similarities, or of a best one to the second, over our own rounds."""
-    features, found, clip = run.golden["features"], run.shown, run.reducer.clip
+    clip = reducer.clip or len(features)
     x = features.astype(np.float64).reshape(len(features) // clip, -1, features.shape[-1])
     gaps = [np.inf]
     for entry, tokens in enumerate(x):
-        for level, pairs in enumerate(_removed(run)):
-            metric = tokens.reshape(len(tokens), run.reducer.heads, -1).mean(1)
+        for level, pairs in enumerate(removed):
+            metric = tokens.reshape(len(tokens), reducer.heads, -1).mean(1)
             unit = metric / np.linalg.norm(metric, axis=1, keepdims=True)
             similarity = np.sort(unit[0::2] @ unit[1::2].T, axis=1)
             gaps += list(np.diff(np.sort(similarity[:, -1])))
@@ -61,52 +74,6 @@ def _smallest_gap(run: Run) -> float:
                 sums[even if place % 2 == 0 else unmerged + half] += token
             tokens = sums
     return float(min(gaps))
-
-
-class _Round(NamedTuple):
-    """(E, even tokens) in the order of their ranks, the pairs merged, and (E, even tokens) whom each joins."""
-
-    order: np.ndarray
-    pairs: int
-    into: np.ndarray
-
-
-def _rounds(run: Run) -> Iterator[_Round]:
-    size = run.reducer.clip * run.video.features.shape[1]
-    for level, pairs in enumerate(_removed(run)):
-        order = np.argsort(run.shown["levels_rank"][level][:, : -(-size // 2)], axis=1)
-        yield _Round(order, pairs, run.shown["levels_into"][level])
-        size -= pairs
-
-
-def _round_table(level: int) -> tuple[Check[_Round], ...]:
-    return (
-        Check(f"unmerged_{level}", lambda one: one.order[:, one.pairs :]),
-        Check(f"merged_{level}", lambda one: one.order[:, : one.pairs]),
-        Check(f"into_{level}", lambda one: np.take_along_axis(one.into, one.order[:, : one.pairs], axis=1)),
-    )
-
-
-COUNTS: tuple[Check[Run], ...] = (Check("keep", count), Check("removed", _removed))
-RESULT: tuple[Check[Run], ...] = (
-    Check("row", shown("row")),
-    Check("size", lambda run: run.shown["size"][:, : _target(run)]),
-    Check("tokens", _tokens, TOKENS),
-    Check("gap", _smallest_gap, TOKENS, optional=True, note="in float64"),
-)
-
-
-def compare(golden: Golden) -> Iterator[Row]:
-    """Rows of a file."""
-    target, clip = int(golden.config["target"]), int(golden.config.get("clip", 1))
-    reducer = ToMe(clip=clip, heads=int(golden.config.get("heads", 1)))
-    video = VideoTokens.create(golden["features"], grid=grid_of(golden))
-    capacity = len(golden["features"]) // clip * target
-    run = Run.of(golden, reducer, video, ToMeBudget(np.int32(target), np.int32(0)), capacity=capacity)
-    yield from table.compare(COUNTS, run, golden)
-    for level, one in enumerate(_rounds(run)):
-        yield from table.compare(_round_table(level), one, golden)
-    yield from table.compare(RESULT, run, golden)
 
 
 COMPARERS = [Comparer("tome", is_tome, compare)]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, count, frame_counts, grid_of, ids, shown, tokens
+from jvidprune.parity.planned import Run, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.vcast import VCAST
 from jvidprune.tokens import VideoTokens
@@ -25,17 +25,17 @@ def _total(run: Run) -> int:
 def _table(total: int) -> tuple[Check[Run], ...]:
     return (
         Check("total", _total, optional=True),
-        Check("curvature", shown("curvature"), 2e-5, optional=True),
-        Check("weights", shown("weights"), WEIGHTS, optional=True),
-        Check("outlier", shown("outlier"), 5e-6, optional=True),
-        Check("score", shown("score"), 5e-6, optional=True),
+        Check("curvature", "shown.curvature", 2e-5, optional=True),
+        Check("weights", "shown.weights", WEIGHTS, optional=True),
+        Check("outlier", "shown.outlier", 5e-6, optional=True),
+        Check("score", "shown.score", 5e-6, optional=True),
         # A share of R tokens deviates by R times what its weight does.
-        Check("raw", shown("raw"), WEIGHTS * max(total, 1), optional=True),
-        Check("budgets", shown("budgets"), optional=True),
-        Check("keep", count),
-        Check("frame_counts", frame_counts),
-        Check("indices", ids),
-        Check("tokens", tokens, 0.0, optional=True),
+        Check("raw", "shown.raw", WEIGHTS * max(total, 1), optional=True),
+        Check("budgets", "shown.budgets", optional=True),
+        Check("keep", "count"),
+        Check("frame_counts", "frame_counts"),
+        Check("indices", "ids"),
+        Check("tokens", "tokens", 0.0, optional=True),
         Check("deepstack_tokens", Run.deepstack, 0.0),
     )
 

@@ -7,7 +7,7 @@ import numpy as np
 from jvidprune.ops import newline
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, count, frame_counts, grid_of, ids, mask, shown
+from jvidprune.parity.planned import Run, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.vidcom2 import VidCom2
 from jvidprune.tokens import VideoTokens
@@ -37,27 +37,27 @@ def _grid_rows(run: Run) -> np.ndarray:
 def _choice(variant: str) -> tuple[Check[Run], ...]:
     tie = "static video: the tokens tie"
     return (
-        Check(f"{variant}_keep", count, when=lambda run: not _decided(run), note=tie),
-        Check(f"{variant}_mask", mask, when=_decided),
-        Check(f"{variant}_indices", ids, when=_decided, optional=True),
-        Check(f"{variant}_keep", count, when=_decided, optional=True),
-        Check(f"{variant}_frame_counts", frame_counts, when=_decided, optional=True),
+        Check(f"{variant}_keep", "count", when=lambda run: not _decided(run), note=tie),
+        Check(f"{variant}_mask", "mask", when=_decided),
+        Check(f"{variant}_indices", "ids", when=_decided, optional=True),
+        Check(f"{variant}_keep", "count", when=_decided, optional=True),
+        Check(f"{variant}_frame_counts", "frame_counts", when=_decided, optional=True),
     )
 
 
 OFFICIAL: tuple[Check[Run], ...] = (
-    Check("channels", shown("channels")),
-    Check("video_score", shown("video_score"), SCORES),
-    Check("frame_score", shown("frame_score"), SCORES),
-    Check("probs", shown("share"), SHARES, optional=True),
-    Check("scales", shown("scales"), SHARES, optional=True),
-    Check("budgets", shown("frame_budgets"), optional=True),
+    Check("channels", "shown.channels"),
+    Check("video_score", "shown.video_score", SCORES),
+    Check("frame_score", "shown.frame_score", SCORES),
+    Check("probs", "shown.share", SHARES, optional=True),
+    Check("scales", "shown.scales", SHARES, optional=True),
+    Check("budgets", "shown.frame_budgets", optional=True),
     *_choice("official"),
     Check("official_grid_rows", _grid_rows, when=_decided, optional=True),
 )
 VLLM: tuple[Check[Run], ...] = (
-    Check("vllm_budgets", shown("frame_budgets"), optional=True),
-    Check("vllm_target", lambda run: run.budget.target, optional=True),
+    Check("vllm_budgets", "shown.frame_budgets", optional=True),
+    Check("vllm_target", "budget.target", optional=True),
     *_choice("vllm"),
 )
 
