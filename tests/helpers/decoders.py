@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import (
     LastQueryTopK,
 )
-from jvidprune.cuts.stages import Inner
 from jvidprune.models.decoder import DecoderConfig
 from jvidprune.models.prefill import read_prompt
 from jvidprune.models.rope import RopeConfig
