@@ -9,6 +9,7 @@ _MODULES = (
     "divprune",
     "scissor",
     "tome",
+    "grids",
     "cdpruner",
     "vcast",
     "qwen_norm",

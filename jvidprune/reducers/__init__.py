@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from jvidprune.reducers.fastvid import FastVID
     from jvidprune.reducers.flashvid import FlashVID
     from jvidprune.reducers.full import Full
+    from jvidprune.reducers.grids import (
+        PoolSpace,
+        PoolSpaceTime,
+        PoolTime,
+        SampleRandomCell,
+        SampleSpace,
+        SampleSpaceTime,
+        SampleTime,
+    )
     from jvidprune.reducers.holitom import HoliTom
     from jvidprune.reducers.holov import HoloV
     from jvidprune.reducers.inner_random import InnerRandom
@@ -47,6 +56,15 @@ _SOURCES = {
     "fastvid": ("FastVID",),
     "flashvid": ("FlashVID",),
     "full": ("Full",),
+    "grids": (
+        "PoolSpace",
+        "PoolSpaceTime",
+        "PoolTime",
+        "SampleRandomCell",
+        "SampleSpace",
+        "SampleSpaceTime",
+        "SampleTime",
+    ),
     "holitom": ("HoliTom",),
     "holov": ("HoloV",),
     "inner_random": ("InnerRandom",),

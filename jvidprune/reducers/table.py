@@ -18,7 +18,9 @@ from jvidprune.reducers import registry
 from jvidprune.tokens import Layout
 
 _SHORT, _WHOLE, _SECTIONS = "<!-- methods-short -->", "<!-- methods-table -->", "<!-- methods-sections -->"
-_FILED = {"visionzip_qwen": "stop", "random": "controls"}
+_FILED = {"visionzip_qwen": "stop", "random": "controls"} | dict.fromkeys(
+    ("pool_space", "pool_time", "pool_spacetime", "sample_space", "sample_spacetime"), "grids"
+)
 """Methods whose golden files and tests stand under another name."""
 
 _RATIOS = {
@@ -36,6 +38,13 @@ _RATIOS = {
     "random": "a share of the video.",
     "uniform": "a share of the video.",
     "frame_drop": "a share of the frames.",
+    "pool_space": "a share of each frame; the smaller grid holds no more than that.",
+    "pool_time": "a share of the frames.",
+    "pool_spacetime": "a share of the video, split between frames and grid.",
+    "sample_space": "a share of each frame; the smaller grid holds no more than that.",
+    "sample_time": "a share of the frames.",
+    "sample_spacetime": "a share of the video, split between frames and grid.",
+    "sample_random_cell": "a share of each frame; the smaller grid holds no more than that.",
     "inner_random": "the share that stays behind the cut inside the language model; all tokens enter it.",
     "fastv": "the share that stays behind the cut inside the language model; all tokens enter it.",
     "attention_topk": "a share of the video.",

@@ -10,7 +10,10 @@ _LIGHT = ("#332288", "#cc6677", "#117733", "#4499bb", "#aa4499", "#999933", "#88
 _DARK = ("#9a8cff", "#ff9aa8", "#5fc47c", "#88ccee", "#e08ad6", "#cccc66", "#e0679f", "#6fd8c6", "#f0c25a")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "h")
 
-CONTROLS = ("random", "uniform", "frame_drop", "inner_random", "attention_topk")
+CONTROLS = (
+    *("random", "uniform", "frame_drop", "inner_random", "attention_topk", "pool_space", "pool_time", "pool_spacetime"),
+    *("sample_space", "sample_time", "sample_spacetime", "sample_random_cell"),
+)
 """Methods without a paper; they are drawn in grey behind the others."""
 
 

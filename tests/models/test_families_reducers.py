@@ -43,6 +43,13 @@ KEPT = {
     "random": 29,  # floor(28.8 + 1 / 2)
     "uniform": 29,
     "frame_drop": 32,  # floor(1.8 + 1 / 2) frames
+    "pool_space": 24,  # 2 x 2 of each frame, the largest grid of round(4.8) tokens
+    "pool_time": 32,  # round(1.8) frames
+    "pool_spacetime": 27,  # round(6 * 0.3 ** 0.5) = 3 frames, 3 x 3 of round(9.6) tokens
+    "sample_space": 24,
+    "sample_time": 32,
+    "sample_spacetime": 27,
+    "sample_random_cell": 24,
     "inner_random": 96,
     "fastv": 96,
     "attention_topk": 29,
