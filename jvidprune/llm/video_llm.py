@@ -7,13 +7,11 @@ print(llm.ask(video, "What happens?", reducer="flashvid", ratio=0.1).text)
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -22,6 +20,7 @@ from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.conventions import check_convention
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, prompt_positions, reduce_video
 from jvidprune.llm.folder import family_settings
+from jvidprune.llm.opening import Source, add_evidence, encode_frames, open_source
 from jvidprune.llm.prompts.builder import PromptBuilder
 from jvidprune.llm.prompts.registry import builder_of
 from jvidprune.llm.prompts.slots import SlotMap
@@ -32,30 +31,23 @@ from jvidprune.models.checkpoint.folder import UNTRAINED_MARK
 from jvidprune.models.checkpoint.load import LoadedModel, load_model, read_config
 from jvidprune.models.checkpoint.processor import video_processor
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.models.evidence import NO_QUESTION
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.settings import Convention, FamilySettings
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
-from jvidprune.parallel import on_every_device, on_mesh_of
-from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, full, title_of
+from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, full
 from jvidprune.reducers.registry import for_model
 from jvidprune.reducers.serialise import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
 from jvidprune.stts.saved import read_stts
-from jvidprune.tokens import VideoTokens
-from jvidprune.video.decode import Clip, as_frames, read_frames
+from jvidprune.video.decode import Clip, read_frames
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.preprocess import Patches
 
 Method = Reducer | str
 """A reducer, or its text for `VideoLLM.reducer`, such as "flashvid" or "flashvid:alpha=0.5"."""
-
-Source = str | os.PathLike[str] | np.ndarray | Clip
-"""What is encoded: the path of a file, (T, H, W, 3) uint8 frames, or a clip, which is frames with their times."""
-
 
 Video = Source | EncodedVideo | ReducedVideo
 """What a question can be asked about."""
@@ -264,55 +256,13 @@ class VideoLLM:
         method = self._chosen(reducer) if needs is None else None if reducer is None else self.reducer(reducer)
         if method is not None:
             wanted |= method.needs if question is not None else method.needs - {"text"}
-        return self._encoded(self._opened(source, fps, times), wanted, question)
+        return encode_frames(self, open_source(self, source, fps, times), wanted, question)
 
     def _chosen(self, reducer: Method | None) -> Reducer | None:
         """The reducer asked for, else the folder's own."""
         if reducer is None:
             return None if self.pruning is None else self.pruning.reducer
         return self.reducer(reducer)
-
-    def _opened(self, source: Source, fps: float | None, times: Sequence[float] | None) -> Clip | np.ndarray:
-        """Frames with their times where these are known, from anything that can be encoded."""
-        if isinstance(source, str | os.PathLike):
-            if times is not None:
-                raise JvidpruneError("a file has times of its own: leave times= out.")
-            return self.sample(Path(source), fps=fps)
-        if isinstance(source, Clip):
-            if fps is not None or times is not None:
-                raise JvidpruneError("a clip has times of its own: leave fps= and times= out.")
-            return source
-        if isinstance(source, EncodedVideo | ReducedVideo | VideoTokens | list | tuple):
-            raise JvidpruneError(
-                f"a path, (T, H, W, 3) uint8 frames or a Clip can be encoded, got {type(source).__name__}."
-            )
-        if fps is not None or times is not None:
-            return Clip.from_frames(source, fps=fps, times=times)
-        if self.settings.writes_times:
-            raise JvidpruneError(
-                f"the prompts of {self.loaded.family} hold the times of frames: give fps= or times= with the frames."
-            )
-        return as_frames(source)
-
-    def _encoded(self, source: Clip | np.ndarray, needs: frozenset[str], question: str | None) -> EncodedVideo:
-        frames = source.frames if isinstance(source, Clip) else source
-        if "text" in needs and question is None:
-            raise JvidpruneError(NO_QUESTION)
-        video = EncodedVideo(self._tokens(frames, needs - {"text"}), source)
-        # Attached here, so that the tower does not compile anew for every length of a question.
-        return self._with_text(video, question) if "text" in needs and question is not None else video
-
-    def _tokens(self, frames: np.ndarray, needs: frozenset[str]) -> VideoTokens:
-        pixels = jax.tree.map(jnp.asarray, self.pixels(frames))
-        with on_mesh_of(self.loaded.model):
-            return _encode(self.loaded.model, pixels, needs)
-
-    def _with_text(self, video: EncodedVideo, question: str) -> EncodedVideo:
-        ids = jnp.asarray(self.tokenizer.encode(question), jnp.int32)
-        evidence = video.tokens.evidence | {"text": self.loaded.model.embed_text(ids)}
-        return dataclasses.replace(
-            video, tokens=dataclasses.replace(video.tokens, evidence=evidence), question=question
-        )
 
     def with_evidence(self, video: EncodedVideo, reducer: Method, question: str | None = None) -> EncodedVideo:
         """The video with the evidence that a method needs; what is there already stays as it is.
@@ -326,22 +276,7 @@ class VideoLLM:
           JvidpruneError: evidence that is missing where the frames were not kept, that this checkpoint cannot give, or
             no question where the method reads it.
         """
-        method = self.reducer(reducer)
-        missing = frozenset(method.needs - video.tokens.evidence.keys() - {"text"})
-        if missing:
-            if video.frames is None:
-                raise JvidpruneError(
-                    f"{title_of(method)} needs the evidence {', '.join(sorted(missing))}, which the video does not "
-                    "carry, and its frames were not kept: encode it with this reducer."
-                )
-            added = self._tokens(video.frames, missing).evidence
-            tokens = dataclasses.replace(video.tokens, evidence=added | video.tokens.evidence)
-            video = dataclasses.replace(video, tokens=tokens)
-        if "text" not in method.needs or ("text" in video.tokens.evidence and question in (None, video.question)):
-            return video
-        if question is None:
-            raise JvidpruneError(NO_QUESTION)
-        return self._with_text(video, question)
+        return add_evidence(self, video, self.reducer(reducer), question)
 
     def reducer(self, method: Method) -> Reducer:
         """A reducer with this family's published settings, from a text as for `registry.from_text`.
@@ -489,10 +424,10 @@ class VideoLLM:
             if method is None or (ratio is None and self.pruning is None):
                 raise JvidpruneError("a video needs a reducer and a ratio.")
             with clock("decode", "frames") as stage:
-                source = self._opened(video, fps, times)
+                source = open_source(self, video, fps, times)
                 stage.tokens = len(source.frames if isinstance(source, Clip) else source)
             with clock("encode") as stage:
-                video = self._encoded(source, method.needs, question)
+                video = encode_frames(self, source, method.needs, question)
                 stage.tokens = jax.block_until_ready(video.tokens).layout().total
         elif fps is not None or times is not None:
             raise JvidpruneError("an encoded video has its times: leave fps= and times= out.")
@@ -500,8 +435,3 @@ class VideoLLM:
             reduced = self.reduce(video, reducer=method, ratio=ratio, question=question)
             stage.tokens = reduced.kept
         return reduced
-
-
-@functools.partial(jax.jit, static_argnames="needs")
-def _encode(model: Any, pixels: Any, needs: frozenset[str]) -> VideoTokens:
-    return on_every_device(model.encode(pixels, needs))

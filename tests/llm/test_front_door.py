@@ -11,7 +11,7 @@ from helpers import tiny_checkpoints
 from helpers.reducer_checks import refused
 
 import jvidprune
-from jvidprune.llm import video_llm
+from jvidprune.llm import opening
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.video.decode import Clip
 from jvidprune.video.encode import write_mp4
@@ -45,13 +45,13 @@ def timed(request, tmp_path_factory):
 @pytest.fixture
 def towers(monkeypatch):
     """The evidence that each run of the tower is asked for."""
-    runs, encode = [], video_llm._encode
+    runs, encode = [], opening._encode
 
     def counted(model, pixels, needs):
         runs.append(needs)
         return encode(model, pixels, needs)
 
-    monkeypatch.setattr(video_llm, "_encode", counted)
+    monkeypatch.setattr(opening, "_encode", counted)
     return runs
 
 

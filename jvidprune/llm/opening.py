@@ -1,0 +1,122 @@
+"""From what can be encoded to tokens with evidence: sources are opened, frames encoded, evidence is attached."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
+from jvidprune.models.evidence import NO_QUESTION
+from jvidprune.parallel import on_every_device, on_mesh_of
+from jvidprune.reducers.protocol import Reducer, title_of
+from jvidprune.tokens import VideoTokens
+from jvidprune.video.decode import Clip, as_frames
+
+if TYPE_CHECKING:
+    from jvidprune.llm.video_llm import VideoLLM
+
+Source = str | os.PathLike[str] | np.ndarray | Clip
+"""What is encoded: the path of a file, (T, H, W, 3) uint8 frames, or a clip, which is frames with their times."""
+
+
+def open_source(llm: "VideoLLM", source: Source, fps: float | None, times: Sequence[float] | None) -> Clip | np.ndarray:
+    """Frames with their times where these are known, from anything that can be encoded.
+
+    Args:
+      llm: whose frames are sampled of a file.
+      source: see `Source`.
+      fps, times: as for `VideoLLM.encode`.
+
+    Raises:
+      JvidpruneError: a file that cannot be read, what is no frames, times given twice, or frames without times where
+        the family writes these into its prompts.
+    """
+    if isinstance(source, str | os.PathLike):
+        if times is not None:
+            raise JvidpruneError("a file has times of its own: leave times= out.")
+        return llm.sample(Path(source), fps=fps)
+    if isinstance(source, Clip):
+        if fps is not None or times is not None:
+            raise JvidpruneError("a clip has times of its own: leave fps= and times= out.")
+        return source
+    if isinstance(source, EncodedVideo | ReducedVideo | VideoTokens | list | tuple):
+        raise JvidpruneError(
+            f"a path, (T, H, W, 3) uint8 frames or a Clip can be encoded, got {type(source).__name__}."
+        )
+    if fps is not None or times is not None:
+        return Clip.from_frames(source, fps=fps, times=times)
+    if llm.settings.writes_times:
+        raise JvidpruneError(
+            f"the prompts of {llm.loaded.family} hold the times of frames: give fps= or times= with the frames."
+        )
+    return as_frames(source)
+
+
+def encode_frames(
+    llm: "VideoLLM", source: Clip | np.ndarray, needs: frozenset[str], question: str | None
+) -> EncodedVideo:
+    """Tokens of frames with evidence.
+
+    Args:
+      llm: model, tokenizer and settings.
+      source: of `open_source`; it is kept with the tokens.
+      needs: names of `tokens.EVIDENCE`.
+      question: what "text" holds the embeddings of.
+
+    Raises:
+      JvidpruneError: evidence that this checkpoint cannot give, or "text" without a question.
+    """
+    frames = source.frames if isinstance(source, Clip) else source
+    if "text" in needs and question is None:
+        raise JvidpruneError(NO_QUESTION)
+    video = EncodedVideo(_tokens(llm, frames, needs - {"text"}), source)
+    # Attached here, so that the tower does not compile anew for every length of a question.
+    return _with_text(llm, video, question) if "text" in needs and question is not None else video
+
+
+def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question: str | None) -> EncodedVideo:
+    """The video with the evidence that a method needs; see `VideoLLM.with_evidence`.
+
+    Raises:
+      JvidpruneError: evidence that is missing where the frames were not kept, that this checkpoint cannot give, or no
+        question where the method reads it.
+    """
+    missing = frozenset(method.needs - video.tokens.evidence.keys() - {"text"})
+    if missing:
+        if video.frames is None:
+            raise JvidpruneError(
+                f"{title_of(method)} needs the evidence {', '.join(sorted(missing))}, which the video does not "
+                "carry, and its frames were not kept: encode it with this reducer."
+            )
+        added = _tokens(llm, video.frames, missing).evidence
+        tokens = dataclasses.replace(video.tokens, evidence=added | video.tokens.evidence)
+        video = dataclasses.replace(video, tokens=tokens)
+    if "text" not in method.needs or ("text" in video.tokens.evidence and question in (None, video.question)):
+        return video
+    if question is None:
+        raise JvidpruneError(NO_QUESTION)
+    return _with_text(llm, video, question)
+
+
+def _tokens(llm: "VideoLLM", frames: np.ndarray, needs: frozenset[str]) -> VideoTokens:
+    pixels = jax.tree.map(jnp.asarray, llm.pixels(frames))
+    with on_mesh_of(llm.loaded.model):
+        return _encode(llm.loaded.model, pixels, needs)
+
+
+def _with_text(llm: "VideoLLM", video: EncodedVideo, question: str) -> EncodedVideo:
+    ids = jnp.asarray(llm.tokenizer.encode(question), jnp.int32)
+    evidence = video.tokens.evidence | {"text": llm.loaded.model.embed_text(ids)}
+    return dataclasses.replace(video, tokens=dataclasses.replace(video.tokens, evidence=evidence), question=question)
+
+
+@functools.partial(jax.jit, static_argnames="needs")
+def _encode(model: Any, pixels: Any, needs: frozenset[str]) -> VideoTokens:
+    return on_every_device(model.encode(pixels, needs))
