@@ -11,9 +11,9 @@ from PIL import Image
 
 from jvidprune.llm.stages import cache_folder
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.procedural.clips import default_clip
 from jvidprune.reducers import registry
 from jvidprune.reducers.run import reduce
-from jvidprune.video.clips import default_clip
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.overlay import contact_sheet
 

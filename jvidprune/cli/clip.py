@@ -33,7 +33,7 @@ def make_clip(path: Path, *, seed: int, frames: int) -> dict[str, Any]:
     """Writes a generated clip."""
     from jvidprune.fields import Range, checked
     from jvidprune.files import check_writable
-    from jvidprune.video.clips import ClipSpec, render, write_mp4
+    from jvidprune.procedural.clips import ClipSpec, render, write_mp4
 
     if path.suffix.lower() != ".mp4":
         raise JvidpruneError(f"cannot write a clip to {path}: the suffix must be .mp4.")

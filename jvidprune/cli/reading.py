@@ -13,9 +13,9 @@ from jvidprune.llm.stages import StageClock, cache_folder
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.parallel import make_mesh, read_mesh
+from jvidprune.procedural.clips import default_clip
 from jvidprune.reducers.protocol import Reducer, check_ratio
 from jvidprune.reducers.registry import from_text
-from jvidprune.video.clips import default_clip
 from jvidprune.video.container import existing_file
 from jvidprune.video.limits import Limits
 from jvidprune.video.sampling import check_wish

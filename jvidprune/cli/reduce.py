@@ -147,7 +147,7 @@ def draw_reduction(
 
 
 def _save_film(path: Path, film: "np.ndarray") -> None:
-    from jvidprune.video.clips import write_mp4
+    from jvidprune.procedural.clips import write_mp4
 
     write_mp4(path, film, 4.0)
 

@@ -120,7 +120,7 @@ def look(path: Path | None, *, model: ModelChoice, save: Path | None = None) -> 
     from jvidprune.models.checkpoint.load import read_config
     from jvidprune.models.checkpoint.processor import video_processor
     from jvidprune.models.embedded import EMBEDDED
-    from jvidprune.video.clips import default_clip
+    from jvidprune.procedural.clips import default_clip
     from jvidprune.video.container import existing_file
     from jvidprune.video.decode import probe, read_frames
     from jvidprune.video.sampling import RATE_RULES

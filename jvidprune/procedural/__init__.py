@@ -1,1 +1,6 @@
-"""The generated benchmark: moving shapes, questions whose answers are known, and its export as files."""
+"""Generated videos of moving shapes, of which everything is known.
+
+`drawing` has the shapes, patterns and directions of all of them. `world`, `scenario`, `paint`, `templates` and
+`benchmark` make the benchmark's clips with questions whose answers are known, `export` writes them as files; `clips`
+draws the clip that stands in where a user gives no video.
+"""

@@ -8,8 +8,8 @@ import threading
 import numpy as np
 from jaxtyping import Bool, Float32, Int8, Int16, Int64, UInt8
 
-from jvidprune.procedural.world import COLOUR_IDS, COLOURS, DIRECTION_IDS, GREY, SHAPE_IDS, Scene, Thing
-from jvidprune.video.drawing import Backdrop, backdrop, stamp
+from jvidprune.procedural.drawing import GREY, Backdrop, backdrop, stamp
+from jvidprune.procedural.world import COLOUR_IDS, COLOURS, DIRECTION_IDS, SHAPE_IDS, Scene, Thing
 
 _GREY_LEVEL = 128
 # Pixels of a cell that an object has to cover to be its label, as a share of the cell.

@@ -10,8 +10,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
-from jvidprune.procedural.world import COLOURS, DIRECTIONS, GREY, SHAPES, STILL, Knobs, Scene, Thing
-from jvidprune.video.drawing import BACKDROPS
+from jvidprune.procedural.drawing import BACKDROPS, DIRECTIONS, GREY, STILL
+from jvidprune.procedural.world import COLOURS, SHAPES, Knobs, Scene, Thing
 
 _SKIES = ((206, 210, 214), (214, 206, 194), (150, 154, 162), (104, 108, 116), (58, 60, 70), (188, 198, 186))
 # Shapes that no question asks about.

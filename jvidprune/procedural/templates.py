@@ -12,8 +12,9 @@ from typing import TypeVar
 import numpy as np
 
 from jvidprune.evals.items import LETTERS, POST_PROMPTS, Kind, Question
+from jvidprune.procedural.drawing import DIRECTIONS
 from jvidprune.procedural.scenario import moments, related
-from jvidprune.procedural.world import COLOURS, DIRECTIONS, SHAPES, Scene, Thing
+from jvidprune.procedural.world import COLOURS, SHAPES, Scene, Thing
 
 _T = TypeVar("_T")
 

@@ -1,6 +1,6 @@
 """The world of the procedural benchmark: who is in a clip, where, when, and what happens to them.
 
-`stage` decides it, `paint` draws it, `templates` asks about it.
+`scenario` decides it, `paint` draws it, `templates` asks about it.
 """
 
 import dataclasses
@@ -8,7 +8,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Float64, Int64
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+from jvidprune.procedural.drawing import DIRECTIONS, RGB, STILL
+
+COLOURS: dict[str, RGB] = {
     "red": (222, 40, 44),
     "orange": (245, 138, 24),
     "yellow": (248, 226, 60),
@@ -18,17 +20,15 @@ COLOURS: dict[str, tuple[int, int, int]] = {
     "purple": (132, 52, 180),
     "pink": (246, 130, 196),
 }
-# Radius of the circle around a shape that makes all shapes look equally large.
+# Of the shapes that are drawn, those that questions ask about: radius of the circle around one that makes all look
+# equally large.
 SHAPES: dict[str, float] = {"circle": 0.92, "square": 1.12, "triangle": 1.2, "cross": 1.08, "ring": 1.0}
-DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-STILL = "still"
 COLOUR_IDS = {name: i + 1 for i, name in enumerate(COLOURS)}
 """Ids of colours in dense labels; 0 is background."""
 SHAPE_IDS = {name: i + 1 for i, name in enumerate(SHAPES)}
 """Ids of shapes in dense labels; 0 is background."""
 DIRECTION_IDS = {name: i + 1 for i, name in enumerate((*DIRECTIONS, STILL))}
 """Ids of directions in dense labels; 0 is background."""
-GREY = "grey"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Scene:
     cuts: tuple[int, ...]
     flash: int | None
     camera: Int64[np.ndarray, "frames 2"]
-    skies: tuple[tuple[int, int, int], ...]
+    skies: tuple[RGB, ...]
     backdrops: tuple[tuple[str, int], ...]
     posts: tuple[tuple[int, int], ...]
     noise: int

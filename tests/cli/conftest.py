@@ -5,7 +5,7 @@ import pytest
 
 @pytest.fixture(scope="module")
 def clip(home):
-    from jvidprune.video.clips import ClipSpec, render, write_mp4
+    from jvidprune.procedural.clips import ClipSpec, render, write_mp4
 
     path = home / "clip.mp4"
     write_mp4(path, render(ClipSpec(seed=3, frames=12)).frames, 6.0)

@@ -12,7 +12,7 @@ from helpers import tiny_checkpoints
 from helpers.places import GOLDEN, REPOSITORY, TESTS
 
 from jvidprune.extras import EXTRAS
-from jvidprune.video.clips import ClipSpec, render, write_mp4
+from jvidprune.procedural.clips import ClipSpec, render, write_mp4
 
 GATED = sorted(set(EXTRAS) - {"optax", "orbax"})
 """Optional packages that nothing else installs; flax brings the other two."""

@@ -24,7 +24,7 @@ from jvidprune.models.checkpoint.load import family_of, load_model
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.llava_onevision import Config
 from jvidprune.models.prefill import read_prompt
-from jvidprune.video.clips import ClipSpec, render, write_mp4
+from jvidprune.procedural.clips import ClipSpec, render, write_mp4
 from jvidprune.video.limits import Limits
 from jvidprune.video.preprocess import Patches
 

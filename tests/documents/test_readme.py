@@ -10,8 +10,8 @@ from helpers.places import REPOSITORY
 
 from jvidprune.cli import app
 from jvidprune.llm import coverage
+from jvidprune.procedural.clips import ClipSpec, render, write_mp4
 from jvidprune.reducers import registry, table
-from jvidprune.video.clips import ClipSpec, render, write_mp4
 
 PAGES = {
     str(path.relative_to(REPOSITORY)): path

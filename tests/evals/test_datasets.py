@@ -15,7 +15,7 @@ from helpers.layouts import (
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.datasets import names, open_dataset
 from jvidprune.evals.datasets.videos import VideoIndex, part_indices, read_clip
-from jvidprune.video.clips import ClipSpec, render
+from jvidprune.procedural.clips import ClipSpec, render
 from jvidprune.video.limits import Limits
 
 WISH = {"frames": 4, "rule": "llava_video_force"}

@@ -21,8 +21,8 @@ from jvidprune.evals.store import RecordStore
 from jvidprune.expressions import split_list
 from jvidprune.parity.core import run_folder
 from jvidprune.parity.registry import comparers
+from jvidprune.procedural.clips import ClipSpec, render
 from jvidprune.reducers.registry import from_text
-from jvidprune.video.clips import ClipSpec, render
 
 OPTIONS = ["a cat", "a dog", "a bird", "a fish"]
 ASKED = {"question": "What barks?", "candidates": OPTIONS, "answer": "a dog", "video": "a.mp4"}

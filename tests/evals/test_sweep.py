@@ -208,7 +208,7 @@ def test_a_folder_takes_other_settings_and_keeps_what_is_there(home, model, whol
 
 
 def test_a_published_benchmark_runs_through_the_same_verb(home, model, whole, tmp_path, capfd):
-    from jvidprune.video.clips import ClipSpec, render
+    from jvidprune.procedural.clips import ClipSpec, render
     from jvidprune.video.encode import write_mp4
 
     asked = [{"question": "Did it bark?", "answer": "yes"}, {"question": "Did it fly?", "answer": "no"}]

@@ -13,10 +13,10 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.evals.datasets import names as datasets
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.models import family as families
+from jvidprune.procedural.clips import ClipSpec, render
 from jvidprune.reducers.evs import EVS
 from jvidprune.reducers.registry import from_text
 from jvidprune.tokens import Layout
-from jvidprune.video.clips import ClipSpec, render
 
 PATH = REPOSITORY / "experiments" / "reproduce" / "run.py"
 

@@ -24,6 +24,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.batch import Prompt, score_many
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.clips import ClipSpec, render
 from jvidprune.reducers.serialise import FILE, FolderSettings
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, attach
 from jvidprune.training import loop, step
@@ -32,7 +33,6 @@ from jvidprune.training.loss import Trainee, rows_loss
 from jvidprune.training.step import Placing
 from jvidprune.training.stts import Pruned, open_run, prune_at, publish
 from jvidprune.training.tuning import ACCURACY, Tuner, Tuning
-from jvidprune.video.clips import ClipSpec, render
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.limits import Limits
 

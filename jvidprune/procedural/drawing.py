@@ -1,4 +1,4 @@
-"""Drawing in numpy: antialiased shapes with light and shadow, and background patterns."""
+"""Drawing in numpy: antialiased shapes with light and shadow, background patterns, and where shapes can go."""
 
 import math
 from collections.abc import Callable
@@ -9,6 +9,15 @@ from jaxtyping import Float32
 
 Backdrop = Literal["waves", "checks", "stripes", "dots"]
 BACKDROPS: tuple[Backdrop, ...] = get_args(Backdrop)
+
+RGB = tuple[int, int, int]
+"""A colour, 0 to 255 each."""
+
+DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+"""Signs of x and y, which count to the right and down."""
+
+STILL, GREY = "still", "grey"
+"""The direction of what does not move, and the colour of what has no part in a story."""
 
 
 def _regular(corners: int, inner: float = 1.0) -> np.ndarray:
@@ -27,7 +36,7 @@ _POLYGONS: dict[str, np.ndarray] = {
     "star": _regular(10, 0.45),
     "cross": np.concatenate([_CROSS, -_CROSS]),
 }
-SHAPES = ("circle", "ring", *_POLYGONS)
+DRAWN_SHAPES = ("circle", "ring", *_POLYGONS)
 
 
 def backdrop(
@@ -76,7 +85,7 @@ _PATTERNS: dict[Backdrop, Callable[[np.random.Generator, np.ndarray, np.ndarray,
 def stamp(
     canvas: Float32[np.ndarray, "height width 3"],
     shape: str,
-    rgb: tuple[int, int, int],
+    rgb: RGB,
     centre: tuple[float, float],
     radius: float,
     angle: float,
@@ -85,7 +94,7 @@ def stamp(
 
     Args:
       canvas: grey levels 0..255.
-      shape: one of `SHAPES`.
+      shape: one of `DRAWN_SHAPES`.
       rgb: its colour.
       centre: x and y in pixels.
       radius: pixels, of the circle around the shape.

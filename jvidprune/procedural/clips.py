@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.video.drawing import BACKDROPS, SHAPES, Backdrop, backdrop, stamp
+from jvidprune.procedural.drawing import BACKDROPS, DIRECTIONS, DRAWN_SHAPES, GREY, RGB, Backdrop, backdrop, stamp
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.resize import map_frames
 
@@ -25,7 +25,7 @@ Motion = Literal["left", "right", "up", "down", "orbit", "bounce", "still"]
 CAMERAS: tuple[Camera, ...] = get_args(Camera)
 MOTIONS: tuple[Motion, ...] = get_args(Motion)
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+SOFT_COLOURS: dict[str, RGB] = {
     "red": (222, 62, 62),
     "orange": (240, 140, 40),
     "yellow": (246, 208, 60),
@@ -85,8 +85,8 @@ class ClipSpec:
             raise JvidpruneError(f"the seed of a clip must be at least 0, got {self.seed}.")
         if min(self.size) < 16:
             raise JvidpruneError(f"a clip needs at least 16 x 16 pixels, not {self.size[0]} x {self.size[1]}.")
-        if not 0 <= self.shapes <= len(COLOURS):
-            raise JvidpruneError(f"a scene holds 0 to {len(COLOURS)} shapes, got {self.shapes}.")
+        if not 0 <= self.shapes <= len(SOFT_COLOURS):
+            raise JvidpruneError(f"a scene holds 0 to {len(SOFT_COLOURS)} shapes, got {self.shapes}.")
         if self.distractors < 0:
             raise JvidpruneError(f"a scene holds 0 distractors or more, got {self.distractors}.")
         if not 0 <= self.cuts < self.frames:
@@ -96,7 +96,7 @@ class ClipSpec:
 
 
 @dataclasses.dataclass(frozen=True)
-class Scene:
+class Shot:
     """Frames between two cuts.
 
     Attributes:
@@ -115,7 +115,7 @@ class Scene:
     shift: Float64[np.ndarray, "frames 2"]
     zoom: Float64[np.ndarray, "frames"]
     backdrop: Backdrop
-    sky: tuple[tuple[int, int, int], tuple[int, int, int]]
+    sky: tuple[RGB, RGB]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +124,8 @@ class ClipObject:
 
     Attributes:
       scene: index of its scene.
-      shape: one of `SHAPES`.
-      colour: a name in `COLOURS`, "grey" for a distractor.
+      shape: one of `DRAWN_SHAPES`.
+      colour: a name in `SOFT_COLOURS`, "grey" for a distractor.
       rgb: the colour drawn.
       distractor: whether it has no part in the story.
       motion: how it moves in the world; the camera's motion comes on top.
@@ -138,7 +138,7 @@ class ClipObject:
     scene: int
     shape: str
     colour: str
-    rgb: tuple[int, int, int]
+    rgb: RGB
     distractor: bool
     motion: Motion
     centre: Float64[np.ndarray, "frames 2"]
@@ -152,7 +152,7 @@ class Script:
     """Everything that happens in a clip: scenes in order, objects in the order they are drawn."""
 
     spec: ClipSpec
-    scenes: tuple[Scene, ...]
+    scenes: tuple[Shot, ...]
     objects: tuple[ClipObject, ...]
 
 
@@ -190,7 +190,7 @@ def script(spec: ClipSpec) -> Script:
         shift, zoom = _camera_path(rng, spec, camera, stop - start)
         backdrop = BACKDROPS[backdrops[number % len(backdrops)]]
         sky = _SKIES[skies[number % len(skies)]]
-        scenes.append(Scene(start, stop, camera, shift, zoom, backdrop, sky))
+        scenes.append(Shot(start, stop, camera, shift, zoom, backdrop, sky))
         objects += _cast(rng, spec, number, scenes[-1])
     return Script(spec, tuple(scenes), tuple(objects))
 
@@ -214,12 +214,12 @@ def _camera_path(
     return shift, zoom
 
 
-def _cast(rng: np.random.Generator, spec: ClipSpec, number: int, scene: Scene) -> list[ClipObject]:
+def _cast(rng: np.random.Generator, spec: ClipSpec, number: int, scene: Shot) -> list[ClipObject]:
     """The objects of a scene: distractors behind, shapes in front."""
     frames = scene.stop - scene.start
     t = np.linspace(-1, 1, frames) if frames > 1 else np.zeros(1)
     middle = np.array([spec.size[1], spec.size[0]]) / 2
-    names = rng.permutation(list(COLOURS)).tolist()
+    names = rng.permutation(list(SOFT_COLOURS)).tolist()
     homes = _spread(rng, spec.distractors + spec.shapes)
     objects = []
     for i, home in enumerate(homes):
@@ -229,12 +229,12 @@ def _cast(rng: np.random.Generator, spec: ClipSpec, number: int, scene: Scene) -
         travel = _travel(rng, motion, t) * (0.25 if distractor else 1.0)
         world = middle + (home + travel) * (middle - 0.1 * min(spec.size))
         centre = (world - middle - scene.shift) * scene.zoom[:, None] + middle
-        shape = SHAPES[int(rng.integers(len(SHAPES)))]
-        colour = "grey" if distractor else names[i - spec.distractors]
+        shape = DRAWN_SHAPES[int(rng.integers(len(DRAWN_SHAPES)))]
+        colour = GREY if distractor else names[i - spec.distractors]
         spin = rng.uniform(-0.9, 0.9) * t + rng.uniform(-0.3, 0.3)
         inside = np.asarray(((centre >= 0) & (centre < 2 * middle)).all(1))
         radius = size * min(spec.size) * scene.zoom
-        rgb = _DULL if distractor else COLOURS[colour]
+        rgb = _DULL if distractor else SOFT_COLOURS[colour]
         objects.append(ClipObject(number, shape, colour, rgb, distractor, motion, centre, radius, spin, inside))
     return objects
 
@@ -253,10 +253,8 @@ def _travel(rng: np.random.Generator, motion: Motion, t: np.ndarray) -> np.ndarr
     """(frames, 2) way of an object relative to its home, in half image sides."""
     far, phase = rng.uniform(0.35, 0.6), rng.uniform(0, 2 * math.pi)
     zero = np.zeros_like(t)
-    if motion in ("left", "right"):
-        return np.stack([far * t * (1 if motion == "right" else -1), zero], 1)
-    if motion in ("up", "down"):
-        return np.stack([zero, far * t * (1 if motion == "down" else -1)], 1)
+    if motion in DIRECTIONS:
+        return far * t[:, None] * np.array(DIRECTIONS[motion])
     if motion == "orbit":
         return 0.3 * np.stack([np.cos(math.pi * t + phase), np.sin(math.pi * t + phase)], 1)
     if motion == "bounce":
@@ -287,7 +285,7 @@ def _draw(story: Script, number: int, i: int) -> UInt8[np.ndarray, "height width
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
 
 
-def _background(spec: ClipSpec, number: int, scene: Scene, i: int) -> Float32[np.ndarray, "height width 3"]:
+def _background(spec: ClipSpec, number: int, scene: Shot, i: int) -> Float32[np.ndarray, "height width 3"]:
     height, width = spec.size
     zoom, (right, down) = scene.zoom[i], scene.shift[i]
     x = ((np.arange(width) - width / 2) / zoom + right).astype(np.float32)[None, :]
