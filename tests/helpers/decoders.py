@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jvidprune.cuts.stages import Inner
 
 from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import (
