@@ -9,6 +9,7 @@ from jax import lax
 
 from jvidprune import VideoTokens
 from jvidprune.errors import JvidpruneError
+from jvidprune.ops.branch import on_cpu
 from jvidprune.reducers.protocol import StagedReducer
 from jvidprune.tokens import Layout
 
@@ -23,7 +24,7 @@ def run_plans(reducer: Any, video: VideoTokens, budgets: Any, *, capacity: int) 
     def one(budget: Any) -> Any:
         return decide(budget, capacity=capacity)._replace(diagnostics={})
 
-    return lax.map(one, budgets) if jax.default_backend() == "cpu" else jax.vmap(one)(budgets)
+    return lax.map(one, budgets) if on_cpu() else jax.vmap(one)(budgets)
 
 
 def possible(reducer: Any, layout: Layout, ratios: Iterable[float]) -> tuple[float, ...]:

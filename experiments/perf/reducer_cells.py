@@ -11,6 +11,7 @@ from jax import lax
 
 from jvidprune import VideoTokens, reducers
 from jvidprune.errors import JvidpruneError
+from jvidprune.ops.branch import on_cpu
 from jvidprune.reducers.counting import TokenWidth
 from jvidprune.reducers.protocol import full
 from jvidprune.reducers.run import run_budgets
@@ -99,7 +100,7 @@ def _run(reducer: Any, videos: VideoTokens, budgets: Any, *, capacity: int, outp
     run = partial(run_budgets if output == "tokens" else run_plans, reducer, budgets=budgets, capacity=capacity)
     if videos.features.ndim == 3:
         return run(videos)
-    return lax.map(run, videos) if jax.default_backend() == "cpu" else jax.vmap(run)(videos)
+    return lax.map(run, videos) if on_cpu() else jax.vmap(run)(videos)
 
 
 def run_cell(cell: ReducerCell, rates: Rates, dtype: Any, *, repeats: int, seconds: float) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.select import first_argmin, rank_descending
 
 _FAR = jnp.inf
@@ -20,7 +21,7 @@ def k_smallest(values: Float[Array, "... N M"], k: int) -> Float[Array, "... N k
     An insertion scan that carries k running minima: it vectorises on XLA:CPU where top_k and sort do not. The minima
     are separate arrays; stacked into one they cost three times as much.
     """
-    if jax.default_backend() != "cpu":
+    if not on_cpu():
         return -lax.top_k(-values, k)[0]
     shape = values.shape[:-1]
 

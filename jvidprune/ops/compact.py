@@ -6,6 +6,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.ops.branch import mean_rounds, on_cpu
 from jvidprune.ops.select import order_ascending, rank_of_order
 from jvidprune.tokens import Plan, Reduced
 
@@ -110,28 +111,30 @@ def combine(plan: Plan, x: Float[Array, "M D"]) -> Float[Array, "K D"]:
     Linear in `x` and differentiable with the plan held fixed.
     """
     if plan.row.shape[0] == 0:
-        return jnp.where(plan.is_pick[:, None], gather_rows(plan, x), 0)
+        # Rows that are no picks are zero, like padding.
+        return jnp.where(plan.is_pick[:, None], x[jnp.minimum(plan.ids, x.shape[0] - 1)], 0)
     capacity = plan.ids.shape[0]
     summed = jnp.append(plan.valid & ~plan.is_pick, False)
     row = jnp.where(summed[jnp.minimum(plan.row, capacity)], plan.row, capacity)
     pick = jnp.where(plan.is_pick, plan.ids, x.shape[0])
-    return jnp.asarray(row_sums(row, plan.weight, pick, x)).astype(x.dtype)  # pyright: ignore[reportArgumentType]
+    return jnp.asarray(row_sums(row, plan.weight, pick, x))  # pyright: ignore[reportArgumentType]
 
 
 @jax.custom_vjp
 def row_sums(
     row: Int[Array, "A M"], weight: Float[Array, "A M"], pick: Int[Array, "K"], x: Float[Array, "M D"]
 ) -> Float[Array, "K D"]:
-    """Sum of weight * x over the tokens and slots that point to each of K rows, float32; rows >= K swallow the rest.
+    """Sum of weight * x over the tokens and slots that point to each of K rows; rows >= K swallow the rest.
+
+    Sums are float32, the result has the dtype of `x`.
 
     A row whose `pick` is a token (below M) is a copy of it and must not be pointed to.
 
-    On CPU one video's sum is a loop over the copies and the tokens that contribute, which reads and writes nothing else
-    and is several times faster than a gather and a scatter of all tokens; under vmap and on accelerators it is these.
+    One video's sum is a loop that reads what contributes and writes the rows, no more: on CPU token by token, several
+    times faster than a gather and a scatter of all tokens; on accelerators block by block of rows, whose tokens lie
+    side by side once they are sorted by row, as products with a matrix of weights. Under vmap it is a scatter.
     """
-    if jax.default_backend() == "cpu":
-        return _looped_sums(row, weight, pick, x)
-    return _scattered_sums(row, weight, pick, x)
+    return _cpu_sums(row, weight, pick, x) if on_cpu() else _blocked_sums(row, weight, pick, x)
 
 
 def _scattered_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
@@ -140,11 +143,55 @@ def _scattered_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
     total = jnp.concatenate([copies, jnp.zeros((1, x.shape[-1]), jnp.float32)])
     for slot_row, slot_weight in zip(row, weight, strict=True):
         total = total.at[slot_row].add(slot_weight[:, None] * x.astype(jnp.float32))
-    return total[:capacity]
+    return total[:capacity].astype(x.dtype)
+
+
+def _block_rows(capacity: int) -> int:
+    """Rows of a block: the largest divisor of the capacity in reach, so that no row is copied again, or else 128."""
+    fitting = [size for size in range(64, 257, 8) if capacity % size == 0]
+    return max(fitting, default=min(128, capacity))
 
 
 @jax.custom_batching.custom_vmap
-def _looped_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
+def _blocked_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
+    (tokens, width), capacity, slots = x.shape, pick.shape[0], row.shape[0]
+    size = _block_rows(capacity)
+    blocks = -(-capacity // size)
+    token = jnp.arange(tokens, dtype=jnp.int32)
+    own = jnp.where(pick < tokens, jnp.arange(capacity, dtype=jnp.int32), capacity)
+    rows = jnp.concatenate([jnp.minimum(row.reshape(-1), capacity), own])
+    sources = jnp.concatenate([jnp.tile(token, slots), jnp.minimum(pick, tokens - 1)])
+    weights = jnp.concatenate([weight.reshape(-1), jnp.ones(capacity, jnp.float32)])
+    # Entries by row; a block of rows is a stretch of them. The padding lets the last stretch be read whole.
+    order = order_ascending(rows)
+    rows, sources, weights = (
+        jnp.pad(leaf[order], (0, size), constant_values=fill)
+        for leaf, fill in ((rows, capacity), (sources, 0), (weights, 0))
+    )
+    starts = jnp.searchsorted(
+        rows[:-size], jnp.minimum(jnp.arange(blocks + 1) * size, capacity), method="compare_all"
+    ).astype(jnp.int32)
+    precision = lax.Precision.HIGHEST
+
+    def block(number: Array) -> Array:
+        first, begin, end = number * size, starts[number], starts[number + 1]
+
+        def add(i: Array, total: Array) -> Array:
+            at = begin + i * size
+            row, source, weight = (lax.dynamic_slice(leaf, (at,), (size,)) for leaf in (rows, sources, weights))
+            weight = jnp.where(at + jnp.arange(size) < end, weight, 0.0)
+            matrix = jnp.where(row - first == jnp.arange(size)[:, None], weight, 0.0)
+            return total + jnp.dot(matrix, x[source].astype(jnp.float32), precision=precision)
+
+        with mean_rounds(slots * tokens / capacity + 0.5):
+            total = lax.fori_loop(0, -(-(end - begin) // size), add, jnp.zeros((size, width), jnp.float32))
+        return total.astype(x.dtype)
+
+    return lax.map(block, jnp.arange(blocks, dtype=jnp.int32)).reshape(blocks * size, width)[:capacity]
+
+
+@jax.custom_batching.custom_vmap
+def _cpu_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
     (tokens, width), capacity = x.shape, pick.shape[0]
     entry, _, used = compact(row.reshape(-1) < capacity, row.size)
     copied, _, copies = compact(pick < tokens, capacity)
@@ -164,10 +211,11 @@ def _looped_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
         return lax.dynamic_update_slice(total, now + weights[at] * token(at % tokens), place)
 
     total = lax.fori_loop(0, copies, copy, jnp.zeros((capacity, width), jnp.float32))
-    return lax.fori_loop(0, used, add, total)
+    return lax.fori_loop(0, used, add, total).astype(x.dtype)
 
 
-@_looped_sums.def_vmap
+@_cpu_sums.def_vmap
+@_blocked_sums.def_vmap
 def _batched_sums(axis_size, in_batched, row, weight, pick, x):
     # A batched loop would select over the whole output at every step; a batched scatter also keeps shards apart.
     axes = tuple(0 if flag else None for flag in in_batched)

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Int
+
+from jvidprune.ops.branch import on_cpu
 
 LONG = 64
 """Capacity from which work is sized; below, several compilations cost more than they save."""
@@ -23,7 +24,7 @@ def filled_quarter(count: Int[Array, ""], capacity: int, run: Callable[[int], An
       capacity: static.
       run: work on the first `size` entries; its results have the same shapes for any size (`widen` helps).
     """
-    if jax.default_backend() != "cpu" or capacity < LONG:
+    if not on_cpu() or capacity < LONG:
         return run(capacity)
     sizes = [-(-capacity * quarter // 4) for quarter in (1, 2, 3, 4)]
     which = sum((count > size).astype(jnp.int32) for size in sizes[:-1])

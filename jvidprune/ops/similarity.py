@@ -13,6 +13,8 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from jvidprune.ops.branch import on_cpu
+
 
 def dot_f32(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m"]:
     """Inner products of rows, (n, d) x (m, d) -> (n, m) float32.
@@ -28,7 +30,7 @@ def dot_f32(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m
 
 def over_frames(fn: Callable, *arrays: Any) -> Any:
     """Maps `fn` over the leading axis of arrays or pytrees: one by one on CPU (the 2-D matmul path), else batched."""
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return lax.map(lambda args: fn(*args), arrays)
     return jax.vmap(fn)(*arrays)
 
@@ -43,7 +45,7 @@ def neighbour_gram(x: Float[Array, "T N D"]) -> Float[Array, "T-1 N N"]:
     frames = x.shape[0]
     if frames < 2:
         return jnp.zeros((0, x.shape[1], x.shape[1]), jnp.float32)
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return lax.map(lambda t: dot_f32(x[t + 1], x[t]), jnp.arange(frames - 1))
     return jax.vmap(dot_f32)(x[1:], x[:-1])
 
@@ -88,7 +90,7 @@ def frame_pair_inner(x: Float[Array, "T N D"], early: np.ndarray, late: np.ndarr
 
     if len(late) == 0:
         return jnp.zeros((0, x.shape[1]), jnp.float32)
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return lax.map(lambda at: pair(x[at[0]], x[at[1]]), (jnp.asarray(early), jnp.asarray(late)))
     return pair(x[early], x[late])
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32
 
@@ -162,7 +163,7 @@ def merged_grams(
     nothing = jnp.zeros((1, n), bool)
     incoming = jnp.concatenate([linked[1:], nothing])
     target = jnp.where(incoming, jnp.concatenate([parent[1:], parent[:1]]), n)
-    sizes = (n // 4, n // 2, n) if jax.default_backend() == "cpu" and n >= 16 else (n,)
+    sizes = (n // 4, n // 2, n) if on_cpu() and n >= 16 else (n,)
     count = wanted.sum(-1)
     # Branch 0 keeps the raw matrix, branch i takes the product of sizes[i - 1] rows.
     branch = 1 + sum((count > size).astype(jnp.int32) for size in sizes[:-1])

@@ -222,6 +222,8 @@ class BaseReducer:
       tokens_from: see `TokensFrom`.
       tokens_per_frame: (layout, ratio) -> tokens of every frame, of methods that keep equally many in each; None of all
         others. It is what the first stage of a chain must have.
+      wide_decisions: what is decided for one budget holds (T, N, N) or D-wide arrays, so that several budgets are
+        decided one after the other on accelerators too.
       reads_sink: `prepare` has a place for SToP's rule; else SToP gives it a video whose maps are adjusted.
     """
 
@@ -232,6 +234,7 @@ class BaseReducer:
     tokens_from: TokensFrom = "features"
     tokens_per_frame: Callable[[Layout, float], int] | None = None
     reads_sink: bool = True
+    wide_decisions: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -327,7 +330,18 @@ class _Filled(BaseReducer):
     """Any object with the four members of a reducer; what it has of the others is taken from it."""
 
     _MEMBERS = (
-        *("needs", "budget", "capacity", "plan", "info", "PRESETS", "prompt", "tokens_per_frame", "reads_sink"),
+        *(
+            "needs",
+            "budget",
+            "capacity",
+            "plan",
+            "info",
+            "PRESETS",
+            "prompt",
+            "tokens_per_frame",
+            "reads_sink",
+            "wide_decisions",
+        ),
         *("tokens_from", "at_depth", "bind", "apply", "run_budgets", "inner", "flops", "warning"),
     )
 

@@ -11,6 +11,7 @@ from jax import lax
 from jax.core import Tracer
 
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
+from jvidprune.ops.branch import on_cpu
 from jvidprune.reducers.protocol import Reducer, StagedReducer, check_ratio, check_weighs_features, full, title_of
 from jvidprune.tokens import Budget, Layout, Plan, Reduced, VideoTokens, stack_budgets
 
@@ -172,11 +173,15 @@ def run_budgets(
             return reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
 
     def one(budget: Budget) -> Reduced:
-        return _finish(full(reducer).apply(decide(budget), video), diagnostics)
+        return apply(decide(budget))
 
-    if jax.default_backend() == "cpu":
+    def apply(plan: Plan) -> Reduced:
+        return _finish(full(reducer).apply(plan, video), diagnostics)
+
+    if on_cpu() or full(reducer).wide_decisions:
         return lax.map(one, budgets)
-    return jax.vmap(one)(budgets)
+    # Decisions of all budgets side by side are small; D-wide arithmetic side by side is scatters and wide temporaries.
+    return lax.map(apply, jax.vmap(decide)(budgets))
 
 
 @functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics"))
@@ -185,7 +190,7 @@ def _run_batch(reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capaci
         plan = reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
         return _finish(full(reducer).apply(plan, video), diagnostics)
 
-    if jax.default_backend() == "cpu":
+    if on_cpu():
         return lax.map(lambda pair: one(*pair), (videos, budgets))
     return jax.vmap(one)(videos, budgets)
 

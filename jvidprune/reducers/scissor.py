@@ -269,7 +269,7 @@ def _over_time(video: ScissorShared, tau: Array, first: Array, listed: Array, nu
     side, length = _sizes(m)
     size = jnp.zeros(length + 1, jnp.int32).at[listed].add(1)
     share = 1.0 / jnp.maximum(size[listed], 1)
-    means = jnp.asarray(compact.row_sums(listed[None], share[None], jnp.full(length, m), x))
+    means = jnp.asarray(compact.row_sums(listed[None], share[None], jnp.full(length, m), x.astype(jnp.float32)))
     norm = jnp.sqrt(squared_norms(means))
     tiles = -(-number // side)
     entries = jnp.arange(length, dtype=jnp.int32)

@@ -217,7 +217,8 @@ def _levels(
         new = _merged_place(index[None], rank[None], into[None], size[None], (size // 2)[None])[0]
         static = -(-static // 2)
         new = jnp.where(index < size, new, static)
-        sums = jnp.asarray(compact.row_sums(new[None], jnp.ones((1, new.size)), jnp.full(static, new.size), sums))
+        ones, none = jnp.ones((1, new.size)), jnp.full(static, new.size)
+        sums = jnp.asarray(compact.row_sums(new[None], ones, none, sums.astype(jnp.float32)))
         place = jnp.where(place < size, new[jnp.minimum(place, new.size - 1)], n)
         size = size - size // 2
     nothing = jnp.zeros(half, jnp.int32)

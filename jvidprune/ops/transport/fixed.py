@@ -8,12 +8,12 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from jvidprune.fields import Iterations, Temperature, check_fields, pytree
+from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.transport.solvers import Exact, TransportResult, transport_result, underflowed, warn_eagerly
 
 _FIRST, _BLOCK, _LAST = 2, 10, 5
@@ -97,7 +97,7 @@ def sinkhorn_log(
     log_kernel = -cost / epsilon
     problem = log_kernel, jnp.swapaxes(log_kernel, -1, -2), a, b
     u, v = jnp.where(a > 0, 0.0, -jnp.inf), jnp.zeros_like(b)
-    if jax.default_backend() != "cpu" or not isinstance(iterations, int):
+    if not on_cpu() or not isinstance(iterations, int):
         u, v = _log_updates(problem, u, v, iterations)
     else:
         # The first updates move the potentials too far for scalings, the last ones shed the rounding of the blocks.
