@@ -31,6 +31,7 @@ EVIDENCE: dict[str, str] = {
     "tower_input": "(T, Mv, Dv) patches with positions, what enters the tower's blocks (STTS's heuristics)",
     "features_deepstack": "(T, N, S, D) the DeepStack levels that Qwen3-VL adds after its first S decoder layers",
     "text": "(L, D) embeddings of the question's tokens",
+    "text_mask": "(L,) bool the rows of text that are no padding; where it is missing, none are",
     "joint_image": "(T, N, C) tokens in a space that the vision tower shares with a text tower (CDPruner)",
     "joint_text": "(S, C) the question's segments in the same space (CDPruner)",
     "attention_columns": "(T, P) attention received by every patch in the last block, mean over heads, summed over "
@@ -39,6 +40,9 @@ EVIDENCE: dict[str, str] = {
     "newline": "(D,) the model's newline vector, for a reducer in which row newlines take part as tokens (AOT)",
 }
 """Every kind of evidence a model can attach to its tokens; the list is closed, reducers ask by these names."""
+
+QUESTION = frozenset({"text", "text_mask"})
+"""Evidence that comes with a question and not from the video, see `VideoTokens.with_text`."""
 
 AttentionName = Literal[
     "attention_last", "attention_pooling_head", "attention_mean_query", "attention_shallow", "attention_deep"
@@ -143,6 +147,32 @@ class VideoTokens:
         # Grids are static jit data: lists would not hash.
         wide = None if unpooled_grid is None else (unpooled_grid[0], unpooled_grid[1])
         return cls(features, arrays, mask, (grid[0], grid[1]), wide)
+
+    def with_text(self, text: Any, text_mask: Any | None = None) -> "VideoTokens":
+        """The same tokens with the embeddings of a question, for methods that read "text".
+
+        Args:
+          text: (L, D) in the width of the tokens; of a batch (B, L, D), one question a video.
+          text_mask: (L,) or (B, L) bool, False on padding rows; by default all rows are the question's.
+
+        Raises:
+          JvidpruneError: another shape, or a question without any row.
+        """
+        lead, dim = self.features.shape[:-3], self.features.shape[-1]
+        text = jnp.asarray(text)
+        if text.shape[:-2] != lead or text.ndim != len(lead) + 2 or text.shape[-1] != dim or text.shape[-2] == 0:
+            axes = ", ".join([*map(str, lead), "L", str(dim)])
+            raise JvidpruneError(f"the embeddings of a question must have shape ({axes}), got {text.shape}.")
+        evidence = {name: value for name, value in self.evidence.items() if name not in QUESTION} | {"text": text}
+        if text_mask is not None:
+            mask = jnp.asarray(text_mask, bool)
+            if mask.shape != text.shape[:-1]:
+                raise JvidpruneError(f"text_mask must have shape {text.shape[:-1]} as text has rows, got {mask.shape}.")
+            asked = jnp.all(jnp.any(mask, axis=-1))
+            if not isinstance(asked, jax.core.Tracer) and not asked:
+                raise JvidpruneError("text_mask must leave every question at least one row, got one without any.")
+            evidence |= {"text": jnp.where(mask[..., None], text, 0), "text_mask": mask}
+        return dataclasses.replace(self, evidence=evidence)
 
     def layout(self, frames: int | None = None) -> Layout:
         """The static facts a budget is made from; `frames` is the number of real frames where padding follows them."""

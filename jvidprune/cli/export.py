@@ -82,6 +82,7 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
     from jvidprune.stts.attach import EVIDENCE
     from jvidprune.stts.released import released_scorer
     from jvidprune.stts.saved import read_stts
+    from jvidprune.tokens import QUESTION
 
     if choice.reducer is None and choice.ratio is not None:
         raise JvidpruneError(
@@ -128,7 +129,7 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
             heads = loaded.config.vision.heads
             scored = read_stts(source, heads=heads) or released_scorer(source, heads)
             provides = loaded.model.provides | (EVIDENCE if scored else frozenset())
-            check_evidence(family, pruning.reducer.needs - {"text"}, provides, None)
+            check_evidence(family, pruning.reducer.needs - QUESTION, provides, None)
         console.start("writing")
         path = export_model(loaded, folder, dtype=choice.dtype, extra=extra)
     files = sorted(file.name for file in path.iterdir())

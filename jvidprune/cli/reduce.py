@@ -28,6 +28,8 @@ class ReduceChoice:
     """Several methods separated by commas, drawn side by side; replaces `reducer`."""
     ratio: float = 0.1
     """Retention ratio in (0, 1]."""
+    question: str = ""
+    """For methods that read it, such as cdpruner."""
     save: Annotated[Path, arg(name="out")] = Path("reduction.html")
     """Where to draw it: .html, .png or .mp4."""
 
@@ -81,6 +83,7 @@ def draw_reduction(
     from jvidprune.llm.stages import StageClock
     from jvidprune.reducers.registry import title
     from jvidprune.reducers.run import reduce as reduce_video
+    from jvidprune.tokens import QUESTION
     from jvidprune.viz.decision import Decision
     from jvidprune.viz.drawn import drawn_frames
     from jvidprune.viz.overlay import write_picture
@@ -98,14 +101,17 @@ def draw_reduction(
         methods = {name: llm.reducer(name) for name in names}
         needs = frozenset().union(*(method.needs for method in methods.values()))
         clock = StageClock(console.start)
-        encoded = reading.read_video(path, llm, needs, model, clock, console)
+        encoded = reading.read_video(path, llm, needs - QUESTION, model, clock, console)
         video = encoded.tokens
         decisions, refused = [], {}
         for name, method in methods.items():
             try:
                 with clock("reduce") as stage, warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always", JvidpruneWarning)
-                    reduced = jax.block_until_ready(reduce_video(method, video, ratio, diagnostics=True))
+                    if "text" in method.needs and not choice.question:
+                        raise JvidpruneError(f"{title(name)} reads the question: give one with --question.")
+                    known = llm.with_evidence(encoded, method, choice.question).tokens
+                    reduced = jax.block_until_ready(reduce_video(method, known, ratio, diagnostics=True))
                     shape: dict[str, Any] = {"frames": video.features.shape[0], "grid": video.grid}
                     decisions.append(Decision.from_reduced(reduced, method=title(name), ratio=ratio, **shape))
                     stage.tokens = decisions[-1].count

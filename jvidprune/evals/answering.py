@@ -44,20 +44,24 @@ def compile_all(
 
 
 def answer_all(
-    llm: VideoLLM, videos: Sequence[ReducedVideo], questions: Sequence[str], *, max_new_tokens: int
+    llm: VideoLLM, videos: Sequence[Sequence[ReducedVideo]], questions: Sequence[str], *, max_new_tokens: int
 ) -> list[list[Reply]]:
-    """Asks every question about every reduced video, in as few batches as their lengths allow.
+    """Asks every question at every ratio, in as few batches as their lengths allow.
 
     Args:
       llm: the model.
-      videos: one clip reduced to several ratios, from `sweep_video`.
+      videos: of each question, the clip reduced to several ratios, from `sweep_video`.
       questions: whole texts as the model is asked.
       max_new_tokens: longest answer.
 
     Returns:
       Replies [ratio][question].
     """
-    prompts = [Prompt(video, question) for video in videos for question in questions]
+    prompts = [
+        Prompt(video, question)
+        for ratio in zip(*videos, strict=True)
+        for video, question in zip(ratio, questions, strict=True)
+    ]
     replies = answer_many(llm, prompts, max_new_tokens=max_new_tokens, batch=BATCH, min_fill=MIN_FILL)
     return [replies[i : i + len(questions)] for i in range(0, len(replies), len(questions))]
 

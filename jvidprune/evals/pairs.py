@@ -68,12 +68,17 @@ def answer_job(
     """
     questions = [question.prompt() for question in item.questions]
     clock = StageClock()
+    # A method that reads the question reduces the clip once for each of them.
+    reads = "text" in job.reducer.needs
+    different = list(dict.fromkeys(questions))
+    shown = [llm.with_evidence(video, job.reducer, text) for text in different] if reads else [video]
     with clock("reduce"):
-        videos = sweep_video(video, job.reducer, job.asked)
+        swept = [sweep_video(one, job.reducer, job.asked) for one in shown]
     with clock("answer"):
-        replies = answer_all(llm, videos, questions, max_new_tokens=longest)
+        by_question = dict(zip(different, swept if reads else swept * len(different), strict=True))
+        replies = answer_all(llm, [by_question[text] for text in questions], questions, max_new_tokens=longest)
     reduce, answer = clock.stages
-    alone = time_alone(llm, videos, questions[0], max_new_tokens=longest) if timed else []
+    alone = time_alone(llm, by_question[questions[0]], questions[0], max_new_tokens=longest) if timed else []
     samples, batches = [], []
     for i, (ratio, row) in enumerate(zip(job.ratios, replies, strict=True)):
         for question, reply in zip(item.questions, row, strict=True):
@@ -82,7 +87,7 @@ def answer_job(
             record |= {"category": question.category, "prediction": reply.text, "answer": question.answer}
             counts = {"kept": reply.kept, "visual": reply.visual, "prompt": reply.prompt}
             samples.append(record | {"correct": right} | counts)
-        costs: Record = {"ratio": ratio, "refused": "", "reduce": reduce.seconds / len(job.ratios)}
+        costs: Record = {"ratio": ratio, "refused": "", "reduce": reduce.seconds / len(job.ratios) / len(shown)}
         if timed:
             costs |= {"prefill": alone[i][0], "generate": alone[i][1]}
         costs |= {"compile": (reduce.compile_seconds + answer.compile_seconds) * (i == 0), "memory": peak_memory()}

@@ -25,7 +25,7 @@ from jvidprune.evals.hosts import (
     wait_for_others,
 )
 from jvidprune.evals.identity import run_hash
-from jvidprune.evals.items import LeftOut, left_out
+from jvidprune.evals.items import Item, LeftOut, left_out
 from jvidprune.evals.keys import BATCH_KEY, FAILURE_KEY, SAMPLE_KEY, Group, Keys, Stores
 from jvidprune.evals.pairs import Job, answer_job, possible_ratios
 from jvidprune.evals.plan import SweepPlan
@@ -36,6 +36,7 @@ from jvidprune.llm.encoded import EncodedVideo
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.evidence import check_evidence
+from jvidprune.tokens import QUESTION
 
 TIMED = 3
 """Clips on which one question is asked alone at every ratio, to see what a ratio costs."""
@@ -147,7 +148,7 @@ def run_sweep(
     files = RunFiles(out or Path("runs") / run_hash(identity), host)
     progress = progress or (lambda text, done, total: None)
     if plan.needs:
-        check_evidence(llm.loaded.family, plan.needs, llm.loaded.model.provides, None)
+        check_evidence(llm.loaded.family, plan.needs - QUESTION, llm.loaded.model.provides, None)
     keys = Keys(task, plan, {name: identity.get(name) for name in plans.MODEL})
     with only_writer(files.folder, host):
         with contextlib.ExitStack() as closing:
@@ -257,7 +258,7 @@ def _run_missing(
             with reading(item.file or item.id):
                 clip = item.load()
             with clock("encode"):
-                video = llm.encode(clip, needs=keys.plan.needs)
+                video = llm.encode(clip, needs=keys.plan.needs - QUESTION)
                 jax.block_until_ready(video.tokens)
         except JvidpruneError as error:
             failed[number] = LeftOut(item.id, item.file, str(error))
@@ -269,7 +270,7 @@ def _run_missing(
             continue
         jobs = _jobs(waiting, video)
         if compiled is None:
-            compiled = _compiled(jobs, video, progress)
+            compiled = _compiled(llm, item, jobs, video, progress)
         for job in jobs:
             progress(f"{item.id} · {job.name}", done, total)
             known = {"clip": item.id, "method": job.name, "key": keys.batch(number, job.name)}
@@ -296,7 +297,7 @@ def _jobs(waiting: list[Group], video: EncodedVideo) -> list[Job]:
     return [Job(name, reducer, *possible_ratios(reducer, video.tokens, ratios)) for name, reducer, ratios in waiting]
 
 
-def _compiled(jobs: list[Job], video: EncodedVideo, progress: Progress) -> dict[str, float]:
+def _compiled(llm: VideoLLM, item: Item, jobs: list[Job], video: EncodedVideo, progress: Progress) -> dict[str, float]:
     """Seconds of compiling the reductions of a clip's methods, by name."""
     progress("compiling the reducers", 0, len(jobs))
     names: list[str] = []
@@ -305,4 +306,8 @@ def _compiled(jobs: list[Job], video: EncodedVideo, progress: Progress) -> dict[
         names.append(name)
         progress("compiling the reducers", len(names), len(jobs))
 
+    for job in jobs:
+        if "text" in job.reducer.needs:
+            # Any question will do: their embeddings are padded to few lengths.
+            video = llm.with_evidence(video, job.reducer, item.questions[0].prompt())
     return compile_all([(job.name, job.reducer, job.asked) for job in jobs if job.ratios], video, finished)

@@ -28,13 +28,15 @@ from jvidprune.integrations.lmms_documents import (
     same_prompt,
 )
 from jvidprune.llm.batch import Prompt, Score, answer_many, score_many
-from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.evidence import check_evidence
+from jvidprune.tokens import QUESTION
 from jvidprune.video.decode import Clip
 
 _KEPT = 4
-"""Reduced videos that are remembered for later questions about them."""
+"""Videos that are remembered for later questions about them: reduced ones, or encoded ones for methods that read the
+question."""
 
 UNLIKELY = -1e6
 """Log-likelihood of every continuation where the video cannot be read."""
@@ -88,10 +90,8 @@ class Adapter:
         if ratio is None and args.reducer not in (None, "none"):
             raise JvidpruneError(f"the reducer {args.reducer} needs a ratio: reducer={args.reducer},ratio=0.1.")
         self.ratio = 1.0 if ratio is None else ratio
-        if "text" in self.reducer.needs:
-            raise JvidpruneError("a reducer that reads the question is not supported in lmms-eval.")
-        check_evidence(self.llm.loaded.family, self.reducer.needs, self.llm.loaded.model.provides, None)
-        self._videos: OrderedDict[str, ReducedVideo] = OrderedDict()
+        check_evidence(self.llm.loaded.family, self.reducer.needs - QUESTION, self.llm.loaded.model.provides, None)
+        self._videos: OrderedDict[str, EncodedVideo | ReducedVideo] = OrderedDict()
         self.failures: dict[tuple[str, str, Any], str] = {}
         """(task, split, document) -> why it was not answered."""
 
@@ -314,31 +314,38 @@ class Adapter:
         try:
             if isinstance(visuals, Failed):
                 raise JvidpruneError(visuals.reason)
-            return Prompt(self._video(visuals), str(args[0]))
+            return Prompt(self._video(visuals, str(args[0])), str(args[0]))
         except JvidpruneError as error:
             raise type(error)(f"{called(args)}: {error}") from error
 
-    def _video(self, visuals: Any) -> ReducedVideo | list[ReducedVideo]:
+    def _video(self, visuals: Any, question: str) -> ReducedVideo | list[ReducedVideo]:
         """The reduced video of what doc_to_visual gives: paths of videos, or the frames of one as pictures."""
         parts = [visuals] if isinstance(visuals, str | Path) else list(visuals or ())
         if parts and all(isinstance(part, str | Path) for part in parts):
-            videos = [self._file(str(part)) for part in parts]
+            videos = [self._reduced(self._file(str(part)), question) for part in parts]
             return videos[0] if len(videos) == 1 else videos
         if len(parts) > 1 and all(hasattr(part, "convert") for part in parts):
-            return self._reduced(frames_of(parts, self.llm.settings.wish(self.args.max_frames_num, self.args.fps)))
+            clip = frames_of(parts, self.llm.settings.wish(self.args.max_frames_num, self.args.fps))
+            return self._reduced(self._ready(clip), question)
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
         raise UnsupportedTask(f"jvidprune reads videos (paths, or several pictures as frames), the task gives {kinds}.")
 
-    def _file(self, path: str) -> ReducedVideo:
+    def _file(self, path: str) -> EncodedVideo | ReducedVideo:
         if path not in self._videos:
             with reading(path):
                 clip = self.llm.sample(path, frames=self.args.max_frames_num, fps=self.args.fps)
-            self._videos[path] = self._reduced(clip)
+            self._videos[path] = self._ready(clip)
             while len(self._videos) > _KEPT:
                 self._videos.popitem(last=False)
         self._videos.move_to_end(path)
         return self._videos[path]
 
-    def _reduced(self, clip: Clip) -> ReducedVideo:
-        video = self.llm.encode(clip, needs=self.reducer.needs)
-        return self.llm.reduce(video, reducer=self.reducer, ratio=self.ratio)
+    def _ready(self, clip: Clip) -> EncodedVideo | ReducedVideo:
+        """What of a clip is the same for all questions: its reduction, or its tokens where the method reads these."""
+        video = self.llm.encode(clip, needs=self.reducer.needs - QUESTION)
+        return video if "text" in self.reducer.needs else self._reduced(video, None)
+
+    def _reduced(self, video: EncodedVideo | ReducedVideo, question: str | None) -> ReducedVideo:
+        if isinstance(video, ReducedVideo):
+            return video
+        return self.llm.reduce(video, reducer=self.reducer, ratio=self.ratio, question=question)

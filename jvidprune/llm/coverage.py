@@ -14,6 +14,7 @@ from jvidprune.models.siglip import SiglipConfig
 from jvidprune.reducers import registry
 from jvidprune.reducers.protocol import inner_stages
 from jvidprune.reducers.table import rewrite
+from jvidprune.tokens import QUESTION
 
 _MARK = "<!-- families-table -->"
 
@@ -23,7 +24,7 @@ def lacking(config: Any, needs: frozenset[str]) -> tuple[str, ...]:
 
     Every family embeds the text of a question.
     """
-    return tuple(sorted(needs - _with_head(config).provides - {"text"}))
+    return tuple(sorted(needs - _with_head(config).provides - QUESTION))
 
 
 def cell(family: str, method: str) -> str:
@@ -33,7 +34,7 @@ def cell(family: str, method: str) -> str:
     if missing := lacking(config, reducer.needs):
         return "needs " + ", ".join(f"`{name}`" for name in missing)
     notes = ["in the LLM"] * bool(inner_stages(reducer, 0.5))
-    notes += ["with SigLIP's pooling head"] * (not reducer.needs <= config.provides | {"text"})
+    notes += ["with SigLIP's pooling head"] * (not reducer.needs <= config.provides | QUESTION)
     return f"yes ({', '.join(notes)})" if notes else "yes"
 
 

@@ -16,7 +16,7 @@ from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
 from jvidprune.models.evidence import NO_QUESTION
 from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.reducers.protocol import Reducer, title_of
-from jvidprune.tokens import VideoTokens
+from jvidprune.tokens import QUESTION, VideoTokens
 from jvidprune.video.decode import Clip, as_frames
 
 if TYPE_CHECKING:
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 Source = str | os.PathLike[str] | np.ndarray | Clip
 """What is encoded: the path of a file, (T, H, W, 3) uint8 frames, or a clip, which is frames with their times."""
+
+
+QUESTION_ROWS = 32
+"""Embeddings of questions are padded to a multiple of it."""
 
 
 def open_source(llm: "VideoLLM", source: Source, fps: float | None, times: Sequence[float] | None) -> Clip | np.ndarray:
@@ -76,7 +80,7 @@ def encode_frames(
     frames = source.frames if isinstance(source, Clip) else source
     if "text" in needs and question is None:
         raise JvidpruneError(NO_QUESTION)
-    video = EncodedVideo(_tokens(llm, frames, needs - {"text"}), source)
+    video = EncodedVideo(_tokens(llm, frames, needs - QUESTION), source)
     # Attached here, so that the tower does not compile anew for every length of a question.
     return _with_text(llm, video, question) if "text" in needs and question is not None else video
 
@@ -88,7 +92,7 @@ def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question
       JvidpruneError: evidence that is missing where the frames were not kept, that this checkpoint cannot give, or no
         question where the method reads it.
     """
-    missing = frozenset(method.needs - video.tokens.evidence.keys() - {"text"})
+    missing = frozenset(method.needs - video.tokens.evidence.keys() - QUESTION)
     if missing:
         if video.frames is None:
             raise JvidpruneError(
@@ -112,9 +116,12 @@ def _tokens(llm: "VideoLLM", frames: np.ndarray, needs: frozenset[str]) -> Video
 
 
 def _with_text(llm: "VideoLLM", video: EncodedVideo, question: str) -> EncodedVideo:
-    ids = jnp.asarray(llm.tokenizer.encode(question), jnp.int32)
-    evidence = video.tokens.evidence | {"text": llm.loaded.model.embed_text(ids)}
-    return dataclasses.replace(video, tokens=dataclasses.replace(video.tokens, evidence=evidence), question=question)
+    ids = np.asarray(llm.tokenizer.encode(question), np.int32)
+    # Padded, so that neither the embedding nor a reduction compiles anew for every length of a question.
+    padded = np.zeros(-(-len(ids) // QUESTION_ROWS) * QUESTION_ROWS, np.int32)
+    padded[: len(ids)] = ids
+    tokens = video.tokens.with_text(llm.loaded.model.embed_text(jnp.asarray(padded)), np.arange(len(padded)) < len(ids))
+    return dataclasses.replace(video, tokens=tokens, question=question)
 
 
 @functools.partial(jax.jit, static_argnames="needs")

@@ -42,6 +42,7 @@ from jvidprune.reducers.registry import for_model
 from jvidprune.reducers.serialise import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
 from jvidprune.stts.saved import read_stts
+from jvidprune.tokens import QUESTION
 from jvidprune.video.decode import Clip, read_frames
 from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.preprocess import Patches
@@ -255,7 +256,7 @@ class VideoLLM:
         wanted = frozenset() if needs is None else frozenset(needs)
         method = self._chosen(reducer) if needs is None else None if reducer is None else self.reducer(reducer)
         if method is not None:
-            wanted |= method.needs if question is not None else method.needs - {"text"}
+            wanted |= method.needs if question is not None else method.needs - QUESTION
         return encode_frames(self, open_source(self, source, fps, times), wanted, question)
 
     def _chosen(self, reducer: Method | None) -> Reducer | None:

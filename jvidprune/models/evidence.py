@@ -4,7 +4,7 @@ from collections.abc import Set
 from typing import Any
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.tokens import EVIDENCE
+from jvidprune.tokens import EVIDENCE, QUESTION
 
 NO_QUESTION = (
     "the evidence text is the question, and none was passed: give it as question= where the video is encoded or "
@@ -16,7 +16,7 @@ def check_evidence(family: str, needs: Set[str], provides: Set[str], text: Any) 
     """JvidpruneError that names evidence this model cannot attach, or says that no question was passed for "text"."""
     if unknown := sorted(needs - EVIDENCE.keys()):
         raise JvidpruneError(f"unknown evidence {', '.join(unknown)}; known: {', '.join(EVIDENCE)}.")
-    if lacking := sorted(needs - provides - {"text"}):
+    if lacking := sorted(needs - provides - QUESTION):
         raise JvidpruneError(
             f"{family} cannot give evidence {', '.join(lacking)} with this checkpoint; "
             f"it gives: {', '.join(sorted({*provides, 'text'}))}."

@@ -94,6 +94,8 @@ class CDPruner(PositionedReducer):
     scope: Literal["frame", "video"] = "frame"
     range: Literal["all", "each"] = "all"
 
+    reads_text_mask = True
+
     @property
     def needs(self) -> frozenset[str]:
         """What the relevance is made from."""
@@ -153,7 +155,7 @@ class CDPruner(PositionedReducer):
             each = normalise(text, TINY)
             unit = normalise(image, TINY)
             return -jnp.mean(jnp.einsum("tnc,mc->tnm", unit, each, precision=lax.Precision.HIGHEST), axis=-1)
-        text = jnp.mean(video.evidence["text"].astype(jnp.float32), axis=0)
+        text = _mean_row(video.evidence["text"].astype(jnp.float32), video.evidence.get("text_mask"))
         text = text / jnp.sqrt(squared_norms(text) + EPS)
 
         def frame(tokens: Array) -> Array:
@@ -218,6 +220,13 @@ class CDPruner(PositionedReducer):
             "the authors' relevance is minus the cosine, scaled over all frames together (range='each')",
         ),
     )
+
+
+def _mean_row(text: Float[Array, "L D"], mask: Bool[Array, "L"] | None) -> Float[Array, "D"]:
+    """The mean of the rows that are no padding."""
+    if mask is None:
+        return jnp.mean(text, axis=0)
+    return jnp.sum(jnp.where(mask[:, None], text, 0.0), axis=0) / jnp.sum(mask)
 
 
 def greedy_map(

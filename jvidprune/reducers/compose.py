@@ -52,7 +52,7 @@ _PER_TOKEN = (
     "joint_image",
     "relevance",
 )
-_PER_VIDEO = ("frame_embedding", "text", "joint_text")
+_PER_VIDEO = ("frame_embedding", "text", "text_mask", "joint_text")
 _ANY, _OTHER = 0.5, 0.25
 """Two ratios, to tell cuts inside the model that follow the ratio from those that do not."""
 
@@ -272,6 +272,11 @@ class Sequential(PositionedReducer):
     def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The second stage's cuts inside the language model, which do not follow the ratio."""
         return inner_stages(self.second, _ANY)
+
+    @property
+    def reads_text_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether each stage that reads the question knows its padding."""
+        return all(full(one).reads_text_mask for one in (self.first, self.second) if "text" in one.needs)
 
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """Both stages' at their shares: the second's on the tokens that the first leaves of every frame."""

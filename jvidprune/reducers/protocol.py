@@ -225,6 +225,8 @@ class BaseReducer:
       wide_decisions: what is decided for one budget holds (T, N, N) or D-wide arrays, so that several budgets are
         decided one after the other on accelerators too.
       reads_sink: `prepare` has a place for SToP's rule; else SToP gives it a video whose maps are adjusted.
+      reads_text_mask: a method that reads "text" reads "text_mask" too; else it is given a question without padding, in
+        a program for each length.
     """
 
     info: ClassVar[MethodInfo] = cast(MethodInfo, _Described())
@@ -235,6 +237,7 @@ class BaseReducer:
     tokens_per_frame: Callable[[Layout, float], int] | None = None
     reads_sink: bool = True
     wide_decisions: bool = False
+    reads_text_mask: bool = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -341,6 +344,7 @@ class _Filled(BaseReducer):
             "tokens_per_frame",
             "reads_sink",
             "wide_decisions",
+            "reads_text_mask",
         ),
         *("tokens_from", "at_depth", "bind", "apply", "run_budgets", "inner", "flops", "warning"),
     )

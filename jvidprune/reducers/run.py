@@ -1,8 +1,10 @@
 """Running a reducer: `reduce` for one ratio, `sweep` for many in one compilation, `reduce_batch` for many videos."""
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from jax.core import Tracer
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
 from jvidprune.ops.branch import on_cpu
 from jvidprune.reducers.protocol import Reducer, StagedReducer, check_ratio, check_weighs_features, full, title_of
-from jvidprune.tokens import Budget, Layout, Plan, Reduced, VideoTokens, stack_budgets
+from jvidprune.tokens import QUESTION, Budget, Layout, Plan, Reduced, VideoTokens, stack_budgets
 
 
 def bucket_capacity(capacity: int, total: int) -> int:
@@ -33,21 +35,27 @@ def check_video(reducer: Reducer, video: VideoTokens, *, finite: bool = True) ->
         raise JvidpruneError(
             f"{title_of(reducer)} needs the evidence {', '.join(missing)}, which the video does not carry "
             f"(it has {', '.join(sorted(video.evidence)) or 'none'})"
-            + ("; text is the question, which is given to encode." if missing == ["text"] else ".")
+            + ("; text is the question: give it to encode, or its embeddings as text=." if missing == ["text"] else ".")
         )
     if not finite or _on_host(video.frame_mask) is None:
         return
     for name, array in [("features", video.features), *((n, video.evidence[n]) for n in sorted(reducer.needs))]:
-        bad = int(jnp.size(array) - jnp.isfinite(array).sum())
-        if bad:
-            raise JvidpruneError(f"{name} hold {bad} NaN or infinite values; a reducer needs finite numbers.")
+        _check_finite(name, array)
+
+
+def _check_finite(name: str, array: jax.Array) -> None:
+    bad = jnp.size(array) - jnp.isfinite(array).sum()
+    if not isinstance(bad, Tracer) and bad:
+        raise JvidpruneError(f"{name} hold {bad} NaN or infinite values; a reducer needs finite numbers.")
 
 
 def reduce(
-    reducer: Reducer,
+    reducer: Reducer | str,
     video: VideoTokens,
     ratio: float,
     *,
+    text: Any | None = None,
+    text_mask: Any | None = None,
     capacity: int | None = None,
     frames: int | None = None,
     diagnostics: bool = False,
@@ -55,8 +63,11 @@ def reduce(
     """Reduces one video to a retention ratio.
 
     Args:
-      reducer: any object with the `Reducer` protocol.
+      reducer: any object with the `Reducer` protocol, or a text for `registry.from_text` such as "cdpruner".
       video: features (T, N, D) and the evidence the reducer needs.
+      text: (L, D) embeddings of a question, for methods that read it, in place of those that the video may carry; or
+        (Q, L, D) for one reduction a question, in one program.
+      text_mask: (L,) or (Q, L) bool, False on padding rows of `text`.
       ratio: retention ratio in (0, 1]; what it means exactly is the method's own definition.
       capacity: static number of output rows; by default the method's bound, rounded up so that nearby ratios share a
         compilation.
@@ -66,20 +77,25 @@ def reduce(
         numbers do not hold (`JvidpruneWarning`).
 
     Returns:
-      `Reduced` with K = capacity rows.
+      `Reduced` with K = capacity rows; with a leading axis Q where there are several questions.
 
     Raises:
-      JvidpruneError: an impossible ratio or budget, missing evidence, non-finite input, too small a capacity.
+      JvidpruneError: an impossible ratio or budget, missing evidence or a missing question, non-finite input, too small
+        a capacity.
     """
-    stacked = sweep(reducer, video, [ratio], capacity=capacity, frames=frames, diagnostics=diagnostics)
-    return jax.tree.map(lambda leaf: leaf[0], stacked)
+    asked: dict[str, Any] = {"text": text, "text_mask": text_mask, "frames": frames}
+    stacked = sweep(reducer, video, [ratio], capacity=capacity, diagnostics=diagnostics, **asked)
+    ratios = 1 if _questions(text) else 0
+    return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=ratios), stacked)
 
 
 def sweep(
-    reducer: Reducer,
+    reducer: Reducer | str,
     video: VideoTokens,
     ratios: Sequence[float],
     *,
+    text: Any | None = None,
+    text_mask: Any | None = None,
     capacity: int | None = None,
     frames: int | None = None,
     diagnostics: bool = False,
@@ -90,29 +106,91 @@ def sweep(
     the same compiled program on CPU, where batched D-wide temporaries cost more than they save.
 
     Args:
-      reducer, video, frames, diagnostics: as for `reduce`.
+      reducer, video, text, text_mask, frames, diagnostics: as for `reduce`.
       ratios: any number of ratios in (0, 1].
       capacity: static number of output rows of every ratio; by default the bound of the largest one.
 
     Returns:
-      `Reduced` with a leading axis of length len(ratios).
+      `Reduced` with a leading axis of length len(ratios), behind that of the questions where there are several.
 
     Raises:
       JvidpruneError: as for `reduce`.
     """
     if len(ratios) == 0:
         raise JvidpruneError("a sweep needs at least one retention ratio, got none.")
-    check_video(reducer, video)
+    reducer = _named(reducer)
+    asked = _asked(reducer, video, text, text_mask)
+    check_video(reducer, asked[0])
+    for one in asked[1:]:
+        _check_finite("text", one.evidence["text"])
     layout = _layout(video, frames)
     budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for ratio in ratios])
     capacity = _capacity(reducer, [(layout, ratio) for ratio in ratios], capacity)
     # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
     own = full(reducer)
     run = own.run_budgets if own.tokens_from == "tower" else functools.partial(run_budgets, reducer)
-    reduced = run(video, budgets, capacity=capacity, diagnostics=diagnostics)
+    alike = len({tuple(one.evidence[name].shape for name in sorted(one.evidence)) for one in asked}) == 1
+    if not _questions(text):
+        reduced = run(asked[0], budgets, capacity=capacity, diagnostics=diagnostics)
+    elif alike and own.tokens_from != "tower":
+        known = [{name: one.evidence[name] for name in one.evidence.keys() & QUESTION} for one in asked]
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *known)
+        reduced = _run_questions(reducer, video, stacked, budgets, capacity=capacity, diagnostics=diagnostics)
+    else:
+        # Questions of several lengths, for a method that knows no padding: a program for each length.
+        each = [run(one, budgets, capacity=capacity, diagnostics=diagnostics) for one in asked]
+        reduced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
     if diagnostics:
         _warn(reducer, reduced)
     return reduced
+
+
+def _named(reducer: Reducer | str) -> Reducer:
+    if not isinstance(reducer, str):
+        return reducer
+    from jvidprune.reducers.registry import from_text
+
+    return from_text(reducer)
+
+
+def _questions(text: Any | None) -> bool:
+    """Whether these are the embeddings of several questions."""
+    return text is not None and np.ndim(text) == 3
+
+
+def _asked(reducer: Reducer, video: VideoTokens, text: Any | None, text_mask: Any | None) -> list[VideoTokens]:
+    """The video with each question, in the form that the reducer reads.
+
+    Raises:
+      JvidpruneError: embeddings or a mask of another shape, a mask without embeddings, no question, or, inside jit,
+        padding that the method does not know of.
+    """
+    if text is None:
+        if text_mask is not None:
+            raise JvidpruneError("text_mask marks the rows of text=, which is missing.")
+        return [_unpadded(reducer, video)]
+    if not _questions(text):
+        return [_unpadded(reducer, video.with_text(text, text_mask))]
+    masks = [None] * len(text) if text_mask is None else text_mask
+    if len(text) == 0 or len(masks) != len(text):
+        raise JvidpruneError(f"text has {len(text)} questions, but text_mask has {len(masks)} rows.")
+    return [_unpadded(reducer, video.with_text(one, mask)) for one, mask in zip(text, masks, strict=True)]
+
+
+def _unpadded(reducer: Reducer, video: VideoTokens) -> VideoTokens:
+    """The video as a reducer can read it that may know nothing of padding rows of a question."""
+    if "text_mask" not in video.evidence or full(reducer).reads_text_mask:
+        return video
+    rest = {name: value for name, value in video.evidence.items() if name != "text_mask"}
+    if "text" in reducer.needs:
+        mask = _on_host(video.evidence["text_mask"])
+        if mask is None or (mask.ndim > 1 and not mask.all()):
+            raise JvidpruneError(
+                f"{title_of(reducer)} does not read text_mask: give it questions without padding, of one length in a "
+                "batch."
+            )
+        rest |= {"text": rest["text"][mask] if mask.ndim == 1 else rest["text"]}
+    return dataclasses.replace(video, evidence=rest)
 
 
 def _warn(reducer: Reducer, reduced: Reduced) -> None:
@@ -125,10 +203,12 @@ def _warn(reducer: Reducer, reduced: Reduced) -> None:
 
 
 def reduce_batch(
-    reducer: Reducer,
+    reducer: Reducer | str,
     videos: VideoTokens,
     ratio: float,
     *,
+    text: Any | None = None,
+    text_mask: Any | None = None,
     capacity: int | None = None,
     diagnostics: bool = False,
 ) -> Reduced:
@@ -138,6 +218,8 @@ def reduce_batch(
       reducer: as for `reduce`.
       videos: `VideoTokens` whose arrays carry a leading batch axis; `frame_mask` marks each video's real frames.
       ratio: retention ratio in (0, 1], applied to each video's real frames.
+      text: (B, L, D) embeddings of one question a video, for methods that read it.
+      text_mask: (B, L) bool, False on padding rows of `text`.
       capacity: static number of output rows of every video; by default the bound of the one that needs most.
       diagnostics: also return what the method can show.
 
@@ -149,7 +231,11 @@ def reduce_batch(
     """
     if videos.features.ndim != 4:
         raise JvidpruneError(f"a batch of videos has features (B, T, N, D), got shape {videos.features.shape}.")
+    reducer = _named(reducer)
     check_weighs_features(reducer, "reduce_batch cannot run")
+    if text is None and text_mask is not None:
+        raise JvidpruneError("text_mask marks the rows of text=, which is missing.")
+    videos = _unpadded(reducer, videos if text is None else videos.with_text(text, text_mask))
     check_video(reducer, videos)
     layouts = [videos.layout(_real_frames(mask)) for mask in videos.frame_mask]
     budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for layout in layouts])
@@ -182,6 +268,19 @@ def run_budgets(
         return lax.map(one, budgets)
     # Decisions of all budgets side by side are small; D-wide arithmetic side by side is scatters and wide temporaries.
     return lax.map(apply, jax.vmap(decide)(budgets))
+
+
+@functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics"))
+def _run_questions(
+    reducer: Reducer, video: VideoTokens, asked: Any, budgets: Budget, *, capacity: int, diagnostics: bool
+) -> Reduced:
+    """`run_budgets` for every question of a stack, one after the other in one program."""
+
+    def one(asked: Any) -> Reduced:
+        shown = dataclasses.replace(video, evidence=video.evidence | asked)
+        return run_budgets(reducer, shown, budgets, capacity=capacity, diagnostics=diagnostics)
+
+    return lax.map(one, asked)
 
 
 @functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics"))

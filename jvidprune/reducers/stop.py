@@ -200,6 +200,11 @@ class SToP(PositionedReducer):
         return jnp.zeros((frames, tokens), jnp.float32)
 
     @property
+    def reads_text_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the base."""
+        return full(self.base).reads_text_mask
+
+    @property
     def tokens_from(self) -> TokensFrom:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the base."""
         return full(self.base).tokens_from

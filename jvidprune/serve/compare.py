@@ -20,6 +20,7 @@ from jvidprune.llm.video_llm import Answer, VideoLLM
 from jvidprune.reducers import registry
 from jvidprune.reducers.own import code_refused
 from jvidprune.reducers.protocol import Reducer, check_ratio
+from jvidprune.tokens import QUESTION
 from jvidprune.video.container import existing_file
 from jvidprune.video.limits import Limits
 from jvidprune.viz.decision import Decision
@@ -140,7 +141,7 @@ class Comparer:
 
     def methods(self) -> dict[str, str]:
         """Titles of the methods that this model has the evidence for, by name."""
-        provided = self.llm.loaded.config.provides | {"text"}
+        provided = self.llm.loaded.config.provides | QUESTION
         found = {}
         for info, needs in registry.listing():
             if info.name not in registry.combinators() and needs <= provided:
@@ -186,7 +187,7 @@ class Comparer:
         needs = frozenset[str]().union(*(method.needs for method, _ in methods.values()))
         with self._lock:
             report(0.05, "reading and encoding the video")
-            video, stages = self._encoded(path, needs, question)
+            video, stages = self._encoded(path, needs - QUESTION)
             columns = []
             for number, (name, (method, title)) in enumerate(methods.items()):
                 report(0.2 + 0.8 * number / len(methods), f"{title}: reducing and answering")
@@ -217,18 +218,18 @@ class Comparer:
         check_ratio(ratio)
         return path, question
 
-    def _encoded(self, path: Path, needs: frozenset[str], question: str) -> tuple[EncodedVideo, tuple[Stage, ...]]:
+    def _encoded(self, path: Path, needs: frozenset[str]) -> tuple[EncodedVideo, tuple[Stage, ...]]:
         with existing_file(path).open("rb") as file:
             key = hashlib.file_digest(file, "sha256").hexdigest()
         known = self._last
-        if known is not None and known[0] == key and "text" not in needs and needs <= known[1].tokens.evidence.keys():
+        if known is not None and known[0] == key and needs <= known[1].tokens.evidence.keys():
             return known[1], ()
         clock = StageClock()
         with clock("decode", "frames") as stage:
             clip = self.llm.sample(path, **self._wish, limits=self._limits)
             stage.tokens = len(clip.frames)
         with clock("encode") as stage:
-            video = self.llm.encode(clip, needs=needs, question=question if "text" in needs else None)
+            video = self.llm.encode(clip, needs=needs)
             stage.tokens = jax.block_until_ready(video.tokens).layout().total
         self._last = (key, video)
         return video, tuple(clock.stages)
@@ -237,6 +238,7 @@ class Comparer:
         clock = StageClock()
         try:
             with clock("reduce") as stage:
+                video = self.llm.with_evidence(video, method, question)
                 reduced = reduce_video(video, method, ratio, diagnostics=True)
                 stage.tokens = reduced.kept
             answer = self.llm.ask(reduced, question, max_new_tokens=self._longest, clock=clock)

@@ -28,6 +28,7 @@ from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import Cost, SweepTable, make_table
 from jvidprune.evals.runner import run_sweep
 from jvidprune.evals.store import RecordStore
+from jvidprune.llm import opening
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers.controls import Random
@@ -129,6 +130,23 @@ def test_a_method_that_refuses_a_ratio_on_some_clips_only_has_a_report(model, tm
     monkeypatch.setattr(sweep_files, "disagreements", lambda samples, ratio: [shown])
     sweep_files.write_outputs(llm, task, plan, found, made, "tiny")
     assert "Picky" in (tmp_path / "report.html").read_text()
+
+
+def test_a_method_that_reads_the_question_encodes_a_clip_once(model, tmp_path, monkeypatch):
+    llm, runs = VideoLLM.load(model), []
+    tokens = opening._tokens
+    monkeypatch.setattr(opening, "_tokens", lambda *args: runs.append(args) or tokens(*args))
+    task, plan = Procedural(clips=2), SweepPlan({"cdpruner": llm.reducer("cdpruner")}, (0.1, 0.3), max_new_tokens=3)
+    run_sweep(llm, task, plan, tmp_path)
+    assert len(runs) == 2
+    rows = [row for row in results(tmp_path) if row["method"] == "cdpruner"]
+    assert len(rows) == 2 * sum(len(task[number].questions) for number in range(2))
+    for question in task[0].questions:
+        for ratio in (0.1, 0.3):
+            (row,) = (r for r in rows if (r["clip"], r["question"], r["ratio"]) == (task[0].id, question.id, ratio))
+            asked = {"reducer": "cdpruner", "ratio": ratio, "max_new_tokens": 3}
+            alone = llm.ask(task[0].load(), question.prompt(), **asked)
+            assert (row["prediction"], row["kept"]) == (alone.text, alone.kept)
 
 
 def small_table(times, ratios=(0.05, 0.25)):

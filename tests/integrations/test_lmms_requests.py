@@ -114,6 +114,20 @@ def test_answers_are_those_of_single_questions_whatever_the_batch(adapter, docum
         assert (answer.text, answer.prompt) == (single.text, single.prompt)
 
 
+def test_a_method_that_reads_the_question_reduces_for_each_and_encodes_once(given, documents, monkeypatch):
+    adapter = Adapter(ModelArgs.read(given | {"reducer": "cdpruner"}))
+    llm, encode, encoded = adapter.llm, type(adapter.llm).encode, []
+    monkeypatch.setattr(type(llm), "encode", lambda self, *a, **k: encoded.append(a) or encode(self, *a, **k))
+    texts = ["What?", "How many are there?", "What?"]
+    found = list(adapter.generate([ask(text, max_new_tokens=4) for text in texts], documents))
+    list(adapter.likelihoods([rate("Which?", "A"), rate("Who?", "A")], documents))
+    assert len(encoded) == 1
+    clip = llm.sample(documents["task"]["test"][0]["visual"][0], frames=4)
+    for text, answer in zip(texts, found, strict=True):
+        single = llm.ask(clip, text, reducer="cdpruner", ratio=0.25, max_new_tokens=4)
+        assert (answer.text, answer.prompt) == (single.text, single.prompt)
+
+
 def test_likelihoods_are_losses_with_the_sign_that_is_asked_for(adapter, given, documents):
     requests = [rate("What?", text) for text in ("A", "Bc", "Def")] + [rate("What?", lambda doc: doc["answer"], 1)]
     found = list(adapter.likelihoods(requests, documents))

@@ -144,6 +144,18 @@ def test_a_method_that_refuses_leaves_the_others(llm, example):
     assert set(comparer.methods()) >= {"none", "flashvid", "fastvid", "aot"}
 
 
+def test_methods_that_read_the_question_share_one_encoding_of_the_clip(llm, example):
+    comparer = Comparer(llm, source=None, limits=LIMITS, max_new_tokens=2)
+    first = comparer.compare(example.path, "was there a flash?", ["uniform", "cdpruner"], 0.2)
+    again = comparer.compare(example.path, "what colour is the circle?", ["cdpruner"], 0.2)
+    assert ([stage.name for stage in first.stages], again.stages) == (["decode", "encode"], ())
+    clip = llm.sample(example.path)
+    for found, question in ((first, "was there a flash?"), (again, "what colour is the circle?")):
+        column = found.columns[-1]
+        alone = llm.ask(clip, question, reducer="cdpruner", ratio=0.2, max_new_tokens=2)
+        assert (column.answer.text, column.answer.kept) == (alone.text, alone.kept)
+
+
 def test_the_command_serves_until_it_is_told_to_stop_and_leaves_nothing_behind(tmp_path, example):
     from gradio_client import Client
 
