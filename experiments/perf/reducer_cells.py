@@ -13,7 +13,7 @@ from jvidprune import VideoTokens, reducers
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops.branch import on_cpu
 from jvidprune.reducers.counting import TokenWidth
-from jvidprune.reducers.protocol import full
+from jvidprune.reducers.protocol import with_defaults
 from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import stack_budgets
 
@@ -129,7 +129,7 @@ def run_cell(cell: ReducerCell, rates: Rates, dtype: Any, *, repeats: int, secon
         timing = measure(_Bound(_run, reducer), inputs, static, repeats=repeats, seconds=seconds)
     except JvidpruneError as error:
         return {"refused": str(error)}
-    terms = full(reducer).flops(layout, TokenWidth(cell.dim, keys=72), ratios[-1])
+    terms = with_defaults(reducer).flops(layout, TokenWidth(cell.dim, keys=72), ratios[-1])
     flops = cell.batch * sum(terms.values())
     read = sum(leaf.nbytes for leaf in jax.tree.leaves(videos))
     moved = read + (timing.outputs or 0)

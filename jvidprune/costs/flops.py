@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from jvidprune.costs.flops_model import Segment, decode, prefill, segments, vision_terms
 from jvidprune.costs.flops_papers import CONVENTIONS, paper_prefill
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.cuts import newlines_compete
+from jvidprune.llm.prompt_cuts import newlines_compete
 from jvidprune.llm.prompts.registry import builder_of
 from jvidprune.models import family as families
 from jvidprune.models.settings import FamilySettings
 from jvidprune.ops.newline import NewlineKind, newline_count
 from jvidprune.reducers.counting import Terms, TokenWidth
-from jvidprune.reducers.protocol import Reducer, check_ratio, full, inner_stages, prompt_rules, title_of
+from jvidprune.reducers.protocol import Reducer, check_ratio, inner_stages, prompt_rules, title_of, with_defaults
 from jvidprune.tokens import Layout
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ def count(
     counted = [
         StageFlops("tower", "", tower),
         StageFlops("projector", "", after),
-        StageFlops("reducer", "", dict(full(reducer).flops(layout, width, ratio))),
+        StageFlops("reducer", "", dict(with_defaults(reducer).flops(layout, width, ratio))),
     ]
     reads = prefill(text, parts, causal=causal, mutual=families.get(config.family).bidirectional)
     for number, (part, terms) in enumerate(zip(parts, reads, strict=True)):
@@ -212,7 +212,7 @@ def count_ratio(
     Raises:
       JvidpruneError: an impossible ratio or count.
     """
-    exact = kept is not None or full(reducer).info.exact
+    exact = kept is not None or with_defaults(reducer).info.exact
     kept, newlines, prompt = prompt_sizes(config, layout, reducer=reducer, ratio=ratio, kept=kept, text=text)
     sizes: dict[str, Any] = {"kept": kept, "prompt": prompt, "newlines": newlines, "new_tokens": new_tokens}
     return count(config, layout, reducer=reducer, ratio=ratio, exact=exact, name=name, **sizes)

@@ -15,9 +15,9 @@ import numpy as np
 
 from jvidprune.cuts.cache import Cache
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.cuts import join_inner, prompt_inner
 from jvidprune.llm.deepstack import kept_levels
 from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_stages
+from jvidprune.llm.prompt_cuts import join_inner, prompt_inner
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.stages import StageClock
 from jvidprune.models.generate import NO_TOKEN, check_sampling, decode

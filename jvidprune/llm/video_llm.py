@@ -37,7 +37,7 @@ from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.settings import Convention, FamilySettings
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
-from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, full
+from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, with_defaults
 from jvidprune.reducers.registry import for_model
 from jvidprune.reducers.serialise import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
@@ -186,7 +186,7 @@ class VideoLLM:
         llm = attach_released(llm) if trained is None else attach(llm, *trained)
         if pruning is None:
             return llm
-        bound = full(pruning.reducer).bind(llm.loaded.model)
+        bound = with_defaults(pruning.reducer).bind(llm.loaded.model)
         return dataclasses.replace(llm, pruning=dataclasses.replace(pruning, reducer=bound))
 
     @functools.cached_property
@@ -290,7 +290,7 @@ class VideoLLM:
         """
         if not isinstance(method, str):
             return method
-        return full(for_model(method, self.loaded.config)).bind(self.loaded.model)
+        return with_defaults(for_model(method, self.loaded.config)).bind(self.loaded.model)
 
     def reduce(
         self,

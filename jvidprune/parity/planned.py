@@ -12,7 +12,7 @@ import numpy as np
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.parity.core import Golden
-from jvidprune.reducers.protocol import full
+from jvidprune.reducers.protocol import with_defaults
 from jvidprune.tokens import Budget, Plan, Reduced, VideoTokens
 
 
@@ -30,7 +30,7 @@ def planned(
       sink: SToP's adjustments.
     """
     plan = reducer.decide(reducer.prepare(video, capacity=capacity, sink=sink), budget, capacity=capacity)
-    return plan, full(reducer).apply(plan, video)
+    return plan, with_defaults(reducer).apply(plan, video)
 
 
 @dataclasses.dataclass(frozen=True)

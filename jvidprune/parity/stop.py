@@ -20,7 +20,7 @@ from jvidprune.parity.table import Check, optional
 from jvidprune.reducers.fastvid import FastVID
 from jvidprune.reducers.flashvid import FlashVID
 from jvidprune.reducers.holitom import HoliTom
-from jvidprune.reducers.protocol import full
+from jvidprune.reducers.protocol import with_defaults
 from jvidprune.reducers.stop import SToP, SToPShared
 from jvidprune.reducers.stop_qwen import VisionZipQwen
 from jvidprune.reducers.visionzip import VisionZip
@@ -136,7 +136,7 @@ def _run(reducer: Any, video: VideoTokens, budget: Any, *, capacity: int) -> tup
     shared = reducer.prepare(video, capacity=capacity)
     plan = reducer.decide(shared, budget, capacity=capacity)
     own = shared.base if isinstance(shared, SToPShared) else shared
-    return own, plan, full(reducer).apply(plan, video)
+    return own, plan, with_defaults(reducer).apply(plan, video)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -36,10 +36,10 @@ from jvidprune.reducers.protocol import (
     Reducer,
     StagedReducer,
     check_ratio,
-    full,
     inner_stages,
     prompt_rules,
     title_of,
+    with_defaults,
 )
 from jvidprune.tokens import Budget, InnerStage, Layout, Plan, VideoTokens
 
@@ -122,11 +122,11 @@ class Sequential(PositionedReducer):
 
     def __post_init__(self) -> None:
         for stage in (self.first, self.second):
-            if full(stage).tokens_from != "features":
+            if with_defaults(stage).tokens_from != "features":
                 raise JvidpruneError(
                     f"Sequential cannot chain {title_of(stage)}: its tokens are no fixed weighting of its input tokens."
                 )
-        if full(self.first).tokens_per_frame is None:
+        if with_defaults(self.first).tokens_per_frame is None:
             raise JvidpruneError(
                 f"{title_of(self.first)} cannot be the first stage of Sequential, which must keep an equal, known "
                 "number of tokens in every frame."
@@ -224,7 +224,7 @@ class Sequential(PositionedReducer):
     @property
     def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
         """Tokens of every frame where the second stage keeps an equal number too, as that one counts them."""
-        rule = full(self.second).tokens_per_frame
+        rule = with_defaults(self.second).tokens_per_frame
         return None if rule is None else lambda layout, ratio: rule(*self.shares(layout, ratio)[1])
 
     def budget(self, layout: Layout, ratio: float) -> SequentialBudget:
@@ -247,7 +247,7 @@ class Sequential(PositionedReducer):
 
     def _rungs(self, layout: Layout) -> tuple[_Rung, ...]:
         """Rungs that the first stage can run at on this grid, one for each count; the same for any ratio."""
-        rule = full(self.first).tokens_per_frame
+        rule = with_defaults(self.first).tokens_per_frame
         assert rule is not None
         found: dict[int, _Rung] = {}
         for ratio in sorted(self.ladder):
@@ -276,14 +276,14 @@ class Sequential(PositionedReducer):
     @property
     def reads_text_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether each stage that reads the question knows its padding."""
-        return all(full(one).reads_text_mask for one in (self.first, self.second) if "text" in one.needs)
+        return all(with_defaults(one).reads_text_mask for one in (self.first, self.second) if "text" in one.needs)
 
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """Both stages' at their shares: the second's on the tokens that the first leaves of every frame."""
         first, second = self.shares(layout, ratio)
         terms: Terms = {}
         for order, stage, share in (("first", self.first, first), ("second", self.second, second)):
-            found = full(stage).flops(share[0], width, share[1])
+            found = with_defaults(stage).flops(share[0], width, share[1])
             terms |= {f"{order}: {name}": flops for name, flops in found.items()}
         return terms
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from jvidprune.errors import JvidpruneError
 from jvidprune.extras import need
 from jvidprune.files import atomic_output
-from jvidprune.reducers.protocol import Reducer, check_ratio, check_weighs_features, full
+from jvidprune.reducers.protocol import Reducer, check_ratio, check_weighs_features, with_defaults
 from jvidprune.reducers.run import bucket_capacity
 from jvidprune.reducers.serialise import SavedPruning, read_record
 from jvidprune.tokens import Layout, Reduced, VideoTokens
@@ -118,7 +118,7 @@ def export_reducer(
         evidence = {name: array for name, array in arrays.items() if name != "features"}
         tokens = VideoTokens(arrays["features"], evidence, jnp.ones(layout.frames, bool), *grids)
         plan = reducer.plan(tokens, jax.tree.unflatten(tree, budget), capacity=capacity)
-        reduced = full(reducer).apply(plan, tokens)
+        reduced = with_defaults(reducer).apply(plan, tokens)
         return tuple(getattr(reduced, name) for name in _OUTPUTS)
 
     specs = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.asarray(leaf).dtype), (arrays, budget))

@@ -86,7 +86,7 @@ def prompt_rules(reducer: Any) -> PromptRules:
     Raises:
       JvidpruneError: it is no `PromptRules`, or has a rule of positions that is none.
     """
-    rules = full(reducer).prompt
+    rules = with_defaults(reducer).prompt
     if not isinstance(rules, PromptRules):
         raise JvidpruneError(f"prompt of {type(reducer).__name__} must be PromptRules(...), got {quoted(repr(rules))}.")
     for name in ("positions", "reference_positions"):
@@ -211,8 +211,8 @@ class BaseReducer:
     """All that the package reads of a reducer, with what holds unless it says otherwise.
 
     Subclasses are frozen dataclasses of hyper-parameters, whose values are checked against the annotations before a
-    `__post_init__` of their own runs, see `fields`. A reducer of the user's own need not be one: `full` reads any
-    object with the four members of `Reducer` as one, and takes what it has of the others.
+    `__post_init__` of their own runs, see `fields`. A reducer of the user's own need not be one: `with_defaults` reads
+    any object with the four members of `Reducer` as one, and takes what it has of the others.
 
     Attributes:
       info: what listings say.
@@ -357,15 +357,15 @@ class _Filled(BaseReducer):
         vars(self).update(known)
 
 
-def full(reducer: Any) -> BaseReducer:
+def with_defaults(reducer: Any) -> BaseReducer:
     """A reducer with all members: itself, or one with the defaults filled in; nothing else looks what a reducer has."""
     return reducer if isinstance(reducer, BaseReducer) else _Filled(reducer)
 
 
-def full_class(cls: Any) -> type[BaseReducer]:
+def class_with_defaults(cls: Any) -> type[BaseReducer]:
     """The same of a class that is not yet made: its `info`, `PRESETS` and `at_depth`."""
     if not isinstance(cls, type):
-        return full_class(type(cls))
+        return class_with_defaults(type(cls))
     if issubclass(cls, BaseReducer):
         return cls
     known = {name: getattr(cls, name) for name in ("info", "PRESETS", "at_depth") if hasattr(cls, name)}
@@ -418,12 +418,12 @@ class PositionedReducer(StagedReducer):
 
 def title_of(reducer: Reducer) -> str:
     """A reducer's name for people: that of its paper, or of its class where it carries no `info`."""
-    return full(reducer).info.title
+    return with_defaults(reducer).info.title
 
 
 def inner_stages(reducer: Reducer, ratio: float) -> tuple[InnerStage, ...]:
     """What a reducer does inside the language model at a retention ratio."""
-    return tuple(full(reducer).inner(ratio))
+    return tuple(with_defaults(reducer).inner(ratio))
 
 
 def check_ratio(ratio: float) -> float:
@@ -451,7 +451,7 @@ def check_weighs_features(reducer: Reducer, what: str) -> None:
     Raises:
       JvidpruneError: it is one.
     """
-    if full(reducer).tokens_from == "tower":
+    if with_defaults(reducer).tokens_from == "tower":
         raise JvidpruneError(
             f"{what} {title_of(reducer)}: it runs the tower itself, which `reduce` and `sweep` let it do."
         )

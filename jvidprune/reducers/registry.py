@@ -8,7 +8,7 @@ from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.expressions import Chain, Written, check_colon, own_reference, parse
 from jvidprune.fields import settings_of
 from jvidprune.reducers.own import check_made, installed, installed_class, own_class
-from jvidprune.reducers.protocol import MethodInfo, Reducer, full_class
+from jvidprune.reducers.protocol import MethodInfo, Reducer, class_with_defaults
 from jvidprune.texts import unknown
 
 Backbone = Literal["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2"]
@@ -103,7 +103,7 @@ def reducer_class(name: str) -> Any:
 
 def name_of(cls: type) -> str | None:
     """The name that `reducer_class` finds a class by, None for one that has to be written as "module:Class"."""
-    said = full_class(cls).info.name
+    said = class_with_defaults(cls).info.name
     if said in _KNOWN and reducer_class(said) is cls:
         return said
     package = cls.__module__.partition(".")[0]
@@ -133,7 +133,7 @@ def _build(name: str, backbone: str | None, layers: int | None, overrides: dict[
     if backbone is not None:
         if backbone not in BACKBONES:
             raise JvidpruneError(unknown("backbone", backbone, BACKBONES))
-        settings |= full_class(cls).PRESETS.get(backbone, {})
+        settings |= class_with_defaults(cls).PRESETS.get(backbone, {})
     if dataclasses.is_dataclass(cls):
         known = settings_of(cls)
         for key in overrides:
@@ -158,7 +158,7 @@ def _called(cls: Any, name: str, settings: dict[str, Any], layers: int | None, o
         if layers is not None:
             # Values are checked first: settings of a depth are worked out from them.
             cls(**(settings | overrides))
-            settings |= full_class(cls).at_depth(layers, settings, overrides)
+            settings |= class_with_defaults(cls).at_depth(layers, settings, overrides)
         return cls(**(settings | overrides))
     except JvidpruneError:
         raise
@@ -232,7 +232,7 @@ def info(name: str) -> MethodInfo:
     Raises:
       JvidpruneError: as for `reducer_class`.
     """
-    found = full_class(reducer_class(name)).info
+    found = class_with_defaults(reducer_class(name)).info
     return found if found.name else dataclasses.replace(found, name=name)
 
 

@@ -14,7 +14,14 @@ from jax.core import Tracer
 
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
 from jvidprune.ops.branch import on_cpu
-from jvidprune.reducers.protocol import Reducer, StagedReducer, check_ratio, check_weighs_features, full, title_of
+from jvidprune.reducers.protocol import (
+    Reducer,
+    StagedReducer,
+    check_ratio,
+    check_weighs_features,
+    title_of,
+    with_defaults,
+)
 from jvidprune.tokens import QUESTION, Budget, Layout, Plan, Reduced, VideoTokens, stack_budgets
 
 
@@ -127,7 +134,7 @@ def sweep(
     budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for ratio in ratios])
     capacity = _capacity(reducer, [(layout, ratio) for ratio in ratios], capacity)
     # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
-    own = full(reducer)
+    own = with_defaults(reducer)
     run = own.run_budgets if own.tokens_from == "tower" else functools.partial(run_budgets, reducer)
     alike = len({tuple(one.evidence[name].shape for name in sorted(one.evidence)) for one in asked}) == 1
     if not _questions(text):
@@ -179,7 +186,7 @@ def _asked(reducer: Reducer, video: VideoTokens, text: Any | None, text_mask: An
 
 def _unpadded(reducer: Reducer, video: VideoTokens) -> VideoTokens:
     """The video as a reducer can read it that may know nothing of padding rows of a question."""
-    if "text_mask" not in video.evidence or full(reducer).reads_text_mask:
+    if "text_mask" not in video.evidence or with_defaults(reducer).reads_text_mask:
         return video
     rest = {name: value for name, value in video.evidence.items() if name != "text_mask"}
     if "text" in reducer.needs:
@@ -197,7 +204,7 @@ def _warn(reducer: Reducer, reduced: Reduced) -> None:
     """Says what a method's `warning(diagnostics)` says of a result, outside of transformations."""
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(reduced.diagnostics)):
         return
-    text = full(reducer).warning(reduced.diagnostics)
+    text = with_defaults(reducer).warning(reduced.diagnostics)
     if text is not None:
         warnings.warn(text, JvidpruneWarning, stacklevel=3)
 
@@ -262,9 +269,9 @@ def run_budgets(
         return apply(decide(budget))
 
     def apply(plan: Plan) -> Reduced:
-        return _finish(full(reducer).apply(plan, video), diagnostics)
+        return _finish(with_defaults(reducer).apply(plan, video), diagnostics)
 
-    if on_cpu() or full(reducer).wide_decisions:
+    if on_cpu() or with_defaults(reducer).wide_decisions:
         return lax.map(one, budgets)
     # Decisions of all budgets side by side are small; D-wide arithmetic side by side is scatters and wide temporaries.
     return lax.map(apply, jax.vmap(decide)(budgets))
@@ -287,7 +294,7 @@ def _run_questions(
 def _run_batch(reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool) -> Reduced:
     def one(video: VideoTokens, budget: Budget) -> Reduced:
         plan = reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
-        return _finish(full(reducer).apply(plan, video), diagnostics)
+        return _finish(with_defaults(reducer).apply(plan, video), diagnostics)
 
     if on_cpu():
         return lax.map(lambda pair: one(*pair), (videos, budgets))

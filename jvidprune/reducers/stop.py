@@ -34,8 +34,8 @@ from jvidprune.reducers.protocol import (
     StagedReducer,
     TokensFrom,
     check_weighs_features,
-    full,
     prompt_rules,
+    with_defaults,
 )
 from jvidprune.tokens import Budget, InnerStage, Layout, Plan, Reduced, VideoTokens
 
@@ -156,7 +156,7 @@ class SToP(PositionedReducer):
 
     def apply(self, plan: Plan, video: VideoTokens) -> Reduced:
         """The base's own way from a plan to tokens."""
-        return full(self.base).apply(plan, video)
+        return with_defaults(self.base).apply(plan, video)
 
     def named_inside(self, name: str) -> Reducer:
         """With the settings that SToP's runs pass to it."""
@@ -202,12 +202,12 @@ class SToP(PositionedReducer):
     @property
     def reads_text_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the base."""
-        return full(self.base).reads_text_mask
+        return with_defaults(self.base).reads_text_mask
 
     @property
     def tokens_from(self) -> TokensFrom:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the base."""
-        return full(self.base).tokens_from
+        return with_defaults(self.base).tokens_from
 
     def budget(self, layout: Layout, ratio: float) -> Budget:
         """The base's budget."""
@@ -227,11 +227,11 @@ class SToP(PositionedReducer):
     @property
     def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
         """The base's count for every frame, None where frames differ."""
-        return full(self.base).tokens_per_frame
+        return with_defaults(self.base).tokens_per_frame
 
     def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """Cuts inside the language model: none in the reference, the base's with `keep_inner`."""
-        return full(self.base).inner(ratio) if self.keep_inner else ()
+        return with_defaults(self.base).inner(ratio) if self.keep_inner else ()
 
     @property
     def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -243,11 +243,11 @@ class SToP(PositionedReducer):
 
     def warning(self, diagnostics: dict[str, Any]) -> str | None:
         """What the base says."""
-        return full(self.base).warning(diagnostics)
+        return with_defaults(self.base).warning(diagnostics)
 
     def flops(self, layout: Layout, width: int, ratio: float) -> Mapping[str, float]:
         """The base's."""
-        return full(self.base).flops(layout, width, ratio)
+        return with_defaults(self.base).flops(layout, width, ratio)
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "llava_onevision": {"base": "visionzip", "backbone": "llava_onevision"},
@@ -307,4 +307,4 @@ def adjust_video(video: VideoTokens, rule: SinkRule, needs: frozenset[str]) -> V
 
 
 def _base_name(base: Reducer) -> str:
-    return full(base).info.name
+    return with_defaults(base).info.name

@@ -12,7 +12,7 @@ from jvidprune.ops import transport
 from jvidprune.ops.transport.kinds import NAMES as PARTS
 from jvidprune.reducers import registry
 from jvidprune.reducers.compose import Sequential, chain
-from jvidprune.reducers.protocol import Reducer, full
+from jvidprune.reducers.protocol import Reducer, with_defaults
 
 _Named = Callable[[str], Any]
 """From a bare name to the reducer that it stands for at this place; settings that are as there are not written."""
@@ -46,7 +46,7 @@ def _method(reducer: Any, named: _Named) -> str:
     except JvidpruneError:
         # It has settings without a default.
         usual = None
-    inside = full(reducer).named_inside
+    inside = with_defaults(reducer).named_inside
     return _call(name, reducer, usual, inside)
 
 

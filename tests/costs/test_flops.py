@@ -25,7 +25,7 @@ from jvidprune.models.prefill import read_prompt
 from jvidprune.models.qwen.model import QwenVL
 from jvidprune.reducers import registry
 from jvidprune.reducers.counting import TokenWidth
-from jvidprune.reducers.protocol import full
+from jvidprune.reducers.protocol import with_defaults
 from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import InnerStage, Kept, Layout, stack_budgets
 from jvidprune.video.preprocess import Patches
@@ -276,7 +276,7 @@ class Priced:
 
 
 def test_a_reducer_of_ones_own_counts_for_itself():
-    assert full(Priced()).flops(OV, 10, 0.5) == {"everything": 7.0 * OV.total * 10}
+    assert with_defaults(Priced()).flops(OV, 10, 0.5) == {"everything": 7.0 * OV.total * 10}
 
 
 def test_a_chain_costs_what_its_stages_cost_on_what_they_are_given():

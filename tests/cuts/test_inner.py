@@ -38,7 +38,7 @@ from jvidprune.cuts.rules import (
     TextInBlocks,
     random_scores,
 )
-from jvidprune.llm.cuts import prompt_inner
+from jvidprune.llm.prompt_cuts import prompt_inner
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.generate import generate
 from jvidprune.models.prefill import prefill, read_prompt

@@ -8,7 +8,7 @@ import pytest
 from helpers import untrained
 from helpers.places import REPOSITORY
 
-from jvidprune.llm.cuts import prompt_inner
+from jvidprune.llm.prompt_cuts import prompt_inner
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.prefill import prefill
 

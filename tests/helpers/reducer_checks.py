@@ -9,7 +9,7 @@ from helpers.places import GOLDEN
 import jvidprune
 from jvidprune import VideoTokens
 from jvidprune.parity import core
-from jvidprune.reducers.protocol import full
+from jvidprune.reducers.protocol import with_defaults
 from jvidprune.reducers.run import bucket_capacity, run_budgets
 from jvidprune.tokens import stack_budgets
 
@@ -135,7 +135,7 @@ def check_gradient(reducer, video, ratio):
 
     def loss(features, plan=None):
         found = reducer.plan(jax.lax.stop_gradient(replace(features)), budget, capacity=capacity)
-        return jnp.sum(weight * full(reducer).apply(plan or found, replace(features)).tokens)
+        return jnp.sum(weight * with_defaults(reducer).apply(plan or found, replace(features)).tokens)
 
     frozen = jax.jit(lambda: reducer.plan(video, budget, capacity=capacity))()
     through = jax.jit(jax.grad(loss))(video.features)

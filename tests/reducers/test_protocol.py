@@ -22,11 +22,11 @@ from jvidprune.reducers.protocol import (
     MethodInfo,
     PromptRules,
     StagedReducer,
-    full,
-    full_class,
+    class_with_defaults,
     inner_stages,
     prompt_rules,
     title_of,
+    with_defaults,
 )
 from jvidprune.reducers.stop import SToP, base_reducer
 from jvidprune.stts.config import STTSConfig
@@ -73,12 +73,12 @@ class Rich(Minimal):
 
 def test_a_minimal_reducer_has_every_default():
     made, layout = Minimal(), VIDEO.layout()
-    known = full(made)
+    known = with_defaults(made)
     assert (known.info.title, known.info.summary, known.info.exact) == ("Minimal", "Keeps the first tokens.", False)
     assert (known.prompt, known.inner(0.5), known.flops(layout, 8, 0.5)) == (PromptRules(), (), {})
     assert (known.tokens_from, known.tokens_per_frame, known.warning({})) == ("features", None, None)
     assert known.bind("model") is made
-    assert full_class(Minimal).PRESETS == full_class(Minimal).at_depth(3, {}, {}) == {}
+    assert class_with_defaults(Minimal).PRESETS == class_with_defaults(Minimal).at_depth(3, {}, {}) == {}
     reduced = jvidprune.reduce(made, VIDEO, 0.5)
     wanted = compact.apply(made.plan(VIDEO, made.budget(layout, 0.5), capacity=layout.total), VIDEO.features)
     np.testing.assert_array_equal(reduced.tokens[reduced.valid], wanted.tokens[wanted.valid])
@@ -87,7 +87,7 @@ def test_a_minimal_reducer_has_every_default():
 def test_what_an_object_has_of_the_others_is_read():
     rich = Rich()
     assert (title_of(rich), prompt_rules(rich), inner_stages(rich, 0.1)) == ("Rich!", rich.prompt, rich.inner(0.1))
-    assert full(rich).flops(VIDEO.layout(), 8, 0.5) == {"thinking": 7.0}
+    assert with_defaults(rich).flops(VIDEO.layout(), 8, 0.5) == {"thinking": 7.0}
     with pytest.warns(JvidpruneWarning, match="Rich is not sure"):
         jvidprune.reduce(rich, VIDEO, 0.5, diagnostics=True)
     assert Sequential(rich, Minimal()).first is rich
@@ -96,7 +96,7 @@ def test_what_an_object_has_of_the_others_is_read():
         def apply(self, plan, video):
             return compact.apply(plan, 2 * video.features)
 
-    assert full(Applies()).tokens_from == "evidence"
+    assert with_defaults(Applies()).tokens_from == "evidence"
     doubled, plain = (jvidprune.reduce(made, VIDEO, 0.5) for made in (Applies(), rich))
     np.testing.assert_allclose(doubled.tokens, 2 * plain.tokens)
     with pytest.raises(JvidpruneError, match="cannot chain Rich!"):
@@ -108,7 +108,7 @@ def test_every_method_that_touches_features_counts_its_work(name):
     """Merging is a sum over the features, so that a method that merges counts something; a plain int will do as D."""
     layout = jvidprune.Layout(8, (6, 6), (12, 12))
     terms = registry.get(name).flops(layout, 64, 0.5)
-    assert not full_class(registry.reducer_class(name)).info.merges or terms
+    assert not class_with_defaults(registry.reducer_class(name)).info.merges or terms
     assert terms == registry.get(name).flops(layout, TokenWidth(64), 0.5)
     assert all(flops >= 0 for flops in terms.values())
 
@@ -219,7 +219,7 @@ def test_methods_bound_to_different_models_are_not_equal():
 def test_every_method_has_every_member(name):
     made = registry.get(name)
     assert isinstance(made, BaseReducer)
-    assert full(made) is made
+    assert with_defaults(made) is made
     assert isinstance(prompt_rules(made), PromptRules)
     assert all(isinstance(stage, InnerStage) for stage in inner_stages(made, 0.5))
     assert made.tokens_from in ("features", "evidence", "tower")
