@@ -76,7 +76,7 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
     from jvidprune.models.checkpoint.export import exact_dtype, export_model
     from jvidprune.models.checkpoint.load import load_model, read_config
     from jvidprune.models.evidence import check_evidence
-    from jvidprune.reducers.registry import BACKBONES, for_model
+    from jvidprune.reducers.registry import for_model
     from jvidprune.reducers.serialise import FILE, SavedPruning, load_declared, load_settings
     from jvidprune.reducers.writing import expression
     from jvidprune.stts.attach import EVIDENCE
@@ -100,7 +100,6 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
     family, config, source = read_config(model, choice.revision)
     # Conventions and rules that the family does not have are refused.
     family_settings(family, source, choice.convention, choice.mrope_rule)
-    backbone = family if family in BACKBONES else None
     pruning = None
     if choice.reducer is not None:
         method: Any = for_model(choice.reducer, config)
@@ -108,7 +107,7 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
             method = dataclasses.replace(method, positions=choice.positions)
         ratio = RATIO if choice.ratio is None else choice.ratio
         reading = {"convention": choice.convention, "mrope_rule": choice.mrope_rule}
-        pruning = SavedPruning(method, ratio, backbone, **reading)
+        pruning = SavedPruning(method, ratio, family, **reading)
     known = load_settings(source, allow_code=choice.allow_code) if choice.reducer is None else load_declared(source)
     if choice.reducer is None and choice.positions is not None:
         known = known._replace(positions=choice.positions)

@@ -5,7 +5,8 @@ Models never import `llm`: what a family says of prompts is plain data here (its
 templates, the name of a way of writing prompts), which `llm` reads. The ways are `llm.prompts.registry.BUILDERS`, a
 table by name: they serve several families and need reduced videos, which models do not know.
 
-A family of one's own is a `Family` given to `register`; one of this package is a folder and a line in `_FOLDERS`.
+A family of one's own is a `Family` given to `register`; one of this package is a folder and a name in
+`jvidprune.backbones`.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
+from jvidprune import backbones
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.names import NameTable
 from jvidprune.models.settings import FamilySettings
@@ -53,6 +55,8 @@ class Family:
       paper: arXiv id.
       checkpoints: hub ids of published ones.
       representative: published checkpoint that speaks for the family, a name of `checkpoint.published`.
+      presets: of a family from outside, settings of reducers on it by registry name, as their `PRESETS` have them for
+        the families of this package.
     """
 
     name: str
@@ -74,19 +78,14 @@ class Family:
     paper: str = "-"
     checkpoints: tuple[str, ...] = ()
     representative: str | None = None
+    presets: backbones.Presets = dataclasses.field(default_factory=lambda: _NOTHING)
 
     def describes(self, raw: Mapping[str, Any]) -> bool:
         """Whether a config.json describes a model of this family."""
         return bool(self.names & named(raw)) and (self.matches is None or self.matches(raw))
 
 
-_FOLDERS: dict[str, str] = {
-    "llava_onevision": "jvidprune.models.llava_onevision",
-    "llava_video": "jvidprune.models.llava_video",
-    "qwen2_5_vl": "jvidprune.models.qwen2_5_vl",
-    "qwen3_vl": "jvidprune.models.qwen3_vl",
-    "molmo2": "jvidprune.models.molmo2",
-}
+_FOLDERS: dict[str, str] = {name: f"jvidprune.models.{name}" for name in backbones.NAMES}
 """The families of this package; the first that describes a config.json loads it."""
 
 _REGISTERED: dict[str, Family] = {}
@@ -126,6 +125,7 @@ def register(family: Family) -> None:
     if "released" not in family.settings:
         raise JvidpruneError(f"the family {family.name} has no settings for the convention released.")
     _REGISTERED[family.name] = family
+    backbones.add(family.name, family.presets)
 
 
 LMMS_LAB = frozenset({"llava_qwen", "LlavaQwenForCausalLM"})

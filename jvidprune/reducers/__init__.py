@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.protocol import BaseReducer, MethodInfo, PromptRules, Reducer, StagedReducer
     from jvidprune.reducers.prunevid import PruneVid
     from jvidprune.reducers.qwen_norm import QwenNorm
-    from jvidprune.reducers.registry import BACKBONES, for_model, from_text, get, info, names
+    from jvidprune.reducers.registry import for_model, from_text, get, info, names
     from jvidprune.reducers.run import reduce, reduce_batch, sweep
     from jvidprune.reducers.scissor import Scissor
     from jvidprune.reducers.stop import SToP
@@ -72,7 +72,7 @@ _SOURCES = {
     "protocol": ("BaseReducer", "MethodInfo", "PromptRules", "Reducer", "StagedReducer"),
     "prunevid": ("PruneVid",),
     "qwen_norm": ("QwenNorm",),
-    "registry": ("BACKBONES", "for_model", "from_text", "get", "info", "names"),
+    "registry": ("for_model", "from_text", "get", "info", "names"),
     "run": ("reduce", "reduce_batch", "sweep"),
     "scissor": ("Scissor",),
     "stop": ("SToP",),
@@ -86,7 +86,6 @@ _SOURCES = {
 
 __all__ = [
     "AOT",
-    "BACKBONES",
     "EVS",
     "STTS",
     "VCAST",

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jvidprune.backbones import Backbone
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, Ratio, Share
 from jvidprune.ops import compact
@@ -101,7 +102,7 @@ class Sequential(PositionedReducer):
     second: AnyReducer = "flashvid"
     split: Share = 0.5
     ladder: tuple[Ratio, ...] = (0.125, 0.25, 0.5, 1.0)
-    backbone: registry.Backbone | None = None
+    backbone: Backbone | None = None
     layers: Count | None = None
 
     @property
@@ -287,7 +288,10 @@ class Sequential(PositionedReducer):
             terms |= {f"{order}: {name}": flops for name, flops in found.items()}
         return terms
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {name: {"backbone": name} for name in registry.BACKBONES}
+    @classmethod
+    def preset(cls, backbone: str) -> dict[str, Any]:
+        """The family, for stages given by a text."""
+        return {"backbone": backbone}
 
     @classmethod
     def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

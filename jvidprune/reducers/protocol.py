@@ -270,6 +270,11 @@ class BaseReducer:
         return {}
 
     @classmethod
+    def preset(cls, backbone: str) -> Mapping[str, Any]:
+        """Published settings on a model family, none for one without any."""
+        return cls.PRESETS.get(backbone, {})
+
+    @classmethod
     def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
         """Settings that follow from the depth of the language model.
 

@@ -2,18 +2,15 @@
 
 import dataclasses
 import importlib
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
+from jvidprune.backbones import added_settings, backbones, check_backbone
 from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.expressions import Chain, Written, check_colon, own_reference, parse
 from jvidprune.fields import settings_of
 from jvidprune.reducers.own import check_made, installed, installed_class, own_class
 from jvidprune.reducers.protocol import MethodInfo, Reducer, class_with_defaults
 from jvidprune.texts import unknown
-
-Backbone = Literal["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2"]
-BACKBONES: tuple[str, ...] = get_args(Backbone)
-"""Model families with published settings."""
 
 _METHODS: dict[str, tuple[str, str]] = {
     "none": ("full", "Full"),
@@ -116,7 +113,7 @@ def get(name: str, backbone: str | None = None, layers: int | None = None, **ove
 
     Args:
       name: registry name, e.g. "flashvid".
-      backbone: one of `BACKBONES`; None takes the class defaults.
+      backbone: a model family (`jvidprune.backbones`); None takes the class defaults.
       layers: decoder layers of the model, for methods whose settings depend on its depth (`BaseReducer.at_depth`);
         None takes those of the published models. See `for_model`.
       **overrides: hyper-parameters that replace the preset's.
@@ -131,9 +128,9 @@ def _build(name: str, backbone: str | None, layers: int | None, overrides: dict[
     cls = reducer_class(name)
     settings: dict[str, Any] = {}
     if backbone is not None:
-        if backbone not in BACKBONES:
-            raise JvidpruneError(unknown("backbone", backbone, BACKBONES))
-        settings |= class_with_defaults(cls).PRESETS.get(backbone, {})
+        check_backbone(backbone)
+        settings |= class_with_defaults(cls).preset(backbone)
+        settings |= added_settings(backbone, name.lower().replace("-", "_"))
     if dataclasses.is_dataclass(cls):
         known = settings_of(cls)
         for key in overrides:
@@ -175,13 +172,13 @@ def for_model(text: str, config: Any) -> Reducer:
 
     Args:
       text: as for `from_text`.
-      config: of the model: its `family` and `text.layers`. A family without published settings takes the class
+      config: of the model: its `family` and `text.layers`. A method without settings of that family takes the class
         defaults.
 
     Raises:
       JvidpruneError: as for `from_text`.
     """
-    return from_text(text, config.family if config.family in BACKBONES else None, config.text.layers)
+    return from_text(text, config.family if config.family in backbones() else None, config.text.layers)
 
 
 def from_text(text: str, backbone: str | None = None, layers: int | None = None) -> Reducer:

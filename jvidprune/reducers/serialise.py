@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from jvidprune.backbones import check_backbone
 from jvidprune.errors import JvidpruneError
 from jvidprune.expressions import own_reference
 from jvidprune.fields import settings_of, settle
@@ -51,8 +52,8 @@ class SavedPruning:
 
     def __post_init__(self) -> None:
         settle(self, ratio=check_ratio(self.ratio))
-        if self.backbone is not None and self.backbone not in registry.BACKBONES:
-            raise JvidpruneError(unknown("backbone", self.backbone, registry.BACKBONES))
+        if self.backbone is not None:
+            check_backbone(self.backbone)
 
     def record(self) -> dict[str, Any]:
         """Plain values for JSON; every setting is written, so that later presets change nothing.

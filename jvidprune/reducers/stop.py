@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NamedTuple, cast
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jvidprune.backbones import Backbone
 from jvidprune.errors import JvidpruneError
 from jvidprune.expressions import Chain, parse
 from jvidprune.fields import Exponent
@@ -120,7 +121,7 @@ class SToP(PositionedReducer):
     gamma: Exponent = 1.1
     gated: bool = False
     keep_inner: bool = False
-    backbone: registry.Backbone | None = None
+    backbone: Backbone | None = None
 
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -256,6 +257,11 @@ class SToP(PositionedReducer):
         "qwen3_vl": {"base": "visionzip_qwen", "backbone": "qwen3_vl"},
         "molmo2": {"base": "visionzip", "backbone": "molmo2"},
     }
+
+    @classmethod
+    def preset(cls, backbone: str) -> dict[str, Any]:
+        """Those published, and the family for a base given by name."""
+        return cls.PRESETS.get(backbone, {"backbone": backbone})
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="stop",

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from jvidprune import cli
+from jvidprune import backbones, cli
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import settings_of
 from jvidprune.llm.video_llm import VideoLLM
@@ -105,7 +105,7 @@ def test_a_pooling_head_from_elsewhere_becomes_part_of_the_export(tmp_path):
     assert "attention_pooling_head" in load_model(tmp_path / "out").model.provides
 
 
-@pytest.mark.parametrize("backbone", [None, *registry.BACKBONES])
+@pytest.mark.parametrize("backbone", [None, *backbones.NAMES])
 def test_settings_of_every_method_survive_the_file(backbone, tmp_path):
     for name in METHODS:
         saved = SavedPruning(registry.get(name, backbone), 0.15, backbone)

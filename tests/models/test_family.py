@@ -13,6 +13,7 @@ from helpers import tiny_checkpoints as tiny
 from helpers.reducer_checks import refused
 
 import jvidprune
+from jvidprune import backbones
 from jvidprune.llm.conventions import CONVENTIONS
 from jvidprune.llm.encoded import clip_of
 from jvidprune.llm.prompts.llava import NewlinePrompts
@@ -28,6 +29,10 @@ from jvidprune.models.listing import listing
 from jvidprune.models.settings import FamilySettings, squashed
 from jvidprune.models.templates import PromptTemplate
 from jvidprune.parallel import DECODER_AXES
+from jvidprune.reducers import SToP, registry
+from jvidprune.reducers.controls import Random
+from jvidprune.reducers.protocol import class_with_defaults
+from jvidprune.reducers.serialise import SavedPruning
 from jvidprune.tokens import VideoTokens
 
 # --- a family of one's own -------------------------------------------------------------------------------------------
@@ -110,6 +115,7 @@ TOY = families.Family(
         "released": FamilySettings("toy", "no_token", "all", 4, "uniform", squashed, "counted", writes_times=True)
     },
     templates={"toy": PromptTemplate("Look: ", " {question} Say:")},
+    presets={"divprune": {"scope": "frame"}, "flashvid": {"alpha": 0.25}},
 )
 
 
@@ -117,6 +123,7 @@ TOY = families.Family(
 def toy(monkeypatch, tmp_path):
     """The family registered, and a checkpoint of it."""
     monkeypatch.setattr(families, "_REGISTERED", {})
+    monkeypatch.setattr(backbones, "_ADDED", {})
     monkeypatch.setitem(BUILDERS, "counted", CountedPrompts)
     families.register(TOY)
     monkeypatch.setitem(tiny.CONFIGS, "toy", {"model_type": "toy", "text_config": tiny._TEXT})
@@ -137,6 +144,30 @@ def test_a_family_from_outside_loads_and_answers(toy):
     refused(lambda: llm.reduce(video, reducer="flashvid", ratio=0.5), "toy cannot give evidence attention_last")
     found = llm.encode(frames, fps=2.0, needs=frozenset({"frame_embedding"})).tokens.evidence["frame_embedding"]
     np.testing.assert_allclose(found, video.tokens.features.mean(axis=1), atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned(Random):
+    """A method of one's own with settings of a family of one's own."""
+
+    PRESETS: ClassVar = {"toy": {"seed": 7}}
+
+
+def test_methods_have_settings_of_a_family_from_outside(toy):
+    assert backbones.backbones() == (*backbones.NAMES, "toy")
+    config = jvidprune.VideoLLM.load(toy).loaded.config
+    assert registry.for_model("divprune", config).scope == "frame"
+    assert registry.for_model("divprune(scope=video)", config).scope == "video"
+    assert registry.for_model("fastvid", config) == registry.get("fastvid", layers=config.text.layers)
+    chain = registry.for_model("sequential(first=visionzip, second=divprune)", config)
+    assert (chain.backbone, chain.second.scope) == ("toy", "frame")
+    assert registry.for_model("stop(base=divprune)", config).base.scope == "frame"
+    # What SToP's runs pass to a base goes before the family's.
+    assert registry.for_model("stop(base=flashvid)", config).base.alpha == 0.7
+    assert class_with_defaults(Tuned).preset("toy") == {"seed": 7}
+    assert SavedPruning(chain, 0.1, "toy").record()["backbone"] == "toy"
+    refused(lambda: registry.get("divprune", "toys"), "unknown backbone 'toys'.*toy")
+    refused(lambda: SToP("visionzip", backbone="toys"), "SToP's backbone: unknown backbone 'toys'")
 
 
 def test_the_answer_is_that_of_the_prompt_put_together_by_hand(toy):

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jvidprune import backbones
 from jvidprune.errors import JvidpruneError
 from jvidprune.expressions import Call, Chain, parse, parse_call, split_list
 from jvidprune.ops.transport import Dustbin, FixedSinkhorn, Transport
@@ -36,7 +37,7 @@ def test_both_forms_make_the_same(colon, python, backbone):
     assert split_list(f"{colon},{python} , none") == [colon, python, "none"]
 
 
-@pytest.mark.parametrize("backbone", [None, *registry.BACKBONES])
+@pytest.mark.parametrize("backbone", [None, *backbones.NAMES])
 @pytest.mark.parametrize("name", [*registry.names(), *registry.combinators()])
 def test_what_is_written_of_a_reducer_makes_it_again(name, backbone):
     made = registry.get(name, backbone)
