@@ -4,6 +4,7 @@ A file holds several cases; every array is named `<case>_<name>` and the config 
 ids and iteration counts must match exactly, tokens within 1e-5, plans within 1e-5 of their largest entry.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -92,8 +93,8 @@ def _stages(reducer: AOT, video: VideoTokens, budget: AOTBudget, capacity: int) 
     own, taken = jax.vmap(reducer.merge(budget))(intra.plan, shared.selection.cosines, intra.sources, intra.active)
     kept = own[..., None] * jnp.take_along_axis(x, inside[..., None], axis=1)
     merged = kept + jax.vmap(weigh)(jnp.swapaxes(taken, 1, 2), x)
-    sides = shared.selection, x, shared.saliency, intra.anchors, intra.sources, shared.geometry.grid
-    priced = problems(*sides, reducer.intra_transport).priced
+    wide = dataclasses.replace(shared, x=x)
+    priced = problems(wide, intra.anchors, intra.sources, reducer.intra_transport).priced
     blank = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
     place = jnp.where(intra.active, columns, x.shape[1])
     replaced = jax.vmap(lambda frame, ids, rows: frame.at[ids].set(rows))(blank, place, merged)[:, :-1]

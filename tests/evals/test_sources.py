@@ -10,6 +10,7 @@ import types
 
 import numpy as np
 import pytest
+from helpers.own_method import MINE
 
 from jvidprune.evals.identity import plain, run_hash
 from jvidprune.evals.plan import SweepPlan
@@ -19,29 +20,13 @@ from jvidprune.ops.transport import Transport
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers import registry
 
-MODULE = """
-import dataclasses
-import jax.numpy as jnp
-import numpy as np
-from jvidprune.ops.compact import selection_plan
-from {helper} import sign
-
-@dataclasses.dataclass(frozen=True)
-class Mine:
-    share: float = 1.0
-    needs = frozenset()
-    def budget(self, layout, ratio):
-        return np.int32(max(1, round(layout.total * ratio * self.share)))
-    def capacity(self, layout, ratio):
-        return int(self.budget(layout, ratio))
-    def plan(self, video, budget, *, capacity):
-        norms = jnp.linalg.norm(video.features.astype(jnp.float32), axis=-1).reshape(-1)
-        rank = jnp.argsort(jnp.argsort(sign * norms, stable=True), stable=True)
-        return selection_plan(rank < budget, capacity)
-
+MODULE = (
+    MINE
+    + """
 def cost(x, y):
     return x + 1
 """
+)
 
 
 @pytest.fixture

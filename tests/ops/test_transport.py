@@ -317,8 +317,8 @@ def test_one_cost_of_a_user_prices_the_transports_of_aot_and_of_ottvid():
         assert float(jnp.abs(other.tokens - reduced.tokens).max()) > 1e-4
     shared = jax.jit(aot.prepare, static_argnames="capacity")(video, capacity=60)
     chosen = jnp.asarray(reduced.diagnostics["anchors"])
-    sides = shared.selection, shared.x, shared.saliency, chosen, ~chosen, (9, 8)
-    priced, deep = problems(*sides, aot.intra_transport).priced[2], np.asarray(video.evidence["attention_deep"][2])
+    priced = problems(shared, chosen, ~chosen, aot.intra_transport).priced[2]
+    deep = np.asarray(video.evidence["attention_deep"][2])
     x, columns = np.asarray(video.evidence["features_unpooled"][2]), np.asarray(shared.selection.candidates[2])
     columns, places = columns[columns < 72], grid_places((9, 8))
     expected = by_hand(x, x[columns], (places, places[columns]), (deep, deep[columns]))

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers.own_method import MINE
 from helpers.reducer_checks import make_video
 
 import jvidprune
@@ -23,33 +24,9 @@ from jvidprune.reducers.writing import expression
 from jvidprune.serve.compare import Comparer
 from jvidprune.video.limits import Limits
 
-SOURCE = '''
-"""A module of a user's own."""
-import dataclasses
-import jax.numpy as jnp
-import numpy as np
-from jvidprune.ops.compact import selection_plan
-from {helper} import SIGN
-
-@dataclasses.dataclass(frozen=True)
-class Mine:
-    """Keeps the tokens with the largest norms."""
-
-    share: float = 1.0
-
-    needs = frozenset()
-
-    def budget(self, layout, ratio):
-        return np.int32(max(1, round(layout.total * ratio * self.share)))
-
-    def capacity(self, layout, ratio):
-        return int(self.budget(layout, ratio))
-
-    def plan(self, video, budget, *, capacity):
-        norms = jnp.linalg.norm(video.features.astype(jnp.float32), axis=-1).reshape(-1)
-        rank = jnp.argsort(jnp.argsort(-SIGN * norms, stable=True), stable=True)
-        return selection_plan(rank < budget, capacity)
-
+SOURCE = (
+    MINE
+    + """
 made = Mine(0.5)
 
 class NoPlan:
@@ -67,7 +44,8 @@ class Breaks(Mine):
         raise RuntimeError("not today")
 
 a_number = 3
-'''
+"""
+)
 
 
 @pytest.fixture
@@ -75,7 +53,7 @@ def folder(tmp_path, monkeypatch):
     """A working directory with a module; what was imported from it is forgotten behind."""
     before, path = set(sys.modules), list(sys.path)
     helper = f"helper_of_{tmp_path.name}"
-    (tmp_path / f"{helper}.py").write_text("SIGN = 1\n")
+    (tmp_path / f"{helper}.py").write_text("sign = -1\n")
     (tmp_path / "mine_here.py").write_text(SOURCE.format(helper=helper))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(own, "_NAMED", {})

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import over_frames
 from jvidprune.ops.transport import Projection, Rows, Scaled, Transport, TransportResult, blend, normalise_plan
-from jvidprune.reducers.aot.anchors import Selection
+from jvidprune.reducers.aot.types import AOTShared
 
 
 class Intra(NamedTuple):
@@ -58,12 +58,9 @@ class Problems(NamedTuple):
 
 
 def problems(
-    selection: Selection,
-    x: Float[Array, "T N D"],
-    saliency: Float[Array, "T N"],
+    shared: AOTShared,
     anchors: Bool[Array, "T N"],
     sources: Bool[Array, "T N"],
-    grid: tuple[int, int],
     parts: Transport,
     read: Callable[[Array], Array] = lambda priced: priced,
 ) -> Problems:
@@ -71,7 +68,7 @@ def problems(
 
     Frame by frame on CPU: XLA would keep every term of the costs for all frames at once.
     """
-    n = anchors.shape[1]
+    n, grid, selection = anchors.shape[1], shared.geometry.grid, shared.selection
     c = selection.candidates.shape[1]
     place = jnp.asarray(positions(grid))
     # The same in every frame and for every ratio.
@@ -86,26 +83,17 @@ def problems(
         return Problems(read(priced), mu, nu, columns.mask)
 
     times = jnp.arange(anchors.shape[0], dtype=jnp.float32)
-    arrays = x, selection.cosines, selection.candidates, saliency, anchors, sources, times
+    arrays = shared.x, selection.cosines, selection.candidates, shared.saliency, anchors, sources, times
     return over_frames(problem, *arrays)
 
 
-def transport_frames(
-    selection: Selection,
-    x: Float[Array, "T N D"],
-    saliency: Float[Array, "T N"],
-    anchors: Bool[Array, "T N"],
-    frame_mask: Bool[Array, "T"],
-    grid: tuple[int, int],
-    parts: Transport,
-) -> Intra:
+def transport_frames(shared: AOTShared, anchors: Bool[Array, "T N"], parts: Transport) -> Intra:
     """Transport of every frame's other tokens onto its anchors. Pruned tokens stay what they are."""
-    sources = ~anchors & frame_mask[:, None]
-    sides, solver = (selection, x, saliency, anchors, sources, grid, parts), parts.solver
+    sources, solver = ~anchors & shared.frame_mask[:, None], parts.solver
     if hasattr(solver, "on_kernel"):
-        kernel, mu, nu, active = problems(*sides, solver.kernel)
+        kernel, mu, nu, active = problems(shared, anchors, sources, parts, solver.kernel)
         return Intra(anchors, sources, active, *solver.on_kernel(kernel, mu, nu))
-    priced, mu, nu, active = problems(*sides)
+    priced, mu, nu, active = problems(shared, anchors, sources, parts)
     result = solver(priced, mu, nu)
     return Intra(anchors, sources, active, Scaled(None, result.plan, None), result)
 

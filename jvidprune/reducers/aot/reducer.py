@@ -229,15 +229,8 @@ class AOT(PositionedReducer):
 
     def intra(self, shared: AOTShared, budget: AOTBudget) -> Intra:
         """The anchors of one budget and the transport onto them inside frames."""
-        return transport_frames(
-            shared.selection,
-            shared.x,
-            shared.saliency,
-            anchor_mask(shared.selection, budget.local, budget.global_anchors, shared.frame_mask),
-            shared.frame_mask,
-            shared.geometry.grid,
-            self.intra_transport.with_numbers(budget.intra),
-        )
+        anchors = anchor_mask(shared.selection, budget.local, budget.global_anchors, shared.frame_mask)
+        return transport_frames(shared, anchors, self.intra_transport.with_numbers(budget.intra))
 
     def merge(self, budget: AOTBudget) -> Merge:
         """How the stage inside frames turns its plans into weights."""
