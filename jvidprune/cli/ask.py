@@ -98,8 +98,7 @@ def answered(
     ratio = check_ratio((own.ratio if own else RATIO) if choice.ratio is None else choice.ratio)
     chosen = (own.reducer if own else REDUCER) if choice.reducer is None else choice.reducer
     with console.working():
-        asked = {"reducer": chosen, "ratio": ratio, "max_new_tokens": choice.max_new_tokens}
-        reading.check_answer_fits(path, question, model, limits, **asked)
+        reading.check_fits(path, model, limits, reading.Asked(question, chosen, ratio, choice.max_new_tokens))
         llm = reading.open_model(model, console)
         # The loaded settings are bound to the model, where a method needs its weights.
         method = llm.reducer(chosen) if isinstance(chosen, str) else llm.pruning.reducer if llm.pruning else chosen

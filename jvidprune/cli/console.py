@@ -27,8 +27,9 @@ class Console:
         """Progress bars live inside; they vanish when done."""
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         # Without a terminal all that bars leave behind is an empty line.
-        shown: dict[str, Any] = {"transient": True, "disable": not self._err.is_terminal}
-        with Progress(*columns, TimeElapsedColumn(), console=self._err, **shown) as progress:
+        with Progress(
+            *columns, TimeElapsedColumn(), console=self._err, transient=True, disable=not self._err.is_terminal
+        ) as progress:
             self._progress = progress
             try:
                 yield

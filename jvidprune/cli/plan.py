@@ -159,15 +159,32 @@ def _row(choice: PlanChoice, config: Any, where: "Chip", sizes: dict[str, int], 
     layout = layout_of(config, frames, read_size(choice.size), choice.convention)
     method = for_model(choice.reducer, config)
     kept, newlines, prompt = prompt_sizes(config, layout, reducer=method, ratio=ratio, text=choice.text)
-    options: dict[str, Any] = {"newlines": newlines, "new_tokens": choice.new_tokens, "exact": False}
-    report = count(config, layout, kept=kept, prompt=prompt, reducer=method, ratio=ratio, **options)
+    report = count(
+        config,
+        layout,
+        kept=kept,
+        prompt=prompt,
+        reducer=method,
+        ratio=ratio,
+        newlines=newlines,
+        new_tokens=choice.new_tokens,
+        exact=False,
+    )
     parts = prompt_segments(config, method, ratio, kept=kept, newlines=newlines, prompt=prompt)
     shape = video_shape(config, frames, layout)
-    common: dict[str, Any] = {"shape": shape, "batch": choice.batch, "dtype": jnp.dtype(choice.dtype)}
+    dtype = jnp.dtype(choice.dtype)
     memory = footprint(
-        config, where, sizes, prompt=prompt, visual=kept + newlines, new_tokens=choice.new_tokens, **common
+        config,
+        where,
+        sizes,
+        prompt=prompt,
+        visual=kept + newlines,
+        new_tokens=choice.new_tokens,
+        shape=shape,
+        batch=choice.batch,
+        dtype=dtype,
     )
-    times = stage_times(config, where, sizes, report, parts, **common)
+    times = stage_times(config, where, sizes, report, parts, shape=shape, batch=choice.batch, dtype=dtype)
     return PlanRow(choice.model, where, sizes, frames, ratio, layout.total, kept, prompt, memory, times)
 
 

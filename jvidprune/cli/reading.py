@@ -1,6 +1,7 @@
 """What the verbs that read videos share: the model, the limits, the frames and their encoding, with progress."""
 
 from pathlib import Path
+from typing import NamedTuple, TypedDict
 
 import jax
 
@@ -75,49 +76,62 @@ def check_asked(path: Path | None, names: list[str], ratio: float) -> None:
         existing_file(path)
 
 
-def check_fits(path: Path | None, choice: ModelChoice, limits: Limits) -> None:
-    """Refuses a video whose encoding by a checkpoint does not fit into memory; the embedded model always does."""
-    if choice.model is not None:
-        check_encoding(
-            choice.model,
-            path or default_clip(cache_folder()),
-            frames=choice.frames,
-            fps=choice.fps,
-            dtype=choice.dtype,
-            mesh=choice.mesh,
-            limits=limits,
-            revision=choice.revision,
-            convention=choice.convention,
-        )
+class Asked(NamedTuple):
+    """A question whose answer is checked to fit, too.
+
+    Attributes:
+      question: text.
+      reducer: method as text, or the reducer.
+      ratio: retention ratio.
+      max_new_tokens: longest answer.
+    """
+
+    question: str
+    reducer: str | Reducer
+    ratio: float
+    max_new_tokens: int
 
 
-def check_answer_fits(
-    path: Path | None,
-    question: str,
-    choice: ModelChoice,
-    limits: Limits,
-    *,
-    reducer: str | Reducer,
-    ratio: float,
-    max_new_tokens: int,
-) -> None:
-    """The same of a question and its answer."""
-    if choice.model is not None:
-        check_question(
-            choice.model,
-            path or default_clip(cache_folder()),
-            question,
-            reducer=reducer,
-            ratio=ratio,
-            max_new_tokens=max_new_tokens,
-            frames=choice.frames,
-            fps=choice.fps,
-            dtype=choice.dtype,
-            mesh=choice.mesh,
-            limits=limits,
-            revision=choice.revision,
-            convention=choice.convention,
-        )
+class _Reading(TypedDict):
+    """How a video gets into a checkpoint, as both checks of memory take it."""
+
+    frames: int | None
+    fps: float | None
+    dtype: str
+    mesh: str
+    limits: Limits
+    revision: str | None
+    convention: str | None
+
+
+def check_fits(path: Path | None, choice: ModelChoice, limits: Limits, asked: Asked | None = None) -> None:
+    """Refuses a video whose encoding by a checkpoint, or a question whose answer, does not fit into memory.
+
+    The embedded model always does.
+
+    Args:
+      path: the video; None is the generated clip.
+      choice: the checkpoint, and how videos get into it.
+      limits: what is accepted of a video.
+      asked: what is asked about it, None for nothing.
+    """
+    if choice.model is None:
+        return
+    source, video = choice.model, path or default_clip(cache_folder())
+    reading: _Reading = {
+        "frames": choice.frames,
+        "fps": choice.fps,
+        "dtype": choice.dtype,
+        "mesh": choice.mesh,
+        "limits": limits,
+        "revision": choice.revision,
+        "convention": choice.convention,
+    }
+    if asked is None:
+        check_encoding(source, video, **reading)
+    else:
+        question, reducer, ratio, longest = asked
+        check_question(source, video, question, reducer=reducer, ratio=ratio, max_new_tokens=longest, **reading)
 
 
 def read_video(

@@ -112,8 +112,11 @@ def draw_reduction(
                         raise JvidpruneError(f"{title(name)} reads the question: give one with --question.")
                     known = llm.with_evidence(encoded, method, choice.question).tokens
                     reduced = jax.block_until_ready(reduce_video(method, known, ratio, diagnostics=True))
-                    shape: dict[str, Any] = {"frames": video.features.shape[0], "grid": video.grid}
-                    decisions.append(Decision.from_reduced(reduced, method=title(name), ratio=ratio, **shape))
+                    decisions.append(
+                        Decision.from_reduced(
+                            reduced, method=title(name), ratio=ratio, frames=video.features.shape[0], grid=video.grid
+                        )
+                    )
                     stage.tokens = decisions[-1].count
                 for one in said:
                     console.note(str(one.message))

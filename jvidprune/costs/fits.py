@@ -117,8 +117,15 @@ def check_question(
     method = for_model(reducer, config) if isinstance(reducer, str) else reducer
     kept = method.capacity(layout, ratio) + newline_tokens(config, layout, method, settings)
     words = _WORDS + len(question.encode()) // 2 + _STAMP * layout.frames * settings.writes_times
-    options: dict[str, Any] = {"kept": kept, "text": words, "max_new_tokens": max_new_tokens, "dtype": planned.dtype}
-    need = ask_need(config, planned.shape, **options, mesh=read_mesh(mesh))
+    need = ask_need(
+        config,
+        planned.shape,
+        kept=kept,
+        text=words,
+        max_new_tokens=max_new_tokens,
+        dtype=planned.dtype,
+        mesh=read_mesh(mesh),
+    )
     what = f"{planned.family} reading {planned.frames} frames at ratio {ratio:g}"
     check_fits(need, what=what, dtype=planned.dtype, available=available)
     return need
@@ -146,8 +153,9 @@ def check_encoding(
       JvidpruneError: it does not fit, or the checkpoint or the file is not what it should be.
     """
     planned = _plan(source, video, frames, fps, None, limits, revision, dtype, convention)
-    sizes: dict[str, Any] = {"kept": 0, "text": 0, "max_new_tokens": 1, "mesh": read_mesh(mesh)}
-    need = ask_need(planned.config, planned.shape, **sizes, dtype=planned.dtype)
+    need = ask_need(
+        planned.config, planned.shape, kept=0, text=0, max_new_tokens=1, mesh=read_mesh(mesh), dtype=planned.dtype
+    )
     need = dataclasses.replace(need, prompt=0)
     what = f"{planned.family} encoding {planned.frames} frames"
     check_fits(need, what=what, dtype=planned.dtype, available=available)

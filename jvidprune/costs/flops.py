@@ -214,8 +214,18 @@ def count_ratio(
     """
     exact = kept is not None or with_defaults(reducer).info.exact
     kept, newlines, prompt = prompt_sizes(config, layout, reducer=reducer, ratio=ratio, kept=kept, text=text)
-    sizes: dict[str, Any] = {"kept": kept, "prompt": prompt, "newlines": newlines, "new_tokens": new_tokens}
-    return count(config, layout, reducer=reducer, ratio=ratio, exact=exact, name=name, **sizes)
+    return count(
+        config,
+        layout,
+        reducer=reducer,
+        ratio=ratio,
+        exact=exact,
+        name=name,
+        kept=kept,
+        prompt=prompt,
+        newlines=newlines,
+        new_tokens=new_tokens,
+    )
 
 
 def prompt_sizes(

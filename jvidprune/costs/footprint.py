@@ -81,9 +81,11 @@ def on_chip(config: Any, chip: Chip, dtype: Any) -> Any:
     """The config with the attention that "auto" takes on a chip."""
 
     def kind(head_dim: int, *, simple: bool = True) -> str:
-        options: dict[str, Any] = {"platform": chip.kind, "capability": chip.capability, "dtype": dtype}
         # "xla" stands for any code that holds no scores, whatever this machine is.
-        return "plain" if choose("auto", head_dim=head_dim, simple=simple, **options) == "plain" else "xla"
+        kind = choose(
+            "auto", head_dim=head_dim, simple=simple, platform=chip.kind, capability=chip.capability, dtype=dtype
+        )
+        return "plain" if kind == "plain" else "xla"
 
     vision = dataclasses.replace(config.vision, attention=kind(config.vision.width // config.vision.heads))
     text = dataclasses.replace(config.text, attention=kind(config.text.head_dim, simple=not mutual(config)))

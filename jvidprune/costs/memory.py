@@ -207,8 +207,15 @@ def ask_need(
     """
     length = bucket_length(kept + text)
     features = feature_bytes(config, shape, dtype)
-    options: dict[str, Any] = {"levels": shape.levels, "mutual": families.get(config.family).bidirectional}
-    prompt = prefill_bytes(config.text, batch, length, max_new_tokens - 1, dtype, **options)
+    prompt = prefill_bytes(
+        config.text,
+        batch,
+        length,
+        max_new_tokens - 1,
+        dtype,
+        levels=shape.levels,
+        mutual=families.get(config.family).bidirectional,
+    )
     reduced = batch * kept * (1 + shape.levels) * config.text.width * jnp.dtype(dtype).itemsize
     parameters = parameter_count(config, mesh) * jnp.dtype(dtype).itemsize
     return Need(parameters, features, encode_bytes(config, shape, dtype), prompt + reduced)

@@ -154,8 +154,16 @@ class DecodePolicy:
         """What a step with this attention of the new token, in layer `layer` - 1, decides; all fields (B, ...)."""
 
         def one(weights: Array, video: Array, previous: Array, kept: Array, keep: Array) -> Any:
-            settings: dict[str, Any] = {"threshold": self.threshold, "mode": self.mode}
-            return choose_reading(weights, video, previous, kept, jnp.asarray(self.started), keep, **settings)
+            return choose_reading(
+                weights,
+                video,
+                previous,
+                kept,
+                jnp.asarray(self.started),
+                keep,
+                threshold=self.threshold,
+                mode=self.mode,
+            )
 
         state = (jnp.asarray(part) for part in (self.video, self.previous, self.kept, self.keep))
         return jax.vmap(one)(attention, *state)

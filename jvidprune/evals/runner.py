@@ -278,9 +278,10 @@ def _run_missing(
             stores[1].append([known | {"ratio": ratio, "refused": why} for ratio, why in job.refused.items()])
             if job.ratios:
                 first = number - len(failed) < TIMED
-                options: dict[str, Any] = {"longest": keys.plan.max_new_tokens, "rule": keys.rule, "timed": first}
                 try:
-                    new, costs = answer_job(llm, item, video, job, **options)
+                    new, costs = answer_job(
+                        llm, item, video, job, longest=keys.plan.max_new_tokens, rule=keys.rule, timed=first
+                    )
                 except JvidpruneError as error:
                     costs = [{"ratio": ratio, "refused": str(error)} for ratio in job.ratios]
                     new = []

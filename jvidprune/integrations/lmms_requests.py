@@ -76,11 +76,17 @@ class Adapter:
           JvidpruneError: anything wrong with the checkpoint, or a reducer without a ratio.
         """
         self.args = args
-        options: dict[str, Any] = {"template": args.template, "pooling_head": args.pooling_head}
-        options |= {"positions": args.positions, "revision": args.revision}
-        options |= {"convention": args.convention, "mrope_rule": args.mrope_rule}
-        options |= {"allow_code": args.allow_code}
-        self.llm = VideoLLM.load(args.pretrained, dtype=args.dtype, **options)
+        self.llm = VideoLLM.load(
+            args.pretrained,
+            dtype=args.dtype,
+            template=args.template,
+            pooling_head=args.pooling_head,
+            positions=args.positions,
+            revision=args.revision,
+            convention=args.convention,
+            mrope_rule=args.mrope_rule,
+            allow_code=args.allow_code,
+        )
         own = self.llm.pruning
         if args.reducer is not None:
             self.reducer = self.llm.reducer(args.reducer)
@@ -173,8 +179,13 @@ class Adapter:
                 else:
                     groups.append([i])
             choices = [[texts[i] for i in group] for group in groups]
-            options: dict[str, Any] = {"batch": self.args.batch_size, "min_fill": MIN_FILL}
-            rows = score_many(self.llm, [prompts[group[0]] for group in groups], choices, **options)
+            rows = score_many(
+                self.llm,
+                [prompts[group[0]] for group in groups],
+                choices,
+                batch=self.args.batch_size,
+                min_fill=MIN_FILL,
+            )
             values = [(score.log_likelihood, score.tokens, score.greedy) for row in rows for score in row]
             return dict(zip((i for group in groups for i in group), values, strict=True))
 

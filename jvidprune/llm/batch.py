@@ -21,7 +21,7 @@ from jvidprune.llm.prompt_cuts import join_inner, prompt_inner
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.stages import StageClock
 from jvidprune.models.generate import NO_TOKEN, check_sampling, decode
-from jvidprune.models.prefill import prefill
+from jvidprune.models.prefill import PromptParts, prefill
 from jvidprune.models.score import score
 from jvidprune.tokens import InnerStage
 
@@ -130,7 +130,6 @@ def answer_many(
     """
     check_sampling(max_new_tokens, temperature, top_p)
     seed = _row_seeds(seeds, len(prompts))
-    options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "eos_ids": llm.eos_ids}
     clock = clock or StageClock()
     replies: list[Any] = [None] * len(prompts)
     for rows in _batches(llm, prompts, reserve=max_new_tokens, batch=batch, min_fill=min_fill):
@@ -138,9 +137,17 @@ def answer_many(
             logits, cache = jax.block_until_ready(_read(llm, rows, max_new_tokens - 1))
             stage.tokens = sum(row.slots.length for row in rows.used)
         with clock("generate") as stage:
-            if temperature > 0:
-                options["key"] = jnp.stack(rows.filled([jax.random.key(seed[row.number]) for row in rows.used]))
-            found, _ = decode(llm.loaded.model, logits, cache, max_new_tokens=max_new_tokens, **options)
+            keys = rows.filled([jax.random.key(seed[row.number]) for row in rows.used]) if temperature > 0 else []
+            found, _ = decode(
+                llm.loaded.model,
+                logits,
+                cache,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                eos_ids=llm.eos_ids,
+                key=jnp.stack(keys) if keys else None,
+            )
             for row, ids in zip(rows.used, np.asarray(found), strict=False):
                 replies[row.number] = _reply(llm, row, [int(i) for i in ids if i >= 0])
             stage.tokens = sum(replies[row.number].generated for row in rows.used)
@@ -273,16 +280,16 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
         inners.append(found)
     slots = rows.filled(slots)
     following = [one.length if one.next_position is None else one.next_position for one in slots]
-    options: dict[str, Any] = {"next_position": np.asarray(following, np.int32)}
+    parts: PromptParts = {"next_position": np.asarray(following, np.int32)}
     if inners[0] is not None:
-        options["inner"] = join_inner(rows.filled(inners))
+        parts["inner"] = join_inner(rows.filled(inners))
     if mutual[0] is not None:
-        options["bidirectional"] = np.stack(rows.filled(mutual))
+        parts["bidirectional"] = np.stack(rows.filled(mutual))
     if levels[0] is not None:
-        options["deepstack"] = jnp.concatenate(rows.filled(levels), axis=1)
+        parts["deepstack"] = jnp.concatenate(rows.filled(levels), axis=1)
     positions = np.concatenate([one.rotary for one in slots], axis=-2)
     valid = np.stack([one.valid for one in slots])
-    return prefill(model, jnp.stack(rows.filled(embeds)), positions, valid, capacity=width + room, **options)
+    return prefill(model, jnp.stack(rows.filled(embeds)), positions, valid, capacity=width + room, **parts)
 
 
 @jax.jit

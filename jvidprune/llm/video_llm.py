@@ -165,8 +165,15 @@ class VideoLLM:
             family, _, folder = read_config(source, revision)
             family_settings(family, folder, convention, mrope_rule)
         enable_compilation_cache()
-        options: dict[str, Any] = {"pooling_head": pooling_head, "attention": attention, "revision": revision}
-        loaded = load_model(source, dtype=dtype, mesh=mesh, progress=progress, **options)
+        loaded = load_model(
+            source,
+            dtype=dtype,
+            mesh=mesh,
+            progress=progress,
+            pooling_head=pooling_head,
+            attention=attention,
+            revision=revision,
+        )
         settings = family_settings(loaded.family, loaded.folder, convention, mrope_rule)
         settings = dataclasses.replace(settings, positions=positions)
         if template is None and settings.own_chat and chat_template(loaded.folder) is not None:
@@ -393,8 +400,15 @@ class VideoLLM:
         ]
         if positions is not None:
             videos = [dataclasses.replace(one, positions=positions) for one in videos]
-        options: dict[str, Any] = {"temperature": temperature, "top_p": top_p, "seeds": seed, "clock": clock}
-        (reply,) = answer_many(self, [Prompt(videos, question)], max_new_tokens=max_new_tokens, **options)
+        (reply,) = answer_many(
+            self,
+            [Prompt(videos, question)],
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seeds=seed,
+            clock=clock,
+        )
         return Answer(
             question=question,
             text=reply.text,

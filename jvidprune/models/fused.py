@@ -89,5 +89,6 @@ def fused_attention(
       lengths: (B,) int32 real tokens of each row, the first ones; None where all are, or where causality hides the
         rest from them.
     """
-    options: dict[str, Any] = {"query_seq_lengths": lengths, "key_value_seq_lengths": lengths}
-    return jax.nn.dot_product_attention(q, k, v, is_causal=causal, implementation=which, **options)
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=causal, implementation=which, query_seq_lengths=lengths, key_value_seq_lengths=lengths
+    )

@@ -103,8 +103,9 @@ class FamilySettings:
             return FrameWish(frames, rule=self.rule, fastest=self.fastest, pictures=self.pictures)
         if frames is None and RATE_RULES.get(self.rule, self.rule) in ("llava_video_upto", "molmo2"):
             frames = self.frames
-        limits: dict[str, Any] = {"fewest": self.fewest, "most": self.most, "fastest": self.fastest}
-        return FrameWish(frames, fps, self.rule, **limits, pictures=self.pictures)
+        return FrameWish(
+            frames, fps, self.rule, fewest=self.fewest, most=self.most, fastest=self.fastest, pictures=self.pictures
+        )
 
     def newline_of(self, config: Any) -> NewlineKind:
         """Where newline embeddings go: as the checkpoint's config says, else as the family has it."""

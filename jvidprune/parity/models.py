@@ -12,6 +12,7 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel, load_model
 from jvidprune.models.generate import generate
+from jvidprune.models.prefill import PromptParts
 from jvidprune.parity.core import FileReport, Golden, Row, load_golden
 from jvidprune.parity.table import Check
 
@@ -175,9 +176,12 @@ def decoder_stages(
 
     def greedy() -> Any:
         valid = np.ones(embeds().shape[:2], bool)
-        options: dict[str, Any] = {} if deepstack is None else {"deepstack": deepstack()}
-        options |= {} if bidirectional is None else {"bidirectional": bidirectional}
-        return generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1], **options)
+        parts: PromptParts = {}
+        if deepstack is not None:
+            parts["deepstack"] = deepstack()
+        if bidirectional is not None:
+            parts["bidirectional"] = bidirectional
+        return generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1], **parts)
 
     return {
         "inputs_embeds": Stage(embeds, VISION),

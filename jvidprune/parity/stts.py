@@ -44,9 +44,8 @@ def examples_of(golden: Golden, windows: Windows, removed: float, slots: int) ->
     frames, kinds = np.atleast_2d(golden["num_images"]), np.atleast_2d(golden["multimodal_type"])
     start = golden.config["prune_from_frame"]
     counts = np.maximum(frames, 0)
-    options: dict[str, Any] = {"prune_from_frame": start}
     remove = [
-        budgets(row, windows.count, removed, video=kind == VIDEO, **options)
+        budgets(row, windows.count, removed, video=kind == VIDEO, prune_from_frame=start)
         for row, kind in zip(counts, kinds, strict=True)
     ]
     return packed_examples(frames, np.stack(remove), slots)

@@ -90,8 +90,16 @@ def reduce(
       JvidpruneError: an impossible ratio or budget, missing evidence or a missing question, non-finite input, too small
         a capacity.
     """
-    asked: dict[str, Any] = {"text": text, "text_mask": text_mask, "frames": frames}
-    stacked = sweep(reducer, video, [ratio], capacity=capacity, diagnostics=diagnostics, **asked)
+    stacked = sweep(
+        reducer,
+        video,
+        [ratio],
+        capacity=capacity,
+        diagnostics=diagnostics,
+        text=text,
+        text_mask=text_mask,
+        frames=frames,
+    )
     ratios = 1 if _questions(text) else 0
     return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=ratios), stacked)
 

@@ -134,7 +134,7 @@ class Comparer:
         self._source = source
         self._limits = limits
         self._longest = max_new_tokens
-        self._wish: dict[str, Any] = {"frames": frames, "fps": fps}
+        self._frames, self._fps = frames, fps
         self._own = {name: (llm.reducer(name), registry.title(name)) for name in own}
         self._lock = threading.Lock()
         self._last: tuple[str, EncodedVideo] | None = None
@@ -180,10 +180,19 @@ class Comparer:
         path, question = self._check(path, question, names, ratio)
         methods = {name: self._named(name) for name in dict.fromkeys(names)}
         for name, (method, _) in methods.items() if self._source is not None else ():
-            sizes: dict[str, Any] = self._wish | {"dtype": jax.tree.leaves(self.llm.loaded.model)[0].dtype}
-            sizes |= {"ratio": _ratio_of(name, ratio), "max_new_tokens": self._longest, "limits": self._limits}
-            sizes["convention"] = self.llm.settings.convention
-            check_question(self._source or "", path, question, reducer=method, **sizes)
+            check_question(
+                self._source or "",
+                path,
+                question,
+                reducer=method,
+                ratio=_ratio_of(name, ratio),
+                dtype=jax.tree.leaves(self.llm.loaded.model)[0].dtype,
+                frames=self._frames,
+                fps=self._fps,
+                max_new_tokens=self._longest,
+                limits=self._limits,
+                convention=self.llm.settings.convention,
+            )
         needs = frozenset[str]().union(*(method.needs for method, _ in methods.values()))
         with self._lock:
             report(0.05, "reading and encoding the video")
@@ -226,7 +235,7 @@ class Comparer:
             return known[1], ()
         clock = StageClock()
         with clock("decode", "frames") as stage:
-            clip = self.llm.sample(path, **self._wish, limits=self._limits)
+            clip = self.llm.sample(path, frames=self._frames, fps=self._fps, limits=self._limits)
             stage.tokens = len(clip.frames)
         with clock("encode") as stage:
             video = self.llm.encode(clip, needs=needs)
@@ -244,8 +253,9 @@ class Comparer:
             answer = self.llm.ask(reduced, question, max_new_tokens=self._longest, clock=clock)
         except JvidpruneError as error:
             return Column(name, title, refused=str(error))
-        shape: dict[str, Any] = {"frames": video.tokens.features.shape[0], "grid": video.tokens.grid}
-        decision = Decision.from_reduced(reduced.reduced, method=title, ratio=ratio, **shape)
+        decision = Decision.from_reduced(
+            reduced.reduced, method=title, ratio=ratio, frames=video.tokens.features.shape[0], grid=video.tokens.grid
+        )
         return Column(name, title, decision, answer)
 
 

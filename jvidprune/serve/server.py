@@ -90,8 +90,9 @@ def running(
     from jvidprune.serve.page import build_page, style, theme
 
     port = port or _free_port(host)
-    wish: dict[str, Any] = {"frames": frames, "fps": fps, "max_new_tokens": max_new_tokens, "own": methods}
-    comparer = Comparer(llm, source=source, limits=limits, **wish)
+    comparer = Comparer(
+        llm, source=source, limits=limits, frames=frames, fps=fps, max_new_tokens=max_new_tokens, own=methods
+    )
     reads = "the embedded model, which knows clips of moving shapes" if source is None else f"{llm.loaded.family}"
     # Brackets tell an IPv6 address from its port.
     name = f"[{host}]" if ":" in host else host

@@ -144,8 +144,9 @@ def _reduced(
     if early and "features_deepstack" not in video.evidence:
         raise JvidpruneError(f"the connector reads block {early[0]}, which lies before the scores.")
     recorded = dict.fromkeys(early, prefix.x)
-    options: dict[str, Any] = {"kept": kept, "key": key, "record": encoder.record, "recorded": recorded}
-    out = run_kept(encoder.tower, prefix, windows, examples, config, **options)
+    out = run_kept(
+        encoder.tower, prefix, windows, examples, config, kept=kept, key=key, record=encoder.record, recorded=recorded
+    )
     pruned = connect_kept(encoder, out, kept)
     rows = jnp.arange(pruned.index.shape[0], dtype=jnp.int32)
     slot = jnp.full(total, -1, jnp.int32).at[pruned.index].set(rows, mode="drop")

@@ -101,8 +101,17 @@ def encode(
     Raises:
       JvidpruneError: pixels of the wrong size, or settings that do not fit the tower.
     """
-    options: dict[str, Any] = {"kept": kept, "scorer": scorer, "key": key, "record": encoder.record}
-    out = run_tower(encoder.tower, encoder.embed(pixels), encoder.windows, examples, config, **options)
+    out = run_tower(
+        encoder.tower,
+        encoder.embed(pixels),
+        encoder.windows,
+        examples,
+        config,
+        kept=kept,
+        scorer=scorer,
+        key=key,
+        record=encoder.record,
+    )
     return connect_kept(encoder, out, kept)
 
 

@@ -142,8 +142,7 @@ def run_tower(
     _check(tower, x, windows, config, scorer, key)
     recorded: dict[int, Array] = {}
     prefix = run_prefix(tower, x, windows, config, scorer=scorer, record=record, recorded=recorded)
-    options: dict[str, Any] = {"kept": kept, "key": key, "record": record, "recorded": recorded}
-    return run_kept(tower, prefix, windows, examples, config, **options)
+    return run_kept(tower, prefix, windows, examples, config, kept=kept, key=key, record=record, recorded=recorded)
 
 
 def run_prefix(
@@ -182,19 +181,26 @@ def run_kept(
     bias, loss = jnp.zeros(x.shape[:2]), jnp.zeros(())
     if config.method == "scorer":
         keep = keep_windows(lax.stop_gradient(scores), examples)
-        options: dict[str, Any] = {"floor": config.min_bias_scale, "rescale": config.rescale}
-        bias = key_bias(scores, windows, examples, **options)
-        options = {"detach_target": config.detach_target, "within_examples": config.within_examples}
-        loss = auxiliary_loss(scores, x, windows, examples, coefficient=config.coefficient, **options)
+        bias = key_bias(scores, windows, examples, floor=config.min_bias_scale, rescale=config.rescale)
+        loss = auxiliary_loss(
+            scores,
+            x,
+            windows,
+            examples,
+            coefficient=config.coefficient,
+            detach_target=config.detach_target,
+            within_examples=config.within_examples,
+        )
         stop = config.first_packed
         x = _frames(tower, x, stop - 1, stop, record, recorded, bias=bias if config.bias else None)
     elif config.method == "random":
         assert key is not None
         keep = random_keep(key, windows, examples)
     else:
-        settings: dict[str, Any] = {"threshold": config.threshold, "retry": config.retry}
         entered = lax.stop_gradient(prefix.entered)
-        keep = similarity_keep(entered, windows, examples, method=config.method, **settings)
+        keep = similarity_keep(
+            entered, windows, examples, method=config.method, threshold=config.threshold, retry=config.retry
+        )
     active = _kept_patches(keep, windows, examples)
     hidden, refilled, rows = _run_packed(tower, x, active, windows, config, kept, record, recorded)
     return Scored(hidden, recorded, scores, bias, keep, active, refilled, loss, rows)

@@ -259,8 +259,11 @@ def read_frames(
             raise JvidpruneError(index.cut)
         total, rate = index.total, index.timing.rate
         try:
-            wanted: dict[str, Any] = {"rule": rule, "num_frames": num_frames, "fps": fps, "indices": indices}
-            chosen = wish.indices(total, rate) if wish else sample_indices(total, rate, **wanted)
+            chosen = (
+                wish.indices(total, rate)
+                if wish
+                else sample_indices(total, rate, rule=rule, num_frames=num_frames, fps=fps, indices=indices)
+            )
         except JvidpruneError as error:
             raise JvidpruneError(f"{path} cannot be sampled: {error}") from error
         if index.picture and wish is None and indices is None:

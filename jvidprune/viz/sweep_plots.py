@@ -240,9 +240,19 @@ def _place_names(figure: Any, axes: Any, points: list[tuple[float, float, str, S
                 best, cost, chosen = (dx, dy), price, box
         boxes.append(chosen)
         side = "left" if best[0] > 0 else "center" if best[0] == 0 else "right"
-        options: dict[str, Any] = {"ha": side, "va": "center", "color": style.colour, "fontsize": 10.5}
         weight = "normal" if style.control else "bold"
-        axes.annotate(text, (x, y), best, textcoords="offset points", weight=weight, gid=f"name-{method}", **options)
+        axes.annotate(
+            text,
+            (x, y),
+            best,
+            textcoords="offset points",
+            weight=weight,
+            gid=f"name-{method}",
+            ha=side,
+            va="center",
+            color=style.colour,
+            fontsize=10.5,
+        )
 
 
 _NEAR = [(9, 0), (9, 11), (9, -11), (0, 13), (0, -13), (-9, 0), (-9, 11), (-9, -11)]

@@ -2,7 +2,6 @@
 
 import importlib
 from pathlib import Path
-from typing import Any
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.datasets.task import VideoTask
@@ -52,6 +51,14 @@ def open_dataset(
     if folder is None:
         raise JvidpruneError(f"{name} is read from a local copy: say where with --data.")
     module = importlib.import_module(f"jvidprune.evals.datasets.{key}")
-    read: dict[str, Any] = {"wish": wish_of(wish, frames, fps, rule), "limits": limits}
-    read |= {"extraction": module.EXTRACTION, "unique": getattr(module, "UNIQUE", False)}
-    return VideoTask(key, module.entries(Path(folder)), Path(folder), **read, clips=clips, strict=strict)
+    return VideoTask(
+        key,
+        module.entries(Path(folder)),
+        Path(folder),
+        wish=wish_of(wish, frames, fps, rule),
+        limits=limits,
+        extraction=module.EXTRACTION,
+        unique=getattr(module, "UNIQUE", False),
+        clips=clips,
+        strict=strict,
+    )

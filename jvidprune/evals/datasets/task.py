@@ -120,12 +120,11 @@ class VideoTask:
         (path, start, end), questions = self._groups[index]
         mark = "" if start is None and end is None else f"@{start or 0:g}-{'' if end is None else f'{end:g}'}"
         name = path.relative_to(self._folder).as_posix() + mark
-        part: dict[str, Any] = {"start": start, "end": end}
         return Item(
             name,
             tuple(questions),
-            lambda: read_clip(path, wish=self._wish, **part, limits=self._limits),
-            lambda: {"video": content_mark(path)} | dataclasses.asdict(self._wish) | part,
+            lambda: read_clip(path, wish=self._wish, start=start, end=end, limits=self._limits),
+            lambda: {"video": content_mark(path)} | dataclasses.asdict(self._wish) | {"start": start, "end": end},
             str(path),
         )
 

@@ -77,7 +77,12 @@ class NewlinePrompts(PromptBuilder):
         self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule
     ) -> SlotMap:
         """See `PromptBuilder.lay_out`."""
-        newlines: dict[str, Any] = {"newline": self.settings.newline_of(self.config)}
-        newlines["newline_rows"] = self.settings.newline_rows
-        size = self.config.text.max_positions
-        return lay_out(videos, ids, **newlines, max_positions=size, reserve=reserve, positions=positions)
+        return lay_out(
+            videos,
+            ids,
+            newline=self.settings.newline_of(self.config),
+            newline_rows=self.settings.newline_rows,
+            max_positions=self.config.text.max_positions,
+            reserve=reserve,
+            positions=positions,
+        )

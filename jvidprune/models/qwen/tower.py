@@ -265,8 +265,9 @@ class VisionAttention(nnx.Module):
 
         def over_windows(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
             cut = tables.windows
-            options: dict[str, Any] = {"valid": cut.valid(frames), "received": tap, "kind": self.kind}
-            out, received = attend_all(*map(cut.split, (q, k, v)), **options)
+            out, received = attend_all(
+                *map(cut.split, (q, k, v)), valid=cut.valid(frames), received=tap, kind=self.kind
+            )
             if received is not None:
                 received = cut.join(received.swapaxes(1, 2)).swapaxes(1, 2)
             return cut.join(out), received
