@@ -368,12 +368,12 @@ def with_defaults(reducer: Any) -> BaseReducer:
 
 
 def class_with_defaults(cls: Any) -> type[BaseReducer]:
-    """The same of a class that is not yet made: its `info`, `PRESETS` and `at_depth`."""
+    """The same of a class that is not yet made: its `info`, `PRESETS`, `preset` and `at_depth`."""
     if not isinstance(cls, type):
         return class_with_defaults(type(cls))
     if issubclass(cls, BaseReducer):
         return cls
-    known = {name: getattr(cls, name) for name in ("info", "PRESETS", "at_depth") if hasattr(cls, name)}
+    known = {name: getattr(cls, name) for name in ("info", "PRESETS", "preset", "at_depth") if hasattr(cls, name)}
     return type(cls.__name__, (BaseReducer,), {"__doc__": cls.__doc__} | known)
 
 
