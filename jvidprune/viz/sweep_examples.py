@@ -10,6 +10,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.evals.metrics import FULL
 from jvidprune.evals.plan import BLIND
 from jvidprune.evals.store import Record
+from jvidprune.video.decode import Clip
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.drawn import drawn_frames
 from jvidprune.viz.overlay import draw_frame, fit
@@ -103,7 +104,7 @@ def _in_turn(records: dict[str, Record], most: int) -> dict[str, Record]:
 def draw_examples(
     found: Sequence[Disagreement],
     task: Any,
-    decide: Callable[[Any, Sequence[str], float], dict[str, Decision]],
+    decide: Callable[[Clip, str, Sequence[str], float], dict[str, Decision]],
     *,
     width: int = 132,
     columns: int = 8,
@@ -113,7 +114,7 @@ def draw_examples(
     Args:
       found: what to show.
       task: where the clips come from.
-      decide: (item's clip, methods, ratio) to the decision of each method on it.
+      decide: (item's clip, question as the model is asked, methods, ratio) to the decision of each method on it.
       width: pixels of one frame.
       columns: most frames shown, evenly spaced.
     """
@@ -127,7 +128,7 @@ def draw_examples(
         except JvidpruneError:
             # It was read when it was asked about, and is not any more, or no longer accepted.
             continue
-        decisions = decide(clip, list(one.records), one.ratio)
+        decisions = decide(clip, question.prompt(), list(one.records), one.ratio)
         steps = next(iter(decisions.values())).frames
         shown = np.unique(np.linspace(0, steps - 1, min(columns, steps)).round().astype(int))
         frames = drawn_frames(clip, steps).frames

@@ -12,6 +12,8 @@ from jvidprune.evals.subset import Subset
 from jvidprune.files import atomic_output
 from jvidprune.llm.encoded import sweep_video
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.tokens import QUESTION
+from jvidprune.video.decode import Clip
 from jvidprune.viz.decision import Decision
 from jvidprune.viz.sweep_examples import disagreements, draw_examples
 from jvidprune.viz.sweep_plots import nearest_ratio, retention_plot, standalone, time_plot
@@ -39,15 +41,16 @@ def write_outputs(
 
     ratios = {name: some for name, _, some in plan.groups()}
 
-    def decide(clip: Any, methods: Sequence[str], ratio: float) -> dict[str, Decision]:
-        video = llm.encode(clip, needs=plan.needs)
+    def decide(clip: Clip, question: str, methods: Sequence[str], ratio: float) -> dict[str, Decision]:
+        encoded = llm.encode(clip, needs=plan.needs - QUESTION)
         out = {}
         for name in methods:
+            video = llm.with_evidence(encoded, plan.methods[name], question)
             # Those of this clip, as the run asked for them: its compiled program serves again.
             possible, _ = possible_ratios(plan.methods[name], video.tokens, ratios[name])
             reduced = sweep_video(video, plan.methods[name], possible)[possible.index(ratio)].reduced
-            shape = {"frames": video.tokens.features.shape[0], "grid": video.tokens.grid}
-            out[name] = Decision.from_reduced(reduced, method=table.titles[name], ratio=ratio, **shape)
+            frames, grid = video.tokens.features.shape[0], video.tokens.grid
+            out[name] = Decision.from_reduced(reduced, method=table.titles[name], ratio=ratio, frames=frames, grid=grid)
         return out
 
     examples = draw_examples(disagreements(found.samples, nearest_ratio(table)), task, decide)

@@ -137,8 +137,15 @@ def test_a_method_that_reads_the_question_encodes_a_clip_once(model, tmp_path, m
     tokens = opening._tokens
     monkeypatch.setattr(opening, "_tokens", lambda *args: runs.append(args) or tokens(*args))
     task, plan = Procedural(clips=2), SweepPlan({"cdpruner": llm.reducer("cdpruner")}, (0.1, 0.3), max_new_tokens=3)
-    run_sweep(llm, task, plan, tmp_path)
+    found = run_sweep(llm, task, plan, tmp_path)
     assert len(runs) == 2
+    # The report draws what a question of the clip keeps.
+    asked = [r for r in found.samples if r["question"] == task[0].questions[1].id and r["ratio"] == 0.1]
+    shown = Disagreement(task[0].id, task[0].questions[1].id, 0.1, {"cdpruner": asked[0]})
+    monkeypatch.setattr(sweep_files, "disagreements", lambda samples, ratio: [shown])
+    made = make_table(found, task, {"cdpruner": "CDPruner"}, draws=10)
+    sweep_files.write_outputs(llm, task, plan, found, made, "tiny")
+    assert "CDPruner" in (tmp_path / "report.html").read_text()
     rows = [row for row in results(tmp_path) if row["method"] == "cdpruner"]
     assert len(rows) == 2 * sum(len(task[number].questions) for number in range(2))
     for question in task[0].questions:
