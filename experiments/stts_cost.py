@@ -30,7 +30,7 @@ from jvidprune.models.embedded import EMBEDDED
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, llava_windows
 from jvidprune.tokens import Layout
 from jvidprune.training import step
-from jvidprune.training.data import Rows
+from jvidprune.training.data import PackedRows
 from jvidprune.training.loss import ClipTokens, Trainee, read_rows, rows_loss
 from jvidprune.training.stts import Pruned, prune_at
 from jvidprune.training.tuning import with_remat
@@ -59,14 +59,14 @@ tx = step.optimiser(rates, steps=10, warmup=0)
 rng = np.random.default_rng(0)
 
 
-def row_of(pixels: np.ndarray, kept: int) -> Rows:
+def row_of(pixels: np.ndarray, kept: int) -> PackedRows:
     """One clip with one question whose answer is one token."""
     length = kept + args.text
     number, slots = np.arange(length), np.zeros((1, length), np.int32)
     half = args.text // 2
     visual = np.where((number >= half) & (number < half + kept), number - half, -1)
     one = np.zeros((1, 1), np.int32)
-    return Rows(
+    return PackedRows(
         pixels=pixels[None, None],
         share=np.ones((1, 1), np.float32),
         ids=slots,

@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.tiny.batches import Plan
+from experiments.tiny.batches import Thinning
 from experiments.tiny.measure import accuracy_table, answers
 from experiments.tiny.network import Network
 from experiments.tiny.publish import write_checkpoint
-from experiments.tiny.recipe import Recipe, Stage, all_words, config_json, train
+from experiments.tiny.recipe import Recipe, RecipeStage, all_words, config_json, train
 from experiments.tiny.record import write_record
 from experiments.tiny.vocabulary import word_tokenizer
 from jvidprune.llm.video_llm import VideoLLM
@@ -30,12 +30,12 @@ EYES = ("0.vision", "0.projector", "0.lm.embed", "1.")
 MIND = ("0.projector", "0.image_newline", "0.lm", "1.")
 
 # Three quarters of the visual tokens are left out, background first; the others keep their positions.
-on_clips = functools.partial(Stage, kind="clips", trained=MIND, plan=Plan(kept=64))
+on_clips = functools.partial(RecipeStage, kind="clips", trained=MIND, plan=Thinning(kept=64))
 
 RECIPE = Recipe(
     stages=(
         # What single frames show: colours come first, shapes take longest.
-        Stage("tower", "frames", steps=2400, clips=8, rate=3e-3, trained=EYES),
+        RecipeStage("tower", "frames", steps=2400, clips=8, rate=3e-3, trained=EYES),
         # Short questions about what is there.
         on_clips(
             "words",

@@ -70,7 +70,7 @@ class ClipBatch(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Thinning:
     """How the visual tokens of a batch are thinned out.
 
     Attributes:
@@ -169,7 +169,7 @@ def clip_batch(
     *,
     asked: int,
     cells: int,
-    plan: Plan,
+    plan: Thinning,
     seed: int = 0,
     kinds: tuple[str, ...] = KINDS,
 ) -> ClipBatch:
@@ -184,7 +184,7 @@ def _clip(
     prompts: Prompts,
     asked: int,
     cells: int,
-    plan: Plan,
+    plan: Thinning,
     seed: int,
     kinds: tuple[str, ...],
 ) -> tuple[np.ndarray, ...]:
@@ -223,7 +223,7 @@ def _clip(
     )
 
 
-def _keep(rng: np.random.Generator, shown: np.ndarray, plan: Plan) -> np.ndarray:
+def _keep(rng: np.random.Generator, shown: np.ndarray, plan: Thinning) -> np.ndarray:
     if plan.kept is None or plan.kept >= len(shown):
         return np.arange(len(shown))
     lots = rng.random(len(shown)) + (shown if plan.objects_first else 0)

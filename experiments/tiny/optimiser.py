@@ -9,7 +9,7 @@ import optax
 Loss = Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
 
-class State(NamedTuple):
+class OptimiserState(NamedTuple):
     """What a step reads and writes: parameters and the optimiser's moments."""
 
     params: Any
@@ -45,13 +45,15 @@ def _dotted(path: tuple[Any, ...]) -> str:
     return ".".join(str(part) for part in parts)
 
 
-def training_step(loss: Loss, tx: Any) -> Callable[[State, Any, Any], tuple[State, dict[str, jax.Array]]]:
+def training_step(
+    loss: Loss, tx: Any
+) -> Callable[[OptimiserState, Any, Any], tuple[OptimiserState, dict[str, jax.Array]]]:
     """The jitted step of a loss (params, batch) -> (loss, metrics)."""
 
     @jax.jit
-    def step(state: State, batch: Any, _: Any) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: OptimiserState, batch: Any, _: Any) -> tuple[OptimiserState, dict[str, jax.Array]]:
         (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
         updates, moments = tx.update(gradient, state.moments, state.params)
-        return State(optax.apply_updates(state.params, updates), moments), metrics
+        return OptimiserState(optax.apply_updates(state.params, updates), moments), metrics
 
     return step

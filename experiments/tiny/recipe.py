@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from experiments.tiny import losses, optimiser
-from experiments.tiny.batches import KINDS, TEMPLATE, Plan, Prompts, clip_batch, frame_batch
+from experiments.tiny.batches import KINDS, TEMPLATE, Prompts, Thinning, clip_batch, frame_batch
 from experiments.tiny.network import Network, create
 from experiments.tiny.vocabulary import word_tokenizer
 from jvidprune.models.tokenizer import Tokenizer, load_tokenizer
@@ -22,7 +22,7 @@ LONGEST = 44
 
 
 @dataclasses.dataclass(frozen=True)
-class Sizes:
+class ModelSizes:
     """Sizes of the model.
 
     Attributes:
@@ -37,7 +37,7 @@ class Sizes:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class RecipeStage:
     """One stage of a run.
 
     Attributes:
@@ -75,7 +75,7 @@ class Stage:
     longest: int = LONGEST
     kinds: tuple[str, ...] = KINDS
     categories: tuple[str, ...] | None = None
-    plan: Plan = dataclasses.field(default_factory=Plan)
+    plan: Thinning = dataclasses.field(default_factory=Thinning)
     dense: float = 0.3
     see: float = 0.3
 
@@ -84,8 +84,8 @@ class Stage:
 class Recipe:
     """A whole run; equal recipes give equal weights on equal machines."""
 
-    stages: tuple[Stage, ...]
-    sizes: Sizes = dataclasses.field(default_factory=Sizes)
+    stages: tuple[RecipeStage, ...]
+    sizes: ModelSizes = dataclasses.field(default_factory=ModelSizes)
     seed: int = 0
     task: Procedural = dataclasses.field(default_factory=lambda: Procedural("train", clips=1 << 30))
 
@@ -102,7 +102,7 @@ def word_pairs(tokenizer: Tokenizer, words: Any) -> list[tuple[int, int]]:
     return [(bare[0], spaced[0]) for bare, spaced in pairs if len(bare) == len(spaced) == 1]
 
 
-def config_json(sizes: Sizes, tokenizer: Any) -> dict[str, Any]:
+def config_json(sizes: ModelSizes, tokenizer: Any) -> dict[str, Any]:
     """config.json of the model, in the published llava-hf layout.
 
     Args:
@@ -194,7 +194,7 @@ def train(
         )
         state = loop.fit(
             folder / stage.name,
-            optimiser.State(params, tx.init(params)),
+            optimiser.OptimiserState(params, tx.init(params)),
             optimiser.training_step(loss, tx),
             batch,
             stage.steps,
@@ -209,7 +209,7 @@ def train(
     return network, params, tokenizer
 
 
-def _loss(network: Network, stage: Stage, words: dict[str, Any], tokenizer: Tokenizer) -> optimiser.Loss:
+def _loss(network: Network, stage: RecipeStage, words: dict[str, Any], tokenizer: Tokenizer) -> optimiser.Loss:
     before = jnp.asarray(Prompts(tokenizer, LONGEST).before)
     tower = stage.kind == "clips" and any(prefix.startswith("0.vision") for prefix in stage.trained)
 
@@ -227,7 +227,7 @@ def _loss(network: Network, stage: Stage, words: dict[str, Any], tokenizer: Toke
     return {"frames": frames, "clips": clips, "both": both}[stage.kind]
 
 
-def _batches(network: Network, stage: Stage, recipe: Recipe, tokenizer: Tokenizer) -> Callable[[int], Any]:
+def _batches(network: Network, stage: RecipeStage, recipe: Recipe, tokenizer: Tokenizer) -> Callable[[int], Any]:
     side, cells = network.config.vision.side, network.config.grid[0]
     skip = stage.first // stage.clips
     prompts = Prompts(tokenizer, stage.longest)

@@ -63,7 +63,7 @@ class Subset:
         return {**self._task.fingerprint(), "asked": pairs, "asked_clips": len(self)}
 
 
-class Part:
+class TaskPart:
     """Some items of a task.
 
     Args:

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from jvidprune.errors import JvidpruneError, reading
 from jvidprune.evals.items import Item, LeftOut, Question, Task
-from jvidprune.evals.subset import Part
+from jvidprune.evals.subset import TaskPart
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.tokenizer import END_TOKENS
 from jvidprune.procedural.benchmark import Procedural
@@ -21,9 +21,9 @@ LOOKED_AT = 16
 """Clips whose questions decide how long rows are."""
 
 TEXT, NEWLINE = -1, -2
-"""What stands in a slot that holds no visual token, in `Example.visual`."""
+"""What stands in a slot that holds no visual token, in `TrainingExample.visual`."""
 
-Example = Mapping[str, np.ndarray]
+TrainingExample = Mapping[str, np.ndarray]
 """Arrays of one example; S slots, A tokens that are predicted.
 
   pixels (1, T, 3, s, s): what the tower reads.
@@ -39,7 +39,7 @@ Example = Mapping[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class ExampleEncoder:
     """Items to examples, with the prompt of the model's own family.
 
     Attributes:
@@ -97,7 +97,7 @@ class Encoder:
         encode = self.llm.tokenizer.encode
         return encode(self.llm.prompts.texts(question.prompt())[-1]), [*encode(question.answer), self.end]
 
-    def __call__(self, item: Item) -> Example:
+    def __call__(self, item: Item) -> TrainingExample:
         """The example of an item.
 
         Raises:
@@ -144,7 +144,7 @@ class Encoder:
         return np.asarray(self.llm.pixels(frames))[None].astype(self.pixels)
 
 
-class Rows(NamedTuple):
+class PackedRows(NamedTuple):
     """Packed examples; R rows, C clips of T frames, S slots, A predicted tokens, Q questions a row.
 
     Attributes:
@@ -192,11 +192,11 @@ class Shape:
     answers: int
 
 
-def pack(parts: dict[str, np.ndarray], kept: int, processes: int = 1) -> Rows:
+def pack(parts: dict[str, np.ndarray], kept: int, processes: int = 1) -> PackedRows:
     """Rows from what grain packed.
 
     Args:
-      parts: arrays of `Example` with leading axes (R, length), and their `*_segment_ids`.
+      parts: arrays of `TrainingExample` with leading axes (R, length), and their `*_segment_ids`.
       kept: K, visual tokens of a clip.
       processes: that have rows of a step; the shares of each sum to one over their number.
     """
@@ -211,7 +211,7 @@ def pack(parts: dict[str, np.ndarray], kept: int, processes: int = 1) -> Rows:
     name = owner * (int(parts["question"].max(initial=0)) + 1) + parts["question"]
     first = np.argmax(name[:, :, None] == name[:, None, :], axis=-1)
     question = np.where(there & (parts["judged"] > 0), first, -1)
-    return Rows(
+    return PackedRows(
         pixels=parts["pixels"],
         share=_share(parts["pixels_segment_ids"] > 0, processes),
         ids=parts["ids"],
@@ -237,7 +237,7 @@ class Pipeline:
 
     Args:
       task: clips and questions.
-      encode: items to examples, e.g. `Encoder`.
+      encode: items to examples, e.g. `ExampleEncoder`.
       kept: visual tokens of a clip.
       shape: of the rows.
       seed: of the order.
@@ -251,7 +251,7 @@ class Pipeline:
     def __init__(
         self,
         task: Task,
-        encode: Callable[[Any], Example],
+        encode: Callable[[Any], TrainingExample],
         *,
         kept: int,
         shape: Shape,
@@ -292,7 +292,7 @@ class Pipeline:
             return None
 
     def dataset(self) -> Any:
-        """The grain dataset of `Rows`."""
+        """The grain dataset of `PackedRows`."""
         import grain
         from grain.experimental import FirstFitPackIterDataset
 
@@ -315,7 +315,7 @@ class Pipeline:
         )
         return packed.batch(shape.rows).map(lambda parts: pack(parts, self.kept, count))
 
-    def iterate(self, step: int, saved: dict[str, Any] | None) -> Iterator[tuple[Rows, dict[str, Any]]]:
+    def iterate(self, step: int, saved: dict[str, Any] | None) -> Iterator[tuple[PackedRows, dict[str, Any]]]:
         """Rows of the steps from `step` on, each with the state to go on from behind it.
 
         Args:
@@ -380,7 +380,7 @@ def open_clips(
     split = len(learned) - held
     if split < 1:
         raise JvidpruneError(f"{task} has {len(learned)} clips: too few to keep {held} of them apart.")
-    return Part(learned, range(min(split, clips or split))), Part(measured, range(split, split + held))
+    return TaskPart(learned, range(min(split, clips or split))), TaskPart(measured, range(split, split + held))
 
 
 def rows_for(llm: VideoLLM, task: Task, *, frames: int, kept: int, rows: int, clips: int) -> Shape:
@@ -397,7 +397,7 @@ def rows_for(llm: VideoLLM, task: Task, *, frames: int, kept: int, rows: int, cl
     Raises:
       JvidpruneError: a row that is longer than the model's positions.
     """
-    encode = Encoder(llm, frames, kept, 1 << 30, 1 << 30)
+    encode = ExampleEncoder(llm, frames, kept, 1 << 30, 1 << 30)
     found = [encode.tokens(task[number]) for number in range(min(LOOKED_AT, len(task)))]
     slots = clips * max(len(example["ids"]) for example in found)
     answers = clips * max(len(example["slot"]) for example in found)

@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jvidprune.models.attention import Segments
-from jvidprune.training.data import NEWLINE, Rows
+from jvidprune.training.data import NEWLINE, PackedRows
 from jvidprune.training.step import Params
 
 
@@ -99,7 +99,7 @@ class Trainee(NamedTuple):
 
 
 def rows_loss(
-    trainee: Trainee, reader: Reader, params: Params, rows: Rows, key: Array, *, z: float = 1e-4
+    trainee: Trainee, reader: Reader, params: Params, rows: PackedRows, key: Array, *, z: float = 1e-4
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     """A part's share of a step's loss: answers, auxiliary loss of the reader, and z times the squared log-normaliser.
 
@@ -135,7 +135,7 @@ def rows_loss(
     return answer + auxiliary + spread, metrics
 
 
-def read_rows(model: Any, tokens: Float[Array, "R V D"], rows: Rows) -> Float[Array, "R S D"]:
+def read_rows(model: Any, tokens: Float[Array, "R V D"], rows: PackedRows) -> Float[Array, "R S D"]:
     """The language model's last hidden states, before the final norm.
 
     Args:
@@ -153,7 +153,7 @@ def read_rows(model: Any, tokens: Float[Array, "R V D"], rows: Rows) -> Float[Ar
     return model.lm.run(x, step, 0, model.lm.config.layers)[0]
 
 
-def own_positions(rows: Rows, place: Int[Array, "R V"], kept: int, whole: int) -> Int[Array, "R S"]:
+def own_positions(rows: PackedRows, place: Int[Array, "R V"], kept: int, whole: int) -> Int[Array, "R S"]:
     """Positions of the unpruned prompt: visual tokens at their own places, what follows them behind all places.
 
     Args:
@@ -168,7 +168,7 @@ def own_positions(rows: Rows, place: Int[Array, "R V"], kept: int, whole: int) -
     return jnp.asarray(rows.position) + jnp.where(rows.visual >= 0, moved, jnp.where(behind, whole - kept, 0))
 
 
-def judge(said: Int[Array, "R A"], rows: Rows) -> tuple[Array, Array]:
+def judge(said: Int[Array, "R A"], rows: PackedRows) -> tuple[Array, Array]:
     """Questions answered right, token by token given the right tokens before, and questions asked."""
     places = said.shape[1]
     judged = rows.question >= 0

@@ -177,7 +177,7 @@ Loss = Callable[[Params, Any, jax.Array], tuple[jax.Array, dict[str, jax.Array]]
 """(parameters, part of a batch, random key) -> (that part's share of the step's loss, metrics that are summed)."""
 
 
-class State(NamedTuple):
+class TrainingState(NamedTuple):
     """Everything a step changes.
 
     Attributes:
@@ -213,10 +213,10 @@ def _cast(params: Params, dtype: Any) -> Params:
     return {path: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for path, x in params.items()}
 
 
-def begin(params: Params, tx: Any, seed: int) -> State:
+def begin(params: Params, tx: Any, seed: int) -> TrainingState:
     """The state before the first step."""
     key = jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
-    return State(params, tx.init(_cast(params, jnp.float32)), key, jnp.zeros((), jnp.int32))
+    return TrainingState(params, tx.init(_cast(params, jnp.float32)), key, jnp.zeros((), jnp.int32))
 
 
 def split_batch(batch: Any, parts: int) -> Any:
@@ -241,7 +241,7 @@ def training_step(
     precision: Precision = "float32",
     placing: Placing | None = None,
     donate: bool | None = None,
-) -> Callable[[State, Params, Any], tuple[State, dict[str, jax.Array]]]:
+) -> Callable[[TrainingState, Params, Any], tuple[TrainingState, dict[str, jax.Array]]]:
     """The jitted step (state, frozen parameters, batch) -> (state, metrics).
 
     Gradients exist of what learns alone. Losses and metrics of the parts are summed, so that a step over several parts
@@ -268,7 +268,7 @@ def training_step(
         found = placing.keep(jax.tree.map(lambda x: x.astype(jnp.float32), found))
         return {"loss": total, **metrics}, found
 
-    def step(state: State, frozen: Params, batch: Any) -> tuple[State, dict[str, jax.Array]]:
+    def step(state: TrainingState, frozen: Params, batch: Any) -> tuple[TrainingState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key, impl="threefry2x32"), state.count)
         parts = jax.tree.leaves(batch)[0].shape[0]
         keys = jax.random.split(key, parts)
@@ -287,7 +287,7 @@ def training_step(
         updates, moments = tx.update(gradient, state.moments, state.params)
         params = {path: (x + updates[path]).astype(x.dtype) for path, x in state.params.items()}
         metrics["gradient"] = jnp.sqrt(sum(jnp.vdot(x, x) for x in jax.tree.leaves(gradient)))
-        return placing.keep(State(params, moments, state.key, state.count + 1)), metrics
+        return placing.keep(TrainingState(params, moments, state.key, state.count + 1)), metrics
 
     donate = jax.default_backend() != "cpu" if donate is None else donate
     return jax.jit(step, donate_argnums=0 if donate else ())

@@ -32,7 +32,7 @@ from jvidprune.video.limits import DEFAULT, Limits
 from jvidprune.video.sampling import check_wish
 
 
-class Run(NamedTuple):
+class STTSRun(NamedTuple):
     """A run that has not begun.
 
     Attributes:
@@ -65,7 +65,7 @@ def open_run(
     frames: int | None = None,
     limits: Limits = DEFAULT,
     report: Callable[[LeftOut], None] | None = None,
-) -> Run:
+) -> STTSRun:
     """The run of a `cli.train.TrainChoice`.
 
     Args:
@@ -145,7 +145,7 @@ def open_run(
         report=report,
         placing=Placing(mesh, family, llm.loaded.config.units),
     )
-    return Run(llm, scorer, tuner, config, reader.kept, reader.whole)
+    return STTSRun(llm, scorer, tuner, config, reader.kept, reader.whole)
 
 
 def _trains(family: Family) -> bool:
@@ -182,7 +182,7 @@ def stts_config(llm: VideoLLM, choice: Any) -> STTSConfig:
     return config
 
 
-def publish(folder: Path, run: Run, trained: Trained) -> None:
+def publish(folder: Path, run: STTSRun, trained: Trained) -> None:
     """Writes the trained model with its scorer as a checkpoint folder, which appears whole and notes its convention.
 
     Args:

@@ -16,7 +16,7 @@ from jvidprune.evals.items import LeftOut, Task, left_out
 from jvidprune.files import write_table
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.training import checkpoints, loop
-from jvidprune.training.data import Encoder, Pipeline, Rows, Shape
+from jvidprune.training.data import ExampleEncoder, PackedRows, Pipeline, Shape
 from jvidprune.training.loop import METRICS, TensorBoard
 from jvidprune.training.loss import Reader, Trainee, rows_loss
 from jvidprune.training.step import (
@@ -24,7 +24,7 @@ from jvidprune.training.step import (
     Params,
     Placing,
     Precision,
-    State,
+    TrainingState,
     begin,
     computed,
     optimiser,
@@ -194,7 +194,7 @@ class Tuner:
     def _rows(self, llm: VideoLLM, task: Task, frames: int, kept: int, *, shuffle: bool) -> Pipeline:
         tuning = self.tuning
         pixels = jnp.float32 if tuning.precision == "float32" else jnp.bfloat16
-        encode = Encoder(llm, frames, kept, tuning.shape.slots, tuning.shape.answers, pixels)
+        encode = ExampleEncoder(llm, frames, kept, tuning.shape.slots, tuning.shape.answers, pixels)
         process = (jax.process_index(), jax.process_count())
         own = dataclasses.replace(tuning.shape, rows=tuning.shape.rows // process[1])
         options: dict[str, Any] = {"kept": kept, "shape": own, "seed": tuning.seed, "shuffle": shuffle}
@@ -234,7 +234,7 @@ class Tuner:
         loss = functools.partial(rows_loss, self.trainee, self._reader, z=tuning.z)
         step = training_step(loss, tx, precision=tuning.precision, placing=self.placing)
 
-        def update(state: State, rows: Rows, number: Any) -> tuple[State, dict[str, Any]]:
+        def update(state: TrainingState, rows: PackedRows, number: Any) -> tuple[TrainingState, dict[str, Any]]:
             state, metrics = step(state, self._frozen, self.placing.batch(split_batch(rows, tuning.parts)))
             if progress is not None:
                 progress(int(number) + 1, tuning.steps)
@@ -278,22 +278,22 @@ class Tuner:
         curve = loop.read_curve(folder)
         return Trained(self.trainee, {**self._frozen, **state.params}, at, curve, tuple(notes))
 
-    def _measure(self) -> Callable[[State], dict[str, float]]:
+    def _measure(self) -> Callable[[TrainingState], dict[str, float]]:
         """Accuracy and loss on held-out rows, always the same."""
         assert self._held is not None
         tuning, held = self.tuning, self._held
         loss = functools.partial(rows_loss, self.trainee, self._held_reader, z=0.0)
 
         @jax.jit
-        def one(params: Params, frozen: Params, rows: Rows) -> dict[str, jax.Array]:
+        def one(params: Params, frozen: Params, rows: PackedRows) -> dict[str, jax.Array]:
             return loss(computed({**frozen, **params}, tuning.precision), rows, jax.random.key(tuning.seed))[1]
 
         @functools.cache
-        def batches() -> list[Rows]:
+        def batches() -> list[PackedRows]:
             found = held.iterate(0, None)
             return [next(found)[0] for _ in range(tuning.measure_steps)]
 
-        def take(state: State) -> dict[str, float]:
+        def take(state: TrainingState) -> dict[str, float]:
             sums = {"hits/all": 0.0, "asked/all": 0.0, "answer": 0.0}
             for rows in batches():
                 parts = self.placing.batch(split_batch(rows, 1))

@@ -249,7 +249,7 @@ def train(folder, mesh=None):
     import optax
     from flax import nnx
 
-    from experiments.tiny.optimiser import State, training_step
+    from experiments.tiny.optimiser import OptimiserState, training_step
     from jvidprune import parallel
     from jvidprune.models import family as families
     from jvidprune.models.checkpoint.load import load_model
@@ -274,7 +274,7 @@ def train(folder, mesh=None):
         else:
             shardings = parallel.state_shardings(jax.eval_shape(tx.init, params), mesh, table, units)
             moments = jax.jit(tx.init, out_shardings=shardings)(params)
-        state, losses = State(params, moments), []
+        state, losses = OptimiserState(params, moments), []
         for rows in ids:
             batch = {"ids": rows} if mesh is None else parallel.shard_batch({"ids": rows}, mesh)
             state, metrics = step(state, batch, None)

@@ -14,9 +14,9 @@ from jvidprune.models.llava_onevision import Config, Model
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 
 # An odd grid of 7 x 7 patches, so that pooling interpolates.
-SMALL = recipe.Sizes(vision=(24, 32, 3, 2, 28, 4), text=(32, 48, 3, 4, 2))
+SMALL = recipe.ModelSizes(vision=(24, 32, 3, 2, 28, 4), text=(32, 48, 3, 4, 2))
 # 12 x 12 patches a frame before pooling, 6 x 6 tokens behind it.
-LARGE = recipe.Sizes(vision=(96, 256, 6, 4, 84, 7), text=(96, 256, 10, 6, 2))
+LARGE = recipe.ModelSizes(vision=(96, 256, 6, 4, 84, 7), text=(96, 256, 10, 6, 2))
 
 
 def config_json(sizes=SMALL):

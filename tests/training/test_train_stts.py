@@ -28,7 +28,7 @@ from jvidprune.procedural.clips import ClipSpec, render
 from jvidprune.reducers.serialise import FILE, FolderSettings
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, attach
 from jvidprune.training import loop, step
-from jvidprune.training.data import Encoder, Pipeline, Shape, open_clips, rows_for
+from jvidprune.training.data import ExampleEncoder, Pipeline, Shape, open_clips, rows_for
 from jvidprune.training.loss import Trainee, rows_loss
 from jvidprune.training.step import Placing
 from jvidprune.training.stts import Pruned, open_run, prune_at, publish
@@ -67,7 +67,7 @@ def llm(folder):
 
 @pytest.fixture(scope="module")
 def pipeline(llm):
-    return Pipeline(TASK, Encoder(llm, 8, KEPT, LONGEST, ANSWERS), kept=KEPT, shape=SHAPE, threads=2)
+    return Pipeline(TASK, ExampleEncoder(llm, 8, KEPT, LONGEST, ANSWERS), kept=KEPT, shape=SHAPE, threads=2)
 
 
 def scorer_of(llm, seed=0):
@@ -101,7 +101,7 @@ def test_rows_cost_what_the_model_says_to_each_question_alone(llm, batches, keep
             continue
         video = attached.reduce(attached.encode(item.load(), reducer=method), reducer=method, ratio=0.5)
         assert video.kept == KEPT
-        fits = Encoder(llm, 8, KEPT, LONGEST, ANSWERS)
+        fits = ExampleEncoder(llm, 8, KEPT, LONGEST, ANSWERS)
         asked = [q for q in item.questions if any(_asked(llm, rows, q))]
         assert len(asked) == int(fits.tokens(item)["question"].max())
         prompts = [Prompt(video, question.prompt()) for question in asked]
@@ -376,7 +376,7 @@ def test_a_local_benchmark_is_divided_into_clips_to_learn_from_and_to_measure(ll
     assert [learned[0].id, learned[1].id, held[0].id] == [f"NExTVideo/{number}.mp4" for number in range(3)]
     assert learned.fingerprint() != held.fingerprint()
     shape = rows_for(llm, learned, frames=4, kept=20, rows=2, clips=2)
-    encode = Encoder(llm, 4, 20, shape.slots, shape.answers)
+    encode = ExampleEncoder(llm, 4, 20, shape.slots, shape.answers)
     rows, _ = next(Pipeline(learned, encode, kept=20, shape=shape).iterate(0, None))
     assert rows.pixels.shape == (2, 2, 4, 3, 32, 32)
     # A letter and the end of the turn for each of two questions about each of four clips.
@@ -409,7 +409,7 @@ def test_clips_that_cannot_be_read_are_passed_over_and_listed(llm, tmp_path):
     known = learned.fingerprint()
     assert [one.item for one in learned.left_out] == ["row 4", "NExTVideo/7.mp4"]
     shape = rows_for(llm, learned, frames=4, kept=20, rows=2, clips=1)
-    encode = Encoder(llm, 4, 20, shape.slots, shape.answers)
+    encode = ExampleEncoder(llm, 4, 20, shape.slots, shape.answers)
     told = []
     pipeline = Pipeline(learned, encode, kept=20, shape=shape, report=told.append)
     steps = pipeline.iterate(0, None)

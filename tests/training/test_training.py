@@ -17,10 +17,19 @@ from helpers.places import import_paths
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from experiments.tiny.batches import TEMPLATE, Plan, Prompts, clip_batch, frame_batch
+from experiments.tiny.batches import TEMPLATE, Prompts, Thinning, clip_batch, frame_batch
 from experiments.tiny.measure import answers
 from experiments.tiny.publish import write_checkpoint
-from experiments.tiny.recipe import LONGEST, Recipe, Sizes, Stage, all_words, config_json, train, write_tokenizer
+from experiments.tiny.recipe import (
+    LONGEST,
+    ModelSizes,
+    Recipe,
+    RecipeStage,
+    all_words,
+    config_json,
+    train,
+    write_tokenizer,
+)
 from experiments.tiny.record import RECORD
 from experiments.tiny.targets import IGNORE, clip_targets
 from jvidprune.errors import JvidpruneError
@@ -36,10 +45,12 @@ from jvidprune.training import loop
 TASK = Procedural("train", clips=1 << 20, side=56)
 MICRO = Recipe(
     stages=(
-        Stage("tower", "frames", 8, 1, 1e-2, ("0.vision", "0.projector", "0.lm.embed", "1."), warmup=1, frames=4),
-        Stage("questions", "clips", 8, 1, 1e-2, ("0.lm", "0.projector", "1."), warmup=1, asked=3, plan=Plan(kept=12)),
+        RecipeStage("tower", "frames", 8, 1, 1e-2, ("0.vision", "0.projector", "0.lm.embed", "1."), warmup=1, frames=4),
+        RecipeStage(
+            "questions", "clips", 8, 1, 1e-2, ("0.lm", "0.projector", "1."), warmup=1, asked=3, plan=Thinning(kept=12)
+        ),
     ),
-    sizes=Sizes(vision=(16, 16, 1, 2, 56, 7), text=(16, 16, 2, 2, 1)),
+    sizes=ModelSizes(vision=(16, 16, 1, 2, 56, 7), text=(16, 16, 2, 2, 1)),
     task=TASK,
 )
 
@@ -74,7 +85,7 @@ def test_every_word_is_one_token_with_and_without_a_space(tokenizer):
 def test_a_batch_is_a_function_of_its_step_and_says_what_the_benchmark_says(tokenizer):
     prompts = Prompts(tokenizer[1], LONGEST)
     first, again, other = (
-        clip_batch(TASK, step, 2, prompts, asked=4, cells=4, plan=Plan(kept=20)) for step in (3, 3, 4)
+        clip_batch(TASK, step, 2, prompts, asked=4, cells=4, plan=Thinning(kept=20)) for step in (3, 3, 4)
     )
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
