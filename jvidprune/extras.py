@@ -6,6 +6,7 @@ from jvidprune.errors import JvidpruneError
 
 EXTRAS: dict[str, str] = {
     "pyarrow": "eval",
+    "libtpu": "tpu",
     "flatbuffers": "export",
     "optax": "train",
     "orbax": "train",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes
@@ -10,11 +11,14 @@ from jvidprune.cli.options import OUTPUT, Common, ConventionName, print_json
 from jvidprune.errors import JvidpruneError, quoted
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rich.table import Table
 
     from jvidprune.costs.chips import Chip
     from jvidprune.costs.footprint import Footprint
     from jvidprune.costs.roofline import StageTime
+    from jvidprune.tokens import Layout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +47,8 @@ class PlanChoice:
     """Prompts read together, each with a video of its own."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of parameters and activations."""
+    compile: str = ""
+    """Compile all programs for a slice of TPUs, such as v5e:2x4, and show what XLA says of them (extra tpu)."""
     convention: ConventionName | None = None
     """That the video is read in (docs/conventions.md); by default the authors' released code's."""
 
@@ -52,6 +58,8 @@ CHOICE = PlanChoice()
 
 def plan(*, choice: Annotated[PlanChoice, OmitArgPrefixes] = CHOICE, out: Common = OUTPUT) -> None:
     """Say whether model, video and ratio fit a mesh of named chips, what bounds them, and when the answer begins."""
+    if choice.compile:
+        return _compiled(choice, out)
     found = rows(choice)
     if out.json:
         print_json([row.record() for row in found])
@@ -65,6 +73,25 @@ def plan(*, choice: Annotated[PlanChoice, OmitArgPrefixes] = CHOICE, out: Common
             console.print(stages_table(found[0]), width=width)
 
 
+def _compiled(choice: PlanChoice, out: Common) -> None:
+    """Shows the plans as XLA compiles them; JvidpruneError behind the tables for the first that does not fit."""
+    from jvidprune.cli.plan_compiled import compiled_rows, compiled_table, messages_table, remedy
+
+    found = compiled_rows(choice)
+    if out.json:
+        print_json([row.record() for row in found])
+    elif out.quiet:
+        print("\n".join("fits" if row.compiled.fits else "does not fit" for row in found))
+    else:
+        console = out.console()
+        for row in found:
+            console.print(compiled_table(row))
+            console.print(messages_table(row))
+    for row in found:
+        if not row.compiled.fits:
+            raise JvidpruneError(remedy(row, choice, math.prod(row.paper.mesh.values())))
+
+
 @dataclasses.dataclass(frozen=True)
 class PlanRow:
     """One plan.
@@ -76,7 +103,9 @@ class PlanRow:
       frames: video frames.
       ratio: retention ratio.
       visual, kept: visual tokens of the video, and what the reducer hands on (at most).
+      newlines: newline embeddings of the prompt.
       prompt: tokens of the prompt.
+      layout: of the video's tokens.
       memory: bytes of one device.
       stages: encode, reduce, prefill, token.
     """
@@ -88,7 +117,9 @@ class PlanRow:
     ratio: float
     visual: int
     kept: int
+    newlines: int
     prompt: int
+    layout: "Layout"
     memory: "Footprint"
     stages: "tuple[StageTime, ...]"
 
@@ -117,6 +148,19 @@ def rows(choice: PlanChoice) -> list[PlanRow]:
     Raises:
       JvidpruneError: unknown names, impossible numbers, or a mesh that the model cannot be divided over.
     """
+    return [row for _, _, row in planned(choice)]
+
+
+def planned(choice: PlanChoice, chips: int | None = None) -> "Iterator[tuple[Any, dict[str, int], PlanRow]]":
+    """The config, the sizes of the mesh and the plan of every combination, in the order of `rows`.
+
+    Args:
+      choice: what to plan.
+      chips: that the meshes fill, so that "data" takes those that are left; None takes the meshes as they are.
+
+    Raises:
+      JvidpruneError: as `rows`.
+    """
     from jvidprune.cli.paper import check_counts, config_named
     from jvidprune.costs.chips import chip
     from jvidprune.llm.conventions import settings_of
@@ -127,14 +171,27 @@ def rows(choice: PlanChoice) -> list[PlanRow]:
     default = settings_of(config.family, choice.convention).frames
     frames = [_count(part) for part in choice.frames.split(",")] if choice.frames else [default]
     ratios = [check_ratio(part.strip()) for part in choice.ratios.split(",") if part.strip()]  # type: ignore[arg-type]
-    chips = [chip(part.strip()) for part in choice.chip.split(",") if part.strip()]
-    if not (ratios and chips and choice.mesh):
+    kinds = [chip(part.strip()) for part in choice.chip.split(",") if part.strip()]
+    if not (ratios and kinds and choice.mesh):
         raise JvidpruneError("a plan needs at least one chip, one mesh and one ratio.")
     check_counts(text=choice.text, new_tokens=choice.new_tokens, batch=choice.batch)
     meshes = [dict.fromkeys(AXES, 1) | read_mesh(text) for text in choice.mesh]
     if any(size < 1 for sizes in meshes for size in sizes.values()):
         raise JvidpruneError("every axis of a mesh must be at least 1.")
-    return [_row(choice, config, *one) for one in itertools.product(chips, meshes, frames, ratios)]
+    if chips is not None:
+        meshes = [_filled(sizes, chips, text) for sizes, text in zip(meshes, choice.mesh, strict=True)]
+    for kind, sizes, count, ratio in itertools.product(kinds, meshes, frames, ratios):
+        yield config, sizes, _row(choice, config, kind, sizes, count, ratio)
+
+
+def _filled(sizes: dict[str, int], chips: int, text: str) -> dict[str, int]:
+    """A mesh with as many copies as a slice has room for."""
+    used = sizes["fsdp"] * sizes["tensor"]
+    if "data" in text and sizes["data"] * used == chips:
+        return sizes
+    if "data" in text or chips % used:
+        raise JvidpruneError(f"a mesh of {text} does not fill the {chips} chips of the slice.")
+    return sizes | {"data": chips // used}
 
 
 def _count(text: str) -> int:
@@ -185,7 +242,8 @@ def _row(choice: PlanChoice, config: Any, where: "Chip", sizes: dict[str, int], 
         dtype=dtype,
     )
     times = stage_times(config, where, sizes, report, parts, shape=shape, batch=choice.batch, dtype=dtype)
-    return PlanRow(choice.model, where, sizes, frames, ratio, layout.total, kept, prompt, memory, times)
+    tokens = layout.total, kept, newlines, prompt
+    return PlanRow(choice.model, where, sizes, frames, ratio, *tokens, layout, memory, times)
 
 
 def plan_table(found: list[PlanRow]) -> "Table":

@@ -16,6 +16,8 @@ _FREE = frozenset(
     {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"}
     | {"opt-barrier", "domain", "add-dependency"}
 )
+_INSIDE = ("body", "to_apply", "calls", "branch_computations", "true_computation", "false_computation")
+"""Attributes that name the computations an instruction runs."""
 _SLICES = frozenset({"dynamic-slice", "slice", "gather"})
 _ROUNDS = re.compile(r"mean_rounds_([0-9.]+?)(?=[/\"]|$)")
 _TRIPS = re.compile(r'known_trip_count"?:\{"?n"?:"?(\d+)')
@@ -98,6 +100,39 @@ def arrays(text: str) -> list[tuple[float, str]]:
     return sorted(made, reverse=True)
 
 
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+"""Kinds of messages between devices, as XLA names them."""
+
+
+def collectives(text: str) -> dict[str, tuple[float, float]]:
+    """How many messages of each kind one device takes part in, and the bytes that it puts into them.
+
+    Those in loops count as often as the loops run, of a conditional all branches count.
+
+    Args:
+      text: optimised HLO.
+    """
+    computations, entry = _parse(text)
+    counter = _Counter(computations, loops_once=False)
+    found: dict[str, tuple[float, float]] = {}
+
+    def walk(name: str, times: float) -> None:
+        body = computations[name]
+        for one in body.values():
+            kind = one.opcode.removesuffix("-start")
+            if kind in COLLECTIVES:
+                count, size = found.get(kind, (0.0, 0.0))
+                put = sum(body[operand].size.total for operand in one.operands if operand in body)
+                found[kind] = count + times, size + times * put
+            rounds = (counter.rounds(one) or 1.0) if one.opcode == "while" else 1.0
+            for key in _INSIDE:
+                for called in _called(one, key):
+                    walk(called, times * rounds)
+
+    walk(entry, 1.0)
+    return found
+
+
 def _traffic(shapes: Sequence[tuple[float, bool]]) -> Traffic:
     return Traffic(sum(size for size, near in shapes if not near), sum(size for size, near in shapes if near))
 
@@ -117,7 +152,7 @@ class _Counter:
             return Traffic()
         if op == "while":
             both = [self.computation(name) for key in ("body", "condition") for name in _called(one, key)]
-            count = self._rounds(one)
+            count = self.rounds(one)
             inside = sum(both, Traffic()).times(1 if count is None or self.loops_once else count)
             return inside + Traffic(guessed=int(count is None))
         if op in ("call", "conditional"):
@@ -132,7 +167,7 @@ class _Counter:
             return self._fusion(one, operands, self.computations[names[0]]) if names else _plain(one, operands)
         return _one(op, one, operands)
 
-    def _rounds(self, one: _Instruction) -> float | None:
+    def rounds(self, one: _Instruction) -> float | None:
         named = _ROUNDS.findall(one.rest)
         if named:
             return float(named[-1])

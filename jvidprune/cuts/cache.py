@@ -12,8 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.parallel import Axes, constrain, sharding_of
 
-_AXES: Axes = (None, "batch", None, "kv_heads", None)
-_VALID_AXES: Axes = ("batch", None)
+KEY_AXES: Axes = (None, "batch", None, "kv_heads", None)
+VALID_AXES: Axes = ("batch", None)
 
 
 @jax.tree_util.register_dataclass
@@ -50,9 +50,9 @@ class CacheSegment:
         at = (0, 0, self.length, 0, 0)
         return dataclasses.replace(
             self,
-            k=constrain(lax.dynamic_update_slice(self.k, k.astype(self.k.dtype), at), *_AXES),
-            v=constrain(lax.dynamic_update_slice(self.v, v.astype(self.v.dtype), at), *_AXES),
-            valid=constrain(lax.dynamic_update_slice(self.valid, valid, (0, self.length)), *_VALID_AXES),
+            k=constrain(lax.dynamic_update_slice(self.k, k.astype(self.k.dtype), at), *KEY_AXES),
+            v=constrain(lax.dynamic_update_slice(self.v, v.astype(self.v.dtype), at), *KEY_AXES),
+            valid=constrain(lax.dynamic_update_slice(self.valid, valid, (0, self.length)), *VALID_AXES),
             length=self.length + valid.shape[1],
         )
 
@@ -109,8 +109,8 @@ def empty_cache(
     segments = []
     for start, stop, slots in zip(edges[:-1], edges[1:], capacities, strict=True):
         shape = (stop - start, batch, slots, kv_heads, head_dim)
-        valid = _zeros((batch, slots), bool, _VALID_AXES, mesh)
-        k, v = (_zeros(shape, dtype, _AXES, mesh) for _ in "kv")
+        valid = _zeros((batch, slots), bool, VALID_AXES, mesh)
+        k, v = (_zeros(shape, dtype, KEY_AXES, mesh) for _ in "kv")
         empty = CacheSegment(k, v, valid, jnp.int32(0), start, stop)
         segments.append(empty)
     return Cache(tuple(segments), jnp.zeros(batch, jnp.int32))

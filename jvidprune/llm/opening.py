@@ -112,7 +112,7 @@ def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question
 def _tokens(llm: "VideoLLM", frames: np.ndarray, needs: frozenset[str]) -> VideoTokens:
     pixels = jax.tree.map(jnp.asarray, llm.pixels(frames))
     with on_mesh_of(llm.loaded.model):
-        return _encode(llm.loaded.model, pixels, needs)
+        return encode_tokens(llm.loaded.model, pixels, needs)
 
 
 def _with_text(llm: "VideoLLM", video: EncodedVideo, question: str) -> EncodedVideo:
@@ -125,5 +125,6 @@ def _with_text(llm: "VideoLLM", video: EncodedVideo, question: str) -> EncodedVi
 
 
 @functools.partial(jax.jit, static_argnames="needs")
-def _encode(model: Any, pixels: Any, needs: frozenset[str]) -> VideoTokens:
+def encode_tokens(model: Any, pixels: Any, needs: frozenset[str]) -> VideoTokens:
+    """The jitted tower: tokens and evidence of one video, held whole by every device."""
     return on_every_device(model.encode(pixels, needs))

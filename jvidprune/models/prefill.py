@@ -88,7 +88,7 @@ def prefill(
     packed = not (there[:, 1:] & ~there[:, :-1]).any()
     with on_mesh_of(model) as mesh:
         cache = model.lm.empty_cache(embeds.shape[0], slots, boundaries, mesh=mesh)
-        logits, cache, fits = _prefill(model, embeds, positions, valid, cache, parts, packed=packed)
+        logits, cache, fits = run_prefill(model, embeds, positions, valid, cache, parts, packed=packed)
     if fits is not None and not fits:
         raise JvidpruneError(
             "a rule inside the language model kept more tokens at a cut than its stage counts, so that the end of the "
@@ -98,9 +98,10 @@ def prefill(
 
 
 @functools.partial(jax.jit, static_argnames="packed", donate_argnames="cache")
-def _prefill(
+def run_prefill(
     model: Any, embeds: Array, positions: Array, valid: Array, cache: Cache, parts: PromptParts, *, packed: bool
 ) -> tuple[Array, Cache, Array | None]:
+    """The program of `prefill`, on a cache that is donated."""
     read = read_prompt(model.lm, embeds, positions, valid, cache, packed=packed, **parts)
     # Every process of a mesh looks at it.
     return read.logits, read.cache, None if read.fits is None else on_every_device(read.fits)

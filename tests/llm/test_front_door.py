@@ -51,7 +51,7 @@ def towers(monkeypatch):
         runs.append(needs)
         return encode(model, pixels, needs)
 
-    monkeypatch.setattr(opening, "_encode", counted)
+    monkeypatch.setattr(opening, "encode_tokens", counted)
     return runs
 
 

@@ -1,0 +1,168 @@
+"""Plans compiled for a slice of TPUs: slices by name, messages counted, what does not fit, and real compilations."""
+
+import dataclasses
+import json
+
+import pytest
+
+from jvidprune.cli.plan import PlanChoice, planned
+from jvidprune.cli.plan_compiled import CompiledRow, compiled_rows, remedy
+from jvidprune.costs import compiled, hlo
+from jvidprune.costs.chips import chip
+from jvidprune.costs.compiled import CompiledPlan, CompiledStage, Slice, slice_named
+from jvidprune.errors import JvidpruneError
+
+GIB = 2**30
+WISH = PlanChoice("llava-onevision-7b", frames="32", ratios="1", reducer="none", mesh=("tensor=1",), compile="v5e:2x4")
+
+LOOP = """HloModule looped
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%body (state: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %state = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = f32[8,4]{1,0} get-tuple-element(%state), index=1
+  %shared = f32[8,4]{1,0} all-reduce(%x), replica_groups={{0,1}}, to_apply=%add
+  ROOT %next = (s32[], f32[8,4]{1,0}) tuple(%i, %shared)
+}
+
+%condition (state: (s32[], f32[8,4])) -> pred[] {
+  %state = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %end = s32[] constant(24)
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}
+
+ENTRY %main (x: f32[8,4]) -> f32[16,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], f32[8,4]{1,0}) tuple(%zero, %x)
+  %loop = (s32[], f32[8,4]{1,0}) while(%start), condition=%condition, body=%body
+  %end = f32[8,4]{1,0} get-tuple-element(%loop), index=1
+  ROOT %all = f32[16,4]{1,0} all-gather(%end), dimensions={0}, replica_groups={{0,1}}
+}
+"""
+
+
+def stage(name, *, temporaries=0, over=0):
+    return CompiledStage(name, 0, 0, temporaries, 0, 1e9, {"all-reduce": (2.0, 3e6)}, 1.0, over)
+
+
+def plan_of(weights=4 * GIB, available=14 * GIB, **largest):
+    """A plan whose prefill is as it is told."""
+    stages = (stage("encode"), stage("reduce"), stage("prefill", **largest), stage("token"))
+    return CompiledPlan("v5e:2x4", {"data": 8, "fsdp": 1, "tensor": 1}, weights, stages, available)
+
+
+@pytest.fixture
+def faked(monkeypatch):
+    """A slice of eight v5e without libtpu, and a plan that does not fit it."""
+    monkeypatch.setattr(compiled, "slice_named", lambda name: Slice(name, chip("v5e"), (None,) * 8))
+    monkeypatch.setattr(
+        compiled, "compile_answer", lambda *args, **options: plan_of(15 * GIB, temporaries=GIB, available=14 * GIB)
+    )
+
+
+@pytest.mark.parametrize("name", ["h100:2x4", "v5e", "v5e:", "v5e:2", "v5e:2x4x", "2x4", "v9:2x4", "v5e:axb"])
+def test_a_slice_is_a_chip_and_its_sides(name):
+    with pytest.raises(JvidpruneError, match="a slice is written as in v5e:2x4"):
+        slice_named(name)
+
+
+def test_what_compiles_is_named_where_it_is_missing(monkeypatch):
+    def missing(name):
+        raise ImportError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("jvidprune.extras.importlib.import_module", missing)
+    with pytest.raises(JvidpruneError, match=r"compiling for a TPU slice needs libtpu: pip install 'jvidprune\[tpu\]'"):
+        slice_named("v5e:2x4")
+
+
+def test_messages_in_loops_count_as_often_as_the_loops_run():
+    array = 8 * 4 * 4
+    assert hlo.collectives(LOOP) == {"all-reduce": (24.0, 24.0 * array), "all-gather": (1.0, float(array))}
+
+
+def test_the_largest_program_stands_beside_all_weights():
+    plan = plan_of(weights=4 * GIB, temporaries=3 * GIB)
+    assert (plan.peak, plan.fits) == (7 * GIB, True)
+    assert not plan_of(weights=4 * GIB, temporaries=11 * GIB).fits
+    # What the compiler refuses does not fit, whatever the sum says.
+    assert not plan_of(weights=4 * GIB, over=1).fits
+
+
+def test_a_mesh_fills_the_slice(faked):
+    (row,) = compiled_rows(WISH)
+    assert row.paper.mesh == {"data": 8, "fsdp": 1, "tensor": 1}
+    (row,) = compiled_rows(dataclasses.replace(WISH, mesh=("tensor=4",)))
+    assert row.paper.mesh == {"data": 2, "fsdp": 1, "tensor": 4}
+    for mesh in ("tensor=16", "data=4,tensor=4", "fsdp=3"):
+        with pytest.raises(JvidpruneError, match=rf"a mesh of {mesh} does not fill the 8 chips of the slice"):
+            compiled_rows(dataclasses.replace(WISH, mesh=(mesh,)))
+
+
+def test_what_does_not_fit_is_told_with_what_would_do(faked):
+    (row,) = compiled_rows(WISH)
+    said = remedy(row, WISH, 8)
+    assert said.startswith(
+        "llava-onevision-7b with 32 frames at ratio 1 does not fit v5e:2x4: prefill exceeds a chip by 2.0 GiB; "
+    )
+    # Weights alone are too many for one chip: fewer frames help nothing.
+    assert said.endswith("; --mesh tensor=2 would do.")
+    # Four chips of eight hold the weights, so that frames and ratio matter.
+    wish = dataclasses.replace(WISH, reducer="random", mesh=("tensor=4",))
+    _, sizes, paper = next(iter(planned(dataclasses.replace(wish, chip="v5e"), chips=8)))
+    assert sizes["tensor"] == 4
+    tight = CompiledRow(
+        paper, plan_of(weights=paper.memory.parameters, temporaries=GIB, available=paper.memory.parameters + GIB // 2)
+    )
+    said = remedy(tight, wish, 8)
+    # No axis of 8: it does not divide the 28 heads.
+    assert said.endswith("exceeds a chip by 0.5 GiB; --frames 8 or --ratios 0.25 would do.")
+
+
+def test_the_verb_shows_both_tables_and_ends_with_the_sentence(faked, run):
+    words = ("plan", "--compile", "v5e:2x4", "--model", "llava-onevision-7b", "--frames", 32, "--ratios", "1,0.1")
+    code, out, err = run(*words, "--reducer", "random")
+    assert code == 2
+    assert out.count("collectives") == 2
+    assert "all-reduce" in out
+    assert err.strip().endswith("--mesh tensor=2 would do.")
+    code, out, _ = run(*words, "--reducer", "random", "--json")
+    found = json.loads(out)
+    assert [row["ratio"] for row in found] == [1.0, 0.1]
+    assert found[0]["compiled"]["stages"][2]["collectives"] == {"all-reduce": [2.0, 3e6]}
+    assert run(*words, "--reducer", "random", "--quiet")[1] == "does not fit\ndoes not fit\n"
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize(
+    ("model", "reducer"),
+    [
+        ("llava-onevision-0.5b", "flashvid"),
+        pytest.param("qwen3-vl-2b", "random", marks=pytest.mark.long),
+        pytest.param("molmo2-4b", "none", marks=pytest.mark.long),
+    ],
+)
+def test_all_programs_of_an_answer_compile(model, reducer):
+    """Two chips of tensor parallelism: messages of row-parallel products, and no weight matrix is put together."""
+    pytest.importorskip("libtpu")
+    wish = PlanChoice(model, frames="4", ratios="0.25", reducer=reducer, mesh=("tensor=2",), compile="v5e:2x2")
+    (row,) = compiled_rows(wish)
+    plan = row.compiled
+    assert plan.fits
+    assert 0.8 < row.off < 1.2
+    by_name = {stage.name: stage for stage in plan.stages}
+    assert by_name["prefill"].collectives["all-reduce"][0] >= 2
+    for found in plan.stages:
+        count, size = found.collectives.get("all-gather", (0, 0.0))
+        # Activations of a few tokens; the smallest matrix of a layer of these models is larger.
+        assert count == 0 or size / count < 2e6
+    assert by_name["reduce"].collectives == {}
+    # A step of decoding reads the weights and the cache once.
+    assert by_name["token"].moved < 1.3 * (by_name["token"].weights + by_name["token"].inputs)
