@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
@@ -169,7 +170,7 @@ class VideoTokens:
             if mask.shape != text.shape[:-1]:
                 raise JvidpruneError(f"text_mask must have shape {text.shape[:-1]} as text has rows, got {mask.shape}.")
             asked = jnp.all(jnp.any(mask, axis=-1))
-            if not isinstance(asked, jax.core.Tracer) and not asked:
+            if not isinstance(asked, Tracer) and not asked:
                 raise JvidpruneError("text_mask must leave every question at least one row, got one without any.")
             evidence |= {"text": jnp.where(mask[..., None], text, 0), "text_mask": mask}
         return dataclasses.replace(self, evidence=evidence)

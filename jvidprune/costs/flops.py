@@ -246,7 +246,7 @@ def prompt_sizes(
 
 def prompt_segments(
     config: Any, reducer: Reducer, ratio: float, *, kept: int, newlines: int, prompt: int
-) -> list[Segment]:
+) -> tuple[Segment, ...]:
     """A prompt through the decoder: stretches of layers with as many tokens as the cuts inside the model leave.
 
     Args:

@@ -10,7 +10,8 @@ from jvidprune.llm.conventions import check_convention
 from jvidprune.models.checkpoint.dtypes import AUTO, DTypeName
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
-from jvidprune.models.positions import check_rule
+from jvidprune.models.positions import MropeRule, check_rule
+from jvidprune.models.settings import Convention
 from jvidprune.reducers.protocol import PositionRule, check_positions, check_ratio
 from jvidprune.reducers.registry import from_text
 from jvidprune.texts import unknown
@@ -62,8 +63,8 @@ class ModelArgs:
     template: str | None = None
     pooling_head: str | None = None
     positions: PositionRule | None = None
-    convention: str | None = None
-    mrope_rule: str | None = None
+    convention: Convention | None = None
+    mrope_rule: MropeRule | None = None
     batch_size: int = 1
     max_new_tokens: int = 1024
     resume: str | None = None
