@@ -187,7 +187,7 @@ def test_prompts_of_many_lengths_share_few_programs(llm, video):
         prompts = [Prompt(reduced[i % 36], "w" * i) for i in lengths]
         _compiled.clear()
         replies = answer_many(llm, prompts, max_new_tokens=3, batch=batch, min_fill=1.0)
-        programs = [_compiled.count(f"jit({name})") for name in ("_prefill", "_decode")]
+        programs = [_compiled.count(f"jit({name})") for name in ("run_prefill", "_decode")]
         return programs, len(_compiled), {reply.prompt for reply in replies}
 
     programs, every, lengths = ask(range(1, 70, 3), 1)

@@ -45,7 +45,7 @@ def timed(request, tmp_path_factory):
 @pytest.fixture
 def towers(monkeypatch):
     """The evidence that each run of the tower is asked for."""
-    runs, encode = [], opening._encode
+    runs, encode = [], opening.encode_tokens
 
     def counted(model, pixels, needs):
         runs.append(needs)
