@@ -178,31 +178,30 @@ class _Counter:
             return _bound(self.computations[name], self.computations)
         return None
 
-    def _fusion(self, one: _Instruction, operands: list[_Instruction], inside: dict[str, _Instruction]) -> Traffic:
-        users: dict[str, list[tuple[_Instruction, int]]] = {}
-        for instruction in inside.values():
-            for place, name in enumerate(instruction.operands):
-                users.setdefault(name, []).append((instruction, place))
-
-        def share(name: str, whole: float) -> float:
-            taken = 0.0
-            for user, place in users.get(name, ()):
+    def _taken(self, inside: dict[str, _Instruction], name: str, whole: float) -> float:
+        """Bytes that a fused computation reads of an array of its own, which has `whole`."""
+        taken = 0.0
+        for user in inside.values():
+            for place in (number for number, operand in enumerate(user.operands) if operand == name):
                 if user.opcode == "bitcast":
-                    taken += share(user.name, whole)
+                    taken += self._taken(inside, user.name, whole)
                 elif user.opcode in _SLICES and place == 0:
                     taken += user.size.total
-                elif user.opcode == "dynamic-update-slice" and place == 0:
-                    taken += 0.0
-                else:
+                elif user.opcode == "fusion":
+                    nested = self.computations[_called(user, "calls")[0]]
+                    taken += self._taken(nested, _parameters(nested)[place], whole)
+                elif user.opcode != "dynamic-update-slice" or place > 0:
                     return whole
-            return min(taken, whole)
+        return min(taken, whole)
 
+    def _fusion(self, one: _Instruction, operands: list[_Instruction], inside: dict[str, _Instruction]) -> Traffic:
         moved = Traffic()
-        parameters = {_number(p): p for p in inside.values() if p.opcode == "parameter"}
+        parameters = _parameters(inside)
         for place, operand in enumerate(operands):
             whole = operand.size
             if len(operand.shapes) == 1 and place in parameters and whole.total:
-                moved = moved + whole.times(share(parameters[place].name, whole.total) / whole.total)
+                taken = self._taken(inside, parameters[place], whole.total)
+                moved = moved + whole.times(taken / whole.total)
             else:
                 moved = moved + whole
         results = _results(inside)
@@ -261,8 +260,8 @@ def _bound(condition: dict[str, _Instruction], computations: dict[str, dict[str,
     return float(constants[0]) if simple and len(constants) == 1 else None
 
 
-def _number(parameter: _Instruction) -> int:
-    return int(parameter.operands[0])
+def _parameters(inside: dict[str, _Instruction]) -> dict[int, str]:
+    return {int(one.operands[0]): one.name for one in inside.values() if one.opcode == "parameter"}
 
 
 def _called(one: _Instruction, key: str) -> list[str]:

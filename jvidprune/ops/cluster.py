@@ -19,10 +19,17 @@ def k_smallest(values: Float[Array, "... N M"], k: int) -> Float[Array, "... N k
     """The `k` smallest entries over the last axis, ascending, `k` small and static.
 
     An insertion scan that carries k running minima: it vectorises on XLA:CPU where top_k and sort do not. The minima
-    are separate arrays; stacked into one they cost three times as much.
+    are separate arrays; stacked into one they cost three times as much. On accelerators a minimum is taken k times, the
+    first entry that equals it left out of the next round; TPUs run top_k as a sort of everything. It is a loop because
+    compilers work a chain of such rounds out for ten seconds.
     """
     if not on_cpu():
-        return -lax.top_k(-values, k)[0]
+
+        def smallest(rest: Array, _: None) -> tuple[Array, Array]:
+            first = first_argmin(rest)[..., None]
+            return jnp.where(jnp.arange(rest.shape[-1]) == first, _FAR, rest), jnp.min(rest, axis=-1)
+
+        return jnp.moveaxis(lax.scan(smallest, values, None, length=k)[1], 0, -1)
     shape = values.shape[:-1]
 
     def insert(best, column):

@@ -105,6 +105,8 @@ class Sequential(PositionedReducer):
     backbone: Backbone | None = None
     layers: Count | None = None
 
+    wide_decisions = True
+
     @property
     def needs(self) -> frozenset[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """What either stage needs."""

@@ -160,6 +160,8 @@ class FastVID(PositionedReducer):
     neighbours: Count = 4
     count_from: Literal["end", "start"] = "end"
 
+    wide_decisions = True
+
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """The attention map that salience is ranked by, and one vector a frame."""
@@ -202,7 +204,8 @@ class FastVID(PositionedReducer):
 
             return lax.fori_loop(0, slots[t], one, jnp.zeros((most, n, n), jnp.float32))
 
-        gram = over_frames(block, index)
+        # Frame by frame on accelerators too: side by side all frames would make as many rounds as the longest segment.
+        gram = lax.map(block, index)
         own = gram[index, jnp.minimum(slot, most - 1)]
         norm = jnp.sqrt(jnp.diagonal(own, axis1=1, axis2=2))
         return FastVIDShared(

@@ -159,6 +159,8 @@ class FlashVID(PositionedReducer):
     newline: NewlineKind | None = None
     vision_markers: MarkerRule = "keep"
 
+    wide_decisions = True
+
     @property
     def needs(self) -> frozenset[str]:
         """The attention of the last block, unless the selection is by diversity alone."""

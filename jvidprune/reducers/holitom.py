@@ -145,6 +145,7 @@ class HoliTom(PositionedReducer):
     probe_causal: bool = False
 
     needs = frozenset({"attention_last"})
+    wide_decisions = True
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> HoliTomShared:
         """Windows, static tokens, ranks by attention, distances of the windows' mean tokens."""
@@ -200,7 +201,8 @@ class HoliTom(PositionedReducer):
             rank=rank_descending(jnp.where(static, -jnp.inf, attention)),
             first=first,
             length=lengths,
-            distance=over_frames(distances, first, lengths, used),
+            # One after the other everywhere: windows have different lengths, and most slots are empty.
+            distance=lax.map(lambda window: distances(*window), (first, lengths, used)),
             penalty=penalty[first],
             frame_distance=frame_distance,
             real=real,

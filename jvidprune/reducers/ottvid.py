@@ -129,6 +129,7 @@ class OTTVid(PositionedReducer):
     model_dtype_pair_weight: bool = False
 
     needs = frozenset({"attention_last"})
+    wide_decisions = True
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> OTTVidShared:
         """Similarities, the greedy order up to the largest K, cross-frame cosines of its tokens, and pair weights.

@@ -133,6 +133,8 @@ class PruneVid(PositionedReducer):
     inner_share: Share = 0.4
     newline: NewlineKind | None = None
 
+    wide_decisions = True
+
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """Nothing, or the map that a sink rule reads."""

@@ -98,6 +98,8 @@ class QwenNorm(PositionedReducer):
     beta: Share | None = None
     spread: bool = True
 
+    wide_decisions = True
+
     @property
     def needs(self) -> frozenset[str]:
         """Attention of patches for the first version, else nothing."""

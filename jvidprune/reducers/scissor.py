@@ -92,6 +92,8 @@ class Scissor(PositionedReducer):
 
     tau: Annotated[float, Range(LOWEST, 2.0)] | None = None
 
+    wide_decisions = True
+
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> ScissorShared:
         """Cosines inside frames; a sink rule has no place here."""
         gram = frame_gram(video.features)

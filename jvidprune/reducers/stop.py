@@ -128,6 +128,11 @@ class SToP(PositionedReducer):
         """What the base needs."""
         return self.base.needs
 
+    @property
+    def wide_decisions(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the base has it."""
+        return full(self.base).wide_decisions
+
     def settled(self) -> dict[str, Any]:
         """The base where it is given as text."""
         if not isinstance(self.base, str):

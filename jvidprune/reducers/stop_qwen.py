@@ -103,6 +103,7 @@ class VisionZipQwen(PositionedReducer):
     max_window: Count = 1024
 
     needs = frozenset()
+    wide_decisions = True
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> VisionZipQwenShared:
         """Windows, static tokens, importance and ranks of every set; a sink rule replaces mu_s, mu_t and gamma."""

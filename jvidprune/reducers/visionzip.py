@@ -109,6 +109,7 @@ class VisionZip(PositionedReducer):
     official_permutation: bool = True
 
     needs = frozenset({"attention_last", "keys"})
+    wide_decisions = True
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> VisionZipShared:
         """Ranks by attention, unit keys and the seeds' permitted numbers."""

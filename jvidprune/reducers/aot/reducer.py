@@ -123,6 +123,8 @@ class AOT(PositionedReducer):
     distinct: Distinct = "pmax"
     published: tuple[tuple[Ratio, Count], ...] = ()
 
+    wide_decisions = True
+
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
         """Evidence of the model this configuration reads."""
