@@ -117,8 +117,8 @@ def sweep(
 ) -> Reduced:
     """Reduces one video to several retention ratios with one compilation.
 
-    Ratio-independent work is done once. The rest is vmapped over the budgets on accelerators and looped over inside
-    the same compiled program on CPU, where batched D-wide temporaries cost more than they save.
+    Ratio-independent work is done once, the rest ratio by ratio inside the same compiled program: batched D-wide
+    temporaries cost more than they save. On accelerators decisions that are small are made side by side.
 
     Args:
       reducer, video, text, text_mask, frames, diagnostics: as for `reduce`.

@@ -131,7 +131,7 @@ class SToP(PositionedReducer):
     @property
     def wide_decisions(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the base has it."""
-        return full(self.base).wide_decisions
+        return with_defaults(self.base).wide_decisions
 
     def settled(self) -> dict[str, Any]:
         """The base where it is given as text."""
