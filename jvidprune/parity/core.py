@@ -80,6 +80,12 @@ def close(what: str, ours: Any, golden: Any, atol: float, rtol: float = 0.0, not
     return Row(what, deviation, limit, "ok" if deviation <= limit else "mismatch", note)
 
 
+def prefixed(prefix: str, rows: Iterable[Row]) -> Iterator[Row]:
+    """The same rows with something before their names: the case of a file that has several."""
+    for row in rows:
+        yield dataclasses.replace(row, what=prefix + row.what)
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparer:
     """How one kind of golden file is recognised, by keys and config alone, and compared.

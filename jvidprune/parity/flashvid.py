@@ -15,7 +15,8 @@ import numpy as np
 from jaxtyping import Array
 
 from jvidprune.ops import cluster, segment, similarity, tree
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact
+from jvidprune.parity.core import Comparer, Golden, Row, close, exact, prefixed
+from jvidprune.parity.table import part
 from jvidprune.reducers.flashvid import FlashVID, Method
 from jvidprune.reducers.run import reduce
 from jvidprune.tokens import Reduced, VideoTokens
@@ -61,15 +62,12 @@ class _Outputs:
     def __init__(self, ids: np.ndarray, kind: np.ndarray, tokens: np.ndarray, tokens_per_frame: int) -> None:
         order = np.lexsort((kind, ids))
         self.ids, self.kind, self.tokens = ids[order], kind[order], tokens[order]
-        self.frame = self.ids // tokens_per_frame
+        self.per_frame, self.frame = tokens_per_frame, self.ids // tokens_per_frame
 
     def only(self, trusted: np.ndarray) -> "_Outputs":
         """Without the merged rows of frames that are not trusted."""
         keep = (self.kind == 0) | trusted[self.frame]
-        result = object.__new__(_Outputs)
-        result.ids, result.kind, result.tokens = self.ids[keep], self.kind[keep], self.tokens[keep]
-        result.frame = self.frame[keep]
-        return result
+        return _Outputs(self.ids[keep], self.kind[keep], self.tokens[keep], self.per_frame)
 
 
 def our_outputs(reduced: Reduced) -> _Outputs:
@@ -202,24 +200,21 @@ def _compare_ablations(golden: Golden) -> Iterator[Row]:
             continue
         reduced = run_config(config, features, attention)
         ours, shown = our_outputs(reduced), shown_of(reduced)
-        part = {
-            key.removeprefix(f"{name}/"): value for key, value in golden.arrays.items() if key.startswith(f"{name}/")
-        }
-        theirs = _Outputs(part["out_indices"], part["out_kind"], part["out_tokens"], n)
+        own = part(golden, f"{name}/", config)
+        theirs = _Outputs(own["out_indices"], own["out_kind"], own["out_tokens"], n)
         # Only rows are flagged here: a frame is doubtful where a merged row of it is.
         trusted = np.ones(frames, bool)
-        trusted[part["out_indices"][~part["out_exact"].astype(bool)] // n] = False
-        yield exact(f"{name}: segment_lengths", shown["segments"], _segment_of_frame(part["segment_lengths"]))
-        selected = _selected(reduced, part["adts_indices"].shape[1])
-        yield exact(f"{name}: adts_indices", selected, part["adts_indices"])
-        yield exact(f"{name}: tstm_merged", shown["parent"] >= 0, part["tstm_merged"])
-        yield exact(f"{name}: num_clusters", shown["clusters"], part["num_clusters"])
-        theirs_centres = part["cluster_centers"][trusted[part["cluster_centers"] // n]]
+        trusted[own["out_indices"][~own["out_exact"].astype(bool)] // n] = False
+        yield exact(f"{name}: segment_lengths", shown["segments"], _segment_of_frame(own["segment_lengths"]))
+        selected = _selected(reduced, own["adts_indices"].shape[1])
+        yield exact(f"{name}: adts_indices", selected, own["adts_indices"])
+        yield exact(f"{name}: tstm_merged", shown["parent"] >= 0, own["tstm_merged"])
+        yield exact(f"{name}: num_clusters", shown["clusters"], own["num_clusters"])
+        theirs_centres = own["cluster_centers"][trusted[own["cluster_centers"] // n]]
         centres = np.flatnonzero(shown["cluster_centre"].reshape(-1) % n == np.arange(frames * n) % n)
         centres = centres[shown["cluster_centre"].reshape(-1)[centres] >= 0]
         yield exact(f"{name}: cluster_centers", centres[trusted[centres // n]], np.sort(theirs_centres))
-        for row in _output_rows(ours, theirs, trusted, frames):
-            yield Row(f"{name}: {row.what}", row.deviation, row.limit, row.verdict, row.note)
+        yield from prefixed(f"{name}: ", _output_rows(ours, theirs, trusted, frames))
 
 
 def _compare_stages(golden: Golden) -> Iterator[Row]:
@@ -227,9 +222,7 @@ def _compare_stages(golden: Golden) -> Iterator[Row]:
     for stage in sorted(stages, key=lambda name: (re.sub(r"\d", "", name), int(re.sub(r"\D", "", name)))):
         kind, index = re.sub(r"\d", "", stage), int(re.sub(r"\D", "", stage))
         settings = golden.config[kind][index]
-        part = {key.split("/", 1)[1]: v for key, v in golden.arrays.items() if key.startswith(f"{stage}/")}
-        for row in _STAGES[kind](settings, part):
-            yield Row(f"{stage}: {row.what}", row.deviation, row.limit, row.verdict, row.note)
+        yield from prefixed(f"{stage}: ", _STAGES[kind](settings, part(golden, f"{stage}/").arrays))
 
 
 @functools.partial(jax.jit, static_argnames="complementary")

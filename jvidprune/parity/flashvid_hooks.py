@@ -10,7 +10,7 @@ from jvidprune.models.attention import attend_all
 from jvidprune.models.positions import PromptPositions, VideoBlock, frame_blocks, prompt_pieces, prompt_positions
 from jvidprune.ops import newline
 from jvidprune.ops.pool import pool_tokens
-from jvidprune.parity.core import Comparer, Golden, Row, close, exact
+from jvidprune.parity.core import Comparer, Golden, Row, close, exact, prefixed
 from jvidprune.parity.flashvid import VALUE_RTOL, run_config, shown_of
 from jvidprune.parity.flashvid_cut import kept_of
 from jvidprune.tokens import Reduced
@@ -66,8 +66,8 @@ def _compare_llava(golden: Golden) -> Iterator[Row]:
         yield close(f"{mode}: pooled_features", features, golden[f"{mode}/pooled_features"], 0.0, VALUE_RTOL)
         yield close(f"{mode}: pooled_attention", attention, golden[f"{mode}/pooled_attention"], 0.0, VALUE_RTOL)
         reduced = run_config({**golden.config, **settings}, features, attention)
-        for row in _rows(reduced, golden[f"{mode}/out_indices"], golden[f"{mode}/out_tokens"], None):
-            yield Row(f"{mode}: {row.what}", row.deviation, row.limit, row.verdict, row.note)
+        rows = _rows(reduced, golden[f"{mode}/out_indices"], golden[f"{mode}/out_tokens"], None)
+        yield from prefixed(f"{mode}: ", rows)
         yield from _prompt_rows(golden, mode, layout, features.shape)
     if golden.has("siglip/hidden", "siglip/attention_received"):
         yield _siglip_row(golden)

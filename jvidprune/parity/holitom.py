@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,20 @@ from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import halving_merge
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.prefill import read_prompt
-from jvidprune.ops import newline
 from jvidprune.ops.cluster import peak_scores
 from jvidprune.ops.exact import ceil_product, fraction_words, round_product
 from jvidprune.ops.segment import per_segment_sum
 from jvidprune.ops.select import order_descending, rank_descending
 from jvidprune.ops.similarity import distance_from_gram, dot_f32
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
+from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.parity.decoders import decoder_of
-from jvidprune.parity.planned import planned
+from jvidprune.parity.lines import Lines
+from jvidprune.parity.planned import Run, starts_and_ends
+from jvidprune.parity.table import Check
 from jvidprune.reducers.holitom import HoliTom, static_places
-from jvidprune.tokens import Plan, Reduced, VideoTokens
+from jvidprune.tokens import VideoTokens
 
 TOKENS = 2e-4
 
@@ -83,9 +85,31 @@ def is_decoder(golden: Golden) -> bool:
     return "probe_layer_is_causal" in golden.config and golden.has("hidden_after_probe", "attention_row", "keep_ids")
 
 
+def _share(run: Run) -> float:
+    """The share of every set that the port makes of a ratio, in three words of 24 bits, for what is left to prune."""
+    words = np.asarray(run.budget.share)[int(run.shown["left"])].astype(np.float64)
+    return words @ 2.0 ** np.array([-24, -48, -72])
+
+
+def _starts(run: Run) -> np.ndarray:
+    return starts_and_ends(run.shown["segment"])[:, 0]
+
+
+WHOLE: tuple[Check[Run], ...] = (
+    Check("feature_sim", "shown.similarity", 1e-5),
+    Check("segments", lambda run: starts_and_ends(run.shown["segment"])),
+    Check("total_reduced", lambda run: run.video.layout().total - run.shown["left"]),
+    Check("effective_ratio", _share, 0.0),
+    Check("n_static", lambda run: run.shown["static"].sum(axis=1)[_starts(run)]),
+    Check("n_static_kept", lambda run: run.shown["static_kept"][_starts(run)]),
+    Check("n_dynamic_kept", lambda run: run.shown["dynamic_kept"][_starts(run)]),
+)
+
+
 def compare_whole(golden: Golden) -> Iterator[Row]:
     """Segments, counts, ids and tokens of every run; runs marked unstable only by their counts."""
-    for name, g, c in cases(golden):
+    for name, arrays, c in cases(golden):
+        g = Golden(arrays, c)
         reducer = HoliTom(
             layout="grid" if c["newline"] == "grid" else "one_token",
             tau=c["tau"],
@@ -98,68 +122,57 @@ def compare_whole(golden: Golden) -> Iterator[Row]:
         grid = tuple(c["grid"]) if "grid" in c else None
         video = VideoTokens.create(g["features"], {"attention_last": g["attention"]}, grid=grid)
         layout = video.layout()
-        budget, capacity = reducer.budget(layout, c["ratio"]), layout.total
-        plan, reduced = planned(reducer, video, budget, capacity=capacity)
-        d = {key: np.asarray(value) for key, value in plan.diagnostics.items()}
-        starts = np.flatnonzero(np.diff(d["segment"], prepend=-1))
-        ends = np.append(starts[1:] - 1, layout.frames - 1)
-        yield close(f"{name}feature_sim", d["similarity"], g["feature_sim"], 1e-5)
-        yield exact(f"{name}segments", np.stack([starts, ends], axis=1), g["segments"])
-        yield exact(f"{name}total_reduced", layout.total - d["left"], g["total_reduced"])
-        words = np.asarray(budget.share)[int(d["left"])].astype(np.float64)
-        share = words @ 2.0 ** np.array([-24, -48, -72])
-        yield close(f"{name}effective_ratio", share, g["effective_ratio"], 0.0)
-        yield exact(f"{name}n_static", d["static"].sum(axis=1)[starts], g["n_static"])
-        yield exact(f"{name}n_static_kept", d["static_kept"][starts], g["n_static_kept"])
-        yield exact(f"{name}n_dynamic_kept", d["dynamic_kept"][starts], g["n_dynamic_kept"])
-        bound = reducer.capacity(layout, c["ratio"])
-        yield exact(f"{name}within_bound", int(plan.count) <= bound, True)
-        yield from _sequence(name, video, plan, reduced, g, c)
+        run = Run.of(g, reducer, video, reducer.budget(layout, c["ratio"]), capacity=layout.total)
+        yield from table.compare(WHOLE, run, g, name)
+        yield exact(f"{name}within_bound", run.count <= reducer.capacity(layout, c["ratio"]), True)
+        yield from _sequence(name, run)
 
 
-def _sequence(name: str, video: VideoTokens, plan: Plan, reduced: Reduced, g: dict, c: dict) -> Iterator[Row]:
-    arranged = newline.arrange(
-        plan.ids,
-        plan.valid,
-        kind="grid" if c["newline"] == "grid" else "one_token",
-        grid=video.grid,
-        frames=video.features.shape[0],
-        rows="nonempty",
-    )
-    count = int(arranged.count)
+def _sequence(name: str, run: Run) -> Iterator[Row]:
+    g, c, plan = run.golden, run.golden.config, run.plan
+    kind, frames = "grid" if c["newline"] == "grid" else "one_token", len(run.video.features)
+    lines = Lines.of(plan.ids, plan.valid, kind=kind, grid=run.video.grid, frames=frames, rows="nonempty")
     if not c.get("stable_under_1e-5", True):
         if c["newline"] == "one_token":
-            yield exact(f"{name}count", count, len(g["token_ids"]))
+            yield exact(f"{name}count", lines.count, len(g["token_ids"]))
         return
-    source = np.asarray(arranged.source[:count])
-    kind = np.append(np.where(np.asarray(plan.is_pick), 0, 1), 2)
-    yield exact(f"{name}token_ids", np.append(np.asarray(plan.ids), -1)[source], g["token_ids"])
-    yield exact(f"{name}token_kind", kind[source], g["token_kind"])
+    yield exact(f"{name}token_ids", lines.values(plan.ids, -1), g["token_ids"])
+    yield exact(f"{name}token_kind", lines.values(np.where(plan.is_pick, 0, 1), 2), g["token_kind"])
     is_newline = g["token_kind"] == 2
     vector = g["tokens"][is_newline][0] if is_newline.any() else np.zeros(g["tokens"].shape[1], np.float32)
-    tokens = np.concatenate([np.asarray(reduced.tokens), vector[None]])[source]
-    yield close(f"{name}tokens", tokens, g["tokens"], TOKENS)
+    yield close(f"{name}tokens", lines.tokens(run.reduced.tokens, vector), g["tokens"], TOKENS)
+
+
+class _Windows(NamedTuple):
+    """What the dynamic programme makes of a video: gains, values, last windows, cuts."""
+
+    gains: jax.Array
+    dp: jax.Array
+    prev: jax.Array
+    cuts: jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _windows(unchanged: jax.Array, max_window: int) -> _Windows:
+    gains = window_gains(unchanged)
+    value, start = best_windows(gains, max_window)
+    return _Windows(gains, value, start, window_cuts(start))
+
+
+SEGMENTATION: tuple[Check[_Windows], ...] = (
+    Check("count", "gains"),
+    Check("dp", "dp"),
+    Check("prev", "prev"),
+    Check("segments", lambda found: starts_and_ends(np.append(0, np.cumsum(found.cuts)))),
+    Check("total_reduced", lambda found: found.dp[-1], optional=True),
+)
 
 
 def compare_segmentation(golden: Golden) -> Iterator[Row]:
     """Gains, values, last windows and segments."""
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def solve(unchanged: jax.Array, max_window: int) -> tuple[jax.Array, ...]:
-        gains = window_gains(unchanged)
-        value, start = best_windows(gains, max_window)
-        return gains, value, start, window_cuts(start)
-
     for name, g, c in cases(golden):
-        gains, value, start, cuts = (np.asarray(v) for v in solve(g["feature_sim"] > c["tau"], c["max_window"]))
-        starts = np.append(0, np.flatnonzero(cuts) + 1)
-        ends = np.append(np.flatnonzero(cuts), len(cuts))
-        yield exact(f"{name}count", gains, g["count"])
-        yield exact(f"{name}dp", value, g["dp"])
-        yield exact(f"{name}prev", start, g["prev"])
-        yield exact(f"{name}segments", np.stack([starts, ends], axis=1), g["segments"])
-        if "total_reduced" in g:
-            yield exact(f"{name}total_reduced", value[-1], g["total_reduced"])
+        found = _windows(g["feature_sim"] > c["tau"], c["max_window"])
+        yield from table.compare(SEGMENTATION, found, Golden(g, c), name)
 
 
 def compare_temporal(golden: Golden) -> Iterator[Row]:
