@@ -68,8 +68,8 @@ def run(golden: Golden) -> Run:
     evidence = {reducer.attention: golden["attention"], "frame_embedding": golden["global_features"]}
     grid = golden.config.get("grid")
     video = VideoTokens.create(golden["features"], evidence, grid=tuple(grid) if grid else None)
-    budget, capacity = (make(video.layout(), golden.config["ratio"]) for make in (reducer.budget, reducer.capacity))
-    return Run.of(golden, reducer, video, budget, capacity=capacity)
+    layout, ratio = video.layout(), golden.config["ratio"]
+    return Run.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio))
 
 
 def _frame_budget(run: Run) -> list[int]:

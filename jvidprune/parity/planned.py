@@ -104,10 +104,8 @@ def grid_of(golden: Golden) -> tuple[int, int]:
     tokens = golden["features"].shape[1]
     config = golden.config
     generator = config.get("generator", {})
-    for found in (config.get("grid"), (config.get("H"), config.get("W")), (generator.get("H"), generator.get("W"))):
-        if found is not None and None not in found and found[0] * found[1] == tokens:
-            return int(found[0]), int(found[1])
-    return 1, tokens
+    sides = (config.get("grid", (0, 0)), *((found.get("H", 0), found.get("W", 0)) for found in (config, generator)))
+    return next(((int(height), int(width)) for height, width in sides if height * width == tokens), (1, tokens))
 
 
 def starts_and_ends(segment: np.ndarray) -> np.ndarray:

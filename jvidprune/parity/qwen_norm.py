@@ -125,8 +125,8 @@ def compare(golden: Golden) -> Iterator[Row]:
     reducer = QwenNorm(**settings)
     evidence = {"attention_columns": golden["patch_scores"]} if reducer.version == "first" else {}
     video = VideoTokens.create(golden["features"], evidence, grid=grid_of(golden))
-    budget, capacity = (make(video.layout(), config["ratio"]) for make in (reducer.budget, reducer.capacity))
-    run = Run.of(golden, reducer, video, budget, capacity=capacity)
+    layout, ratio = video.layout(), config["ratio"]
+    run = Run.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio))
     yield from table.compare(VERSIONS["first" if reducer.version == "first" else "norm"], run, golden)
     yield from table.compare(METHODS[config["method"]], run, golden)
 

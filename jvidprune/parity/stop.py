@@ -314,7 +314,7 @@ def _calls(case: _Case) -> list[tuple[int, int]]:
     return [(t, s) for t in range(len(sizes)) for s in (0, 1) if sizes[t, s] > 0]
 
 
-def _kept_slots(case: _Case) -> list[int]:
+def _kept_slots(case: _Case) -> list[Any]:
     kept, member = case.shown["kept"], case.shown["set_of"]
     return [slot for t, s in _calls(case) for slot in np.flatnonzero(kept[t][member[t] == s])]
 

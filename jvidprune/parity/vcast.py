@@ -44,8 +44,9 @@ def compare(golden: Golden) -> Iterator[Row]:
     """Rows of a file."""
     reducer = VCAST(least=int(golden.config.get("minimum", 1)))
     video = VideoTokens.create(golden["features"], grid=grid_of(golden))
-    budget, total = (make(video.layout(), golden.config["ratio"]) for make in (reducer.budget, reducer.capacity))
-    run = Run.of(golden, reducer, video, budget, capacity=total)
+    layout, ratio = video.layout(), golden.config["ratio"]
+    total = reducer.capacity(layout, ratio)
+    run = Run.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=total)
     yield from table.compare(_table(total), run, golden)
 
 

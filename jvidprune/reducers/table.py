@@ -2,8 +2,8 @@
 
 python -m jvidprune.reducers.table README.md docs/methods.md    rewrites them in place, in a checkout.
 
-Two columns are read off the tests: a method has golden files if its folder of them is there, and gradients if a test
-of its file takes them.
+Two columns are read off the tests: a method has golden files if its folder of them is there, and gradients if the test
+that all methods have to pass takes them.
 """
 
 import dataclasses
@@ -87,7 +87,7 @@ def whole(tests: Path) -> str:
         info, reducer = registry.info(name), registry.get(name)
         yes = ["yes" if flag else "no" for flag in (info.merges, info.nested, info.exact)]
         gradients = "–"
-        if _takes_gradients(name, tests):
+        if _takes_gradients(tests):
             gradients = "kept and merged tokens" if info.merges else "kept tokens"
         parity = "golden files" if _has_golden(name, tests) else "control" if info.paper == "-" else "no golden files"
         rows.append([f"[`{name}`](#{name})", _paper(info.paper), _needs(reducer.needs), *yes, gradients, parity])
@@ -166,13 +166,10 @@ def _has_golden(name: str, tests: Path) -> bool:
     return folder.is_dir() and any(folder.rglob("*.npz"))
 
 
-def _takes_gradients(name: str, tests: Path) -> bool:
-    """Whether a test of its file takes gradients through the method."""
-    files = tests.rglob(f"test_{_FILED.get(name, name)}.py")
-    return any(
-        re.search(r"check_gradient\(|jax\.(value_and_)?grad\(|jax\.vjp\(", path.read_text(encoding="utf8"))
-        for path in files
-    )
+def _takes_gradients(tests: Path) -> bool:
+    """Whether the test that every method of the registry has to pass takes gradients through it."""
+    common = tests / "reducers" / "test_common.py"
+    return "jax.grad(" in common.read_text(encoding="utf8")
 
 
 def _lines(rows: list[list[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Checks that every reducer of selections has to pass; each test file calls those that apply to its method."""
+"""Videos for tests of reducers, and checks that some of their files make; `reducers/test_common.py` has the others."""
 
 import jax
 import jax.numpy as jnp
@@ -37,11 +37,12 @@ def pad(video, extra):
     def tail(array):
         return jnp.concatenate([array, jnp.full((extra, *array.shape[1:]), 9.0, array.dtype)])
 
-    whole = ("text", "joint_text")
+    whole = ("text", "joint_text", "newline")
     evidence = {name: value if name in whole else tail(value) for name, value in video.evidence.items()}
     frames = video.features.shape[0]
     mask = np.arange(frames + extra) < frames
-    return VideoTokens.create(tail(video.features), evidence, grid=video.grid, frame_mask=mask)
+    features, unpooled = tail(video.features), video.unpooled_grid
+    return VideoTokens.create(features, evidence, grid=video.grid, frame_mask=mask, unpooled_grid=unpooled)
 
 
 def valid_rows(reduced):

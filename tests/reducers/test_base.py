@@ -167,15 +167,6 @@ def test_names_are_resolved_and_the_nearest_one_is_offered():
     assert reducers.get("flashvid", backbone="qwen2_5_vl").min_segments == 4
 
 
-def test_every_method_describes_itself():
-    for name in reducers.names():
-        info = reducers.info(name)
-        assert info.name == name
-        assert info.summary
-        assert isinstance(hash(reducers.get(name)), int)
-        assert reducers.get(name).needs <= jvidprune.EVIDENCE.keys()
-
-
 def test_methods_are_written_with_their_settings_as_text():
     texts = split_list("aot, flashvid:alpha=0.5,distinct=True,stop:base=fastvid , none")
     assert texts == ["aot", "flashvid:alpha=0.5,distinct=True", "stop:base=fastvid", "none"]

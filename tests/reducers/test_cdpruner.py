@@ -9,19 +9,9 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import VideoTokens, reducers
-from jvidprune.parity import cdpruner as parity
 from jvidprune.reducers.cdpruner import CDPruner
 
 OFFICIAL = CDPruner(variant="official", relevance="joint")
-
-
-@pytest.mark.parametrize("path", checks.golden_files("cdpruner"), ids=lambda path: path.stem)
-def test_golden_files_match(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_methods_files_are_taken():
-    checks.check_others_refused("cdpruner", parity.COMPARERS)
 
 
 def asked(seed=0, frames=4, grid=(4, 5), dim=24, **kwargs):
@@ -119,16 +109,6 @@ def test_the_whole_video_can_be_one_list():
         assert int(one.count) == 16
 
 
-@pytest.mark.parametrize(
-    "reducer", [CDPruner(), OFFICIAL, CDPruner(scope="video")], ids=["llm_embedding", "official", "video"]
-)
-def test_sweeps_padding_bf16_and_gradients(reducer):
-    checks.check_sweep(reducer, asked(frames=3), [0.05, 0.3, 0.75, 1.0])
-    checks.check_padding(reducer, asked(frames=3), 0.4)
-    checks.check_bf16(reducer, asked(frames=3), 0.4)
-    checks.check_gradient(reducer, asked(frames=2), 0.6)
-
-
 @pytest.mark.parametrize("reducer", [CDPruner(), OFFICIAL], ids=["llm_embedding", "official"])
 def test_a_larger_budget_keeps_what_a_smaller_one_kept(reducer):
     swept = jvidprune.sweep(reducer, asked(frames=3), [0.1, 0.2, 0.4, 1.0])
@@ -185,3 +165,12 @@ def test_impossible_settings_and_missing_questions_are_refused():
     checks.refused(lambda: CDPruner(weight=1.5), r"lie in \[0, 1\], got 1.5")
     checks.refused(lambda: checks.reduce(CDPruner(), checks.make_video(), 0.5), "needs the evidence text")
     checks.refused(lambda: checks.reduce(OFFICIAL, checks.make_video(), 0.5), "joint_image, joint_text")
+
+
+def test_the_whole_video_as_one_list_passes_the_common_checks():
+    """Here and not with all others: more picks than the features have directions hang on rounding."""
+    reducer = CDPruner(scope="video")
+    checks.check_sweep(reducer, asked(frames=3), [0.05, 0.3, 0.75, 1.0])
+    checks.check_padding(reducer, asked(frames=3), 0.4)
+    checks.check_bf16(reducer, asked(frames=3), 0.4)
+    checks.check_gradient(reducer, asked(frames=2), 0.6)

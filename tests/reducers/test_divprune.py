@@ -9,17 +9,7 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout, VideoTokens, reducers
-from jvidprune.parity import divprune as parity
 from jvidprune.reducers.divprune import DivPrune, farthest_first, keep_count
-
-
-@pytest.mark.parametrize("path", checks.golden_files("divprune"), ids=lambda path: path.stem)
-def test_golden_files_match(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_methods_files_are_taken():
-    checks.check_others_refused("divprune", parity.COMPARERS)
 
 
 def plain_order(x, count):
@@ -51,16 +41,6 @@ def test_kept_tokens_equal_a_plain_version(seed, ratio, scope):
     reduced = checks.reduce(DivPrune(scope=scope), video, ratio)
     np.testing.assert_array_equal(checks.valid_rows(reduced)[0], expected)
     checks.check_copies(video, reduced)
-
-
-@pytest.mark.parametrize("scope", ["video", "frame"])
-def test_sweeps_padding_bf16_and_gradients(scope):
-    reducer = DivPrune(scope=scope)
-    checks.check_sweep(reducer, checks.make_video(), [0.05, 0.3, 0.75, 1.0])
-    checks.check_padding(reducer, checks.make_video(), 0.4)
-    checks.check_padding(reducer, checks.make_video(), 1.0)
-    checks.check_bf16(reducer, checks.make_video(), 0.4)
-    checks.check_gradient(reducer, checks.make_video(frames=2), 0.8)
 
 
 @pytest.mark.parametrize("scope", ["video", "frame"])

@@ -10,20 +10,10 @@ from hypothesis import strategies as st
 
 from jvidprune import Layout
 from jvidprune.cuts.decoding import DecodePolicy
-from jvidprune.parity import dycoke as parity
 from jvidprune.parity.planned import planned
 from jvidprune.reducers.dycoke import DyCoke
 
 FIXED = DyCoke(mode="fixed")
-
-
-@pytest.mark.parametrize("path", checks.golden_files("dycoke"), ids=lambda path: path.stem)
-def test_golden_files_match(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_methods_files_are_taken():
-    checks.check_others_refused("dycoke", parity.COMPARERS)
 
 
 def by_hand(x, keep, fixed):
@@ -57,18 +47,6 @@ def test_kept_tokens_equal_a_plain_version(frames, keep, fixed):
     expected = by_hand(np.asarray(video.features, np.float64), keep, fixed)
     assert int(plan.count) == len(expected) == reducer.count(video.layout(), keep)
     np.testing.assert_array_equal(checks.valid_rows(reduced)[0], expected)
-
-
-def test_sweeps_padding_and_copies():
-    video = checks.make_video(frames=8)
-    checks.check_sweep(DyCoke(), video, [0.25, 0.475, 0.8, 1.0])
-    checks.check_padding(FIXED, checks.make_video(frames=7), 0.5)
-    checks.check_copies(video, checks.reduce(DyCoke(), video, 0.475))
-
-
-def test_bf16_and_gradients():
-    checks.check_bf16(DyCoke(), checks.make_video(), 0.5)
-    checks.check_gradient(FIXED, checks.make_video(frames=3), 0.5)
 
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 4])

@@ -16,15 +16,6 @@ from jvidprune.parity import evs as parity
 from jvidprune.reducers.evs import EVS, media_positions, prompt_positions
 
 
-@pytest.mark.parametrize("path", checks.golden_files("evs"), ids=lambda path: path.stem)
-def test_golden_files_match(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_methods_files_are_taken():
-    checks.check_others_refused("evs", parity.COMPARERS)
-
-
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 99), ratio=st.sampled_from([0.05, 0.3, 0.7, 1.0]), deepstack=st.booleans())
 def test_kept_tokens_equal_a_plain_version(seed, ratio, deepstack):
@@ -39,14 +30,6 @@ def test_kept_tokens_equal_a_plain_version(seed, ratio, deepstack):
     reduced = checks.reduce(EVS(deepstack=deepstack), video, ratio)
     np.testing.assert_array_equal(checks.valid_rows(reduced)[0], expected)
     checks.check_copies(video, reduced)
-
-
-def test_sweeps_padding_bf16_and_gradients():
-    checks.check_sweep(EVS(), checks.make_video(), [0.05, 0.3, 0.75, 1.0])
-    checks.check_padding(EVS(), checks.make_video(), 0.4)
-    checks.check_padding(EVS(deepstack=True), checks.make_video(), 0.4)
-    checks.check_bf16(EVS(), checks.make_video(), 0.4)
-    checks.check_gradient(EVS(), checks.make_video(frames=2), 0.8)
 
 
 def test_a_larger_budget_keeps_what_a_smaller_one_kept():

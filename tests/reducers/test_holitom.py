@@ -16,7 +16,6 @@ from jvidprune.cuts.rules import halving_merge
 from jvidprune.ops.exact import ceil_product, fraction_words, round_product
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
-from jvidprune.parity import holitom as parity
 from jvidprune.parity.planned import planned
 from jvidprune.reducers.holitom import HoliTom
 
@@ -98,15 +97,6 @@ def compare(reducer, video, ratio):
     assert (~np.asarray(plan.is_pick[:count])).tolist() == [row[1] for row in rows]
     np.testing.assert_allclose(reduced.tokens[:count], [row[2] for row in rows], atol=2e-5)
     return plan, reduced
-
-
-@pytest.mark.parametrize("path", checks.golden_files("holitom"), ids=lambda path: path.stem)
-def test_golden(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_comparers_take_no_other_methods_files():
-    checks.check_others_refused("holitom", parity.COMPARERS)
 
 
 @pytest.mark.parametrize("layout", ["one_token", "grid"])
@@ -210,25 +200,12 @@ def test_one_frame():
     assert int(jvidprune.reduce(HoliTom(), make_video(frames=1), 0.1).count) == 3
 
 
-@pytest.mark.parametrize("layout", ["one_token", "grid"])
-def test_a_sweep_equals_single_runs(layout):
-    checks.check_sweep(HoliTom(layout=layout, tau=0.7), make_video(), [0.3, 0.5, 0.9])
-
-
-def test_padding_frames_change_nothing():
-    checks.check_padding(HoliTom(tau=0.7), make_video(), 0.5)
-
-
 def test_bf16_features():
     half = VideoTokens.create(make_video().features.astype(jnp.bfloat16), make_video().evidence, grid=(5, 5))
     reduced = jvidprune.reduce(HoliTom(tau=0.7), half, 0.4)
     assert reduced.tokens.dtype == jnp.bfloat16
     full = jvidprune.reduce(HoliTom(tau=0.7), VideoTokens.create(half.features.astype(jnp.float32), half.evidence), 0.4)
     np.testing.assert_array_equal(reduced.index, full.index)
-
-
-def test_gradients_are_those_of_the_frozen_plan():
-    checks.check_gradient(HoliTom(tau=0.7), make_video(), 0.5)
 
 
 def test_a_sink_rule_leaves_windows_alone_and_moves_what_is_static():

@@ -14,7 +14,6 @@ from jvidprune import Layout, VideoTokens
 from jvidprune.cuts.rules import text_relevance, top_in_blocks
 from jvidprune.ops.runs import refine_labels
 from jvidprune.ops.sink import SinkRule
-from jvidprune.parity import prunevid as parity
 from jvidprune.parity.planned import planned
 from jvidprune.reducers.prunevid import PruneVid
 
@@ -116,15 +115,6 @@ def compare(reducer, video, ratio):
     assert reduced.mass[:count].tolist() == [len(group) for group in groups]
 
 
-@pytest.mark.parametrize("path", checks.golden_files("prunevid"), ids=lambda path: path.stem)
-def test_golden(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_comparers_take_no_other_methods_files():
-    checks.check_others_refused("prunevid", parity.COMPARERS)
-
-
 @pytest.mark.parametrize("budgeting", ["clusters", "retention"])
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), ratio=st.floats(0.15, 1.0))
@@ -184,25 +174,12 @@ def test_equal_frames_are_one_static_segment():
     assert int(reduced.count) == 21
 
 
-@pytest.mark.parametrize("budgeting", ["clusters", "retention"])
-def test_a_sweep_equals_single_runs(budgeting):
-    checks.check_sweep(PruneVid(budgeting=budgeting), make_video(), [0.15, 0.4, 0.8])
-
-
-def test_padding_frames_change_nothing():
-    checks.check_padding(PruneVid(), make_video(), 0.3)
-
-
 def test_bf16_features():
     half = VideoTokens.create(make_video().features.astype(jnp.bfloat16), grid=(6, 7))
     reduced = jvidprune.reduce(PruneVid(), half, 0.4)
     assert reduced.tokens.dtype == jnp.bfloat16
     full = VideoTokens.create(half.features.astype(jnp.float32), grid=(6, 7))
     np.testing.assert_array_equal(reduced.index, jvidprune.reduce(PruneVid(), full, 0.4).index)
-
-
-def test_gradients_are_those_of_the_frozen_plan():
-    checks.check_gradient(PruneVid(), make_video(), 0.4)
 
 
 def test_a_sink_rule_acts_only_where_an_attention_map_is_named():

@@ -1,27 +1,15 @@
 """LLaVA-Scissor: golden files, a plain union-find version, thresholds found for a ratio, padding, zero tokens."""
 
-import jax.numpy as jnp
 import numpy as np
-import pytest
 from helpers import reducer_checks as checks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout, VideoTokens, reducers
-from jvidprune.parity import scissor as parity
 from jvidprune.parity.planned import planned
 from jvidprune.reducers import scissor
 from jvidprune.reducers.scissor import Scissor, tau_for
-
-
-@pytest.mark.parametrize("path", checks.golden_files("scissor"), ids=lambda path: path.stem)
-def test_golden_files_match(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_methods_files_are_taken():
-    checks.check_others_refused("scissor", parity.COMPARERS)
 
 
 def components(z, tau):
@@ -121,18 +109,6 @@ def test_every_token_goes_into_a_row_and_weights_of_a_row_add_up_to_one():
     counts = np.asarray(plan.diagnostics["counts"])
     assert counts.sum() == 120
     np.testing.assert_array_equal(np.bincount(np.asarray(reduced.slot), minlength=120), counts)
-
-
-def test_sweeps_padding_bf16_and_gradients():
-    checks.check_sweep(Scissor(), clusters(0), [0.05, 0.3, 0.75, 1.0])
-    checks.check_padding(Scissor(), clusters(0), 0.3)
-    checks.check_padding(Scissor(tau=0.9), clusters(0), 0.3)
-    checks.check_gradient(Scissor(), clusters(0, frames=2), 0.5)
-    half = VideoTokens.create(clusters(0).features.astype(jnp.bfloat16), grid=(4, 5))
-    reduced = jvidprune.reduce(Scissor(), half, 0.3)
-    assert reduced.tokens.dtype == jnp.bfloat16
-    assert 0 < int(reduced.count) <= 36
-    assert bool(jnp.isfinite(reduced.tokens.astype(jnp.float32)).all())
 
 
 def test_ratio_one_keeps_all_tokens_and_the_lowest_tau_one():

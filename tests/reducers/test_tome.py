@@ -2,24 +2,13 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from helpers import reducer_checks as checks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout, VideoTokens, reducers
-from jvidprune.parity import tome as parity
 from jvidprune.reducers.tome import ToMe, keep_count
-
-
-@pytest.mark.parametrize("path", checks.golden_files("tome"), ids=lambda path: path.stem)
-def test_golden_files_match(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_methods_files_are_taken():
-    checks.check_others_refused("tome", parity.COMPARERS)
 
 
 def plain(tokens, target, heads=1):
@@ -63,14 +52,6 @@ def test_rows_equal_a_plain_version(seed, ratio, setting):
             np.testing.assert_allclose(reduced.tokens[row], x[ids].mean(0), atol=1e-5)
             row += 1
     assert row == int(reduced.count)
-
-
-@pytest.mark.parametrize("clip", [1, 4, None])
-def test_sweeps_padding_bf16_and_gradients(clip):
-    checks.check_sweep(ToMe(clip), checks.make_video(), [0.05, 0.3, 0.75, 1.0])
-    checks.check_padding(ToMe(clip), checks.make_video(), 0.4)
-    checks.check_bf16(ToMe(clip), checks.make_video(), 0.4)
-    checks.check_gradient(ToMe(clip), checks.make_video(frames=2), 0.6)
 
 
 def test_a_clip_that_ends_early_keeps_its_share():

@@ -1,23 +1,12 @@
 """VidCom2: golden files of both implementations, a plain numpy version, counts, padding."""
 
 import numpy as np
-import pytest
 from helpers import reducer_checks as checks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jvidprune import Layout, VideoTokens
-from jvidprune.parity import vidcom2 as parity
 from jvidprune.reducers.vidcom2 import VidCom2
-
-
-@pytest.mark.parametrize("path", checks.golden_files("vidcom2"), ids=lambda path: path.stem)
-def test_golden_files_match(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_methods_files_are_taken():
-    checks.check_others_refused("vidcom2", parity.COMPARERS)
 
 
 def by_hand(x, ratio, exact):
@@ -56,18 +45,6 @@ def test_kept_tokens_equal_a_plain_version(seed, ratio, exact):
     expected = by_hand(np.asarray(video.features, np.float64), ratio, exact)
     np.testing.assert_array_equal(checks.valid_rows(reduced)[0], expected)
     checks.check_copies(video, reduced)
-
-
-@pytest.mark.parametrize("variant", ["official", "vllm"])
-def test_sweeps_and_padding(variant):
-    reducer = VidCom2(variant=variant)
-    checks.check_sweep(reducer, checks.make_video(), [0.02, 0.3, 0.75, 1.0])
-    checks.check_padding(reducer, checks.make_video(), 0.3)
-
-
-def test_bf16_and_gradients():
-    checks.check_bf16(VidCom2(variant="vllm"), checks.make_video(), 0.4)
-    checks.check_gradient(VidCom2(), checks.make_video(), 0.4)
 
 
 def test_deepstack_levels_change_the_scores_like_wider_features():

@@ -1,7 +1,5 @@
 """VisionZip: golden files, a plain numpy version, budgets of the published table, sink rules, the CLS variant."""
 
-import dataclasses
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,21 +9,11 @@ from hypothesis import strategies as st
 
 from jvidprune import Layout, VideoTokens
 from jvidprune.ops.sink import SinkRule
-from jvidprune.parity import visionzip as parity
 from jvidprune.parity.planned import planned
 from jvidprune.reducers import registry
 from jvidprune.reducers.visionzip import VisionZip
 
 LOOSE = VisionZip(tower="none")
-
-
-@pytest.mark.parametrize("path", checks.golden_files("visionzip"), ids=lambda path: path.stem)
-def test_golden_files_match(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_methods_files_are_taken():
-    checks.check_others_refused("visionzip", parity.COMPARERS)
 
 
 def by_hand(features, attention, keys, dominant, contextual, order):
@@ -66,16 +54,6 @@ def test_tokens_equal_a_plain_version(spatial, kind):
     np.testing.assert_allclose(ours[1], tokens, atol=1e-5)
     # Mass: with any contextual token every source token went somewhere, else only the dominant ones.
     assert int(reduced.mass.sum()) == (60 if budget.contextual > 0 else 3 * spatial)
-
-
-def test_sweeps_padding_and_batches():
-    checks.check_sweep(LOOSE, checks.make_video(), [0.05, 0.3, 0.75, 1.0])
-    checks.check_padding(dataclasses.replace(LOOSE, layout="grid"), checks.make_video(), 0.4)
-
-
-def test_one_frame_bf16_and_gradients():
-    checks.check_bf16(LOOSE, checks.make_video(), 0.4)
-    checks.check_gradient(LOOSE, checks.make_video(frames=1), 0.4)
 
 
 def test_a_full_budget_returns_every_token_once():

@@ -38,15 +38,6 @@ from jvidprune.stts.saved import TrainedSTTS, read_stts, write_stts
 SMALL = [path for path in checks.golden_files("stts") if not path.stem.startswith("tower")]
 
 
-@pytest.mark.parametrize("path", SMALL, ids=lambda path: path.stem)
-def test_golden(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_comparers_take_no_other_methods_files():
-    checks.check_others_refused("stts", parity.COMPARERS)
-
-
 def test_budgets_truncate_in_float32():
     assert windows_to_remove(100, 81, 0.95) == 7694 != int(81 * 0.95 * 100 + 1e-9)
     assert windows_to_remove(330, 81, 0.3) == 8018

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from jvidprune.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfig
 from jvidprune.models.siglip import Siglip, SiglipConfig
 from jvidprune.ops.pool import pool_tokens
-from jvidprune.parity import stts_tower as parity
 from jvidprune.stts import (
     Scorer,
     SiglipTower,
@@ -64,11 +63,6 @@ def run(vision, scored, x, examples, *, config, kept, record=(), key=None):
     return run_tower(
         SiglipTower(vision, chunk=3), x, WINDOWS, examples, config, kept=kept, scorer=scored, record=record, key=key
     )
-
-
-def test_golden_tower():
-    (path,) = [path for path in checks.golden_files("stts") if path.stem.startswith("tower")]
-    checks.check_golden(path, parity.COMPARERS)
 
 
 PLAIN = STTSConfig(prune_at=0, attention="plain")

@@ -25,6 +25,7 @@ def pixels(height, width, frames=1, seed=0):
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
+@pytest.mark.golden
 def test_golden_files_match_to_the_byte():
     reports = list(run_folder(GOLDEN, COMPARERS))
     assert {report.file for report in reports} == {path.name for path in GOLDEN.iterdir()}
