@@ -262,8 +262,12 @@ Rounding = Literal["ceil", "round", "floor"]
 NewlineRole = Literal["layout", "never", "always"]
 """Whether newline embeddings are cut like video tokens: as their layout has it, never, or always."""
 
-CutPositions = Literal["keep", "renumber"]
-"""Rotary positions behind a cut: every token keeps its own, or the tokens that stay count from 0 again."""
+CutPositions = Literal["keep", "renumber", "renumber_prompt"]
+"""Rotary positions behind a cut: every token keeps its own, or the tokens that stay count from 0 again.
+
+Generated tokens go on from there without a gap with "renumber", and from the end of the uncut prompt with
+"renumber_prompt".
+"""
 
 _ROUNDINGS = {"ceil": math.ceil, "round": round, "floor": int}
 

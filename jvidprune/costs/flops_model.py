@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jvidprune.cuts.protocol import AHEAD, CutRule
 from jvidprune.models import family as families
 from jvidprune.models.decoder import DecoderConfig
 from jvidprune.models.qwen.tower import QwenVisionConfig
@@ -25,6 +26,9 @@ class Segment(NamedTuple):
       tokens: of the prompt that these layers read, text included.
       visual: of those, the tokens that compete at cuts.
       cached: entries that the cache of these layers holds behind the prefill.
+      keys_ahead: tokens in front of the cut before these layers whose keys in layer `start` the cut's rule wants, and
+        which the layer makes again of the tokens that stay.
+      queries_ahead: of those, the tokens whose queries it wants.
     """
 
     start: int
@@ -32,6 +36,8 @@ class Segment(NamedTuple):
     tokens: int
     visual: int
     cached: int
+    keys_ahead: int = 0
+    queries_ahead: int = 0
 
 
 def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: int) -> tuple[Segment, ...]:
@@ -46,15 +52,17 @@ def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: 
       visual: of those, the tokens that compete.
     """
     cuts = [s for s in stages if s.layer < layers and s.rule.cuts]
-    found, start, prompt = [], 0, visual
+    found, start, prompt, ahead = [], 0, visual, (0, 0)
     for stage in sorted(cuts, key=lambda s: s.layer):
         if stage.layer > start:
-            found.append(Segment(start, stage.layer, tokens, visual, tokens))
+            found.append(Segment(start, stage.layer, tokens, visual, tokens, *ahead))
+        probe = stage.rule.probe if isinstance(stage.rule, CutRule) else "none"
+        ahead = (tokens, 1 if probe == "ahead" else tokens - visual) if probe in AHEAD else (0, 0)
         kept = stage.kept.count(visual, prompt)
         tokens, visual, start = tokens - visual + kept, kept, stage.layer
         if stage.rule.trims:
             found = [s._replace(cached=tokens) for s in found]
-    return (*found, Segment(start, layers, tokens, visual, tokens))
+    return (*found, Segment(start, layers, tokens, visual, tokens, *ahead))
 
 
 def _attention(queries: float, keys: float, width: int, *, half: bool = False) -> float:
@@ -79,6 +87,10 @@ def prefill(text: DecoderConfig, parts: Sequence[Segment], *, causal: bool = Tru
         if causal and mutual:
             attention += _attention(part.visual, part.visual, width, half=True)
         out.append({"matrices": 2.0 * depth * text.layer_weights * n, "attention": depth * attention})
+        if part.keys_ahead:
+            keys, queries = 1.0 * part.keys_ahead, 1.0 * part.queries_ahead
+            matrices = 2.0 * text.width * (keys * text.kv_heads * text.head_dim + queries * width)
+            out[-1]["look-ahead"] = matrices + 2.0 * queries * keys * width
     out[-1]["head"] = 2.0 * text.width * text.vocab
     return out
 

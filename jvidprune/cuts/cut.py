@@ -29,12 +29,14 @@ class CutRecord(NamedTuple):
       survivors: (B, S) tokens that stay, padding excluded.
       source: (B, S) slot of the prompt of each.
       count: (B,) int32 tokens that the rule kept, also where they are more than the cut has slots for.
+      diagnostics: what else the rule can show, arrays by name with a leading axis B, or None.
     """
 
     score: Float[Array, "B S"]
     survivors: Bool[Array, "B S"]
     source: Int[Array, "B S"]
     count: Int[Array, "B"]
+    diagnostics: Any = None
 
 
 class Moved(NamedTuple):
@@ -82,8 +84,13 @@ class Cut:
         state: TokenState,
         attention: Float[Array, "B H R S"] | None = None,
         keys: Float[Array, "B S K d"] | None = None,
+        normed: Float[Array, "B S D"] | None = None,
     ) -> tuple[TokenState, CutRecord, Moved | None]:
         """The state after the cut, a record, and where its slots came from (None where they are those before).
+
+        Args:
+          state: in front of the cut, restored.
+          attention, keys, normed: what the rule reads of the model, see `CutInputs`.
 
         Raises:
           JvidpruneError: positions on three axes that would be counted anew, or tokens that change their slots where
@@ -92,14 +99,14 @@ class Cut:
         rule, batch = self.rule, state.hidden.shape[0]
         shown = state._replace(visual=state.visual & state.valid, text_queries=state.text_queries & state.valid)
 
-        def one(table: Array, seed: Array, attention: Any, keys: Any, prompt: TokenState) -> Chosen:
+        def one(table: Array, seed: Array, attention: Any, keys: Any, normed: Any, prompt: TokenState) -> Chosen:
             kept = table[jnp.sum(prompt.visual, dtype=jnp.int32)]
-            return rule.choose(CutInputs(kept, table, seed, attention, keys), prompt)
+            return rule.choose(CutInputs(kept, table, seed, attention, keys, normed), prompt)
 
         table = jnp.broadcast_to(self.table, (batch, self.table.shape[-1]))
         seed = jnp.broadcast_to(self.seed, (batch,))
         rows = None if attention is None else attention.astype(jnp.float32)
-        chosen = jax.vmap(one, in_axes=(0, 0, 0, 0, _axes(state)))(table, seed, rows, keys, shown)
+        chosen = jax.vmap(one, in_axes=(0, 0, 0, 0, 0, _axes(state)))(table, seed, rows, keys, normed, shown)
         moved = None
         if chosen.order is not None:
             if rule.trims:
@@ -107,7 +114,8 @@ class Cut:
             moved = Moved(chosen.order, jnp.take_along_axis(state.valid, chosen.order, axis=1))
             state = _gather(state, *moved)
         survivors = chosen.survivors if rule.brings_back else chosen.survivors & state.valid
-        record = CutRecord(chosen.score, survivors, state.source, survivors.sum(axis=1, dtype=jnp.int32))
+        count = survivors.sum(axis=1, dtype=jnp.int32)
+        record = CutRecord(chosen.score, survivors, state.source, count, chosen.diagnostics)
         visual = state.visual if rule.brings_back or rule.keeps_roles else state.visual & survivors
         side = state.side if chosen.side is None else chosen.side
         state = state._replace(hidden=chosen.hidden, valid=survivors, visual=visual, side=side)
@@ -118,7 +126,7 @@ class Cut:
             moved = Moved(index if moved is None else jnp.take_along_axis(moved.index, index, axis=1), valid)
         elif moved is not None:
             moved = moved._replace(valid=survivors)
-        return (_renumbered(state) if self.positions == "renumber" else state), record, moved
+        return (state if self.positions == "keep" else _renumbered(state)), record, moved
 
 
 def _axes(state: TokenState) -> Any:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Int
 
 from jvidprune.cuts.cut import Cut
 from jvidprune.cuts.decoding import DecodePolicy, Reselection
-from jvidprune.cuts.protocol import CutRule, DecodeRule, TokenState
+from jvidprune.cuts.protocol import AHEAD, CutRule, DecodeRule, TokenState
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops.compact import compact as pack
 from jvidprune.tokens import InnerStage
@@ -136,12 +136,10 @@ class Inner:
         return TokenState(hidden, positions, valid, *roles)
 
     def rows(self, cut: Cut, state: TokenState) -> Int[Array, "B R"] | None:
-        """Slots whose rows of attention in the layer before it a cut reads: the last valid one, the text queries (the
-        last repeated), or None.
-        """
-        if cut.rule.probe == "last":
+        """Slots whose attention a cut reads: the last valid one, the text queries (the last repeated), or None."""
+        if cut.rule.probe in ("last", "ahead"):
             return last_valid(state.valid)[:, None]
-        if cut.rule.probe != "text":
+        if cut.rule.probe not in ("text", "ahead_text"):
             return None
         most = max(self.query_rows, 1)
         index, there, _ = jax.vmap(lambda mask: pack(mask, most))(state.text_queries & state.valid)
@@ -163,7 +161,7 @@ def _check(stages: Sequence[InnerStage]) -> None:
         rule, name = stage.rule, type(stage.rule).__name__
         if not isinstance(rule, CutRule | DecodeRule):
             raise JvidpruneError(f"{name} is neither a cuts.protocol.CutRule nor a DecodeRule.")
-        ahead = isinstance(rule, CutRule) and rule.probe in ("none", "ahead")
+        ahead = isinstance(rule, CutRule) and rule.probe in ("none", *AHEAD)
         if stage.layer == 0 and not ahead:
             raise JvidpruneError(f"{name} reads the layer before it, so its layer is at least 1, not 0.")
         if rule.in_blocks and stage.kept.of == "prompt":

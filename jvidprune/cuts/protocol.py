@@ -13,7 +13,7 @@ from jvidprune.cuts.decoding import DecodePolicy, Renewal
 from jvidprune.fields import check_fields
 from jvidprune.tokens import InnerStage, NewlineRole, StageRule
 
-Probe = Literal["none", "last", "text", "keys", "ahead"]
+Probe = Literal["none", "last", "text", "keys", "ahead", "ahead_text"]
 """What a rule reads of the model, L being the first layer behind the cut.
 
 * "none": nothing.
@@ -22,7 +22,11 @@ Probe = Literal["none", "last", "text", "keys", "ahead"]
 * "keys": keys of all positions in layer L - 1, after rotary (DART).
 * "ahead": attention that the last valid position would pay in layer L if nothing were cut (PyramidDrop); nothing of it
   is cached, and L may be 0.
+* "ahead_text": the same of the text queries (PyramidDrop in training).
 """
+
+AHEAD: tuple[Probe, ...] = ("ahead", "ahead_text")
+"""Probes of the layer behind the cut."""
 
 
 class TokenState(NamedTuple):
@@ -62,6 +66,7 @@ class CutInputs(NamedTuple):
       attention: (H, R, S) float32 weights of the probed rows, or None; rows of "text" behind the last text query repeat
         the last valid position.
       keys: (S, K, d) of the probed layer, or None.
+      normed: (S, D) the states under the norm in front of the model's head, for a rule that reads them, or None.
     """
 
     kept: Int[Array, ""]
@@ -69,6 +74,7 @@ class CutInputs(NamedTuple):
     seed: Int[Array, ""]
     attention: Any = None
     keys: Any = None
+    normed: Any = None
 
 
 class Chosen(NamedTuple):
@@ -81,6 +87,7 @@ class Chosen(NamedTuple):
       side: what is put aside for later rules; None leaves what is there.
       order: (S,) int32 where tokens change their slots (merged ones behind the kept ones): slot s takes over position,
         role and source of slot order[s], and `hidden`, `survivors` and `score` are those of the new slots.
+      diagnostics: what else the rule can show, arrays by name.
     """
 
     hidden: Float[Array, "S D"]
@@ -88,6 +95,7 @@ class Chosen(NamedTuple):
     score: Float[Array, "S"]
     side: Any = None
     order: Any = None
+    diagnostics: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +119,8 @@ class CutRule(StageRule):
 
     probe: ClassVar[Probe] = "none"
     """What is read of the model."""
+    reads_normed: ClassVar[bool] = False
+    """Whether the states are also given under the norm in front of the model's head (DART)."""
     keeps_roles: ClassVar[bool] = False
     """Whether dropped tokens stay marked as visual, so that a later rule finds their slots."""
     brings_back: ClassVar[bool] = False

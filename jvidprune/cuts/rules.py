@@ -33,6 +33,48 @@ class LastQueryTopK(CutRule):
 
 
 @dataclasses.dataclass(frozen=True)
+class LookAhead(CutRule):
+    """The visual tokens that the last position would attend to most in the layer behind the cut, mean over heads.
+
+    PyramidDrop (arXiv 2410.17247): nothing of that layer is cached before the cut.
+    """
+
+    probe: ClassVar[Probe] = "ahead"
+
+    def choose(self, inputs: CutInputs, state: TokenState) -> Chosen:
+        """The `kept` largest, equal ones by position."""
+        score = inputs.attention[:, 0].mean(axis=0)
+        return Chosen(state.hidden, keep_top(score, state.visual, inputs.kept), score)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextAhead(CutRule):
+    """The same by the mean over all text queries, which is how PyramidDrop ranks in training."""
+
+    probe: ClassVar[Probe] = "ahead_text"
+
+    def choose(self, inputs: CutInputs, state: TokenState) -> Chosen:
+        """The `kept` largest, equal ones by position; a prompt without text queries is left alone."""
+        asked = jnp.sum(state.text_queries)
+        rows = jnp.arange(inputs.attention.shape[1]) < asked
+        score = jnp.where(rows[:, None], inputs.attention.mean(axis=0), 0.0).sum(axis=0) / jnp.maximum(asked, 1)
+        return Chosen(state.hidden, keep_top(score, state.visual, inputs.kept) | (asked == 0), score)
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockOnly(CutRule):
+    """The visual tokens of one block alone, whose number is the stage's seed: the probe of arXiv 2512.07580.
+
+    Which block a token is in stands in `Inner.block`; the stage counts the largest block.
+    """
+
+    def choose(self, inputs: CutInputs, state: TokenState) -> Chosen:
+        """Seeds are data: windows of one size share a compilation, and a vmap over seeds tries them all."""
+        chosen = state.block == inputs.seed
+        return Chosen(state.hidden, ~state.visual | chosen, chosen.astype(jnp.float32))
+
+
+@dataclasses.dataclass(frozen=True)
 class RandomDraw(CutRule):
     """Visual tokens by a draw from the stage's seed: the control of the other rules (arXiv 2512.07580)."""
 

@@ -13,7 +13,7 @@ from jvidprune.cuts.cache import Cache, CacheSegment
 from jvidprune.cuts.cut import CutRecord, Moved
 from jvidprune.cuts.decoding import Reselection
 from jvidprune.cuts.inner import Inner, last_valid
-from jvidprune.cuts.protocol import TokenState
+from jvidprune.cuts.protocol import AHEAD, TokenState
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.decoder import Decoder
 from jvidprune.parallel import on_every_device, on_mesh_of
@@ -47,6 +47,7 @@ class Read(NamedTuple):
       hidden: (B, S, D) output of the last layer before the final norm; S is the length behind the last cut.
       fits: () whether no rule kept more tokens than its cut has slots for, the last of which would be lost; None where
         no cut moves tokens together.
+      states: the tokens behind each cut, in order.
     """
 
     logits: Float[Array, "B V"]
@@ -54,6 +55,7 @@ class Read(NamedTuple):
     cuts: tuple[CutRecord, ...]
     hidden: Float[Array, "B S D"]
     fits: Bool[Array, ""] | None
+    states: tuple[TokenState, ...] = ()
 
 
 def prefill(
@@ -148,13 +150,14 @@ def read_prompt(
     state = inner.start(embeds.astype(decoder.dtype), positions, valid)._replace(bidirectional=bidirectional)
     shift: Array | None = None
     records: list[CutRecord] = []
+    states: list[TokenState] = []
     written: list[_Written] = []
     policy: Any = inner.policy
     for layer in (0, *(segment.stop for segment in cache.segments)):
         cut, attention, keys = cuts.get(layer), None, None
         if layer > 0:
             segment = cache.segments[len(written)]
-            rows = None if cut is None else inner.rows(cut, state)
+            rows = None if cut is None or cut.rule.probe in AHEAD else inner.rows(cut, state)
             causal = cut is None or cut.rule.causal
             hidden, keys, values, attention = _run_layers(
                 decoder, state, segment.start, layer, deepstack, rows, causal=causal, packed=packed
@@ -164,12 +167,14 @@ def read_prompt(
         if cut is None:
             continue
         state = cut.restore(state)
-        if cut.rule.probe == "ahead":
+        if cut.rule.probe in AHEAD and (rows := inner.rows(cut, state)) is not None:
             step = decoder.step(state.positions, state.valid, bidirectional=state.bidirectional)
-            attention = decoder.attention_ahead(state.hidden, step, layer, last_valid(state.valid)[:, None])
+            attention = decoder.attention_ahead(state.hidden, step, layer, rows)
         probed = keys[-1] if keys is not None and cut.rule.probe == "keys" else None
-        state, record, moved = cut.apply(state, attention, probed)
+        normed = decoder.norm(state.hidden) if cut.rule.reads_normed else None
+        state, record, moved = cut.apply(state, attention, probed, normed)
         records.append(record)
+        states.append(state)
         if isinstance(policy, Reselection):
             begun = record.survivors, record.score, state.hidden, state.positions, state.bidirectional
             policy = policy.begin(*begun, slots=cache.segments[0].capacity)
@@ -177,7 +182,9 @@ def read_prompt(
             written = [part.trimmed(record, moved) for part in written]
         if deepstack is not None and moved is not None:
             deepstack = jnp.take_along_axis(deepstack, moved.index[None, :, :, None], axis=2)
-        if cut.positions == "renumber":
+        if cut.positions == "renumber_prompt":
+            shift = None
+        elif cut.positions == "renumber":
             shift = following - state.valid.sum(axis=1, dtype=jnp.int32)
         # A cut that only marks what it drops leaves holes.
         packed = packed and cut.capacity is not None
@@ -187,7 +194,7 @@ def read_prompt(
     logits = decoder.logits(state.hidden[jnp.arange(valid.shape[0]), last_valid(state.valid)])
     room = [record.count <= cut.capacity for cut, record in zip(inner.cuts, records, strict=True) if cut.capacity]
     fits = jnp.stack(room).all() if room else None
-    return Read(logits, Cache(segments, following, policy), tuple(records), state.hidden, fits)
+    return Read(logits, Cache(segments, following, policy), tuple(records), state.hidden, fits, tuple(states))
 
 
 class _Written(NamedTuple):

@@ -18,6 +18,8 @@ _MODULES = (
     "holov",
     "dycoke",
     "fastv",
+    "dart",
+    "pyramiddrop",
     "flashvid_cut",
     "flashvid",
     "flashvid_hooks",

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.cdpruner import CDPruner
     from jvidprune.reducers.compose import Sequential, chain
     from jvidprune.reducers.controls import AttentionTopK, FrameDrop, Random, Uniform
+    from jvidprune.reducers.dart import DART
     from jvidprune.reducers.divprune import DivPrune
     from jvidprune.reducers.dycoke import DyCoke
     from jvidprune.reducers.evs import EVS
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.ottvid import OTTVid
     from jvidprune.reducers.protocol import BaseReducer, MethodInfo, PromptRules, Reducer, StagedReducer
     from jvidprune.reducers.prunevid import PruneVid
+    from jvidprune.reducers.pyramiddrop import PyramidDrop
     from jvidprune.reducers.qwen_norm import QwenNorm
     from jvidprune.reducers.registry import for_model, from_text, get, info, names
     from jvidprune.reducers.run import reduce, reduce_batch, sweep
@@ -48,6 +50,7 @@ _SOURCES = {
     "cdpruner": ("CDPruner",),
     "compose": ("Sequential", "chain"),
     "controls": ("AttentionTopK", "FrameDrop", "Random", "Uniform"),
+    "dart": ("DART",),
     "divprune": ("DivPrune",),
     "dycoke": ("DyCoke",),
     "evs": ("EVS",),
@@ -71,6 +74,7 @@ _SOURCES = {
     "ottvid": ("OTTVid",),
     "protocol": ("BaseReducer", "MethodInfo", "PromptRules", "Reducer", "StagedReducer"),
     "prunevid": ("PruneVid",),
+    "pyramiddrop": ("PyramidDrop",),
     "qwen_norm": ("QwenNorm",),
     "registry": ("for_model", "from_text", "get", "info", "names"),
     "run": ("reduce", "reduce_batch", "sweep"),
@@ -86,6 +90,7 @@ _SOURCES = {
 
 __all__ = [
     "AOT",
+    "DART",
     "EVS",
     "STTS",
     "VCAST",
@@ -106,6 +111,7 @@ __all__ = [
     "OTTVid",
     "PromptRules",
     "PruneVid",
+    "PyramidDrop",
     "QwenNorm",
     "Random",
     "Reducer",

@@ -36,6 +36,8 @@ _METHODS: dict[str, tuple[str, str]] = {
     "sample_random_cell": ("grids", "SampleRandomCell"),
     "inner_random": ("inner_random", "InnerRandom"),
     "fastv": ("fastv", "FastV"),
+    "dart": ("dart", "DART"),
+    "pyramiddrop": ("pyramiddrop", "PyramidDrop"),
     "attention_topk": ("controls", "AttentionTopK"),
     "flashvid": ("flashvid", "FlashVID"),
     "fastvid": ("fastvid", "FastVID"),

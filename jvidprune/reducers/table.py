@@ -47,6 +47,8 @@ _RATIOS = {
     "sample_random_cell": "a share of each frame; the smaller grid holds no more than that.",
     "inner_random": "the share that stays behind the cut inside the language model; all tokens enter it.",
     "fastv": "the share that stays behind the cut inside the language model; all tokens enter it.",
+    "dart": "the share that stays behind the cut inside the language model; all tokens enter it.",
+    "pyramiddrop": "the mean share over the layers of the language model; all tokens enter it.",
     "attention_topk": "a share of the video.",
     "flashvid": "the mean share over the layers of the language model; more enter it, fewer stay behind the cut.",
     "fastvid": "a share of each frame, rounded down.",

@@ -311,3 +311,23 @@ def test_configs_and_sizes_are_refused_in_one_sentence(tmp_path):
     assert config_of(PUBLISHED["qwen3-vl-8b"]) == published("QWEN3-VL-8B")
     with pytest.raises(JvidpruneError, match=r"kept must lie in \[0, 392\]"):
         of_config(FlopsChoice("qwen3-vl-8b", **(words | {"kept": 393})))
+
+
+@pytest.mark.parametrize("name", ["pyramiddrop", "dart"])
+def test_what_a_cut_reads_ahead_is_counted_where_it_is_read(name):
+    """One key projection of all tokens in front of each cut, one query of them all; nothing for keys that are there."""
+    config = published("llava-onevision-7b")
+    text = config.text
+    reducer = reducers.get(name, "llava_onevision", text.layers)
+    report = count_ratio(config, OV, reducer=reducer, ratio=0.5)
+    found = [stage.terms.get("look-ahead", 0.0) for stage in report.stages if stage.name == "prefill"]
+    if name == "dart":
+        assert found == [0.0, 0.0]
+        return
+    parts = flops_model.segments(reducer.inner(0.5), text.layers, tokens=report.prompt, visual=6272)
+    lengths = [part.tokens for part in parts]
+    q, kv = text.heads * text.head_dim, text.kv_heads * text.head_dim
+    expected = [2 * n * text.width * kv + 2 * text.width * q + 2 * n * q for n in lengths[:3]]
+    assert found == [0.0, *map(pytest.approx, expected)]
+    # A projection of keys alone is a small part of a layer.
+    assert found[1] < 0.02 * 2 * text.layer_weights * lengths[0]

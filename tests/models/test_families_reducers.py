@@ -1,7 +1,7 @@
 """Every reducer on every family, from frames to generated tokens, with the exact count of tokens everywhere.
 
 The clip is one still frame, so that every count follows from a method's definition: nothing moves, all frames are
-alike. There are 6 (grid) frames of 4 x 4 tokens, 96 in all, and the ratio is 0.3 (0.1 for the two methods whose ratio
+alike. There are 6 (grid) frames of 4 x 4 tokens, 96 in all, and the ratio is 0.3 (0.1 for the methods whose ratio
 is that of the cut inside the model).
 """
 
@@ -25,7 +25,13 @@ FRAMES, TOKENS, RATIO, CUT_RATIO = 6, 16, 0.3, 0.1
 QUESTION = "What?"
 
 # Before the last layer of the checkpoints here; the published cuts lie behind their end.
-CUT = {"inner_random": {"layer": 1}, "fastv": {"layer": 1}, "flashvid": {"pruning_layer": 1}}
+CUT = {
+    "inner_random": {"layer": 1},
+    "fastv": {"layer": 1},
+    "dart": {"layer": 1},
+    "pyramiddrop": {"cut_layers": (1,), "shares": (0.1,)},
+    "flashvid": {"pruning_layer": 1},
+}
 
 KEPT = {
     "none": 96,
@@ -52,6 +58,8 @@ KEPT = {
     "sample_random_cell": 24,
     "inner_random": 96,
     "fastv": 96,
+    "dart": 96,
+    "pyramiddrop": 96,
     "attention_topk": 29,
     "flashvid": 36,  # ceil(16 * 0.3 * 1.25) a frame
     "fastvid": 24,  # int(16 * 0.3) a frame
@@ -83,6 +91,8 @@ def aot_kept(video, reducer):
 BEHIND = {
     "inner_random": lambda n: round(n * CUT_RATIO),
     "fastv": lambda n: round(n * CUT_RATIO),
+    "dart": lambda n: 4 + 8 * int(n * CUT_RATIO / 8),
+    "pyramiddrop": lambda n: int(n * CUT_RATIO),
     "flashvid": lambda n: int(np.ceil(n * 0.3)),
     "holitom": lambda n: round(n * 0.5),
 }
@@ -154,7 +164,7 @@ def run_family(family, folder, read, monkeypatch):
         expected = {"aot": lambda m: aot_kept(video.tokens, m), "stop": lambda m: stop_kept(family)}
         kept = expected[name](method) if name in expected else KEPT[name]
         shown = dataclasses.replace(video, tokens=trimmed(video.tokens, method.needs))
-        ratio = CUT_RATIO if name in ("inner_random", "fastv") else RATIO
+        ratio = CUT_RATIO if name in ("inner_random", "fastv", "dart") else RATIO
         one = llm.reduce(shown, reducer=method, ratio=ratio)
         text, newlines = text_tokens(llm, one), newline_tokens(family, name, one)
         # One length for all prompts, one for all that is left behind cuts: a family's methods share their programs.
