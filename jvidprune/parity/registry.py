@@ -19,6 +19,7 @@ _MODULES = (
     "dycoke",
     "fastv",
     "dart",
+    "information_horizon",
     "pyramiddrop",
     "flashvid_cut",
     "flashvid",

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from jvidprune.reducers.holitom import HoliTom
     from jvidprune.reducers.holov import HoloV
+    from jvidprune.reducers.information_horizon import InformationHorizon
     from jvidprune.reducers.inner_random import InnerRandom
     from jvidprune.reducers.ottvid import OTTVid
     from jvidprune.reducers.protocol import BaseReducer, MethodInfo, PromptRules, Reducer, StagedReducer
@@ -70,6 +71,7 @@ _SOURCES = {
     ),
     "holitom": ("HoliTom",),
     "holov": ("HoloV",),
+    "information_horizon": ("InformationHorizon",),
     "inner_random": ("InnerRandom",),
     "ottvid": ("OTTVid",),
     "protocol": ("BaseReducer", "MethodInfo", "PromptRules", "Reducer", "StagedReducer"),
@@ -106,6 +108,7 @@ __all__ = [
     "Full",
     "HoliTom",
     "HoloV",
+    "InformationHorizon",
     "InnerRandom",
     "MethodInfo",
     "OTTVid",

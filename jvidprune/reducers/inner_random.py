@@ -1,7 +1,7 @@
 """The control of methods that prune inside the language model: a random cut at a deep layer (arXiv 2512.07580).
 
 1. All n visual tokens enter the language model and run through its first `layer` layers.
-2. From there on round(n * ratio) of them go on, drawn at random, at the positions that they had.
+2. From there on round(n * ratio) of them, or a fixed number, go on, drawn at random, at the positions that they had.
 
 The count of the example is that before the language model, where nothing is dropped.
 
@@ -18,7 +18,7 @@ from jvidprune.cuts.rules import RandomDraw
 from jvidprune.fields import Index, Seed
 from jvidprune.reducers.full import Full
 from jvidprune.reducers.protocol import MethodInfo, check_ratio
-from jvidprune.tokens import InnerStage, Kept
+from jvidprune.tokens import CutPositions, InnerStage, Kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,27 +26,32 @@ class InnerRandom(Full):
     """Keeps every token before the language model and a random share of them from layer `layer` on.
 
     Beyond the "information horizon", about layer 20 of a 7B model, training-free selectors are reported to be no
-    better than this. The paper's code, layers and ratios are not published. The same seed keeps the tokens of a
-    smaller share in every larger one.
+    better than this. `information_horizon` has the paper's own schedules; this is the plain control for any method: the
+    same layer, count and positions. The same seed keeps the tokens of a smaller share in every larger one.
 
     Attributes:
       layer: first layer after the cut; 0 drops before the first layer.
       seed: of the draw.
+      number: how many stay in place of the share, where there are as many.
+      cut_positions: rotary positions behind the cut.
     """
 
     layer: Index = 20
     seed: Seed = 0
+    number: Index | None = None
+    cut_positions: CutPositions = "keep"
 
     def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The cut for a retention ratio."""
-        return (InnerStage(self.layer, RandomDraw(), Kept(check_ratio(ratio), "round"), seed=self.seed),)
+        kept = Kept(check_ratio(ratio), "round", self.number)
+        return (InnerStage(self.layer, RandomDraw(), kept, self.cut_positions, self.seed),)
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="inner_random",
         title="Random, deep",
-        paper="-",
+        paper="2512.07580",
         summary="Drops visual tokens at random inside the language model, the control beyond its information horizon.",
         nested=True,
         merges=False,

@@ -38,6 +38,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "fastv": ("fastv", "FastV"),
     "dart": ("dart", "DART"),
     "pyramiddrop": ("pyramiddrop", "PyramidDrop"),
+    "information_horizon": ("information_horizon", "InformationHorizon"),
     "attention_topk": ("controls", "AttentionTopK"),
     "flashvid": ("flashvid", "FlashVID"),
     "fastvid": ("fastvid", "FastVID"),

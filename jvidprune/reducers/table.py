@@ -23,6 +23,9 @@ _FILED = {"visionzip_qwen": "stop", "random": "controls"} | dict.fromkeys(
 )
 """Methods whose golden files and tests stand under another name."""
 
+_CONTROLS = {"inner_random"}
+"""Controls that a paper describes."""
+
 _RATIOS = {
     "none": "it is checked, and not used.",
     "visionzip": "a share of each frame, by the published table of counts on SigLIP, else rounded down.",
@@ -49,6 +52,7 @@ _RATIOS = {
     "fastv": "the share that stays behind the cut inside the language model; all tokens enter it.",
     "dart": "the share that stays behind the cut inside the language model; all tokens enter it.",
     "pyramiddrop": "the mean share over the layers of the language model; all tokens enter it.",
+    "information_horizon": "the mean share over the layers of the language model.",
     "attention_topk": "a share of the video.",
     "flashvid": "the mean share over the layers of the language model; more enter it, fewer stay behind the cut.",
     "fastvid": "a share of each frame, rounded down.",
@@ -91,7 +95,8 @@ def whole(tests: Path) -> str:
         gradients = "–"
         if _takes_gradients(tests):
             gradients = "kept and merged tokens" if info.merges else "kept tokens"
-        parity = "golden files" if _has_golden(name, tests) else "control" if info.paper == "-" else "no golden files"
+        control = info.paper == "-" or name in _CONTROLS
+        parity = "golden files" if _has_golden(name, tests) else "control" if control else "no golden files"
         rows.append([f"[`{name}`](#{name})", _paper(info.paper), _needs(reducer.needs), *yes, gradients, parity])
     return _lines(rows)
 

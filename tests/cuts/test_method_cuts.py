@@ -16,6 +16,8 @@ METHODS = {
     "dart": ("dart", {}),
     "dart-exact": ("dart", {"variant": "exact", "layer": 2}),
     "dart-renumbered": ("dart", {"pivot_order": "norm", "cut_positions": "renumber"}),
+    "horizon-dart": ("information_horizon", {"host": "dart", "depth": LAYERS, "host_layer": 1, "layer": 3}),
+    "horizon-dropped": ("information_horizon", {"host": "none", "then": "drop", "depth": LAYERS, "layer": 1}),
     "pyramiddrop": ("pyramiddrop", {"depth": LAYERS}),
     "pyramiddrop-text": ("pyramiddrop", {"cut_layers": (0, 2), "depth": LAYERS, "ranked_by": "text"}),
     "pyramiddrop-kept": ("pyramiddrop", {"depth": LAYERS, "cut_positions": "keep"}),

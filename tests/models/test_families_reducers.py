@@ -30,6 +30,7 @@ CUT = {
     "fastv": {"layer": 1},
     "dart": {"layer": 1},
     "pyramiddrop": {"cut_layers": (1,), "shares": (0.1,)},
+    "information_horizon": {"layer": 1, "numbers": (24, 5)},
     "flashvid": {"pruning_layer": 1},
 }
 
@@ -60,6 +61,7 @@ KEPT = {
     "fastv": 96,
     "dart": 96,
     "pyramiddrop": 96,
+    "information_horizon": 24,
     "attention_topk": 29,
     "flashvid": 36,  # ceil(16 * 0.3 * 1.25) a frame
     "fastvid": 24,  # int(16 * 0.3) a frame
@@ -93,6 +95,7 @@ BEHIND = {
     "fastv": lambda n: round(n * CUT_RATIO),
     "dart": lambda n: 4 + 8 * int(n * CUT_RATIO / 8),
     "pyramiddrop": lambda n: int(n * CUT_RATIO),
+    "information_horizon": lambda n: 5,
     "flashvid": lambda n: int(np.ceil(n * 0.3)),
     "holitom": lambda n: round(n * 0.5),
 }
