@@ -307,6 +307,15 @@ class Kept:
         whole = prompt if self.of == "prompt" and prompt is not None else n
         return min(_ROUNDINGS[self.rounding](whole * self.share), n)
 
+    def left(self, n: int, prompt: int | None = None, text: int = 0) -> int:
+        """Visual tokens behind a cut, merged ones that a rule adds included; a bound where the rule counts on the way.
+
+        Args:
+          n, prompt: as for `count`.
+          text: text tokens of the prompt that can rank visual ones.
+        """
+        return self.count(n, prompt)
+
     def table(self, most: int, prompt: int | None = None) -> Int[np.ndarray, "Q"]:
         """(most + 1,) int32: `count` of every number of tokens from 0 to `most`."""
         return np.asarray([self.count(n, prompt) for n in range(most + 1)], np.int32)

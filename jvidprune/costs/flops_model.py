@@ -52,13 +52,13 @@ def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: 
       visual: of those, the tokens that compete.
     """
     cuts = [s for s in stages if s.layer < layers and s.rule.cuts]
-    found, start, prompt, ahead = [], 0, visual, (0, 0)
+    found, start, prompt, text, ahead = [], 0, visual, tokens - visual, (0, 0)
     for stage in sorted(cuts, key=lambda s: s.layer):
         if stage.layer > start:
             found.append(Segment(start, stage.layer, tokens, visual, tokens, *ahead))
         probe = stage.rule.probe if isinstance(stage.rule, CutRule) else "none"
         ahead = (tokens, 1 if probe == "ahead" else tokens - visual) if probe in AHEAD else (0, 0)
-        kept = stage.kept.count(visual, prompt)
+        kept = stage.kept.left(visual, prompt, text)
         tokens, visual, start = tokens - visual + kept, kept, stage.layer
         if stage.rule.trims:
             found = [s._replace(cached=tokens) for s in found]

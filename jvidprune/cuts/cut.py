@@ -85,12 +85,13 @@ class Cut:
         attention: Float[Array, "B H R S"] | None = None,
         keys: Float[Array, "B S K d"] | None = None,
         normed: Float[Array, "B S D"] | None = None,
+        rotary: tuple[Float[Array, "B S d"], Float[Array, "B S d"]] | None = None,
     ) -> tuple[TokenState, CutRecord, Moved | None]:
         """The state after the cut, a record, and where its slots came from (None where they are those before).
 
         Args:
           state: in front of the cut, restored.
-          attention, keys, normed: what the rule reads of the model, see `CutInputs`.
+          attention, keys, normed, rotary: what the rule reads of the model, see `CutInputs`.
 
         Raises:
           JvidpruneError: positions on three axes that would be counted anew, or tokens that change their slots where
@@ -99,14 +100,15 @@ class Cut:
         rule, batch = self.rule, state.hidden.shape[0]
         shown = state._replace(visual=state.visual & state.valid, text_queries=state.text_queries & state.valid)
 
-        def one(table: Array, seed: Array, attention: Any, keys: Any, normed: Any, prompt: TokenState) -> Chosen:
+        def one(table: Array, seed: Array, read: tuple[Any, ...], prompt: TokenState) -> Chosen:
             kept = table[jnp.sum(prompt.visual, dtype=jnp.int32)]
-            return rule.choose(CutInputs(kept, table, seed, attention, keys, normed), prompt)
+            return rule.choose(CutInputs(kept, table, seed, *read), prompt)
 
         table = jnp.broadcast_to(self.table, (batch, self.table.shape[-1]))
         seed = jnp.broadcast_to(self.seed, (batch,))
         rows = None if attention is None else attention.astype(jnp.float32)
-        chosen = jax.vmap(one, in_axes=(0, 0, 0, 0, 0, _axes(state)))(table, seed, rows, keys, normed, shown)
+        read = (rows, keys, normed, rotary)
+        chosen = jax.vmap(one, in_axes=(0, 0, 0, _axes(state)))(table, seed, read, shown)
         moved = None
         if chosen.order is not None:
             if rule.trims:

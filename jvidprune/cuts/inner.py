@@ -89,13 +89,14 @@ class Inner:
         for stage in acting:
             if isinstance(stage.rule, DecodeRule):
                 policy = stage.rule.policy(stage, visual)
-        prompt, width, rows = count, slots, np.arange(len(visual))
+        prompt, width = count, slots
         for stage, rule in _cuts_of(acting):
             table = stage.kept.table(slots)
             if stage.kept.of == "prompt":
                 table = np.stack([stage.kept.table(slots, int(n)) for n in prompt])
             # floor is superadditive: whatever the blocks, they keep no more than one block of all tokens would.
-            left = table[count] if table.ndim == 1 else table[rows, count]
+            sizes = zip(count.tolist(), prompt.tolist(), text_queries.sum(axis=1).tolist(), strict=True)
+            left = np.asarray([stage.kept.left(*size) for size in sizes])
             length, count = length - count + left, left
             if compact:
                 most = int(length.max())

@@ -67,6 +67,8 @@ class CutInputs(NamedTuple):
         the last valid position.
       keys: (S, K, d) of the probed layer, or None.
       normed: (S, D) the states under the norm in front of the model's head, for a rule that reads them, or None.
+      rotary: (cos, sin), each (S, d), by which the model turns keys at the tokens' positions, for a rule that reads
+        them, or None.
     """
 
     kept: Int[Array, ""]
@@ -75,6 +77,7 @@ class CutInputs(NamedTuple):
     attention: Any = None
     keys: Any = None
     normed: Any = None
+    rotary: Any = None
 
 
 class Chosen(NamedTuple):
@@ -121,6 +124,8 @@ class CutRule(StageRule):
     """What is read of the model."""
     reads_normed: ClassVar[bool] = False
     """Whether the states are also given under the norm in front of the model's head (DART)."""
+    reads_rotary: ClassVar[bool] = False
+    """Whether the rotary tables of the tokens are given too (SparseVLM+)."""
     keeps_roles: ClassVar[bool] = False
     """Whether dropped tokens stay marked as visual, so that a later rule finds their slots."""
     brings_back: ClassVar[bool] = False

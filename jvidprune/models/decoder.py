@@ -268,6 +268,13 @@ class Decoder(nnx.Module):
             cos, sin = jnp.stack([plain[0], cos]), jnp.stack([plain[1], sin])
         return Step(cos, sin, valid, packed, segments, bidirectional)
 
+    def step_in(self, step: Step, layer: int) -> Step:
+        """The step with the rotary tables (B, S, d) of one layer."""
+        if self.config.yarn_layers is None:
+            return step
+        table = int(layer in self.config.yarn_layers)
+        return step._replace(cos=step.cos[table], sin=step.sin[table])
+
     def run(
         self,
         x: Float[Array, "B S D"],
@@ -330,9 +337,7 @@ class Decoder(nnx.Module):
         """
         graph, state = nnx.split(self.layers)
         ahead = nnx.merge(graph, jax.tree.map(lambda p: lax.index_in_dim(p, layer, keepdims=False), state))
-        if self.config.yarn_layers is not None:
-            table = int(layer in self.config.yarn_layers)
-            step = step._replace(cos=step.cos[table], sin=step.sin[table])
+        step = self.step_in(step, layer)
         x = x if ahead.norm_after else ahead.norm1(x)
         asked, cos, sin = (jnp.take_along_axis(part, rows[..., None], axis=1) for part in (x, step.cos, step.sin))
         return row_weights(ahead.attn.queries(asked, cos, sin), rows, ahead.attn.keys(x, step))

@@ -172,7 +172,10 @@ def read_prompt(
             attention = decoder.attention_ahead(state.hidden, step, layer, rows)
         probed = keys[-1] if keys is not None and cut.rule.probe == "keys" else None
         normed = decoder.norm(state.hidden) if cut.rule.reads_normed else None
-        state, record, moved = cut.apply(state, attention, probed, normed)
+        rotary = None
+        if cut.rule.reads_rotary:
+            rotary = decoder.step_in(decoder.step(state.positions, state.valid), max(layer - 1, 0))[:2]
+        state, record, moved = cut.apply(state, attention, probed, normed, rotary)
         records.append(record)
         states.append(state)
         if isinstance(policy, Reselection):

@@ -21,6 +21,7 @@ _MODULES = (
     "dart",
     "information_horizon",
     "pyramiddrop",
+    "sparsevlm",
     "flashvid_cut",
     "flashvid",
     "flashvid_hooks",

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.registry import for_model, from_text, get, info, names
     from jvidprune.reducers.run import reduce, reduce_batch, sweep
     from jvidprune.reducers.scissor import Scissor
+    from jvidprune.reducers.sparsevlm import SparseVLM
     from jvidprune.reducers.stop import SToP
     from jvidprune.reducers.stop_qwen import VisionZipQwen
     from jvidprune.reducers.tome import ToMe
@@ -81,6 +82,7 @@ _SOURCES = {
     "registry": ("for_model", "from_text", "get", "info", "names"),
     "run": ("reduce", "reduce_batch", "sweep"),
     "scissor": ("Scissor",),
+    "sparsevlm": ("SparseVLM",),
     "stop": ("SToP",),
     "stop_qwen": ("VisionZipQwen",),
     "tome": ("ToMe",),
@@ -121,6 +123,7 @@ __all__ = [
     "SToP",
     "Scissor",
     "Sequential",
+    "SparseVLM",
     "StagedReducer",
     "ToMe",
     "Uniform",

@@ -39,6 +39,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "dart": ("dart", "DART"),
     "pyramiddrop": ("pyramiddrop", "PyramidDrop"),
     "information_horizon": ("information_horizon", "InformationHorizon"),
+    "sparsevlm": ("sparsevlm", "SparseVLM"),
     "attention_topk": ("controls", "AttentionTopK"),
     "flashvid": ("flashvid", "FlashVID"),
     "fastvid": ("fastvid", "FastVID"),

@@ -53,6 +53,7 @@ _RATIOS = {
     "dart": "the share that stays behind the cut inside the language model; all tokens enter it.",
     "pyramiddrop": "the mean share over the layers of the language model; all tokens enter it.",
     "information_horizon": "the mean share over the layers of the language model.",
+    "sparsevlm": "the mean share of tokens that leave a layer, by the nearest published list; all tokens enter it.",
     "attention_topk": "a share of the video.",
     "flashvid": "the mean share over the layers of the language model; more enter it, fewer stay behind the cut.",
     "fastvid": "a share of each frame, rounded down.",

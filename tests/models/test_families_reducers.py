@@ -31,6 +31,7 @@ CUT = {
     "dart": {"layer": 1},
     "pyramiddrop": {"cut_layers": (1,), "shares": (0.1,)},
     "information_horizon": {"layer": 1, "numbers": (24, 5)},
+    "sparsevlm": {"cut_layers": (1,), "numbers": (35,)},
     "flashvid": {"pruning_layer": 1},
 }
 
@@ -61,6 +62,7 @@ KEPT = {
     "fastv": 96,
     "dart": 96,
     "pyramiddrop": 96,
+    "sparsevlm": 96,
     "information_horizon": 24,
     "attention_topk": 29,
     "flashvid": 36,  # ceil(16 * 0.3 * 1.25) a frame
@@ -96,6 +98,7 @@ BEHIND = {
     "dart": lambda n: 4 + 8 * int(n * CUT_RATIO / 8),
     "pyramiddrop": lambda n: int(n * CUT_RATIO),
     "information_horizon": lambda n: 5,
+    "sparsevlm": lambda n: 35 + (int(0.3 * (n - 35)) + 1) // 10 + 1,
     "flashvid": lambda n: int(np.ceil(n * 0.3)),
     "holitom": lambda n: round(n * 0.5),
 }
