@@ -269,6 +269,9 @@ Generated tokens go on from there without a gap with "renumber", and from the en
 "renumber_prompt".
 """
 
+CutWhere = Literal["before", "middle"]
+"""Whether a cut stands before its layer, or inside it between the attention branch and the MLP."""
+
 _ROUNDINGS = {"ceil": math.ceil, "round": round, "floor": int}
 
 
@@ -357,6 +360,8 @@ class InnerStage:
       kept: how many visual positions stay.
       positions: whether the tokens behind the cut keep their rotary positions or count from 0 again ("renumber").
       seed: of a rule that draws.
+      where: "middle" lets layer `layer` attend to all tokens and cache them, cuts behind its attention branch, whose
+        rows and keys the rule can read, and lets its MLP see the tokens that stay (FrameFusion, arXiv 2501.01986).
     """
 
     layer: int
@@ -364,6 +369,7 @@ class InnerStage:
     kept: Kept = Kept()
     positions: CutPositions = "keep"
     seed: int = 0
+    where: CutWhere = "before"
 
     def __post_init__(self) -> None:
         """Refuses what is no stage.
@@ -373,6 +379,7 @@ class InnerStage:
         """
         checked(self.layer, Index, "layer", "InnerStage")
         checked(self.positions, CutPositions, "positions", "InnerStage")
+        checked(self.where, CutWhere, "where", "InnerStage")
         if not isinstance(self.rule, StageRule):
             raise JvidpruneError(
                 f"the rule of a stage inside the language model must be a StageRule such as those of cuts.rules, "
@@ -380,6 +387,14 @@ class InnerStage:
             )
 
     @property
-    def shared(self) -> tuple[int, StageRule, CutPositions]:
+    def boundary(self) -> int:
+        """First layer whose cache holds the tokens that stay; at or behind the last layer the stage does nothing.
+
+        Behind a cut inside the last layer nothing attends any more, and text passes its MLP as it is.
+        """
+        return self.layer + (self.where == "middle")
+
+    @property
+    def shared(self) -> tuple[int, StageRule, CutPositions, CutWhere]:
         """What the prompts of one batch must have in common; counts and seeds are each prompt's own."""
-        return self.layer, self.rule, self.positions
+        return self.layer, self.rule, self.positions, self.where

@@ -258,7 +258,7 @@ def prompt_segments(
       prompt: all tokens.
     """
     stages, layers = inner_stages(reducer, ratio), config.text.layers
-    acting = [stage for stage in stages if stage.layer < layers]
+    acting = [stage for stage in stages if stage.boundary < layers]
     competing = kept + newlines * newlines_compete(acting, newline_kind(config, reducer))
     return segments(stages, layers, tokens=prompt, visual=competing)
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from jvidprune.cuts.protocol import AHEAD, CutRule
 from jvidprune.models import family as families
-from jvidprune.models.decoder import DecoderConfig
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.qwen.tower import QwenVisionConfig
 from jvidprune.models.siglip import SiglipConfig
 from jvidprune.reducers.counting import Terms
@@ -29,6 +29,7 @@ class Segment(NamedTuple):
       keys_ahead: tokens in front of the cut before these layers whose keys in layer `start` the cut's rule wants, and
         which the layer makes again of the tokens that stay.
       queries_ahead: of those, the tokens whose queries it wants.
+      unfed: tokens that a cut inside layer `stop` - 1 keeps from its MLP.
     """
 
     start: int
@@ -38,6 +39,7 @@ class Segment(NamedTuple):
     cached: int
     keys_ahead: int = 0
     queries_ahead: int = 0
+    unfed: int = 0
 
 
 def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: int) -> tuple[Segment, ...]:
@@ -51,15 +53,16 @@ def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: 
       tokens: of the prompt.
       visual: of those, the tokens that compete.
     """
-    cuts = [s for s in stages if s.layer < layers and s.rule.cuts]
+    cuts = [s for s in stages if s.boundary < layers and s.rule.cuts]
     found, start, prompt, text, ahead = [], 0, visual, tokens - visual, (0, 0)
-    for stage in sorted(cuts, key=lambda s: s.layer):
-        if stage.layer > start:
-            found.append(Segment(start, stage.layer, tokens, visual, tokens, *ahead))
+    for stage in sorted(cuts, key=lambda s: s.boundary):
+        kept = stage.kept.left(visual, prompt, text)
+        if stage.boundary > start:
+            unfed = visual - kept if stage.where == "middle" else 0
+            found.append(Segment(start, stage.boundary, tokens, visual, tokens, *ahead, unfed))
         probe = stage.rule.probe if isinstance(stage.rule, CutRule) else "none"
         ahead = (tokens, 1 if probe == "ahead" else tokens - visual) if probe in AHEAD else (0, 0)
-        kept = stage.kept.left(visual, prompt, text)
-        tokens, visual, start = tokens - visual + kept, kept, stage.layer
+        tokens, visual, start = tokens - visual + kept, kept, stage.boundary
         if stage.rule.trims:
             found = [s._replace(cached=tokens) for s in found]
     return (*found, Segment(start, layers, tokens, visual, tokens, *ahead))
@@ -87,6 +90,8 @@ def prefill(text: DecoderConfig, parts: Sequence[Segment], *, causal: bool = Tru
         if causal and mutual:
             attention += _attention(part.visual, part.visual, width, half=True)
         out.append({"matrices": 2.0 * depth * text.layer_weights * n, "attention": depth * attention})
+        if part.unfed:
+            out[-1]["matrices"] -= 2.0 * 3 * text.width * text.mlp * part.unfed
         if part.keys_ahead:
             keys, queries = 1.0 * part.keys_ahead, 1.0 * part.queries_ahead
             matrices = 2.0 * text.width * (keys * text.kv_heads * text.head_dim + queries * width)

@@ -7,7 +7,7 @@ terms, and the gated MLP's third matrix is left out by the first. They are kept 
 from collections.abc import Callable, Sequence
 
 from jvidprune.costs.flops_model import Segment
-from jvidprune.models.decoder import DecoderConfig
+from jvidprune.models.decoder_config import DecoderConfig
 
 
 def fastv_layer(text: DecoderConfig, n: float) -> float:

@@ -21,7 +21,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.models import family as families
 from jvidprune.models.attention import FRAME_QUERIES, QUERY_CHUNK
-from jvidprune.models.decoder import DecoderConfig
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.fused import implementation
 from jvidprune.models.layers import chunk_frames
 from jvidprune.models.llava_onevision.modules import FRAME_CHUNK

@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.cuts.protocol import Chosen, CutInputs, CutRule, TokenState
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops.compact import compact as pack
-from jvidprune.tokens import CutPositions
+from jvidprune.tokens import CutPositions, CutWhere
 
 _STATIC: dict[str, Any] = {"static": True}
 
@@ -63,6 +63,7 @@ class Cut:
       rule: static.
       capacity: slots after the cut, or None to mark dropped tokens invalid and keep the length; static.
       positions: kept or counted anew; static.
+      where: before the layer or inside it; static.
     """
 
     table: Int[Array | np.ndarray, "*B Q"]
@@ -71,6 +72,12 @@ class Cut:
     rule: CutRule = dataclasses.field(metadata=_STATIC)
     capacity: int | None = dataclasses.field(metadata=_STATIC)
     positions: CutPositions = dataclasses.field(default="keep", metadata=_STATIC)
+    where: CutWhere = dataclasses.field(default="before", metadata=_STATIC)
+
+    @property
+    def boundary(self) -> int:
+        """First layer whose cache holds the tokens that stay."""
+        return self.layer + (self.where == "middle")
 
     def restore(self, state: TokenState) -> TokenState:
         """The state that the cut probes."""

@@ -80,7 +80,7 @@ class Inner:
         behind = valid & ~visual & (np.arange(slots) > last)
         text_queries = behind if text_queries is None else np.asarray(text_queries, bool) & valid
         block = np.zeros(visual.shape, np.int32) if block is None else np.asarray(block, np.int32)
-        acting = sorted((stage for stage in stages if stage.layer < layers), key=lambda stage: stage.layer)
+        acting = sorted((stage for stage in stages if stage.boundary < layers), key=lambda stage: stage.boundary)
         _check(acting)
         compact = compact and not any(rule.brings_back for _, rule in _cuts_of(acting))
         count, length = visual.sum(axis=1), valid.sum(axis=1)
@@ -105,7 +105,8 @@ class Inner:
                 renewal = rule.renewal
                 policy = Reselection(visual, count, layer=stage.layer, mode=renewal.mode, shift=renewal.shift)
             capacity = width if compact and rule.renewal is None else None
-            cuts.append(Cut(table, np.asarray(stage.seed, np.int32), stage.layer, rule, capacity, stage.positions))
+            seed = np.asarray(stage.seed, np.int32)
+            cuts.append(Cut(table, seed, stage.layer, rule, capacity, stage.positions, stage.where))
         most_rows = int(text_queries.sum(axis=1).max())
         most_rows = most_rows if bucket is None else bucket(most_rows)
         return cls(tuple(cuts), visual, text_queries, block, policy, most_rows)
@@ -113,7 +114,7 @@ class Inner:
     @property
     def boundaries(self) -> tuple[int, ...]:
         """Layers at which a new segment of the cache starts."""
-        return tuple(cut.layer for cut in self.cuts if cut.layer > 0)
+        return tuple(cut.boundary for cut in self.cuts if cut.boundary > 0)
 
     def capacities(self, length: int, room: int) -> tuple[int, ...]:
         """Slots of each cache segment for prompts of `length` slots and `room` decoding steps."""
@@ -122,7 +123,7 @@ class Inner:
             sizes.append(sizes[-1] if cut.capacity is None else cut.capacity)
             if cut.rule.trims:
                 sizes = [sizes[-1]] * len(sizes)
-        if self.cuts and self.cuts[0].layer == 0:
+        if self.cuts and self.cuts[0].boundary == 0:
             sizes = sizes[1:]
         return tuple(size + room for size in sizes)
 
@@ -163,11 +164,13 @@ def _check(stages: Sequence[InnerStage]) -> None:
         if not isinstance(rule, CutRule | DecodeRule):
             raise JvidpruneError(f"{name} is neither a cuts.protocol.CutRule nor a DecodeRule.")
         ahead = isinstance(rule, CutRule) and rule.probe in ("none", *AHEAD)
-        if stage.layer == 0 and not ahead:
+        if ahead and rule.probe in AHEAD and stage.where == "middle":
+            raise JvidpruneError(f"{name} reads the layer behind its cut, so the cut cannot stand inside a layer.")
+        if stage.boundary == 0 and not ahead:
             raise JvidpruneError(f"{name} reads the layer before it, so its layer is at least 1, not 0.")
         if rule.in_blocks and stage.kept.of == "prompt":
             raise JvidpruneError(f"{name} keeps a share of every block, which cannot be counted from the whole prompt.")
-    places = [stage.layer for stage, _ in cuts]
+    places = [stage.boundary for stage, _ in cuts]
     if len(set(places)) < len(places):
         raise JvidpruneError(f"two cuts stand before one layer: {places}.")
     if len(stages) - len(cuts) > 1 or (cuts and len(stages) > len(cuts)):
@@ -179,6 +182,8 @@ def _check(stages: Sequence[InnerStage]) -> None:
             raise JvidpruneError(
                 "a cut that is renewed while decoding stands alone and goes by the last query's attention."
             )
+        if stage.where == "middle":
+            raise JvidpruneError("a cut that is renewed while decoding stands before a layer, not inside one.")
         if stage.positions != "keep":
             raise JvidpruneError("a cut that is renewed while decoding keeps positions: its tokens come and go.")
     if any(rule.trims for _, rule in cuts[1:]):

@@ -256,7 +256,7 @@ def _batches(
 
 def _alike(stages: Sequence[InnerStage], layers: int) -> Any:
     """What prompts of one batch must have in common: layers, rules and positions, not the shares kept."""
-    return tuple(stage.shared for stage in stages if stage.layer < layers)
+    return tuple(stage.shared for stage in stages if stage.boundary < layers)
 
 
 def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:

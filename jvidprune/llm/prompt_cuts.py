@@ -42,7 +42,7 @@ def prompt_inner(
       layers: decoder layers.
       block: (K,) group of each reduced row, for rules that count in blocks.
     """
-    acting = [stage for stage in stages if stage.layer < layers]
+    acting = [stage for stage in stages if stage.boundary < layers]
     if not acting:
         return None
     places = np.arange(len(slots.source))

@@ -1,8 +1,7 @@
 """The language model of every family: a Qwen or OLMo decoder whose stacked layers run as scans over segments."""
 
-import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,129 +14,12 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.cuts.cache import Cache, CacheSegment, empty_cache
 from jvidprune.cuts.decoding import Reselection
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.attention import Keys, Past, Segments, attend, probe, row_weights
-from jvidprune.models.fused import AttentionKind
-from jvidprune.models.layers import GatedMlp, RMSNorm, linear, scan_layers, stack
-from jvidprune.models.rope import RopeConfig, rope_tables, rotate
+from jvidprune.models.attention import Past, Segments, row_weights
+from jvidprune.models.decoder_config import DecoderConfig
+from jvidprune.models.decoder_layer import DecoderLayer, LayerOutputs, Step
+from jvidprune.models.layers import RMSNorm, linear, scan_layers, stack
+from jvidprune.models.rope import rope_tables
 from jvidprune.parallel import constrain
-
-
-@dataclasses.dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes of a Qwen2, Qwen2.5, Qwen3 or OLMo 3 decoder.
-
-    Attributes:
-      vocab: ids that can be answered with, the rows of the head.
-      width: residual width D.
-      mlp: hidden width of the gated MLP.
-      layers: number of layers.
-      heads: query heads H.
-      kv_heads: key/value heads K, a divisor of H.
-      head_dim: d.
-      rope: rotary kind.
-      eps: of the RMSNorms.
-      max_positions: longest sequence.
-      qkv_bias: biases on q, k, v (Qwen2).
-      qk_norm: RMSNorm on every q and k head before rotary (Qwen3).
-      tied: the head is the transposed embedding.
-      extra_vocab: further rows of the embedding, of ids that are only read (Molmo2's markers).
-      qk_norm_whole: with `qk_norm`, over all heads of the projection at once (OLMo).
-      norm_after: the norms act on what attention and MLP return instead of what they read (OLMo).
-      yarn_layers: layers that turn by `rope`, the others by its plain frequencies; None where all do.
-      attention: which code computes attention, see `fused.AttentionKind`.
-      remat: in training, layers are computed again in the backward pass instead of kept.
-    """
-
-    vocab: int
-    width: int
-    mlp: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    rope: RopeConfig
-    eps: float = 1e-6
-    max_positions: int = 32768
-    qkv_bias: bool = True
-    qk_norm: bool = False
-    tied: bool = False
-    extra_vocab: int = 0
-    qk_norm_whole: bool = False
-    norm_after: bool = False
-    yarn_layers: tuple[int, ...] | None = None
-    attention: AttentionKind = "auto"
-    remat: bool = False
-
-    @classmethod
-    def from_hf(
-        cls, text: Mapping[str, Any], *, qk_norm: bool = False, rope: RopeConfig | None = None
-    ) -> "DecoderConfig":
-        """Reads the text part of a config.json; missing keys take the Qwen2 defaults.
-
-        `tied` is a first guess only: the loader decides by whether the checkpoint holds a head, because published
-        configs contradict themselves.
-
-        Raises:
-          JvidpruneError: an activation, rope type or sliding window that no supported model has.
-        """
-        if (act := text.get("hidden_act", "silu")) != "silu":
-            raise JvidpruneError(f"activation {act!r} of the language model is not supported; allowed: silu.")
-        if text.get("use_sliding_window"):
-            raise JvidpruneError("use_sliding_window is true, but only full attention is supported.")
-        width, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
-        kv_heads = text.get("num_key_value_heads", 32)
-        return cls(
-            vocab=text.get("vocab_size", 151936),
-            width=width,
-            mlp=text.get("intermediate_size", 22016),
-            layers=text.get("num_hidden_layers", 32),
-            heads=heads,
-            kv_heads=heads if kv_heads is None else kv_heads,
-            head_dim=text.get("head_dim") or width // heads,
-            rope=RopeConfig.from_hf(text) if rope is None else rope,
-            eps=text.get("rms_norm_eps", 1e-6),
-            max_positions=text.get("max_position_embeddings", 32768),
-            qkv_bias=text.get("attention_bias", not qk_norm),
-            qk_norm=qk_norm,
-            tied=bool(text.get("tie_word_embeddings", False)),
-        )
-
-    @property
-    def layer_weights(self) -> int:
-        """Numbers in the matrices of one layer."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return self.width * (2 * q + 2 * kv) + 3 * self.width * self.mlp
-
-
-class Step(NamedTuple):
-    """What all layers of a run share: rotary tables (B, S, d), validity of the fresh slots (B, S).
-
-    With `yarn_layers` the tables are (2, B, S, d), plain and stretched, and a layer takes its own. `packed` (static)
-    promises that the valid slots of each row are its first ones; `segments` and `bidirectional` as in `attention.Keys`.
-    """
-
-    cos: Float[Array, "... B S d"]
-    sin: Float[Array, "... B S d"]
-    valid: Bool[Array, "B S"]
-    packed: bool = False
-    segments: Segments | None = None
-    bidirectional: Any = None
-
-
-class LayerOutputs(NamedTuple):
-    """What a run of layers [start, stop) leaves besides the hidden states, leading axis stop - start.
-
-    Attributes:
-      k: (L, B, S, K, d) keys after rotary.
-      v: (L, B, S, K, d) values.
-      hidden: (L, B, S, D) output of each layer before anything is added to it, or None.
-      attention: (L, B, H, R, P) float32 weights of the probed rows, or None.
-    """
-
-    k: Float[Array, "L B S K d"]
-    v: Float[Array, "L B S K d"]
-    hidden: Any = None
-    attention: Any = None
 
 
 class Forward(NamedTuple):
@@ -152,72 +34,6 @@ class Forward(NamedTuple):
     logits: Float[Array, "B S V"]
     hidden: Any
     attention: Any
-
-
-class Attention(nnx.Module):
-    """Projections of one decoder layer."""
-
-    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
-        q_width, kv_width = config.heads * config.head_dim, config.kv_heads * config.head_dim
-        self.head_dim = config.head_dim
-        self.kind: AttentionKind = config.attention
-        self.q = linear(config.width, q_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.k = linear(config.width, kv_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.v = linear(config.width, kv_width, bias=config.qkv_bias, dtype=dtype, rngs=rngs)
-        self.o = linear(q_width, config.width, bias=False, dtype=dtype, rngs=rngs)
-        self.whole = config.qk_norm_whole
-        q_norm, k_norm = (q_width, kv_width) if self.whole else (config.head_dim,) * 2
-        self.q_norm = RMSNorm(q_norm, config.eps, dtype=dtype) if config.qk_norm else None
-        self.k_norm = RMSNorm(k_norm, config.eps, dtype=dtype) if config.qk_norm else None
-
-    def project(self, x: Array, step: Step) -> tuple[Array, Keys]:
-        """Queries (B, S, H, d) and fresh keys, both after rotary."""
-        v = self.v(x).reshape(*x.shape[:2], -1, self.head_dim)
-        return self.queries(x, step.cos, step.sin), self._keys(x, v, step)
-
-    def queries(self, x: Array, cos: Array, sin: Array) -> Array:
-        """(B, S, H, d) after rotary."""
-        return rotate(self._heads(self.q(x), self.q_norm), cos, sin)
-
-    def keys(self, x: Array, step: Step) -> Keys:
-        """Fresh keys after rotary, without values."""
-        return self._keys(x, None, step)
-
-    def _keys(self, x: Array, v: Any, step: Step) -> Keys:
-        k = rotate(self._heads(self.k(x), self.k_norm), step.cos, step.sin)
-        return Keys(k, v, step.valid, step.packed, step.segments, step.bidirectional)
-
-    def _heads(self, x: Array, norm: RMSNorm | None) -> Array:
-        """(B, S, heads, d) of a projection, normed over all heads or over each."""
-        if norm is not None and self.whole:
-            x = norm(x)
-        x = x.reshape(*x.shape[:2], -1, self.head_dim)
-        return x if norm is None or self.whole else norm(x)
-
-
-class DecoderLayer(nnx.Module):
-    """x += o(attention(norm1(x))); x += mlp(norm2(x)); with `norm_after` x += norm1(o(attention(x))) and so on."""
-
-    def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
-        self.norm1 = RMSNorm(config.width, config.eps, dtype=dtype)
-        self.norm2 = RMSNorm(config.width, config.eps, dtype=dtype)
-        self.attn = Attention(config, dtype=dtype, rngs=rngs)
-        self.mlp = GatedMlp(config.width, config.mlp, "silu", dtype=dtype, rngs=rngs)
-        self.norm_after = config.norm_after
-
-    def __call__(
-        self, x: Array, step: Step, past: Past | None, *, causal: bool, rows: Array | None
-    ) -> tuple[Array, Keys, Any]:
-        """The new residual, the fresh keys, and the attention weights of `rows` if given."""
-        q, keys = self.attn.project(x if self.norm_after else self.norm1(x), step)
-        weights = None if rows is None else probe(q, rows, keys, past, causal=causal)
-        out = attend(q, keys, past, causal=causal, kind=self.attn.kind)
-        out = self.attn.o(out.reshape(*x.shape[:2], -1))
-        if self.norm_after:
-            x = x + self.norm1(out)
-            return x + self.norm2(self.mlp(x)), keys, weights
-        x = x + out
-        return x + self.mlp(self.norm2(x)), keys, weights
 
 
 class Decoder(nnx.Module):
@@ -335,12 +151,34 @@ class Decoder(nnx.Module):
           layer: static.
           rows: slots of the queries.
         """
-        graph, state = nnx.split(self.layers)
-        ahead = nnx.merge(graph, jax.tree.map(lambda p: lax.index_in_dim(p, layer, keepdims=False), state))
+        ahead = self._layer(layer)
         step = self.step_in(step, layer)
         x = x if ahead.norm_after else ahead.norm1(x)
         asked, cos, sin = (jnp.take_along_axis(part, rows[..., None], axis=1) for part in (x, step.cos, step.sin))
         return row_weights(ahead.attn.queries(asked, cos, sin), rows, ahead.attn.keys(x, step))
+
+    def mix(
+        self, x: Float[Array, "B S D"], step: Step, layer: int, rows: Int[Array, "B R"] | None = None
+    ) -> tuple[Float[Array, "B S D"], LayerOutputs]:
+        """The attention branch of one layer: the residual in front of its MLP, and what `run` leaves of a layer.
+
+        Args:
+          x: hidden states entering the layer.
+          step: from `step`.
+          layer: static.
+          rows: slots whose attention weights are returned.
+        """
+        step = self.step_in(step, layer)
+        x, keys, weights = self._layer(layer).mix(x, step, None, causal=True, rows=rows)
+        return x, LayerOutputs(keys.k[None], keys.v[None], None, None if weights is None else weights[None])
+
+    def feed(self, x: Float[Array, "B S D"], layer: int) -> Float[Array, "B S D"]:
+        """The MLP branch of one layer, static."""
+        return self._layer(layer).feed(x)
+
+    def _layer(self, layer: int) -> Any:
+        graph, state = nnx.split(self.layers)
+        return nnx.merge(graph, jax.tree.map(lambda p: lax.index_in_dim(p, layer, keepdims=False), state))
 
     def forward(
         self,

@@ -146,7 +146,7 @@ def read_prompt(
         seen = jnp.where(valid, positions, -1)
         next_position = seen.max(axis=(0, 2) if positions.ndim == 3 else 1) + 1
     following = jnp.asarray(next_position).astype(jnp.int32)
-    cuts = {cut.layer: cut for cut in inner.cuts}
+    cuts = {cut.boundary: cut for cut in inner.cuts}
     state = inner.start(embeds.astype(decoder.dtype), positions, valid)._replace(bidirectional=bidirectional)
     shift: Array | None = None
     records: list[CutRecord] = []
@@ -158,9 +158,9 @@ def read_prompt(
         if layer > 0:
             segment = cache.segments[len(written)]
             rows = None if cut is None or cut.rule.probe in AHEAD else inner.rows(cut, state)
-            causal = cut is None or cut.rule.causal
+            causal, middle = cut is None or cut.rule.causal, cut is not None and cut.where == "middle"
             hidden, keys, values, attention = _run_layers(
-                decoder, state, segment.start, layer, deepstack, rows, causal=causal, packed=packed
+                decoder, state, segment.start, layer, deepstack, rows, causal=causal, packed=packed, middle=middle
             )
             written.append(_Written(keys, values, state.valid, shift))
             state = state._replace(hidden=hidden)
@@ -185,6 +185,12 @@ def read_prompt(
             written = [part.trimmed(record, moved) for part in written]
         if deepstack is not None and moved is not None:
             deepstack = jnp.take_along_axis(deepstack, moved.index[None, :, :, None], axis=2)
+        if cut.where == "middle":
+            state = state._replace(hidden=decoder.feed(state.hidden, cut.layer))
+            if deepstack is not None and cut.layer < deepstack.shape[0]:
+                added = deepstack[cut.layer].astype(state.hidden.dtype)
+                state = state._replace(hidden=state.hidden + added)
+            states[-1] = state
         if cut.positions == "renumber_prompt":
             shift = None
         elif cut.positions == "renumber":
@@ -234,21 +240,26 @@ def _run_layers(
     *,
     causal: bool,
     packed: bool,
+    middle: bool,
 ) -> tuple[Array, Array, Array, Array | None]:
     """Layers [start, stop): hidden states, keys, values, and the last layer's attention of `rows` if given.
 
-    The last layer runs on its own where it is probed or not causal.
+    The last layer runs on its own where it is probed or not causal. With `middle` its MLP is left out, and what is
+    added behind it.
     """
     x, step = state.hidden, decoder.step(state.positions, state.valid, packed=packed, bidirectional=state.bidirectional)
     taps = 0 if deepstack is None else deepstack.shape[0]
-    alone = rows is not None or not causal
+    alone = rows is not None or not causal or middle
     edges = {stop, min(max(taps, start), stop), stop - 1 if alone else stop} - {start}
     at, weights, found = start, None, []
     for edge in sorted(edges):
         extra = deepstack[at:edge] if deepstack is not None and edge <= taps else None
         last = alone and edge == stop
         probed, seen = rows if last else None, causal or not last
-        x, outputs = decoder.run(x, step, at, edge, deepstack=extra, rows=probed, causal=seen)
+        if middle and last:
+            x, outputs = decoder.mix(x, step, at, probed)
+        else:
+            x, outputs = decoder.run(x, step, at, edge, deepstack=extra, rows=probed, causal=seen)
         found.append(outputs)
         weights, at = outputs.attention, edge
     k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))

@@ -8,7 +8,8 @@ import numpy as np
 from flax import nnx
 
 from jvidprune.models.checkpoint.names import decoder_rules
-from jvidprune.models.decoder import Decoder, DecoderConfig
+from jvidprune.models.decoder import Decoder
+from jvidprune.models.decoder_config import DecoderConfig
 
 
 def decoder_of(weights: Mapping[str, np.ndarray], text: Mapping[str, Any]) -> Decoder:

@@ -15,7 +15,8 @@ from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.protocol import Chosen, CutRule, Probe
 from jvidprune.cuts.rules import HalvingMerge, LastQueryTopK, RandomDraw
 from jvidprune.models.base import VideoModel
-from jvidprune.models.decoder import Decoder, DecoderConfig
+from jvidprune.models.decoder import Decoder
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.positions import VideoBlock, prompt_positions
 from jvidprune.models.prefill import prefill, read_prompt
 from jvidprune.models.rope import RopeConfig, Yarn

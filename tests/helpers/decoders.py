@@ -8,7 +8,7 @@ from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import (
     LastQueryTopK,
 )
-from jvidprune.models.decoder import DecoderConfig
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.prefill import read_prompt
 from jvidprune.models.rope import RopeConfig
 from jvidprune.tokens import InnerStage, Kept

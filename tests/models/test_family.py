@@ -23,7 +23,8 @@ from jvidprune.models import family as families
 from jvidprune.models.base import VideoModel
 from jvidprune.models.checkpoint.load import family_of
 from jvidprune.models.checkpoint.names import NameTable, affine, decoder_rules
-from jvidprune.models.decoder import Decoder, DecoderConfig
+from jvidprune.models.decoder import Decoder
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.listing import listing
 from jvidprune.models.settings import FamilySettings, squashed

@@ -8,7 +8,8 @@ from flax import nnx
 from jvidprune import JvidpruneError
 from jvidprune.models.attention import Keys, Past, attend, attend_all
 from jvidprune.models.base import VideoModel
-from jvidprune.models.decoder import Decoder, DecoderConfig
+from jvidprune.models.decoder import Decoder
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.fused import choose, fused_attention
 from jvidprune.models.prefill import prefill
 from jvidprune.models.rope import RopeConfig

@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from jvidprune.models.attention import Segments
-from jvidprune.models.decoder import Decoder, DecoderConfig
+from jvidprune.models.decoder import Decoder
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.rope import RopeConfig
 
 CONFIG = DecoderConfig(

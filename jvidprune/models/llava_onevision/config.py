@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, get_args
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.decoder import DecoderConfig
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.layers import check_activation
 from jvidprune.models.siglip import SiglipConfig
 from jvidprune.ops.newline import KINDS

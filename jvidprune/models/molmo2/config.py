@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.decoder import DecoderConfig
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.layers import check_activation
 from jvidprune.models.molmo2.windows import pooled_side
 from jvidprune.models.rope import RopeConfig

@@ -11,7 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.models.base import VideoModel
 from jvidprune.models.checkpoint.names import NameTable, Rule, affine, decoder_rules, norm
-from jvidprune.models.decoder import Decoder, DecoderConfig
+from jvidprune.models.decoder import Decoder
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import map_chunks
 from jvidprune.models.positions import MropeRule, PromptPositions, VideoBlock, frame_blocks, prompt_positions

@@ -1,0 +1,96 @@
+"""Sizes of the language models of all families."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.fused import AttentionKind
+from jvidprune.models.rope import RopeConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of a Qwen2, Qwen2.5, Qwen3 or OLMo 3 decoder.
+
+    Attributes:
+      vocab: ids that can be answered with, the rows of the head.
+      width: residual width D.
+      mlp: hidden width of the gated MLP.
+      layers: number of layers.
+      heads: query heads H.
+      kv_heads: key/value heads K, a divisor of H.
+      head_dim: d.
+      rope: rotary kind.
+      eps: of the RMSNorms.
+      max_positions: longest sequence.
+      qkv_bias: biases on q, k, v (Qwen2).
+      qk_norm: RMSNorm on every q and k head before rotary (Qwen3).
+      tied: the head is the transposed embedding.
+      extra_vocab: further rows of the embedding, of ids that are only read (Molmo2's markers).
+      qk_norm_whole: with `qk_norm`, over all heads of the projection at once (OLMo).
+      norm_after: the norms act on what attention and MLP return instead of what they read (OLMo).
+      yarn_layers: layers that turn by `rope`, the others by its plain frequencies; None where all do.
+      attention: which code computes attention, see `fused.AttentionKind`.
+      remat: in training, layers are computed again in the backward pass instead of kept.
+    """
+
+    vocab: int
+    width: int
+    mlp: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    rope: RopeConfig
+    eps: float = 1e-6
+    max_positions: int = 32768
+    qkv_bias: bool = True
+    qk_norm: bool = False
+    tied: bool = False
+    extra_vocab: int = 0
+    qk_norm_whole: bool = False
+    norm_after: bool = False
+    yarn_layers: tuple[int, ...] | None = None
+    attention: AttentionKind = "auto"
+    remat: bool = False
+
+    @classmethod
+    def from_hf(
+        cls, text: Mapping[str, Any], *, qk_norm: bool = False, rope: RopeConfig | None = None
+    ) -> "DecoderConfig":
+        """Reads the text part of a config.json; missing keys take the Qwen2 defaults.
+
+        `tied` is a first guess only: the loader decides by whether the checkpoint holds a head, because published
+        configs contradict themselves.
+
+        Raises:
+          JvidpruneError: an activation, rope type or sliding window that no supported model has.
+        """
+        if (act := text.get("hidden_act", "silu")) != "silu":
+            raise JvidpruneError(f"activation {act!r} of the language model is not supported; allowed: silu.")
+        if text.get("use_sliding_window"):
+            raise JvidpruneError("use_sliding_window is true, but only full attention is supported.")
+        width, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
+        kv_heads = text.get("num_key_value_heads", 32)
+        return cls(
+            vocab=text.get("vocab_size", 151936),
+            width=width,
+            mlp=text.get("intermediate_size", 22016),
+            layers=text.get("num_hidden_layers", 32),
+            heads=heads,
+            kv_heads=heads if kv_heads is None else kv_heads,
+            head_dim=text.get("head_dim") or width // heads,
+            rope=RopeConfig.from_hf(text) if rope is None else rope,
+            eps=text.get("rms_norm_eps", 1e-6),
+            max_positions=text.get("max_position_embeddings", 32768),
+            qkv_bias=text.get("attention_bias", not qk_norm),
+            qk_norm=qk_norm,
+            tied=bool(text.get("tie_word_embeddings", False)),
+        )
+
+    @property
+    def layer_weights(self) -> int:
+        """Numbers in the matrices of one layer."""
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return self.width * (2 * q + 2 * kv) + 3 * self.width * self.mlp
