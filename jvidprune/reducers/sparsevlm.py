@@ -25,9 +25,10 @@ from typing import Any, ClassVar
 from jvidprune.cuts.sparsevlm import Flavor, ListCount, RankCount, Raters, TextRated
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, Index, NotNegative, Positive
+from jvidprune.reducers.counting import Terms
 from jvidprune.reducers.full import Full
 from jvidprune.reducers.protocol import MethodInfo, check_ratio
-from jvidprune.tokens import CutPositions, InnerStage, Kept
+from jvidprune.tokens import CutPositions, InnerStage, Kept, Layout
 
 LISTS: dict[str, dict[int, tuple[int, ...]]] = {
     "lists": {192: (300, 200, 110), 128: (303, 110, 36), 96: (238, 48, 26), 64: (66, 30, 17)},
@@ -112,6 +113,17 @@ class SparseVLM(Full):
         counts = self._counts(check_ratio(ratio))
         cuts = (InnerStage(at, rule, kept, positions) for at, kept in zip(self._places, counts, strict=True))
         return (InnerStage(0, Raters()), *cuts)
+
+    def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
+        """Distances between the dropped tokens that are recycled at each cut; at most, where a rank counts."""
+        total, left, terms = layout.total, layout.total, 0.0
+        if self.flavor == "plus":
+            return {}
+        for kept in self._counts(check_ratio(ratio)):
+            dropped = left if self.flavor in ("rank", "video") else left - kept.count(left, total)
+            terms += 2.0 * (3 * dropped // 10 + 1) ** 2 * width
+            left = kept.left(left, total)
+        return {"distances of recycled tokens": terms}
 
     # Published for LLaVA-1.5, Mini-Gemini and Video-LLaVA. Positions on three axes are kept, which is ours.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
