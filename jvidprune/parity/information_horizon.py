@@ -33,13 +33,13 @@ def is_probe(golden: Golden) -> bool:
 def reducer_of(golden: Golden) -> InformationHorizon:
     """The reducer that a golden config describes; a selector before the model has done its work."""
     config = golden.config
-    first, last = config["layer_list"]
+    (first, last), (early, late) = config["layer_list"], config["saves"]
     return InformationHorizon(
         host="dart" if first else "none",
         then="drop" if config["stage"] == "VTW" else "random",
         layer=last,
         host_layer=first or None,
-        numbers=tuple(config["saves"]),
+        numbers=(early, late),
         depth=config["layers"],
     )
 
