@@ -136,7 +136,8 @@ def test_a_run_without_cuts_is_the_program_of_a_plain_prompt(decoder, embeds):
     """What rules may read costs nothing where none asks: no operation more than without stages at all."""
 
     def program(inner):
-        cache = decoder.empty_cache(2, S)
+        sizes = (S,) if inner is None else (inner.capacities(S, 0), inner.boundaries)
+        cache = decoder.empty_cache(2, *sizes)
         where = np.broadcast_to(np.arange(S), (2, S))
         return jax.jit(lambda x, c: read_prompt(decoder, x, where, VALID, c, inner=inner).logits).lower(embeds, cache)
 

@@ -53,9 +53,7 @@ def test_a_cut_inside_a_layer_by_hand(decoder, embeds, levels):
     kept = np.sort([*np.flatnonzero(~VISUAL[0]), *best])
     assert np.flatnonzero(record.survivors[0]).tolist() == kept.tolist()
     # Nothing is merged, so that the MLP of the whole layer gives the same rows.
-    x = whole[:, kept] if added is None else whole[:, kept] + added[1, :1, kept]
-    if levels:
-        x = x.reshape(1, len(kept), -1)
+    x = whole[:, kept] if added is None else whole[:, kept] + added[1][:1, kept]
     less = decoder.step(kept[None], np.ones((1, len(kept)), bool))
     x, _ = decoder.run(x, less, 2, 3, deepstack=None if added is None else added[2:, :1, kept])
     x, _ = decoder.run(x, less, 3, LAYERS)
