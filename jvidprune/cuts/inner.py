@@ -164,7 +164,7 @@ def _check(stages: Sequence[InnerStage]) -> None:
         if not isinstance(rule, CutRule | DecodeRule):
             raise JvidpruneError(f"{name} is neither a cuts.protocol.CutRule nor a DecodeRule.")
         ahead = isinstance(rule, CutRule) and rule.probe in ("none", *AHEAD)
-        if ahead and rule.probe in AHEAD and stage.where == "middle":
+        if isinstance(rule, CutRule) and rule.probe in AHEAD and stage.where == "middle":
             raise JvidpruneError(f"{name} reads the layer behind its cut, so the cut cannot stand inside a layer.")
         if stage.boundary == 0 and not ahead:
             raise JvidpruneError(f"{name} reads the layer before it, so its layer is at least 1, not 0.")

@@ -70,7 +70,7 @@ def answer(
     decoder: Decoder,
     embeds: np.ndarray,
     inner: Inner,
-    tokens: Sequence[int] = (),
+    tokens: Sequence[int] | np.ndarray = (),
     *,
     positions: np.ndarray | None = None,
     next_position: int | None = None,

@@ -101,6 +101,7 @@ def _rank(golden: Golden) -> Iterator[Row]:
         valid = jnp.ones((1, length), bool)
         state = inner.start(hidden[None], jnp.arange(length)[None], valid)
         rows = inner.rows(inner.cuts[0], state)
+        assert rows is not None
         attention = decoder.attention_ahead(state.hidden, decoder.step(state.positions, valid), 0, rows)
         return inner.cuts[0].apply(state, attention)[:2]
 
