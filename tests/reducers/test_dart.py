@@ -1,4 +1,4 @@
-"""DART: golden files, a plain numpy version with Python's own sets, counts, short prompts, the exact variant."""
+"""DART: a plain numpy version with Python's own sets, counts, short prompts, the exact variant."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -7,20 +7,10 @@ from helpers import reducer_checks as checks
 
 from jvidprune.cuts.dart import KeyNormPivots, PivotCount, hash_order
 from jvidprune.cuts.inner import Inner
-from jvidprune.parity import dart as parity
 from jvidprune.reducers.dart import DART
 from jvidprune.tokens import InnerStage
 
 LENGTH, START, VISUAL = 90, 9, 64
-
-
-@pytest.mark.parametrize("path", checks.golden_files("dart"), ids=lambda path: path.stem)
-def test_golden(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_method_s_golden_files_are_taken():
-    checks.check_others_refused("dart", parity.COMPARERS)
 
 
 @pytest.mark.parametrize("pivots", [1, 4, 5, 8, 15, 18])

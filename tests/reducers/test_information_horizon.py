@@ -1,25 +1,15 @@
-"""Schedules of the information horizon: golden files, published counts, ratios, hosts, refusals."""
+"""Schedules of the information horizon: published counts, ratios, hosts, refusals."""
 
 import numpy as np
 import pytest
 from helpers import reducer_checks as checks
 
 from jvidprune import reducers
-from jvidprune.parity import information_horizon as parity
 from jvidprune.reducers.divprune import DivPrune
 from jvidprune.reducers.information_horizon import SCHEDULES, InformationHorizon
 from jvidprune.tokens import Layout
 
 IMAGE = Layout(1, (24, 24))
-
-
-@pytest.mark.parametrize("path", checks.golden_files("information_horizon"), ids=lambda path: path.stem)
-def test_golden(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_method_s_golden_files_are_taken():
-    checks.check_others_refused("information_horizon", parity.COMPARERS)
 
 
 def lengths(reducer, ratio, layout=IMAGE):

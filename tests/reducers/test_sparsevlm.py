@@ -1,4 +1,4 @@
-"""SparseVLM: golden files of its four versions, published lists, counts with merged tokens, refusals."""
+"""SparseVLM: published lists, counts with merged tokens, refusals."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,18 +8,7 @@ from helpers import reducer_checks as checks
 from jvidprune import reducers
 from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.sparsevlm import ListCount, RankCount, clusters, recycle
-from jvidprune.parity import sparsevlm as parity
 from jvidprune.reducers.sparsevlm import LISTS, SparseVLM
-
-
-@pytest.mark.parametrize("path", checks.golden_files("sparsevlm"), ids=lambda path: path.stem)
-def test_golden(path):
-    checks.check_golden(path, parity.COMPARERS)
-
-
-def test_no_other_method_s_golden_files_are_taken():
-    checks.check_others_refused("sparsevlm", parity.COMPARERS)
-
 
 SPANS = {192: [309, 204, 113], 128: [312, 117, 39], 96: [249, 55, 27], 64: [82, 32, 18]}
 """Visual tokens behind each cut of a list, merged ones included."""
