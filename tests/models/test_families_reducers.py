@@ -129,7 +129,8 @@ def newline_tokens(family, name, one):
         return int(family == "llava_onevision")
     index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
     rows_with_a_token = len(np.unique(index // 4))
-    nonempty = dict.fromkeys(("holitom", "fastvid", "ottvid"), rows_with_a_token)
+    on_grids = tuple(other for other in reducers.names() if other.startswith(("pool_", "sample_")))
+    nonempty = dict.fromkeys(("holitom", "fastvid", "ottvid", *on_grids), rows_with_a_token)
     return ({"flashvid": FRAMES, "prunevid": 0} | nonempty).get(name, FRAMES * 4)
 
 
