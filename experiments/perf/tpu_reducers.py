@@ -18,7 +18,7 @@ from jvidprune.files import atomic_output
 
 from .tpu_cells import TPUCell, run_cell
 
-COLUMNS = ["HBM GB", "with VMEM", "XLA's count", "temporaries MiB", "outputs MiB", "compile s"]
+COLUMNS = ["HBM GB", "with VMEM", "XLA's count", "temporaries MiB", "outputs MiB", "compile s", "CPU s"]
 
 
 def table(content: dict[str, Any]) -> str:
@@ -32,7 +32,7 @@ def table(content: dict[str, Any]) -> str:
         "star marks programs with loops that do not, counted once. In brackets: commit 287fd3c, whose output had room "
         "for the tokens asked for and not for the next eighth of the video that `reduce` makes room for.\n",
         "Eight / one: HBM bytes of eight ratios without their outputs, over all bytes of one. Compile times are of a "
-        "machine of two cores that ran other work as well.\n",
+        "machine of two cores that ran other work as well; CPU seconds are those of the compiler's threads.\n",
         f"| method | ratios | {' | '.join(COLUMNS)} | eight / one |",
         f"| --- | ---: | {' | '.join('---:' for _ in COLUMNS)} | ---: |",
     ]
@@ -49,8 +49,9 @@ def table(content: dict[str, Any]) -> str:
             ("temporaries", 2**20, 0),
             ("outputs", 2**20, 0),
             ("compile_s", 1, 0),
+            ("compile_cpu_s", 1, 0),
         ):
-            now, then = (None if r is None else _value(r, name) / unit for r in (row, before.get(key)))
+            now, then = (_value(r, name) / unit if r and name in (*r, "total") else None for r in (row, before.get(key)))
             star = "*" if name in ("main", "total") and row["uncounted"] else ""
             cells.append(f"{now:.{digits}f}{star}" + ("" if then is None else f" ({then:.{digits}f})"))
         cells.append(_quotient(rows, before, key))

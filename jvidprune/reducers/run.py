@@ -4,16 +4,18 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jaxtyping import Array, Int
 
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
 from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.similarity import squared_norms
 from jvidprune.reducers.protocol import (
     Reducer,
     StagedReducer,
@@ -31,11 +33,22 @@ def bucket_capacity(capacity: int, total: int) -> int:
     return max(capacity, min(-(-capacity // step) * step, total))
 
 
-def check_video(reducer: Reducer, video: VideoTokens, *, finite: bool = True) -> None:
-    """Refuses tokens a reducer cannot work on.
+Check = Literal["now", "lazy", False]
+"""When NaN and infinite input is refused: before the call returns, when `check_finite` is asked, or never.
+
+The compiled program looks for it in any case but the last, in one reduction beside its own. "now" waits for the program
+to end; "lazy" leaves what was found in `diagnostics["not_finite"]` and returns while the program runs, as False does.
+"""
+
+NOT_FINITE = "not_finite"
+"""Name in the diagnostics of what a checked program found; see `check_finite`."""
+
+
+def check_evidence(reducer: Reducer, video: VideoTokens) -> None:
+    """Refuses a video without what a reducer reads.
 
     Raises:
-      JvidpruneError: missing evidence, or NaN or infinite features or evidence.
+      JvidpruneError: missing evidence.
     """
     missing = sorted(reducer.needs - video.evidence.keys())
     if missing:
@@ -44,16 +57,51 @@ def check_video(reducer: Reducer, video: VideoTokens, *, finite: bool = True) ->
             f"(it has {', '.join(sorted(video.evidence)) or 'none'})"
             + ("; text is the question: give it to encode, or its embeddings as text=." if missing == ["text"] else ".")
         )
-    if not finite or _on_host(video.frame_mask) is None:
-        return
-    for name, array in [("features", video.features), *((n, video.evidence[n]) for n in sorted(reducer.needs))]:
-        _check_finite(name, array)
 
 
-def _check_finite(name: str, array: jax.Array) -> None:
-    bad = jnp.size(array) - jnp.isfinite(array).sum()
-    if not isinstance(bad, Tracer) and bad:
-        raise JvidpruneError(f"{name} hold {bad} NaN or infinite values; a reducer needs finite numbers.")
+def check_finite(reducer: Reducer, video: VideoTokens, reduced: Reduced) -> Reduced:
+    """The result of a call with `check="lazy"` without what its program found; waits for the program.
+
+    Raises:
+      JvidpruneError: NaN or infinite features or evidence.
+    """
+    return _cleared(reducer, [video], reduced)
+
+
+def _cleared(reducer: Reducer, videos: Sequence[VideoTokens], reduced: Reduced) -> Reduced:
+    found = reduced.diagnostics.get(NOT_FINITE)
+    if found is None:
+        return reduced
+    if not isinstance(found, Tracer) and np.asarray(found).any():
+        for video in videos:
+            _check_numbers(reducer, video)
+    return reduced._replace(diagnostics={name: v for name, v in reduced.diagnostics.items() if name != NOT_FINITE})
+
+
+def _read(reducer: Reducer, video: VideoTokens) -> list[tuple[str, jax.Array]]:
+    """The arrays that a reducer reads, by name."""
+    return [("features", video.features), *((name, video.evidence[name]) for name in sorted(reducer.needs))]
+
+
+def _check_numbers(reducer: Reducer, video: VideoTokens) -> None:
+    """Refuses NaN and infinite numbers; counts them, which takes a pass of its own over every array."""
+    for name, array in _read(reducer, video):
+        bad = jnp.size(array) - jnp.isfinite(array).sum()
+        if not isinstance(bad, Tracer) and bad:
+            raise JvidpruneError(f"{name} hold {bad} NaN or infinite values; a reducer needs finite numbers.")
+
+
+def _suspects(reducer: Reducer, video: VideoTokens) -> Int[Array, "A"]:
+    """How many rows of each array have no finite sum of squares: all that hold NaN or infinite numbers.
+
+    Such sums are a pass at the speed of memory, which many methods make anyway; counting numbers takes 40 times as long
+    on CPU. Rows of finite numbers beyond 1e19 are counted too: the count only tells that a closer look is due.
+    """
+    found = []
+    for _, array in _read(reducer, video):
+        rows = squared_norms(array) if jnp.issubdtype(array.dtype, jnp.floating) else jnp.zeros(1)
+        found.append(jnp.sum(~jnp.isfinite(rows), dtype=jnp.int32))
+    return jnp.stack(found)
 
 
 def reduce(
@@ -66,8 +114,9 @@ def reduce(
     capacity: int | None = None,
     frames: int | None = None,
     diagnostics: bool = False,
+    check: Check = "now",
 ) -> Reduced:
-    """Reduces one video to a retention ratio.
+    """Reduces one video to a retention ratio: one compiled program, and nothing outside of it.
 
     Args:
       reducer: any object with the `Reducer` protocol, or a text for `registry.from_text` such as "cdpruner".
@@ -82,6 +131,8 @@ def reduce(
         padding frames needs it: budgets would count them otherwise.
       diagnostics: also return what the method can show (segments, scores, plans), and warn where it says that its
         numbers do not hold (`JvidpruneWarning`).
+      check: when NaN and infinite input is refused; "now" waits for the result, "lazy" and False do not, see `Check`.
+        Inside transformations nothing is.
 
     Returns:
       `Reduced` with K = capacity rows; with a leading axis Q where there are several questions.
@@ -90,18 +141,8 @@ def reduce(
       JvidpruneError: an impossible ratio or budget, missing evidence or a missing question, non-finite input, too small
         a capacity.
     """
-    stacked = sweep(
-        reducer,
-        video,
-        [ratio],
-        capacity=capacity,
-        diagnostics=diagnostics,
-        text=text,
-        text_mask=text_mask,
-        frames=frames,
-    )
-    ratios = 1 if _questions(text) else 0
-    return jax.tree.map(lambda leaf: jnp.take(leaf, 0, axis=ratios), stacked)
+    given = {"text": text, "text_mask": text_mask, "capacity": capacity, "frames": frames}
+    return _run(reducer, video, [ratio], single=True, diagnostics=diagnostics, check=check, **given)
 
 
 def sweep(
@@ -114,6 +155,7 @@ def sweep(
     capacity: int | None = None,
     frames: int | None = None,
     diagnostics: bool = False,
+    check: Check = "now",
 ) -> Reduced:
     """Reduces one video to several retention ratios with one compilation.
 
@@ -121,7 +163,7 @@ def sweep(
     temporaries cost more than they save. On accelerators decisions that are small are made side by side.
 
     Args:
-      reducer, video, text, text_mask, frames, diagnostics: as for `reduce`.
+      reducer, video, text, text_mask, frames, diagnostics, check: as for `reduce`.
       ratios: any number of ratios in (0, 1].
       capacity: static number of output rows of every ratio; by default the bound of the largest one.
 
@@ -133,31 +175,64 @@ def sweep(
     """
     if len(ratios) == 0:
         raise JvidpruneError("a sweep needs at least one retention ratio, got none.")
+    given = {"text": text, "text_mask": text_mask, "capacity": capacity, "frames": frames}
+    return _run(reducer, video, ratios, single=False, diagnostics=diagnostics, check=check, **given)
+
+
+def _run(
+    reducer: Reducer | str,
+    video: VideoTokens,
+    ratios: Sequence[float],
+    *,
+    text: Any | None,
+    text_mask: Any | None,
+    capacity: int | None,
+    frames: int | None,
+    diagnostics: bool,
+    check: Check,
+    single: bool,
+) -> Reduced:
+    """`sweep`, or `reduce` of the only ratio."""
     reducer = _named(reducer)
+    check = _known(check)
     asked = _asked(reducer, video, text, text_mask)
-    check_video(reducer, asked[0])
-    for one in asked[1:]:
-        _check_finite("text", one.evidence["text"])
+    check_evidence(reducer, asked[0])
     layout = _layout(video, frames)
-    budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for ratio in ratios])
+    made = [reducer.budget(layout, check_ratio(ratio)) for ratio in ratios]
+    budgets = jax.tree.map(np.asarray, made[0]) if single else stack_budgets(made)
     capacity = _capacity(reducer, [(layout, ratio) for ratio in ratios], capacity)
-    # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
+    checked = bool(check) and not isinstance(video.frame_mask, Tracer)
     own = with_defaults(reducer)
-    run = own.run_budgets if own.tokens_from == "tower" else functools.partial(run_budgets, reducer)
+    static = {"capacity": capacity, "diagnostics": diagnostics}
     alike = len({tuple(one.evidence[name].shape for name in sorted(one.evidence)) for one in asked}) == 1
-    if not _questions(text):
-        reduced = run(asked[0], budgets, capacity=capacity, diagnostics=diagnostics)
-    elif alike and own.tokens_from != "tower":
+    if own.tokens_from == "tower":
+        # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
+        for one in asked if checked else ():
+            _check_numbers(reducer, one)
+        stacked = budgets if not single else jax.tree.map(lambda leaf: leaf[None], budgets)
+        each = [own.run_budgets(one, stacked, **static) for one in asked]
+        each = [jax.tree.map(lambda leaf: leaf[0], one) for one in each] if single else each
+    elif _questions(text) and alike:
         known = [{name: one.evidence[name] for name in one.evidence.keys() & QUESTION} for one in asked]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *known)
-        reduced = _run_questions(reducer, video, stacked, budgets, capacity=capacity, diagnostics=diagnostics)
+        each = [_run_questions(reducer, video, stacked, budgets, single=single, checked=checked, **static)]
     else:
         # Questions of several lengths, for a method that knows no padding: a program for each length.
-        each = [run(one, budgets, capacity=capacity, diagnostics=diagnostics) for one in asked]
-        reduced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
+        each = [run_budgets(reducer, one, budgets, single=single, checked=checked, **static) for one in asked]
+    if check == "now":
+        each = [_cleared(reducer, asked, reduced) for reduced in each]
+    many = _questions(text) and (own.tokens_from == "tower" or not alike)
+    reduced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) if many else each[0]
     if diagnostics:
         _warn(reducer, reduced)
     return reduced
+
+
+def _known(check: Any) -> Check:
+    for known in get_args(Check):
+        if type(check) is type(known) and check == known:
+            return known
+    raise JvidpruneError(f"check must be 'now', 'lazy' or False, got {check!r}.")
 
 
 def _named(reducer: Reducer | str) -> Reducer:
@@ -226,6 +301,7 @@ def reduce_batch(
     text_mask: Any | None = None,
     capacity: int | None = None,
     diagnostics: bool = False,
+    check: Check = "now",
 ) -> Reduced:
     """Reduces a batch of videos, padded to a common number of frames, in one call: vmapped, on CPU one by one.
 
@@ -237,6 +313,7 @@ def reduce_batch(
       text_mask: (B, L) bool, False on padding rows of `text`.
       capacity: static number of output rows of every video; by default the bound of the one that needs most.
       diagnostics: also return what the method can show.
+      check: as for `reduce`.
 
     Returns:
       `Reduced` with a leading batch axis.
@@ -251,18 +328,41 @@ def reduce_batch(
     if text is None and text_mask is not None:
         raise JvidpruneError("text_mask marks the rows of text=, which is missing.")
     videos = _unpadded(reducer, videos if text is None else videos.with_text(text, text_mask))
-    check_video(reducer, videos)
-    layouts = [videos.layout(_real_frames(mask)) for mask in videos.frame_mask]
+    check = _known(check)
+    check_evidence(reducer, videos)
+    known = _on_host(videos.frame_mask)
+    layouts = [videos.layout(_real_frames(mask)) for mask in (videos.frame_mask if known is None else known)]
     budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for layout in layouts])
     capacity = _capacity(reducer, [(layout, ratio) for layout in layouts], capacity)
-    return _run_batch(reducer, videos, budgets, capacity=capacity, diagnostics=diagnostics)
+    checked = bool(check) and known is not None
+    reduced = _run_batch(reducer, videos, budgets, capacity=capacity, diagnostics=diagnostics, checked=checked)
+    return check_finite(reducer, videos, reduced) if check == "now" else reduced
 
 
-@functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics"))
+_STATIC = ("reducer", "capacity", "diagnostics", "single", "checked")
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def run_budgets(
-    reducer: Reducer, video: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool = False
+    reducer: Reducer,
+    video: VideoTokens,
+    budgets: Budget,
+    *,
+    capacity: int,
+    diagnostics: bool = False,
+    single: bool = False,
+    checked: bool = False,
 ) -> Reduced:
-    """`Reduced` for every entry of a stacked budget; one compilation per shape and reducer, none per ratio."""
+    """`Reduced` for every entry of a stacked budget; one compilation per shape and reducer, none per ratio.
+
+    Args:
+      reducer, capacity, diagnostics: as for `reduce`.
+      video: the tokens.
+      budgets: stacked.
+      single: `budgets` is one budget, and the result has no axis for it.
+      checked: look for NaN and infinite input; `diagnostics["not_finite"]` then holds, for the features and the needed
+        evidence in order of their names, how many rows hold any, see `check_finite`.
+    """
     if isinstance(reducer, StagedReducer):
         shared = lax.stop_gradient(reducer.prepare(video, capacity=capacity))
 
@@ -279,30 +379,58 @@ def run_budgets(
     def apply(plan: Plan) -> Reduced:
         return _finish(with_defaults(reducer).apply(plan, video), diagnostics)
 
-    if on_cpu() or with_defaults(reducer).wide_decisions:
-        return lax.map(one, budgets)
-    # Decisions of all budgets side by side are small; D-wide arithmetic side by side is scatters and wide temporaries.
-    return lax.map(apply, jax.vmap(decide)(budgets))
+    if single:
+        reduced = one(budgets)
+    elif on_cpu() or with_defaults(reducer).wide_decisions:
+        reduced = lax.map(one, budgets)
+    else:
+        # Decisions of all budgets side by side are small; D-wide arithmetic would make scatters and wide temporaries.
+        reduced = lax.map(apply, jax.vmap(decide)(budgets))
+    if not checked:
+        return reduced
+    found = _suspects(reducer, video)
+    return _told(reduced, found if single else jnp.broadcast_to(found, (*reduced.index.shape[:-1], *found.shape)))
 
 
-@functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics"))
+def _told(reduced: Reduced, found: Int[Array, "... A"]) -> Reduced:
+    return reduced._replace(diagnostics=reduced.diagnostics | {NOT_FINITE: found})
+
+
+@functools.partial(jax.jit, static_argnames=_STATIC)
 def _run_questions(
-    reducer: Reducer, video: VideoTokens, asked: Any, budgets: Budget, *, capacity: int, diagnostics: bool
+    reducer: Reducer,
+    video: VideoTokens,
+    asked: Any,
+    budgets: Budget,
+    *,
+    capacity: int,
+    diagnostics: bool,
+    single: bool,
+    checked: bool,
 ) -> Reduced:
     """`run_budgets` for every question of a stack, one after the other in one program."""
 
+    def shown(asked: Any) -> VideoTokens:
+        return dataclasses.replace(video, evidence=video.evidence | asked)
+
     def one(asked: Any) -> Reduced:
-        shown = dataclasses.replace(video, evidence=video.evidence | asked)
-        return run_budgets(reducer, shown, budgets, capacity=capacity, diagnostics=diagnostics)
+        return run_budgets(reducer, shown(asked), budgets, capacity=capacity, diagnostics=diagnostics, single=single)
 
-    return lax.map(one, asked)
+    reduced = lax.map(one, asked)
+    if not checked:
+        return reduced
+    found = _suspects(reducer, shown(asked))
+    return _told(reduced, jnp.broadcast_to(found, (*reduced.index.shape[:-1], *found.shape)))
 
 
-@functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics"))
-def _run_batch(reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool) -> Reduced:
+@functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics", "checked"))
+def _run_batch(
+    reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool, checked: bool
+) -> Reduced:
     def one(video: VideoTokens, budget: Budget) -> Reduced:
         plan = reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
-        return _finish(with_defaults(reducer).apply(plan, video), diagnostics)
+        reduced = _finish(with_defaults(reducer).apply(plan, video), diagnostics)
+        return _told(reduced, _suspects(reducer, video)) if checked else reduced
 
     if on_cpu():
         return lax.map(lambda pair: one(*pair), (videos, budgets))
