@@ -51,7 +51,8 @@ def table(content: dict[str, Any]) -> str:
             ("compile_s", 1, 0),
             ("compile_cpu_s", 1, 0),
         ):
-            now, then = (_value(r, name) / unit if r and name in (*r, "total") else None for r in (row, before.get(key)))
+            pair = row, before.get(key)
+            now, then = (_value(one, name) / unit if one and name in (*one, "total") else None for one in pair)
             star = "*" if name in ("main", "total") and row["uncounted"] else ""
             cells.append(f"{now:.{digits}f}{star}" + ("" if then is None else f" ({then:.{digits}f})"))
         cells.append(_quotient(rows, before, key))
