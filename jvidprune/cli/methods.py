@@ -9,13 +9,15 @@ if TYPE_CHECKING:
 
 
 def methods(*, out: Common = OUTPUT) -> None:
-    """List the reducers: paper, the evidence they need, whether they merge and nest."""
+    """List the reducers: paper, the evidence they need, whether they merge and nest; reconstructions are marked."""
     from dataclasses import asdict
     from typing import Any
 
     from jvidprune.reducers.registry import listing
 
-    rows: list[dict[str, Any]] = [asdict(info) | {"needs": sorted(needs)} for info, needs in listing()]
+    rows: list[dict[str, Any]] = [
+        asdict(info) | {"label": info.label, "needs": sorted(needs)} for info, needs in listing()
+    ]
     if out.json:
         print_json(rows)
     elif out.quiet:
@@ -32,9 +34,10 @@ def show_methods(console: "Console", rows: list[dict[str, Any]]) -> None:
 
     for row in rows:
         paper = f"arXiv {row['paper']}" if row["paper"] != "-" else ""
-        console.print(f"[bold]{row['name']}[/bold]  {marked(row['title'])}  [dim]{paper}[/dim]", plain=True)
+        console.print(f"[bold]{row['name']}[/bold]  {marked(row['label'])}  [dim]{paper}[/dim]", plain=True)
         console.print(Padding(marked(row["summary"]), (0, 0, 0, 2)), plain=True)
         facts = [f"needs {', '.join(row['needs'])}" if row["needs"] else "needs the features alone"]
         facts.append("merges tokens" if row["merges"] else "selects tokens")
+        facts += ["no public code"] * (row["provenance"] == "reconstruction")
         facts += ["nested in the budget"] * row["nested"] + ["exact count"] * row["exact"]
         console.print(Padding(f"[dim]{marked(' · '.join(facts))}[/dim]", (0, 0, 0, 2)), plain=True)

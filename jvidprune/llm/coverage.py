@@ -45,7 +45,7 @@ def markdown() -> str:
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for name in registry.names():
         cells = (cell(family, name) for family in columns)
-        lines.append(" | ".join([f"`{name}` {registry.info(name).title}", *cells]))
+        lines.append(" | ".join([f"`{name}` {registry.info(name).label}", *cells]))
     return "\n".join(f"| {line} |" for line in lines)
 
 

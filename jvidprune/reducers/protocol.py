@@ -145,6 +145,14 @@ def position_rule(
     return "original" if any(rule.reference_positions == "original" for rule in rules) else "renumbered"
 
 
+Provenance = Literal["code", "reconstruction"]
+"""What a method was written after.
+
+"code": an implementation that is public, the authors' or another. "reconstruction": what is said of it and no more,
+since no code is public; nothing shows that its authors' program keeps the same tokens, and every listing says so.
+"""
+
+
 @dataclasses.dataclass(frozen=True)
 class MethodInfo:
     """What `jvidprune methods` and the README's table say of a method.
@@ -159,6 +167,7 @@ class MethodInfo:
       exact: the number of output tokens is known before any data is seen.
       quirks: behaviours of the reference implementation that the default reproduces, each with the option that
         mends it in brackets, or "no option".
+      provenance: see `Provenance`.
     """
 
     name: str
@@ -169,6 +178,12 @@ class MethodInfo:
     merges: bool
     exact: bool
     quirks: tuple[str, ...] = ()
+    provenance: Provenance = "code"
+
+    @property
+    def label(self) -> str:
+        """The title, with the word for a reconstruction where it is one: what listings, tables and reports show."""
+        return f"{self.title} (reconstruction)" if self.provenance == "reconstruction" else self.title
 
 
 class _ReducerRule:
@@ -422,8 +437,8 @@ class PositionedReducer(StagedReducer):
 
 
 def title_of(reducer: Reducer) -> str:
-    """A reducer's name for people: that of its paper, or of its class where it carries no `info`."""
-    return with_defaults(reducer).info.title
+    """A reducer's name for people: the label of its `info`, or the name of its class where it carries none."""
+    return with_defaults(reducer).info.label
 
 
 def inner_stages(reducer: Reducer, ratio: float) -> tuple[InnerStage, ...]:

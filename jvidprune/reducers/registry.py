@@ -214,6 +214,8 @@ def _made(written: Written, backbone: str | None, layers: int | None) -> Reducer
 def title(text: str) -> str:
     """The name for people of a method as it is typed: its paper's, with the settings asked for; chains with an arrow.
 
+    Reconstructions are marked, as settings too: "SToP (base=zspaprune (reconstruction))".
+
     Raises:
       JvidpruneError: an unknown name, or a text that is no method.
     """
@@ -223,8 +225,29 @@ def title(text: str) -> str:
 def _title(written: Written) -> str:
     if isinstance(written, Chain):
         return " → ".join(map(_title, written.stages))
-    shown = info(written.name).title
-    return f"{shown} ({', '.join(written.written)})" if written.written else shown
+    shown = info(written.name).label
+    settings = [
+        f"{typed} (reconstruction)" if _has_reconstruction(value) else typed
+        for typed, value in zip(written.written, written.settings.values(), strict=True)
+    ]
+    return f"{shown} ({', '.join(settings)})" if settings else shown
+
+
+def _has_reconstruction(value: Any) -> bool:
+    """Whether the value of a setting is a method that is a reconstruction or is made of one."""
+    if not isinstance(value, str):
+        return False
+    try:
+        written = parse(value)
+        stages = written.stages if isinstance(written, Chain) else (written,)
+        return any(
+            info(stage.name).provenance == "reconstruction" or any(map(_has_reconstruction, stage.settings.values()))
+            for stage in stages
+            if not isinstance(stage, Chain)
+        )
+    except JvidpruneError:
+        # A word that names no method.
+        return False
 
 
 def info(name: str) -> MethodInfo:

@@ -68,6 +68,11 @@ _RATIOS = {
 }
 """How the ratio of each method is meant."""
 
+_RECONSTRUCTED = (
+    "a reconstruction: no code of it is public, and it follows what is said of the method. Nothing here was compared "
+    "with its authors' program."
+)
+
 _EXAMPLE = Layout(32, (14, 14), (27, 27))
 """LLaVA-OneVision's video of 32 frames, which counts are given for."""
 
@@ -78,7 +83,7 @@ def short() -> str:
     for name in registry.names():
         info = registry.info(name)
         summary = info.summary[:1].upper() + info.summary[1:].rstrip(".")
-        rows.append([f"[`{name}`](docs/methods.md#{name}) {info.title}", _paper(info.paper), summary])
+        rows.append([f"[`{name}`](docs/methods.md#{name}) {info.label}", _paper(info.paper), summary])
     return _lines(rows)
 
 
@@ -98,6 +103,8 @@ def whole(tests: Path) -> str:
             gradients = "kept and merged tokens" if info.merges else "kept tokens"
         control = info.paper == "-" or name in _CONTROLS
         parity = "golden files" if _has_golden(name, tests) else "control" if control else "no golden files"
+        if info.provenance == "reconstruction":
+            parity = f"reconstruction, {parity}"
         rows.append([f"[`{name}`](#{name})", _paper(info.paper), _needs(reducer.needs), *yes, gradients, parity])
     return _lines(rows)
 
@@ -112,6 +119,7 @@ def sections() -> str:
         facts = [
             f"- **Code:** [{code.removeprefix('jvidprune/reducers/')}.py](../{code}.py).",
             f"- **Paper:** {_paper(info.paper) if info.paper != '-' else 'none, a control'}.",
+            *[f"- **Provenance:** {_RECONSTRUCTED}"] * (info.provenance == "reconstruction"),
             f"- **Needs:** {_needs(reducer.needs) if reducer.needs else 'the features alone'}.",
             f"- **Output:** {'kept tokens and weighted sums of others' if info.merges else 'kept tokens as they are'}.",
             f"- **Ratio:** {_RATIOS[name]}{_example(name)}",
@@ -122,7 +130,7 @@ def sections() -> str:
         if info.quirks:
             facts.append("- **Quirks that the default keeps:**")
             facts += [f"    - {quirk[:1].upper()}{quirk[1:]}." for quirk in info.quirks]
-        parts.append("\n".join([f"### {name}", "", f"**{info.title}.** {summary}.", "", *facts]))
+        parts.append("\n".join([f"### {name}", "", f"**{info.label}.** {summary}.", "", *facts]))
     return "\n\n".join(parts)
 
 

@@ -145,7 +145,7 @@ class Comparer:
         found = {}
         for info, needs in registry.listing():
             if info.name not in registry.combinators() and needs <= provided:
-                found[info.name] = info.title
+                found[info.name] = info.label
         return found | {name: title for name, (_, title) in self._own.items()}
 
     def _named(self, name: str) -> tuple[Reducer, str]:

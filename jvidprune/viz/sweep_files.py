@@ -61,7 +61,10 @@ def write_outputs(
         asked = ", ".join(f"{category} ({kind.replace('_', '/')})" for category, kind in task.pairs)
         note = f"Asked are the questions that this model was measured to answer above chance: {asked}; on the others "
         note += "nothing can be seen of pruning (--questions all asks them too)."
-    page = sweep_page(table, examples, model=model, note=note)
+    rebuilt = [table.titles[name] for name in plan.methods if "(reconstruction)" in table.titles[name]]
+    if rebuilt:
+        note += f" No code is public of {', '.join(rebuilt)}: what is shown was written after its description."
+    page = sweep_page(table, examples, model=model, note=note.strip())
     files = {"retention.svg": standalone(retention_plot(table)), "time.svg": standalone(time_plot(table))}
     for name, text in (files | {"report.html": page}).items():
         with atomic_output(folder / name) as part:
