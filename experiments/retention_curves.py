@@ -17,7 +17,7 @@ from jvidprune.cli.options import ModelChoice
 from jvidprune.cli.reading import open_model
 from jvidprune.cli.sweep import METHODS
 from jvidprune.evals.markdown import accuracy_table, category_table, difference_table, grid
-from jvidprune.evals.metrics import Difference, paired_difference
+from jvidprune.evals.paired import Difference, paired_difference
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import make_table
 from jvidprune.evals.runner import SweepRecords, run_sweep

@@ -14,7 +14,7 @@ from jvidprune.cli.console import Console
 from jvidprune.cli.options import ModelChoice
 from jvidprune.cli.reading import open_model
 from jvidprune.evals.markdown import accuracy_table, difference_table
-from jvidprune.evals.metrics import paired_difference
+from jvidprune.evals.paired import paired_difference
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import make_table
 from jvidprune.evals.runner import run_sweep

@@ -29,7 +29,8 @@ from jvidprune.evals.answering import BATCH, MIN_FILL
 from jvidprune.evals.extract import is_correct
 from jvidprune.evals.identity import model_fingerprint, run_hash
 from jvidprune.evals.markdown import difference_table, grid
-from jvidprune.evals.metrics import FULL, Cell, paired_difference, summarise
+from jvidprune.evals.metrics import FULL, Cell, summarise
+from jvidprune.evals.paired import paired_difference
 from jvidprune.evals.store import RecordStore
 from jvidprune.evals.tasks import answerable_part
 from jvidprune.files import write_table

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
 """What is compared unless the user says otherwise."""
 
+CONTROLS = "random,uniform,pool_space,pool_time,sample_space,sample_time"
+"""What every sweep is held against unless the user says otherwise: none of them looks at the video."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SweepChoice:
@@ -38,6 +41,8 @@ class SweepChoice:
     methods: str = ""
     """As in "flashvid(alpha=0.5),./my_reducer.py:Mine", separated by commas; by default all that read the
     video before the language model."""
+    controls: str = CONTROLS
+    """Reducers that run beside the methods and that these are held against; "none" leaves them out."""
     ratios: str = "0.25,0.2,0.15,0.1,0.05"
     """Retention ratios in (0, 1], separated by commas."""
     task: str = "procedural"
@@ -69,6 +74,20 @@ class SweepChoice:
             raise JvidpruneError("a sweep needs at least one method: names separated by commas, as in random,flashvid.")
         return found
 
+    def control_names(self) -> list[str]:
+        """The controls as they were typed, without those that are among the methods.
+
+        Raises:
+          JvidpruneError: no control; "none" says that none is wanted.
+        """
+        from jvidprune.expressions import split_list
+
+        found = split_list(self.controls)
+        if not found:
+            raise JvidpruneError('controls are names separated by commas, as in random,pool_space, or "none".')
+        methods = self.names()
+        return [name for name in dict.fromkeys(found) if name not in methods] if found != ["none"] else []
+
     def read_ratios(self) -> tuple[float, ...]:
         """Ratios from "0.25,0.1".
 
@@ -81,6 +100,9 @@ class SweepChoice:
 
 
 CHOICE = SweepChoice()
+
+MARK = "†"
+"""Behind an accuracy that is not shown to beat the best control."""
 
 
 def sweep(
@@ -137,8 +159,8 @@ def swept(
     from jvidprune.reducers import registry
     from jvidprune.viz.sweep_files import write_outputs
 
-    methods, ratios = choice.names(), choice.read_ratios()
-    for text in methods:
+    methods, controls, ratios = choice.names(), choice.control_names(), choice.read_ratios()
+    for text in (*methods, *controls):
         registry.from_text(text)
     limits = check_reading(model)
     if choice.task == "procedural" and model.fps is not None:
@@ -162,7 +184,12 @@ def swept(
         )
         note_left_out(left_out(task), console)
         names = [name for name in dict.fromkeys(methods) if name not in BASELINES]
-        plan = SweepPlan({name: llm.reducer(name) for name in names}, ratios, choice.max_new_tokens)
+        plan = SweepPlan(
+            {name: llm.reducer(name) for name in names},
+            ratios,
+            choice.max_new_tokens,
+            controls={name: llm.reducer(name) for name in controls if name not in BASELINES},
+        )
         bar, text = None, ""
 
         def progress(doing: str, done: int, total: int) -> None:
@@ -188,7 +215,7 @@ def swept(
         if not found.samples:
             raise JvidpruneError(nothing_answered(task.name, found.left_out))
         console.start("writing the report")
-        table = make_table(found, task, {name: registry.title(name) for name in names})
+        table = make_table(found, task, {name: registry.title(name) for name in plan.reducers})
         shown = "the embedded model" if model.model is None else llm.loaded.folder.name
         record = write_outputs(llm, task, plan, found, table, shown)
     return table, record | {"left_out": listed(table.left_out)}
@@ -251,8 +278,11 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     """Accuracy of every method at every ratio with its interval, and where the files are."""
     from jvidprune.cli.console import marked
     from jvidprune.cli.left_out import show_left_out
+    from jvidprune.evals.controls import told
 
     console.print(sweep_table(table, intervals=console.width >= 130))
+    for line in told(table.standings.values(), table.titles):
+        console.print(marked(line), plain=True)
     for method, reasons in table.refused.items():
         console.print(f"[dim]{method}: {marked(next(iter(reasons.values())))}[/dim]", plain=True)
     if record["untrained"]:
@@ -293,6 +323,9 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
     refused = any(table.cell(method, smallest) is None for method in swept)
     else_at = " (tokens and ms else at a method's smallest)" * refused
     caption += [f"share of unpruned, tokens and ms an answer at {100 * smallest:g} %{else_at}"]
+    unproved = {run for run, standing in table.standings.items() if standing.outcome != "beats"}
+    if unproved:
+        caption.append(f"{MARK} not shown to beat the best control")
     out = Table(box=box.SIMPLE_HEAD, caption=" · ".join(caption), caption_justify="left")
     out.add_column("method", no_wrap=True)
     for ratio in table.ratios:
@@ -308,6 +341,10 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
     for method in swept:
         cells = [table.cell(method, ratio) for ratio in table.ratios]
         texts = ["–" if c is None else _accuracy(c, intervals, bold=c.accuracy == best[c.ratio]) for c in cells]
+        if unproved:
+            texts = [
+                text + (MARK if (method, r) in unproved else " ") for text, r in zip(texts, table.ratios, strict=True)
+            ]
         last = min((c for c in cells if c is not None), key=lambda cell: cell.ratio, default=None)
         if last is not None:
             at = last.ratio

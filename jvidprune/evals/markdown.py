@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from jvidprune.evals.metrics import ALL, FULL, Cell, Difference
+from jvidprune.evals.metrics import ALL, FULL, Cell
+from jvidprune.evals.paired import Difference
 from jvidprune.evals.plan import BASELINES, BLIND
 from jvidprune.evals.results import SweepTable
 

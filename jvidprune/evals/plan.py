@@ -56,16 +56,19 @@ class SweepPlan:
       ratios: in (0, 1], in the order of the tables.
       max_new_tokens: longest answer.
       own_ratios: shown name -> those of `ratios` that a method runs at, for methods that do not run at all of them.
+      controls: shown name -> reducer of the controls that run beside the methods at all `ratios`. They are no part of
+        what a run is: a run of the same methods goes on with other controls.
 
     Raises:
-      JvidpruneError: no ratio, a ratio out of range or twice, a method with a reserved name, or own ratios of an
-        unknown method or outside of `ratios`.
+      JvidpruneError: no ratio, a ratio out of range or twice, a method with a reserved name, a control that is one of
+        the methods, or own ratios of an unknown method or outside of `ratios`.
     """
 
     methods: dict[str, Reducer]
     ratios: tuple[float, ...] = RATIOS
     max_new_tokens: int = 8
     own_ratios: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    controls: Mapping[str, Reducer] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.ratios:
@@ -77,19 +80,27 @@ class SweepPlan:
         if self.max_new_tokens < 1:
             raise JvidpruneError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
         for name in BASELINES:
-            if name in self.methods:
+            if name in self.reducers:
                 raise JvidpruneError(f"{name!r} is part of every sweep and need not be asked for.")
+        for name in self.controls:
+            if name in self.methods:
+                raise JvidpruneError(f"{name} is one of the methods and need not be a control of the sweep as well.")
         for name, ratios in self.own_ratios.items():
             if name not in self.methods:
                 raise JvidpruneError(f"own ratios of {name!r}, which is none of the sweep's methods.")
             if strange := set(ratios) - set(self.ratios):
                 raise JvidpruneError(f"{name} has ratios of its own that the sweep lacks: {min(strange):g}.")
 
+    @property
+    def reducers(self) -> dict[str, Reducer]:
+        """Methods and controls by shown name, in the order of the tables."""
+        return {**self.methods, **self.controls}
+
     def groups(self) -> list[tuple[str, Reducer, tuple[float, ...]]]:
         """(name, reducer, ratios) that are run together, the two baselines first."""
         fixed = [(FULL, Full(), (1.0,)), (BLIND, NoVideo(), (0.0,))]
         own = self.own_ratios
-        return [*fixed, *((name, method, own.get(name, self.ratios)) for name, method in self.methods.items())]
+        return [*fixed, *((name, method, own.get(name, self.ratios)) for name, method in self.reducers.items())]
 
     def runs(self) -> list[tuple[str, float]]:
         """(name, ratio) of everything that is run, in the order of the tables."""
@@ -98,7 +109,7 @@ class SweepPlan:
     @property
     def needs(self) -> frozenset[str]:
         """Evidence that any of the methods reads."""
-        return frozenset().union(*(method.needs for method in self.methods.values()))
+        return frozenset().union(*(method.needs for method in self.reducers.values()))
 
 
 MODEL = ("model", "prompt", "around", "code", "backend")

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from jvidprune.evals.controls import WRITTEN, Standing, against_controls, is_control, written
 from jvidprune.evals.items import LeftOut
 from jvidprune.evals.metrics import ALL, Cell, summarise
+from jvidprune.evals.paired import Run
 from jvidprune.evals.runner import SweepRecords
 from jvidprune.evals.store import Record
 from jvidprune.files import atomic_output
@@ -66,6 +68,8 @@ class SweepTable:
       clips: number of clips.
       titles: method -> name as its paper writes it.
       left_out: what could not be asked and is not counted.
+      controls: names of the methods that are controls.
+      standings: how the other methods stand against them, by (method, ratio); empty without a control.
     """
 
     identity: dict[str, Any]
@@ -79,6 +83,8 @@ class SweepTable:
     clips: int
     titles: dict[str, str]
     left_out: tuple[LeftOut, ...] = ()
+    controls: tuple[str, ...] = ()
+    standings: dict[Run, Standing] = dataclasses.field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -109,6 +115,8 @@ def make_table(
     cells = {(c.method, c.ratio, c.category): c for c in summarise(found.samples, found.runs, draws=draws, seed=seed)}
     seen = {category for _, _, category in cells}
     runs = [run for run in found.runs if (*run, ALL) in cells]
+    told = found.identity.get("controls", ())
+    controls = tuple(name for name in dict.fromkeys(name for name, _ in runs) if name in told or is_control(name))
     return SweepTable(
         found.identity,
         found.files.folder,
@@ -121,6 +129,8 @@ def make_table(
         len({record["clip"] for record in found.samples}),
         titles,
         found.left_out,
+        controls,
+        against_controls(found.samples, cells, controls, draws=draws, seed=seed),
     )
 
 
@@ -166,11 +176,11 @@ def _chance(task: Any) -> dict[str, float]:
 
 
 def write_csv(table: SweepTable, path: Path) -> None:
-    """One line a method, ratio and category; costs stand on the lines of all categories together."""
+    """One line a method, ratio and category; costs and controls stand on the lines of all categories together."""
     fields = [field.name for field in dataclasses.fields(Cell)]
     costs = [field.name for field in dataclasses.fields(Cost) if field.name not in fields]
     with atomic_output(path) as part, part.open("w", newline="", encoding="utf8") as file:
-        writer = csv.DictWriter(file, [*fields, "chance", *costs], restval="")
+        writer = csv.DictWriter(file, [*fields, "chance", *costs, *WRITTEN], restval="", extrasaction="ignore")
         writer.writeheader()
         for run in table.runs:
             for category in (ALL, *table.categories):
@@ -180,6 +190,7 @@ def write_csv(table: SweepTable, path: Path) -> None:
                 row = dataclasses.asdict(cell) | {"chance": table.chance.get(category, 0.0)}
                 if category == ALL:
                     row |= {name: getattr(table.costs[run], name) for name in costs}
+                    row |= written(table.standings[run]) if run in table.standings else {}
                 writer.writerow({k: _written(v) for k, v in row.items()})
 
 

@@ -24,7 +24,7 @@ from jvidprune.evals.hosts import (
     record_files,
     wait_for_others,
 )
-from jvidprune.evals.identity import run_hash
+from jvidprune.evals.identity import plain, run_hash
 from jvidprune.evals.items import Item, LeftOut, left_out
 from jvidprune.evals.keys import BATCH_KEY, FAILURE_KEY, SAMPLE_KEY, Group, Keys, Stores
 from jvidprune.evals.pairs import Job, answer_job, possible_ratios
@@ -85,7 +85,7 @@ class SweepRecords:
 
     Attributes:
       files: where.
-      identity: what the run is.
+      identity: what the run is, and under "controls" what ran beside its methods.
       runs: (method, ratio) in the order of the tables.
       samples: one record a clip, question, method and ratio.
       batches: one record a clip, method and ratio.
@@ -145,6 +145,7 @@ def run_sweep(
         cannot be read.
     """
     identity = plans.identity(llm, task, plan)
+    controls = {name: plain(reducer) for name, reducer in plan.controls.items()}
     files = RunFiles(out or Path("runs") / run_hash(identity), host)
     progress = progress or (lambda text, done, total: None)
     if plan.needs:
@@ -153,7 +154,7 @@ def run_sweep(
     with only_writer(files.folder, host):
         with contextlib.ExitStack() as closing:
             with one_at_a_time(files.folder):
-                _write_settings(files, identity)
+                _write_settings(files, identity, controls)
                 stores = closing.enter_context(_stores(files))
             resumed = len(keys.select(stores, ())[0])
             failed = _run_missing(llm, keys, stores, progress, report, host, strict)
@@ -165,7 +166,9 @@ def run_sweep(
             bad = {number: why for number, why in absent.items() if why is not None}
             samples, batches = keys.select(stores, tuple(bad))
         out_of_it = (*left_out(task), *bad.values())
-        return SweepRecords(files, identity, plan.runs(), samples, batches, resumed, complete, out_of_it)
+        return SweepRecords(
+            files, identity | {"controls": controls}, plan.runs(), samples, batches, resumed, complete, out_of_it
+        )
 
 
 @contextlib.contextmanager
@@ -202,8 +205,8 @@ def _joined(files: RunFiles, keys: Keys) -> bool:
         return True
 
 
-def _write_settings(files: RunFiles, identity: dict[str, Any]) -> None:
-    """Says in run.json what the run is; what was run in the folder before stands below.
+def _write_settings(files: RunFiles, identity: dict[str, Any], controls: dict[str, Any]) -> None:
+    """Says in run.json what the run is and what controls it has; what was run in the folder before stands below.
 
     Raises:
       TransientError: another host is running something else there.
@@ -214,7 +217,7 @@ def _write_settings(files: RunFiles, identity: dict[str, Any]) -> None:
         with contextlib.suppress(JvidpruneError):
             found = load_json(files.settings)
             known = found if isinstance(found, dict) else {}
-    if known.get("hash") == name:
+    if known.get("hash") == name and known.get("controls", {}) == controls:
         return
     if known and any(is_running(files.folder, other) for other in files.host.others()):
         going = quoted(known.get("hash"))
@@ -224,7 +227,8 @@ def _write_settings(files: RunFiles, identity: dict[str, Any]) -> None:
     earlier = known.pop("earlier", [])
     before = {run.get("hash"): run for run in [*(earlier if isinstance(earlier, list) else []), known] if run}
     before.pop(name, None)
-    text = json.dumps({"hash": name} | identity | {"earlier": list(before.values())}, indent=1, ensure_ascii=False)
+    shown = {"hash": name} | identity | ({"controls": controls} if controls else {})
+    text = json.dumps(shown | {"earlier": list(before.values())}, indent=1, ensure_ascii=False)
     with atomic_output(files.settings) as part:
         part.write_text(text + "\n", encoding="utf8")
 

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from jvidprune.evals.controls import written
 from jvidprune.evals.pairs import possible_ratios
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import SweepTable, write_csv
@@ -45,10 +46,10 @@ def write_outputs(
         encoded = llm.encode(clip, needs=plan.needs - QUESTION)
         out = {}
         for name in methods:
-            video = llm.with_evidence(encoded, plan.methods[name], question)
+            video = llm.with_evidence(encoded, plan.reducers[name], question)
             # Those of this clip, as the run asked for them: its compiled program serves again.
-            possible, _ = possible_ratios(plan.methods[name], video.tokens, ratios[name])
-            reduced = sweep_video(video, plan.methods[name], possible)[possible.index(ratio)].reduced
+            possible, _ = possible_ratios(plan.reducers[name], video.tokens, ratios[name])
+            reduced = sweep_video(video, plan.reducers[name], possible)[possible.index(ratio)].reduced
             frames, grid = video.tokens.features.shape[0], video.tokens.grid
             out[name] = Decision.from_reduced(reduced, method=table.titles[name], ratio=ratio, frames=frames, grid=grid)
         return out
@@ -78,6 +79,7 @@ def write_outputs(
         "samples": len(found.samples),
         "rows": [_known(table.cells[run[0], run[1], "all"]) for run in table.runs],
         "costs": [_known(table.costs[run]) for run in table.runs],
+        "controls": [written(standing) for standing in table.standings.values()],
         "refused": table.refused,
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jvidprune.costs.flops import tera
+from jvidprune.evals.controls import OUTCOMES, base_name, sentence
 from jvidprune.evals.extract import option_letter
 from jvidprune.evals.items import LETTERS
 from jvidprune.evals.metrics import ALL, FULL, Cell
@@ -61,6 +62,7 @@ class _Shown(NamedTuple):
     tip: str = ""
     tint: str = ""
     best: bool = False
+    mark: str = ""
 
 
 class _Baseline(NamedTuple):
@@ -77,6 +79,24 @@ class _Method(NamedTuple):
     name: str
     colour: str
     cells: list[_Shown]
+
+
+class _Held(NamedTuple):
+    """A method against the best control at one ratio: change, interval, control, tokens of both, and who is ahead."""
+
+    change: str
+    bounds: str
+    control: str
+    tokens: str
+    outcome: str
+    tip: str
+
+
+class _Against(NamedTuple):
+    """A row of the table against the controls; None where a method has no answers."""
+
+    name: str
+    cells: list[_Held | None]
 
 
 class _Categories(NamedTuple):
@@ -158,6 +178,9 @@ def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: st
         ratios=ratios,
         baselines=_baselines(table),
         headline=_headline(table),
+        against=_against(table),
+        outcomes=list(dict.fromkeys(standing.outcome for standing in table.standings.values())),
+        words=OUTCOMES,
         retention=retention_plot(table),
         time=time_plot(table),
         columns=[name.replace("_", " ") for name in columns],
@@ -206,7 +229,7 @@ def _cards(table: SweepTable) -> list[_Card]:
         text = f"of {_count(full.questions, 'question')} right with all {full.kept:,.0f} visual tokens"
         cards.append(_Card(BASELINES[FULL], f"{100 * full.accuracy:.1f} %", text))
     cells = {method: cell for method in swept(table) if (cell := table.cell(method, ratio))}
-    published = {m: c for m, c in cells.items() if m.partition(":")[0] not in CONTROLS}
+    published = {m: c for m, c in cells.items() if base_name(m) not in CONTROLS}
     if published:
         best = max(published, key=lambda m: (published[m].accuracy, -published[m].kept))
         cell = published[best]
@@ -254,9 +277,34 @@ def _headline(table: SweepTable) -> list[_Method]:
                 cells.append(_Shown(None, tip=table.refused.get(method, {}).get(ratio, "")))
             else:
                 tip = f"{_relative(cell)} of unpruned · {cell.kept:,.1f} tokens · prompt {cell.prompt:,.0f}"
-                shown = {"tip": tip, "tint": _tint(cell), "best": cell.accuracy == best[ratio]}
+                standing = table.standings.get((method, ratio))
+                mark = "" if standing is None or standing.outcome == "beats" else "†"
+                tip += "" if standing is None else f" · {OUTCOMES[standing.outcome]}"
+                shown = {"tip": tip, "tint": _tint(cell), "best": cell.accuracy == best[ratio], "mark": mark}
                 cells.append(_number(cell)._replace(**shown))
         rows.append(_Method(method, shown_name(table, method), css_colour(styles[method]), cells))
+    return rows
+
+
+def _against(table: SweepTable) -> list[_Against]:
+    """Methods by ratios: the change from the best control at as many tokens."""
+    rows = []
+    for method in swept(table):
+        standings = [table.standings.get((method, ratio)) for ratio in table.ratios]
+        cells: list[_Held | None] = []
+        for standing in standings:
+            if standing is None:
+                cells.append(None)
+                continue
+            rival, found = standing.rival, standing.rival.difference
+            at = "" if rival.run[1] == standing.run[1] else f" at {_percent(rival.run[1])}"
+            bounds = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+            tokens = f"{standing.kept:,.0f} : {rival.kept:,.0f} tokens"
+            control = shown_name(table, rival.run[0]) + at
+            tip = f"{sentence(standing, table.titles)}: {OUTCOMES[standing.outcome]}"
+            cells.append(_Held(f"{100 * found.change:+.1f}", bounds, control, tokens, standing.outcome, tip))
+        if any(cells):
+            rows.append(_Against(shown_name(table, method), cells))
     return rows
 
 

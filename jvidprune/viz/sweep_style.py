@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from jvidprune.evals import controls
+
 INK, SOFT, LINE = "#10203a", "#10203b", "#10203c"
 """Placeholders that a plot is drawn with; `themed` turns them into CSS variables."""
 
@@ -10,10 +12,7 @@ _LIGHT = ("#332288", "#cc6677", "#117733", "#4499bb", "#aa4499", "#999933", "#88
 _DARK = ("#9a8cff", "#ff9aa8", "#5fc47c", "#88ccee", "#e08ad6", "#cccc66", "#e0679f", "#6fd8c6", "#f0c25a")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "h")
 
-CONTROLS = (
-    *("random", "uniform", "frame_drop", "inner_random", "attention_topk", "pool_space", "pool_time", "pool_spacetime"),
-    *("sample_space", "sample_time", "sample_spacetime", "sample_random_cell"),
-)
+CONTROLS = (*controls.CONTROLS, "attention_topk")
 """Methods without a paper; they are drawn in grey behind the others."""
 
 
@@ -31,7 +30,7 @@ def series_styles(methods: list[str]) -> dict[str, SeriesStyle]:
     """A style for every method: controls share the soft ink and differ by dashes, the others by colour and marker."""
     styles, grey, bright = {}, 0, 0
     for method in methods:
-        if method.partition(":")[0] in CONTROLS:
+        if controls.base_name(method) in CONTROLS:
             styles[method] = SeriesStyle(SOFT, ".", ("--", ":", "-.")[grey % 3], True)
             grey += 1
         else:

@@ -70,7 +70,19 @@ def verbs(place, out):
         [*ask, "--template", "chat"],
         [*reduce, out / "drawn.html", *model],
         [*reduce, out / "drawn.png", *model],
-        ["sweep", "--methods", "random", "--ratios", "0.5", "--clips", "1", "--out", out / "sweep"],
+        [
+            "sweep",
+            "--methods",
+            "random",
+            "--controls",
+            "none",
+            "--ratios",
+            "0.5",
+            "--clips",
+            "1",
+            "--out",
+            out / "sweep",
+        ],
     ]
 
 

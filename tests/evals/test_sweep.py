@@ -23,7 +23,8 @@ from helpers.sweeps import (
 
 from jvidprune.cli.sweep import sweep_table
 from jvidprune.errors import JvidpruneError
-from jvidprune.evals.metrics import Cell, bootstrap_ratio, clip_draws, paired_difference, summarise
+from jvidprune.evals.metrics import Cell, bootstrap_ratio, clip_draws, summarise
+from jvidprune.evals.paired import paired_difference
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import Cost, SweepTable, make_table
 from jvidprune.evals.runner import run_sweep

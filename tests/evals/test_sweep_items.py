@@ -14,6 +14,7 @@ from jvidprune.procedural.export import export
 from jvidprune.video.encode import write_mp4
 
 WORDS = ["--methods", "random", "--ratios", "0.25", "--frames", "8", "--max-new-tokens", "1"]
+WORDS += ["--controls", "none"]
 
 
 @pytest.fixture(scope="module")

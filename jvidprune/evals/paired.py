@@ -1,0 +1,175 @@
+"""Two runs on the same questions: change of accuracy and its interval, exact McNemar test, Holm, questions needed.
+
+The interval resamples clips, as questions of one clip go together; the test counts questions, as the field does. A
+difference is called established where both agree.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from jvidprune.evals.metrics import ALL, bootstrap_ratio, clip_draws
+
+Run = tuple[str, float]
+"""Method and retention ratio."""
+
+LEVEL = 0.05
+"""Probability of an error of the first kind, over all comparisons of a family."""
+
+_TOGETHER = 256
+"""Comparisons whose resamples are computed at once: their product with clips and draws bounds the memory."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """How much more often one run is right than another on the same questions.
+
+    Attributes:
+      first, second: the runs.
+      category: of the questions, or "all".
+      questions: asked of both.
+      gained, lost: those that the second alone, and that the first alone gets right.
+      change: accuracy of the second minus that of the first, with the bounds `low` and `high`.
+      adjusted: `p` corrected for the comparisons that were made with it (`holm`); None where it stands alone.
+    """
+
+    first: Run
+    second: Run
+    category: str
+    questions: int
+    gained: int
+    lost: int
+    change: float
+    low: float
+    high: float
+    adjusted: float | None = None
+
+    @property
+    def ratio(self) -> float:
+        """Retention ratio of the second run."""
+        return self.second[1]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves out zero."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def p(self) -> float:
+        """Two-sided exact McNemar test: probability of so uneven a split if both runs were equally good."""
+        return mcnemar(self.gained, self.lost)
+
+    @property
+    def established(self) -> bool:
+        """Whether the interval leaves out zero and the test, corrected where it must be, is below `LEVEL`."""
+        return self.clear and (self.p if self.adjusted is None else self.adjusted) < LEVEL
+
+    def questions_needed(self, power: float = 0.8) -> int | None:
+        """Questions after which a difference of this size would be found; None where there is none.
+
+        Args:
+          power: probability of finding it at the level `LEVEL`, two-sided.
+
+        Normal approximation for paired proportions (Connor, Biometrics 1987, 43, 207): with d the share of questions
+        that one run alone gets right and c the change, (z(1 - a/2) sqrt(d) + z(power) sqrt(d - c^2))^2 / c^2. Questions
+        count as independent: where several are asked about one clip, more are needed.
+        """
+        share, change = (self.gained + self.lost) / self.questions, (self.gained - self.lost) / self.questions
+        if not change:
+            return None
+        normal = NormalDist()
+        width = normal.inv_cdf(1 - LEVEL / 2) * math.sqrt(share)
+        width += normal.inv_cdf(power) * math.sqrt(max(0.0, share - change * change))
+        return math.ceil(width * width / (change * change))
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def mcnemar(gained: int, lost: int) -> float:
+    """Two-sided p-value of the exact McNemar test: twice the lower binomial tail of the smaller count, at most 1.
+
+    Args:
+      gained, lost: questions that only one, and that only the other of two runs gets right.
+    """
+    total, term, tail = gained + lost, 1, 0
+    for i in range(min(gained, lost) + 1):
+        tail += term
+        term = term * (total - i) // (i + 1)
+    # Integers: binomial coefficients of thousands of questions exceed every float, their share of 2^n does not.
+    return min(1.0, 2 * tail / 2**total) if total else 1.0
+
+
+def holm(values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values of a family, in the order given (Scand. J. Statist. 1979, 6, 65)."""
+    adjusted, most = [0.0] * len(values), 0.0
+    for rank, i in enumerate(sorted(range(len(values)), key=lambda i: values[i])):
+        most = max(most, min(1.0, (len(values) - rank) * values[i]))
+        adjusted[i] = most
+    return adjusted
+
+
+def corrected(found: Sequence[Difference]) -> list[Difference]:
+    """Differences that are judged together, each with its adjusted p-value."""
+    adjusted = holm([one.p for one in found])
+    return [dataclasses.replace(one, adjusted=value) for one, value in zip(found, adjusted, strict=True)]
+
+
+def compare_runs(
+    records: Sequence[Mapping[str, Any]],
+    pairs: Sequence[tuple[Run, Run]],
+    *,
+    category: str = ALL,
+    draws: int = 2000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> list[Difference | None]:
+    """The change from the first to the second run of each pair, None without common questions.
+
+    Args:
+      records: with clip, question, method, ratio, category and correct; their order does not matter.
+      pairs: of runs.
+      category: of the questions.
+      draws, seed, level: as for `metrics.summarise`; clips are resampled, both runs together.
+    """
+    runs = {run: i for i, run in enumerate(dict.fromkeys(run for pair in pairs for run in pair))}
+    known: dict[tuple[str, str], dict[int, bool]] = {}
+    for record in records:
+        run = runs.get((record["method"], record["ratio"]))
+        if run is not None and category in (ALL, record["category"]):
+            known.setdefault((record["clip"], record["question"]), {})[run] = record["correct"]
+    # (questions, runs): 1 right, 0 wrong, NaN not asked.
+    keys = sorted(known)
+    right = np.full((len(keys), len(runs)), np.nan, np.float32)
+    for row, key in enumerate(keys):
+        right[row, list(known[key])] = list(known[key].values())
+    change = right[:, [runs[second] for _, second in pairs]] - right[:, [runs[first] for first, _ in pairs]]
+    both = ~np.isnan(change)
+    shared = both.any(1)
+    asked = [clip for (clip, _), some in zip(keys, shared, strict=True) if some]
+    clips = {name: i for i, name in enumerate(dict.fromkeys(asked))}
+    place = np.array([clips[clip] for clip in asked], np.intp)
+    sums = np.zeros((2, len(clips), len(pairs)))
+    np.add.at(sums[0], place, np.where(both, change, 0.0)[shared])
+    np.add.at(sums[1], place, both[shared])
+    counts = clip_draws(len(clips), draws, seed) if clips else np.zeros((draws, 0))
+    parts = [slice(start, start + _TOGETHER) for start in range(0, len(pairs), _TOGETHER)]
+    bounds = [bootstrap_ratio(counts, sums[0][:, part], sums[1][:, part], level) for part in parts]
+    ends = zip(*(np.concatenate(side).tolist() for side in zip(*bounds, strict=True)), strict=True)
+    out: list[Difference | None] = []
+    for i, ((first, second), (low, high)) in enumerate(zip(pairs, ends, strict=True)):
+        questions, gained, lost = (int(some[:, i].sum()) for some in (both, change > 0, change < 0))
+        shift = (gained - lost) / questions if questions else math.nan
+        found = Difference(first, second, category, questions, gained, lost, shift, low, high)
+        out.append(found if questions else None)
+    return out
+
+
+def paired_difference(
+    records: Sequence[Mapping[str, Any]], first: str, second: str, ratio: float, **options: Any
+) -> Difference | None:
+    """Change of accuracy from one method to another at a ratio; see `compare_runs`, also for the options."""
+    return compare_runs(records, [((first, ratio), (second, ratio))], **options)[0]
