@@ -162,6 +162,9 @@ class _Counter:
         operands = [body[name] for name in one.operands if name in body]
         if op == "copy-start":
             return _traffic(one.shapes[:2])
+        if op == "slice-start" and len(one.shapes) > 1:
+            (_, near), made = one.shapes[0], one.shapes[1]
+            return _traffic([(made[0], near), made])
         if op in ("fusion", "async-start"):
             names = _called(one, "calls")
             return self._fusion(one, operands, self.computations[names[0]]) if names else _plain(one, operands)

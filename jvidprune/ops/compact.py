@@ -183,7 +183,8 @@ def _blocked_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
             matrix = jnp.where(row - first == jnp.arange(size)[:, None], weight, 0.0)
             return total + jnp.dot(matrix, x[source].astype(jnp.float32), precision=precision)
 
-        with mean_rounds(slots * tokens / capacity + 0.5):
+        # As many as where every token contributes once, and half of a block's last round.
+        with mean_rounds(tokens / capacity + 0.5):
             total = lax.fori_loop(0, -(-(end - begin) // size), add, jnp.zeros((size, width), jnp.float32))
         return total.astype(x.dtype)
 

@@ -19,16 +19,19 @@ The three released copies, one a backbone, do not implement the same arithmetic;
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, Share
 from jvidprune.ops import compact, segment
+from jvidprune.ops.branch import mean_rounds, on_cpu
 from jvidprune.ops.cluster import centre_mask, peak_scores
 from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, normalise, over_frames
@@ -198,14 +201,10 @@ class FastVID(PositionedReducer):
         index = jnp.arange(frames, dtype=jnp.int32)
         anchor_frame = jnp.zeros((frames, most), jnp.int32).at[ids, slot].set(index, mode="drop")[ids]
 
-        def block(t: Array) -> Array:
-            def one(j: Array, out: Array) -> Array:
-                return out.at[j].set(dot_f32(x[t], x[anchor_frame[t, j]]))
+        def products(t: Array, j: Array) -> Array:
+            return dot_f32(x[t], x[anchor_frame[t, j]])
 
-            return lax.fori_loop(0, slots[t], one, jnp.zeros((most, n, n), jnp.float32))
-
-        # Frame by frame on accelerators too: side by side all frames would make as many rounds as the longest segment.
-        gram = lax.map(block, index)
+        gram = self._over_anchors(products, slots, most, 0.0)
         own = gram[index, jnp.minimum(slot, most - 1)]
         norm = jnp.sqrt(jnp.diagonal(own, axis1=1, axis2=2))
         return FastVIDShared(
@@ -299,21 +298,21 @@ class FastVID(PositionedReducer):
         once = counts.alone | (shared.length == 1)
         penalty = shared.penalty * jnp.where(once, 1.0, 2.0)[:, None]
 
-        def scored(t: Array) -> tuple[Array, Array, Array]:
-            scores = peak_scores(shared.distance[t], free[t], self.neighbours, max_neighbours=self.neighbours)
-            peak, rank = centre_mask(scores - penalty[t], counts.peaks[t])
+        def scored(distance: Array, free: Array, penalty: Array, scale: Array, peaks: Array) -> tuple[Array, ...]:
+            scores = peak_scores(distance, free, self.neighbours, max_neighbours=self.neighbours)
+            peak, rank = centre_mask(scores - penalty, peaks)
             place = jnp.arange(n, dtype=jnp.int32)
-            zero = jnp.where(peak & (shared.scale[t] == 0), rank, n)
+            zero = jnp.where(peak & (scale == 0), rank, n)
             first = jnp.where(zero == zero.min(), place, n).min()
             return peak, jnp.where(rank == 0, place, n).min(), jnp.where(zero.min() < n, first, n)
 
-        def none(t: Array) -> tuple[Array, Array, Array]:
+        def none(*_: Array) -> tuple[Array, ...]:
             return jnp.zeros(n, bool), jnp.int32(n), jnp.int32(n)
 
-        def one(t: Array) -> tuple[Array, Array, Array]:
-            return lax.cond(counts.peaks[t] > 0, scored, none, t)
+        def one(*frame: Array) -> tuple[Array, ...]:
+            return lax.cond(frame[-1] > 0, scored, none, *frame)
 
-        peak, top, zero = over_frames(one, jnp.arange(shared.rank.shape[0]))
+        peak, top, zero = over_frames(one, shared.distance, free, penalty, shared.scale, counts.peaks)
         return peak, _Leads(top, zero)
 
     def _targets(
@@ -330,27 +329,54 @@ class FastVID(PositionedReducer):
         none = frames * n
         place = jnp.arange(n, dtype=jnp.int32)
 
-        def one(t: Array) -> Array:
-            def join(j: Array, out: Array) -> Array:
-                f = shared.anchor_frame[t, j]
-                # The norm of the joining token cannot change which peak is most similar.
-                cosine = jnp.where(peak[f], shared.gram[t, j] * shared.scale[f], -jnp.inf)
-                best = jnp.minimum(first_argmax(cosine), n - 1)
-                here = t == f
-                pool = free[t] & peak[f].any()
-                if self.variant == "llava_onevision":
-                    pool = pool & (here | ~counts.alone[f])
-                    best = jnp.where(here & peak[t], place, best)
-                else:
-                    pool = pool & ~(here & peak[t])
-                # Cosines of zero tokens are NaN in the reference, which its argmax takes for the largest.
-                best = jnp.where(lead.zero[f] < n, lead.zero[f], best)
-                best = jnp.where(shared.zero[t], lead.top[f], best)
-                return out.at[j].set(jnp.where(pool, f * n + best, none))
+        def join(t: Array, j: Array) -> Array:
+            f = shared.anchor_frame[t, j]
+            # The norm of the joining token cannot change which peak is most similar.
+            cosine = jnp.where(peak[f], shared.gram[t, j] * shared.scale[f], -jnp.inf)
+            best = jnp.minimum(first_argmax(cosine), n - 1)
+            here = t == f
+            pool = free[t] & peak[f].any()
+            if self.variant == "llava_onevision":
+                pool = pool & (here | ~counts.alone[f])
+                best = jnp.where(here & peak[t], place, best)
+            else:
+                pool = pool & ~(here & peak[t])
+            # Cosines of zero tokens are NaN in the reference, which its argmax takes for the largest.
+            best = jnp.where(lead.zero[f] < n, lead.zero[f], best)
+            best = jnp.where(shared.zero[t], lead.top[f], best)
+            return jnp.where(pool, f * n + best, none).astype(jnp.int32)
 
-            return lax.fori_loop(0, shared.slots[t], join, jnp.full((most, n), none, jnp.int32))
+        return self._over_anchors(join, shared.slots, most, none).transpose(1, 0, 2).reshape(most, none)
 
-        return over_frames(one, jnp.arange(frames)).transpose(1, 0, 2).reshape(most, none)
+    def _over_anchors(
+        self, one: Callable[[Array, Array], Array], slots: Int[Array, "T"], most: int, fill: float
+    ) -> Shaped[Array, "T A *S"]:
+        """`one(frame, number)` of every anchor frame of each frame's segment, `fill` where a segment has no more.
+
+        On CPU frame by frame, each with the anchors that it has. On accelerators all frames side by side, in as many
+        rounds as the longest segment has anchors.
+        """
+        frames = jnp.arange(slots.shape[0], dtype=jnp.int32)
+        made = jax.eval_shape(one, frames[0], frames[0])
+        if on_cpu():
+
+            def frame(t: Array) -> Array:
+                blank = jnp.full((most, *made.shape), fill, made.dtype)
+                return lax.fori_loop(0, slots[t], lambda j, out: out.at[j].set(one(t, j)), blank)
+
+            return lax.map(frame, frames)
+
+        def together(j: Array, out: Array) -> Array:
+            new = jax.vmap(one, (0, None))(frames, j)
+            new = jnp.where((j < slots).reshape(-1, *([1] * made.ndim)), new, jnp.asarray(fill, made.dtype))
+            return lax.dynamic_update_index_in_dim(out, new, j, axis=1)
+
+        # As many rounds as segments of equal length have.
+        longest = -(-slots.shape[0] // self.segments)
+        with mean_rounds(-(-longest // self.interval)):
+            return lax.fori_loop(
+                0, slots.max(), together, jnp.full((slots.shape[0], most, *made.shape), fill, made.dtype)
+            )
 
     def budget(self, layout: Layout, ratio: float) -> FastVIDBudget:
         """R = int(N * ratio) and the table of peaks a segment, rounded as each released copy does.
