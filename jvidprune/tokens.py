@@ -247,6 +247,19 @@ class Reduced(NamedTuple):
         return self.valid.sum(-1)
 
 
+def place_fates(index: np.ndarray, slot: np.ndarray) -> tuple[int, int, int]:
+    """How many places of a video are kept, merged into a kept one, and dropped; together all of them.
+
+    Args:
+      index: (R,) place of each valid output row, as `Reduced.index`; a place with several rows counts once.
+      slot: (T * N,) as `Reduced.slot`.
+    """
+    kept = np.zeros(len(slot), bool)
+    kept[index] = True
+    gone = slot < 0
+    return int(kept.sum()), int((~gone & ~kept).sum()), int((gone & ~kept).sum())
+
+
 Budget = Any
 """A NamedTuple of int32 scalars, one type a method, made on the host and traced from there on."""
 

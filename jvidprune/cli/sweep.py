@@ -132,7 +132,7 @@ def sweep(
 def swept(
     choice: SweepChoice, *, model: ModelChoice, launch: ProcessChoice, console: "Console"
 ) -> "tuple[SweepTable | None, dict[str, Any]]":
-    """Runs or resumes a sweep and writes table.csv, retention.svg, time.svg and report.html into its folder.
+    """Runs or resumes a sweep and writes its two tables, two plots and report.html into its folder.
 
     Args:
       choice: what to sweep.
@@ -283,6 +283,8 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     console.print(sweep_table(table, intervals=console.width >= 130))
     for line in told(table.standings.values(), table.titles):
         console.print(marked(line), plain=True)
+    for line in record["did_not_act"]:
+        console.print(f"[yellow]{marked(line)}[/yellow]", plain=True)
     for method, reasons in table.refused.items():
         console.print(f"[dim]{method}: {marked(next(iter(reasons.values())))}[/dim]", plain=True)
     if record["untrained"]:

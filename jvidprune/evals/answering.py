@@ -19,6 +19,9 @@ BATCH = 16
 MIN_FILL = 0.3
 """Prompts join longer ones from this share of their padded length: a sweep has few compiled programs."""
 
+LIKELIEST = 5
+"""First tokens of an answer whose log-probabilities are recorded."""
+
 
 def compile_all(
     methods: Sequence[tuple[str, Reducer, Sequence[float]]], video: EncodedVideo, finished: Callable[[str], None]
@@ -62,7 +65,9 @@ def answer_all(
         for ratio in zip(*videos, strict=True)
         for video, question in zip(ratio, questions, strict=True)
     ]
-    replies = answer_many(llm, prompts, max_new_tokens=max_new_tokens, batch=BATCH, min_fill=MIN_FILL)
+    replies = answer_many(
+        llm, prompts, max_new_tokens=max_new_tokens, batch=BATCH, min_fill=MIN_FILL, likeliest=LIKELIEST
+    )
     return [replies[i : i + len(questions)] for i in range(0, len(replies), len(questions))]
 
 

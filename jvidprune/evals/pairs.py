@@ -9,6 +9,7 @@ import jax
 
 from jvidprune.costs.flops import count
 from jvidprune.evals.answering import answer_all, time_alone
+from jvidprune.evals.effect import fates
 from jvidprune.evals.extract import is_correct
 from jvidprune.evals.items import Item
 from jvidprune.evals.store import Record
@@ -86,11 +87,13 @@ def answer_job(
             record = {"clip": item.id, "question": question.id, "method": job.name, "ratio": ratio}
             record |= {"category": question.category, "prediction": reply.text, "answer": question.answer}
             counts = {"kept": reply.kept, "visual": reply.visual, "prompt": reply.prompt}
-            samples.append(record | {"correct": right} | counts)
+            logits = [[token, round(value, 3)] for token, value in reply.likeliest]
+            samples.append(record | {"correct": right} | counts | {"logits": logits})
         costs: Record = {"ratio": ratio, "refused": "", "reduce": reduce.seconds / len(job.ratios) / len(shown)}
         if timed:
             costs |= {"prefill": alone[i][0], "generate": alone[i][1]}
         costs |= {"compile": (reduce.compile_seconds + answer.compile_seconds) * (i == 0), "memory": peak_memory()}
+        costs |= fates([one[i] for one in swept])
         batches.append(costs | _tflops(llm, video.tokens, job, ratio, row) | {"together": list(job.ratios)})
     return samples, batches
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jvidprune.evals.controls import WRITTEN, Standing, against_controls, is_control, written
+from jvidprune.evals.effect import Effect, effects
 from jvidprune.evals.items import LeftOut
 from jvidprune.evals.metrics import ALL, Cell, summarise
 from jvidprune.evals.paired import Run
@@ -70,6 +71,7 @@ class SweepTable:
       left_out: what could not be asked and is not counted.
       controls: names of the methods that are controls.
       standings: how the other methods stand against them, by (method, ratio); empty without a control.
+      effects: what methods and controls did to the clips, by (method, ratio).
     """
 
     identity: dict[str, Any]
@@ -85,6 +87,7 @@ class SweepTable:
     left_out: tuple[LeftOut, ...] = ()
     controls: tuple[str, ...] = ()
     standings: dict[Run, Standing] = dataclasses.field(default_factory=dict)
+    effects: dict[Run, Effect] = dataclasses.field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -131,6 +134,7 @@ def make_table(
         found.left_out,
         controls,
         against_controls(found.samples, cells, controls, draws=draws, seed=seed),
+        effects(found.samples, found.batches, runs, found.identity.get("model", {}).get("dtype", "float32")),
     )
 
 
@@ -180,7 +184,7 @@ def write_csv(table: SweepTable, path: Path) -> None:
     fields = [field.name for field in dataclasses.fields(Cell)]
     costs = [field.name for field in dataclasses.fields(Cost) if field.name not in fields]
     with atomic_output(path) as part, part.open("w", newline="", encoding="utf8") as file:
-        writer = csv.DictWriter(file, [*fields, "chance", *costs, *WRITTEN], restval="", extrasaction="ignore")
+        writer = csv.DictWriter(file, [*fields, "chance", *costs, *WRITTEN, *EFFECTS], restval="")
         writer.writeheader()
         for run in table.runs:
             for category in (ALL, *table.categories):
@@ -191,7 +195,18 @@ def write_csv(table: SweepTable, path: Path) -> None:
                 if category == ALL:
                     row |= {name: getattr(table.costs[run], name) for name in costs}
                     row |= written(table.standings[run]) if run in table.standings else {}
+                    row |= _effect(table.effects[run]) if run in table.effects else {}
                 writer.writerow({k: _written(v) for k, v in row.items()})
+
+
+EFFECTS = ("merged", "dropped", "logits_differ", "answers_differ", "did_not_act")
+"""What table.csv says of a method's effect: mean shares of tokens, shares of questions, and what is wrong."""
+
+
+def _effect(effect: Effect) -> dict[str, Any]:
+    asked = effect.count("questions") or math.nan
+    shares = effect.mean("merged"), effect.mean("dropped"), effect.count("differ") / asked
+    return dict(zip(EFFECTS, (*shares, effect.count("answers") / asked, "; ".join(effect.flags)), strict=True))
 
 
 def _written(value: Any) -> Any:

@@ -6,6 +6,7 @@ of programs. Every row keeps its own counts, so that a batch gives what each pro
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -66,6 +67,8 @@ class Reply:
       generated: ids generated, end of sequence included.
       kept, visual: visual tokens kept and there were, newlines not counted.
       prompt: prompt length in tokens.
+      likeliest: (id, natural-log probability) of the likeliest first tokens of the answer, the first one first; as many
+        as were asked for.
     """
 
     text: str
@@ -74,6 +77,7 @@ class Reply:
     kept: int
     visual: int
     prompt: int
+    likeliest: tuple[tuple[int, float], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +110,7 @@ def answer_many(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: int | Sequence[int] = 0,
+    likeliest: int = 0,
     clock: StageClock | None = None,
 ) -> list[Reply]:
     """Answers many questions; each gets the answer it would get alone.
@@ -120,6 +125,7 @@ def answer_many(
       temperature: 0 answers greedily, above 0 samples.
       top_p: share of probability that sampling draws from.
       seeds: of sampling, one for all prompts or one each.
+      likeliest: first tokens of every answer whose log-probabilities its reply lists, before any temperature.
       clock: gets a "prefill" and a "generate" stage for each batch.
 
     Returns:
@@ -148,8 +154,9 @@ def answer_many(
                 eos_ids=llm.eos_ids,
                 key=jnp.stack(keys) if keys else None,
             )
-            for row, ids in zip(rows.used, np.asarray(found), strict=False):
-                replies[row.number] = _reply(llm, row, [int(i) for i in ids if i >= 0])
+            first = _likeliest(logits, likeliest) if likeliest else [()] * rows.size
+            for row, ids, top in zip(rows.used, np.asarray(found), first, strict=False):
+                replies[row.number] = _reply(llm, row, [int(i) for i in ids if i >= 0], top)
             stage.tokens = sum(replies[row.number].generated for row in rows.used)
     return replies
 
@@ -302,10 +309,21 @@ def _embed(model: Any, ids: jax.Array, held: jax.Array, parts: list[jax.Array]) 
     return jnp.where((held >= 0)[:, None], tokens[jnp.maximum(held, 0)].astype(words.dtype), words)
 
 
-def _reply(llm: "VideoLLM", row: _Row, ids: list[int]) -> Reply:
+def _reply(llm: "VideoLLM", row: _Row, ids: list[int], likeliest: tuple[tuple[int, float], ...]) -> Reply:
     answer = tuple(i for i in ids if i not in llm.eos_ids)
     kept, visual = (sum(getattr(one, name) for one in row.videos) for name in ("kept", "visual"))
-    return Reply(llm.tokenizer.decode(answer).strip(), answer, len(ids), kept, visual, row.slots.length)
+    return Reply(llm.tokenizer.decode(answer).strip(), answer, len(ids), kept, visual, row.slots.length, likeliest)
+
+
+def _likeliest(logits: jax.Array, count: int) -> list[tuple[tuple[int, float], ...]]:
+    """The likeliest tokens of each row of (B, V) logits with their log-probabilities, float32."""
+    values, ids = jax.device_get(_top(logits, min(count, logits.shape[-1])))
+    return [tuple(zip(row.tolist(), some.tolist(), strict=True)) for row, some in zip(ids, values, strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _top(logits: jax.Array, count: int) -> list[jax.Array]:
+    return jax.lax.top_k(jax.nn.log_softmax(logits.astype(jnp.float32)), count)
 
 
 def _row_seeds(seeds: int | Sequence[int], count: int) -> list[int]:

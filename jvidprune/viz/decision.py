@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from jvidprune.tokens import Reduced
+from jvidprune.tokens import Reduced, place_fates
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +94,8 @@ class Decision:
 
     def fates(self) -> dict[str, int]:
         """How many places are kept, merged into a kept one, and dropped; together all of them."""
-        kept = self.kept().reshape(-1)
-        merged = int(((self.slot >= 0) & ~kept).sum())
-        return {"kept": int(kept.sum()), "merged": merged, "dropped": int(((self.slot < 0) & ~kept).sum())}
+        kept, merged, dropped = place_fates(self.index, self.slot)
+        return {"kept": kept, "merged": merged, "dropped": dropped}
 
     def summary(self) -> str:
         """One line for people."""

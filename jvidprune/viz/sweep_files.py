@@ -1,10 +1,11 @@
-"""The files of a sweep that people open: table.csv, two plots and report.html."""
+"""The files of a sweep that people open: table.csv, effects.csv, two plots and report.html."""
 
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 from jvidprune.evals.controls import written
+from jvidprune.evals.effect import flagged, write_effects
 from jvidprune.evals.pairs import possible_ratios
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import SweepTable, write_csv
@@ -39,6 +40,7 @@ def write_outputs(
     """
     folder = found.files.folder
     write_csv(table, folder / "table.csv")
+    write_effects(table.effects.values(), folder / "effects.csv")
 
     ratios = {name: some for name, _, some in plan.groups()}
 
@@ -80,6 +82,7 @@ def write_outputs(
         "rows": [_known(table.cells[run[0], run[1], "all"]) for run in table.runs],
         "costs": [_known(table.costs[run]) for run in table.runs],
         "controls": [written(standing) for standing in table.standings.values()],
+        "did_not_act": flagged(table.effects.values(), table.titles),
         "refused": table.refused,
     }
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jvidprune.costs.flops import tera
 from jvidprune.evals.controls import OUTCOMES, base_name, sentence
+from jvidprune.evals.effect import flagged
 from jvidprune.evals.extract import option_letter
 from jvidprune.evals.items import LETTERS
 from jvidprune.evals.metrics import ALL, FULL, Cell
@@ -35,6 +36,9 @@ _COSTS_HEAD = (
     "of it prefill",
     "compile s",
 )
+
+
+_EFFECTS_HEAD = ("method", "retention", "kept %", "merged %", "dropped %", "logits differ", "answers differ", "")
 
 
 class _Ratio(NamedTuple):
@@ -191,6 +195,9 @@ def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: st
         chance=[f"{100 * table.chance.get(name, 0.0):.0f}" for name in columns],
         legend=LEGEND,
         examples=[_shot(table, example) for example in examples],
+        unmoved=flagged(table.effects.values(), table.titles),
+        effects=_effects(table),
+        effects_head=_EFFECTS_HEAD,
         peak=f"{peak / 2**20:,.0f}",
         costs_head=_COSTS_HEAD,
         costs=_costs(table),
@@ -279,6 +286,8 @@ def _headline(table: SweepTable) -> list[_Method]:
                 tip = f"{_relative(cell)} of unpruned · {cell.kept:,.1f} tokens · prompt {cell.prompt:,.0f}"
                 standing = table.standings.get((method, ratio))
                 mark = "" if standing is None or standing.outcome == "beats" else "†"
+                effect = table.effects.get((method, ratio))
+                mark += "‡" if effect is not None and effect.flags else ""
                 tip += "" if standing is None else f" · {OUTCOMES[standing.outcome]}"
                 shown = {"tip": tip, "tint": _tint(cell), "best": cell.accuracy == best[ratio], "mark": mark}
                 cells.append(_number(cell)._replace(**shown))
@@ -363,6 +372,21 @@ def _said(text: str, options: Sequence[str]) -> str:
     if letter and len(text) <= 2:
         return f"{letter}: {options[LETTERS.index(letter)]}"
     return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _effects(table: SweepTable) -> list[list[str]]:
+    """What every method at every ratio did to the tokens and to the answers."""
+    rows = []
+    for (method, ratio), effect in table.effects.items():
+        shares = [effect.mean(name) for name in ("kept", "merged", "dropped")]
+        asked, by_logits = effect.count("questions"), effect.count("by_logits")
+        texts = [shown_name(table, method), _percent(ratio)]
+        texts += ["–" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
+        texts += [f"{effect.count('differ'):,} of {asked:,}" if asked and by_logits == asked else "–"]
+        texts += [f"{effect.count('answers'):,} of {asked:,}" if asked else "–"]
+        notes = effect.flags or (["prunes inside the language model"] if effect.clips[0].inside else [])
+        rows.append([*texts, "; ".join(notes)])
+    return rows
 
 
 def _costs(table: SweepTable) -> list[list[str]]:
