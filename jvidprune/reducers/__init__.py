@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.vidcom2 import VidCom2
     from jvidprune.reducers.visionzip import VisionZip
     from jvidprune.reducers.writing import expression
+    from jvidprune.reducers.zspaprune import ZSPAPrune
     from jvidprune.stts.reducer import STTS
 
 _SOURCES = {
@@ -89,6 +90,7 @@ _SOURCES = {
     "vcast": ("VCAST",),
     "vidcom2": ("VidCom2",),
     "visionzip": ("VisionZip",),
+    "zspaprune": ("ZSPAPrune",),
     "jvidprune.stts.reducer": ("STTS",),
 }
 
@@ -130,6 +132,7 @@ __all__ = [
     "VidCom2",
     "VisionZip",
     "VisionZipQwen",
+    "ZSPAPrune",
     "chain",
     "expression",
     "for_model",

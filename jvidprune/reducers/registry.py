@@ -19,6 +19,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "scissor": ("scissor", "Scissor"),
     "tome": ("tome", "ToMe"),
     "cdpruner": ("cdpruner", "CDPruner"),
+    "zspaprune": ("zspaprune", "ZSPAPrune"),
     "vcast": ("vcast", "VCAST"),
     "evs": ("evs", "EVS"),
     "vidcom2": ("vidcom2", "VidCom2"),

@@ -33,6 +33,7 @@ _RATIOS = {
     "scissor": "the most that may stay of the video; the threshold of similarity is found for it.",
     "tome": "a share of each frame.",
     "cdpruner": "a share of each frame.",
+    "zspaprune": "a share of the video, most of it by relevance; frames get what their tokens deserve.",
     "vcast": "a share of the video; frames get more or fewer.",
     "evs": "a share of the video; the first frame stays whole.",
     "vidcom2": "a share of the video on average; frames get more or fewer.",

@@ -42,6 +42,7 @@ KEPT = {
     "scissor": 16,  # equal frames are one below tau = 1, which leaves fewer than round(28.8)
     "tome": 30,  # round(4.8) a frame
     "cdpruner": 30,  # floor(4.8 + 1 / 2) a frame
+    "zspaprune": 29,  # round(28.8)
     "vcast": 29,  # round(28.8)
     "qwen_norm": 24,  # int(16 * 0.3) a frame
     "evs": 28,  # int(96 * (1 - (1 - 0.3))) in float64

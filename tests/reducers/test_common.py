@@ -44,6 +44,8 @@ OTHER_SETTINGS = (
     "vcast(leftover='spread')",
     "evs(deepstack=True)",
     "cdpruner(variant='official', relevance='joint')",
+    "zspaprune(scope='frame', core=0.3)",
+    "zspaprune(core_tokens=3, rule='min-min')",
     "vidcom2(variant='vllm')",
     "holov(order='official', pad_zeros=True)",
     "holov(diversity=False)",
