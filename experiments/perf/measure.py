@@ -111,6 +111,19 @@ def measure(program: Any, inputs: list[tuple], static: dict[str, Any], *, repeat
     )
 
 
+def median_call(call: Callable[[], Any], *, repeats: int, seconds: float) -> float:
+    """Milliseconds of a public call, which compiles in its first run and is not counted then; see `measure`."""
+    jax.block_until_ready(call())
+    wall, began = [], time.perf_counter()
+    for number in range(repeats):
+        if number > 1 and time.perf_counter() - began > seconds:
+            break
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        wall.append(1e3 * (time.perf_counter() - start))
+    return statistics.median(wall)
+
+
 def measure_rates(dtype: Any, *, side: int = 0, repeats: int = 5) -> Rates:
     """The matmul and the copy rate of this machine, best of some runs.
 

@@ -14,12 +14,12 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.ops.branch import on_cpu
 from jvidprune.reducers.counting import TokenWidth
 from jvidprune.reducers.protocol import with_defaults
-from jvidprune.reducers.run import run_budgets
+from jvidprune.reducers.run import reduce, run_budgets, sweep
 from jvidprune.tokens import stack_budgets
 
 from .decisions import possible, run_plans
 from .inputs import scenes_of, video_tokens
-from .measure import Rates, measure
+from .measure import Rates, measure, median_call
 
 RATIOS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
 ONE = (0.2,)
@@ -104,7 +104,7 @@ def _run(reducer: Any, videos: VideoTokens, budgets: Any, *, capacity: int, outp
 
 
 def run_cell(cell: ReducerCell, rates: Rates, dtype: Any, *, repeats: int, seconds: float) -> dict[str, Any]:
-    """One row: times, memory, and the floor; or why the method cannot do it."""
+    """One row: times of the program and of the public call, memory, and the floor; or why the method cannot do it."""
     reducer = reducers.get(cell.method)
     sizes: dict[str, Any] = {"scenes": scenes_of(cell.frames), "grid": cell.grid, "dim": cell.dim}
     made = [
@@ -134,6 +134,12 @@ def run_cell(cell: ReducerCell, rates: Rates, dtype: Any, *, repeats: int, secon
     read = sum(leaf.nbytes for leaf in jax.tree.leaves(videos))
     moved = read + (timing.outputs or 0)
     row = dataclasses.asdict(timing)
+    if cell.batch == 1 and cell.output == "tokens":
+        # What users call: the same program and all that stands around it.
+        call = (
+            partial(reduce, reducer, videos, ratios[0]) if len(ratios) == 1 else partial(sweep, reducer, videos, ratios)
+        )
+        row["call_ms"] = median_call(call, repeats=repeats, seconds=seconds)
     return row | {"ratios": len(ratios), "flops": flops, "moved": moved, "floor_ms": rates.floor(flops, moved)}
 
 

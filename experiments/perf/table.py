@@ -20,6 +20,7 @@ def _times(row: Row) -> str:
 
 COMPILE: Column = ("compile s", lambda row: f"{row['compile_s']:.1f}")
 MEASURED: list[Column] = [
+    ("call ms", lambda row: f"{row['call_ms']:.1f}" if "call_ms" in row else "–"),
     ("median ms", lambda row: f"{row['median_ms']:.1f}"),
     ("floor ms", lambda row: f"{row['floor_ms']:.1f}"),
     ("times floor", _times),
