@@ -66,7 +66,7 @@ def lowered(cell: TPUCell) -> jax.stages.Lowered:
     reducer: Any = reducers.get(cell.method)
     place = jax.sharding.SingleDeviceSharding(chip(cell.topology))
 
-    def shape(sides: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    def shape(sides: tuple[int, ...], dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(sides, dtype, sharding=place)
 
     t, n, m = cell.frames, cell.grid**2, cell.unpooled_grid**2
@@ -103,7 +103,7 @@ def run_cell(cell: TPUCell) -> dict[str, Any]:
     seconds, work = time.perf_counter() - began, time.process_time() - worked
     memory: Any = compiled.memory_analysis()
     cost: Any = compiled.cost_analysis()
-    moved = hlo.traffic(compiled.as_text())
+    moved = hlo.traffic(compiled.as_text() or "")
     return {
         "compile_s": seconds,
         "compile_cpu_s": work,
