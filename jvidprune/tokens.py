@@ -332,8 +332,13 @@ class Kept:
         """
         return self.count(n, prompt)
 
+    @property
+    def bounded(self) -> bool:
+        """Whether `left` may be less than all: if not, the cut only marks what it drops, and a later one gathers."""
+        return True
+
     def table(self, most: int, prompt: int | None = None) -> Int[np.ndarray, "Q"]:
-        """(most + 1,) int32: `count` of every number of tokens from 0 to `most`."""
+        """(most + 1,) int32, what a rule is told of every number of tokens from 0 to `most`: `count` of it."""
         return np.asarray([self.count(n, prompt) for n in range(most + 1)], np.int32)
 
 
@@ -356,6 +361,8 @@ class StageRule:
     """Whether tokens of the prompt are dropped."""
     in_blocks: ClassVar[bool] = False
     """Whether counts are those of the blocks that a reducer names in its plan's `diagnostics["block"]`."""
+    by_place: ClassVar[bool] = False
+    """Whether the block of a token is its place in its frame instead, one number in all frames of a video."""
 
 
 @dataclasses.dataclass(frozen=True)

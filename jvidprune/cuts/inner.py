@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jvidprune.cuts.cut import Cut
@@ -33,7 +34,7 @@ class Inner:
       cuts: in the order of their layers.
       visual: (B, S) prompt slots that compete.
       text_queries: (B, S) text slots whose attention ranks visual tokens.
-      block: (B, S) int32 group of each visual slot.
+      block: (B, S) int32 group of each visual slot, or its place in its frame.
       policy: decoding stage, or None.
       query_rows: most text queries of a prompt; static.
     """
@@ -67,7 +68,8 @@ class Inner:
           layers: decoder layers.
           compact: gather the kept tokens at every cut; False only masks the dropped ones, to the same numbers.
           text_queries: (B, S) text that ranks, by default all text behind the last visual slot.
-          block: (B, S) group of each visual slot in 0..S-1, for rules that count in blocks.
+          block: (B, S) group of each visual slot in 0..S-1, for rules that count in blocks; its place in its frame, for
+            rules that go by that.
           bucket: rounds lengths up, so that prompts of different lengths share a compilation.
 
         Raises:
@@ -104,7 +106,7 @@ class Inner:
             if rule.renewal is not None:
                 renewal = rule.renewal
                 policy = Reselection(visual, count, layer=stage.layer, mode=renewal.mode, shift=renewal.shift)
-            capacity = width if compact and rule.renewal is None else None
+            capacity = width if compact and rule.renewal is None and stage.kept.bounded else None
             seed = np.asarray(stage.seed, np.int32)
             cuts.append(Cut(table, seed, stage.layer, rule, capacity, stage.positions, stage.where))
         most_rows = int(text_queries.sum(axis=1).max())
@@ -138,9 +140,13 @@ class Inner:
         return TokenState(hidden, positions, valid, *roles)
 
     def rows(self, cut: Cut, state: TokenState) -> Int[Array, "B R"] | None:
-        """Slots whose attention a cut reads: the last valid one, the text queries (the last repeated), or None."""
+        """Slots whose attention a cut reads: the last valid ones, the text queries (the last repeated), or None."""
         if cut.rule.probe in ("last", "ahead"):
-            return last_valid(state.valid)[:, None]
+            last = last_valid(state.valid)[:, None]
+            if cut.rule.last_rows == 1:
+                return last
+            found = lax.top_k(jnp.where(state.valid, jnp.arange(state.valid.shape[1]), -1), cut.rule.last_rows)[0]
+            return jnp.where(found < 0, last, found)
         if cut.rule.probe not in ("text", "ahead_text"):
             return None
         most = max(self.query_rows, 1)
@@ -170,6 +176,8 @@ def _check(stages: Sequence[InnerStage]) -> None:
             raise JvidpruneError(f"{name} reads the layer before it, so its layer is at least 1, not 0.")
         if rule.in_blocks and stage.kept.of == "prompt":
             raise JvidpruneError(f"{name} keeps a share of every block, which cannot be counted from the whole prompt.")
+    if any(rule.by_place for _, rule in cuts) and any(rule.in_blocks for _, rule in cuts):
+        raise JvidpruneError("rules that count in blocks and rules that go by places in a frame cannot stand together.")
     places = [stage.boundary for stage, _ in cuts]
     if len(set(places)) < len(places):
         raise JvidpruneError(f"two cuts stand before one layer: {places}.")

@@ -17,7 +17,7 @@ Probe = Literal["none", "last", "text", "keys", "ahead", "ahead_text"]
 """What a rule reads of the model, L being the first layer behind the cut.
 
 * "none": nothing.
-* "last": attention of the last valid position in layer L - 1 (FastV).
+* "last": attention of the last valid position in layer L - 1 (FastV), or of some (`CutRule.last_rows`).
 * "text": attention of the text queries in layer L - 1 (PruneVid).
 * "keys": keys of all positions in layer L - 1, after rotary (DART).
 * "ahead": attention that the last valid position would pay in layer L if nothing were cut (PyramidDrop); nothing of it
@@ -39,7 +39,8 @@ class TokenState(NamedTuple):
       visual: (B, S) tokens that compete at a cut.
       source: (B, S) slot of the prompt that the token came from.
       text_queries: (B, S) text tokens whose attention ranks visual ones (PruneVid).
-      block: (B, S) group of each visual token (PruneVid), 0 where there are none.
+      block: (B, S) group of each visual token (PruneVid), or its place in its frame (`StageRule.by_place`); 0 where
+        there are none.
       side: what a rule put aside for a later one, any pytree with a leading axis B; it goes round the layers and is
         neither cut nor gathered (states of bypassed tokens, groups; SwiftVLM, arXiv 2602.03134).
       bidirectional: (B, S) slots that see each other in either direction, or None.
@@ -60,7 +61,7 @@ class CutInputs(NamedTuple):
     """What a rule is given beside the tokens of one prompt.
 
     Attributes:
-      kept: () int32 how many of its visual tokens stay.
+      kept: () int32 how many of its visual tokens stay, or what else the table of the stage's `Kept` says of them.
       table: (Q,) int32 how many of n tokens stay, for rules that count in blocks.
       seed: () int32 for rules that draw.
       attention: (H, R, S) float32 weights of the probed rows, or None; rows of "text" behind the last text query repeat
@@ -122,6 +123,8 @@ class CutRule(StageRule):
 
     probe: ClassVar[Probe] = "none"
     """What is read of the model."""
+    last_rows: ClassVar[int] = 1
+    """How many of the last valid positions "last" and "ahead" probe; where there are fewer the last one repeats."""
     reads_normed: ClassVar[bool] = False
     """Whether the states are also given under the norm in front of the model's head (DART)."""
     reads_rotary: ClassVar[bool] = False

@@ -17,7 +17,7 @@ import numpy as np
 from jvidprune.cuts.cache import Cache
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.deepstack import kept_levels
-from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_stages
+from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_places, shared_stages
 from jvidprune.llm.prompt_cuts import join_inner, prompt_inner
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.stages import StageClock
@@ -283,7 +283,9 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
         mutual.append(llm.prompts.bidirectional(wide, row.text))
         # The first video's layout decides which newlines compete at a cut.
         newline = videos[0].rules.newline_layout(llm.newline)
-        found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=shared_blocks(videos))
+        by_place = any(stage.rule.by_place for stage in videos[0].inner)
+        group = shared_places(videos, newline) if by_place else shared_blocks(videos)
+        found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=group)
         inners.append(found)
     slots = rows.filled(slots)
     following = [one.length if one.next_position is None else one.next_position for one in slots]

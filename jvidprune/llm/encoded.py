@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.ops.newline import NewlineKind
 from jvidprune.reducers.protocol import (
     PositionRule,
     PromptRules,
@@ -182,6 +183,27 @@ def prompt_positions(
     reducers = [one.reducer for one in videos]
     told: list[PositionRule | None] = [one.positions for one in videos]
     return position_rule(reducers, told=told, asked=asked, declared=declared, reference=reference)
+
+
+def shared_places(videos: Sequence[ReducedVideo], newline: NewlineKind) -> np.ndarray:
+    """(2, K) place of each row of all videos' reduced tokens in its frame, and of a newline that follows it.
+
+    Newlines between rows have the places of a last column, one behind each frame that of the last row. Places of
+    different videos differ.
+
+    Args:
+      videos: of one prompt.
+      newline: layout of the newline embeddings.
+    """
+    parts, first = [], 0
+    for video in videos:
+        rows, columns = video.video.tokens.grid
+        row, column = np.divmod(np.asarray(video.reduced.index) % (rows * columns), columns)
+        ended = row if newline == "grid" else np.full_like(row, rows - 1)
+        wide = columns + 1
+        parts.append(first + np.stack([row * wide + column, ended * wide + columns]))
+        first += rows * wide
+    return np.concatenate(parts, axis=1).astype(np.int32)
 
 
 def shared_blocks(videos: Sequence[ReducedVideo]) -> np.ndarray | None:

@@ -40,7 +40,8 @@ def prompt_inner(
       text: its text tokens, before and after the video.
       newline: layout of the newline embeddings.
       layers: decoder layers.
-      block: (K,) group of each reduced row, for rules that count in blocks.
+      block: (K,) group of each reduced row, for rules that count in blocks; or (2, K) places of the rows and of the
+        newlines that follow them, for rules that go by places in a frame.
     """
     acting = [stage for stage in stages if stage.boundary < layers]
     if not acting:
@@ -52,7 +53,11 @@ def prompt_inner(
     # Row -1 is the newline embedding; text between video blocks (Qwen3-VL's time stamps) has smaller ones.
     visual = inside & ((row >= 0) | ((row == -1) & competing))
     group = np.zeros(len(places), np.int32)
-    if block is not None:
+    if block is not None and block.ndim == 2:
+        before = np.maximum.accumulate(np.where(row >= 0, places, 0))
+        told = block[np.where(row >= 0, 0, 1), np.maximum(row[before], 0)]
+        group = np.where(visual, told, 0).astype(np.int32)
+    elif block is not None:
         group = np.where(row >= 0, np.maximum(block[np.maximum(row, 0)], 0), 0).astype(np.int32)
     return Inner.create(
         acting,

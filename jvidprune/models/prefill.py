@@ -153,6 +153,7 @@ def read_prompt(
     states: list[TokenState] = []
     written: list[_Written] = []
     policy: Any = inner.policy
+    dense = packed
     for layer in (0, *(segment.stop for segment in cache.segments)):
         cut, attention, keys = cuts.get(layer), None, None
         if layer > 0:
@@ -195,8 +196,8 @@ def read_prompt(
             shift = None
         elif cut.positions == "renumber":
             shift = following - state.valid.sum(axis=1, dtype=jnp.int32)
-        # A cut that only marks what it drops leaves holes.
-        packed = packed and cut.capacity is not None
+        # A cut that only marks what it drops leaves holes, until a later one moves the tokens together.
+        packed = dense and cut.capacity is not None
     if policy is not None and not isinstance(policy, Reselection):
         policy = policy.sized(cache.segments[0].capacity)
     segments = tuple(part.into(segment) for part, segment in zip(written, cache.segments, strict=True))

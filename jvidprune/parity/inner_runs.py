@@ -63,6 +63,8 @@ def decoder_from(golden: Golden) -> Decoder:
         "rms_norm_eps": c["rms_eps"],
         "attention_bias": "layers.0.self_attn.q_proj.bias" in weights,
     }
+    if c.get("sections"):
+        text["rope_scaling"] = {"type": "mrope", "mrope_section": c["sections"]}
     return decoder_of(weights, text)
 
 

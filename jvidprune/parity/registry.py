@@ -22,6 +22,7 @@ _MODULES = (
     "information_horizon",
     "pyramiddrop",
     "sparsevlm",
+    "framefusion",
     "flashvid_cut",
     "flashvid",
     "flashvid_hooks",

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.fastv import FastV
     from jvidprune.reducers.fastvid import FastVID
     from jvidprune.reducers.flashvid import FlashVID
+    from jvidprune.reducers.framefusion import FrameFusion
     from jvidprune.reducers.full import Full
     from jvidprune.reducers.grids import (
         PoolSpace,
@@ -61,6 +62,7 @@ _SOURCES = {
     "fastv": ("FastV",),
     "fastvid": ("FastVID",),
     "flashvid": ("FlashVID",),
+    "framefusion": ("FrameFusion",),
     "full": ("Full",),
     "grids": (
         "PoolSpace",
@@ -109,6 +111,7 @@ __all__ = [
     "FastVID",
     "FlashVID",
     "FrameDrop",
+    "FrameFusion",
     "Full",
     "HoliTom",
     "HoloV",

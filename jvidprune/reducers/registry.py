@@ -41,6 +41,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "pyramiddrop": ("pyramiddrop", "PyramidDrop"),
     "information_horizon": ("information_horizon", "InformationHorizon"),
     "sparsevlm": ("sparsevlm", "SparseVLM"),
+    "framefusion": ("framefusion", "FrameFusion"),
     "attention_topk": ("controls", "AttentionTopK"),
     "flashvid": ("flashvid", "FlashVID"),
     "fastvid": ("fastvid", "FastVID"),

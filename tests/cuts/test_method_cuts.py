@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from helpers.decoders import LAYERS, SLOTS, STEPS, TOKENS, VALID, VISUAL, S, create, read_and_decode
+from helpers.decoders import BLOCK, LAYERS, SLOTS, STEPS, TOKENS, VALID, VISUAL, S, create, read_and_decode
 
 from jvidprune import reducers
 from jvidprune.cuts.inner import Inner
@@ -16,6 +16,9 @@ METHODS = {
     "dart": ("dart", {}),
     "dart-exact": ("dart", {"variant": "exact", "layer": 2}),
     "dart-renumbered": ("dart", {"pivot_order": "norm", "cut_positions": "renumber"}),
+    "framefusion": ("framefusion", {"similarity": 0.1, "merge_calls": 2}),
+    "framefusion-rows": ("framefusion", {"similarity": 0.45, "ratio_bound": 0.5, "rows": 3, "merge_calls": 2}),
+    "framefusion-forced": ("framefusion", {"similarity": 0.3, "ratio_bound": 0.0, "merge_calls": 1}),
     "horizon-dart": ("information_horizon", {"host": "dart", "depth": LAYERS, "host_layer": 1, "layer": 3}),
     "horizon-dropped": ("information_horizon", {"host": "none", "then": "drop", "depth": LAYERS, "layer": 1}),
     "sparsevlm": ("sparsevlm", {"cut_layers": (1, 2, 3)}),
@@ -28,7 +31,8 @@ METHODS = {
 }
 """Name of a case -> (registry name, settings)."""
 
-COUNTED_ON_THE_WAY = ("sparsevlm-rank", "sparsevlm-video")
+FUSIONS = ("framefusion", "framefusion-rows", "framefusion-forced")
+COUNTED_ON_THE_WAY = ("sparsevlm-rank", "sparsevlm-video", *FUSIONS)
 
 
 def stages_of(name, ratio):
@@ -109,13 +113,13 @@ def test_padding_on_either_side_and_batch_mates_change_nothing(decoder, embeds, 
     for pad in ((0, 3), (5, 0)) if "horizon" not in name else ((0, 3),):
         fill = ((0, 0), pad)
         valid, visual = np.pad(VALID[:1], fill), np.pad(VISUAL[:1], fill)
-        inner = Inner.create(stages, visual, valid, layers=LAYERS, compact=compact)
+        inner = Inner.create(stages, visual, valid, layers=LAYERS, compact=compact, block=np.pad(BLOCK[:1], fill))
         x = np.pad(np.asarray(embeds[:1]), (*fill, (0, 0)))
         alone = answered(decoder, x, inner, np.maximum(np.cumsum(valid, axis=1) - 1, 0), valid)
         np.testing.assert_allclose(alone, batched, atol=3e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in (*COUNTED_ON_THE_WAY, "horizon-dropped")])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in (*COUNTED_ON_THE_WAY[:2], "horizon-dropped")])
 def test_one_compile_for_all_ratios(decoder, embeds, name):
     read_and_decode.clear_cache()
     found = [

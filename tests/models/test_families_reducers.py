@@ -32,6 +32,7 @@ CUT = {
     "pyramiddrop": {"cut_layers": (1,), "shares": (0.1,)},
     "information_horizon": {"layer": 1, "numbers": (24, 5)},
     "sparsevlm": {"cut_layers": (1,), "numbers": (35,)},
+    "framefusion": {"merge_calls": 1},
     "flashvid": {"pruning_layer": 1},
 }
 
@@ -65,6 +66,7 @@ KEPT = {
     "pyramiddrop": 96,
     "sparsevlm": 96,
     "information_horizon": 24,
+    "framefusion": 96,
     "attention_topk": 29,
     "flashvid": 36,  # ceil(16 * 0.3 * 1.25) a frame
     "fastvid": 24,  # int(16 * 0.3) a frame
@@ -100,6 +102,7 @@ BEHIND = {
     "pyramiddrop": lambda n: int(n * CUT_RATIO),
     "information_horizon": lambda n: 5,
     "sparsevlm": lambda n: 35 + (int(0.3 * (n - 35)) + 1) // 10 + 1,
+    "framefusion": lambda n: n - int(n - n * 0.3),  # the most similar merge before the first layer, nothing later
     "flashvid": lambda n: int(np.ceil(n * 0.3)),
     "holitom": lambda n: round(n * 0.5),
 }
@@ -187,6 +190,7 @@ def run_family(family, folder, read, monkeypatch):
             competing = kept + newlines * (family == "llava_video" or name == "holitom")
             keep = BEHIND[name] if (name, family) != ("flashvid", "qwen3_vl") else lambda n: int(np.ceil(n * 0.1))
             after = prompt - competing + keep(competing)
+            before = after if name == "framefusion" else prompt
         check(
             name,
             cell=(cell.startswith("yes"), True),
