@@ -199,7 +199,7 @@ def test_costs_are_data():
         state = start
         for cut, given, row in zip(cuts, states, rows, strict=True):
             state = state._replace(hidden=jnp.asarray(given)[None])
-            state, _ = cut.apply(state, jnp.asarray(row)[None, None, None])
+            state, _, _ = cut.apply(state, jnp.asarray(row)[None, None, None])
         return state.visual[0]
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(inner.cuts for inner in inners))
@@ -239,7 +239,7 @@ def test_places_in_a_prompt():
     text = 4
     newline, first = text, text + 1
     run_of = [first, first + 1, newline, first + 2, first + 3, newline]
-    second = [first + 4 + s if s >= first else s for s in run_of]
+    second = [s if s == newline else s + 4 for s in run_of]
     third = [first + 8, first + 9, first + 10, newline]
     source = np.array([0, 1, *run_of, 2, *second, *third, 3])
     slots = SlotMap(source, len(source), (2, len(source) - 1))
