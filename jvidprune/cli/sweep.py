@@ -132,7 +132,7 @@ def sweep(
 def swept(
     choice: SweepChoice, *, model: ModelChoice, launch: ProcessChoice, console: "Console"
 ) -> "tuple[SweepTable | None, dict[str, Any]]":
-    """Runs or resumes a sweep and writes its two tables, two plots and report.html into its folder.
+    """Runs or resumes a sweep and writes its three tables, two plots and report.html into its folder.
 
     Args:
       choice: what to sweep.
@@ -279,10 +279,15 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     from jvidprune.cli.console import marked
     from jvidprune.cli.left_out import show_left_out
     from jvidprune.evals.controls import told
+    from jvidprune.evals.paired import apart
+    from jvidprune.viz.sweep_plots import nearest_ratio
 
     console.print(sweep_table(table, intervals=console.width >= 130))
     for line in told(table.standings.values(), table.titles):
         console.print(marked(line), plain=True)
+    best = table.best_two(nearest_ratio(table))
+    if best is not None:
+        console.print(marked(apart(best, table.titles)), plain=True)
     for line in record["did_not_act"]:
         console.print(f"[yellow]{marked(line)}[/yellow]", plain=True)
     for method, reasons in table.refused.items():

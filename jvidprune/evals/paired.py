@@ -4,16 +4,19 @@ The interval resamples clips, as questions of one clip go together; the test cou
 difference is called established where both agree.
 """
 
+import csv
 import dataclasses
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
-from jvidprune.evals.metrics import ALL, bootstrap_ratio, clip_draws
+from jvidprune.evals.metrics import ALL, Cell, bootstrap_ratio, clip_draws
+from jvidprune.files import atomic_output
 
 Run = tuple[str, float]
 """Method and retention ratio."""
@@ -68,6 +71,19 @@ class Difference:
     def established(self) -> bool:
         """Whether the interval leaves out zero and the test, corrected where it must be, is below `LEVEL`."""
         return self.clear and (self.p if self.adjusted is None else self.adjusted) < LEVEL
+
+    def turned(self) -> "Difference":
+        """The same from the second to the first run."""
+        return dataclasses.replace(
+            self,
+            first=self.second,
+            second=self.first,
+            gained=self.lost,
+            lost=self.gained,
+            change=-self.change,
+            low=-self.high,
+            high=-self.low,
+        )
 
     def questions_needed(self, power: float = 0.8) -> int | None:
         """Questions after which a difference of this size would be found; None where there is none.
@@ -173,3 +189,77 @@ def paired_difference(
 ) -> Difference | None:
     """Change of accuracy from one method to another at a ratio; see `compare_runs`, also for the options."""
     return compare_runs(records, [((first, ratio), (second, ratio))], **options)[0]
+
+
+def every_pair(
+    records: Sequence[Mapping[str, Any]], methods: Sequence[str], ratios: Sequence[float], **options: Any
+) -> dict[float, list[Difference]]:
+    """Any two methods at each ratio, by ratio; the comparisons of one ratio are one family for Holm's correction.
+
+    Args:
+      records: as for `compare_runs`.
+      methods: in the order of the tables; the change is that from the later to the earlier one.
+      ratios: those wanted.
+      options: of `compare_runs`.
+    """
+    pairs = [
+        ((second, ratio), (first, ratio))
+        for ratio in ratios
+        for i, first in enumerate(methods)
+        for second in methods[i + 1 :]
+    ]
+    found = [one for one in compare_runs(records, pairs, **options) if one is not None]
+    return {ratio: corrected([one for one in found if one.ratio == ratio]) for ratio in ratios}
+
+
+def two_best(pairs: Sequence[Difference], cells: Mapping[tuple[str, float, str], Cell]) -> Difference | None:
+    """From the second best to the best method of a ratio; None where fewer than two can be compared.
+
+    Args:
+      pairs: of the ratio, from `every_pair`.
+      cells: accuracies by (method, ratio, category); of equally accurate methods the one with fewer tokens is better.
+    """
+    runs = dict.fromkeys(run for pair in pairs for run in (pair.second, pair.first))
+    ranked = sorted(runs, key=lambda run: (-cells[(*run, ALL)].accuracy, cells[(*run, ALL)].kept))[:2]
+    for pair in pairs:
+        if {pair.first, pair.second} == set(ranked):
+            return pair if pair.second == ranked[0] else pair.turned()
+    return None
+
+
+def apart(best: Difference, titles: Mapping[str, str]) -> str:
+    """A sentence on the two best methods of a ratio: how far apart, how surely, and how many questions that needs."""
+    first, second = (titles.get(run[0], run[0]) for run in (best.second, best.first))
+    change = f"{100 * best.change:+.1f} points [{100 * best.low:+.1f}, {100 * best.high:+.1f}]"
+    sure = f"p = {best.p:.2g}" + ("" if best.adjusted is None else f", corrected {best.adjusted:.2g}")
+    needed = best.questions_needed()
+    if best.established:
+        end = f"these {best.questions:,} questions tell them apart"
+    elif needed is None:
+        end = f"these {best.questions:,} questions show no difference to look for"
+    else:
+        end = f"to tell such a difference takes about {needed:,} questions, here are {best.questions:,}"
+    return f"at {100 * best.ratio:g} % the two best are {first} and {second}: {change}, {sure}; {end}"
+
+
+PAIR_FIELDS = (
+    *("ratio", "first", "second", "questions", "gained", "lost", "change", "change_low", "change_high"),
+    *("p", "p_holm", "established", "questions_needed"),
+)
+"""Columns of pairs.csv."""
+
+
+def pair_row(found: Difference) -> dict[str, Any]:
+    """A difference as plain values under `PAIR_FIELDS`; the change is that from the first to the second method."""
+    counts = found.questions, found.gained, found.lost, found.change, found.low, found.high
+    tests = found.p, found.adjusted, found.established, found.questions_needed()
+    return dict(zip(PAIR_FIELDS, (found.ratio, found.first[0], found.second[0], *counts, *tests), strict=True))
+
+
+def write_pairs(pairs: Mapping[float, Sequence[Difference]], path: Path) -> None:
+    """One line for any two methods at each ratio."""
+    with atomic_output(path) as part, part.open("w", newline="", encoding="utf8") as file:
+        writer = csv.DictWriter(file, PAIR_FIELDS)
+        writer.writeheader()
+        for found in (one for some in pairs.values() for one in some):
+            writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in pair_row(found).items()})

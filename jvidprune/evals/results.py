@@ -13,7 +13,8 @@ from jvidprune.evals.controls import WRITTEN, Standing, against_controls, is_con
 from jvidprune.evals.effect import Effect, effects
 from jvidprune.evals.items import LeftOut
 from jvidprune.evals.metrics import ALL, Cell, summarise
-from jvidprune.evals.paired import Run
+from jvidprune.evals.paired import Difference, Run, every_pair, two_best
+from jvidprune.evals.plan import BASELINES
 from jvidprune.evals.runner import SweepRecords
 from jvidprune.evals.store import Record
 from jvidprune.files import atomic_output
@@ -71,6 +72,7 @@ class SweepTable:
       left_out: what could not be asked and is not counted.
       controls: names of the methods that are controls.
       standings: how the other methods stand against them, by (method, ratio); empty without a control.
+      pairs: any two methods or controls compared on the same questions, by ratio.
       effects: what methods and controls did to the clips, by (method, ratio).
     """
 
@@ -88,6 +90,7 @@ class SweepTable:
     controls: tuple[str, ...] = ()
     standings: dict[Run, Standing] = dataclasses.field(default_factory=dict)
     effects: dict[Run, Effect] = dataclasses.field(default_factory=dict)
+    pairs: dict[float, list[Difference]] = dataclasses.field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -98,6 +101,10 @@ class SweepTable:
     def ratios(self) -> list[float]:
         """The swept ratios, in the order they were asked for."""
         return [float(ratio) for ratio in self.identity["ratios"]]
+
+    def best_two(self, ratio: float) -> Difference | None:
+        """From the second best to the best method of a ratio, None where fewer than two can be compared."""
+        return two_best(self.pairs.get(ratio, ()), self.cells)
 
     def cell(self, method: str, ratio: float, category: str = ALL) -> Cell | None:
         """The accuracy of a run, None where there is none."""
@@ -120,6 +127,7 @@ def make_table(
     runs = [run for run in found.runs if (*run, ALL) in cells]
     told = found.identity.get("controls", ())
     controls = tuple(name for name in dict.fromkeys(name for name, _ in runs) if name in told or is_control(name))
+    compared = [name for name in dict.fromkeys(name for name, _ in runs) if name not in BASELINES]
     return SweepTable(
         found.identity,
         found.files.folder,
@@ -135,6 +143,7 @@ def make_table(
         controls,
         against_controls(found.samples, cells, controls, draws=draws, seed=seed),
         effects(found.samples, found.batches, runs, found.identity.get("model", {}).get("dtype", "float32")),
+        every_pair(found.samples, compared, found.identity["ratios"], draws=draws, seed=seed),
     )
 
 

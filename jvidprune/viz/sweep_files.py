@@ -1,4 +1,4 @@
-"""The files of a sweep that people open: table.csv, effects.csv, two plots and report.html."""
+"""The files of a sweep that people open: table.csv, effects.csv, pairs.csv, two plots and report.html."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 from jvidprune.evals.controls import written
 from jvidprune.evals.effect import flagged, write_effects
+from jvidprune.evals.paired import pair_row, write_pairs
 from jvidprune.evals.pairs import possible_ratios
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import SweepTable, write_csv
@@ -40,6 +41,7 @@ def write_outputs(
     """
     folder = found.files.folder
     write_csv(table, folder / "table.csv")
+    write_pairs(table.pairs, folder / "pairs.csv")
     write_effects(table.effects.values(), folder / "effects.csv")
 
     ratios = {name: some for name, _, some in plan.groups()}
@@ -82,6 +84,7 @@ def write_outputs(
         "rows": [_known(table.cells[run[0], run[1], "all"]) for run in table.runs],
         "costs": [_known(table.costs[run]) for run in table.runs],
         "controls": [written(standing) for standing in table.standings.values()],
+        "two_best": [pair_row(best) for ratio in table.ratios if (best := table.best_two(ratio)) is not None],
         "did_not_act": flagged(table.effects.values(), table.titles),
         "refused": table.refused,
     }

@@ -11,6 +11,7 @@ from jvidprune.evals.effect import flagged
 from jvidprune.evals.extract import option_letter
 from jvidprune.evals.items import LETTERS
 from jvidprune.evals.metrics import ALL, FULL, Cell
+from jvidprune.evals.paired import apart
 from jvidprune.evals.plan import BASELINES, BLIND
 from jvidprune.evals.results import SweepTable
 from jvidprune.viz.overlay import LEGEND
@@ -101,6 +102,14 @@ class _Against(NamedTuple):
 
     name: str
     cells: list[_Held | None]
+
+
+class _Matrix(NamedTuple):
+    """Any two methods at one ratio: points of the row's method over the column's."""
+
+    ratio: _Ratio
+    names: list[str]
+    rows: list[tuple[str, list[_Shown | None]]]
 
 
 class _Categories(NamedTuple):
@@ -195,6 +204,8 @@ def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: st
         chance=[f"{100 * table.chance.get(name, 0.0):.0f}" for name in columns],
         legend=LEGEND,
         examples=[_shot(table, example) for example in examples],
+        apart=[apart(best, table.titles) for r in table.ratios if (best := table.best_two(r)) is not None],
+        matrices=[_matrix(table, shown, r) for shown, r in zip(ratios, table.ratios, strict=True)],
         unmoved=flagged(table.effects.values(), table.titles),
         effects=_effects(table),
         effects_head=_EFFECTS_HEAD,
@@ -372,6 +383,28 @@ def _said(text: str, options: Sequence[str]) -> str:
     if letter and len(text) <= 2:
         return f"{letter}: {options[LETTERS.index(letter)]}"
     return text if len(text) <= 40 else text[:39] + "…"
+
+
+def _matrix(table: SweepTable, shown: _Ratio, ratio: float) -> _Matrix:
+    """Any two methods at a ratio; a difference that interval and corrected test establish is bold."""
+    methods = [method for method in swept(table) if table.cell(method, ratio) is not None]
+    found = {}
+    for pair in table.pairs.get(ratio, ()):
+        found[pair.second[0], pair.first[0]], found[pair.first[0], pair.second[0]] = pair, pair.turned()
+    rows = []
+    for method in methods:
+        cells = []
+        for other in methods:
+            pair = found.get((method, other))
+            if pair is None:
+                cells.append(None)
+                continue
+            bounds = f"[{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]"
+            tip = f"{shown_name(table, method)} over {shown_name(table, other)}: {bounds}, right alone {pair.gained:,} "
+            tip += f"and {pair.lost:,} of {pair.questions:,}, p = {pair.p:.2g}, corrected {pair.adjusted or 0.0:.2g}"
+            cells.append(_Shown(f"{100 * pair.change:+.1f}", tip=tip, best=pair.established))
+        rows.append((shown_name(table, method), cells))
+    return _Matrix(shown, [shown_name(table, method) for method in methods], rows)
 
 
 def _effects(table: SweepTable) -> list[list[str]]:

@@ -1,11 +1,23 @@
 """Two runs on the same questions: exact tests, corrections and sample sizes worked out by hand."""
 
+import csv
 import math
 
 import numpy as np
 import pytest
 
-from jvidprune.evals.paired import compare_runs, corrected, holm, mcnemar, paired_difference
+from jvidprune.evals.metrics import summarise
+from jvidprune.evals.paired import (
+    apart,
+    compare_runs,
+    corrected,
+    every_pair,
+    holm,
+    mcnemar,
+    paired_difference,
+    two_best,
+    write_pairs,
+)
 
 
 def records(method, ratio, right, *, questions=2):
@@ -112,3 +124,40 @@ def test_questions_needed_follow_the_formula_for_paired_proportions():
     assert found.questions_needed(power=0.9) > found.questions_needed()
     (same,) = compare_runs(rows, [(("a", 0.1), ("a", 0.1))])
     assert same.questions_needed() is None
+
+
+def test_any_two_methods_are_compared_at_each_ratio_and_corrected_within_it(tmp_path):
+    at_tenth = {"a": [1] * 16 + [0] * 4, "b": [1] * 6 + [0] * 14, "c": [0] * 4 + [1] * 12 + [0] * 4}
+    rows = [row | {"kept": 9, "prompt": 9} for name, right in at_tenth.items() for row in records(name, 0.1, right)]
+    rows += [row | {"kept": 9, "prompt": 9} for row in records("a", 0.2, [1] * 20)]
+    found = every_pair(rows, ["a", "b", "c"], [0.1, 0.2], draws=100)
+    assert found[0.2] == []
+    named = {(one.second[0], one.first[0]): one for one in found[0.1]}
+    counts = {pair: (one.gained, one.lost) for pair, one in named.items()}
+    assert counts == {("a", "b"): (10, 0), ("a", "c"): (4, 0), ("b", "c"): (4, 10)}
+    # p-values 2/1024, 2/16 and 2 (1 + 14 + 91 + 364 + 1001) / 2^14 = 0.1796: times 3, 2 and 1, and none below the last.
+    assert [named[pair].adjusted for pair in counts] == pytest.approx([6 / 1024, 0.25, 0.25])
+    cells = {(c.method, c.ratio, c.category): c for c in summarise(rows, [(n, 0.1) for n in "abc"], draws=10)}
+    best = two_best(found[0.1], cells)
+    assert (best.second[0], best.first[0], best.gained, best.lost) == ("a", "c", 4, 0)
+    # d = c = 0.2: (1.959964 sqrt(0.2) + 0.841621 sqrt(0.16))^2 / 0.04 = 36.8.
+    assert apart(best, {"a": "AOT"}).endswith("to tell such a difference takes about 37 questions, here are 20")
+    assert "the two best are AOT and c: +20.0 points" in apart(best, {"a": "AOT"})
+    assert best.turned().turned() == best
+    assert best.turned().change == -best.change
+    assert two_best([], cells) is None
+    write_pairs(found, tmp_path / "pairs.csv")
+    lines = list(csv.DictReader((tmp_path / "pairs.csv").open()))
+    assert [(row["first"], row["second"], row["gained"]) for row in lines] == [
+        ("b", "a", "10"),
+        ("c", "a", "4"),
+        ("c", "b", "4"),
+    ]
+    assert [row["questions_needed"] for row in lines][1] == "37"
+
+
+def test_of_equal_methods_no_number_of_questions_tells_them_apart():
+    rows = [row | {"kept": 9, "prompt": 9} for name in "ab" for row in records(name, 0.1, [1, 0, 1, 0])]
+    cells = {(c.method, c.ratio, c.category): c for c in summarise(rows, [("a", 0.1), ("b", 0.1)], draws=10)}
+    best = two_best(every_pair(rows, ["a", "b"], [0.1], draws=10)[0.1], cells)
+    assert apart(best, {}).endswith("these 4 questions show no difference to look for")
