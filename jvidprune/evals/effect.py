@@ -2,7 +2,7 @@
 
 A method that keeps every token, or whose answers have the logits of the unpruned model, is flagged in plain words: its
 accuracy says nothing about it. Logits are the log-probabilities of the likeliest first tokens of an answer, as
-`pairs.answer_job` records them; records without them are compared by their texts.
+`pairs.answer_job` records them beside the costs; answers without them are compared by their texts.
 """
 
 import csv
@@ -129,8 +129,9 @@ def effects(
       dtype: of the model, which decides what is rounding.
     """
     rounding = ROUNDING.get(dtype, COARSE)
-    full = {(r["clip"], r["question"]): r for r in samples if r["method"] == FULL}
+    full = {(r["clip"], r["question"]): r["prediction"] for r in samples if r["method"] == FULL}
     costs = {(r["method"], r["ratio"], r["clip"]): r for r in batches if not r["refused"]}
+    logits = {clip: r.get("logits", {}) for (method, _, clip), r in costs.items() if method == FULL}
     mine: dict[Run, dict[str, list[Record]]] = {run: {} for run in runs if run[0] not in BASELINES}
     for record in samples:
         run = record["method"], record["ratio"]
@@ -138,24 +139,41 @@ def effects(
             mine[run].setdefault(record["clip"], []).append(record)
     out = {}
     for run, clips in mine.items():
-        one = [_clip(c, some, full, costs.get((*run, c), {}), rounding) for c, some in sorted(clips.items())]
-        if one:
-            out[run] = Effect(run, tuple(one))
+        found = []
+        for clip, records in sorted(clips.items()):
+            pairs = [(r, full[clip, r["question"]]) for r in records if (clip, r["question"]) in full]
+            found.append(_clip(records, pairs, costs.get((*run, clip), {}), logits.get(clip, {}), rounding))
+        if found:
+            out[run] = Effect(run, tuple(found))
     return out
 
 
 def _clip(
-    clip: str, records: Sequence[Record], full: Mapping[tuple[str, str], Record], batch: Record, rounding: float
+    records: Sequence[Record],
+    pairs: Sequence[tuple[Record, str]],
+    batch: Record,
+    full: Mapping[str, Sequence[Sequence[float]]],
+    rounding: float,
 ) -> ClipEffect:
+    """The effect on one clip.
+
+    Args:
+      records: answers of the method.
+      pairs: those of them that the unpruned model gave as well, with its answer.
+      batch: the method's record of costs; empty where there is none.
+      full: the unpruned model's logits by question.
+      rounding: difference of logits that is none.
+    """
     visual = max(1, records[0]["visual"])
     kept = math.fsum(record["kept"] for record in records) / len(records) / visual
     merged, dropped = (batch[name] / visual if name in batch else None for name in ("places_merged", "places_dropped"))
-    pairs = [(one, base) for one in records if (base := full.get((clip, one["question"]))) is not None]
-    changes = [logit_change(one.get("logits"), base.get("logits")) for one, base in pairs]
-    answers = [one["prediction"] != base["prediction"] for one, base in pairs]
+    own = batch.get("logits", {})
+    changes = [logit_change(own.get(one["question"]), full.get(one["question"])) for one, _ in pairs]
+    answers = [one["prediction"] != said for one, said in pairs]
     differ = [other or (change or 0.0) > rounding for change, other in zip(changes, answers, strict=True)]
     by_logits = sum(change is not None for change in changes)
     inside = bool(batch.get("inside", False))
+    clip = records[0]["clip"]
     return ClipEffect(clip, kept, merged, dropped, inside, len(pairs), by_logits, sum(differ), sum(answers))
 
 

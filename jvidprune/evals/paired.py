@@ -164,7 +164,7 @@ def compare_runs(
         right[row, list(known[key])] = list(known[key].values())
     change = right[:, [runs[second] for _, second in pairs]] - right[:, [runs[first] for first, _ in pairs]]
     both = ~np.isnan(change)
-    shared = both.any(1)
+    shared = np.any(both, axis=1, keepdims=True)[:, 0]
     asked = [clip for (clip, _), some in zip(keys, shared, strict=True) if some]
     clips = {name: i for i, name in enumerate(dict.fromkeys(asked))}
     place = np.array([clips[clip] for clip in asked], np.intp)

@@ -87,13 +87,15 @@ def answer_job(
             record = {"clip": item.id, "question": question.id, "method": job.name, "ratio": ratio}
             record |= {"category": question.category, "prediction": reply.text, "answer": question.answer}
             counts = {"kept": reply.kept, "visual": reply.visual, "prompt": reply.prompt}
-            logits = [[token, round(value, 3)] for token, value in reply.likeliest]
-            samples.append(record | {"correct": right} | counts | {"logits": logits})
+            samples.append(record | {"correct": right} | counts)
         costs: Record = {"ratio": ratio, "refused": "", "reduce": reduce.seconds / len(job.ratios) / len(shown)}
         if timed:
             costs |= {"prefill": alone[i][0], "generate": alone[i][1]}
         costs |= {"compile": (reduce.compile_seconds + answer.compile_seconds) * (i == 0), "memory": peak_memory()}
-        costs |= fates([one[i] for one in swept])
+        # Like times, logits are not the same to the last digit on other devices; answers are.
+        asked = zip(item.questions, row, strict=True)
+        logits = {one.id: [[token, round(value, 3)] for token, value in reply.likeliest] for one, reply in asked}
+        costs |= fates([one[i] for one in swept]) | {"logits": logits}
         batches.append(costs | _tflops(llm, video.tokens, job, ratio, row) | {"together": list(job.ratios)})
     return samples, batches
 

@@ -324,7 +324,7 @@ def _likeliest(logits: jax.Array, count: int) -> list[tuple[tuple[int, float], .
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _top(logits: jax.Array, count: int) -> list[jax.Array]:
+def _top(logits: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return jax.lax.top_k(jax.nn.log_softmax(logits.astype(jnp.float32)), count)
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from helpers.sweeps import results, sweep
+from helpers.sweeps import sweep
 
 from jvidprune.evals.effect import effects, flagged, logit_change, write_effects
 from jvidprune.tokens import place_fates
@@ -14,13 +14,20 @@ from jvidprune.tokens import place_fates
 TITLES = {"flashvid": "FlashVID"}
 
 
-def sample(clip, method, ratio, kept, *, said="A", logits=None):
+def sample(clip, method, ratio, kept, *, said="A"):
     row = {"clip": clip, "question": "q", "method": method, "ratio": ratio, "prediction": said}
-    return row | {"kept": kept, "visual": 100} | ({} if logits is None else {"logits": logits})
+    return row | {"kept": kept, "visual": 100}
 
 
-def batch(clip, method, ratio, merged, dropped, inside=False):
-    row = {"clip": clip, "method": method, "ratio": ratio, "refused": "", "inside": inside}
+def costs(clip, method, ratio, logits=None):
+    """A record of costs, with logits or without."""
+    row = {"clip": clip, "method": method, "ratio": ratio, "refused": ""}
+    return row | ({} if logits is None else {"logits": {"q": logits}})
+
+
+def batch(clip, method, ratio, merged, dropped, *, inside=False, logits=None):
+    """One that also says what became of the tokens."""
+    row = costs(clip, method, ratio, logits) | {"inside": inside}
     return row | {"places_kept": 100 - merged - dropped, "places_merged": merged, "places_dropped": dropped}
 
 
@@ -41,9 +48,10 @@ def test_logits_change_by_the_largest_difference_of_common_tokens():
 
 def test_shares_and_differences_are_counted_over_the_clips():
     one, other = [[5, -0.1], [6, -2.4]], [[5, -0.3], [6, -1.4]]
-    samples = [sample(clip, "none", 1.0, 100, logits=one) for clip in ("a", "b")]
-    samples += [sample("a", "flashvid", 0.2, 20, logits=other), sample("b", "flashvid", 0.2, 22, said="B", logits=one)]
-    batches = [batch("a", "flashvid", 0.2, 50, 30), batch("b", "flashvid", 0.2, 58, 20)]
+    samples = [sample(clip, "none", 1.0, 100) for clip in ("a", "b")]
+    samples += [sample("a", "flashvid", 0.2, 20), sample("b", "flashvid", 0.2, 22, said="B")]
+    batches = [costs(clip, "none", 1.0, one) for clip in ("a", "b")]
+    batches += [batch("a", "flashvid", 0.2, 50, 30, logits=other), batch("b", "flashvid", 0.2, 58, 20, logits=one)]
     found = effects(samples, batches, [("none", 1.0), ("flashvid", 0.2), ("flashvid", 0.1)])
     assert list(found) == [("flashvid", 0.2)]
     effect = found["flashvid", 0.2]
@@ -60,9 +68,10 @@ def test_shares_and_differences_are_counted_over_the_clips():
 
 def flags(kept, *, logits=None, base=None, said="A", ratio=0.2, merged=0, inside=False, dtype="float32"):
     """The flags of a method with one such clip."""
-    mine = sample("a", "flashvid", ratio, kept, said=said, logits=logits)
-    samples = [sample("a", "none", 1.0, 100, logits=base), mine]
-    batches = [batch("a", "flashvid", ratio, merged, 100 - kept - merged, inside)]
+    samples = [sample("a", "none", 1.0, 100), sample("a", "flashvid", ratio, kept, said=said)]
+    gone = 100 - kept - merged
+    batches = [costs("a", "none", 1.0, base)]
+    batches += [batch("a", "flashvid", ratio, merged, gone, inside=inside, logits=logits)]
     (effect,) = effects(samples, batches, [("flashvid", ratio)], dtype).values()
     return effect.flags
 
@@ -85,10 +94,11 @@ def test_a_method_that_did_nothing_is_flagged_in_plain_words():
 
 def test_single_clips_are_counted():
     same, other = [[5, -0.1]], [[5, -1.1]]
-    samples = [sample(clip, "none", 1.0, 100, logits=same) for clip in "abc"]
-    samples += [sample("a", "flashvid", 0.2, 100, logits=same), sample("b", "flashvid", 0.2, 20, logits=other)]
-    samples += [sample("c", "flashvid", 0.2, 20, logits=same)]
-    found = effects(samples, [], [("flashvid", 0.2)])
+    samples = [sample(clip, "none", 1.0, 100) for clip in "abc"]
+    samples += [sample(clip, "flashvid", 0.2, kept) for clip, kept in (("a", 100), ("b", 20), ("c", 20))]
+    batches = [costs(clip, "none", 1.0, same) for clip in "abc"]
+    batches += [costs(clip, "flashvid", 0.2, logits) for clip, logits in (("a", same), ("b", other), ("c", same))]
+    found = effects(samples, batches, [("flashvid", 0.2)])
     assert flagged(found.values(), TITLES) == [
         "FlashVID at 20 % did not act: kept every token of 1 of 3 clips; on 2 of 3 clips no logits differ from the "
         "unpruned model's"
@@ -132,12 +142,12 @@ def test_a_method_that_keeps_everything_is_flagged_by_the_verb(home, model, tmp_
     said = {row["method"]: row for row in rows if row["category"] == "all"}
     assert said[idle]["did_not_act"] == "kept every token; no logits differ from the unpruned model's"
     assert (said["random"]["did_not_act"], said["random"]["dropped"], said["random"]["merged"]) == ("", "0.75", "0")
-    # Five likeliest tokens of every answer, the first one first.
-    for row in results(out):
-        values = [value for _, value in row["logits"]]
-        assert len(values) == 5
-        assert values == sorted(values, reverse=True)
     for line in (out / "batches.jsonl").read_text().splitlines():
         row = json.loads(line)
         assert row["places_kept"] + row["places_merged"] + row["places_dropped"] == 128
         assert row["inside"] is False
+        # Five likeliest tokens of every answer, the first one first.
+        for found in row["logits"].values():
+            values = [value for _, value in found]
+            assert len(values) == 5
+            assert values == sorted(values, reverse=True)

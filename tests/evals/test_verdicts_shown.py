@@ -54,9 +54,10 @@ def table(tmp_path_factory):
             clip = {"clip": f"{i:02}", "method": method, "ratio": ratio}
             texts = {"question": "q", "category": "colour", "answer": "A", "prediction": "A" if i < right else "B"}
             counts = {"correct": i < right, "kept": kept, "visual": 100, "prompt": kept + 5}
-            samples.append(clip | texts | counts | {"logits": [[4, -0.2 + moved], [5, -3.0]]})
+            samples.append(clip | texts | counts)
             places = {"places_kept": kept, "places_merged": merged, "places_dropped": 100 - kept - merged}
-            batches.append(clip | {"refused": ""} | COSTS | places)
+            logits = {"logits": {"q": [[4, -0.2 + moved], [5, -3.0]]}}
+            batches.append(clip | {"refused": ""} | COSTS | places | logits)
     identity = {"ratios": [0.1], "task": {"name": "fake"}, "model": {"dtype": "float32"}}
     found = SweepRecords(RunFiles(tmp_path_factory.mktemp("run")), identity, list(RUNS), samples, batches, 0)
     return make_table(found, Task(), TITLES, draws=200)
