@@ -87,6 +87,12 @@ class Effect:
         return sum(getattr(clip, name) for clip in self.clips)
 
     @property
+    def idle(self) -> bool:
+        """Whether the method kept every token of every clip although fewer were asked for, or changed no answer."""
+        whole = self.run[1] < 1 and all(clip.whole for clip in self.clips)
+        return whole or (self.count("questions") > 0 and self.count("differ") == 0)
+
+    @property
     def flags(self) -> list[str]:
         """What is wrong, as parts of a sentence; nothing if the method acted on every clip."""
         out, total = [], len(self.clips)
@@ -196,11 +202,12 @@ def logit_change(one: Sequence[Sequence[float]] | None, other: Sequence[Sequence
 
 def flagged(found: Collection[Effect], titles: Mapping[str, str]) -> list[str]:
     """A line for every method and ratio that did not act as it should."""
-    return [
-        f"{titles.get(one.run[0], one.run[0])} at {100 * one.run[1]:g} % did not act: {'; '.join(one.flags)}"
-        for one in found
-        if one.flags
-    ]
+    lines = []
+    for one in found:
+        if one.flags:
+            name, where = titles.get(one.run[0], one.run[0]), "" if one.idle else " on every clip"
+            lines.append(f"{name} at {100 * one.run[1]:g} % did not act{where}: {'; '.join(one.flags)}")
+    return lines
 
 
 def write_effects(found: Collection[Effect], path: Path) -> None:

@@ -8,7 +8,7 @@ import csv
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -80,9 +80,9 @@ class Difference:
             second=self.first,
             gained=self.lost,
             lost=self.gained,
-            change=-self.change,
-            low=-self.high,
-            high=-self.low,
+            change=0.0 - self.change,
+            low=0.0 - self.high,
+            high=0.0 - self.low,
         )
 
     def questions_needed(self, power: float = 0.8) -> int | None:
@@ -212,14 +212,17 @@ def every_pair(
     return {ratio: corrected([one for one in found if one.ratio == ratio]) for ratio in ratios}
 
 
-def two_best(pairs: Sequence[Difference], cells: Mapping[tuple[str, float, str], Cell]) -> Difference | None:
+def two_best(
+    pairs: Sequence[Difference], cells: Mapping[tuple[str, float, str], Cell], without: Collection[Run] = ()
+) -> Difference | None:
     """From the second best to the best method of a ratio; None where fewer than two can be compared.
 
     Args:
       pairs: of the ratio, from `every_pair`.
       cells: accuracies by (method, ratio, category); of equally accurate methods the one with fewer tokens is better.
+      without: runs that do not count.
     """
-    runs = dict.fromkeys(run for pair in pairs for run in (pair.second, pair.first))
+    runs = dict.fromkeys(run for pair in pairs for run in (pair.second, pair.first) if run not in without)
     ranked = sorted(runs, key=lambda run: (-cells[(*run, ALL)].accuracy, cells[(*run, ALL)].kept))[:2]
     for pair in pairs:
         if {pair.first, pair.second} == set(ranked):

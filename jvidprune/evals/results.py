@@ -103,8 +103,8 @@ class SweepTable:
         return [float(ratio) for ratio in self.identity["ratios"]]
 
     def best_two(self, ratio: float) -> Difference | None:
-        """From the second best to the best method of a ratio, None where fewer than two can be compared."""
-        return two_best(self.pairs.get(ratio, ()), self.cells)
+        """From the second best to the best method of a ratio that acted, None where fewer than two can be compared."""
+        return two_best(self.pairs.get(ratio, ()), self.cells, [run for run, one in self.effects.items() if one.idle])
 
     def cell(self, method: str, ratio: float, category: str = ALL) -> Cell | None:
         """The accuracy of a run, None where there is none."""

@@ -247,7 +247,8 @@ def _cards(table: SweepTable) -> list[_Card]:
         text = f"of {_count(full.questions, 'question')} right with all {full.kept:,.0f} visual tokens"
         cards.append(_Card(BASELINES[FULL], f"{100 * full.accuracy:.1f} %", text))
     cells = {method: cell for method in swept(table) if (cell := table.cell(method, ratio))}
-    published = {m: c for m, c in cells.items() if base_name(m) not in CONTROLS}
+    idle = {method for (method, at), effect in table.effects.items() if at == ratio and effect.idle}
+    published = {m: c for m, c in cells.items() if base_name(m) not in CONTROLS and m not in idle}
     if published:
         best = max(published, key=lambda m: (published[m].accuracy, -published[m].kept))
         cell = published[best]

@@ -108,6 +108,8 @@ HOSTILE = [
     (["sweep", "--ratios", "0"], "must lie in (0, 1], got 0"),
     (["sweep", "--methods", ","], "at least one method"),
     (["sweep", "--methods", "flashvit"], "Did you mean 'flashvid'"),
+    (["sweep", "--controls", ","], "controls are names separated by commas"),
+    (["sweep", "--controls", "pool_spice"], "Did you mean 'pool_space'"),
     (["sweep", "--clips", "0", "--out", "new/run"], "at least 1 clip"),
     (["sweep", "--clips", "many"], "--clips takes a whole number, got 'many'"),
     (["sweep", "--questions", "wrong"], "invalid choice 'wrong'"),

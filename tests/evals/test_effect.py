@@ -100,8 +100,8 @@ def test_single_clips_are_counted():
     batches += [costs(clip, "flashvid", 0.2, logits) for clip, logits in (("a", same), ("b", other), ("c", same))]
     found = effects(samples, batches, [("flashvid", 0.2)])
     assert flagged(found.values(), TITLES) == [
-        "FlashVID at 20 % did not act: kept every token of 1 of 3 clips; on 2 of 3 clips no logits differ from the "
-        "unpruned model's"
+        "FlashVID at 20 % did not act on every clip: kept every token of 1 of 3 clips; on 2 of 3 clips no logits "
+        "differ from the unpruned model's"
     ]
     assert math.isnan(found["flashvid", 0.2].mean("merged"))
 

@@ -90,7 +90,7 @@ def test_the_table_knows_controls_standings_and_pairs(table):
     assert [run for run, effect in table.effects.items() if effect.flags] == [("idle", 0.1)]
     assert len(table.pairs[0.1]) == 5 * 4 // 2
     best = table.best_two(0.1)
-    assert (best.second[0], best.first[0], best.gained, best.lost) == ("idle", "good", 2, 0)
+    assert (best.second[0], best.first[0], best.gained, best.lost) == ("good", "weak", 12, 0)
 
 
 def test_the_page_marks_what_beats_no_control_and_what_did_nothing(table):
@@ -102,7 +102,9 @@ def test_the_page_marks_what_beats_no_control_and_what_did_nothing(table):
     assert "10 : 10 tokens" in page
     assert "11 : 10 tokens" in page
     assert "Idle at 10 % did not act: kept every token; no logits differ from the unpruned model&#39;s" in page
-    assert "at 10 % the two best are Idle and Good: +6.7 points" in page
+    # What did nothing is no best method.
+    assert "at 10 % the two best are Good and Weak: +40.0 points" in page
+    assert '<b>Good</b><div class="big">86.7 %</div>' in page
     assert "<td>Good</td><td>10 %</td><td>10.0</td><td>60.0</td><td>30.0</td><td>30 of 30</td>" in page
     balance = Balance()
     balance.feed(page)
@@ -127,7 +129,7 @@ def test_the_terminal_says_it_too(table):
     assert "beats the best control: Good at 10 %" in said
     assert "beats only controls that keep fewer tokens: Idle at 10 %" in said
     assert "Idle at 10 % did not act" in said
-    assert "the two best are Idle and Good" in said
+    assert "the two best are Good and Weak" in said
     assert sweep_table(table, intervals=False).caption.count("†") == 1
 
 
