@@ -82,7 +82,9 @@ def test_every_frame_by_itself_equals_the_plain_version(rule):
         ids, _ = checks.valid_rows(checks.reduce(ZSPAPrune(scope="frame", rule=rule), video, ratio))
         frames = [plain(frame, video.evidence["text"], max(1, int(0.6 * keep)), keep, rule) for frame in video.features]
         np.testing.assert_array_equal(ids, [20 * t + i for t, taken in enumerate(frames) for i in sorted(taken)])
-    assert ZSPAPrune(scope="frame").tokens_per_frame(video.layout(), 0.3) == 6
+    tokens = ZSPAPrune(scope="frame").tokens_per_frame
+    assert tokens is not None
+    assert tokens(video.layout(), 0.3) == 6
 
 
 def test_cores_of_many_blocks_equal_the_plain_version():
@@ -192,8 +194,8 @@ def test_its_flops_grow_with_what_is_kept_and_never_with_all_pairs():
 def test_impossible_settings_and_missing_questions_are_refused():
     checks.refused(lambda: ZSPAPrune(core=1.5), r"lie in \[0, 1\], got 1.5")
     checks.refused(lambda: ZSPAPrune(core_tokens=0), "core_tokens must be")
-    checks.refused(lambda: ZSPAPrune(rule="minmax"), "minmax")
-    checks.refused(lambda: ZSPAPrune(text="prompt"), "prompt")
+    checks.refused(lambda: reducers.get("zspaprune", rule="minmax"), "minmax")
+    checks.refused(lambda: reducers.get("zspaprune", text="prompt"), "prompt")
     checks.refused(lambda: checks.reduce(ZSPAPrune(), checks.make_video(), 0.5), "needs the evidence text")
     empty = dataclasses.replace(asked(), evidence={"text": jnp.zeros((0, 24))})
     checks.refused(lambda: checks.reduce(ZSPAPrune(), empty, 0.5), "which has no tokens here")
