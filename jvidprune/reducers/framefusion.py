@@ -66,8 +66,8 @@ class FrameFusion(Full):
         """
         if self.merge_calls >= self.depth:
             raise JvidpruneError(
-                f"FrameFusion's merge_calls must be fewer than the {self.depth} layers that its budget is counted "
-                f"over, got {self.merge_calls}."
+                f"FrameFusion's merge_calls must be fewer than its depth, the layers that its budget is counted over, "
+                f"got merge_calls={self.merge_calls} and depth={self.depth}."
             )
 
     @classmethod

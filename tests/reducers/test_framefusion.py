@@ -299,7 +299,7 @@ def test_settings():
 
 
 def test_refusals():
-    checks.refused(lambda: FrameFusion(merge_calls=28), "fewer than the 28 layers")
+    checks.refused(lambda: FrameFusion(merge_calls=28), "fewer than its depth")
     checks.refused(lambda: FrameFusion(similarity=1.5), "similarity")
     alone, visual = [InnerStage(1, Fuse(), CostBudget(0.3))], VISUAL[None]
     ones = np.ones((1, LENGTH), bool)
