@@ -1,8 +1,6 @@
 """Reducers compiled for a TPU on a CPU machine: what XLA says of the programs, without a TPU and without data."""
 
 import dataclasses
-import functools
-import os
 import time
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 
 from jvidprune import VideoTokens, reducers
 from jvidprune.costs import hlo
+from jvidprune.costs.compiled import slice_named
 from jvidprune.ops.branch import using
 from jvidprune.reducers.run import bucket_capacity, run_budgets
 from jvidprune.tokens import stack_budgets
@@ -48,15 +47,6 @@ class TPUCell:
         return f"{self.method} ratios={self.ratios} {sizes}"
 
 
-@functools.cache
-def chip(topology: str) -> Any:
-    """The first device of a slice that need not exist; needs libtpu installed, which may then be loaded many times."""
-    from jax.experimental import topologies
-
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices[0]
-
-
 def lowered(cell: TPUCell) -> jax.stages.Lowered:
     """The program that `jvidprune.sweep` runs on an accelerator, with shapes for arrays.
 
@@ -64,7 +54,7 @@ def lowered(cell: TPUCell) -> jax.stages.Lowered:
       JvidpruneError: the method refuses all ratios.
     """
     reducer: Any = reducers.get(cell.method)
-    place = jax.sharding.SingleDeviceSharding(chip(cell.topology))
+    place = jax.sharding.SingleDeviceSharding(slice_named(cell.topology).devices[0])
 
     def shape(sides: tuple[int, ...], dtype: Any) -> Any:
         return jax.ShapeDtypeStruct(sides, dtype, sharding=place)

@@ -117,9 +117,33 @@ class _Pooled(_Gridded):
     cells: CellKind
 
     def decide(self, shared: GridShared, budget: GridBudget, *, capacity: int) -> Plan:
-        """One row a cell, by frames, row and column; frames overlap only where they alone are pooled."""
+        """One row a cell, by frames, row and column; a cell of one token is a copy of it."""
+        # Frames overlap only where they alone are pooled.
         time = self.cells if self.axes == "time" else "partition"
-        return _pooled(shared, budget, self.cells, capacity, time=time)
+        axes = _axes(shared, budget, self.cells, time)
+        sides = tuple(axis.start.size for axis in axes)
+        total = math.prod(sides)
+
+        def over(parts: tuple[Array, Array, Array]) -> Array:
+            """One value a cell from one an axis."""
+            frame, row, column = parts
+            return jnp.broadcast_to(frame[:, None, None] * row[:, None] * column, sides).reshape(-1)
+
+        size = over((axes[0].size, axes[1].size, axes[2].size))
+        present = over((axes[0].exists, axes[1].exists, axes[2].exists))
+        first = (axes[0].start[:, None, None] * sides[1] + axes[1].start[:, None]) * sides[2] + axes[2].start
+        targets = []
+        for frame in axes[0].of:
+            for row in axes[1].of:
+                for column in axes[2].of:
+                    cell = (frame[:, None, None] * sides[1] + row[:, None]) * sides[2] + column
+                    some = (frame < sides[0])[:, None, None] & (row < sides[1])[:, None] & (column < sides[2])
+                    targets.append(jnp.where(some, cell, total).reshape(-1))
+        target = jnp.stack(targets)
+        alone = size == 1
+        share = jnp.append(1.0 / size, 0.0)[target]
+        target = jnp.where(jnp.append(alone, True)[target], total, target)
+        return compact.slotted_plan(first.reshape(-1), present, alone, target, share, capacity)
 
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """The sums over the cells."""
@@ -131,7 +155,12 @@ class _Sampled(_Gridded):
 
     def decide(self, shared: GridShared, budget: GridBudget, *, capacity: int) -> Plan:
         """The first tokens, ascending by id."""
-        return _sampled(shared, budget, capacity)
+        keep = jnp.ones((1, 1, 1), bool)
+        for axis, cells in enumerate(_axes(shared, budget, "partition", "partition")):
+            places = cells.start.size
+            first = jnp.zeros(places, bool).at[jnp.where(cells.exists, cells.start, places)].set(True, mode="drop")
+            keep = keep & jnp.expand_dims(first, [other for other in range(3) if other != axis])
+        return compact.selection_plan((keep & shared.frame_mask[:, None, None]).reshape(-1), capacity)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -329,41 +358,3 @@ def _axes(shared: GridShared, budget: GridBudget, space: CellKind, time: CellKin
         _cells(height, budget.height, height, space),
         _cells(width, budget.width, width, space),
     )
-
-
-def _pooled(shared: GridShared, budget: GridBudget, space: CellKind, capacity: int, *, time: CellKind) -> Plan:
-    """The mean of every cell; a cell of one token is a copy of it."""
-    axes = _axes(shared, budget, space, time)
-    sides = tuple(axis.start.size for axis in axes)
-    total = math.prod(sides)
-
-    def over(parts: tuple[Array, Array, Array]) -> Array:
-        """One value a cell from one an axis."""
-        frame, row, column = parts
-        return jnp.broadcast_to(frame[:, None, None] * row[:, None] * column, sides).reshape(-1)
-
-    size = over((axes[0].size, axes[1].size, axes[2].size))
-    present = over((axes[0].exists, axes[1].exists, axes[2].exists))
-    first = (axes[0].start[:, None, None] * sides[1] + axes[1].start[:, None]) * sides[2] + axes[2].start
-    targets = []
-    for frame in axes[0].of:
-        for row in axes[1].of:
-            for column in axes[2].of:
-                cell = (frame[:, None, None] * sides[1] + row[:, None]) * sides[2] + column
-                some = (frame < sides[0])[:, None, None] & (row < sides[1])[:, None] & (column < sides[2])
-                targets.append(jnp.where(some, cell, total).reshape(-1))
-    target = jnp.stack(targets)
-    alone = size == 1
-    share = jnp.append(1.0 / size, 0.0)[target]
-    target = jnp.where(jnp.append(alone, True)[target], total, target)
-    return compact.slotted_plan(first.reshape(-1), present, alone, target, share, capacity)
-
-
-def _sampled(shared: GridShared, budget: GridBudget, capacity: int) -> Plan:
-    """The first token of every cell."""
-    keep = jnp.ones((1, 1, 1), bool)
-    for axis, cells in enumerate(_axes(shared, budget, "partition", "partition")):
-        places = cells.start.size
-        first = jnp.zeros(places, bool).at[jnp.where(cells.exists, cells.start, places)].set(True, mode="drop")
-        keep = keep & jnp.expand_dims(first, [other for other in range(3) if other != axis])
-    return compact.selection_plan((keep & shared.frame_mask[:, None, None]).reshape(-1), capacity)

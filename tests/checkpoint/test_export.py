@@ -191,17 +191,8 @@ def test_any_json_is_read_or_refused(value, method, data):
     assert read_record(found.record()) == found
 
 
-def test_the_command_writes_settings_that_loading_and_asking_use(tmp_path, monkeypatch, capsys):
+def test_the_command_writes_settings_that_loading_and_asking_use(tmp_path, run):
     source = tiny_checkpoints.write("llava_onevision", tmp_path / "source")
-
-    def run(*words):
-        monkeypatch.setattr("sys.argv", ["jvidprune", *map(str, words)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
 
     words = ("export", source, tmp_path / "out", "--reducer", "random:seed=3", "--ratio", 0.25, "--json")
     code, out, _ = run(*words)

@@ -12,7 +12,6 @@ from helpers.own_method import MINE
 from helpers.reducer_checks import make_video
 
 import jvidprune
-from jvidprune import cli
 from jvidprune.errors import JvidpruneError
 from jvidprune.integrations.lmms_args import ModelArgs
 from jvidprune.llm.video_llm import VideoLLM
@@ -64,16 +63,6 @@ def folder(tmp_path, monkeypatch):
         if getattr(sys.modules[name], "__file__", None) and str(tmp_path) in str(sys.modules[name].__file__):
             del sys.modules[name]
     importlib.invalidate_caches()
-
-
-def run(monkeypatch, capsys, *words):
-    monkeypatch.setattr("sys.argv", ["jvidprune", *map(str, words)])
-    try:
-        cli.main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    return code, *capsys.readouterr()
 
 
 def test_a_class_is_found_in_a_module_and_in_a_file(folder):
@@ -133,10 +122,10 @@ def test_what_is_no_reducer_is_refused_in_a_sentence(text, message, folder):
     assert "\n" not in str(caught.value)
 
 
-def test_a_sweep_has_its_row(folder, monkeypatch, capsys):
+def test_a_sweep_has_its_row(folder, monkeypatch, run):
     text = "./mine_here.py:Mine(share=0.5)"
     words = ("--methods", f"{text},random", "--ratios", "0.25", "--clips", "2", "--max-new-tokens", "1", "--out", "run")
-    code, _, err = run(monkeypatch, capsys, "sweep", *words, "--json")
+    code, _, err = run("sweep", *words, "--json")
     assert code == 0, err
     rows = list(csv.DictReader((folder / "run" / "table.csv").open()))
     assert {row["method"] for row in rows} >= {text, "random"}
@@ -144,25 +133,23 @@ def test_a_sweep_has_its_row(folder, monkeypatch, capsys):
     assert "Mine (share=0.5)" in (folder / "run" / "retention.svg").read_text()
 
 
-def test_the_other_verbs_take_it(folder, monkeypatch, capsys):
+def test_the_other_verbs_take_it(folder, monkeypatch, run):
     text = "./mine_here.py:Mine(share=0.5)"
-    code, out, err = run(
-        monkeypatch, capsys, "ask", "--reducer", text, "--ratio", "0.5", "--max-new-tokens", 1, "--json"
-    )
+    code, out, err = run("ask", "--reducer", text, "--ratio", "0.5", "--max-new-tokens", 1, "--json")
     assert code == 0, err
     record = json.loads(out)
     assert record["kept"] == record["visual"] // 4
-    code, out, err = run(monkeypatch, capsys, "reduce", "--compare", f"none,{text}", "--out", "a.html", "--json")
+    code, out, err = run("reduce", "--compare", f"none,{text}", "--out", "a.html", "--json")
     assert code == 0, err
     assert json.loads(out)["methods"][1]["method"] == "Mine (share=0.5)"
     for verb in ("flops", "plan"):
-        code, _, err = run(monkeypatch, capsys, verb, "--reducer", text, "--json")
+        code, _, err = run(verb, "--reducer", text, "--json")
         assert code == 0, err
     assert ModelArgs.read({"reducer": text, "ratio": 0.5}).reducer == text
 
 
-def test_saved_settings_run_code_only_where_that_is_allowed(folder, monkeypatch, capsys):
-    code, _, err = run(monkeypatch, capsys, "export", EMBEDDED, "out", "--reducer", "mine_here:Mine(share=0.5)")
+def test_saved_settings_run_code_only_where_that_is_allowed(folder, monkeypatch, run):
+    code, _, err = run("export", EMBEDDED, "out", "--reducer", "mine_here:Mine(share=0.5)")
     assert code == 0, err
     saved = json.loads((folder / "out" / FILE).read_text())["reducer"]
     assert saved == {"module": "mine_here", "class": "Mine", "settings": {"share": 0.5}}
@@ -176,7 +163,7 @@ def test_saved_settings_run_code_only_where_that_is_allowed(folder, monkeypatch,
     for load in (load_pruning, VideoLLM.load):
         with pytest.raises(JvidpruneError, match=r"names Mine of mine_here, whose code would be run.*allow_code=True"):
             load("out")
-    code, _, err = run(monkeypatch, capsys, "ask", "--model", "out", "--ratio", "0.5")
+    code, _, err = run("ask", "--model", "out", "--ratio", "0.5")
     assert (code, "--allow-code" in err) == (2, True)
     assert "mine_here" not in sys.modules
     (folder / "mine_here.py").write_text((folder / "mine_here.py").read_text().replace("raise SystemExit", "str"))
@@ -185,7 +172,7 @@ def test_saved_settings_run_code_only_where_that_is_allowed(folder, monkeypatch,
     assert llm.pruning.reducer == registry.from_text("mine_here:Mine(share=0.5)")
     monkeypatch.setattr(own, "_NAMED", {})
     words = ("ask", "--model", "out", "--ratio", "0.5", "--max-new-tokens", 1, "--allow-code", "--json")
-    code, _, err = run(monkeypatch, capsys, *words)
+    code, _, err = run(*words)
     assert code == 0, err
 
 
@@ -261,7 +248,7 @@ def test_visitors_of_the_page_import_nothing(folder):
     assert "theirs_here" not in sys.modules
 
 
-def test_methods_of_installed_packages_have_names(folder, monkeypatch, capsys):
+def test_methods_of_installed_packages_have_names(folder, monkeypatch, run):
     info = folder / "site" / "mine_dist-1.0.dist-info"
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: mine-dist\nVersion: 1.0\n")
@@ -277,7 +264,7 @@ def test_methods_of_installed_packages_have_names(folder, monkeypatch, capsys):
         assert registry.plugins() == ("mine_own", "gone")
         with pytest.raises(JvidpruneError, match="gone of an installed package cannot be imported: ModuleNotFound"):
             registry.from_text("gone")
-        code, out, _ = run(monkeypatch, capsys, "methods", "--quiet")
+        code, out, _ = run("methods", "--quiet")
         assert (code, "mine_own" in out.split(), "gone" in out.split()) == (0, True, False)
         assert expression(made) == "mine_own(share=0.5)"
         # Installed by the user, and named in a closed list: a file may choose it.
