@@ -29,7 +29,7 @@ from jvidprune import VideoTokens, reducers
 from jvidprune.files import atomic_output
 from jvidprune.ops.similarity import frame_gram
 from jvidprune.reducers.aot.pooling import kept_slots, pooled_weights
-from jvidprune.reducers.run import run_budgets
+from jvidprune.reducers.programs import run_budgets
 from jvidprune.tokens import stack_budgets
 
 SEPARATE_STAGES = {"aot": ("aot intra",)}

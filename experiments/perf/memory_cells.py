@@ -16,7 +16,7 @@ from flax import nnx
 from jvidprune import reducers
 from jvidprune.costs import memory
 from jvidprune.errors import JvidpruneError
-from jvidprune.reducers.run import run_budgets
+from jvidprune.reducers.programs import run_budgets
 from jvidprune.tokens import Layout, stack_budgets
 
 from .inputs import video_tokens

@@ -13,8 +13,9 @@ from jvidprune import VideoTokens, reducers
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops.branch import on_cpu
 from jvidprune.reducers.counting import TokenWidth
+from jvidprune.reducers.programs import run_budgets
 from jvidprune.reducers.protocol import with_defaults
-from jvidprune.reducers.run import reduce, run_budgets, sweep
+from jvidprune.reducers.run import reduce, sweep
 from jvidprune.tokens import stack_budgets
 
 from .decisions import possible, run_plans

@@ -12,7 +12,7 @@ from jvidprune import VideoTokens, reducers
 from jvidprune.costs import hlo
 from jvidprune.costs.compiled import slice_named
 from jvidprune.ops.branch import using
-from jvidprune.reducers.run import bucket_capacity, run_budgets
+from jvidprune.reducers.programs import bucket_capacity, run_budgets
 from jvidprune.tokens import stack_budgets
 
 from .decisions import possible

@@ -32,8 +32,8 @@ from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.models import family as families
 from jvidprune.models.prefill import run_prefill
 from jvidprune.ops.branch import using
+from jvidprune.reducers.programs import run_budgets
 from jvidprune.reducers.protocol import Reducer, check_weighs_features, inner_stages
-from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import Layout, VideoTokens, stack_budgets
 from jvidprune.video.preprocess import Patches
 

@@ -18,8 +18,8 @@ from jaxtyping import Array, Float
 from jvidprune.errors import JvidpruneError
 from jvidprune.extras import need
 from jvidprune.files import atomic_output
+from jvidprune.reducers.programs import bucket_capacity
 from jvidprune.reducers.protocol import Reducer, check_ratio, check_weighs_features, with_defaults
-from jvidprune.reducers.run import bucket_capacity
 from jvidprune.reducers.serialise import SavedPruning, read_record
 from jvidprune.tokens import Layout, Reduced, VideoTokens
 

@@ -1,107 +1,27 @@
 """Running a reducer: `reduce` for one ratio, `sweep` for many in one compilation, `reduce_batch` for many videos."""
 
 import dataclasses
-import functools
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax.core import Tracer
-from jaxtyping import Array, Int
 
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
-from jvidprune.ops.branch import on_cpu
-from jvidprune.ops.similarity import squared_norms
+from jvidprune.reducers.checks import Check, check_finite, check_kind, check_needs, check_numbers, cleared
+from jvidprune.reducers.programs import bucket_capacity, run_batch, run_budgets, run_questions
 from jvidprune.reducers.protocol import (
+    BaseReducer,
     Reducer,
-    StagedReducer,
     check_ratio,
     check_weighs_features,
     title_of,
     with_defaults,
 )
-from jvidprune.tokens import QUESTION, Budget, Layout, Plan, Reduced, VideoTokens, stack_budgets
-
-
-def bucket_capacity(capacity: int, total: int) -> int:
-    """Rounds a capacity up to an eighth of all tokens, so that nearby ratios share one compilation."""
-    step = max(1, -(-total // 8))
-    return max(capacity, min(-(-capacity // step) * step, total))
-
-
-Check = Literal["now", "lazy", False]
-"""When NaN and infinite input is refused: before the call returns, when `check_finite` is asked, or never.
-
-The compiled program looks for it in any case but the last, in one reduction beside its own. "now" waits for the program
-to end; "lazy" leaves what was found in `diagnostics["not_finite"]` and returns while the program runs, as False does.
-"""
-
-NOT_FINITE = "not_finite"
-"""Name in the diagnostics of what a checked program found; see `check_finite`."""
-
-
-def check_evidence(reducer: Reducer, video: VideoTokens) -> None:
-    """Refuses a video without what a reducer reads.
-
-    Raises:
-      JvidpruneError: missing evidence.
-    """
-    missing = sorted(reducer.needs - video.evidence.keys())
-    if missing:
-        raise JvidpruneError(
-            f"{title_of(reducer)} needs the evidence {', '.join(missing)}, which the video does not carry "
-            f"(it has {', '.join(sorted(video.evidence)) or 'none'})"
-            + ("; text is the question: give it to encode, or its embeddings as text=." if missing == ["text"] else ".")
-        )
-
-
-def check_finite(reducer: Reducer, video: VideoTokens, reduced: Reduced) -> Reduced:
-    """The result of a call with `check="lazy"` without what its program found; waits for the program.
-
-    Raises:
-      JvidpruneError: NaN or infinite features or evidence.
-    """
-    return _cleared(reducer, [video], reduced)
-
-
-def _cleared(reducer: Reducer, videos: Sequence[VideoTokens], reduced: Reduced) -> Reduced:
-    found = reduced.diagnostics.get(NOT_FINITE)
-    if found is None:
-        return reduced
-    if not isinstance(found, Tracer) and np.asarray(found).any():
-        for video in videos:
-            _check_numbers(reducer, video)
-    return reduced._replace(diagnostics={name: v for name, v in reduced.diagnostics.items() if name != NOT_FINITE})
-
-
-def _read(reducer: Reducer, video: VideoTokens) -> list[tuple[str, jax.Array]]:
-    """The arrays that a reducer reads, by name."""
-    return [("features", video.features), *((name, video.evidence[name]) for name in sorted(reducer.needs))]
-
-
-def _check_numbers(reducer: Reducer, video: VideoTokens) -> None:
-    """Refuses NaN and infinite numbers; counts them, which takes a pass of its own over every array."""
-    for name, array in _read(reducer, video):
-        bad = jnp.size(array) - jnp.isfinite(array).sum()
-        if not isinstance(bad, Tracer) and bad:
-            raise JvidpruneError(f"{name} hold {bad} NaN or infinite values; a reducer needs finite numbers.")
-
-
-def _suspects(reducer: Reducer, video: VideoTokens) -> Int[Array, "A"]:
-    """How many rows of each array have no finite sum of squares: all that hold NaN or infinite numbers.
-
-    Such sums are a pass at the speed of memory, which many methods make anyway; counting numbers takes 40 times as long
-    on CPU. Rows of finite numbers beyond 1e19 are counted too: the count only tells that a closer look is due.
-    """
-    found = []
-    for _, array in _read(reducer, video):
-        rows = squared_norms(array) if jnp.issubdtype(array.dtype, jnp.floating) else jnp.zeros(1)
-        found.append(jnp.sum(~jnp.isfinite(rows), dtype=jnp.int32))
-    return jnp.stack(found)
+from jvidprune.tokens import QUESTION, Budget, Layout, Reduced, VideoTokens, stack_budgets
 
 
 def reduce(
@@ -194,9 +114,9 @@ def _run(
 ) -> Reduced:
     """`sweep`, or `reduce` of the only ratio."""
     reducer = _named(reducer)
-    check = _known(check)
+    check = check_kind(check)
     asked = _asked(reducer, video, text, text_mask)
-    check_evidence(reducer, asked[0])
+    check_needs(reducer, asked[0])
     layout = _layout(video, frames)
     made = [reducer.budget(layout, check_ratio(ratio)) for ratio in ratios]
     budgets = jax.tree.map(np.asarray, made[0]) if single else stack_budgets(made)
@@ -204,35 +124,43 @@ def _run(
     checked = bool(check) and not isinstance(video.frame_mask, Tracer)
     own = with_defaults(reducer)
     static = {"capacity": capacity, "diagnostics": diagnostics}
+    several = _questions(text)
     alike = len({tuple(one.evidence[name].shape for name in sorted(one.evidence)) for one in asked}) == 1
-    if own.tokens_from == "tower":
-        # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
-        for one in asked if checked else ():
-            _check_numbers(reducer, one)
-        stacked = budgets if not single else jax.tree.map(lambda leaf: leaf[None], budgets)
-        each = [own.run_budgets(one, stacked, **static) for one in asked]
-        each = [jax.tree.map(lambda leaf: leaf[0], one) for one in each] if single else each
-    elif _questions(text) and alike:
+    if own.tokens_from != "tower" and several and alike:
         known = [{name: one.evidence[name] for name in one.evidence.keys() & QUESTION} for one in asked]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *known)
-        each = [_run_questions(reducer, video, stacked, budgets, single=single, checked=checked, **static)]
+        reduced = run_questions(reducer, video, stacked, budgets, single=single, checked=checked, **static)
     else:
-        # Questions of several lengths, for a method that knows no padding: a program for each length.
-        each = [run_budgets(reducer, one, budgets, single=single, checked=checked, **static) for one in asked]
+        if own.tokens_from == "tower":
+            # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
+            each = [_from_tower(own, one, budgets, single=single, checked=checked, **static) for one in asked]
+        else:
+            # Questions of several lengths, for a method that knows no padding: a program for each length.
+            each = [run_budgets(reducer, one, budgets, single=single, checked=checked, **static) for one in asked]
+        reduced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) if several else each[0]
     if check == "now":
-        each = [_cleared(reducer, asked, reduced) for reduced in each]
-    many = _questions(text) and (own.tokens_from == "tower" or not alike)
-    reduced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) if many else each[0]
+        reduced = cleared(reducer, asked, reduced)
     if diagnostics:
         _warn(reducer, reduced)
     return reduced
 
 
-def _known(check: Any) -> Check:
-    for known in get_args(Check):
-        if type(check) is type(known) and check == known:
-            return known
-    raise JvidpruneError(f"check must be 'now', 'lazy' or False, got {check!r}.")
+def _from_tower(
+    own: BaseReducer,
+    video: VideoTokens,
+    budgets: Budget,
+    *,
+    capacity: int,
+    diagnostics: bool,
+    single: bool,
+    checked: bool,
+) -> Reduced:
+    """One video by a method that runs the tower on; its numbers are looked at before it does."""
+    if checked:
+        check_numbers(own, video)
+    stacked = jax.tree.map(lambda leaf: leaf[None], budgets) if single else budgets
+    reduced = own.run_budgets(video, stacked, capacity=capacity, diagnostics=diagnostics)
+    return jax.tree.map(lambda leaf: leaf[0], reduced) if single else reduced
 
 
 def _named(reducer: Reducer | str) -> Reducer:
@@ -289,7 +217,7 @@ def _warn(reducer: Reducer, reduced: Reduced) -> None:
         return
     text = with_defaults(reducer).warning(reduced.diagnostics)
     if text is not None:
-        warnings.warn(text, JvidpruneWarning, stacklevel=3)
+        warnings.warn(text, JvidpruneWarning, stacklevel=4)
 
 
 def reduce_batch(
@@ -328,117 +256,15 @@ def reduce_batch(
     if text is None and text_mask is not None:
         raise JvidpruneError("text_mask marks the rows of text=, which is missing.")
     videos = _unpadded(reducer, videos if text is None else videos.with_text(text, text_mask))
-    check = _known(check)
-    check_evidence(reducer, videos)
+    check = check_kind(check)
+    check_needs(reducer, videos)
     known = _on_host(videos.frame_mask)
     layouts = [videos.layout(_real_frames(mask)) for mask in (videos.frame_mask if known is None else known)]
     budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for layout in layouts])
     capacity = _capacity(reducer, [(layout, ratio) for layout in layouts], capacity)
     checked = bool(check) and known is not None
-    reduced = _run_batch(reducer, videos, budgets, capacity=capacity, diagnostics=diagnostics, checked=checked)
+    reduced = run_batch(reducer, videos, budgets, capacity=capacity, diagnostics=diagnostics, checked=checked)
     return check_finite(reducer, videos, reduced) if check == "now" else reduced
-
-
-_STATIC = ("reducer", "capacity", "diagnostics", "single", "checked")
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def run_budgets(
-    reducer: Reducer,
-    video: VideoTokens,
-    budgets: Budget,
-    *,
-    capacity: int,
-    diagnostics: bool = False,
-    single: bool = False,
-    checked: bool = False,
-) -> Reduced:
-    """`Reduced` for every entry of a stacked budget; one compilation per shape and reducer, none per ratio.
-
-    Args:
-      reducer, capacity, diagnostics: as for `reduce`.
-      video: the tokens.
-      budgets: stacked.
-      single: `budgets` is one budget, and the result has no axis for it.
-      checked: look for NaN and infinite input; `diagnostics["not_finite"]` then holds, for the features and the needed
-        evidence in order of their names, how many rows hold any, see `check_finite`.
-    """
-    if isinstance(reducer, StagedReducer):
-        shared = lax.stop_gradient(reducer.prepare(video, capacity=capacity))
-
-        def decide(budget: Budget) -> Plan:
-            return reducer.decide(shared, budget, capacity=capacity)
-    else:
-
-        def decide(budget: Budget) -> Plan:
-            return reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
-
-    def one(budget: Budget) -> Reduced:
-        return apply(decide(budget))
-
-    def apply(plan: Plan) -> Reduced:
-        return _finish(with_defaults(reducer).apply(plan, video), diagnostics)
-
-    if single:
-        reduced = one(budgets)
-    elif on_cpu() or with_defaults(reducer).wide_decisions:
-        reduced = lax.map(one, budgets)
-    else:
-        # Decisions of all budgets side by side are small; D-wide arithmetic would make scatters and wide temporaries.
-        reduced = lax.map(apply, jax.vmap(decide)(budgets))
-    if not checked:
-        return reduced
-    found = _suspects(reducer, video)
-    return _told(reduced, found if single else jnp.broadcast_to(found, (*reduced.index.shape[:-1], *found.shape)))
-
-
-def _told(reduced: Reduced, found: Int[Array, "... A"]) -> Reduced:
-    return reduced._replace(diagnostics=reduced.diagnostics | {NOT_FINITE: found})
-
-
-@functools.partial(jax.jit, static_argnames=_STATIC)
-def _run_questions(
-    reducer: Reducer,
-    video: VideoTokens,
-    asked: Any,
-    budgets: Budget,
-    *,
-    capacity: int,
-    diagnostics: bool,
-    single: bool,
-    checked: bool,
-) -> Reduced:
-    """`run_budgets` for every question of a stack, one after the other in one program."""
-
-    def shown(asked: Any) -> VideoTokens:
-        return dataclasses.replace(video, evidence=video.evidence | asked)
-
-    def one(asked: Any) -> Reduced:
-        return run_budgets(reducer, shown(asked), budgets, capacity=capacity, diagnostics=diagnostics, single=single)
-
-    reduced = lax.map(one, asked)
-    if not checked:
-        return reduced
-    found = _suspects(reducer, shown(asked))
-    return _told(reduced, jnp.broadcast_to(found, (*reduced.index.shape[:-1], *found.shape)))
-
-
-@functools.partial(jax.jit, static_argnames=("reducer", "capacity", "diagnostics", "checked"))
-def _run_batch(
-    reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool, checked: bool
-) -> Reduced:
-    def one(video: VideoTokens, budget: Budget) -> Reduced:
-        plan = reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
-        reduced = _finish(with_defaults(reducer).apply(plan, video), diagnostics)
-        return _told(reduced, _suspects(reducer, video)) if checked else reduced
-
-    if on_cpu():
-        return lax.map(lambda pair: one(*pair), (videos, budgets))
-    return jax.vmap(one)(videos, budgets)
-
-
-def _finish(reduced: Reduced, diagnostics: bool) -> Reduced:
-    return reduced if diagnostics else reduced._replace(diagnostics={})
 
 
 def _capacity(reducer: Reducer, cases: Sequence[tuple[Layout, float]], capacity: int | None) -> int:

@@ -26,8 +26,8 @@ from jvidprune.models.qwen.model import QwenVL
 from jvidprune.ops import compact
 from jvidprune.reducers import registry
 from jvidprune.reducers.counting import TokenWidth
+from jvidprune.reducers.programs import run_budgets
 from jvidprune.reducers.protocol import with_defaults
-from jvidprune.reducers.run import run_budgets
 from jvidprune.tokens import InnerStage, Kept, Layout, stack_budgets
 from jvidprune.video.preprocess import Patches
 

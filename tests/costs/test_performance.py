@@ -12,7 +12,7 @@ from jax.extend import core as jex
 from jvidprune import VideoTokens, reducers
 from jvidprune.cuts.rules import HalvingMerge
 from jvidprune.models.checkpoint.published import published
-from jvidprune.reducers.run import run_budgets
+from jvidprune.reducers.programs import run_budgets
 from jvidprune.tokens import stack_budgets
 
 FRAMES, GRID, UNPOOLED, DIM = 6, (4, 5), (8, 10), 16

@@ -9,8 +9,8 @@ from helpers.places import GOLDEN
 import jvidprune
 from jvidprune import VideoTokens
 from jvidprune.parity import core
+from jvidprune.reducers.programs import bucket_capacity, run_budgets
 from jvidprune.reducers.protocol import with_defaults
-from jvidprune.reducers.run import bucket_capacity, run_budgets
 from jvidprune.tokens import stack_budgets
 
 

@@ -21,7 +21,7 @@ from jvidprune.ops.transport import FixedSinkhorn, Sinkhorn, TokenCost, Transpor
 from jvidprune.parity import aot as parity
 from jvidprune.parity.core import load_golden
 from jvidprune.reducers.aot import AOT, anchors, calibrate, clips, sizes
-from jvidprune.reducers.run import run_budgets
+from jvidprune.reducers.programs import run_budgets
 from jvidprune.synthetic import synthetic_tokens
 from jvidprune.tokens import stack_budgets
 

@@ -14,7 +14,7 @@ from jvidprune.expressions import split_list
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers import registry
 from jvidprune.reducers.exported import export_reducer
-from jvidprune.reducers.run import run_budgets
+from jvidprune.reducers.programs import run_budgets
 
 
 class KeepBudget(NamedTuple):

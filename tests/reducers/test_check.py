@@ -9,7 +9,7 @@ import pytest
 
 import jvidprune
 from jvidprune import JvidpruneError, VideoTokens, reducers
-from jvidprune.reducers.run import check_finite
+from jvidprune.reducers.checks import check_finite
 
 EVS = reducers.get("evs")
 RANKED = reducers.get("attention_topk")

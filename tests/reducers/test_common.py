@@ -21,8 +21,8 @@ import jvidprune
 from jvidprune import JvidpruneError, Reduced, Reducer, VideoTokens
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers import registry
+from jvidprune.reducers.programs import run_budgets
 from jvidprune.reducers.protocol import BaseReducer, title_of, with_defaults
-from jvidprune.reducers.run import run_budgets
 from jvidprune.reducers.serialise import SavedPruning, load_pruning, read_record, save_pruning
 from jvidprune.tokens import Plan, stack_budgets
 

@@ -9,8 +9,8 @@ from jvidprune.ops.transport import FixedSinkhorn, Transport
 from jvidprune.reducers.compose import Sequential, chain
 from jvidprune.reducers.controls import AttentionTopK, Random
 from jvidprune.reducers.ottvid import OTTVid
+from jvidprune.reducers.programs import run_budgets
 from jvidprune.reducers.protocol import inner_stages
-from jvidprune.reducers.run import run_budgets
 from jvidprune.reducers.stop import SToP
 from jvidprune.reducers.visionzip import VisionZip
 from jvidprune.tokens import stack_budgets
