@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.cuts.cache import Cache, CacheSegment
-from jvidprune.cuts.cut import CutRecord, Moved
+from jvidprune.cuts.cut import Cut, CutRecord, Moved
 from jvidprune.cuts.decoding import Reselection
 from jvidprune.cuts.inner import Inner, last_valid
 from jvidprune.cuts.protocol import AHEAD, TokenState
@@ -167,16 +167,7 @@ def read_prompt(
             state = state._replace(hidden=hidden)
         if cut is None:
             continue
-        state = cut.restore(state)
-        if cut.rule.probe in AHEAD and (rows := inner.rows(cut, state)) is not None:
-            step = decoder.step(state.positions, state.valid, bidirectional=state.bidirectional)
-            attention = decoder.attention_ahead(state.hidden, step, layer, rows)
-        probed = keys[-1] if keys is not None and cut.rule.probe == "keys" else None
-        normed = decoder.norm(state.hidden) if cut.rule.reads_normed else None
-        rotary = None
-        if cut.rule.reads_rotary:
-            rotary = decoder.step_in(decoder.step(state.positions, state.valid), max(layer - 1, 0))[:2]
-        state, record, moved = cut.apply(state, attention, probed, normed, rotary)
+        state, record, moved = _take_cut(decoder, inner, cut, state, layer, attention, keys)
         records.append(record)
         states.append(state)
         if isinstance(policy, Reselection):
@@ -187,11 +178,7 @@ def read_prompt(
         if deepstack is not None and moved is not None:
             deepstack = jnp.take_along_axis(deepstack, moved.index[None, :, :, None], axis=2)
         if cut.where == "middle":
-            state = state._replace(hidden=decoder.feed(state.hidden, cut.layer))
-            if deepstack is not None and cut.layer < deepstack.shape[0]:
-                added = deepstack[cut.layer].astype(state.hidden.dtype)
-                state = state._replace(hidden=state.hidden + added)
-            states[-1] = state
+            states[-1] = state = _finish_layer(decoder, cut.layer, state, deepstack)
         if cut.positions == "renumber_prompt":
             shift = None
         elif cut.positions == "renumber":
@@ -229,6 +216,41 @@ class _Written(NamedTuple):
         if length > segment.capacity:
             raise JvidpruneError(f"a prompt of {length} tokens does not fit a cache of {segment.capacity} slots.")
         return dataclasses.replace(segment.append(self.k, self.v, self.valid), shift=self.shift)
+
+
+def _take_cut(
+    decoder: Decoder,
+    inner: Inner,
+    cut: Cut,
+    state: TokenState,
+    layer: int,
+    attention: Array | None,
+    keys: Array | None,
+) -> tuple[TokenState, CutRecord, Moved | None]:
+    """What a cut does to the tokens in front of `layer`, with all that its rule reads.
+
+    Args:
+      attention: of the rows that the rule probes, from the layer before; a rule that looks ahead gets its own.
+      keys: of the layers before.
+    """
+    state = cut.restore(state)
+    if cut.rule.probe in AHEAD and (rows := inner.rows(cut, state)) is not None:
+        step = decoder.step(state.positions, state.valid, bidirectional=state.bidirectional)
+        attention = decoder.attention_ahead(state.hidden, step, layer, rows)
+    probed = keys[-1] if keys is not None and cut.rule.probe == "keys" else None
+    normed = decoder.norm(state.hidden) if cut.rule.reads_normed else None
+    rotary = None
+    if cut.rule.reads_rotary:
+        rotary = decoder.step_in(decoder.step(state.positions, state.valid), max(layer - 1, 0))[:2]
+    return cut.apply(state, attention, probed, normed, rotary)
+
+
+def _finish_layer(decoder: Decoder, layer: int, state: TokenState, deepstack: Array | None) -> TokenState:
+    """The second half of a layer in whose middle a cut stood: its MLP, and what is added behind it."""
+    hidden = decoder.feed(state.hidden, layer)
+    if deepstack is not None and layer < deepstack.shape[0]:
+        hidden = hidden + deepstack[layer].astype(hidden.dtype)
+    return state._replace(hidden=hidden)
 
 
 def _run_layers(
