@@ -8,7 +8,8 @@ from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
 from jvidprune.parity.planned import Run, grid_of
 from jvidprune.parity.table import Check
-from jvidprune.reducers.divprune import DivPrune, keep_count
+from jvidprune.reducers.counts import half_even
+from jvidprune.reducers.divprune import DivPrune
 from jvidprune.tokens import VideoTokens
 
 DISTANCE = 2e-6
@@ -20,7 +21,7 @@ def is_divprune(golden: Golden) -> bool:
 
 
 def _picks(run: Run) -> int:
-    return keep_count(run.golden["nearest"].shape[1], run.golden.config["ratio"])
+    return half_even(run.golden["nearest"].shape[1], run.golden.config["ratio"])
 
 
 def _order(run: Run) -> np.ndarray:

@@ -18,7 +18,6 @@ tower, and the one in OpenVINO GenAI (commit da1db86), whose rho compares tokens
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -31,9 +30,9 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import frame_gram, normalise, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.controls import kept_of
 from jvidprune.reducers.counting import Terms
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.counts import CountedReducer, half_up
+from jvidprune.reducers.protocol import MethodInfo
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 EPS = 1e-6
@@ -64,7 +63,7 @@ class CDPrunerShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class CDPruner(PositionedReducer):
+class CDPruner(CountedReducer):
     """Greedy MAP of a kernel that joins relevance to the question and diversity.
 
     k = floor(ratio * N + 1/2), at least 1.
@@ -93,6 +92,8 @@ class CDPruner(PositionedReducer):
     split: bool = True
     scope: Literal["frame", "video"] = "frame"
     range: Literal["all", "each"] = "all"
+
+    rounding = staticmethod(half_up)
 
     reads_text_mask = True
 
@@ -178,19 +179,7 @@ class CDPruner(PositionedReducer):
 
     def budget(self, layout: Layout, ratio: float) -> CDPrunerBudget:
         """k of each frame, or of the video."""
-        total = layout.tokens if self.scope == "frame" else layout.total
-        return CDPrunerBudget(np.int32(kept_of(total, check_ratio(ratio))))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """Exactly k; k a frame, padding frames included, with `scope="frame"`."""
-        return int(self.budget(layout, ratio).keep) * (layout.slots if self.scope == "frame" else 1)
-
-    @property
-    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
-        """Tokens kept of every frame, None where frames differ."""
-        if self.scope == "video":
-            return None
-        return lambda layout, ratio: kept_of(layout.tokens, check_ratio(ratio))
+        return CDPrunerBudget(np.int32(self.keep_for(layout, ratio)))
 
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """Similarities of all pairs, the greedy recursion, and the relevance where it is worked out here."""

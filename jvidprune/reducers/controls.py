@@ -10,7 +10,6 @@
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
@@ -22,6 +21,7 @@ from jvidprune.fields import Seed
 from jvidprune.ops import compact
 from jvidprune.ops.select import rank_descending
 from jvidprune.ops.sink import SinkRule
+from jvidprune.reducers.counts import CountedReducer, half_up
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -45,20 +45,15 @@ class RankShared(NamedTuple):
     frame_mask: Bool[Array, "T"]
 
 
-def kept_of(total: int, ratio: float) -> int:
-    """max(1, floor(total * ratio + 1/2)) in float64."""
-    return max(1, int(total * ratio + 0.5))
-
-
 def spread(total: int, count: int) -> np.ndarray:
     """`count` of `total` places, each in the middle of its stretch: floor((2 i + 1) * total / (2 * count))."""
     return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
 
 
-class _Ranked(PositionedReducer):
+class _Ranked(CountedReducer):
     """Keeps the first ranks, so that budgets are nested; subclasses say how tokens are ranked."""
 
-    scope: str
+    rounding = staticmethod(half_up)
 
     def decide(self, shared: RankShared, budget: CountBudget, *, capacity: int) -> Plan:
         """The first ranks, ascending by id."""
@@ -72,19 +67,11 @@ class _Ranked(PositionedReducer):
 
     def budget(self, layout: Layout, ratio: float) -> CountBudget:
         """Kept ranks of the video, or of each frame."""
-        total = layout.total if self.scope == "video" else layout.tokens
-        return CountBudget(np.int32(kept_of(total, check_ratio(ratio))))
+        return CountBudget(np.int32(self.keep_for(layout, ratio)))
 
     def capacity(self, layout: Layout, ratio: float) -> int:
         """Exactly the kept tokens."""
-        return int(self.budget(layout, ratio).keep) * (1 if self.scope == "video" else layout.frames)
-
-    @property
-    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
-        """Tokens kept of every frame, None where ranks are over the video."""
-        if self.scope == "video":
-            return None
-        return lambda layout, ratio: kept_of(layout.tokens, check_ratio(ratio))
+        return self.keep_for(layout, ratio) * (1 if self.scope == "video" else layout.frames)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +141,12 @@ class Uniform(PositionedReducer):
     def budget(self, layout: Layout, ratio: float) -> TableBudget:
         """The kept tokens, spread over the real frames."""
         keep = np.zeros(layout.slots * layout.tokens, np.int32)
-        keep[spread(layout.total, kept_of(layout.total, check_ratio(ratio)))] = 1
+        keep[spread(layout.total, half_up(layout.total, check_ratio(ratio)))] = 1
         return TableBudget(keep)
 
     def capacity(self, layout: Layout, ratio: float) -> int:
         """Exactly the kept tokens."""
-        return kept_of(layout.total, check_ratio(ratio))
+        return half_up(layout.total, check_ratio(ratio))
 
     info: ClassVar[MethodInfo] = MethodInfo(
         "uniform", "Uniform", "-", "Keeps evenly spaced tokens.", nested=False, merges=False, exact=True
@@ -168,7 +155,7 @@ class Uniform(PositionedReducer):
 
 @dataclasses.dataclass(frozen=True)
 class FrameDrop(PositionedReducer):
-    """Keeps evenly spaced frames whole: kept_of(T, ratio) of them."""
+    """Keeps evenly spaced frames whole: round(T ratio), halves up, of them."""
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Bool[Array, "T N"]:
         """The frame mask, once a token."""
@@ -182,12 +169,12 @@ class FrameDrop(PositionedReducer):
     def budget(self, layout: Layout, ratio: float) -> TableBudget:
         """The kept frames."""
         keep = np.zeros(layout.slots, np.int32)
-        keep[spread(layout.frames, kept_of(layout.frames, check_ratio(ratio)))] = 1
+        keep[spread(layout.frames, half_up(layout.frames, check_ratio(ratio)))] = 1
         return TableBudget(keep)
 
     def capacity(self, layout: Layout, ratio: float) -> int:
         """Kept frames times tokens of a frame."""
-        return kept_of(layout.frames, check_ratio(ratio)) * layout.tokens
+        return half_up(layout.frames, check_ratio(ratio)) * layout.tokens
 
     info: ClassVar[MethodInfo] = MethodInfo(
         "frame_drop", "Frame drop", "-", "Keeps evenly spaced frames whole.", nested=False, merges=False, exact=True

@@ -29,7 +29,8 @@ from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.counts import CountedReducer
+from jvidprune.reducers.protocol import MethodInfo
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 EPS = 1e-12
@@ -63,7 +64,7 @@ class DivPruneShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class DivPrune(PositionedReducer):
+class DivPrune(CountedReducer):
     """Keeps the tokens that lie farthest from each other, by greedy max-min on 1 - cosine.
 
     k = round(ratio * n) in float64, halves to even, and at least one token, where the released code keeps none. Frames
@@ -102,19 +103,7 @@ class DivPrune(PositionedReducer):
 
     def budget(self, layout: Layout, ratio: float) -> DivPruneBudget:
         """k of the video, or of each frame."""
-        total = layout.total if self.scope == "video" else layout.tokens
-        return DivPruneBudget(np.int32(keep_count(total, check_ratio(ratio))))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """Exactly k; k a frame, padding frames included, with `scope="frame"`."""
-        return int(self.budget(layout, ratio).keep) * (1 if self.scope == "video" else layout.slots)
-
-    @property
-    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
-        """Tokens kept of every frame, None where frames differ."""
-        if self.scope == "video":
-            return None
-        return lambda layout, ratio: keep_count(layout.tokens, check_ratio(ratio))
+        return DivPruneBudget(np.int32(self.keep_for(layout, ratio)))
 
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """Similarities of all pairs, and the greedy steps; of long lists the rows of the picks once more."""
@@ -143,11 +132,6 @@ class DivPrune(PositionedReducer):
             "nothing is kept for every frame (scope='frame' shares the budget equally)",
         ),
     )
-
-
-def keep_count(total: int, ratio: float) -> int:
-    """k = round(ratio * n) in float64, halves to even, at least 1."""
-    return max(1, round(ratio * total))
 
 
 def farthest_first(

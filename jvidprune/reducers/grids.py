@@ -31,6 +31,7 @@ from jvidprune.fields import Seed
 from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, sums
+from jvidprune.reducers.counts import half_even
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -93,10 +94,10 @@ class _Gridded(PositionedReducer):
         """(T', h', w') at a retention ratio; both axes share it as sqrt(r) of the frames and the rest of each frame."""
         ratio, (height, width) = check_ratio(ratio), layout.grid
         if self.axes == "time":
-            return _at_least_one(ratio * layout.frames), height, width
-        frames = layout.frames if self.axes == "space" else _at_least_one(math.sqrt(ratio) * layout.frames)
+            return half_even(layout.frames, ratio), height, width
+        frames = layout.frames if self.axes == "space" else half_even(layout.frames, math.sqrt(ratio))
         share = ratio if self.axes == "space" else ratio * layout.frames / frames
-        return frames, *target_grid(height, width, _at_least_one(share * layout.tokens))
+        return frames, *target_grid(height, width, half_even(layout.tokens, share))
 
     @property
     def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
@@ -322,10 +323,6 @@ def target_grid(height: int, width: int, tokens: int) -> tuple[int, int]:
             if high <= 2 * low and here > rank:
                 best, rank = (h, w), here
     return best
-
-
-def _at_least_one(count: float) -> int:
-    return max(1, round(count))
 
 
 def _cells(places: int, cells: Int[Array, ""], real: Int[Array, ""] | int, kind: CellKind) -> Cells:

@@ -29,8 +29,8 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
-from jvidprune.reducers.controls import kept_of
 from jvidprune.reducers.counting import Terms, gram, sums
+from jvidprune.reducers.counts import half_up
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -151,7 +151,7 @@ class Scissor(PositionedReducer):
 
     def budget(self, layout: Layout, ratio: float) -> ScissorBudget:
         """The most tokens that may stay."""
-        return self.budget_of(kept_of(layout.total, check_ratio(ratio)), self.tau)
+        return self.budget_of(half_up(layout.total, check_ratio(ratio)), self.tau)
 
     def budget_of(self, keep: int, tau: float | None) -> ScissorBudget:
         """The budget of a count or of a threshold, which a reducer with a fixed tau reads."""
@@ -159,7 +159,7 @@ class Scissor(PositionedReducer):
 
     def capacity(self, layout: Layout, ratio: float) -> int:
         """The count that tau is found for; all T * N tokens with a fixed tau, which bounds nothing."""
-        return kept_of(layout.total, check_ratio(ratio)) if self.tau is None else layout.total
+        return half_up(layout.total, check_ratio(ratio)) if self.tau is None else layout.total
 
     @property
     def prompt(self) -> PromptRules:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -30,6 +30,7 @@ from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, sums
+from jvidprune.reducers.counts import half_even
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
@@ -143,19 +144,19 @@ class ToMe(PositionedReducer):
 
     def budget(self, layout: Layout, ratio: float) -> ToMeBudget:
         """k for each frame of a clip."""
-        kept = keep_count(layout.tokens, check_ratio(ratio))
+        kept = half_even(layout.tokens, check_ratio(ratio))
         return ToMeBudget(np.int32(kept * self._clip(layout.slots)), np.int32(kept))
 
     def capacity(self, layout: Layout, ratio: float) -> int:
         """Exactly k rows a frame."""
-        return layout.frames * keep_count(layout.tokens, check_ratio(ratio))
+        return layout.frames * half_even(layout.tokens, check_ratio(ratio))
 
     @property
     def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
         """k where each frame is merged by itself, None for clips of several."""
         if self.clip != 1:
             return None
-        return lambda layout, ratio: keep_count(layout.tokens, check_ratio(ratio))
+        return lambda layout, ratio: half_even(layout.tokens, check_ratio(ratio))
 
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """Similarities of the pairs of every round, the sums of the rounds, and those of the features."""
@@ -182,11 +183,6 @@ class ToMe(PositionedReducer):
         exact=True,
         quirks=("rows come unmerged ones first, by falling similarity (order='position' sorts them)",),
     )
-
-
-def keep_count(tokens: int, ratio: float) -> int:
-    """k = max(1, round(ratio * N)) in float64, halves to even."""
-    return max(1, round(ratio * tokens))
 
 
 def _frames_of(frame_mask: Bool[Array, "T"], clip: int) -> Int[Array, "E"]:

@@ -20,7 +20,6 @@ alone, `core=1.0`, ranked worse than a random draw: show `random` and `divprune`
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -35,8 +34,8 @@ from jvidprune.ops.select import first_argmin, order_descending, rank_of_order
 from jvidprune.ops.similarity import dot_f32, normalise, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms
-from jvidprune.reducers.divprune import keep_count
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.counts import CountedReducer
+from jvidprune.reducers.protocol import MethodInfo
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 SAME = 1.0 - 1e-6
@@ -78,7 +77,7 @@ class ZSPAPruneShared(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class ZSPAPrune(PositionedReducer):
+class ZSPAPrune(CountedReducer):
     """Keeps tokens relevant to the question, and then the ones least like any that was taken.
 
     k = round(ratio * n) in float64, halves to even, at least 1, as DivPrune counts; n = max(1, int(core * k)) are the
@@ -208,19 +207,8 @@ class ZSPAPrune(PositionedReducer):
 
     def budget(self, layout: Layout, ratio: float) -> ZSPAPruneBudget:
         """Core and k of the video, or of each frame."""
-        keep = keep_count(layout.total if self.scope == "video" else layout.tokens, check_ratio(ratio))
+        keep = self.keep_for(layout, ratio)
         return ZSPAPruneBudget(np.int32(self._core_of(keep)), np.int32(keep))
-
-    def capacity(self, layout: Layout, ratio: float) -> int:
-        """Exactly k; k a frame, padding frames included, with `scope="frame"`."""
-        return int(self.budget(layout, ratio).keep) * (1 if self.scope == "video" else layout.slots)
-
-    @property
-    def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
-        """Tokens kept of every frame, None where frames differ."""
-        if self.scope == "video":
-            return None
-        return lambda layout, ratio: keep_count(layout.tokens, check_ratio(ratio))
 
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """Relevance, and the cosines of every kept token with all of its list, those of the core in whole blocks."""

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout, VideoTokens, reducers
-from jvidprune.reducers.divprune import DivPrune, farthest_first, keep_count
+from jvidprune.reducers.counts import half_even
+from jvidprune.reducers.divprune import DivPrune, farthest_first
 
 
 def plain_order(x, count):
@@ -102,7 +103,7 @@ def test_ties_go_to_the_lowest_index():
 
 @pytest.mark.parametrize(("total", "ratio", "kept"), [(50, 0.25, 12), (50, 0.27, 14), (576, 0.098, 56), (4, 0.1, 1)])
 def test_counts_round_half_to_even_and_are_at_least_one(total, ratio, kept):
-    assert keep_count(total, ratio) == kept
+    assert half_even(total, ratio) == kept
     assert DivPrune().capacity(Layout(1, (1, total)), ratio) == kept
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 import jvidprune
 from jvidprune import Layout, VideoTokens, reducers
-from jvidprune.reducers.tome import ToMe, keep_count
+from jvidprune.reducers.counts import half_even
+from jvidprune.reducers.tome import ToMe
 
 
 def plain(tokens, target, heads=1):
@@ -97,7 +98,7 @@ def test_equal_and_zero_tokens_tie_by_index_and_stay_finite():
 
 
 def test_counts_round_half_to_even_and_frames_can_be_chained():
-    assert [keep_count(10, ratio) for ratio in (0.25, 0.35, 0.01)] == [2, 4, 1]
+    assert [half_even(10, ratio) for ratio in (0.25, 0.35, 0.01)] == [2, 4, 1]
     assert ToMe(clip=4).capacity(Layout(6, (4, 5)), 0.25) == 30
     chain = reducers.registry.from_text("tome+flashvid")
     assert int(checks.reduce(chain, checks.make_video(), 0.1).count) > 0
