@@ -97,13 +97,13 @@ class Spending(NamedTuple):
         n = jnp.sum(state.visual, dtype=jnp.int32)
         return n, jnp.maximum(self.quarters - 4 * self.spent, 0), 4 * (depth - self.calls)
 
-    def filed(self, chosen: Chosen, record: dict[str, Array]) -> Chosen:
+    def handed_on(self, chosen: Chosen, record: dict[str, Array]) -> Chosen:
         """The answer that hands this on, with more in its record."""
         closed = {"merging_closed": self.merged, "pruning_closed": self.pruned}
         return chosen._replace(side={"spending": self}, diagnostics={**chosen.diagnostics, **record, **closed})
 
 
-class Likeness(NamedTuple):
+class TimeSimilarity(NamedTuple):
     """Tokens by place and then by time, S slots.
 
     Attributes:
@@ -115,7 +115,7 @@ class Likeness(NamedTuple):
     cosine: Float[Array, "S"]
 
 
-def likeness(hidden: Float[Array, "S D"], place: Int[Array, "S"], visual: Bool[Array, "S"]) -> Likeness:
+def time_similarity(hidden: Float[Array, "S D"], place: Int[Array, "S"], visual: Bool[Array, "S"]) -> TimeSimilarity:
     """Cosine of every visual token to its predecessor.
 
     A state of zeros has no direction and counts as a token without predecessor (the released code yields NaN).
@@ -135,7 +135,7 @@ def likeness(hidden: Float[Array, "S D"], place: Int[Array, "S"], visual: Bool[A
     norm = jnp.sqrt(squared_norms(x))
     lengths = norm * norm[former]
     cosine = jnp.sum(x * x[former], axis=-1) / jnp.where(lengths > 0, lengths, 1.0)
-    return Likeness(order, jnp.where(found & (lengths > 0), cosine, NO_PREDECESSOR))
+    return TimeSimilarity(order, jnp.where(found & (lengths > 0), cosine, NO_PREDECESSOR))
 
 
 def merge_runs(
@@ -145,7 +145,7 @@ def merge_runs(
 
     Args:
       hidden: states.
-      order: of `Likeness`.
+      order: of `TimeSimilarity`.
       merge: tokens that merge; each has a predecessor.
 
     Returns:
@@ -179,13 +179,13 @@ class FuseEmbeddings(CutRule):
         """See `Fuse`."""
         nothing, no = jnp.zeros((), jnp.int32), jnp.zeros((), bool)
         chosen, then = self.merge(Spending(inputs.kept, nothing, nothing, no, no), state)
-        return then.filed(chosen, {})
+        return then.handed_on(chosen, {})
 
     def merge(self, at: Spending, state: TokenState) -> tuple[Chosen, Spending]:
         """Merges in one prompt while merging is open."""
         visual, dtype, merging = state.visual, jnp.int32, ~at.merged
         n, rest, parts = at.open(state, self.depth)
-        found = likeness(state.hidden, state.block, visual)
+        found = time_similarity(state.hidden, state.block, visual)
         alike = visual & (found.cosine >= self.similarity)
         m = jnp.sum(alike, dtype=dtype)
         goes_on = rest < parts * (n - m)
@@ -255,4 +255,4 @@ class Fuse(FuseEmbeddings):
         then = then._replace(merged=then.merged | self.final, pruned=then.pruned | prunes)
         overdrawn = prunes & (at.quarters < 4 * at.spent)
         record = {"attention": mean, "forced": prunes & ~at.merged, "overdrawn": overdrawn}
-        return then.filed(chosen._replace(score=score, survivors=survivors), record)
+        return then.handed_on(chosen._replace(score=score, survivors=survivors), record)
