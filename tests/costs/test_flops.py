@@ -134,6 +134,7 @@ def test_molmo2s_tower_and_connector_agree_with_xla(text):
 FRAMES = 6
 LOOPS = {
     "flashvid": {"distances of merged tokens (at most)": FRAMES - 1},
+    "holitom": {"window distances (at most)": FRAMES // 2},
     "ottvid": {"coverage steps": np.inf, "transport iterations": np.inf},
     "aot": {
         "transport iterations (at most)": np.inf,
