@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count
 from jvidprune.ops import compact
+from jvidprune.ops.loops import bounded_while
 from jvidprune.ops.select import order_ascending, rank_ascending, rank_descending
 from jvidprune.ops.similarity import frame_gram
 from jvidprune.ops.sink import SinkRule
@@ -307,4 +308,4 @@ def _redistribute(
     def unfinished(granted: Array) -> Array:
         return jnp.any((left(granted) > 0) & (jnp.sum(granted, axis=1, keepdims=True) < budget.length))
 
-    return lax.while_loop(unfinished, hand_on, jnp.minimum(quota, size))
+    return bounded_while(unfinished, hand_on, jnp.minimum(quota, size), rounds=quota.shape[1])

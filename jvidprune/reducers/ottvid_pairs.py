@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops import similarity
+from jvidprune.ops.loops import bounded_while
 from jvidprune.ops.select import rank_descending
 
 
@@ -41,7 +42,7 @@ def split_removals(
       temperature: of the softmax.
     """
 
-    def rounds(state):
+    def hand_out(state):
         given, active, left, _ = state
         share = jax.nn.softmax(jnp.where(active, -difficulty / temperature, -jnp.inf)) * left
         share = jnp.where(active, share, 0.0)
@@ -61,7 +62,8 @@ def split_removals(
 
     zeros = jnp.zeros(difficulty.shape, jnp.int32)
     start = (zeros, active, jnp.asarray(removals, jnp.int32), jnp.int32(1))
-    return lax.while_loop(more, rounds, start)[0]
+    # A round that leaves anything to hand out has filled a pair.
+    return bounded_while(more, hand_out, start, rounds=difficulty.shape[0])[0]
 
 
 def cross_cosine(x: Float[Array, "T N D"], order: Int[Array, "T K"], norms: Float[Array, "T N"]) -> Array:

@@ -22,11 +22,11 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.fields import Index, Temperature
 from jvidprune.ops import compact
+from jvidprune.ops.loops import bounded_while
 from jvidprune.ops.select import order_descending, rank_descending, rank_of_order
 from jvidprune.ops.similarity import over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
@@ -191,5 +191,5 @@ def _shares(
 
     if leftover == "first":
         return hand_out(counts), raw
-    # One round is enough unless full frames have handed their shares back.
-    return lax.while_loop(lambda counts: jnp.sum(counts) < budget.total, hand_out, counts), raw
+    # One round is enough unless full frames have handed their shares back; each gives one to every frame with room.
+    return bounded_while(lambda counts: jnp.sum(counts) < budget.total, hand_out, counts, rounds=tokens), raw

@@ -107,6 +107,12 @@ CASES = {name: CASES[name] for name in (*PLANNED, *(name for name in CASES if na
 # With this scope the tests run case after case.
 every = pytest.mark.parametrize("case", CASES, scope="module")
 planned = pytest.mark.parametrize("case", PLANNED, scope="module")
+# A program more for each case: other settings of a method have it in the longer run (-m long).
+compiled = pytest.mark.parametrize(
+    "case",
+    [pytest.param(name, marks=pytest.mark.long) if name in OTHER_SETTINGS else name for name in PLANNED],
+    scope="module",
+)
 _LAST: list[str | None] = [None]
 
 
@@ -256,7 +262,7 @@ def test_one_compilation_serves_all_ratios(case):
     assert int(others.count[0]) == int(swept(case, 1).count[-1])
 
 
-@planned
+@compiled
 def test_a_vmap_over_budgets_decides_as_the_sweep_does(case):
     found, reduced = plans(case), swept(case)
     np.testing.assert_array_equal(found.ids, reduced.index)
@@ -304,7 +310,7 @@ def test_masses_count_the_tokens_that_went_into_a_row(case):
         assert (one.slot[kept] >= 0).all()
 
 
-@planned
+@compiled
 def test_tokens_are_the_sums_that_the_plan_says(case):
     """The arithmetic of `apply` written out in numpy, for all methods whose tokens are made of the features."""
     if with_defaults(CASES[case]).tokens_from != "features":
@@ -353,7 +359,7 @@ def test_what_is_said_of_counts_and_sets_holds(case):
             np.testing.assert_array_equal(one.tokens[: counts[number]], flat[found[number]])
 
 
-@planned
+@compiled
 def test_videos_with_padding_frames_in_a_batch_equal_single_ones(case):
     reducer = CASES[case]
     ratios = ratios_of(reducer)
@@ -367,7 +373,7 @@ def test_videos_with_padding_frames_in_a_batch_equal_single_ones(case):
         np.testing.assert_array_equal(one.mass[: len(ids)], alone.mass[: len(ids)])
 
 
-@planned
+@compiled
 def test_bf16_features_are_decided_on_in_float32(case):
     reducer = CASES[case]
     half = as_dtype(the_video(), jnp.bfloat16)
@@ -391,7 +397,7 @@ def weighted(plan: Plan, to_rows: np.ndarray) -> np.ndarray:
     return gradient
 
 
-@planned
+@compiled
 def test_gradients_reach_what_is_kept_and_treat_the_plan_as_fixed(case):
     reducer, video = CASES[case], the_video()
     ratios = ratios_of(reducer)
