@@ -47,15 +47,17 @@ class SweepChoice:
     """Retention ratios in (0, 1], separated by commas."""
     task: str = "procedural"
     """"procedural", or a published benchmark: videomme, mvbench, egoschema, longvideobench, mlvu, nextqa,
-    eventhallusion; "exported" reads what `jvidprune bench export` wrote."""
+    eventhallusion and more (docs/evaluation.md); "exported" reads what `jvidprune bench export` wrote."""
+    prompts: Literal["lmms_eval", "stop", "official"] | None = None
+    """Whose wording a published benchmark is asked in; by default lmms-eval's where it has the benchmark."""
     data: Path | None = None
     """Folder with a published benchmark's annotations and videos."""
     clips: int | None = None
     """Look at the first so many clips only."""
     questions: Literal["answerable", "all"] = "answerable"
     """Of the procedural benchmark: those that the embedded model was measured to answer above chance, or all."""
-    max_new_tokens: int = 8
-    """Longest answer."""
+    max_new_tokens: int | None = None
+    """Longest answer; by default as long as the benchmark's evaluation allows, 8 in the procedural benchmark."""
     strict: bool = False
     """Stop at the first video or annotation that cannot be used, instead of leaving it out and listing it."""
     save: Annotated[Path | None, arg(name="out")] = None
@@ -87,6 +89,18 @@ class SweepChoice:
             raise JvidpruneError('controls are names separated by commas, as in random,pool_space, or "none".')
         methods = self.names()
         return [name for name in dict.fromkeys(found) if name not in methods] if found != ["none"] else []
+
+    def longest(self) -> int:
+        """Tokens of the longest answer.
+
+        Raises:
+          JvidpruneError: an unknown task.
+        """
+        from jvidprune.evals.datasets import answer_tokens
+
+        if self.max_new_tokens is not None:
+            return self.max_new_tokens
+        return 8 if self.task == "procedural" else answer_tokens(self.task)
 
     def read_ratios(self) -> tuple[float, ...]:
         """Ratios from "0.25,0.1".
@@ -142,7 +156,7 @@ def swept(
 
     Returns:
       The table, and a plain record for machines. While other processes have clips to do there is no table: the one that
-      finishes last makes it.
+      finishes last makes it. Of a task whose answers a judge has to read there is none either.
 
     Raises:
       JvidpruneError: no or unknown methods, impossible numbers, a folder that cannot be written to, nothing that can be
@@ -152,6 +166,7 @@ def swept(
     from jvidprune.cli.reading import check_reading, open_model
     from jvidprune.evals.items import left_out
     from jvidprune.evals.plan import BASELINES, SweepPlan
+    from jvidprune.evals.records import counted
     from jvidprune.evals.results import make_table
     from jvidprune.evals.runner import run_sweep
     from jvidprune.evals.tasks import open_task
@@ -181,13 +196,14 @@ def swept(
             fps=model.fps,
             limits=limits,
             strict=choice.strict,
+            prompts=choice.prompts,
         )
         note_left_out(left_out(task), console)
         names = [name for name in dict.fromkeys(methods) if name not in BASELINES]
         plan = SweepPlan(
             {name: llm.reducer(name) for name in names},
             ratios,
-            choice.max_new_tokens,
+            choice.longest(),
             controls={name: llm.reducer(name) for name in controls if name not in BASELINES},
         )
         bar, text = None, ""
@@ -214,6 +230,9 @@ def swept(
             return None, record | {"left_out": listed(found.left_out)}
         if not found.samples:
             raise JvidpruneError(nothing_answered(task.name, found.left_out))
+        if not counted(found.samples):
+            record = {"folder": str(found.files.folder), "complete": True, "unjudged": len(found.samples)}
+            return None, record | {"left_out": listed(found.left_out)}
         console.start("writing the report")
         table = make_table(found, task, {name: registry.title(name) for name in plan.reducers})
         shown = "the embedded model" if model.model is None else llm.loaded.folder.name
@@ -244,7 +263,7 @@ def check_prompt(choice: SweepChoice, model: ModelChoice) -> None:
         ratio=1.0,
         frames=Procedural.frames if procedural and model.frames is None else model.frames,
         dtype=model.dtype,
-        max_new_tokens=choice.max_new_tokens,
+        max_new_tokens=choice.longest(),
         size=(SIDE, SIDE) if procedural else None,
         mesh=model.mesh,
         revision=model.revision,
@@ -296,6 +315,8 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
         console.print(
             "[yellow]The weights of this model are random: its accuracies are noise, its costs are real.[/yellow]"
         )
+    if record["unjudged"]:
+        console.print(f"{record['unjudged']:,} open answers await a judge and stand in no accuracy")
     show_left_out(console, record)
     resumed = f" ({record['resumed_samples']:,} were there)" if record["resumed_samples"] else ""
     console.print(f"{record['samples']:,} answers{resumed} · table.csv, plots and records beside the report")
@@ -303,9 +324,18 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
 
 
 def show_unfinished(console: "Console", record: dict[str, Any]) -> None:
-    """A host that is done before others."""
+    """A host that is done before others, or a task of open answers alone."""
     from jvidprune.cli.console import marked
+    from jvidprune.cli.left_out import show_left_out
 
+    if record["complete"]:
+        show_left_out(console, record)
+        console.print(
+            f"{record['unjudged']:,} open answers, which a judge has to read: "
+            f"[bold]{marked(record['folder'])}[/bold]/samples*.jsonl",
+            unbroken=True,
+        )
+        return
     console.print(
         f"host {record['host']} of {record['hosts']} has done its clips; the host that finishes last writes the "
         f"report. If one has died, start it again, or the whole command: {marked(record['folder'])}",

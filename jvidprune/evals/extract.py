@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jvidprune.evals.items import LETTERS
 
@@ -96,6 +97,13 @@ def read_answer(text: str, kind: str, options: Sequence[str] = (), *, rule: str 
     if kind == "choice":
         return RULES[rule](text, options)
     return yes_or_no(text) if kind == "yes_no" else short_text(text)
+
+
+def grade(text: str, answer: str, kind: str, options: Sequence[str] = (), *, rule: str = "letters") -> dict[str, Any]:
+    """What a sample's record says of an answer: under "correct" whether it is right, None where a judge has to say."""
+    if kind == "open":
+        return {"correct": None}
+    return {"correct": is_correct(text, answer, kind, options, rule=rule)}
 
 
 def is_correct(text: str, answer: str, kind: str, options: Sequence[str] = (), *, rule: str = "letters") -> bool:

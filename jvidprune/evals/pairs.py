@@ -10,7 +10,7 @@ import jax
 from jvidprune.costs.flops import count
 from jvidprune.evals.answering import answer_all, time_alone
 from jvidprune.evals.effect import fates
-from jvidprune.evals.extract import is_correct
+from jvidprune.evals.extract import grade
 from jvidprune.evals.items import Item
 from jvidprune.evals.store import Record
 from jvidprune.llm.batch import Reply
@@ -83,11 +83,11 @@ def answer_job(
     samples, batches = [], []
     for i, (ratio, row) in enumerate(zip(job.ratios, replies, strict=True)):
         for question, reply in zip(item.questions, row, strict=True):
-            right = is_correct(reply.text, question.answer, question.kind, question.options, rule=rule)
+            graded = grade(reply.text, question.answer, question.kind, question.options, rule=rule)
             record = {"clip": item.id, "question": question.id, "method": job.name, "ratio": ratio}
             record |= {"category": question.category, "prediction": reply.text, "answer": question.answer}
             counts = {"kept": reply.kept, "visual": reply.visual, "prompt": reply.prompt}
-            samples.append(record | {"correct": right} | counts)
+            samples.append(record | graded | counts)
         costs: Record = {"ratio": ratio, "refused": "", "reduce": reduce.seconds / len(job.ratios) / len(shown)}
         if timed:
             costs |= {"prefill": alone[i][0], "generate": alone[i][1]}

@@ -1,6 +1,7 @@
 """What a whole record of a sweep holds: a line that lost or changed a field is made again, not read."""
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 _SAMPLE = {"clip": str, "question": str, "method": str, "category": str, "prediction": str, "answer": str}
@@ -11,10 +12,18 @@ _FAILURE = ("clip", "key", "file", "reason")
 
 
 def is_sample(record: dict[str, Any]) -> bool:
-    """Whether a record is that of one answer: clip, question, method, ratio, texts, correctness and token counts."""
+    """Whether a record is that of one answer: clip, question, method, ratio, texts, correctness and token counts.
+
+    The correctness of an open answer is None: a judge has to say.
+    """
     texts = all(isinstance(record.get(name), kind) for name, kind in _SAMPLE.items())
     numbers = all(_number(record.get(name)) for name in ("ratio", *_COUNTS))
-    return texts and numbers and isinstance(record.get("correct"), bool)
+    return texts and numbers and ("correct" in record and isinstance(record["correct"], bool | None))
+
+
+def counted(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Samples that are right or wrong; open answers await a judge."""
+    return [record for record in records if record["correct"] is not None]
 
 
 def is_batch(record: dict[str, Any]) -> bool:

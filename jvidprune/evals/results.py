@@ -15,6 +15,7 @@ from jvidprune.evals.items import LeftOut
 from jvidprune.evals.metrics import ALL, Cell, summarise
 from jvidprune.evals.paired import Difference, Run, every_pair, two_best
 from jvidprune.evals.plan import BASELINES
+from jvidprune.evals.records import counted
 from jvidprune.evals.runner import SweepRecords
 from jvidprune.evals.store import Record
 from jvidprune.files import atomic_output
@@ -70,6 +71,7 @@ class SweepTable:
       clips: number of clips.
       titles: method -> name as its paper writes it.
       left_out: what could not be asked and is not counted.
+      unjudged: open answers, which are recorded and stand in no number of the table.
       controls: names of the methods that are controls.
       standings: how the other methods stand against them, by (method, ratio); empty without a control.
       pairs: any two methods or controls compared on the same questions, by ratio.
@@ -87,6 +89,7 @@ class SweepTable:
     clips: int
     titles: dict[str, str]
     left_out: tuple[LeftOut, ...] = ()
+    unjudged: int = 0
     controls: tuple[str, ...] = ()
     standings: dict[Run, Standing] = dataclasses.field(default_factory=dict)
     effects: dict[Run, Effect] = dataclasses.field(default_factory=dict)
@@ -122,7 +125,8 @@ def make_table(
       titles: method -> shown name.
       draws, seed: of the bootstrap.
     """
-    cells = {(c.method, c.ratio, c.category): c for c in summarise(found.samples, found.runs, draws=draws, seed=seed)}
+    samples = counted(found.samples)
+    cells = {(c.method, c.ratio, c.category): c for c in summarise(samples, found.runs, draws=draws, seed=seed)}
     seen = {category for _, _, category in cells}
     runs = [run for run in found.runs if (*run, ALL) in cells]
     told = found.identity.get("controls", ())
@@ -137,13 +141,14 @@ def make_table(
         {run: _cost(run, found.batches) for run in runs},
         _refusals(found.batches),
         _chance(task),
-        len({record["clip"] for record in found.samples}),
+        len({record["clip"] for record in samples}),
         titles,
         found.left_out,
+        len(found.samples) - len(samples),
         controls,
-        against_controls(found.samples, cells, controls, draws=draws, seed=seed),
-        effects(found.samples, found.batches, runs, found.identity.get("model", {}).get("dtype", "float32")),
-        every_pair(found.samples, compared, found.identity["ratios"], draws=draws, seed=seed),
+        against_controls(samples, cells, controls, draws=draws, seed=seed),
+        effects(samples, found.batches, runs, found.identity.get("model", {}).get("dtype", "float32")),
+        every_pair(samples, compared, found.identity["ratios"], draws=draws, seed=seed),
     )
 
 
@@ -181,7 +186,7 @@ def _cost(run: tuple[str, float], batches: Sequence[Record]) -> Cost:
 def _chance(task: Any) -> dict[str, float]:
     guesses: dict[str, list[float]] = {ALL: []}
     for number in range(len(task)):
-        for question in task[number].questions:
+        for question in (one for one in task[number].questions if one.kind != "open"):
             value = task.chance(question)
             guesses[ALL].append(value)
             guesses.setdefault(question.category, []).append(value)

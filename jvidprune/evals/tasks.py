@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.evals.datasets.registry import Prompts
 from jvidprune.evals.subset import Subset, answerable
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
@@ -27,6 +28,7 @@ def open_task(
     fps: float | None = None,
     limits: Limits = DEFAULT,
     strict: bool = False,
+    prompts: Prompts | None = None,
 ) -> Any:
     """The procedural benchmark at the size of the model's tower, or a local copy of a published one.
 
@@ -38,6 +40,7 @@ def open_task(
       questions: of the procedural benchmark, those that this model was measured to answer above chance, or all.
       frames, fps: as for `VideoLLM.sample`.
       limits: what is accepted of a video.
+      prompts: whose wording a published one is asked in (`datasets.open_dataset`).
       strict: refuse annotations and videos that are wrong instead of leaving them out.
 
     Raises:
@@ -46,6 +49,8 @@ def open_task(
     if clips is not None and clips < 1:
         raise JvidpruneError(f"a sweep needs at least 1 clip, got {clips}.")
     if name == "procedural":
+        if prompts is not None:
+            raise JvidpruneError(f"the procedural benchmark has its own wording, not the prompts {prompts!r}.")
         if data is not None:
             raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
         side = max(56, getattr(llm.loaded.config.vision, "image_size", SIDE))
@@ -57,7 +62,7 @@ def open_task(
     from jvidprune.evals.datasets import open_dataset
 
     wish = llm.settings.wish(frames, fps)
-    return open_dataset(name, data, clips=clips, wish=wish, limits=limits, strict=strict)
+    return open_dataset(name, data, clips=clips, wish=wish, limits=limits, strict=strict, prompts=prompts)
 
 
 def answerable_part(measured: Path, clips: int, **settings: Any) -> Subset:

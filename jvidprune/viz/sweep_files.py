@@ -9,6 +9,7 @@ from jvidprune.evals.effect import flagged, write_effects
 from jvidprune.evals.paired import pair_row, write_pairs
 from jvidprune.evals.pairs import possible_ratios
 from jvidprune.evals.plan import SweepPlan
+from jvidprune.evals.records import counted
 from jvidprune.evals.results import SweepTable, write_csv
 from jvidprune.evals.runner import SweepRecords
 from jvidprune.evals.subset import Subset
@@ -58,7 +59,7 @@ def write_outputs(
             out[name] = Decision.from_reduced(reduced, method=table.titles[name], ratio=ratio, frames=frames, grid=grid)
         return out
 
-    examples = draw_examples(disagreements(found.samples, nearest_ratio(table)), task, decide)
+    examples = draw_examples(disagreements(counted(found.samples), nearest_ratio(table)), task, decide)
     note = ""
     if llm.untrained:
         note = "The weights of this model are random: accuracies are noise, token counts and times are real."
@@ -69,6 +70,8 @@ def write_outputs(
     rebuilt = [table.titles[name] for name in plan.methods if "(reconstruction)" in table.titles[name]]
     if rebuilt:
         note += f" No code is public of {', '.join(rebuilt)}: what is shown was written after its description."
+    if table.unjudged:
+        note += f" {table.unjudged:,} open answers await a judge and stand in no number below."
     page = sweep_page(table, examples, model=model, note=note.strip())
     files = {"retention.svg": standalone(retention_plot(table)), "time.svg": standalone(time_plot(table))}
     for name, text in (files | {"report.html": page}).items():
@@ -81,6 +84,7 @@ def write_outputs(
         "untrained": llm.untrained,
         "resumed_samples": found.resumed,
         "samples": len(found.samples),
+        "unjudged": table.unjudged,
         "rows": [_known(table.cells[run[0], run[1], "all"]) for run in table.runs],
         "costs": [_known(table.costs[run]) for run in table.runs],
         "controls": [written(standing) for standing in table.standings.values()],

@@ -34,7 +34,14 @@ EXPECTED = {
     "longvideobench": (1, "B", ("15 s",), 1, "Answer with the option's letter from the given choices directly."),
     "mlvu": (1, "B", ("findNeedle",), 1, "Best option: ("),
     "nextqa": (1, "B", ("temporal",), 1, "Answer with the option's letter from the given choices directly."),
-    "eventhallusion": (1, ["yes", "no"], ("entire",), 1, "Did it bark? Please answer yes or no."),
+    "eventhallusion": (2, ["yes", "no"], ("entire", "interleave"), 1, "Please answer yes or no:"),
+    "eventhallusion_descriptions": (
+        2,
+        ["Did it bark? Yes.\nDid it fly? No."],
+        ("entire", "interleave"),
+        1,
+        "Please describe this video in detail.",
+    ),
 }
 
 
@@ -68,7 +75,7 @@ def test_one_wrong_row_costs_no_other(tmp_path, film, name):
     before = open_dataset(name, tmp_path, **WISH)
     path = min(path for path in tmp_path.rglob("*") if path.suffix in (".json", ".parquet"))
     rows = read_rows(path)
-    field = "questions" if name == "eventhallusion" else "question"
+    field = "questions" if name.startswith("eventhallusion") else "question"
     # Behind the good rows, so that questions numbered by their rows keep their names.
     write(tmp_path, path.relative_to(tmp_path), [*rows, rows[0] | {field: None}])
     task = open_dataset(name, tmp_path, **WISH)
@@ -158,6 +165,25 @@ def test_a_video_is_not_replaced_by_another_of_its_name(tmp_path, film):
     assert found("evrer/v.mp4", "mp4", "", ".") is None
 
 
+def test_eventhallusion_finds_the_mixed_videos_and_their_descriptions(tmp_path, film):
+    LAYOUTS["eventhallusion"](tmp_path, film)
+    task = open_dataset("eventhallusion", tmp_path, **WISH)
+    assert [task[i].id for i in range(2)] == ["videos/entire/entire_1.mp4", "videos/interleave/interleave_3.mp4"]
+    assert [q.prompt() for q in task[1].questions] == ["Did it fly?\nPlease answer yes or no:"]
+    assert task[1].questions[0].answer == "no"
+    own = open_dataset("eventhallusion", tmp_path, **WISH, prompts="official")
+    assert own[1].questions[0].prompt() == "Did it fly? Please answer yes or no."
+    assert own.fingerprint() == task.fingerprint() | {"prompts": "official"}
+    (tmp_path / "questions/misleading_questions.json").unlink()
+    told = {"id": "entire_1", "event_info": "A cat barks.", "questions": []}
+    write(tmp_path, "questions/entire_questions.json", [told])
+    described = open_dataset("event-hallusion-descriptions", tmp_path, **WISH)
+    asked = [described[i].questions[0] for i in range(2)]
+    assert [q.kind for q in asked] == ["open", "open"]
+    assert [q.answer for q in asked] == ['{"event_info": "A cat barks."}', "Did it fly? No."]
+    assert described.chance(asked[0]) == 0
+
+
 def test_the_authors_files_of_egoschema_and_nextqa(tmp_path, film):
     rows = [
         {"q_uid": uid, "question": "?", **{f"option {i}": o for i, o in enumerate(OPTIONS)}} for uid in ("u1", "u2")
@@ -198,6 +224,8 @@ def test_the_fingerprint_follows_sampling_and_items_follow_their_own_video(tmp_p
 def test_refusals_are_sentences(tmp_path, film):
     with pytest.raises(JvidpruneError, match="Did you mean 'videomme'"):
         open_dataset("videome", tmp_path, **WISH)
+    with pytest.raises(JvidpruneError, match="is not asked with the prompts 'lmms_eval', only with stop"):
+        open_dataset("eventhallusion", tmp_path, **WISH, prompts="lmms_eval")
     with pytest.raises(JvidpruneError, match="no annotations in"):
         open_dataset("videomme", tmp_path, **WISH)
     with pytest.raises(JvidpruneError, match="--data"):

@@ -6,7 +6,7 @@ import pytest
 
 from jvidprune import JvidpruneError
 from jvidprune.evals.datasets.wording import choice
-from jvidprune.evals.extract import first_letter, is_correct, option_letter, short_text, yes_or_no
+from jvidprune.evals.extract import first_letter, grade, is_correct, option_letter, short_text, yes_or_no
 from jvidprune.evals.items import Question
 
 COLOURS = ("red", "green", "light green", "blue")
@@ -102,3 +102,5 @@ def test_answers_are_compared_by_kind():
     assert not is_correct("maybe", "no", "yes_no", ("yes", "no"))
     assert is_correct("two", "2", "short")
     assert not is_correct("", "", "short")
+    assert grade("B", "B", "choice", COLOURS) == {"correct": True}
+    assert grade("A cat barks.", "A dog barks.", "open") == {"correct": None}

@@ -43,6 +43,10 @@ ROWS = {
     ),
     "json/2_needle.json": ("mlvu", [ASKED | {"question_type": "findNeedle"}]),
     "test.csv": ("nextqa", "video,question,answer,qid,type,a0,a1,a2,a3,a4\na,what,1,6,TN,x,y,z,u,v\n"),
+    "mix_questions.json": (
+        "eventhallusion_descriptions",
+        [{"id": "a", "told": "A film.", "questions": [{"question": "Did it?", "answer": "yes"}]}],
+    ),
     "entire_questions.json": ("eventhallusion", [{"id": "a", "questions": [{"question": "Did it?", "answer": "yes"}]}]),
 }
 

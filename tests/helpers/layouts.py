@@ -88,13 +88,15 @@ def nextqa(folder, film):
 
 
 def eventhallusion(folder, film):
-    asked = [
-        {"question": "Did it bark? Please answer yes or no.", "answer": "yes"},
-        {"question": "Did it fly?", "answer": "No"},
-    ]
+    asked = [{"question": "Did it bark?", "answer": "Yes."}, {"question": "Did it fly?", "answer": "No."}]
     write(folder, "questions/entire_questions.json", [{"id": "entire_1", "questions": asked}])
     write(folder, "questions/misleading_questions.json", [{"id": "gone", "questions": asked}])
-    place(folder, film, "videos/entire/entire_1.mp4")
+    write(folder, "questions/mix_questions.json", [{"id": "mix_3", "questions": asked[1:]}])
+    # Of the names in videos/misleading, the mixed part's alone is not told by its id.
+    place(
+        folder, film, "videos/entire/entire_1.mp4", "videos/interleave/interleave_3.mp4", "videos/misleading/mix_3.mp4"
+    )
 
 
 LAYOUTS = {f.__name__: f for f in (videomme, mvbench, egoschema, longvideobench, mlvu, nextqa, eventhallusion)}
+LAYOUTS |= {"eventhallusion_descriptions": eventhallusion}

@@ -5,5 +5,5 @@ them; each module says what it expects. A file that lacks an expected column is 
 """
 
 from jvidprune.evals.datasets.entry import AskedQuestion
-from jvidprune.evals.datasets.registry import names, open_dataset
+from jvidprune.evals.datasets.registry import Prompts, answer_tokens, names, open_dataset, prompt_presets
 from jvidprune.evals.datasets.task import VideoTask

@@ -16,10 +16,11 @@ from jvidprune.evals.datasets.wording import DIRECTLY, choice, lettered
 from jvidprune.evals.items import LeftOut
 from jvidprune.models.checkpoint.folder import read_json
 
-EXTRACTION = "letters"
+READING = {"lmms_eval": "letters"}
+ANSWER_TOKENS = 16
 
 
-def entries(folder: Path) -> Iterator[Entry | LeftOut]:
+def entries(folder: Path, prompts: str) -> Iterator[Entry | LeftOut]:
     """Its questions; those without a public answer are left out."""
     found = find_files(folder, "Subset/*.parquet", "*.parquet", "questions.json", "*.jsonl")
     answers = {} if found[0].suffix == ".parquet" else _answers(folder)

@@ -83,5 +83,7 @@ def check_question(question: AskedQuestion) -> None:
             raise ValueError(f"the answer {answer!r} is none of the options {', '.join(letters)}")
     elif question.kind == "yes_no" and answer.strip().lower() not in ("yes", "no"):
         raise ValueError(f"the answer {answer!r} is neither yes nor no")
+    elif question.kind == "open" and options:
+        raise ValueError("it asks for an open answer and has options")
     elif question.kind == "short" and options and answer not in options:
         raise ValueError(f"the answer {answer!r} is none of the options {', '.join(options)}")

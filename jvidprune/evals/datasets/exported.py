@@ -8,13 +8,14 @@ from jvidprune.evals.datasets.entry import AskedQuestion, Entry
 from jvidprune.evals.datasets.wording import listing
 from jvidprune.evals.items import LeftOut
 
-EXTRACTION = "letters"
+READING = {"lmms_eval": "letters"}
+ANSWER_TOKENS = 8
 UNIQUE = True
 
 _COLUMNS = ("id", "video", "category", "kind", "question", "options", "answer", "prompt")
 
 
-def entries(folder: Path) -> Iterator[Entry | LeftOut]:
+def entries(folder: Path, prompts: str) -> Iterator[Entry | LeftOut]:
     """Its questions of all kinds, clip by clip."""
     for path in find_files(folder, "annotations.json"):
         yield from each_row(path, _entry, *_COLUMNS, key="questions")

@@ -14,10 +14,11 @@ from jvidprune.evals.datasets.entry import Entry
 from jvidprune.evals.datasets.wording import DIRECTLY, choice, lettered
 from jvidprune.evals.items import LeftOut
 
-EXTRACTION = "letters"
+READING = {"lmms_eval": "letters"}
+ANSWER_TOKENS = 16
 
 
-def entries(folder: Path) -> Iterator[Entry | LeftOut]:
+def entries(folder: Path, prompts: str) -> Iterator[Entry | LeftOut]:
     """Its questions by duration group; subtitles are not given."""
     for path in find_files(folder, "lvb_val.json", "validation*.parquet"):
         yield from each_row(path, _entry, "id", "video_path", "question", "correct_choice")

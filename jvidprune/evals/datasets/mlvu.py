@@ -15,7 +15,8 @@ from jvidprune.evals.datasets.entry import Entry
 from jvidprune.evals.datasets.wording import choice, listing
 from jvidprune.evals.items import LETTERS, LeftOut
 
-EXTRACTION = "letters"
+READING = {"lmms_eval": "letters"}
+ANSWER_TOKENS = 16
 
 _LEAD = (
     "Carefully watch this video and pay attention to every detail. Based on your observations, select the best option "
@@ -23,7 +24,7 @@ _LEAD = (
 )
 
 
-def entries(folder: Path) -> Iterator[Entry | LeftOut]:
+def entries(folder: Path, prompts: str) -> Iterator[Entry | LeftOut]:
     """Its multiple-choice questions by task."""
     for path in find_files(folder, "json/[1-7]_*.json", "*.parquet", "[1-7]_*.json"):
         yield from each_row(path, functools.partial(_entry, path), "question", "candidates", "answer")

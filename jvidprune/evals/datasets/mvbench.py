@@ -14,7 +14,8 @@ from jvidprune.evals.datasets.entry import Entry
 from jvidprune.evals.datasets.wording import choice, lettered
 from jvidprune.evals.items import LeftOut
 
-EXTRACTION = "letters"
+READING = {"lmms_eval": "letters"}
+ANSWER_TOKENS = 16
 
 SOURCES: dict[str, str] = {
     "action_sequence": "star/Charades_v1_480",
@@ -41,7 +42,7 @@ SOURCES: dict[str, str] = {
 """Task -> folder of its videos, below video/ or the data folder itself."""
 
 
-def entries(folder: Path) -> Iterator[Entry | LeftOut]:
+def entries(folder: Path, prompts: str) -> Iterator[Entry | LeftOut]:
     """Its questions by task; where an annotation gives seconds, only that part of the video is looked at."""
     for path in find_files(folder, "json/*.json", *(f"{task}.json" for task in SOURCES)):
         make = functools.partial(_entry, path.stem)

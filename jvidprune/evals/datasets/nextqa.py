@@ -13,13 +13,14 @@ from jvidprune.evals.datasets.entry import Entry
 from jvidprune.evals.datasets.wording import DIRECTLY, choice, lettered
 from jvidprune.evals.items import LeftOut
 
-EXTRACTION = "letters"
+READING = {"lmms_eval": "letters"}
+ANSWER_TOKENS = 16
 
 _COLUMNS = ("video", "question", "answer", "qid", "type", "a0", "a1", "a2", "a3", "a4")
 _KINDS = {"C": "causal", "T": "temporal", "D": "descriptive"}
 
 
-def entries(folder: Path) -> Iterator[Entry | LeftOut]:
+def entries(folder: Path, prompts: str) -> Iterator[Entry | LeftOut]:
     """Its questions by causal, temporal and descriptive."""
     for path in find_files(folder, "MC/test*.parquet", "*MC*.parquet", "*.parquet", "test.csv", "val.csv"):
         yield from each_row(path, _entry, *_COLUMNS)

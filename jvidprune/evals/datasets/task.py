@@ -33,6 +33,7 @@ class VideoTask:
         wish: FrameWish | None = None,
         clips: int | None = None,
         extraction: str = "letters",
+        prompts: str = "",
         limits: Limits = DEFAULT,
         unique: bool = False,
         strict: bool = False,
@@ -46,6 +47,7 @@ class VideoTask:
           frames, fps, rule, wish: frames that are read of each, see `read_clip`.
           clips: only the first so many of those that are there.
           extraction: rule of `evals.extract.RULES` for choice letters.
+          prompts: whose wording the questions have, `registry.Prompts`.
           limits: what is accepted of a video; it changes no result, and is no part of the fingerprint.
           unique: ids of questions are unique in the task, else in their clip.
           strict: refuse the first entry that cannot be asked instead of leaving it out.
@@ -57,6 +59,7 @@ class VideoTask:
         self.folder = str(folder.resolve())
         """The local copy."""
         self.extraction = extraction
+        self.prompts = prompts
         self._folder = folder
         self._limits = limits
         self._wish = wish_of(wish, frames, fps, rule)
@@ -129,8 +132,8 @@ class VideoTask:
         )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Frames that are read, and the letter rule: what holds for every clip."""
-        return dataclasses.asdict(self._wish) | {"extraction": self.extraction}
+        """Frames that are read, the wording and how answers are read: what holds for every clip."""
+        return dataclasses.asdict(self._wish) | {"extraction": self.extraction, "prompts": self.prompts}
 
 
 def _joined(folder: Path, name: str) -> str:

@@ -13,7 +13,8 @@ from jvidprune.evals.datasets.entry import Entry
 from jvidprune.evals.datasets.wording import choice, lettered
 from jvidprune.evals.items import LeftOut
 
-EXTRACTION = "first_letter"
+READING = {"lmms_eval": "first_letter"}
+ANSWER_TOKENS = 16
 
 _LEAD = (
     "Select the best answer to the following multiple-choice question based on the video and the subtitles. Respond "
@@ -21,7 +22,7 @@ _LEAD = (
 )
 
 
-def entries(folder: Path) -> Iterator[Entry | LeftOut]:
+def entries(folder: Path, prompts: str) -> Iterator[Entry | LeftOut]:
     """Its questions, by length of the video; subtitles are not given, as in lmms-eval's task without them."""
     for path in find_files(folder, "test*.parquet", "*.parquet", "*.json", "*.jsonl"):
         yield from each_row(path, _entry, "videoID", "question_id", "question", "options", "answer")
