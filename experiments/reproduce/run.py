@@ -43,6 +43,7 @@ class Table:
       reported: (method, ratio) -> the paper's values in per cent by column, without those that are not at hand.
       pooling_head: hub id of the SigLIP that some methods need.
       notes, missing: remarks, and what of the table is not at hand.
+      prompts: wording of the questions (`evals.datasets.open_dataset`) where a benchmark has it.
     """
 
     name: str
@@ -60,6 +61,17 @@ class Table:
     pooling_head: str | None
     notes: tuple[str, ...]
     missing: tuple[str, ...]
+    prompts: str | None = None
+
+    def wording(self, task: str) -> Any:
+        """The wording that the table asks for, where a benchmark can be asked in it; None for the benchmark's default.
+
+        Raises:
+          JvidpruneError: an unknown benchmark.
+        """
+        from jvidprune.evals.datasets import prompt_presets
+
+        return self.prompts if self.prompts in prompt_presets(task) else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +245,14 @@ def run(
             out = args.out / table.name / name
             try:
                 task = open_task(
-                    name, folder, llm, clips=args.clips, questions="all", frames=frames, strict=args.strict
+                    name,
+                    folder,
+                    llm,
+                    clips=args.clips,
+                    questions="all",
+                    frames=frames,
+                    strict=args.strict,
+                    prompts=table.wording(name),
                 )
                 note_left_out(left_out(task), console)
             except JvidpruneError as error:

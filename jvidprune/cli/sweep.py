@@ -302,6 +302,8 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     from jvidprune.viz.sweep_plots import nearest_ratio
 
     console.print(sweep_table(table, intervals=console.width >= 130))
+    if table.grounding:
+        console.print(grounding_table(table))
     for line in told(table.standings.values(), table.titles):
         console.print(marked(line), plain=True)
     best = table.best_two(nearest_ratio(table))
@@ -393,6 +395,23 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
                 f"{last.kept:,.0f}",
                 _milliseconds(table.costs[method, at]),
             )
+    return out
+
+
+def grounding_table(table: "SweepTable") -> "Table":
+    """How well spans of seconds were found, in per cent."""
+    from rich import box
+    from rich.table import Table
+
+    from jvidprune.cli.console import marked
+    from jvidprune.evals.plan import BASELINES
+    from jvidprune.evals.spans import GROUNDING_HEAD, grounding_rows
+
+    out = Table(box=box.SIMPLE_HEAD, caption="spans of seconds, per cent; accuracies count R@0.5")
+    for number, name in enumerate(GROUNDING_HEAD):
+        out.add_column(name, justify="right" if number else "left", no_wrap=True)
+    for row in grounding_rows(table.grounding, BASELINES | table.titles):
+        out.add_row(*map(marked, row))
     return out
 
 

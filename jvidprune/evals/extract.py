@@ -1,10 +1,15 @@
-"""What a generated answer says: the letter of an option, yes or no, or a short text, as lmms-eval reads them."""
+"""What a generated answer says: the letter of an option, yes or no, or a short text.
+
+lmms-eval's tasks each read letters by a rule of their own (`lmms_rules`); `option_letter` is ours, for other wordings.
+"""
 
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from jvidprune.evals import lmms_rules
 from jvidprune.evals.items import LETTERS
+from jvidprune.evals.spans import grade_span
 
 _LEADS = (
     "the best answer is",
@@ -70,6 +75,11 @@ def yes_or_no(text: str) -> str:
     return found.group(1) if found else ""
 
 
+def yes_or_no_first(text: str) -> str:
+    """ "yes" or "no" where the answer begins with it, even in a longer word, as TempCompass's task has it."""
+    return next((word for word in ("yes", "no") if text.lower().startswith(word)), "")
+
+
 def short_text(text: str) -> str:
     """A short answer normalised as VQA scoring does: lower case, no punctuation or articles, number words as digits."""
     said = _without_lead(text).lower().strip()
@@ -81,8 +91,24 @@ def short_text(text: str) -> str:
 
 
 Rule = Callable[[str, Sequence[str]], str]
-RULES: dict[str, Rule] = {"letters": option_letter, "first_letter": first_letter}
+RULES: dict[str, Rule] = {
+    "letters": option_letter,
+    "first_letter": first_letter,
+    "lmms_first_four": lmms_rules.first_four,
+    "lmms_ranked": lmms_rules.ranked,
+    "lmms_mvbench": lmms_rules.mvbench,
+    "lmms_egoschema": lmms_rules.egoschema,
+    "lmms_nextqa": lmms_rules.nextqa,
+    "lmms_longvideobench": lmms_rules.longvideobench,
+    "lmms_tomato": lmms_rules.tomato,
+    "lmms_perceptiontest": lmms_rules.perceptiontest,
+    "lmms_motionbench": lmms_rules.motionbench,
+    "lmms_tempcompass": lmms_rules.tempcompass,
+}
 """How a task's choice letters are read, by the name a task gives as `extraction`."""
+
+_YES_NO: dict[str, Callable[[str], str]] = {"lmms_tempcompass": yes_or_no_first}
+"""Rules that read yes and no in a way of their own."""
 
 
 def read_answer(text: str, kind: str, options: Sequence[str] = (), *, rule: str = "letters") -> str:
@@ -96,13 +122,18 @@ def read_answer(text: str, kind: str, options: Sequence[str] = (), *, rule: str 
     """
     if kind == "choice":
         return RULES[rule](text, options)
-    return yes_or_no(text) if kind == "yes_no" else short_text(text)
+    return _YES_NO.get(rule, yes_or_no)(text) if kind == "yes_no" else short_text(text)
 
 
 def grade(text: str, answer: str, kind: str, options: Sequence[str] = (), *, rule: str = "letters") -> dict[str, Any]:
-    """What a sample's record says of an answer: under "correct" whether it is right, None where a judge has to say."""
+    """What a sample's record says of an answer: under "correct" whether it is right, None where a judge has to say.
+
+    Spans also have their overlap, "iou", and are right from half of it on.
+    """
     if kind == "open":
         return {"correct": None}
+    if kind == "span":
+        return grade_span(text, answer)
     return {"correct": is_correct(text, answer, kind, options, rule=rule)}
 
 

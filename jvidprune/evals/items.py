@@ -9,7 +9,7 @@ from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.fields import settle
 from jvidprune.video.decode import Clip
 
-Kind = Literal["choice", "short", "yes_no", "open"]
+Kind = Literal["choice", "short", "yes_no", "span", "open"]
 """How an answer is read. An "open" one is read by a judge: it is recorded and stands in no accuracy."""
 LETTERS = string.ascii_uppercase
 """Of the options of a choice, in their order."""
@@ -36,8 +36,8 @@ class Question:
       id: unique in its task.
       text: the bare question.
       category: what it asks about; accuracies are reported for each.
-      kind: "choice" (answered by a letter), "yes_no", "short" (answered by a word or two), or "open" (answered by
-        sentences).
+      kind: "choice" (answered by a letter), "yes_no", "short" (answered by a word or two), "span" (answered by a span
+        of seconds, `spans.write_span`), or "open" (answered by sentences).
       options: the choices in the order of their letters; for "yes_no" yes and no; for "short" the closed set of answers
         that the question admits, never shown to the model, empty where there is none.
       answer: the letter, "yes" or "no", the word, or what a judge compares an open answer with.

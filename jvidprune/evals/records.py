@@ -18,7 +18,8 @@ def is_sample(record: dict[str, Any]) -> bool:
     """
     texts = all(isinstance(record.get(name), kind) for name, kind in _SAMPLE.items())
     numbers = all(_number(record.get(name)) for name in ("ratio", *_COUNTS))
-    return texts and numbers and ("correct" in record and isinstance(record["correct"], bool | None))
+    graded = "correct" in record and isinstance(record["correct"], bool | None) and _number(record.get("iou", 0.0))
+    return texts and numbers and graded
 
 
 def counted(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from jvidprune.evals.paired import Difference, Run, every_pair, two_best
 from jvidprune.evals.plan import BASELINES
 from jvidprune.evals.records import counted
 from jvidprune.evals.runner import SweepRecords
+from jvidprune.evals.spans import Grounding, ground
 from jvidprune.evals.store import Record
 from jvidprune.files import atomic_output
 
@@ -75,6 +76,7 @@ class SweepTable:
       controls: names of the methods that are controls.
       standings: how the other methods stand against them, by (method, ratio); empty without a control.
       pairs: any two methods or controls compared on the same questions, by ratio.
+      grounding: how well spans of seconds were found, for the runs that were asked for any.
       effects: what methods and controls did to the clips, by (method, ratio).
     """
 
@@ -94,6 +96,7 @@ class SweepTable:
     standings: dict[Run, Standing] = dataclasses.field(default_factory=dict)
     effects: dict[Run, Effect] = dataclasses.field(default_factory=dict)
     pairs: dict[float, list[Difference]] = dataclasses.field(default_factory=dict)
+    grounding: list[Grounding] = dataclasses.field(default_factory=list)
 
     @property
     def methods(self) -> list[str]:
@@ -149,6 +152,7 @@ def make_table(
         against_controls(samples, cells, controls, draws=draws, seed=seed),
         effects(samples, found.batches, runs, found.identity.get("model", {}).get("dtype", "float32")),
         every_pair(samples, compared, found.identity["ratios"], draws=draws, seed=seed),
+        ground(samples, runs, draws=draws, seed=seed),
     )
 
 

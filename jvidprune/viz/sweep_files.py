@@ -12,6 +12,7 @@ from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.records import counted
 from jvidprune.evals.results import SweepTable, write_csv
 from jvidprune.evals.runner import SweepRecords
+from jvidprune.evals.spans import write_grounding
 from jvidprune.evals.subset import Subset
 from jvidprune.files import atomic_output
 from jvidprune.llm.encoded import sweep_video
@@ -44,6 +45,7 @@ def write_outputs(
     write_csv(table, folder / "table.csv")
     write_pairs(table.pairs, folder / "pairs.csv")
     write_effects(table.effects.values(), folder / "effects.csv")
+    write_grounding(table.grounding, folder / "grounding.csv")
 
     ratios = {name: some for name, _, some in plan.groups()}
 
@@ -85,6 +87,7 @@ def write_outputs(
         "resumed_samples": found.resumed,
         "samples": len(found.samples),
         "unjudged": table.unjudged,
+        "grounding": [one.row() for one in table.grounding],
         "rows": [_known(table.cells[run[0], run[1], "all"]) for run in table.runs],
         "costs": [_known(table.costs[run]) for run in table.runs],
         "controls": [written(standing) for standing in table.standings.values()],

@@ -1,11 +1,13 @@
 """Loaders of published benchmarks, on small files in their layouts with generated videos."""
 
 import json
+import re
 
 import pytest
 from helpers.layouts import (
     LAYOUTS,
     OPTIONS,
+    listed,
     longvideobench,
     mvbench,
     place,
@@ -13,8 +15,9 @@ from helpers.layouts import (
 )
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.evals.datasets import names, open_dataset
+from jvidprune.evals.datasets import answer_tokens, names, open_dataset, prompt_presets
 from jvidprune.evals.datasets.videos import VideoIndex, part_indices, read_clip
+from jvidprune.evals.datasets.wording import split_options
 from jvidprune.procedural.clips import ClipSpec, render
 from jvidprune.video.limits import Limits
 
@@ -26,14 +29,56 @@ def film():
     return render(ClipSpec(seed=1, frames=12, size=(48, 64))).frames
 
 
+DIRECTLY = "Answer with the option's letter from the given choices directly."
+SPANS = (
+    "Please find the visual event described by the sentence 'a dog barks', determining its starting and ending times. "
+    "The format should be: 'The event happens in <start time> - <end time> seconds'."
+)
 EXPECTED = {
     # (clips, answers of the first clip, categories, missing, a line of the first prompt)
-    "videomme": (1, "BD", ("short",), 1, "The best answer is:"),
+    "videomme": (1, "BD", ("short",), 1, DIRECTLY),
+    "videomme_w_subtitle": (1, "BD", ("short",), 1, "The best answer is:"),
     "mvbench": (3, "B", ("action_sequence", "episodic_reasoning"), 2, "Only give the best option."),
-    "egoschema": (1, "B", ("egoschema",), 1, "Answer with the option's letter from the given choices directly."),
-    "longvideobench": (1, "B", ("15 s",), 1, "Answer with the option's letter from the given choices directly."),
-    "mlvu": (1, "B", ("findNeedle",), 1, "Best option: ("),
-    "nextqa": (1, "B", ("temporal",), 1, "Answer with the option's letter from the given choices directly."),
+    "egoschema": (1, "B", ("egoschema",), 1, DIRECTLY),
+    "longvideobench": (1, "B", ("15 s",), 1, DIRECTLY),
+    "mlvu": (1, "B", ("needle",), 1, "Best option: ("),
+    "nextqa": (1, "B", ("temporal",), 1, "E. nobody"),
+    "videocomp": (2, "B", ("activitynet", "youcook2"), 1, "Only give the option."),
+    "charades_timelens": (1, ["0.5 - 1.5", "1.0 - 2.0"], ("charades",), 1, SPANS),
+    "activitynet_timelens": (1, ["0.5 - 1.5", "1.0 - 2.0"], ("activitynet",), 1, SPANS),
+    "vcgbench": (
+        1,
+        ["A dog.", "At the end.", "The dog.", "The dog."],
+        ("Generic", "Temporal", "Consistency"),
+        1,
+        "What barks?",
+    ),
+    "tempcompass": (
+        1,
+        ["B", "yes", "B"],
+        ("multi-choice", "yes_no", "caption_matching"),
+        1,
+        "Please directly give the best option:",
+    ),
+    "tempcompass_captioning": (1, [f"{listed('{}. {}')}\nAnswer: B. a dog"], ("action",), 1, "Describe the video."),
+    "tomato": (1, "B", ("count",), 1, "{'A': 'a cat', 'B': 'a dog', 'C': 'a bird', 'D': 'a fish'} "),
+    "motionbench": (
+        1,
+        "B",
+        ("Motion Recognition",),
+        1,
+        "Answer with only the option letter (A, B, C, D, E, or F).",
+    ),
+    "perceptiontest": (1, "B", ("physics",), 1, DIRECTLY),
+    "lvbench": (1, "B", ("cartoon",), 1, "Answer the question with the option letter"),
+    "videoevalpro": (1, "B", ("Local Perception",), 1, "Answer with the option letter only."),
+    "videoevalpro_open": (
+        1,
+        ["A dog."],
+        ("Local Perception",),
+        1,
+        "What barks? Keep the answer short and concise.",
+    ),
     "eventhallusion": (2, ["yes", "no"], ("entire", "interleave"), 1, "Please answer yes or no:"),
     "eventhallusion_descriptions": (
         2,
@@ -57,7 +102,7 @@ def test_published_layouts_are_read(tmp_path, film, name):
     assert line in first.prompt().splitlines()
     if first.kind == "choice":
         assert first.options[1] == "a dog"
-        assert any("B" in text and text.endswith("a dog") for text in first.prompt().splitlines())
+        assert re.search(r"B\S* '?a dog", first.prompt())
         assert task.chance(first) == pytest.approx(1 / len(first.options))
     clip = item.load()
     assert clip.frames.shape == (4, 48, 64, 3)
@@ -67,15 +112,16 @@ def test_published_layouts_are_read(tmp_path, film, name):
     assert json.loads(json.dumps(task.fingerprint())) == task.fingerprint()
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", [name for name in names() if name != "charades_timelens"])
 def test_one_wrong_row_costs_no_other(tmp_path, film, name):
     from jvidprune.evals.datasets.annotations import read_rows
 
     LAYOUTS[name](tmp_path, film)
     before = open_dataset(name, tmp_path, **WISH)
-    path = min(path for path in tmp_path.rglob("*") if path.suffix in (".json", ".parquet"))
+    path = min(path for path in tmp_path.rglob("*") if path.suffix in (".json", ".jsonl", ".parquet"))
     rows = read_rows(path)
-    field = "questions" if name.startswith("eventhallusion") else "question"
+    needed = {"motionbench": "qa", "activitynet_timelens": "query", "vcgbench": "answer"}
+    field = "questions" if name.startswith("eventhallusion") else needed.get(name, "question")
     # Behind the good rows, so that questions numbered by their rows keep their names.
     write(tmp_path, path.relative_to(tmp_path), [*rows, rows[0] | {field: None}])
     task = open_dataset(name, tmp_path, **WISH)
@@ -233,7 +279,10 @@ def test_refusals_are_sentences(tmp_path, film):
     with pytest.raises(JvidpruneError, match="no folder"):
         open_dataset("videomme", tmp_path / "none", **WISH)
     write(tmp_path, "json/2_needle.json", [{"video": "x.mp4", "question": "?"}])
-    with pytest.raises(JvidpruneError, match="has no candidates, answer; its columns are video, question"):
+    with pytest.raises(JvidpruneError, match="has no answer; its columns are video, question"):
+        open_dataset("mlvu", tmp_path, **WISH)
+    write(tmp_path, "json/2_needle.json", [{"video": "x.mp4", "question": "?", "answer": "b"}])
+    with pytest.raises(JvidpruneError, match="has no candidates; its columns are video, question, answer"):
         open_dataset("mlvu", tmp_path, **WISH)
     write(tmp_path, "json/2_needle.json", [{"video": "x.mp4", "question": "?", "candidates": ["a"], "answer": "b"}])
     with pytest.raises(JvidpruneError, match="'b' is none of the options"):
@@ -241,3 +290,115 @@ def test_refusals_are_sentences(tmp_path, film):
     write(tmp_path, "json/2_needle.json", [{"video": "x.mp4", "question": "?", "candidates": ["a"], "answer": "a"}])
     with pytest.raises(JvidpruneError, match="none of the 1 videos"):
         open_dataset("mlvu", tmp_path, **WISH)
+
+
+def test_the_wordings_of_a_benchmark(tmp_path, film):
+    """Each preset gives another prompt; SToP's leaves a task of MVBench out and fills LongVideoBench up to five."""
+    asked = {}
+    for name in ("videomme", "mvbench", "longvideobench", "nextqa", "mlvu"):
+        LAYOUTS[name](tmp_path / name, film)
+        for preset in prompt_presets(name):
+            task = open_dataset(name, tmp_path / name, **WISH, prompts=preset)
+            assert task.fingerprint()["prompts"] == preset
+            asked[name, preset] = task[0].questions[0].prompt()
+    # SToP's wording of VideoMME is the authors' here.
+    assert (len(set(asked.values())), len(asked)) == (11, 12)
+    lead = "Select the best answer to the following multiple-choice question based on the video"
+    assert asked["videomme", "lmms_eval"].startswith(f"{lead} and the subtitles. Respond")
+    assert asked["videomme", "official"].startswith(f"{lead}. Respond")
+    assert asked["longvideobench", "stop"].splitlines()[-2:] == ["E. N/A", "The best answer is:"]
+    assert asked["mvbench", "stop"].endswith("D. a fish\nOnly give the option.")
+    assert asked["mvbench", "lmms_eval"].startswith("Question:What barks?\nOption:\n(A) a cat\n")
+    row = {"video": "p.mp4", "question": "What?", "candidates": OPTIONS, "answer": "a dog"}
+    write(tmp_path / "mvbench", "json/fine_grained_pose.json", [row])
+    place(tmp_path / "mvbench", film, "video/nturgbd/p.mp4")
+    counts = [len(open_dataset("mvbench", tmp_path / "mvbench", **WISH, prompts=one)) for one in ("stop", "official")]
+    assert counts == [3, 4]
+    assert {name: prompt_presets(name)[0] for name in names()} == {
+        name: "stop" if name in ("eventhallusion", "eventhallusion_descriptions", "videocomp") else "lmms_eval"
+        for name in names()
+    }
+    assert [answer_tokens(name) for name in ("mvbench", "longvideobench", "charades-timelens")] == [16, 32, 50]
+    assert [answer_tokens(f"tempcompass{part}") for part in ("", "_captioning")] == [16, 512]
+
+
+def test_subtitles_that_are_shown_at_32_frames_stand_before_the_question(tmp_path, film):
+    LAYOUTS["videomme_w_subtitle"](tmp_path, film)
+    task = open_dataset("videomme-w-subtitle", tmp_path, **WISH)
+    lines = task[0].questions[0].prompt().splitlines()
+    assert lines[:3] == ["This video's subtitles are listed below: ", "Woof,", "says the dog."]
+    (tmp_path / "subtitle/fFjv93ACGo8.srt").unlink()
+    lines = open_dataset("videomme_w_subtitle", tmp_path, **WISH)[0].questions[0].prompt().splitlines()
+    assert lines[1] == "No subtitles available"
+    (tmp_path / "subtitle/fFjv93ACGo8.srt").write_text("1\nsoon\nWoof\n")
+    with pytest.raises(JvidpruneError, match=r"row 0 of .* cannot be asked"):
+        open_dataset("videomme_w_subtitle", tmp_path, **WISH)
+
+
+def test_mvbench_files_that_are_cut_already_are_looked_at_whole(tmp_path, film):
+    mvbench(tmp_path, film)
+    (tmp_path / "video/star/Charades_v1_480").rename(tmp_path / "video/star/Charades_segment")
+    task = open_dataset("mvbench", tmp_path, **WISH)
+    assert task[0].id == "video/star/Charades_segment/a.mp4"
+    assert task[0].load().indices.tolist() == [0, 3, 7, 11]
+    assert [len(task[0].questions), len(task)] == [2, 2]
+
+
+def test_videocomp_looks_at_microseconds_of_a_video(tmp_path, film):
+    LAYOUTS["videocomp"](tmp_path, film)
+    task = open_dataset("videocomp", tmp_path, **WISH)
+    assert [task[i].id for i in range(2)] == ["activitynet_video/v_ab.mp4@0.5-1.5", "raw_videos/video/cd.mp4@0-1"]
+    assert task[0].load().indices.tolist() == [3, 5, 6, 7]
+    other = task[1].questions[0]
+    assert (other.answer, other.prompt()) == ("D", f"What swims?\n{listed('{}. {}')[12:]}\nOnly give the option.")
+    row = {"video_id": "ab", "question": "What?", "answer": "B", "key": "k1", "query_video/start_time": 0}
+    rows = [row, row | {"options": OPTIONS}, row | {"options": OPTIONS, "query_video/end_time": "1"}]
+    write(tmp_path, "activitynet_comp_val.json", rows)
+    bad = [str(one) for one in open_dataset("videocomp", tmp_path, **WISH).left_out]
+    assert len(bad) == 3
+    assert "row 0" in bad[0]
+    assert "no options" in bad[0]
+    assert all("has no query_video/end_time; its columns are video_id, question" in text for text in bad[1:])
+
+
+def test_timelens_lists_what_has_no_span(tmp_path, film):
+    place(tmp_path, film, "videos/AB.mp4")
+    spans = [[0.5, 1.5], [1.5, 0.5], "soon", [0.5, 1.5], [-1, 2], [1, float("nan")]]
+    known = {"spans": spans, "queries": ["a", "b", "c", "a", "d", "e"]}
+    odd = {"CD": {"spans": [[0, 1]], "queries": ["a", "b"]}, "EF": 3}
+    write(tmp_path, "charades.json", {"AB": known} | odd)
+    task = open_dataset("charades_timelens", tmp_path, **WISH)
+    assert [q.id for q in task[0].questions] == ["a @ 0.5-1.5"]
+    assert [bad.item for bad in task.left_out] == [
+        *(f"query {number} of video AB" for number in (1, 2)),
+        "a @ 0.5-1.5",
+        *(f"query {number} of video AB" for number in (4, 5)),
+        "CD",
+        "EF",
+    ]
+    write(tmp_path, "charades.json", [1])
+    with pytest.raises(JvidpruneError, match="must be one object"):
+        open_dataset("charades_timelens", tmp_path, **WISH)
+
+
+def test_questions_split_from_their_options():
+    assert split_options("What?\n(A) a\n(B) b\n more") == ("What?", ("a", "b\n more"))
+    assert split_options("Who?\nB) b\nA) a\nB) c") == ("Who?\nB) b", ("a", "c"))
+    assert split_options("Why?\nA. a") == ("Why?\nA. a", ())
+    assert split_options("Why?\nA: a\nB: b\nA.I. is it") == ("Why?", ("a", "b\nA.I. is it"))
+
+
+def test_the_authors_files_of_lvbench_and_vcgbench(tmp_path, film):
+    qa = [{"uid": "7", "question": listed("({}) {}"), "answer": "C"}, {"uid": "8", "question": "?", "answer": "A"}]
+    write(tmp_path / "lv", "video_info.meta.jsonl", [{"key": "ab", "type": "sport", "qa": qa}])
+    place(tmp_path / "lv", film, "videos/ab.mp4")
+    task = open_dataset("lvbench", tmp_path / "lv", **WISH)
+    assert [(q.id, q.answer, q.text, q.category) for q in task[0].questions] == [("7", "C", "What barks?", "sport")]
+    assert [bad.item for bad in task.left_out] == ["question 1 of row 0"]
+    for part in ("generic", "temporal"):
+        write(tmp_path / "vcg", f"{part}_qa.json", [{"Q": part, "A": "yes", "video_name": "v"}])
+    write(tmp_path / "vcg", "consistency_qa.json", [{"Q1": "one?", "Q2": "two?", "A": "yes", "video_name": "v"}])
+    place(tmp_path / "vcg", film, "v.mp4")
+    questions = open_dataset("vcgbench", tmp_path / "vcg", **WISH)[0].questions
+    assert [q.id for q in questions] == ["Generic-0", "Temporal-0", "Consistency-0-1", "Consistency-0-2"]
+    assert [q.prompt() for q in questions] == ["generic", "temporal", "one?", "two?"]

@@ -47,6 +47,53 @@ ROWS = {
         "eventhallusion_descriptions",
         [{"id": "a", "told": "A film.", "questions": [{"question": "Did it?", "answer": "yes"}]}],
     ),
+    "test-subtitled.json": (
+        "videomme_w_subtitle",
+        [{"videoID": "a", "question_id": "1", "question": "?", "options": OPTIONS, "answer": "B"}],
+    ),
+    "activitynet_comp_val.json": (
+        "videocomp",
+        [
+            {"video_id": "a", "question": "?", "options": OPTIONS, "answer": "B", "key": "k"}
+            | {"query_video/start_time": 1, "query_video/end_time": 2.5}
+        ],
+    ),
+    "charades.json": ("charades_timelens", {"a": {"duration": 2.0, "spans": [[0, 1]], "queries": ["it barks"]}}),
+    "activitynet.json": ("activitynet_timelens", {"a": {"duration": 2.0, "spans": [[[0, 1]]], "queries": ["it is"]}}),
+    "generic_qa.json": ("vcgbench", [{"Q": "?", "A": "a dog", "video_name": "a"}]),
+    "temporal_qa.json": ("vcgbench", [{"Q": "?", "A": "a dog", "video_name": "a"}]),
+    "consistency_qa.json": ("vcgbench", [{"Q1": "?", "Q2": "Who?", "A": "a dog", "video_name": "a"}]),
+    "multi-choice.json": (
+        "tempcompass",
+        [{"video_id": "a", "question": "?\nA. a\nB. b", "answer": "B. b", "dim": "action"}],
+    ),
+    "yes_no.json": ("tempcompass", [{"video_id": "a", "question": "?", "answer": "no", "dim": "action"}]),
+    "caption_matching.json": (
+        "tempcompass",
+        [{"video_id": "a", "question": "?\nOption 1: a\nOption 2: b", "answer": "Option 1: a", "dim": "order"}],
+    ),
+    "captioning.json": (
+        "tempcompass_captioning",
+        [{"video_id": "a", "question": "?", "answer": "x", "dim": "a", "mc_question": "?", "mc_answer": "A. a"}],
+    ),
+    "tomato.json": (
+        "tomato",
+        [{"id": "1", "question": "?", "options": OPTIONS, "answer": 1, "video_path": "a.mp4"}],
+    ),
+    "motion.json": (
+        "motionbench",
+        [{"key": "k", "video_path": "a.mp4", "qa": [{"uid": "1", "question": "?\nA. a\nB. b", "answer": "B"}]}],
+    ),
+    "perception.json": (
+        "perceptiontest",
+        [{"video_name": "a", "question": "?", "question_id": 1, "options": OPTIONS[:3], "answer_id": 1}],
+    ),
+    "lv.json": ("lvbench", [{"key": "a", "qa": [{"uid": "1", "question": "?\n(A) a\n(B) b", "answer": "B"}]}]),
+    "evalpro.json": (
+        "videoevalpro",
+        [{"video": "a.mp4", "question": "?", "options": OPTIONS, "answer": "B"}],
+    ),
+    "evalpro-open.json": ("videoevalpro_open", [{"video": "a.mp4", "question": "?", "answer_text": "a dog"}]),
     "entire_questions.json": ("eventhallusion", [{"id": "a", "questions": [{"question": "Did it?", "answer": "yes"}]}]),
 }
 
@@ -174,7 +221,9 @@ def test_damaged_records_are_dropped_and_the_rest_makes_a_table(tmp_path, exampl
         assert {r["question"] for r in samples.records()} >= {"q0", "q1", "q2"}
         assert {r["clip"] for r in batches.records()} >= {"c0", "c1", "c2"}
         samples.append([SAMPLE | {"question": "new"}])
-        found = SweepRecords(RunFiles(tmp_path), {}, [("m", 0.1)], samples.records(), batches.records(), 0)
+        found = SweepRecords(
+            RunFiles(tmp_path), {"ratios": [0.1]}, [("m", 0.1)], samples.records(), batches.records(), 0
+        )
         make_table(found, _Task(), {"m": "M"}, draws=10)
         summarise(samples.records(), [("m", 0.1)], draws=10)
         samples.close()

@@ -1,7 +1,8 @@
-"""Published video benchmarks from local copies: their annotation layouts, prompts as lmms-eval has them, videos found.
+"""Published video benchmarks from local copies: their annotation layouts, the wordings they are asked in, videos found.
 
-Layouts and prompts are stated from memory of the dataset cards and of lmms-eval's task files, not read from copies of
-them; each module says what it expects. A file that lacks an expected column is refused with the columns it has.
+Each module says what it expects of files, and where that and the wordings were read: columns and prompts in the task
+files of lmms-eval 0.7.3, unless it says otherwise. A test compares both with that code (`tests/integrations`). A row
+that lacks a column that is needed is left out and listed with the columns it has.
 """
 
 from jvidprune.evals.datasets.entry import AskedQuestion

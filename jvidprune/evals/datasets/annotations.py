@@ -1,7 +1,7 @@
 """Rows of annotation files: parquet, JSON, JSON lines and CSV, whole or in shards; bad ones are listed, not fatal."""
 
 import csv
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,27 @@ def find_files(folder: Path, *patterns: str) -> list[Path]:
         if found:
             return found
     raise JvidpruneError(f"no annotations in {folder}: expected {' or '.join(patterns)}.")
+
+
+def find_parts(folder: Path, parts: Mapping[str, Sequence[str]]) -> list[tuple[str, list[Path]]]:
+    """Annotation files of the parts of a benchmark that are there, as `find_files` has them.
+
+    Args:
+      folder: the local copy.
+      parts: name -> globs.
+
+    Raises:
+      JvidpruneError: no folder, or nothing of any part.
+    """
+    found, absent = [], []
+    for name, patterns in parts.items():
+        try:
+            found.append((name, find_files(folder, *patterns)))
+        except JvidpruneError as error:
+            absent.append(error)
+    if not found:
+        raise absent[0]
+    return found
 
 
 def each_row(
@@ -131,6 +152,25 @@ def read_rows(path: Path, key: str | None = None) -> list[Row | LeftOut]:
     return [
         row if isinstance(row, dict) else _no_object(path, f"row {number}", row) for number, row in enumerate(value)
     ]
+
+
+def read_object(path: Path) -> Iterator[tuple[str, Any]]:
+    """Keys and values of a JSON file that is one object; a file that is none gives what is wrong with it instead.
+
+    Args:
+      path: annotation file.
+
+    Returns:
+      (key, value), or one pair of the file's name and a `LeftOut`.
+    """
+    try:
+        value = parse_json(path.read_text(encoding="utf8"))
+        if not isinstance(value, dict):
+            raise ValueError("it must be one object")
+    except (OSError, ValueError) as error:
+        yield path.name, LeftOut(path.name, str(path), f"cannot read the annotations {path}: {reason(error)}.")
+    else:
+        yield from value.items()
 
 
 def _line(path: Path, number: int, line: str) -> Row | LeftOut:

@@ -1,8 +1,9 @@
 """EgoSchema (lmms-lab/egoschema, and the authors' questions.json with subset_answers.json).
 
-From memory of the dataset cards: parquet with question_idx, question, video_idx (name of the file), option (list of
-"A. ...") and answer ("0" to "4"; null outside the subset of 500 with public answers). The authors' JSON is a list of
-{"q_uid" (also the name of the file), "question", "option 0" ... "option 4"}; answers are a separate {q_uid: index}.
+Parquet as lmms-eval's task reads it: question_idx, question, video_idx (name of the file in videos/), option (list of
+"A. ...") and answer ("0" to "4"; null outside the subset of 500 with public answers). The authors' JSON, from memory,
+is a list of {"q_uid" (also the name of the file), "question", "option 0" ... "option 4"}; answers are a separate
+{q_uid: index}. The authors have no wording for models that write.
 """
 
 import functools
@@ -16,7 +17,7 @@ from jvidprune.evals.datasets.wording import DIRECTLY, choice, lettered
 from jvidprune.evals.items import LeftOut
 from jvidprune.models.checkpoint.folder import read_json
 
-READING = {"lmms_eval": "letters"}
+READING = {"lmms_eval": "lmms_egoschema"}
 ANSWER_TOKENS = 16
 
 

@@ -6,6 +6,7 @@ from typing import get_args
 
 from jvidprune.errors import quoted
 from jvidprune.evals.items import LETTERS, POST_PROMPTS, Kind, Question
+from jvidprune.evals.spans import read_span
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,9 @@ def check_question(question: AskedQuestion) -> None:
             raise ValueError(f"the answer {answer!r} is none of the options {', '.join(letters)}")
     elif question.kind == "yes_no" and answer.strip().lower() not in ("yes", "no"):
         raise ValueError(f"the answer {answer!r} is neither yes nor no")
-    elif question.kind == "open" and options:
+    elif question.kind in ("open", "span") and options:
         raise ValueError("it asks for an open answer and has options")
+    elif question.kind == "span":
+        read_span(answer)
     elif question.kind == "short" and options and answer not in options:
         raise ValueError(f"the answer {answer!r} is none of the options {', '.join(options)}")

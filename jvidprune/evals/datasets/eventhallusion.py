@@ -24,8 +24,7 @@ from jvidprune.evals.extract import yes_or_no
 from jvidprune.evals.items import LeftOut
 
 READING = {"stop": "letters", "official": "letters"}
-ANSWER_TOKENS = 16
-DESCRIPTION_TOKENS = 512
+ANSWER_TOKENS = {"": 16, "descriptions": 512}
 
 _SUFFIX = {"stop": "\nPlease answer yes or no:", "official": " Please answer yes or no."}
 _DESCRIBE = "Please describe this video in detail."

@@ -26,6 +26,7 @@ class _Loader(NamedTuple):
 
 _NAMES = {
     "videomme": _Loader("videomme"),
+    "videomme_w_subtitle": _Loader("videomme", "subtitles"),
     "mvbench": _Loader("mvbench"),
     "egoschema": _Loader("egoschema"),
     "longvideobench": _Loader("longvideobench"),
@@ -33,6 +34,18 @@ _NAMES = {
     "nextqa": _Loader("nextqa"),
     "eventhallusion": _Loader("eventhallusion"),
     "eventhallusion_descriptions": _Loader("eventhallusion", "descriptions"),
+    "videocomp": _Loader("videocomp"),
+    "charades_timelens": _Loader("timelens", "charades"),
+    "activitynet_timelens": _Loader("timelens", "activitynet"),
+    "vcgbench": _Loader("vcgbench"),
+    "tempcompass": _Loader("tempcompass"),
+    "tempcompass_captioning": _Loader("tempcompass", "captioning"),
+    "tomato": _Loader("tomato"),
+    "motionbench": _Loader("motionbench"),
+    "perceptiontest": _Loader("perceptiontest"),
+    "lvbench": _Loader("lvbench"),
+    "videoevalpro": _Loader("videoevalpro"),
+    "videoevalpro_open": _Loader("videoevalpro", "open"),
 }
 _KNOWN = _NAMES | {"exported": _Loader("exported")}
 
@@ -57,7 +70,8 @@ def answer_tokens(name: str) -> int:
     Raises:
       JvidpruneError: an unknown name.
     """
-    return _module(name)[1].ANSWER_TOKENS
+    key, module = _module(name)
+    return module.ANSWER_TOKENS if isinstance(module.ANSWER_TOKENS, int) else module.ANSWER_TOKENS[_KNOWN[key].part]
 
 
 def _module(name: str) -> tuple[str, ModuleType]:
@@ -100,20 +114,20 @@ def open_dataset(
     """
     key, module = _module(name)
     presets = tuple(module.READING)
-    prompts = presets[0] if prompts is None else prompts
-    if prompts not in presets:
-        raise JvidpruneError(f"{key} is not asked with the prompts {prompts!r}, only with {', '.join(presets)}.")
+    wording = presets[0] if prompts is None else prompts
+    if wording not in presets:
+        raise JvidpruneError(f"{key} is not asked with the prompts {wording!r}, only with {', '.join(presets)}.")
     if folder is None:
         raise JvidpruneError(f"{name} is read from a local copy: say where with --data.")
     part = (_KNOWN[key].part,) if _KNOWN[key].part else ()
     return VideoTask(
         key,
-        module.entries(Path(folder), prompts, *part),
+        module.entries(Path(folder), wording, *part),
         Path(folder),
         wish=wish_of(wish, frames, fps, rule),
         limits=limits,
-        extraction=module.READING[prompts],
-        prompts=prompts,
+        extraction=module.READING[wording],
+        prompts=wording,
         unique=getattr(module, "UNIQUE", False),
         clips=clips,
         strict=strict,

@@ -1,4 +1,4 @@
-"""How lmms-eval words multiple-choice questions."""
+"""The parts that wordings of multiple-choice questions are made of."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,9 @@ from jvidprune.evals.datasets.entry import AskedQuestion
 from jvidprune.evals.items import LETTERS
 
 DIRECTLY = "Answer with the option's letter from the given choices directly."
+GIVE_OPTION = "Only give the option."
+BEST_ANSWER = "The best answer is:"
+"""SToP's two instructions; which benchmark has which was not read: VideoMME and LongVideoBench end in this one here."""
 
 
 def listing(value: Any) -> Iterable[Any]:
@@ -23,17 +26,54 @@ def listing(value: Any) -> Iterable[Any]:
 
 
 def lettered(options: Sequence[str]) -> list[str]:
-    """The options as "A. text" lines; those that carry their letters already stay as they are."""
-    return [
-        option if re.match(rf"\(?{letter}[.):]", option) else f"{letter}. {option}"
-        for letter, option in zip(LETTERS, listing(options), strict=False)
-    ]
+    """The options as "A. text" lines; they stay as they are if all carry their letters already."""
+    return list(listing(options)) if _carry_letters(options) else pointed(options)
+
+
+def _carry_letters(options: Sequence[str]) -> bool:
+    found = zip(LETTERS, listing(options), strict=False)
+    return all(re.match(rf"\(?{letter}[.):]", str(option)) for letter, option in found)
+
+
+def pointed(options: Sequence[str]) -> list[str]:
+    """The options as "A. text" lines, whatever their texts begin with."""
+    return [f"{letter}. {option}" for letter, option in zip(LETTERS, listing(options), strict=False)]
+
+
+def bracketed(options: Sequence[str]) -> list[str]:
+    """The options as "(A) text" lines, whatever their texts begin with."""
+    return [f"({letter}) {option}" for letter, option in zip(LETTERS, listing(options), strict=False)]
 
 
 def bare(options: Sequence[str]) -> tuple[str, ...]:
-    """The options without their letters in front."""
-    found = zip(LETTERS, listing(options), strict=False)
+    """The options without letters in front, if all carry theirs."""
+    if not _carry_letters(options):
+        return tuple(str(option).strip() for option in options)
+    found = zip(LETTERS, options, strict=False)
     return tuple(re.sub(rf"^\(?{letter}[.):]\s*", "", str(option)).strip() for letter, option in found)
+
+
+_OPTION = re.compile(r"^\s*(?:\(([A-Z])\)|([A-Z])[.):](?=\s|$))\s*(.*)$")
+
+
+def split_options(text: str) -> tuple[str, tuple[str, ...]]:
+    """A question that has its options in lines of their own: the question alone, and the options without letters.
+
+    Lines such as "(A) text", "A. text", "A) text" and "A: text", in the order of the alphabet; what stands below an
+    option belongs to it. Without at least two of them the text is all question.
+    """
+    question, options = [], []
+    for line in text.splitlines():
+        found = _OPTION.match(line)
+        if found and len(options) < len(LETTERS) and (found.group(1) or found.group(2)) == LETTERS[len(options)]:
+            options.append(found.group(3))
+        elif options:
+            options[-1] += f"\n{line}"
+        else:
+            question.append(line)
+    if len(options) < 2:
+        return text.strip(), ()
+    return "\n".join(question).strip(), tuple(option.strip() for option in options)
 
 
 def choice(
@@ -45,10 +85,15 @@ def choice(
       ValueError: an answer that is none of these.
     """
     texts = bare(options)
-    return AskedQuestion(name, text, category, "choice", texts, _letter(answer, texts), asked=asked)
+    return AskedQuestion(name, text, category, "choice", texts, letter_of(answer, texts), asked=asked)
 
 
-def _letter(answer: int | str, options: tuple[str, ...]) -> str:
+def letter_of(answer: int | str, options: tuple[str, ...]) -> str:
+    """The letter of an answer: an index from 0, the text of an option with or without its letter, or a letter.
+
+    Raises:
+      ValueError: it is none of these.
+    """
     if isinstance(answer, bool) or not isinstance(answer, int | str):
         raise ValueError(f"the answer {quoted(repr(answer))} is neither a number nor a text")
     plain = answer if isinstance(answer, int) else answer.strip()
