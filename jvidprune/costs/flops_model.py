@@ -55,15 +55,24 @@ def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: 
     """
     cuts = [s for s in stages if s.boundary < layers and s.rule.cuts]
     found, start, prompt, text, ahead = [], 0, visual, tokens - visual, (0, 0)
+    aside: int | None = None
     for stage in sorted(cuts, key=lambda s: s.boundary):
-        kept = stage.kept.left(visual, prompt, text)
+        rule = stage.rule if isinstance(stage.rule, CutRule) else CutRule(trims=stage.rule.trims)
+        back = aside if rule.brings_back and aside is not None else visual
+        kept = stage.kept.left(back, prompt, text)
+        if rule.renewal is not None and rule.renewal.mode != "fill":
+            # Deep layers run on all tokens and cache them.
+            kept = back
         if stage.boundary > start:
             unfed = visual - kept if stage.where == "middle" else 0
             found.append(Segment(start, stage.boundary, tokens, visual, tokens, *ahead, unfed))
-        probe = stage.rule.probe if isinstance(stage.rule, CutRule) else "none"
-        ahead = (tokens, 1 if probe == "ahead" else tokens - visual) if probe in AHEAD else (0, 0)
+        # What a rule brings back is ranked too.
+        tokens, visual = tokens - visual + back, back
+        aside = None if rule.brings_back else aside
+        aside = visual if rule.keeps_roles and aside is None else aside
+        ahead = (tokens, 1 if rule.probe == "ahead" else tokens - visual) if rule.probe in AHEAD else (0, 0)
         tokens, visual, start = tokens - visual + kept, kept, stage.boundary
-        if stage.rule.trims:
+        if rule.trims:
             found = [s._replace(cached=tokens) for s in found]
     return (*found, Segment(start, layers, tokens, visual, tokens, *ahead))
 

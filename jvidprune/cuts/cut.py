@@ -51,6 +51,18 @@ class Moved(NamedTuple):
     valid: Bool[Array, "B C"]
 
 
+class Spread(NamedTuple):
+    """The slots in front of a cut that moved tokens together, for a later cut that brings some of them back.
+
+    Attributes:
+      slots: what stood in each of them, without hidden states.
+      index: (B, C) which of them each slot of now was.
+    """
+
+    slots: TokenState
+    index: Int[Array, "B C"]
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cut:
@@ -80,9 +92,10 @@ class Cut:
         return self.layer + (self.where == "middle")
 
     def restore(self, state: TokenState) -> TokenState:
-        """The state that the cut probes."""
+        """The state that the cut probes: with a rule that brings tokens back, in the slots that they stood in."""
         if not self.rule.brings_back:
             return state
+        state = _spread(state)
         axes = _axes(state)
         return jax.vmap(self.rule.restore, in_axes=(axes,), out_axes=axes)(state)
 
@@ -104,7 +117,8 @@ class Cut:
           JvidpruneError: positions on three axes that would be counted anew, or tokens that change their slots where
             earlier caches are cut too.
         """
-        rule, batch = self.rule, state.hidden.shape[0]
+        rule, batch, aside = self.rule, state.hidden.shape[0], state.aside
+        state = state._replace(aside=None)
         shown = state._replace(visual=state.visual & state.valid, text_queries=state.text_queries & state.valid)
 
         def one(table: Array, seed: Array, read: tuple[Any, ...], prompt: TokenState) -> Chosen:
@@ -131,10 +145,16 @@ class Cut:
         if self.capacity is not None:
             index, valid, _ = jax.vmap(lambda mask: pack(mask, self.capacity or 0))(survivors)
             index = jnp.minimum(index, state.valid.shape[1] - 1)
+            if aside is not None:
+                aside = aside._replace(index=jnp.take_along_axis(aside.index, index, axis=1))
+            elif rule.keeps_roles:
+                nothing: Any = None
+                aside = Spread(state._replace(hidden=nothing, side=None), index)
             state = _gather(state, index, valid)
             moved = Moved(index if moved is None else jnp.take_along_axis(moved.index, index, axis=1), valid)
         elif moved is not None:
             moved = moved._replace(valid=survivors)
+        state = state._replace(aside=aside)
         return (state if self.positions == "keep" else _renumbered(state)), record, moved
 
 
@@ -142,6 +162,24 @@ def _axes(state: TokenState) -> Any:
     """Batch axis of every field of a state."""
     zero: Any = 0
     return TokenState(*[zero] * len(TokenState._fields))._replace(positions=1 if state.positions.ndim == 3 else 0)
+
+
+def _spread(state: TokenState) -> TokenState:
+    """The tokens in the slots that they had before they were moved together; other slots hold zeros and are not valid.
+
+    Where no token was moved this is the state itself.
+    """
+    if state.aside is None:
+        return state
+    before, index = state.aside
+    size = before.valid.shape[1]
+    rows, now = jnp.arange(index.shape[0])[:, None], jnp.arange(index.shape[1], dtype=jnp.int32)
+    at = jnp.where(state.valid, index, size)
+    place = jnp.full(before.valid.shape, -1, jnp.int32).at[rows, at].set(jnp.broadcast_to(now, at.shape), mode="drop")
+    valid = place >= 0
+    hidden = jnp.take_along_axis(state.hidden, jnp.maximum(place, 0)[..., None], axis=1)
+    hidden = jnp.where(valid[..., None], hidden, jnp.zeros((), hidden.dtype))
+    return before._replace(hidden=hidden, valid=valid, side=state.side)
 
 
 def _gather(state: TokenState, index: Int[Array, "B C"], valid: Bool[Array, "B C"]) -> TokenState:

@@ -1,4 +1,4 @@
-"""What a decoding step lets the deep layers read: a changing part of the video (DyCoke), or a cut that is renewed."""
+"""What a decoding step lets the deep layers read: a changing part of the video (DyCoke); when a cut is renewed."""
 
 import dataclasses
 import math
@@ -7,43 +7,51 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.cuts.cache import CacheSegment
 from jvidprune.errors import JvidpruneError
-from jvidprune.fields import checked
-from jvidprune.ops.select import keep_top, rank_ascending
+from jvidprune.fields import Count, checked
+from jvidprune.ops.select import rank_ascending
 from jvidprune.tokens import Kept
 
 DecodeMode = Literal["official", "paper"]
 """What DyCoke reads while attention does not move: everything, or the last set."""
 
-RenewalMode = Literal["recompute", "bank"]
-"""How tokens that come back are served, see `Reselection`."""
+RenewalMode = Literal["recompute", "bank", "fill"]
+"""How tokens that come back are served, see `reselection.Reselection`."""
+
+CHUNK = 16
+"""Tokens that "fill" can bring back in one step where nothing else is said."""
 
 _STATIC: dict[str, Any] = {"static": True}
 
 
 @dataclasses.dataclass(frozen=True)
 class Renewal:
-    """When a cut's choice is renewed at decoding steps, and how: see `Reselection`.
+    """When a cut's choice is renewed at decoding steps, and how: see `reselection.Reselection`.
 
     Attributes:
-      mode: "recompute" or "bank".
-      shift: with "bank", renew above this value of 1 - cosine of the attention to that of the last choice.
+      mode: "recompute", "bank" or "fill".
+      shift: renew above this value of 1 - cosine of the attention to that of the last choice; None at every step.
+      every: steps from one test to the next.
+      swaps: most tokens that change places in a step, those of the largest gain first and the others in the next one;
+        None for any number, or 16 with "fill", which runs a chunk of that length.
 
     Raises:
-      JvidpruneError: an unknown mode, or a shift that is no number.
+      JvidpruneError: an unknown mode, a shift that is no number, or steps or swaps below 1.
     """
 
     mode: RenewalMode
-    shift: float = 0.0
+    shift: float | None = None
+    every: int = 1
+    swaps: int | None = None
 
     def __post_init__(self) -> None:
         checked(self.mode, RenewalMode, "mode", "Renewal")
-        if not isinstance(self.shift, int | float) or math.isnan(self.shift):
+        if self.shift is not None and (not isinstance(self.shift, int | float) or math.isnan(self.shift)):
             raise JvidpruneError(f"Renewal's shift must be a number, got {self.shift!r}.")
+        checked(self.every, Count, "every", "Renewal")
+        checked(self.swaps, Count | None, "swaps", "Renewal")
 
 
 class Reading(NamedTuple):
@@ -173,103 +181,3 @@ class DecodePolicy:
         chosen = self.choose(attention)
         changed = {"previous": chosen.attention, "kept": chosen.kept, "started": jnp.ones((), bool)}
         return dataclasses.replace(self, **changed), chosen.read
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Reselection:
-    """A cut whose choice is renewed at decoding steps; dropped tokens stay in the cache and are hidden from attention.
-
-    The new token's attention in layer `layer` - 1, mean over heads, ranks the visual tokens as the last prompt
-    position did. Two ways to serve tokens that come back:
-
-    * "recompute": the layers from `layer` on run anew over all tokens, from a bank of the hidden states that enter
-      them, with the new choice hidden from every row. These are the numbers of FastV's original mask (arXiv
-      2403.06764), which has no cache and chooses at every step; a step costs the deep layers of a prefill.
-    * "bank": deep keys and values of all tokens are cached in the prefill, dropped ones as the prompt's choice made
-      them; a step reads those of the tokens now chosen, the cost of a masked cache. The choice is renewed where 1 -
-      cosine of the attention to that of the last choice exceeds `shift`; infinity keeps the prompt's choice.
-
-    Attributes:
-      visual: (B, M) slots that compete.
-      keep: (B,) int32 how many of them deep layers read.
-      active: (B, M) slots not hidden from deep layers, those not written yet included.
-      relevance: (B, M) float32 attention at the last choice, 0 on other slots.
-      read: (B, M) written and active slots, for the layers of this step.
-      hidden: (B, M, D) hidden states entering `layer`, or None with "bank".
-      positions: (B, M) or (3, B, M) rotary positions of the slots, or None with "bank".
-      bidirectional: (B, M) slots that see each other in either direction, or None.
-      layer: first layer after the cut; static.
-      mode: as above; static.
-      shift: as above; static.
-    """
-
-    visual: Bool[Array | np.ndarray, "B M"]
-    keep: Int[Array | np.ndarray, "B"]
-    active: Any = None
-    relevance: Any = None
-    read: Any = None
-    hidden: Any = None
-    positions: Any = None
-    bidirectional: Any = None
-    layer: int = dataclasses.field(default=1, metadata=_STATIC)
-    mode: RenewalMode = dataclasses.field(default="recompute", metadata=_STATIC)
-    shift: float = dataclasses.field(default=0.0, metadata=_STATIC)
-
-    def begin(
-        self,
-        survivors: Bool[Array, "B S"],
-        score: Float[Array, "B S"],
-        hidden: Float[Array, "B S D"],
-        positions: Int[Array, "... B S"],
-        bidirectional: Bool[Array, "B S"] | None,
-        slots: int,
-    ) -> "Reselection":
-        """The state behind a prefill that chose `survivors` by `score`, for a cache with this many slots a row."""
-        room = slots - survivors.shape[1]
-        pad = ((0, 0), (0, room))
-        visual = jnp.pad(jnp.asarray(self.visual), pad)
-        active = jnp.pad(survivors | ~jnp.asarray(self.visual), pad, constant_values=True)
-        relevance = jnp.where(visual, jnp.pad(score.astype(jnp.float32), pad), 0.0)
-        found: dict[str, Any] = {"visual": visual, "active": active, "relevance": relevance}
-        if self.mode == "recompute":
-            found["hidden"] = jnp.pad(hidden, (*pad, (0, 0)))
-            found["positions"] = jnp.pad(positions, ((0, 0),) * (positions.ndim - 1) + pad[1:])
-            found["bidirectional"] = None if bidirectional is None else jnp.pad(bidirectional, pad)
-        return dataclasses.replace(self, **found, keep=jnp.asarray(self.keep), read=active)
-
-    def step(self, attention: Float[Array, "B H M"], written: Bool[Array, "B M"]) -> "Reselection":
-        """The choice of this step.
-
-        Args:
-          attention: of the new token in layer `layer` - 1 over the cached slots.
-          written: slots in use in the layers before `layer`.
-        """
-        now = jnp.where(self.visual, attention.astype(jnp.float32).mean(axis=1), 0.0)
-        chosen = jax.vmap(keep_top)(now, jnp.asarray(self.visual), jnp.asarray(self.keep))
-        renew = jnp.ones(now.shape[0], bool)
-        if self.mode == "bank":
-            norms = jnp.linalg.norm(now, axis=1) * jnp.linalg.norm(self.relevance, axis=1)
-            renew = 1 - jnp.sum(now * self.relevance, axis=1) / jnp.maximum(norms, 1e-16) > self.shift
-        active = jnp.where(renew[:, None], chosen, self.active)
-        relevance = jnp.where(renew[:, None], now, self.relevance)
-        return dataclasses.replace(self, active=active, relevance=relevance, read=written & active)
-
-    def run_deep(
-        self, decoder: Any, x: Float[Array, "B 1 D"], step: Any, position: Int[Array, "B"], segment: CacheSegment
-    ) -> tuple[Array, Array, Array, "Reselection"]:
-        """The layers of `segment`, which begins at `layer`: output, keys and values of the new token, next state."""
-        start, stop, at = segment.start, segment.stop, segment.length
-        if self.mode == "bank":
-            x, outputs = decoder.run(x, step, start, stop, past=segment, past_valid=self.read)
-            return x, outputs.k, outputs.v, self
-        hidden = lax.dynamic_update_slice(self.hidden, x.astype(self.hidden.dtype), (0, at, 0))
-        fresh = jnp.broadcast_to(position[:, None], (*self.positions.shape[:-1], 1))
-        where = (0,) * (self.positions.ndim - 1)
-        positions = lax.dynamic_update_slice(self.positions, fresh.astype(self.positions.dtype), (*where, at))
-        valid = lax.dynamic_update_slice(self.read, jnp.ones((x.shape[0], 1), bool), (0, at))
-        whole = decoder.step(positions, valid, bidirectional=self.bidirectional)
-        out, outputs = decoder.run(hidden, whole, start, stop)
-        k, v = (lax.dynamic_slice_in_dim(part, at, 1, axis=2) for part in (outputs.k, outputs.v))
-        state = dataclasses.replace(self, hidden=hidden, positions=positions)
-        return lax.dynamic_slice_in_dim(out, at, 1, axis=1), k, v, state

@@ -16,8 +16,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Int
 
 from jvidprune.cuts.cut import Cut
-from jvidprune.cuts.decoding import DecodePolicy, Reselection
+from jvidprune.cuts.decoding import DecodePolicy
 from jvidprune.cuts.protocol import AHEAD, CutRule, DecodeRule, TokenState
+from jvidprune.cuts.reselection import Reselection
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops.compact import compact as pack
 from jvidprune.tokens import InnerStage
@@ -84,7 +85,6 @@ class Inner:
         block = np.zeros(visual.shape, np.int32) if block is None else np.asarray(block, np.int32)
         acting = sorted((stage for stage in stages if stage.boundary < layers), key=lambda stage: stage.boundary)
         _check(acting)
-        compact = compact and not any(rule.brings_back for _, rule in _cuts_of(acting))
         count, length = visual.sum(axis=1), valid.sum(axis=1)
         cuts: list[Cut] = []
         policy: DecodePolicy | Reselection | None = None
@@ -92,7 +92,12 @@ class Inner:
             if isinstance(stage.rule, DecodeRule):
                 policy = stage.rule.policy(stage, visual)
         prompt, width = count, slots
+        aside: tuple[Any, Any, int] | None = None
         for stage, rule in _cuts_of(acting):
+            if rule.brings_back and aside is not None:
+                (count, length, width), aside = aside, None
+            if rule.keeps_roles and aside is None:
+                aside = count, length, width
             table = stage.kept.table(slots)
             if stage.kept.of == "prompt":
                 table = np.stack([stage.kept.table(slots, int(n)) for n in prompt])
@@ -104,9 +109,10 @@ class Inner:
                 most = int(length.max())
                 width = min(width, most if bucket is None else bucket(most))
             if rule.renewal is not None:
-                renewal = rule.renewal
-                policy = Reselection(visual, count, layer=stage.layer, mode=renewal.mode, shift=renewal.shift)
-            capacity = width if compact and rule.renewal is None and stage.kept.bounded else None
+                policy = Reselection(visual, count, layer=stage.layer, renewal=rule.renewal)
+            # Where dropped tokens are hidden and not gone, nothing moves.
+            gathers = rule.renewal is None or rule.renewal.mode == "fill"
+            capacity = width if compact and gathers and stage.kept.bounded else None
             seed = np.asarray(stage.seed, np.int32)
             cuts.append(Cut(table, seed, stage.layer, rule, capacity, stage.positions, stage.where))
         most_rows = int(text_queries.sum(axis=1).max())
@@ -122,7 +128,8 @@ class Inner:
         """Slots of each cache segment for prompts of `length` slots and `room` decoding steps."""
         sizes = [length]
         for cut in self.cuts:
-            sizes.append(sizes[-1] if cut.capacity is None else cut.capacity)
+            whole = length if cut.rule.brings_back else sizes[-1]
+            sizes.append(whole if cut.capacity is None else cut.capacity)
             if cut.rule.trims:
                 sizes = [sizes[-1]] * len(sizes)
         if self.cuts and self.cuts[0].boundary == 0:
@@ -194,5 +201,26 @@ def _check(stages: Sequence[InnerStage]) -> None:
             raise JvidpruneError("a cut that is renewed while decoding stands before a layer, not inside one.")
         if stage.positions != "keep":
             raise JvidpruneError("a cut that is renewed while decoding keeps positions: its tokens come and go.")
+    _check_returns(cuts)
     if any(rule.trims for _, rule in cuts[1:]):
         raise JvidpruneError("only the first cut can also cut the caches of the layers before it.")
+
+
+def _check_returns(cuts: Sequence[tuple[InnerStage, CutRule]]) -> None:
+    """Cuts between one that puts tokens aside and the last one that brings some back."""
+    back = [number for number, (_, rule) in enumerate(cuts) if rule.brings_back]
+    aside = [number for number, (_, rule) in enumerate(cuts) if rule.keeps_roles]
+    for number, (stage, rule) in enumerate(cuts):
+        name = type(rule).__name__
+        if rule.brings_back and rule.probe not in ("none", *AHEAD):
+            raise JvidpruneError(
+                f"{name} brings tokens back that the layer before it has not seen, so it cannot read that layer."
+            )
+        if not back or not aside or not aside[0] <= number < back[-1]:
+            continue
+        if stage.positions != "keep":
+            raise JvidpruneError(f"{name} stands before a cut that brings tokens back, so all of them keep positions.")
+        if not (rule.keeps_roles or rule.brings_back):
+            raise JvidpruneError(
+                f"{name} stands between cuts that put tokens aside and bring them back, so it has to keep their roles."
+            )

@@ -44,6 +44,8 @@ class TokenState(NamedTuple):
       side: what a rule put aside for a later one, any pytree with a leading axis B; it goes round the layers and is
         neither cut nor gathered (states of bypassed tokens, groups; SwiftVLM, arXiv 2602.03134).
       bidirectional: (B, S) slots that see each other in either direction, or None.
+      aside: where all tokens stood before a cut that moved them together and behind which some come back, a
+        `cuts.cut.Spread`, or None; rules do not see it.
     """
 
     hidden: Float[Array, "B S D"]
@@ -55,6 +57,7 @@ class TokenState(NamedTuple):
     block: Int[Array, "B S"]
     side: Any = None
     bidirectional: Any = None
+    aside: Any = None
 
 
 class CutInputs(NamedTuple):
@@ -130,9 +133,10 @@ class CutRule(StageRule):
     reads_rotary: ClassVar[bool] = False
     """Whether the rotary tables of the tokens are given too (SparseVLM+)."""
     keeps_roles: ClassVar[bool] = False
-    """Whether dropped tokens stay marked as visual, so that a later rule finds their slots."""
+    """Whether dropped tokens stay marked as visual, so that a later rule finds their slots: it gets the slots of this
+    cut again, though the layers between may have run on the tokens that stayed, moved together."""
     brings_back: ClassVar[bool] = False
-    """Whether survivors may be tokens that were dropped before; no cut of the model compacts then."""
+    """Whether survivors may be tokens that were dropped behind earlier cuts whose rules keep roles."""
     renewable: ClassVar[bool] = False
     """Whether the choice is the largest attention of the last position, which can be renewed while decoding."""
 
@@ -143,7 +147,8 @@ class CutRule(StageRule):
         """The state that is probed and chosen from: dropped tokens may be written back and marked valid (SwiftVLM).
 
         Args:
-          state: of one prompt, without the batch axis.
+          state: of one prompt, without the batch axis, in the slots of the cut that put the dropped tokens aside. What
+            `hidden` holds in slots that are not valid means nothing.
         """
         return state
 

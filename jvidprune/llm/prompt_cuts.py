@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jvidprune.cuts.cut import Cut
-from jvidprune.cuts.decoding import Reselection
 from jvidprune.cuts.inner import Inner
+from jvidprune.cuts.reselection import Reselection
 from jvidprune.llm.prompts.slots import SlotMap, bucket_length
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.tokens import InnerStage

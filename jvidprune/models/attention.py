@@ -25,11 +25,14 @@ Attend = Callable[[Array, Array, Array], Array]
 
 
 class Past(NamedTuple):
-    """Keys and values of one layer that were written before: k and v (B, M, K, d), valid (B, M)."""
+    """Keys and values of one layer that were written before: k and v (B, M, K, d), valid (B, M).
+
+    With valid (B, S, M) each of S fresh slots sees others of them.
+    """
 
     k: Float[Array, "B M K d"]
     v: Float[Array, "B M K d"]
-    valid: Bool[Array, "B M"]
+    valid: Bool[Array, "B *S M"]
 
 
 class Segments(NamedTuple):
@@ -87,7 +90,8 @@ def _weights(
     if past is not None:
         before = jnp.einsum("bqkgd,bskd->bkgqs", q, past.k.astype(q.dtype), preferred_element_type=jnp.float32)
         scores = jnp.concatenate([before, scores], axis=-1)
-        old = jnp.broadcast_to(past.valid[:, None, :], (batch, queries, past.k.shape[1]))
+        each = past.valid[:, None] if past.valid.ndim == 2 else jnp.take_along_axis(past.valid, rows[..., None], axis=1)
+        old = jnp.broadcast_to(each, (batch, queries, past.k.shape[1]))
         seen = jnp.concatenate([old, seen], axis=-1)
     scores = jnp.where(seen[:, None, None], scores * dim**-0.5, _MASKED)
     return jax.nn.softmax(scores, axis=-1)

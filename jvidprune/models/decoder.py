@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.cuts.cache import Cache, CacheSegment, empty_cache
-from jvidprune.cuts.decoding import Reselection
+from jvidprune.cuts.reselection import Reselection
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.attention import Past, Segments, row_weights
 from jvidprune.models.decoder_config import DecoderConfig
@@ -99,7 +99,7 @@ class Decoder(nnx.Module):
         stop: int,
         *,
         past: CacheSegment | None = None,
-        past_valid: Bool[Array, "B M"] | None = None,
+        past_valid: Bool[Array, "B *S M"] | None = None,
         deepstack: Float[Array, "L B S D"] | None = None,
         rows: Int[Array, "B R"] | None = None,
         causal: bool = True,
@@ -113,7 +113,7 @@ class Decoder(nnx.Module):
           start: first layer, static.
           stop: one past the last, static.
           past: cache segment that covers [start, stop), read only; None in a prefill.
-          past_valid: which of its slots this run may read, by default `past.valid`.
+          past_valid: which of its slots this run may read, or each of its fresh slots, by default `past.valid`.
           deepstack: added to the hidden states after each layer.
           rows: fresh slots whose attention weights are returned for every layer of the run.
           causal: False lets all fresh slots see each other (a probe layer of HoliTom).
@@ -237,7 +237,7 @@ class Decoder(nnx.Module):
         valid = jnp.ones((tokens.shape[0], 1), bool)
         segments, policy = [], cache.policy
         for segment, step in self._steps(cache, cache.position[:, None], valid):
-            x, k, v, policy = self._decode_segment(x, step, segment, policy, cache.position)
+            x, k, v, policy, segment = self._decode_segment(x, step, segment, policy, cache.position)
             segments.append(segment.append(k, v, valid))
         return self.logits(x[:, 0]), Cache(tuple(segments), cache.position + 1, policy)
 
@@ -265,14 +265,16 @@ class Decoder(nnx.Module):
 
     def _decode_segment(
         self, x: Array, step: Step, segment: CacheSegment, policy: Any, position: Array
-    ) -> tuple[Array, Array, Array, Any]:
+    ) -> tuple[Array, Array, Array, Any, CacheSegment]:
         """The layers of one segment in a decoding step: hidden states, fresh keys and values, the policy's new state.
+
+        The segment comes back with what the policy changed in it, without the fresh keys and values.
 
         With a policy the layers from `policy.layer` on read what it lets them, chosen by the layer before.
         """
         if policy is None:
             x, outputs = self.run(x, step, segment.start, segment.stop, past=segment)
-            return x, outputs.k, outputs.v, None
+            return x, outputs.k, outputs.v, None, segment
         if segment.start == policy.layer and isinstance(policy, Reselection):
             return policy.run_deep(self, x, step, position, segment)
         found, read = [], None
@@ -288,7 +290,7 @@ class Decoder(nnx.Module):
                     policy, chosen = policy.step(attention)
                     read = segment.valid & chosen
         k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))
-        return x, k, v, policy
+        return x, k, v, policy, segment
 
     def check_length(self, length: int) -> None:
         """JvidpruneError when a sequence is longer than the model's positions."""

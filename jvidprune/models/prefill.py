@@ -11,9 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.cuts.cache import Cache, CacheSegment
 from jvidprune.cuts.cut import Cut, CutRecord, Moved
-from jvidprune.cuts.decoding import Reselection
 from jvidprune.cuts.inner import Inner, last_valid
 from jvidprune.cuts.protocol import AHEAD, TokenState
+from jvidprune.cuts.reselection import Reselection
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.decoder import Decoder
 from jvidprune.parallel import on_every_device, on_mesh_of
@@ -135,13 +135,13 @@ def read_prompt(
         that this prompt or model cannot have.
     """
     embeds, positions, valid = jnp.asarray(embeds), jnp.asarray(positions), jnp.asarray(valid)
-    deepstack, bidirectional = parts.get("deepstack"), parts.get("bidirectional")
+    levels, bidirectional = parts.get("deepstack"), parts.get("bidirectional")
     inner, next_position = parts.get("inner"), parts.get("next_position")
     if inner is None:
         nothing = np.zeros(valid.shape, bool)
         inner = Inner.create((), nothing, nothing, layers=0)
     decoder.check_length(embeds.shape[1])
-    _check_stages(inner, cache, levels=0 if deepstack is None else deepstack.shape[0])
+    _check_stages(inner, cache, levels=0 if levels is None else levels.shape[0])
     if next_position is None:
         seen = jnp.where(valid, positions, -1)
         next_position = seen.max(axis=(0, 2) if positions.ndim == 3 else 1) + 1
@@ -153,7 +153,7 @@ def read_prompt(
     states: list[TokenState] = []
     written: list[_Written] = []
     policy: Any = inner.policy
-    dense = packed
+    dense, deepstack = packed, levels
     for layer in (0, *(segment.stop for segment in cache.segments)):
         cut, attention, keys = cuts.get(layer), None, None
         if layer > 0:
@@ -167,16 +167,17 @@ def read_prompt(
             state = state._replace(hidden=hidden)
         if cut is None:
             continue
+        entering = state
         state, record, moved = _take_cut(decoder, inner, cut, state, layer, attention, keys)
         records.append(record)
         states.append(state)
         if isinstance(policy, Reselection):
-            begun = record.survivors, record.score, state.hidden, state.positions, state.bidirectional
-            policy = policy.begin(*begun, slots=cache.segments[0].capacity)
+            policy = policy.begin(record, entering, moved, cache.segments)
         if cut.rule.trims:
             written = [part.trimmed(record, moved) for part in written]
-        if deepstack is not None and moved is not None:
-            deepstack = jnp.take_along_axis(deepstack, moved.index[None, :, :, None], axis=2)
+        if levels is not None and (moved is not None or cut.rule.brings_back):
+            # From the slots of the prompt, which tokens may come back to.
+            deepstack = jnp.take_along_axis(levels, state.source[None, :, :, None], axis=2)
         if cut.where == "middle":
             states[-1] = state = _finish_layer(decoder, cut.layer, state, deepstack)
         if cut.positions == "renumber_prompt":
@@ -297,7 +298,7 @@ def _check_stages(inner: Inner, cache: Cache, *, levels: int) -> None:
     if isinstance(policy, Reselection):
         if len(starts) != 2:
             raise JvidpruneError("a cut that is renewed while decoding needs a cache of two segments.")
-        if policy.mode == "recompute" and levels > policy.layer:
+        if policy.mode != "bank" and levels > policy.layer:
             raise JvidpruneError(
                 f"layers from {policy.layer} on are computed anew while decoding, but levels are added up to layer "
                 f"{levels - 1}."

@@ -53,7 +53,7 @@ class FastV(Full):
       count: tokens to keep, for `inplace` and `mask`.
       reselect: when the choice is renewed while decoding: `auto` as the variant's original, `never`, `recompute` at
         every step with the layers behind the cut run anew, or `bank` where attention has moved, reading cached keys
-        and values of all tokens (`cuts.decoding.Reselection`).
+        and values of all tokens (`cuts.reselection.Reselection`).
       shift: with `bank`, renew above this value of 1 - cosine of the attention to that of the last choice.
     """
 
@@ -87,7 +87,7 @@ class FastV(Full):
         again = self.reselect
         if again == "auto":
             again = "recompute" if self.count is not None else "never"
-        renewal = None if again == "never" else Renewal(again, self.shift)
+        renewal = None if again == "never" else Renewal(again, self.shift if again == "bank" else None)
         return (InnerStage(layer, LastQueryTopK(renewal=renewal), kept),)
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}, "llava_video": {}, "qwen2_5_vl": {}}
