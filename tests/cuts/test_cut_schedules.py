@@ -21,6 +21,7 @@ from jvidprune.models.positions import VideoBlock, prompt_positions
 from jvidprune.models.prefill import prefill, read_prompt
 from jvidprune.models.rope import RopeConfig, Yarn
 from jvidprune.ops.select import keep_top
+from jvidprune.reducers.swiftvlm import SwiftVLM
 from jvidprune.tokens import InnerStage, Kept
 
 S, LAYERS, STEPS, WIDTH = 28, 5, 2, 24
@@ -353,6 +354,7 @@ def test_tokens_are_restored_before_they_are_ranked(embeds):
     decoder, where = decoder_of("qwen2"), positions_of("qwen2")
     stages = (InnerStage(1, Bypass(), Kept(number=6)), InnerStage(3, RestoreAhead(), Kept(number=9)))
     logits, cache, (first, second) = run(decoder, embeds, where, VALID, create(stages))
+    assert [part.capacity for part in cache.segments] == [STEPS + n for n in (S, S - 12, S - 9)]
     resting = VISUAL[0] & ~np.asarray(first.survivors)[0]
     step, thin = (decoder.step(where[:1], jnp.asarray(mask)[None]) for mask in (VALID[0], VALID[0] & ~resting))
     before, _ = decoder.run(embeds[:1], step, 0, 1)
@@ -368,3 +370,43 @@ def test_tokens_are_restored_before_they_are_ranked(embeds):
     x, _ = decoder.run(x, decoder.step(where[:1], jnp.asarray(kept)[None]), 3, LAYERS)
     np.testing.assert_allclose(logits[0, 0], decoder.logits(x[0, -1]), atol=3e-5)
     assert [int(part.valid[0].sum()) for part in cache.segments] == [STEPS + n for n in (S, S - 12, S - 9)]
+
+
+@pytest.mark.parametrize("name", ["olmo", "qwen3_vl"])
+def test_tokens_come_back_to_their_slots(embeds, name):
+    """Moved together or not between the cuts, with levels that are added to them in their own slots."""
+    decoder, where = decoder_of(name), positions_of(name)
+    added = jax.random.normal(jax.random.key(2), (3, 2, S, WIDTH)) if name == "qwen3_vl" else None
+    stages = (
+        InnerStage(0, RandomDraw(), Kept(0.9), seed=1),
+        *SwiftVLM(cut_layers=(1, 2, 4), numbers=(5, 6, 3), groups=2, depth=LAYERS).inner(0.5),
+    )
+    logits, short, records = run(decoder, embeds, where, VALID, create(stages), added)
+    masked, _, marks = run(decoder, embeds, where, VALID, create(stages, compact=False), added)
+    np.testing.assert_allclose(logits, masked, atol=3e-5)
+    assert [part.capacity - STEPS - 10 for part in short.segments] == [17, 7, 8, 3]
+    for record, mark in zip(records, marks, strict=True):
+        for row in range(2):
+            kept, also = (np.asarray(one.source)[row][np.asarray(one.survivors)[row]] for one in (record, mark))
+            assert kept.tolist() == also.tolist()
+    # Some tokens were dropped at one cut and chosen at a later one.
+    first, second, _ = (np.asarray(mark.diagnostics["keep"])[0] for mark in marks[1:])
+    assert (second & ~first).any()
+
+
+def test_cuts_between_which_tokens_rest():
+    def refused(*stages):
+        with pytest.raises(JvidpruneError) as caught:
+            create(stages)
+        return str(caught.value)
+
+    first, last = InnerStage(1, Bypass(), Kept(number=6)), InnerStage(3, RestoreAhead(), Kept(number=9))
+    assert "keep their roles" in refused(first, InnerStage(2, RandomDraw(), Kept(0.5)), last)
+    assert "all of them keep positions" in refused(dataclasses.replace(first, positions="renumber"), last)
+
+    class Back(RestoreAhead):
+        probe = "keys"
+
+    assert "cannot read that layer" in refused(first, InnerStage(3, Back(), Kept(number=9)))
+    # In front of them and behind them others may stand.
+    create((InnerStage(0, RandomDraw(), Kept(0.5)), first, last, InnerStage(4, RandomDraw(), Kept(0.5), "renumber")))

@@ -25,6 +25,8 @@ METHODS = {
     "sparsevlm-plus": ("sparsevlm", {"flavor": "plus", "cut_layers": (1, 2, 3), "heads": 3}),
     "sparsevlm-rank": ("sparsevlm", {"flavor": "rank", "cut_layers": (2,), "scale": 1.5}),
     "sparsevlm-video": ("sparsevlm", {"flavor": "video"}),
+    "swiftvlm": ("swiftvlm", {"cut_layers": (0, 1, 3), "depth": LAYERS}),
+    "swiftvlm-after": ("swiftvlm", {"cut_layers": (0, 2), "depth": 40, "groups": 2, "rounds": 2, "place": "after"}),
     "pyramiddrop": ("pyramiddrop", {"depth": LAYERS}),
     "pyramiddrop-text": ("pyramiddrop", {"cut_layers": (0, 2), "depth": LAYERS, "ranked_by": "text"}),
     "pyramiddrop-kept": ("pyramiddrop", {"depth": LAYERS, "cut_positions": "keep"}),
