@@ -16,7 +16,7 @@ from jvidprune.cuts.decoding import DecodeMode, DecodePolicy
 from jvidprune.cuts.protocol import Chosen, CutInputs, CutRule, DecodeRule, Probe, TokenState
 from jvidprune.ops.select import keep_top, order_descending, rank_in_group, rank_of_order
 from jvidprune.ops.similarity import dot_f32, squared_norms
-from jvidprune.tokens import InnerStage, NewlineRole
+from jvidprune.tokens import InnerStage, Kept, NewlineRole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,6 +111,39 @@ class TextInBlocks(CutRule):
         rows, visual = jnp.arange(inputs.attention.shape[1]) < jnp.sum(state.text_queries), state.visual
         score = text_relevance(jnp.where(rows[:, None], inputs.attention, 0.0))
         return Chosen(state.hidden, ~visual | top_in_blocks(score, state.block, visual, inputs.table), score)
+
+
+@dataclasses.dataclass(frozen=True)
+class MarkedCount(Kept):
+    """As many as are marked: not known before, so that nothing is moved."""
+
+    @property
+    def bounded(self) -> bool:
+        """No."""
+        return False
+
+    def left(self, n: int, prompt: int | None = None, text: int = 0) -> int:
+        """A bound."""
+        return n
+
+
+@dataclasses.dataclass(frozen=True)
+class Marked(CutRule):
+    """The visual tokens that a method chose before the language model; their blocks have odd numbers (DSTP-like).
+
+    What renews the choice is the attention of the last position, which is the score.
+    """
+
+    newlines: NewlineRole = dataclasses.field(default="never", kw_only=True)
+
+    probe: ClassVar[Probe] = "last"
+    in_blocks: ClassVar[bool] = True
+    renewable: ClassVar[bool] = True
+
+    def choose(self, inputs: CutInputs, state: TokenState) -> Chosen:
+        """Those and the text."""
+        score = inputs.attention[:, 0].mean(axis=0)
+        return Chosen(state.hidden, ~state.visual | (state.block % 2 == 1), score)
 
 
 @dataclasses.dataclass(frozen=True)

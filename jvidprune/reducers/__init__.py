@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.controls import AttentionTopK, FrameDrop, Random, Uniform
     from jvidprune.reducers.dart import DART
     from jvidprune.reducers.divprune import DivPrune
+    from jvidprune.reducers.dstp import DSTP
     from jvidprune.reducers.dycoke import DyCoke
     from jvidprune.reducers.evs import EVS
     from jvidprune.reducers.fastv import FastV
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.sparsevlm import SparseVLM
     from jvidprune.reducers.stop import SToP
     from jvidprune.reducers.stop_qwen import VisionZipQwen
+    from jvidprune.reducers.swiftvlm import SwiftVLM
     from jvidprune.reducers.tome import ToMe
     from jvidprune.reducers.vcast import VCAST
     from jvidprune.reducers.vidcom2 import VidCom2
@@ -56,6 +58,7 @@ _SOURCES = {
     "controls": ("AttentionTopK", "FrameDrop", "Random", "Uniform"),
     "dart": ("DART",),
     "divprune": ("DivPrune",),
+    "dstp": ("DSTP",),
     "dycoke": ("DyCoke",),
     "evs": ("EVS",),
     "writing": ("expression",),
@@ -88,6 +91,7 @@ _SOURCES = {
     "sparsevlm": ("SparseVLM",),
     "stop": ("SToP",),
     "stop_qwen": ("VisionZipQwen",),
+    "swiftvlm": ("SwiftVLM",),
     "tome": ("ToMe",),
     "vcast": ("VCAST",),
     "vidcom2": ("VidCom2",),
@@ -99,6 +103,7 @@ _SOURCES = {
 __all__ = [
     "AOT",
     "DART",
+    "DSTP",
     "EVS",
     "STTS",
     "VCAST",
@@ -130,6 +135,7 @@ __all__ = [
     "Sequential",
     "SparseVLM",
     "StagedReducer",
+    "SwiftVLM",
     "ToMe",
     "Uniform",
     "VidCom2",

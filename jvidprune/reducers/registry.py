@@ -42,6 +42,8 @@ _METHODS: dict[str, tuple[str, str]] = {
     "information_horizon": ("information_horizon", "InformationHorizon"),
     "sparsevlm": ("sparsevlm", "SparseVLM"),
     "framefusion": ("framefusion", "FrameFusion"),
+    "swiftvlm": ("swiftvlm", "SwiftVLM"),
+    "dstp": ("dstp", "DSTP"),
     "attention_topk": ("controls", "AttentionTopK"),
     "flashvid": ("flashvid", "FlashVID"),
     "fastvid": ("fastvid", "FastVID"),

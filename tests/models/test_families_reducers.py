@@ -33,6 +33,8 @@ CUT = {
     "information_horizon": {"layer": 1, "numbers": (24, 5)},
     "sparsevlm": {"cut_layers": (1,), "numbers": (35,)},
     "framefusion": {"merge_calls": 1},
+    "swiftvlm": {"cut_layers": (0, 1), "numbers": (30, 20), "groups": 3},
+    "dstp": {"host": "fastv(layer=1)"},
     "flashvid": {"pruning_layer": 1},
 }
 
@@ -67,6 +69,8 @@ KEPT = {
     "sparsevlm": 96,
     "information_horizon": 24,
     "framefusion": 96,
+    "swiftvlm": 96,
+    "dstp": 96,
     "attention_topk": 29,
     "flashvid": 36,  # ceil(16 * 0.3 * 1.25) a frame
     "fastvid": 24,  # int(16 * 0.3) a frame
@@ -103,6 +107,8 @@ BEHIND = {
     "information_horizon": lambda n: 5,
     "sparsevlm": lambda n: 35 + (int(0.3 * (n - 35)) + 1) // 10 + 1,
     "framefusion": lambda n: n - int(n - n * 0.3),  # the most similar merge before the first layer, nothing later
+    "swiftvlm": lambda n: 20,
+    "dstp": lambda n: round(n * CUT_RATIO),
     "flashvid": lambda n: int(np.ceil(n * 0.3)),
     "holitom": lambda n: round(n * 0.5),
 }
@@ -175,7 +181,7 @@ def run_family(family, folder, read, monkeypatch):
         expected = {"aot": lambda m: aot_kept(video.tokens, m), "stop": lambda m: stop_kept(family)}
         kept = expected[name](method) if name in expected else KEPT[name]
         shown = dataclasses.replace(video, tokens=trimmed(video.tokens, method.needs))
-        ratio = CUT_RATIO if name in ("inner_random", "fastv", "dart") else RATIO
+        ratio = CUT_RATIO if name in ("inner_random", "fastv", "dart", "dstp") else RATIO
         one = llm.reduce(shown, reducer=method, ratio=ratio)
         text, newlines = text_tokens(llm, one), newline_tokens(family, name, one)
         # One length for all prompts, one for all that is left behind cuts: a family's methods share their programs.
@@ -190,7 +196,8 @@ def run_family(family, folder, read, monkeypatch):
             competing = kept + newlines * (family == "llava_video" or name == "holitom")
             keep = BEHIND[name] if (name, family) != ("flashvid", "qwen3_vl") else lambda n: int(np.ceil(n * 0.1))
             after = prompt - competing + keep(competing)
-            before = after if name == "framefusion" else prompt
+            # FrameFusion's merge before the first layer; SwiftVLM's first cut, behind which three merged tokens go on.
+            before = {"framefusion": after, "swiftvlm": prompt - competing + 33}.get(name, prompt)
         check(
             name,
             cell=(cell.startswith("yes"), True),
