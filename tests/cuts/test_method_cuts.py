@@ -107,12 +107,12 @@ def answered(decoder, embeds, inner, positions, valid):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.parametrize("compact", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_padding_on_either_side_and_batch_mates_change_nothing(decoder, embeds, name, compact):
     stages = stages_of(name, 0.5)
     batched = read_and_decode(decoder, embeds, create(*stages, compact=compact))[0][:, :1]
     # A draw goes by the slot of the prompt.
-    for pad in ((0, 3), (5, 0)) if "horizon" not in name else ((0, 3),):
+    for pad in ((0, 5), (5, 0)) if "horizon" not in name else ((0, 5),):
         fill = ((0, 0), pad)
         valid, visual = np.pad(VALID[:1], fill), np.pad(VISUAL[:1], fill)
         inner = Inner.create(stages, visual, valid, layers=LAYERS, compact=compact, block=np.pad(BLOCK[:1], fill))
@@ -123,12 +123,12 @@ def test_padding_on_either_side_and_batch_mates_change_nothing(decoder, embeds, 
 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in (*COUNTED_ON_THE_WAY[:2], "horizon-dropped")])
 def test_one_compile_for_all_ratios(decoder, embeds, name):
-    read_and_decode.clear_cache()
+    before = read_and_decode._cache_size()
     found = [
         read_and_decode(decoder, embeds, create(*stages_of(name, ratio), compact=False))[0]
         for ratio in (0.45, 0.6, 0.9)
     ]
-    assert read_and_decode._cache_size() == 1
+    assert read_and_decode._cache_size() <= before + 1
     assert np.abs(np.asarray(found[0]) - np.asarray(found[2])).max() > 1e-3
 
 

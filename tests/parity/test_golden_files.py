@@ -1,5 +1,6 @@
 """Every golden file of the tests passes in all its rows, by the comparers of its own method and by no others."""
 
+import jax
 import pytest
 from helpers import reducer_checks as checks
 from helpers.places import GOLDEN
@@ -29,6 +30,14 @@ def passing():
     return [pytest.param(path, marks=() if name(path) in SLOW else pytest.mark.golden, id=name(path)) for path in files]
 
 
+@pytest.fixture
+def forget_programs_of_a_file():
+    """Those of all files would fill several GB."""
+    yield
+    jax.clear_caches()
+
+
+@pytest.mark.usefixtures("forget_programs_of_a_file")
 @pytest.mark.parametrize("path", passing())
 def test_every_row_passes(path):
     checks.check_golden(path, comparers())
