@@ -317,8 +317,8 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
         console.print(
             "[yellow]The weights of this model are random: its accuracies are noise, its costs are real.[/yellow]"
         )
-    if record["unjudged"]:
-        console.print(f"{record['unjudged']:,} open answers await a judge and stand in no accuracy")
+    if table.unjudged:
+        console.print(f"{table.unjudged:,} open answers await a judge and stand in no accuracy")
     show_left_out(console, record)
     resumed = f" ({record['resumed_samples']:,} were there)" if record["resumed_samples"] else ""
     console.print(f"{record['samples']:,} answers{resumed} · table.csv, plots and records beside the report")

@@ -112,6 +112,11 @@ class SweepTable:
         """From the second best to the best method of a ratio that acted, None where fewer than two can be compared."""
         return two_best(self.pairs.get(ratio, ()), self.cells, [run for run, one in self.effects.items() if one.idle])
 
+    def category_mean(self, method: str, ratio: float) -> float | None:
+        """Mean accuracy of a run over the categories, each counting alike, as MLVU is reported; None without any."""
+        found = [cell.accuracy for name in self.categories if (cell := self.cell(method, ratio, name)) is not None]
+        return math.fsum(found) / len(found) if found else None
+
     def cell(self, method: str, ratio: float, category: str = ALL) -> Cell | None:
         """The accuracy of a run, None where there is none."""
         return self.cells.get((method, ratio, category))

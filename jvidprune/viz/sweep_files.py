@@ -88,7 +88,10 @@ def write_outputs(
         "samples": len(found.samples),
         "unjudged": table.unjudged,
         "grounding": [one.row() for one in table.grounding],
-        "rows": [_known(table.cells[run[0], run[1], "all"]) for run in table.runs],
+        "rows": [
+            _known(table.cells[run[0], run[1], "all"]) | {"category_mean": table.category_mean(*run)}
+            for run in table.runs
+        ],
         "costs": [_known(table.costs[run]) for run in table.runs],
         "controls": [written(standing) for standing in table.standings.values()],
         "two_best": [pair_row(best) for ratio in table.ratios if (best := table.best_two(ratio)) is not None],

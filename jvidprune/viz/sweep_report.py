@@ -197,12 +197,12 @@ def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: st
         words=OUTCOMES,
         retention=retention_plot(table),
         time=time_plot(table),
-        columns=[name.replace("_", " ") for name in columns],
+        columns=[*(name.replace("_", " ") for name in columns), "mean"],
         categories=[
             _CategoryTable(shown, _category_rows(table, ratio, columns))
             for shown, ratio in zip(ratios, table.ratios, strict=True)
         ],
-        chance=[f"{100 * table.chance.get(name, 0.0):.0f}" for name in columns],
+        chance=[*(f"{100 * table.chance.get(name, 0.0):.0f}" for name in columns), ""],
         legend=LEGEND,
         examples=[_shot(table, example) for example in examples],
         apart=[apart(best, table.titles) for r in table.ratios if (best := table.best_two(r)) is not None],
@@ -366,6 +366,9 @@ def _category_rows(table: SweepTable, ratio: float, columns: Sequence[str]) -> l
             )
             for cell in cells
         ]
+        mean = table.category_mean(method, at)
+        tip = "mean over the categories, each counting alike"
+        shown.append(None if mean is None else _Shown(f"{100 * mean:.0f}", tip=tip))
         rows.append(_Categories(shown_name(table, method), base, shown))
     return rows
 

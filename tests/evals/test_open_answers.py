@@ -1,9 +1,9 @@
-"""Open answers in a sweep: recorded and listed, in no accuracy, until a judge reads them."""
+"""Open answers in a sweep stand in no accuracy until a judge reads them; spans of seconds have a table of their own."""
 
 import dataclasses
 import json
 
-from helpers.layouts import eventhallusion
+from helpers.layouts import charades_timelens, eventhallusion
 from helpers.sweeps import results
 
 from jvidprune.evals.items import Question
@@ -66,3 +66,28 @@ def test_a_task_of_open_answers_alone_ends_in_its_records(run, model, tmp_path):
     assert {row["correct"] for row in results(tmp_path / "run")} == {None}
     code, out, _ = run(*words, "--out", str(tmp_path / "run"))
     assert (code, "6 open answers, which a judge has to read" in out) == (0, True)
+
+
+def test_spans_have_a_table_of_their_own_and_a_run_names_its_wording(run, model, tmp_path):
+    charades_timelens(tmp_path / "data", render(ClipSpec(seed=1, frames=8, size=(48, 64))).frames)
+    words = ["sweep", "--model", str(model), "--task", "charades-timelens", "--data", str(tmp_path / "data")]
+    words += ["--methods", "random", "--controls", "none", "--ratios", "0.25", "--frames", "4", "--max-new-tokens", "2"]
+    code, out, _ = run(*words, "--prompts", "lmms_eval", "--out", str(tmp_path / "run"), "--json")
+    record = json.loads(out)
+    assert (code, [row["method"] for row in record["grounding"]]) == (0, ["none", "no video", "random"])
+    samples = results(tmp_path / "run")
+    overlaps = [row["iou"] for row in samples if row["method"] == "random"]
+    assert len(overlaps) == record["grounding"][2]["questions"] == 2
+    assert record["grounding"][2]["miou"] == sum(overlaps) / 2
+    assert (
+        (tmp_path / "run/grounding.csv").read_text().startswith("method,ratio,questions,miou,low,high,r0.3,r0.5,r0.7")
+    )
+    assert "Spans found" in (tmp_path / "run/report.html").read_text()
+    settings = json.loads((tmp_path / "run/run.json").read_text())["task"]["settings"]
+    assert settings["prompts"] == "lmms_eval"
+    code, out, _ = run(*words, "--out", str(tmp_path / "run"))
+    assert (code, "R@0.5" in out) == (0, True)
+    code, _, err = run(*words, "--prompts", "stop")
+    assert (code, "charades_timelens is not asked with the prompts 'stop', only with lmms_eval." in err) == (2, True)
+    code, _, err = run("sweep", "--prompts", "stop")
+    assert (code, "the procedural benchmark has its own wording" in err) == (2, True)

@@ -157,6 +157,18 @@ def test_a_method_that_reads_the_question_encodes_a_clip_once(model, tmp_path, m
             assert (row["prediction"], row["kept"]) == (alone.text, alone.kept)
 
 
+def test_the_mean_over_categories_counts_each_alike():
+    samples = [
+        {"clip": "c", "question": f"q{i}", "method": "none", "ratio": 1.0, "category": category, "correct": right}
+        | {"kept": 1, "prompt": 1}
+        for i, (category, right) in enumerate([("a", True), ("a", True), ("a", False), ("a", False), ("b", True)])
+    ]
+    cells = {(c.method, c.ratio, c.category): c for c in summarise(samples, [("none", 1.0)], draws=2)}
+    table = dataclasses.replace(small_table({0.05: 1, 0.25: 1, 1.0: 1}), cells=cells, categories=["a", "b"])
+    assert (table.cell("none", 1.0).accuracy, table.category_mean("none", 1.0)) == (0.6, 0.75)
+    assert table.category_mean("random", 0.05) is None
+
+
 def small_table(times, ratios=(0.05, 0.25)):
     """A table of one method with 40 tokens at 5 %, 200 at 25 %; `times` are milliseconds by ratio."""
     runs = [("none", 1.0), *(("random", ratio) for ratio in ratios)]

@@ -17,7 +17,7 @@ from typing import Any
 from helpers.layouts import write
 from helpers.lmms_documents import CASES, TEXTS, Case, Row
 
-from jvidprune.evals.datasets import open_dataset
+from jvidprune.evals.datasets import answer_tokens, open_dataset
 from jvidprune.evals.extract import grade, read_answer
 from jvidprune.evals.items import Question
 from jvidprune.evals.metrics import summarise
@@ -37,6 +37,7 @@ class Compared:
       verdicts: of `answers`, those that both count as right, or both as wrong.
       undecided: of `answers`, those for which lmms-eval draws a letter or asks GPT, which are wrong here.
       scores: what lmms-eval reports of one answer a document, and ours.
+      longest: tokens of an answer that lmms-eval allows, None where its task does not say, and ours.
     """
 
     task: str
@@ -49,6 +50,7 @@ class Compared:
     verdicts: int
     undecided: int
     scores: dict[str, tuple[float, float]]
+    longest: tuple[int | None, int]
 
     def row(self) -> list[str]:
         """For the table in the documentation."""
@@ -194,8 +196,9 @@ def compare(name: str, home: Path, film: Path, patch: Any) -> Compared:
                 record = {"clip": item.id, "question": question.id, "method": "none", "ratio": 1.0}
                 records.append(record | {"category": question.category, "kept": 1, "prompt": 1} | graded)
     scores = _scores(theirs, case, kept, records) if records else {}
+    longest = (theirs.config.generation_kwargs or {}).get("max_new_tokens"), answer_tokens(case.ours)
     shown = (told, letters)
-    return Compared(name, case.ours, len(docs), prompts, videos, count, shown, verdicts, undecided, scores)
+    return Compared(name, case.ours, len(docs), prompts, videos, count, shown, verdicts, undecided, scores, longest)
 
 
 def _chosen(rng: random.Random, texts: list[str], question: Question, rule: str) -> int:

@@ -6,7 +6,7 @@ task_type. The authors' files, from memory: json/<n>_<task>.json (1_plotQA, 2_ne
 candidate), "question_type"}, videos in video/<n>_<task>/. 8_sub_scene and 9_summary ask for open answers and are not
 read.
 
-The score that papers and lmms-eval report is the mean over the seven tasks: the category columns. The wording
+The score that papers and lmms-eval report is the mean over the seven tasks (`SweepTable.category_mean`). The wording
 "official" is from memory of the authors' code.
 """
 
