@@ -30,6 +30,7 @@ class Segment(NamedTuple):
         which the layer makes again of the tokens that stay.
       queries_ahead: of those, the tokens whose queries it wants.
       unfed: tokens that a cut inside layer `stop` - 1 keeps from its MLP.
+      again: whether a decoding step runs these layers anew over all tokens.
     """
 
     start: int
@@ -40,6 +41,7 @@ class Segment(NamedTuple):
     keys_ahead: int = 0
     queries_ahead: int = 0
     unfed: int = 0
+    again: bool = False
 
 
 def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: int) -> tuple[Segment, ...]:
@@ -56,6 +58,7 @@ def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: 
     cuts = [s for s in stages if s.boundary < layers and s.rule.cuts]
     found, start, prompt, text, ahead = [], 0, visual, tokens - visual, (0, 0)
     aside: int | None = None
+    again = False
     for stage in sorted(cuts, key=lambda s: s.boundary):
         rule = stage.rule if isinstance(stage.rule, CutRule) else CutRule(trims=stage.rule.trims)
         back = aside if rule.brings_back and aside is not None else visual
@@ -65,7 +68,8 @@ def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: 
             kept = back
         if stage.boundary > start:
             unfed = visual - kept if stage.where == "middle" else 0
-            found.append(Segment(start, stage.boundary, tokens, visual, tokens, *ahead, unfed))
+            found.append(Segment(start, stage.boundary, tokens, visual, tokens, *ahead, unfed, again))
+        again = again or (rule.renewal is not None and rule.renewal.mode == "recompute")
         # What a rule brings back is ranked too.
         tokens, visual = tokens - visual + back, back
         aside = None if rule.brings_back else aside
@@ -74,7 +78,7 @@ def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: 
         tokens, visual, start = tokens - visual + kept, kept, stage.boundary
         if rule.trims:
             found = [s._replace(cached=tokens) for s in found]
-    return (*found, Segment(start, layers, tokens, visual, tokens, *ahead))
+    return (*found, Segment(start, layers, tokens, visual, tokens, *ahead, 0, again))
 
 
 def _attention(queries: float, keys: float, width: int, *, half: bool = False) -> float:
@@ -112,13 +116,18 @@ def prefill(text: DecoderConfig, parts: Sequence[Segment], *, causal: bool = Tru
 def decode(text: DecoderConfig, parts: Sequence[Segment], new_tokens: int) -> Terms:
     """All steps behind the first token, which comes from the prefill; step i reads a cache that is i tokens longer.
 
-    Stages that read a part of the cache while decoding count as if they read all of it.
+    Stages that read a part of the cache while decoding count as if they read all of it; layers that run anew over all
+    tokens at every step count whole squares of attention.
     """
     steps = max(new_tokens - 1, 0)
-    read = sum((p.stop - p.start) * (p.cached * steps + steps * (steps + 1) / 2) for p in parts)
+    runs, pairs = 0.0, 0.0
+    for part in parts:
+        depth, lengths = part.stop - part.start, [part.cached + i for i in range(1, steps + 1)]
+        runs += depth * (sum(lengths) if part.again else steps)
+        pairs += depth * sum(n**2 if part.again else n for n in lengths)
     return {
-        "matrices": 2.0 * text.layers * text.layer_weights * steps,
-        "attention": _attention(1, read, text.heads * text.head_dim),
+        "matrices": 2.0 * text.layer_weights * runs,
+        "attention": _attention(1, pairs, text.heads * text.head_dim),
         "head": 2.0 * text.width * text.vocab * steps,
     }
 

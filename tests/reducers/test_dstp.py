@@ -110,6 +110,17 @@ def test_costs_are_those_of_what_runs():
     assert lengths(DSTP(serve="fill")) == [120, 45] == lengths(FastV())
     assert lengths(DSTP(host="divprune", serve="fill")) == [120, 120]
     assert lengths(FastV(reselect="bank")) == [120, 120]
+    # A step that computes anew is a prompt of the layers behind the cut, one token longer each time.
+    parts = [
+        flops_model.segments(DSTP(serve=serve).inner(0.25), LAYERS, tokens=120, visual=100)
+        for serve in ("bank", "recompute")
+    ]
+    bank, anew = (flops_model.decode(CONFIG, part, 3) for part in parts)
+    more = 2 * 2 * CONFIG.layer_weights * (121 + 122 - 2)
+    assert anew["matrices"] - bank["matrices"] == more
+    wide = 4 * CONFIG.heads * CONFIG.head_dim
+    assert anew["attention"] - bank["attention"] == 2 * wide * (121**2 + 122**2 - 121 - 122)
+    assert anew["head"] == bank["head"]
 
 
 def test_hosts_that_cannot_be_renewed_are_refused():
