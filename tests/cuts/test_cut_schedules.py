@@ -145,8 +145,9 @@ def schedule(positions, cuts=3):
 
 
 CASES = [
-    *((name, cuts, "keep") for name in CONFIGS for cuts in (2, 3)),
-    *((name, cuts, "renumber") for name in CONFIGS if name not in THREE_AXES for cuts in (2, 3)),
+    *(pytest.param(name, 2, "keep", marks=pytest.mark.long if name != "qwen2" else ()) for name in CONFIGS),
+    *((name, 3, "keep") for name in CONFIGS),
+    *((name, 3, "renumber") for name in CONFIGS if name not in THREE_AXES),
 ]
 
 

@@ -122,7 +122,13 @@ def exported(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("family", families.names())
+SWEPT = {"qwen3_vl", "molmo2"}
+"""Families whose sweep is part of the default run; those of the others are longer runs."""
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in SWEPT else pytest.mark.long) for name in families.names()]
+)
 def test_a_sweep_over_clips_of_any_length_ends_with_its_report(run, folders, exported, tmp_path, family):
     words = ("--task", "exported", "--data", exported, "--model", folders[family], "--out", tmp_path / "run")
     code, out, err = run(

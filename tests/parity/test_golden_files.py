@@ -1,8 +1,12 @@
-"""Every golden file of the tests passes in all its rows, by the comparers of its own method and by no others."""
+"""Every golden file of the tests passes in all its rows, by the comparers of its own method and by no others.
+
+Of each comparer one file is also compared with changed values: every array that it compares is really looked at.
+"""
 
 import jax
 import pytest
 from helpers import reducer_checks as checks
+from helpers.changed_values import smallest_files, unnoticed, watch_comparisons
 from helpers.places import GOLDEN
 
 from jvidprune.parity import core
@@ -20,27 +24,46 @@ BY_CASE = {"aot/pipeline", "stop/edges"}
 SLOW = {"flashvid/ablations", "stts/tower_n81_t6_p50"}
 """Files left out of the optimised run, where they compile for a minute: other files make the same choices."""
 
+SMALLEST = smallest_files(FILES, comparers())
+"""The file of each comparer whose values are changed."""
+
 
 def name(path):
     return f"{path.parent.name}/{path.stem}"
 
 
+def in_order(paths):
+    """The files of `SMALLEST` first: tests of the same number in their lists then follow each other, with programs."""
+    return sorted(paths, key=lambda path: (path not in SMALLEST, name(path) in BY_CASE, path))
+
+
 def passing():
-    files = [path for path in FILES if name(path) not in BY_CASE]
+    files = [path for path in in_order(FILES) if name(path) not in BY_CASE]
     return [pytest.param(path, marks=() if name(path) in SLOW else pytest.mark.golden, id=name(path)) for path in files]
 
 
+_LAST = [None]
+
+
 @pytest.fixture
-def forget_programs_of_a_file():
-    """Those of all files would fill several GB."""
-    yield
-    jax.clear_caches()
+def programs_of_one_file(request):
+    """Programs of a file go before the next one: those of all would fill several GB."""
+    path = request.node.callspec.params["path"]
+    if path != _LAST[0]:
+        jax.clear_caches()
+        _LAST[0] = path
 
 
-@pytest.mark.usefixtures("forget_programs_of_a_file")
-@pytest.mark.parametrize("path", passing())
+@pytest.mark.usefixtures("programs_of_one_file")
+@pytest.mark.parametrize("path", passing(), scope="module")
 def test_every_row_passes(path):
     checks.check_golden(path, comparers())
+
+
+@pytest.mark.usefixtures("programs_of_one_file")
+@pytest.mark.parametrize("path", in_order(SMALLEST), ids=name, scope="module")
+def test_a_changed_value_is_noticed(path, monkeypatch):
+    assert unnoticed(SMALLEST[path], core.load_golden(path), watch_comparisons(monkeypatch)) == set()
 
 
 @pytest.mark.parametrize("path", ALL, ids=name)

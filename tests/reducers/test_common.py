@@ -425,7 +425,7 @@ def test_gradients_reach_what_is_kept_and_treat_the_plan_as_fixed(case):
     assert bool((gradient != 0).any())
 
 
-@pytest.mark.parametrize("frames", [1, 2])
+@pytest.mark.parametrize("frames", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("case", [name for name in PLANNED if name in DEFAULTS], scope="module")
 def test_short_videos_are_reduced_or_refused_in_one_sentence(case, frames):
     reducer, video = CASES[case], make_video(frames=frames)
