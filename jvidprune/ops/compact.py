@@ -27,7 +27,9 @@ def compact(multiplicity: Int[Array, "S"], capacity: int) -> tuple[Int[Array, "K
         row = jnp.where(multiplicity, total - 1, capacity)
         place = jnp.arange(slots, dtype=jnp.int32)
         return jnp.full(capacity, slots, jnp.int32).at[row].set(place, mode="drop"), valid, total[-1]
-    source = jnp.searchsorted(total, rows, side="right", method="scan_unrolled").astype(jnp.int32)
+    # Steps of a binary search are a gather each; accelerators compare all pairs in one reduction.
+    method = "scan_unrolled" if on_cpu() else "compare_all"
+    source = jnp.searchsorted(total, rows, side="right", method=method).astype(jnp.int32)
     return jnp.where(valid, source, slots), valid, total[-1]
 
 
@@ -96,7 +98,7 @@ def ascending_plan(
     m = pick.shape[0]
     present = jnp.stack([pick, merged.astype(pick.dtype)], axis=1).reshape(2 * m)
     slot = jnp.arange(2 * m, dtype=jnp.int32)
-    return slotted_plan(slot // 2, present, slot % 2 == 0, 2 * target + 1, weight, capacity, diagnostics)
+    return slotted_plan(slot >> 1, present, slot & 1 == 0, 2 * target + 1, weight, capacity, diagnostics)
 
 
 def gather_rows(plan: Plan, x: Float[Array, "M ..."]) -> Array:
@@ -146,6 +148,10 @@ def _scattered_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
     return total[:capacity].astype(x.dtype)
 
 
+_STEP = 64
+"""Tokens of a block that are read at a time: half as many are read in vain, on average."""
+
+
 def _block_rows(capacity: int) -> int:
     """Rows of a block: the largest divisor of the capacity in reach, so that no row is copied again, or else 128."""
     fitting = [size for size in range(64, 257, 8) if capacity % size == 0]
@@ -156,7 +162,7 @@ def _block_rows(capacity: int) -> int:
 def _blocked_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
     (tokens, width), capacity, slots = x.shape, pick.shape[0], row.shape[0]
     size = _block_rows(capacity)
-    blocks = -(-capacity // size)
+    step, blocks = min(size, _STEP), -(-capacity // size)
     token = jnp.arange(tokens, dtype=jnp.int32)
     own = jnp.where(pick < tokens, jnp.arange(capacity, dtype=jnp.int32), capacity)
     rows = jnp.concatenate([jnp.minimum(row.reshape(-1), capacity), own])
@@ -165,27 +171,30 @@ def _blocked_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
     # Entries by block, in one sort of one array: sorts with payloads take TPU compilers seconds. The padding lets the
     # last block be read whole.
     entries = rows.shape[0]
-    group = jnp.where(rows < capacity, rows // size, blocks)
-    key = jnp.sort(group * entries + jnp.arange(entries, dtype=jnp.int32), stable=False)
-    edges = jnp.arange(blocks + 1, dtype=jnp.int32) * entries
+    group = jnp.where(rows < capacity, lax.div(rows, jnp.int32(size)), blocks)
+    bits = (entries - 1).bit_length()
+    key = jnp.sort((group << bits) + jnp.arange(entries, dtype=jnp.int32), stable=False)
+    edges = jnp.arange(blocks + 1, dtype=jnp.int32) << bits
     starts = jnp.sum(key < edges[:, None], axis=1, dtype=jnp.int32)
-    order = key % entries
-    rows, sources, weights = (jnp.pad(leaf[order], (0, size)) for leaf in (rows, sources, weights))
+    order = key & ((1 << bits) - 1)
+    rows, sources, weights = (jnp.pad(leaf[order], (0, step)) for leaf in (rows, sources, weights))
     precision = lax.Precision.HIGHEST
 
     def block(number: Array) -> Array:
         first, begin, end = number * size, starts[number], starts[number + 1]
 
         def add(i: Array, total: Array) -> Array:
-            at = begin + i * size
-            row, source, weight = (lax.dynamic_slice(leaf, (at,), (size,)) for leaf in (rows, sources, weights))
-            weight = jnp.where(at + jnp.arange(size) < end, weight, 0.0)
+            at = begin + i * step
+            row, source, weight = (lax.dynamic_slice(leaf, (at,), (step,)) for leaf in (rows, sources, weights))
+            weight = jnp.where(at + jnp.arange(step) < end, weight, 0.0)
             matrix = jnp.where(row - first == jnp.arange(size)[:, None], weight, 0.0)
             return total + jnp.dot(matrix, x[source].astype(jnp.float32), precision=precision)
 
         # As many as where every token contributes once, and half of a block's last round.
-        with mean_rounds(tokens / capacity + 0.5):
-            total = lax.fori_loop(0, -(-(end - begin) // size), add, jnp.zeros((size, width), jnp.float32))
+        with mean_rounds(tokens / capacity * size / step + 0.5):
+            total = lax.fori_loop(
+                0, lax.div(end - begin + step - 1, jnp.int32(step)), add, jnp.zeros((size, width), jnp.float32)
+            )
         return total.astype(x.dtype)
 
     return lax.map(block, jnp.arange(blocks, dtype=jnp.int32)).reshape(blocks * size, width)[:capacity]

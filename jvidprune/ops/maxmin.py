@@ -10,7 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jvidprune.ops.select import first_argmax
+from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.cluster import k_smallest
+from jvidprune.ops.select import COMPARED, first_argmax
+from jvidprune.ops.similarity import gram_norms
 
 Repeat = Literal["guard", "free", "never"]
 
@@ -22,6 +25,11 @@ def second_extrema(values: Float[Array, "... N"]) -> tuple[Float[Array, "..."], 
     numbers the results are +inf and -inf.
     """
     known = ~jnp.isnan(values)
+    if not on_cpu() and values.shape[-1] <= COMPARED:
+        # One short loop for both takes compilers less time than the six reductions below, and room for both matrices.
+        both = jnp.where(known, jnp.stack([values, -values]), jnp.inf)
+        small, large = k_smallest(both, 2)[..., -1]
+        return small, -large
 
     def second(v: Array) -> Array:
         low = jnp.min(v, axis=-1, keepdims=True)
@@ -63,7 +71,7 @@ def maxmin_order(
       (T, steps) int32 places in the frame.
     """
     frames, n, _ = gram.shape
-    norm = jnp.sqrt(jnp.diagonal(gram, axis1=-2, axis2=-1))
+    norm = jnp.sqrt(gram_norms(gram))
     norm = jnp.maximum(norm, eps) if eps > 0 else norm
     weight = jnp.ones((frames, n), jnp.float32) if weight is None else weight
     if steps == 0:

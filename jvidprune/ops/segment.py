@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.select import rank_ascending
 
 
@@ -46,7 +47,11 @@ def per_segment_sum(values: Array, ids: Int[Array, "T"]) -> Array:
 
 def segment_total(values: Array, ids: Int[Array, "T"]) -> Array:
     """Per-frame view of `per_segment_sum`: every frame gets the sum over its own segment."""
-    return per_segment_sum(values, ids)[ids]
+    if on_cpu() or values.ndim > 2:
+        return per_segment_sum(values, ids)[ids]
+    # Few frames: all pairs of them in one reduction, neither scatter nor gather.
+    same = (ids[:, None] == ids[None]).reshape(*ids.shape, *ids.shape, *(1,) * (values.ndim - 1))
+    return jnp.sum(jnp.where(same, values[None], 0), axis=1, dtype=values.dtype)
 
 
 def segment_lengths(ids: Int[Array, "T"]) -> Int[Array, "T"]:

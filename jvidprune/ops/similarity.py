@@ -56,6 +56,13 @@ def squared_norms(x: Float[Array, "... D"]) -> Float[Array, "..."]:
     return jnp.sum(x * x, axis=-1)
 
 
+def gram_norms(gram: Float[Array, "... n n"]) -> Float[Array, "... n"]:
+    """Squared norms, from the diagonal of a Gram matrix; a masked sum on accelerators, where a gather is slow."""
+    if on_cpu():
+        return jnp.diagonal(gram, axis1=-2, axis2=-1)
+    return jnp.sum(jnp.where(jnp.eye(gram.shape[-1], dtype=bool), gram, 0.0), axis=-1)
+
+
 def cosine_from_gram(
     gram: Float[Array, "... n m"], left: Float[Array, "... n"], right: Float[Array, "... m"], eps: float = 0.0
 ) -> Float[Array, "... n m"]:
@@ -74,7 +81,7 @@ def cosine_from_gram(
 
 def distance_from_gram(gram: Float[Array, "... n n"], dim: int) -> Float[Array, "... n n"]:
     """Euclidean distance divided by sqrt(dim) from a Gram matrix; the self-distance is exactly 0."""
-    norms = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    norms = gram_norms(gram)
     squared = jnp.maximum(norms[..., :, None] + norms[..., None, :] - 2.0 * gram, 0.0)
     return jnp.sqrt(squared) / jnp.sqrt(jnp.float32(dim))
 

@@ -5,14 +5,16 @@ unmerged features, so links, roots and counts have no sequential dependence; onl
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops.branch import on_cpu
-from jvidprune.ops.select import first_argmax
+from jvidprune.ops.segment import segment_total
+from jvidprune.ops.select import first_argmax, occurrences
 from jvidprune.ops.similarity import dot_f32
 
 NO_LINK = -1.0
@@ -33,9 +35,18 @@ def best_previous(
       similarity (T, N), `NO_LINK` where there is no parent to look for, and the parent's place in the previous frame.
     """
     frames, n = outside.shape
-    columns = jnp.where(outside[:-1, None, :], NO_LINK, cosine)
-    similarity = jnp.max(columns, axis=-1, initial=-jnp.inf)
-    parent = jnp.minimum(first_argmax(columns), n - 1) if frames > 1 else jnp.zeros((0, n), jnp.int32)
+
+    def best(cosine: Array, outside: Array) -> tuple[Array, Array]:
+        columns = jnp.where(outside[..., None, :], NO_LINK, cosine)
+        return jnp.max(columns, axis=-1, initial=-jnp.inf), jnp.minimum(first_argmax(columns), n - 1)
+
+    if frames == 1:
+        similarity, parent = jnp.zeros((0, n)), jnp.zeros((0, n), jnp.int32)
+    elif on_cpu():
+        similarity, parent = best(cosine, outside[:-1])
+    else:
+        # Reductions of many ratios' (T, N, N) comparisons take compilers four times as long as those of a frame.
+        similarity, parent = lax.map(lambda pair: best(*pair), (cosine, outside[:-1]))
     closed = outside[1:] | starts[1:, None]
     similarity = jnp.where(closed, NO_LINK, similarity)
     head = jnp.full((1, n), NO_LINK, similarity.dtype)
@@ -53,11 +64,12 @@ def kth_largest(values: Float[Array, "T N"], k: Int[Array, "T"], ids: Int[Array,
 
     Args:
       values: float32; NaN counts as the largest.
-      k: 1-based rank per segment slot; where it is below 1 or above the number of values the result has no meaning.
+      k: 1-based rank in the segment of each frame; where it is below 1 or above the number of values the result has no
+        meaning.
       ids: (T,) segment id of each frame, in 0..T-1.
 
     Returns:
-      (T,) per segment slot.
+      (T,) for the segment of each frame.
     """
     top = jnp.uint32(1 << 31)
     # Equal floats need equal keys: -0.0 becomes 0.0, and NaN of either sign becomes the positive one.
@@ -67,9 +79,8 @@ def kth_largest(values: Float[Array, "T N"], k: Int[Array, "T"], ids: Int[Array,
 
     def bit(i, found):
         candidate = found | (top >> i.astype(jnp.uint32))
-        reached = (keys >= candidate[ids][:, None]).sum(-1, dtype=jnp.int32)
-        count = jax.ops.segment_sum(reached, ids, num_segments=ids.shape[0])
-        return jnp.where(count >= k, candidate, found)
+        reached = (keys >= candidate[:, None]).sum(-1, dtype=jnp.int32)
+        return jnp.where(segment_total(reached, ids) >= k, candidate, found)
 
     found = lax.fori_loop(0, 32, bit, jnp.zeros(ids.shape[0], jnp.uint32))
     return lax.bitcast_convert_type(jnp.where(found >= top, found ^ top, ~found), jnp.float32)
@@ -100,11 +111,9 @@ def bounded_links(
     """
     n = similarity.shape[1]
     linked = similarity > threshold
-    count = jax.ops.segment_sum((~linked).sum(-1, dtype=jnp.int32), ids, num_segments=ids.shape[0])
-    short = count[ids] < floor * lengths
+    short = segment_total((~linked).sum(-1, dtype=jnp.int32), ids) < floor * lengths
     allowed = jnp.maximum(lengths * (n - floor), 0)
-    slots = jnp.zeros_like(lengths).at[ids].max(allowed)
-    raised = jnp.maximum(kth_largest(similarity, slots, ids)[ids], -1.0 + 1e-6)
+    raised = jnp.maximum(kth_largest(similarity, allowed, ids), -1.0 + 1e-6)
     # No allowance at all (the budget covers every token) means no links; the reference fails there.
     raised = jnp.where(allowed > 0, raised, jnp.inf)
     linked = jnp.where(short[:, None], similarity > raised[:, None], linked)
@@ -115,7 +124,7 @@ def tree_roots(linked: Bool[Array, "T N"], parent: Int[Array, "T N"]) -> Int[Arr
     """Global id frame * N + place of the root of every token, by pointer doubling."""
     frames, n = linked.shape
     own = jnp.arange(frames * n, dtype=jnp.int32).reshape(frames, n)
-    above = own // n * n - n + parent
+    above = jnp.arange(-1, frames - 1, dtype=jnp.int32)[:, None] * n + parent
     root = jnp.where(linked, above, own).reshape(-1)
     # A loop, not unrolled: XLA would fuse the chain of gathers into exponentially many.
     return lax.fori_loop(0, max(frames - 1, 1).bit_length(), lambda _, up: up[up], root)
@@ -124,6 +133,9 @@ def tree_roots(linked: Bool[Array, "T N"], parent: Int[Array, "T N"]) -> Int[Arr
 def child_counts(linked: Bool[Array, "T N"], parent: Int[Array, "T N"]) -> Int[Array, "T N"]:
     """Number of direct children of every token."""
     frames, n = linked.shape
+    if not on_cpu():
+        counts = occurrences(parent[1:], linked[1:], n)
+        return jnp.concatenate([counts, jnp.zeros((1, n), jnp.int32)])
     target = jnp.where(linked, jnp.arange(frames, dtype=jnp.int32)[:, None] * n - n + parent, frames * n)
     counts = jnp.zeros(frames * n + 1, jnp.int32).at[target.reshape(-1)].add(1)
     return counts[:-1].reshape(frames, n)
@@ -150,7 +162,7 @@ def merged_grams(
     """Inner products of the undivided tree sums inside each frame, last frame first.
 
     A linked token hands its whole sum to its parent. The carry of the scan is one (N, D) frame; a frame whose tokens
-    have no children keeps its raw Gram matrix, which spares a product. On CPU the product is taken of the wanted
+    have no children keeps its raw Gram matrix, which spares a product. The product is taken of the wanted
     tokens alone where they fill at most a half or a quarter of the frame.
 
     Args:
@@ -163,7 +175,7 @@ def merged_grams(
     nothing = jnp.zeros((1, n), bool)
     incoming = jnp.concatenate([linked[1:], nothing])
     target = jnp.where(incoming, jnp.concatenate([parent[1:], parent[:1]]), n)
-    sizes = (n // 4, n // 2, n) if on_cpu() and n >= 16 else (n,)
+    sizes = (n // 4, n // 2, n) if n >= 16 else (n,)
     count = wanted.sum(-1)
     # Branch 0 keeps the raw matrix, branch i takes the product of sizes[i - 1] rows.
     branch = 1 + sum((count > size).astype(jnp.int32) for size in sizes[:-1])
@@ -188,6 +200,43 @@ def merged_grams(
     inputs = (jnp.arange(frames), target, wanted, branch, incoming.any(-1), linked.any(-1))
     _, grams = lax.scan(frame, jnp.zeros((n, width), jnp.float32), inputs, reverse=True)
     return grams
+
+
+def over_merged(
+    finish: Callable[..., Any],
+    x: Float[Array, "T N D"],
+    gram: Float[Array, "T N N"],
+    linked: Bool[Array, "T N"],
+    parent: Int[Array, "T N"],
+    *arrays: Array,
+) -> Any:
+    """`finish` of every frame's Gram matrix of undivided tree sums and its part of other arrays, for accelerators.
+
+    What `merged_grams` holds for all frames exists here for one: many budgets side by side, under vmap, then read the
+    tokens once. A frame's sums are handed up as a product with the matrix of its links, and nothing branches.
+
+    Args:
+      finish: (N, N) matrix and parts to any result.
+      x, gram, linked, parent: as in `merged_grams`.
+      arrays: (T, ...) further arguments.
+    """
+    _, n, width = x.shape
+    places = jnp.arange(n, dtype=jnp.int32)
+    incoming = jnp.concatenate([linked[1:], jnp.zeros((1, n), bool)])
+    target = jnp.where(incoming, jnp.roll(parent, -1, axis=0), n)
+
+    def frame(below: Array, inputs: tuple) -> tuple[Array, Any]:
+        tokens, own, to, *parts = inputs
+        rises = (to < n)[:, None]
+        handed = jnp.matmul(
+            (places[:, None] == to).astype(jnp.float32), jnp.where(rises, below, 0.0), precision=lax.Precision.HIGHEST
+        )
+        total = tokens.astype(jnp.float32) + handed
+        # Frames without children keep their matrix, as they do on CPU.
+        return total, finish(jnp.where(rises.any(), dot_f32(total, total), own), *parts)
+
+    _, results = lax.scan(frame, jnp.zeros((n, width), jnp.float32), (x, gram, target, *arrays), reverse=True)
+    return results
 
 
 def _gram_of(rows: Float[Array, "N D"], wanted: Bool[Array, "N"], size: int) -> Float[Array, "N N"]:

@@ -18,7 +18,6 @@ from jvidprune.ops.pool import PoolKind, pool_tokens, pooled_side
 from jvidprune.ops.transport import ClipCost, Rows, Sinkhorn, TokenCost, Transport
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.reducers.aot import AOT, AOTBudget
-from jvidprune.reducers.aot.anchors import window_tokens
 from jvidprune.reducers.aot.inter import ClipRules, Distinct, Step, step
 from jvidprune.reducers.aot.intra import problems
 from jvidprune.reducers.aot.pooling import weigh
@@ -154,9 +153,16 @@ def _intra(golden: Golden) -> Iterator[Row]:
 def _local_order(rank: np.ndarray, local: int, reducer: AOT, video: VideoTokens) -> np.ndarray:
     """(T, windows * k) local anchors, window by window, by descending attention."""
     geometry = reducer.geometry(video.grid, video.unpooled_grid)
-    windows = window_tokens(geometry.grid, geometry.windows, reducer.window)
+    windows = _window_tokens(geometry.grid, geometry.windows, reducer.window)
     order = [[w[np.argsort(frame[w], kind="stable")[:local]] for w in windows] for frame in rank]
     return np.asarray(order, np.int32).reshape(rank.shape[0], -1)
+
+
+def _window_tokens(grid: tuple[int, int], windows: tuple[int, int], side: int) -> np.ndarray:
+    """(windows, side * side) token ids, window by window; what lies beyond the last complete window is in none."""
+    ids = np.arange(grid[0] * grid[1]).reshape(grid)[: windows[0] * side, : windows[1] * side]
+    blocks = ids.reshape(windows[0], side, windows[1], side).swapaxes(1, 2)
+    return blocks.reshape(windows[0] * windows[1], side * side)
 
 
 def _rows(features: np.ndarray, size: int, time: float) -> Rows:

@@ -31,10 +31,11 @@ from jvidprune.cuts.rules import LastQueryTopK
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, NotNegative, Positive, Range, Ratio, Seed, Share
 from jvidprune.ops import cluster, maxmin, segment, similarity, tree
+from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.compact import ascending_plan
 from jvidprune.ops.exact import ceil_scaled
 from jvidprune.ops.newline import NewlineKind
-from jvidprune.ops.select import order_descending
+from jvidprune.ops.select import occurrences, order_descending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, gram, sums
 from jvidprune.reducers.protocol import MarkerRule, MethodInfo, PositionedReducer, PromptRules, check_ratio
@@ -159,8 +160,6 @@ class FlashVID(PositionedReducer):
     newline: NewlineKind | None = None
     vision_markers: MarkerRule = "keep"
 
-    wide_decisions = True
-
     @property
     def needs(self) -> frozenset[str]:
         """The attention of the last block, unless the selection is by diversity alone."""
@@ -185,7 +184,7 @@ class FlashVID(PositionedReducer):
         order = self._order(x, gram, attention, means, segments, steps)
         cosine = jnp.zeros((frames - 1, n, n), jnp.float32)
         if self._links_tokens:
-            norms = jnp.diagonal(gram, axis1=-2, axis2=-1)
+            norms = similarity.gram_norms(gram)
             cosine = similarity.cosine_from_gram(similarity.neighbour_gram(x), norms[1:], norms[:-1], self.eps)
         return FlashVIDShared(x, gram, cosine, order, transition, segments, real)
 
@@ -195,7 +194,7 @@ class FlashVID(PositionedReducer):
         frames, n = real.shape[0], shared.gram.shape[-1]
         used = (jnp.arange(shared.order.shape[1]) < budget.n_select) & real[:, None]
         rows = jnp.arange(frames)[:, None]
-        picks = jnp.zeros((frames, n), jnp.int32).at[rows, shared.order].add(used.astype(jnp.int32))
+        picks = occurrences(shared.order, used, n)
         trees = self._trees(shared, picks > 0, budget)
         lengths = segment.segment_lengths(shared.segments)
         n_candidates = trees.candidate.sum(-1, dtype=jnp.int32)
@@ -205,7 +204,7 @@ class FlashVID(PositionedReducer):
         first = rows * n
         centre_of = jnp.append(jnp.where(assign >= 0, first + assign, frames * n).reshape(-1), frames * n)
         target = centre_of[trees.root]
-        size = jnp.zeros(frames * n + 1, jnp.int32).at[centre_of].add(1)
+        size = jnp.append(occurrences(assign, assign >= 0, n).reshape(-1), 1)
         weight = 1.0 / (size[target] * trees.divisor.reshape(-1)[trees.root])
         merged = (assign == jnp.arange(n)).reshape(-1)
         linked = jnp.where(trees.linked, first - n + trees.parent, -1)
@@ -297,13 +296,11 @@ class FlashVID(PositionedReducer):
         frames, n = trees.candidate.shape
         if self.alpha == 1.0:
             return jnp.full((frames, n), -1, jnp.int32), jnp.zeros((frames, n), jnp.int32)
-        # Where every candidate is a centre, distances decide nothing and their product is spared.
-        wanted = trees.candidate & (n_candidates > n_clusters)[:, None]
-        grams = tree.merged_grams(shared.features, shared.gram, trees.linked, trees.parent, wanted)
+        width = shared.features.shape[-1]
         divisor = trees.divisor.astype(jnp.float32)
-        distance = similarity.distance_from_gram(
-            grams / (divisor[:, :, None] * divisor[:, None, :]), shared.features.shape[-1]
-        )
+
+        def distances(gram: Array, divisor: Array) -> Array:
+            return similarity.distance_from_gram(gram / (divisor[..., :, None] * divisor[..., None, :]), width)
 
         def frame(t: Array, distance: Array, candidate: Array, count: Array) -> tuple[Array, Array]:
             key = None
@@ -322,7 +319,17 @@ class FlashVID(PositionedReducer):
             assign = cluster.assign_to_centres(distance, centre, rank=rank)
             return jnp.where(candidate & centre.any(), assign, -1), rank
 
-        return jax.vmap(frame)(jnp.arange(frames), distance, trees.candidate, n_clusters)
+        numbers, links = jnp.arange(frames), (trees.linked, trees.parent)
+        if not on_cpu():
+            return tree.over_merged(
+                lambda gram, divisor, t, *rest: frame(t, distances(gram, divisor), *rest),
+                *(shared.features, shared.gram, *links),
+                *(divisor, numbers, trees.candidate, n_clusters),
+            )
+        # Where every candidate is a centre, distances decide nothing and their product is spared.
+        wanted = trees.candidate & (n_candidates > n_clusters)[:, None]
+        grams = tree.merged_grams(shared.features, shared.gram, *links, wanted)
+        return jax.vmap(frame)(numbers, distances(grams, divisor), trees.candidate, n_clusters)
 
     def budget(self, layout: Layout, ratio: float) -> FlashVIDBudget:
         """A and C per frame; the expressions are those of the reference in float64, left to right.

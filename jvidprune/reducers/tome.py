@@ -26,8 +26,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count
 from jvidprune.ops import compact
-from jvidprune.ops.select import first_argmax, rank_descending
-from jvidprune.ops.similarity import dot_f32, over_frames, squared_norms
+from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.select import COMPARED, entries_at, first_argmax, first_occurrence, occurrences, rank_descending
+from jvidprune.ops.similarity import dot_f32, gram_norms, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, sums
 from jvidprune.reducers.counts import half_even
@@ -92,8 +93,9 @@ class ToMe(PositionedReducer):
         if frames % clip:
             x = jnp.pad(x, ((0, -frames % clip * n), (0, 0)))
         lengths = n * _frames_of(video.frame_mask, clip)
+        halve = _levels if on_cpu() or clip * n > COMPARED else _gram_levels
         found = over_frames(
-            lambda tokens, length: _levels(tokens, length, self.heads), x.reshape(-1, clip * n, dim), lengths
+            lambda tokens, length: halve(tokens, length, self.heads), x.reshape(-1, clip * n, dim), lengths
         )
         row, rank, into = (jnp.moveaxis(part, 1, 0) for part in found)
         return ToMeShared(row, rank, into, video.frame_mask)
@@ -108,8 +110,8 @@ class ToMe(PositionedReducer):
         target = jnp.where(frames == clip, budget.target, budget.per_frame * frames)
         level, size = jnp.zeros_like(length), length
         for _ in range(levels - 1):
-            halve = (size > target) & (size - size // 2 >= target)
-            level, size = level + halve, jnp.where(halve, size - size // 2, size)
+            halve = (size > target) & (size - (size >> 1) >= target)
+            level, size = level + halve, jnp.where(halve, size - (size >> 1), size)
         pairs = jnp.maximum(size - target, 0)
 
         entry = jnp.arange(entries)
@@ -119,12 +121,11 @@ class ToMe(PositionedReducer):
         row = jnp.where(token < length[:, None], row, n)
         left = size - pairs
 
-        at = entry[:, None], row
-        first = jnp.full((entries, n), n, jnp.int32).at[at].min(token, mode="drop")
-        mass = jnp.zeros((entries, n), jnp.int32).at[at].add(1, mode="drop")
+        first = first_occurrence(row, n)
+        mass = occurrences(row, row < n, n)
         start = entry.astype(jnp.int32)[:, None] * n
         tokens = m * (n // clip)
-        share = 1.0 / jnp.maximum(jnp.take_along_axis(mass, jnp.minimum(row, n - 1), axis=1), 1)
+        share = 1.0 / jnp.maximum(entries_at(mass, jnp.minimum(row, n - 1)), 1)
         flat = (start + first).reshape(-1)
         target_row = jnp.where(row < n, start + row, entries * n).reshape(1, -1)[:, :tokens]
         diagnostics = {"row": row, "size": mass, "level": level, "pairs": pairs, "rank": rank, "into": into}
@@ -199,36 +200,81 @@ def _levels(
 
     Sums stand for the means: a cosine does not see the difference.
     """
-    n = tokens.shape[0]
+    sums = tokens
+
+    def match(size: Array) -> tuple[Array, Array]:
+        metric = _metric(sums, heads)
+        norm = jnp.sqrt(squared_norms(metric))
+        scale = jnp.where(norm > 0, 1.0 / jnp.where(norm > 0, norm, 1.0), 0.0)
+        return _match(dot_f32(metric[0::2], metric[1::2]) * scale[0::2, None] * scale[1::2], size)
+
+    def merge(new: Array, left: int) -> None:
+        nonlocal sums
+        ones, none = jnp.ones((1, new.size)), jnp.full(left, new.size)
+        sums = jnp.asarray(compact.row_sums(new[None], ones, none, sums.astype(jnp.float32)))
+
+    return _halvings(tokens.shape[0], length, match, merge)
+
+
+def _gram_levels(
+    tokens: Float[Array, "n D"], length: Int[Array, ""], heads: int
+) -> tuple[Int[Array, "L n"], Int[Array, "L A"], Int[Array, "L A"]]:
+    """`_levels` for accelerators: inner products of sums are sums of inner products, so tokens are read once.
+
+    Merging is a product with a matrix of zeros and ones from both sides, which is exact but for the order of its sums.
+    """
+    metric = _metric(tokens, heads)
+    gram = dot_f32(metric, metric)
+
+    def match(size: Array) -> tuple[Array, Array]:
+        norm = jnp.sqrt(gram_norms(gram))
+        scale = jnp.where(norm > 0, 1.0 / jnp.where(norm > 0, norm, 1.0), 0.0)
+        return _match((gram * scale[:, None] * scale)[0::2, 1::2], size)
+
+    def merge(new: Array, left: int) -> None:
+        nonlocal gram
+        onto = (new == jnp.arange(left, dtype=jnp.int32)[:, None]).astype(jnp.float32)
+        gram = dot_f32(dot_f32(onto, gram), onto)
+
+    return _halvings(tokens.shape[0], length, match, merge)
+
+
+def _halvings(
+    n: int,
+    length: Int[Array, ""],
+    match: Callable[[Array], tuple[Array, Array]],
+    merge: Callable[[Array, int], None],
+) -> tuple[Int[Array, "L n"], Int[Array, "L A"], Int[Array, "L A"]]:
+    """All levels: `match` ranks the pairs of a list of so many real entries, `merge` puts each into its new place."""
     half = -(-n // 2)
-    sums, place = tokens, jnp.arange(n, dtype=jnp.int32)
+    place = jnp.arange(n, dtype=jnp.int32)
     rows, ranks, targets = [], [], []
     size, static = length, n
     while static > 1:
-        rank, into = _match(sums, size, heads)
+        rank, into = match(size)
         rows.append(place)
         ranks.append(jnp.pad(rank, (0, half - rank.shape[0])))
         targets.append(jnp.pad(into, (0, half - into.shape[0])))
         index = jnp.arange(static, dtype=jnp.int32)
-        new = _merged_place(index[None], rank[None], into[None], size[None], (size // 2)[None])[0]
+        new = _merged_place(index[None], rank[None], into[None], size[None], (size >> 1)[None])[0]
         static = -(-static // 2)
         new = jnp.where(index < size, new, static)
-        ones, none = jnp.ones((1, new.size)), jnp.full(static, new.size)
-        sums = jnp.asarray(compact.row_sums(new[None], ones, none, sums.astype(jnp.float32)))
-        place = jnp.where(place < size, new[jnp.minimum(place, new.size - 1)], n)
-        size = size - size // 2
+        merge(new, static)
+        place = jnp.where(place < size, entries_at(new, jnp.minimum(place, new.size - 1)), n)
+        size = size - (size >> 1)
     nothing = jnp.zeros(half, jnp.int32)
     return jnp.stack([*rows, place]), jnp.stack([*ranks, nothing]), jnp.stack([*targets, nothing])
 
 
-def _match(sums: Float[Array, "n D"], size: Int[Array, ""], heads: int) -> tuple[Int[Array, "A"], Int[Array, "A"]]:
+def _metric(tokens: Float[Array, "n D"], heads: int) -> Float[Array, "n d"]:
+    """What tokens are compared by: the mean of equal parts of their features."""
+    if heads == 1:
+        return tokens
+    return jnp.mean(tokens.astype(jnp.float32).reshape(tokens.shape[0], heads, -1), axis=1)
+
+
+def _match(similarity: Float[Array, "A B"], size: Int[Array, ""]) -> tuple[Int[Array, "A"], Int[Array, "A"]]:
     """Rank of every even token by its best similarity to an odd one, and that odd token."""
-    metric = sums
-    if heads > 1:
-        metric = jnp.mean(sums.astype(jnp.float32).reshape(sums.shape[0], heads, -1), axis=1)
-    norm = jnp.sqrt(squared_norms(metric))
-    scale = jnp.where(norm > 0, 1.0 / jnp.where(norm > 0, norm, 1.0), 0.0)
-    similarity = dot_f32(metric[0::2], metric[1::2]) * scale[0::2, None] * scale[1::2]
     odd = 2 * jnp.arange(similarity.shape[1]) + 1 < size
     similarity = jnp.where(odd, similarity, -jnp.inf)
     even = 2 * jnp.arange(similarity.shape[0]) < size
@@ -243,10 +289,13 @@ def _merged_place(
     size: Int[Array, "E"],
     pairs: Int[Array, "E"],
 ) -> Int[Array, "E n"]:
-    """Place in the list behind a round that merges `pairs`, of what stands at a place of a list of `size` before it."""
-    half = jnp.clip(place // 2, 0, rank.shape[1] - 1)
-    own, other = jnp.take_along_axis(rank, half, axis=1), jnp.take_along_axis(into, half, axis=1)
+    """Place in the list behind a round that merges `pairs`, of what stands at a place of a list of `size` before it.
+
+    Halves are shifts: a traced integer division takes compilers dozens of instructions.
+    """
+    half = jnp.clip(place >> 1, 0, rank.shape[1] - 1)
+    own, other = entries_at(rank, half), entries_at(into, half)
     pairs = pairs[:, None]
-    unmerged = -(-size[:, None] // 2) - pairs
+    unmerged = ((size[:, None] + 1) >> 1) - pairs
     even = jnp.where(own < pairs, unmerged + other, own - pairs)
-    return jnp.where(place % 2 == 0, even, unmerged + half)
+    return jnp.where(place & 1 == 0, even, unmerged + half)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jvidprune.ops import cluster, exact, maxmin, segment, select, similarity, tree
+from jvidprune.ops.branch import on_cpu, using
 
 seeds = settings(max_examples=15, deadline=None)
 SEED = st.integers(0, 10_000)
@@ -40,13 +41,43 @@ def test_ranks_and_extrema_take_the_lowest_index_of_equals(seed, k):
     np.testing.assert_array_equal(select.rank_descending(jnp.asarray(values)) < k, kept)
 
 
+@pytest.mark.parametrize("branch", ["cpu", "accelerator"])
 @seeds
 @given(SEED)
-def test_second_extrema_count_repeats_and_skip_nan(seed):
+def test_both_branches_rank_and_count_alike(branch, seed):
+    rng = np.random.default_rng(seed)
+    values = rng.choice(np.float32([-1.5, -0.0, 0.0, 1e-30, 2.0, np.inf, -np.inf, np.nan]), size=(T, N))
+    index, counted = rng.integers(-1, N + 1, size=(T, 3 * N)).astype(np.int32), rng.random((T, 3 * N)) < 0.6
+    order = np.argsort(values, axis=1, kind="stable")
+    with using(branch):
+        np.testing.assert_array_equal(select.order_ascending(jnp.asarray(values)), order)
+        np.testing.assert_array_equal(select.rank_ascending(jnp.asarray(values)), np.argsort(order, axis=1))
+        np.testing.assert_array_equal(select.rank_of_order(jnp.asarray(order)), np.argsort(order, axis=1))
+        times, first = select.occurrences(index, counted, N), select.first_occurrence(index, N)
+        found = select.entries_at(jnp.asarray(values), np.clip(index, 0, N - 1))
+        np.testing.assert_array_equal(
+            [select.entry_of_rank(jnp.asarray(row), 7) for row in values], np.sort(values, axis=1)[:, 7]
+        )
+        nothing = jnp.zeros((T, 0), jnp.int32)
+        np.testing.assert_array_equal(select.occurrences(nothing, nothing > 0, N), np.zeros((T, N)))
+        np.testing.assert_array_equal(select.first_occurrence(nothing, N), np.zeros((T, N)))
+    for t in range(T):
+        named = index[t, counted[t]]
+        np.testing.assert_array_equal(times[t], np.bincount(named[(named >= 0) & (named < N)], minlength=N))
+        expected = [np.flatnonzero(index[t] == place)[0] if place in index[t] else 3 * N for place in range(N)]
+        np.testing.assert_array_equal(first[t], expected)
+    np.testing.assert_array_equal(found, np.take_along_axis(values, np.clip(index, 0, N - 1), axis=1))
+
+
+@pytest.mark.parametrize("branch", ["cpu", "accelerator"])
+@seeds
+@given(SEED)
+def test_second_extrema_count_repeats_and_skip_nan(branch, seed):
     rng = np.random.default_rng(seed)
     values = rng.integers(-2, 3, size=(T, N)).astype(np.float32)
     values[rng.random((T, N)) < 0.2] = np.nan
-    small, large = maxmin.second_extrema(jnp.asarray(values))
+    with using(branch):
+        small, large = maxmin.second_extrema(jnp.asarray(values))
     for row, low, high in zip(values, small, large, strict=True):
         known = np.sort(row[~np.isnan(row)])
         assert (low, high) == (known[1], known[-2])
@@ -147,9 +178,9 @@ def test_kth_largest_of_every_segment(seed):
     values += (rng.random((T, N)) < 0.5) * rng.normal(size=(T, N)).astype(np.float32)
     ids = np.cumsum(np.append(0, rng.random(T - 1) < 0.5))
     k = np.array([rng.integers(1, (ids == s).sum() * N + 1) if s in ids else 1 for s in range(T)])
-    found = np.asarray(_kth(jnp.asarray(values), jnp.asarray(k, jnp.int32), jnp.asarray(ids, jnp.int32)))
+    found = np.asarray(_kth(jnp.asarray(values), jnp.asarray(k[ids], jnp.int32), jnp.asarray(ids, jnp.int32)))
     for s in range(ids[-1] + 1):
-        assert found[s] == np.sort(values[ids == s], axis=None)[::-1][k[s] - 1]
+        assert (found[ids == s] == np.sort(values[ids == s], axis=None)[::-1][k[s] - 1]).all()
 
 
 _kth = jax.jit(tree.kth_largest)
@@ -164,20 +195,29 @@ def grown(x, outside, ids, threshold, floor):
     root = tree.tree_roots(linked, parent)
     children, sizes = tree.child_counts(linked, parent), tree.tree_sizes(root)
     values = tree.tree_values(x.reshape(-1, D), root, 1 + children)
-    grams = tree.merged_grams(x, similarity.frame_gram(x), linked, parent, ~linked & ~outside)
+    own = similarity.frame_gram(x)
+    if on_cpu():
+        grams = tree.merged_grams(x, own, linked, parent, ~linked & ~outside)
+    else:
+        grams = tree.over_merged(lambda gram, wanted: jnp.where(wanted, gram, 0), x, own, linked, parent, ~outside)
     return best, parent, linked, raised, root, children, sizes, values, grams
 
 
-@pytest.mark.parametrize("n", [N, 18], ids=["small frames", "frames large enough for partial products"])
+@pytest.mark.parametrize(
+    ("branch", "n"),
+    [("cpu", N), ("cpu", 18), ("accelerator", 18)],
+    ids=["small frames", "frames large enough for partial products", "accelerator"],
+)
 @seeds
 @given(seed=SEED, floor=st.integers(1, 18), noise=st.sampled_from([0.1, 0.5, 2.0]))
-def test_trees_equal_the_recursive_version(n, seed, floor, noise):
+def test_trees_equal_the_recursive_version(branch, n, seed, floor, noise):
     rng = np.random.default_rng(seed)
     floor = min(floor, n)
     x = (rng.normal(size=(1, n, D)) + noise * rng.normal(size=(T, n, D))).astype(np.float32)
     outside = rng.random((T, n)) < 0.25
     ids = np.cumsum(np.append(0, rng.random(T - 1) < 0.3)).astype(np.int32)
-    got = [np.asarray(v) for v in grown(x, outside, ids, 0.8, floor)]
+    with using(branch):
+        got = [np.asarray(v) for v in grown(x, outside, ids, 0.8, floor)]
     best, parent, linked, raised, root, children, sizes, values, grams = got
     lengths = np.bincount(ids)[ids]
 

@@ -13,6 +13,7 @@ import jvidprune
 from jvidprune import JvidpruneError
 from jvidprune.errors import JvidpruneWarning
 from jvidprune.ops import transport as tr
+from jvidprune.ops.branch import using
 from jvidprune.reducers.aot import AOT
 from jvidprune.reducers.aot.intra import problems
 from jvidprune.reducers.ottvid import OTTVid
@@ -43,6 +44,21 @@ def scalings(cost, mu, nu, epsilon, iterations, tau=(1.0, 1.0)):
         r = (mu / np.einsum("bra,ba->br", kernel, c)) ** tau[0]
         c = (nu / np.einsum("bra,br->ba", kernel, r)) ** tau[1]
     return r[..., None] * kernel * c[:, None]
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"stop": "each", "tau_sources": 0.7}, {"stop": "never", "max_iterations": 4, "exact": "sources"}]
+)
+@pytest.mark.parametrize("branch", ["cpu", "accelerator"])
+def test_kernels_formed_one_by_one_solve_what_all_kernels_solve(branch, settings):
+    solver = tr.Sinkhorn(0.1, **settings)
+    with using(branch):
+        left, right, result = jax.jit(lambda c, *masses: solver.on_kernels(solver.kernel, (c,), *masses))(COST, MU, NU)
+    whole = jax.jit(solver)(COST, MU, NU)
+    for field, ours in result._asdict().items():
+        theirs = getattr(whole, field)
+        np.testing.assert_allclose(ours, np.broadcast_to(theirs, np.shape(ours)), atol=2e-6, err_msg=field)
+    np.testing.assert_allclose(left[..., None] * np.exp(-COST / 0.1) * right[:, None], whole.plan, rtol=2e-5)
 
 
 @pytest.mark.parametrize("stop", ["joint", "each"])

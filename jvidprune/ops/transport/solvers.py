@@ -1,7 +1,9 @@
 """Scaling-form Sinkhorn, and the dustbin around any solver: frozen settings whose floats may be traced."""
 
 import dataclasses
+import functools
 import warnings
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneWarning
 from jvidprune.fields import Iterations, NotNegative, Range, Ratio, Share, Temperature, Weight, check_fields, pytree
+from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.transport.kinds import SolverPart
 
 Exact = Literal["anchors", "sources"]
@@ -239,31 +242,79 @@ class Sinkhorn:
         """
         mu = jnp.broadcast_to(mu, kernel.shape[:-1])
         nu = jnp.broadcast_to(nu, (*kernel.shape[:-2], kernel.shape[-1]))
-        if self.exact == "anchors":
-            left, right, steps = self._loop(kernel, mu, nu, self.tau_sources, self.tau_anchors)
-        else:
-            right, left, steps = self._loop(_swap(kernel), nu, mu, self.tau_anchors, self.tau_sources)
-        factors = Scaled(left, kernel, right)
-        plan = factors.plan()
+        left, right, steps = self._solve(lambda first, last, c: self._update(kernel, first, last, c), mu, nu)
+        return Scaled(left, kernel, right), self._result(left, kernel, right, mu, nu, steps)
+
+    def on_kernels(
+        self, kernel: Callable[..., Array], arrays: tuple, mu: Float[Array, "P R"], nu: Float[Array, "P A"]
+    ) -> tuple[Float[Array, "P R"], Float[Array, "P A"], TransportResult]:
+        """`on_kernel` where kernels are formed again, one by one, whenever they are read, so that none is kept.
+
+        Args:
+          kernel: (R, A) kernel of a problem, from its part of the arrays.
+          arrays: (P, ...), of P problems.
+          mu, nu: their masses.
+
+        Returns:
+          Both scalings, which with the kernels make the plans, and the result.
+        """
+
+        def update(first: Array, last: Array, c: Array) -> tuple[Array, Array]:
+            def one(args: tuple) -> tuple[Array, Array]:
+                return self._update(kernel(*args[3:]), *args[:3])
+
+            return lax.map(one, (first, last, c, *arrays))
+
+        left, right, steps = self._solve(update, mu, nu)
+        every = jnp.broadcast_to(steps, mu.shape[:1])
+
+        def result(args: tuple) -> TransportResult:
+            left, right, mu, nu, steps, *parts = args
+            return self._result(left, kernel(*parts), right, mu, nu, steps)
+
+        return left, right, lax.map(result, (left, right, mu, nu, every, *arrays))
+
+    def _result(self, left: Array, kernel: Array, right: Array, mu: Array, nu: Array, steps: Array) -> TransportResult:
+        plan = Scaled(left, kernel, right).plan()
         result = transport_result(plan, mu, nu, steps, underflow=underflowed(kernel, mu, nu))
         rows = _fixed_point_error(plan.sum(-1), left, mu, self.tau_sources)
         columns = _fixed_point_error(plan.sum(-2), right, nu, self.tau_anchors)
-        return factors, result._replace(converged=hold(rows, columns, mu, nu))
+        return result._replace(converged=hold(rows, columns, mu, nu))
 
-    def _loop(
-        self, kernel: Array, first: Array, last: Array, tau_first: Any, tau_last: Any
-    ) -> tuple[Array, Array, Array]:
-        active = first > 0
-        batch = tuple(range(first.ndim)) if self.stop == "joint" else (-1,)
-        rows = jnp.maximum(active.sum(batch, keepdims=True), 1)
+    def _update(self, kernel: Array, first: Array, last: Array, c: Array) -> tuple[Array, Array]:
+        """Both scalings from that of the side that is updated last; `first` and `last` are the masses of the sides."""
+        anchors = self.exact == "anchors"
+        taus = (self.tau_sources, self.tau_anchors) if anchors else (self.tau_anchors, self.tau_sources)
 
         def scaled(mass: Array, received: Array, tau: Any) -> Array:
             ratio = jnp.where(mass > 0, mass / jnp.maximum(received, self.floor), 0.0)
             return _power(ratio, tau)
 
-        def update(c: Array) -> tuple[Array, Array]:
-            r = scaled(first, jnp.einsum("...ra,...a->...r", kernel, c, precision=lax.Precision.HIGHEST), tau_first)
-            return r, scaled(last, jnp.einsum("...ra,...r->...a", kernel, r, precision=lax.Precision.HIGHEST), tau_last)
+        def product(scaling: Array, *, over_anchors: bool) -> Array:
+            if on_cpu():
+                form = "...ra,...a->...r" if over_anchors else "...ra,...r->...a"
+                return jnp.einsum(form, kernel, scaling, precision=lax.Precision.HIGHEST)
+            # A reduction takes what makes the kernel into itself; a product would have it written down.
+            wide = scaling[..., None, :] if over_anchors else scaling[..., :, None]
+            return jnp.sum(kernel * wide, axis=-1 if over_anchors else -2)
+
+        r = scaled(first, product(c, over_anchors=anchors), taus[0])
+        return r, scaled(last, product(r, over_anchors=not anchors), taus[1])
+
+    def _solve(
+        self, update: Callable[[Array, Array, Array], tuple[Array, Array]], mu: Array, nu: Array
+    ) -> tuple[Array, Array, Array]:
+        """Scalings of the sources and of the anchors, and the number of updates."""
+        first, last = (mu, nu) if self.exact == "anchors" else (nu, mu)
+        r, c, steps = self._loop(functools.partial(update, first, last), first, last)
+        return (r, c, steps) if self.exact == "anchors" else (c, r, steps)
+
+    def _loop(
+        self, update: Callable[[Array], tuple[Array, Array]], first: Array, last: Array
+    ) -> tuple[Array, Array, Array]:
+        active = first > 0
+        batch = tuple(range(first.ndim)) if self.stop == "joint" else (-1,)
+        rows = jnp.maximum(active.sum(batch, keepdims=True), 1)
 
         # Padding starts at 0: a 1 there would enter the first product.
         start = active.astype(jnp.float32), (last > 0).astype(jnp.float32)

@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.ops.select import order_descending, rank_descending, rank_of_order
-from jvidprune.ops.similarity import cosine_from_gram, dot_f32, over_frames, squared_norms
+from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.select import first_occurrence, order_descending, rank_descending, rank_of_order
+from jvidprune.ops.similarity import cosine_from_gram, dot_f32, gram_norms, squared_norms
 from jvidprune.reducers.aot.sizes import Geometry, Limits
 
 
@@ -29,23 +29,18 @@ class Selection(NamedTuple):
     cosines: Float[Array, "T N C"]
 
 
-def window_tokens(grid: tuple[int, int], windows: tuple[int, int], side: int) -> np.ndarray:
-    """(windows, side * side) token ids, window by window; what lies beyond the last complete window is in none."""
-    ids = np.arange(grid[0] * grid[1]).reshape(grid)[: windows[0] * side, : windows[1] * side]
-    blocks = ids.reshape(windows[0], side, windows[1], side).swapaxes(1, 2)
-    return blocks.reshape(windows[0] * windows[1], side * side)
-
-
 def local_ranks(
     shallow: Float[Array, "T N"], grid: tuple[int, int], windows: tuple[int, int], side: int
 ) -> Int[Array, "T N"]:
     """Rank of each token inside its window, N outside; raster order inside a window makes ties go to the lower id."""
-    tokens = window_tokens(grid, windows, side)
-    out = jnp.full(shallow.shape, shallow.shape[1], jnp.int32)
-    if tokens.size == 0:
-        return out
-    ranks = rank_descending(shallow[:, tokens]).astype(jnp.int32)
-    return out.at[:, tokens.reshape(-1)].set(ranks.reshape(shallow.shape[0], -1))
+    (frames, n), (rows, columns) = shallow.shape, (windows[0] * side, windows[1] * side)
+    if rows * columns == 0:
+        return jnp.full(shallow.shape, n, jnp.int32)
+    blocks = shallow.reshape(frames, *grid)[:, :rows, :columns].reshape(frames, windows[0], side, windows[1], side)
+    ranks = rank_descending(blocks.swapaxes(2, 3).reshape(frames, -1, side * side)).astype(jnp.int32)
+    inside = ranks.reshape(frames, *windows, side, side).swapaxes(2, 3).reshape(frames, rows, columns)
+    beyond = ((0, 0), (0, grid[0] - rows), (0, grid[1] - columns))
+    return jnp.pad(inside, beyond, constant_values=n).reshape(frames, n)
 
 
 def select(
@@ -56,7 +51,7 @@ def select(
     window: int,
     limit: Limits,
 ) -> Selection:
-    """The ratio-independent half: orders, candidate anchors and their cosines, one frame at a time on CPU."""
+    """The ratio-independent half: orders, candidate anchors and their cosines."""
     t, n = shallow.shape
     local_rank = local_ranks(shallow, geometry.grid, geometry.windows, window)
     order = order_descending(deep)
@@ -67,18 +62,21 @@ def select(
     else:
         reach = limit.global_anchors + geometry.windows[0] * geometry.windows[1] * limit.local
         chosen = (local_rank < limit.local) | (rank < reach)
-        place = jnp.where(chosen, jnp.minimum(jnp.cumsum(chosen, axis=1) - 1, c), c)
-        blank = jnp.full(c + 1, n, jnp.int32)
-        ids = jnp.arange(n, dtype=jnp.int32)
-        candidates = jax.vmap(lambda p: blank.at[p].set(ids)[:c])(place)
+        candidates = first_occurrence(jnp.where(chosen, jnp.cumsum(chosen, axis=1) - 1, c), c)
 
     def cosines(frame: Array, ids: Array) -> Array:
+        if c == n and not on_cpu():
+            gram = dot_f32(frame, frame)
+            norms = gram_norms(gram)
+            return cosine_from_gram(gram, norms, norms, 1e-8)
         norms = squared_norms(frame)
+        if c == n:
+            return cosine_from_gram(dot_f32(frame, frame), norms, norms, 1e-8)
         inside = jnp.minimum(ids, n - 1)
-        columns = frame if c == n else frame[inside]
-        return cosine_from_gram(dot_f32(frame, columns), norms, norms[inside], 1e-8)
+        return cosine_from_gram(dot_f32(frame, frame[inside]), norms, norms[inside], 1e-8)
 
-    return Selection(local_rank, order, rank, candidates, over_frames(cosines, x, candidates))
+    # One after the other on any machine: a frame is large, and lies beside the arithmetic while it is read thrice.
+    return Selection(local_rank, order, rank, candidates, lax.map(lambda pair: cosines(*pair), (x, candidates)))
 
 
 def anchor_mask(
@@ -90,6 +88,11 @@ def anchor_mask(
     stays right for maps that a sink rule has made negative.
     """
     chosen = selection.local_rank < local
+    if not on_cpu():
+        rank = selection.deep_rank
+        before = (rank[:, None, :] <= rank[:, :, None]) & ~chosen[:, None, :]
+        first = jnp.sum(before, axis=-1, dtype=jnp.int32) <= global_anchors
+        return (chosen | first) & frame_mask[:, None]
     free = ~jnp.take_along_axis(chosen, selection.deep_order, axis=1)
     first = free & (jnp.cumsum(free, axis=1) <= global_anchors)
     return (chosen | jnp.take_along_axis(first, selection.deep_rank, axis=1)) & frame_mask[:, None]

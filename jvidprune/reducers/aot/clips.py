@@ -2,7 +2,6 @@
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -57,19 +56,20 @@ def clip_roles(
     """
     frames = jnp.arange(starts.shape[0], dtype=jnp.int32)
     ids = segment_ids(starts[1:])
+    # All pairs of the few frames, rather than scatters by clip.
+    joined = ids[:, None] == ids[None]
     fits = occupied
     if similarity is not None:
-        joined = (ids[:, None] == ids[None]) & occupied
-        central = jnp.where(occupied, jnp.where(joined, similarity, 0.0).sum(1), -jnp.inf)
-        fits = occupied & (central == jax.ops.segment_max(central, ids, num_segments=ids.shape[0])[ids])
+        central = jnp.where(occupied, jnp.where(joined & occupied, similarity, 0.0).sum(1), -jnp.inf)
+        fits = occupied & (central == jnp.where(joined, central, -jnp.inf).max(1))
     before = jnp.cumsum(fits) - fits
     first = lax.cummax(jnp.where(jnp.append(True, ids[1:] != ids[:-1]), frames, 0))
     turn = before - before[first]
     key = fits & (turn == 0)
     later = occupied & ~key
     last = jnp.append(ids[1:] != ids[:-1], True)
-    count = jax.ops.segment_sum(occupied.astype(jnp.int32), ids, num_segments=ids.shape[0])
-    lead = jax.ops.segment_max(jnp.where(key, frames, -1), ids, num_segments=ids.shape[0])
-    end = jax.ops.segment_max(frames, ids, num_segments=ids.shape[0])
+    count = jnp.sum(joined & occupied, axis=1, dtype=jnp.int32)
+    lead = jnp.max(jnp.where(joined & key, frames, 0), axis=1)
+    end = jnp.max(jnp.where(joined, frames, 0), axis=1)
     order = None if similarity is None else jnp.argsort(2 * ids + ~key, stable=True).astype(jnp.int32)
-    return Clips(key, later, last, count[ids] > 1, jnp.maximum(lead[ids], 0), end[ids], ids, order)
+    return Clips(key, later, last, count > 1, lead, end, ids, order)

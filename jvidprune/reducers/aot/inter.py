@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops.quarters import widen
+from jvidprune.ops.select import entry_of_rank
 from jvidprune.ops.similarity import cosine_from_gram, dot_f32, squared_norms
 from jvidprune.ops.transport import Rows, Transport, TransportResult, blend, normalise_plan
 from jvidprune.reducers.aot.clips import Clips
@@ -74,8 +75,8 @@ def step(anchors: Rows, sources: Rows, rules: ClipRules) -> Step:
     result = rules.transport.solver(*problem)
     share = normalise_plan(result.plan, "row")
     score = _SCORES[rules.distinct](share, result, problem.cost)
-    ranked = jnp.sort(jnp.where(x.mask, score, jnp.inf))
-    threshold = ranked[jnp.clip(jnp.asarray(rules.keep)[x.mask.sum()], 0, ranked.shape[0] - 1)]
+    ranked = jnp.where(x.mask, score, jnp.inf)
+    threshold = entry_of_rank(ranked, jnp.clip(jnp.asarray(rules.keep)[x.mask.sum()], 0, ranked.shape[0] - 1))
     keep = x.mask & (score < threshold)
     merged = (x.mask & ~keep)[:, None] & anchors.mask[None]
     weight = jnp.where(merged, rules.transport.weights(result.plan), 0.0)

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -57,6 +58,32 @@ class Problems(NamedTuple):
     active: Bool[Array, "T C"]
 
 
+def pricing(
+    shared: AOTShared, anchors: Bool[Array, "T N"], sources: Bool[Array, "T N"], parts: Transport
+) -> tuple[Callable[..., Problems], tuple]:
+    """What makes a frame's problem, and the arrays of all frames that it takes its arguments from."""
+    n, grid, selection = anchors.shape[1], shared.geometry.grid, shared.selection
+    c = selection.candidates.shape[1]
+    place = jnp.asarray(positions(grid))
+    # The same in every frame and for every ratio.
+    apart = jnp.asarray(np.linalg.norm(positions(grid)[:, None] - positions(grid)[None], axis=-1))
+
+    def problem(features, near, ids, salient, anchor, source, time):
+        rows = Rows(features, place, jnp.full(n, time), salient, source, near, apart)
+        if c == n:  # Every token is its own candidate.
+            columns = rows._replace(mask=anchor, cosines=None, distances=None)
+        else:
+            inside, times = jnp.minimum(ids, n - 1), jnp.full(c, time)
+            rows = rows._replace(distances=apart[:, inside])
+            columns = Rows(features[inside], place[inside], times, salient[inside], anchor[inside] & (ids < n))
+        priced, mu, nu = parts.problem(rows, columns)
+        return Problems(priced, mu, nu, columns.mask)
+
+    times = jnp.arange(anchors.shape[0], dtype=jnp.float32)
+    arrays = shared.x, selection.cosines, selection.candidates, shared.saliency, anchors, sources, times
+    return problem, arrays
+
+
 def problems(
     shared: AOTShared,
     anchors: Bool[Array, "T N"],
@@ -68,23 +95,13 @@ def problems(
 
     Frame by frame on CPU: XLA would keep every term of the costs for all frames at once.
     """
-    n, grid, selection = anchors.shape[1], shared.geometry.grid, shared.selection
-    c = selection.candidates.shape[1]
-    place = jnp.asarray(positions(grid))
-    # The same in every frame and for every ratio.
-    apart = jnp.asarray(np.linalg.norm(positions(grid)[:, None] - positions(grid)[None], axis=-1))
+    problem, arrays = pricing(shared, anchors, sources, parts)
 
-    def problem(features, near, ids, salient, anchor, source, time):
-        inside = jnp.minimum(ids, n - 1)
-        distances = apart if c == n else apart[:, inside]
-        rows = Rows(features, place, jnp.full(n, time), salient, source, near, distances)
-        columns = Rows(features[inside], place[inside], jnp.full(c, time), salient[inside], anchor[inside] & (ids < n))
-        priced, mu, nu = parts.problem(rows, columns)
-        return Problems(read(priced), mu, nu, columns.mask)
+    def one(*args: Array) -> Problems:
+        found = problem(*args)
+        return found._replace(priced=read(found.priced))
 
-    times = jnp.arange(anchors.shape[0], dtype=jnp.float32)
-    arrays = shared.x, selection.cosines, selection.candidates, shared.saliency, anchors, sources, times
-    return over_frames(problem, *arrays)
+    return over_frames(one, *arrays)
 
 
 def transport_frames(shared: AOTShared, anchors: Bool[Array, "T N"], parts: Transport) -> Intra:
@@ -96,6 +113,37 @@ def transport_frames(shared: AOTShared, anchors: Bool[Array, "T N"], parts: Tran
     priced, mu, nu, active = problems(shared, anchors, sources, parts)
     result = solver(priced, mu, nu)
     return Intra(anchors, sources, active, Scaled(None, result.plan, None), result)
+
+
+def transport_each_frame(
+    shared: AOTShared, anchors: Bool[Array, "T N"], parts: Transport
+) -> tuple[Intra, Callable[[Array], Scaled]]:
+    """`transport_frames` without an array of all plans, and what makes the plan of a frame of a given number.
+
+    For accelerators, where many ratios side by side read the cosines of a frame together. Solvers that need all costs
+    at once get them.
+    """
+    solver = parts.solver
+    if not hasattr(solver, "on_kernels"):
+        whole = transport_frames(shared, anchors, parts)
+        return whole, lambda t: jax.tree.map(lambda leaf: leaf[t], whole.plan)
+    sources = ~anchors & shared.frame_mask[:, None]
+    problem, arrays = pricing(shared, anchors, sources, parts)
+
+    def kernel(*args: Array) -> Array:
+        return solver.kernel(problem(*args).priced)
+
+    def masses(*args: Array) -> tuple:
+        return problem(*args)[1:]
+
+    mu, nu, active = jax.vmap(masses)(*arrays)
+    left, right, result = solver.on_kernels(kernel, arrays, mu, nu)
+    nothing = Scaled(None, jnp.zeros((anchors.shape[0], 0, 0)), None)
+
+    def of_frame(t: Array) -> Scaled:
+        return Scaled(left[t], kernel(*(array[t] for array in arrays)), right[t])
+
+    return Intra(anchors, sources, active, nothing, result), of_frame
 
 
 @dataclasses.dataclass(frozen=True)

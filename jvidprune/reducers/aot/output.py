@@ -9,7 +9,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops import compact
-from jvidprune.ops.select import first_argmax
+from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.select import entries_at, first_argmax, first_occurrence
 from jvidprune.ops.transport import strongest
 from jvidprune.reducers.aot.clips import Clips
 from jvidprune.reducers.aot.inter import Inter
@@ -24,7 +25,8 @@ def arrange(
     clips: Clips,
     cell: Int[Array, "T n"],
     newline: Bool[Array, "T n"],
-    inside: Float[Array, "T P n"],
+    inside: Callable[[Int[Array, ""]], Float[Array, "P n"]],
+    cells: int,
     capacity: int,
     inter: bool,
 ) -> dict[str, Array]:
@@ -41,15 +43,20 @@ def arrange(
       clips: roles of the frames.
       cell: pooled token of each slot, P where there is none.
       newline: slots that hold a newline.
-      inside: weight of every pooled token of a frame in its slots.
+      inside: weights of the pooled tokens of a frame in its slots, from its number.
+      cells: P.
       capacity: rows of the output.
       inter: whether clips are merged.
     """
-    (t, n), cells = own.shape, inside.shape[1]
+    t, n = own.shape
     slots = jnp.stack([own, merged], axis=1)
     source, valid, count = compact.compact(slots.reshape(-1), capacity)
     before = (jnp.cumsum(slots.reshape(-1)) - slots.reshape(-1)).reshape(t, 2, n)
-    frame, plane, slot = jnp.minimum(source // (2 * n), t - 1), (source // n) % 2, source % n
+    listed = jnp.minimum(source, 2 * n * t - 1)
+    frame = lax.div(listed, jnp.int32(2 * n))
+    slot = listed - 2 * n * frame
+    plane = (slot >= n).astype(jnp.int32)
+    slot = slot - n * plane
     origin = jnp.where(plane == 1, clips.lead[frame], frame)
     ids = jnp.where(valid, origin * cells + cell[origin, slot], t * cells).astype(jnp.int32)
 
@@ -57,27 +64,35 @@ def arrange(
     share = jnp.where(clips.key[:, None, None], jnp.eye(n), mix)
     best = jnp.minimum(first_argmax(share), n - 1)
     goes = used & ~newline & merged[clips.end].any(1, keepdims=True) & (given | clips.key[:, None]) & inter
-    place = before[clips.end, 1][jnp.arange(t)[:, None], best]
+    place = entries_at(before[clips.end, 1], best)
     row = jnp.where(goes, jnp.minimum(place, capacity), capacity)
-    amount = jnp.where(goes, jnp.take_along_axis(mix, best[..., None], axis=2)[..., 0], 0.0)
-    target = jnp.where(used & ~newline, jnp.arange(t)[:, None] * cells + cell, t * cells)
+    amount = jnp.where(goes, entries_at(mix, best[..., None])[..., 0], 0.0)
 
     # All other tokens of a frame are transported into its slots, and with these on into the anchors of the clip.
-    onward = jnp.where(goes[..., None], mix, 0.0)
-    along = jnp.einsum("tps,tsa->tpa", inside, onward, precision=lax.Precision.HIGHEST)
-    weights = jnp.concatenate([jnp.where(own[:, None], inside, 0.0), along], axis=2)
-    largest = jnp.minimum(first_argmax(weights), 2 * n - 1)
+    def most_of(args: tuple) -> tuple[Array, Array]:
+        number, own, mix, goes = args
+        within = inside(number)
+        along = weigh(within, jnp.where(goes[:, None], mix, 0.0))
+        weights = jnp.concatenate([jnp.where(own, within, 0.0), along], axis=1)
+        return jnp.minimum(first_argmax(weights), 2 * n - 1), jnp.max(weights, axis=1)
+
+    # A frame at a time on any machine: only numbers of tokens then exist for all frames.
+    largest, most = lax.map(most_of, (jnp.arange(t, dtype=jnp.int32), own, mix, goes))
     places = jnp.concatenate([before[:, 0], before[clips.end, 1]], axis=1)
-    most = jnp.take_along_axis(weights, largest[..., None], axis=2)[..., 0]
-    into = jnp.where(most > 0, jnp.minimum(jnp.take_along_axis(places, largest, axis=1), capacity), capacity)
-    rows, taken = (jnp.append(array.reshape(-1), 0) for array in (into, jnp.where(into < capacity, most, 0.0)))
+    into = jnp.where(most > 0, jnp.minimum(entries_at(places, largest), capacity), capacity)
+    taken = jnp.where(into < capacity, most, 0.0)
+    # A token that holds a slot goes where the slot does.
+    slot_of = first_occurrence(jnp.where(used & ~newline, cell, cells), cells)
+    held, slot_of = slot_of < n, jnp.minimum(slot_of, n - 1)
+    rows = jnp.where(held, entries_at(row, slot_of), into).astype(jnp.int32)
+    taken = jnp.where(held, entries_at(amount, slot_of), taken)
     return {
         "ids": ids,
         "valid": valid,
         "count": count,
         "is_pick": valid & (plane == 0) & ~newline[frame, slot],
-        "row": rows.astype(jnp.int32).at[target].set(row.astype(jnp.int32))[None, :-1],
-        "weight": taken.at[target].set(amount)[None, :-1],
+        "row": rows.reshape(1, -1),
+        "weight": taken.reshape(1, -1),
         "source": source,
     }
 
@@ -102,16 +117,19 @@ def output_rows(
     """
     t, k, span = starts.shape[0], source.shape[0], 2 * slots
     room = max(k, span)
-    frames, place = jnp.arange(t, dtype=jnp.int32), jnp.arange(span, dtype=jnp.int32)
+    frames = jnp.arange(t, dtype=jnp.int32)
     # A frame's rows lie in a window of the output that holds all it can have and ends inside.
-    begins = jnp.minimum(jnp.searchsorted(source, frames * span).astype(jnp.int32), room - span)
-    listed = jnp.append(source, jnp.full(room - k, t * span, source.dtype))[begins[:, None] + place]
-    local = jnp.where(listed // span == frames[:, None], listed % span, span)
+    begins = jnp.searchsorted(source, frames * span, method="scan" if on_cpu() else "compare_all")
+    begins = jnp.minimum(begins.astype(jnp.int32), room - span)
+    listed = jnp.append(source, jnp.full(room - k, t * span, source.dtype))
     width = jax.eval_shape(tokens, begins[0]).shape[1]
 
     def frame(state: tuple, args: tuple) -> tuple[tuple, None]:
         total, out = state
-        number, begin, rows, start = args
+        number, begin, start = args
+        rows = lax.dynamic_slice(listed, (begin,), (span,))
+        rows = rows - number * span
+        rows = jnp.where((rows >= 0) & (rows < span), rows, span)
         own = tokens(number)
         if mix is not None:
             total = jnp.where(start, 0.0, total) + weigh(mix[number].T, own)
@@ -121,7 +139,7 @@ def output_rows(
         return (total, lax.dynamic_update_slice(out, block, (begin, 0))), None
 
     state = jnp.zeros((slots, width)), jnp.zeros((room, width), dtype)
-    (_, out), _ = lax.scan(frame, state, (frames, begins, local, starts))
+    (_, out), _ = lax.scan(frame, state, (frames, begins, starts))
     return out if room == k else out[:k]
 
 

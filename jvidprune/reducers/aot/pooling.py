@@ -12,7 +12,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops.pool import pool_tokens, pooling_matrix
-from jvidprune.ops.similarity import dot_f32, over_frames
+from jvidprune.ops.select import first_occurrence
+from jvidprune.ops.similarity import dot_f32
 from jvidprune.ops.transport import Scaled
 from jvidprune.reducers.aot.anchors import Selection
 from jvidprune.reducers.aot.intra import Intra, Merge
@@ -58,11 +59,7 @@ def kept_slots(
         grid = pooled.reshape(-1, *geometry.pooled)
         ends = jnp.broadcast_to(frame_mask[:, None, None], (*grid.shape[:2], 1))
         pooled = jnp.concatenate([grid, ends], axis=2).reshape(pooled.shape[0], -1)
-    total = pooled.shape[1]
-    place = jnp.where(pooled, jnp.minimum(jnp.cumsum(pooled, axis=1) - 1, slots), slots)
-    blank = jnp.full(slots + 1, total, jnp.int32)
-    ids = jnp.arange(total, dtype=jnp.int32)
-    return pooled, jax.vmap(lambda p: blank.at[p].set(ids)[:slots])(place)
+    return pooled, first_occurrence(jnp.where(pooled, jnp.cumsum(pooled, axis=1) - 1, slots), slots)
 
 
 def pooled_weights(
@@ -72,33 +69,41 @@ def pooled_weights(
     chosen: Int[Array, "T n"],
     geometry: Geometry,
     anchors_only: bool,
+    plan_of: Callable[[Int[Array, ""]], Scaled] | None = None,
 ) -> Float[Array, "T n N"]:
     """Weights of a frame's tokens in its output slots: merged anchors and untouched neighbours, pooled together.
 
     `anchors_only` pools the anchors alone (their weighted mean) instead of diluting them by pruned neighbours (Q9).
+    `plan_of` makes the plan of a frame where `intra` does not hold it (`transport_each_frame`).
     """
     table = jnp.asarray(slot_pooling(geometry))
     n = geometry.tokens
 
-    def frame(slots: Array, ids: Array, anchors: Array, sources: Array, active: Array, plan: Scaled, near: Array):
+    def frame(t: Array, slots: Array, ids: Array, anchors: Array, sources: Array, active: Array, near: Array):
+        plan = jax.tree.map(lambda leaf: leaf[t], intra.plan) if plan_of is None else plan_of(t)
         own, taken = merge(plan, near, sources, active)
         weights = table[slots]
         if anchors_only:
             weights = jnp.where(anchors, weights, 0.0)
             weights = weights / jnp.maximum(weights.sum(1, keepdims=True), 1e-9)
-        inside = jnp.minimum(ids, n - 1)
-        onto = jnp.where(active, weights[:, inside], 0.0)
-        keep = jnp.ones(n + 1).at[jnp.where(active, ids, n)].set(jnp.where(active, own, 1.0))[:n]
-        return weights * keep + dot_f32(onto, taken)
+        if ids.shape[0] == n:  # Every token is its own candidate.
+            onto, keep = weights, own
+        else:
+            onto = weights[:, jnp.minimum(ids, n - 1)]
+            keep = jnp.ones(n + 1).at[jnp.where(active, ids, n)].set(jnp.where(active, own, 1.0))[:n]
+        keep = jnp.where(anchors, keep, 1.0)
+        return weights * keep + dot_f32(jnp.where(active, onto, 0.0), taken)
 
-    arrays = chosen, selection.candidates, intra.anchors, intra.sources, intra.active, intra.plan
-    return over_frames(frame, *arrays, selection.cosines)
+    numbers = jnp.arange(chosen.shape[0], dtype=jnp.int32)
+    arrays = numbers, chosen, selection.candidates, intra.anchors, intra.sources, intra.active
+    # One after the other on any machine: the many (N, C) arrays of a frame then lie beside the arithmetic.
+    return lax.map(lambda args: frame(*args), (*arrays, selection.cosines))
 
 
 def shares(
     pooled: Float[Array, "T n N"], table: Float[Array, "P N"], used: Bool[Array, "T n"]
-) -> Float[Array, "T P n"]:
-    """Weight of every pooled token of a frame in its output slots, 0 in slots that hold none.
+) -> Callable[[Int[Array, ""]], Float[Array, "P n"]]:
+    """A function of the frame's number to the weights of its pooled tokens in its output slots, 0 in slots without one.
 
     Args:
       pooled: from `pooled_weights`.
@@ -106,8 +111,7 @@ def shares(
       used: slots that hold a token of the frame.
     """
     part = table / jnp.maximum(table.sum(0), 1e-9)
-    weights = jnp.einsum("tsj,pj->tps", pooled, part, precision=lax.Precision.HIGHEST)
-    return jnp.where(used[:, None], weights, 0.0)
+    return lambda t: jnp.where(used[t], dot_f32(part, pooled[t]), 0.0)
 
 
 def frame_tokens(

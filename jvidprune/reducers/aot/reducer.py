@@ -15,11 +15,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, NotNegative, Ratio, Share
 from jvidprune.ops import compact
+from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.pool import PoolKind, find_pooling, pool_tokens, pooled_side
 from jvidprune.ops.quarters import filled_quarter
@@ -39,7 +41,7 @@ from jvidprune.reducers.aot import sizes
 from jvidprune.reducers.aot.anchors import anchor_mask, select
 from jvidprune.reducers.aot.clips import Clips, clip_roles, dynamic_starts
 from jvidprune.reducers.aot.inter import ClipRules, Distinct, Inter, merge_clips, widen_slots
-from jvidprune.reducers.aot.intra import Intra, Merge, positions, transport_frames
+from jvidprune.reducers.aot.intra import Intra, Merge, positions, transport_each_frame, transport_frames
 from jvidprune.reducers.aot.output import arrange, flows, output_rows
 from jvidprune.reducers.aot.pooling import cell_pooling, frame_tokens, kept_slots, pooled_weights, shares, slot_cells
 from jvidprune.reducers.aot.types import AOTBudget, AOTPlan, AOTShared
@@ -123,7 +125,10 @@ class AOT(PositionedReducer):
     distinct: Distinct = "pmax"
     published: tuple[tuple[Ratio, Count], ...] = ()
 
-    wide_decisions = True
+    @property
+    def wide_decisions(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Unless the solver inside frames does without all plans at once."""
+        return not hasattr(self.intra_transport.solver, "on_kernels")
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]
@@ -174,10 +179,15 @@ class AOT(PositionedReducer):
     def decide(self, shared: AOTShared, budget: AOTBudget, *, capacity: int) -> AOTPlan:
         """Anchors, both transports and the output order for one budget."""
         geometry, t = shared.geometry, shared.x.shape[0]
-        intra = self.intra(shared, budget)
+        if on_cpu():
+            intra, plan_of = self.intra(shared, budget), None
+        else:
+            intra, plan_of = transport_each_frame(shared, *self._inside(shared, budget))
         slot_mask, chosen = kept_slots(intra.anchors, shared.frame_mask, geometry, shared.limit.slots)
         cells, newlines = (jnp.asarray(table) for table in slot_cells(geometry))
-        pooled = pooled_weights(intra, shared.selection, self.merge(budget), chosen, geometry, self.anchors_only)
+        pooled = pooled_weights(
+            intra, shared.selection, self.merge(budget), chosen, geometry, self.anchors_only, plan_of
+        )
         newline, used = newlines[chosen], chosen < slot_mask.shape[1]
         diagnostics = {
             "anchors": intra.anchors,
@@ -204,9 +214,12 @@ class AOT(PositionedReducer):
             inter = None
         table = jnp.asarray(cell_pooling(geometry))
         inside = shares(pooled, table, used & ~newline)
-        diagnostics["flow"], diagnostics["flow_share"] = flows(inter, inside, used & ~newline, cells[chosen], clips)
+        every = lax.map(inside, jnp.arange(t, dtype=jnp.int32))
+        diagnostics["flow"], diagnostics["flow_share"] = flows(inter, every, used & ~newline, cells[chosen], clips)
         most = used.sum(1).max().astype(jnp.int32)
-        order = arrange(own, merged, used, mix, clips, cells[chosen], newline, inside, capacity, self.inter)
+        order = arrange(
+            own, merged, used, mix, clips, cells[chosen], newline, inside, geometry.cells, capacity, self.inter
+        )
         # Anchors beyond what the capacity allows for are cut silently; the count then says that it was too small.
         short = budget.visual_tokens > shared.limit.visual_tokens
         order["count"] = jnp.where(short, jnp.maximum(order["count"], capacity + 1), order["count"])
@@ -221,8 +234,9 @@ class AOT(PositionedReducer):
         def run(size: int) -> Array:
             frame = frame_tokens(plan.pooled[:, :size], x, plan.newline[:, :size], vector)
             mix = plan.mix[:, :size, :size] if self.inter else None
-            half, slot = jnp.divmod(plan.source, slots)
-            return output_rows(frame, mix, plan.start, half * size + slot, size, x.dtype)
+            # Of slots that are fewer than in the plan, the place of a row is another one.
+            source = plan.source - lax.div(plan.source, jnp.int32(slots)) * (slots - size)
+            return output_rows(frame, mix, plan.start, source, size, x.dtype)
 
         tokens = filled_quarter(plan.slots, slots, run)
         _, rows = compact.source_slots(Plan(*plan[:7]))
@@ -231,8 +245,11 @@ class AOT(PositionedReducer):
 
     def intra(self, shared: AOTShared, budget: AOTBudget) -> Intra:
         """The anchors of one budget and the transport onto them inside frames."""
+        return transport_frames(shared, *self._inside(shared, budget))
+
+    def _inside(self, shared: AOTShared, budget: AOTBudget) -> tuple[Array, Transport]:
         anchors = anchor_mask(shared.selection, budget.local, budget.global_anchors, shared.frame_mask)
-        return transport_frames(shared, anchors, self.intra_transport.with_numbers(budget.intra))
+        return anchors, self.intra_transport.with_numbers(budget.intra)
 
     def merge(self, budget: AOTBudget) -> Merge:
         """How the stage inside frames turns its plans into weights."""
