@@ -30,11 +30,8 @@ def table(content: dict[str, Any]) -> str:
         "of HBM, and of HBM and VMEM together, with bodies of loops counted as often as they run, and as XLA's cost "
         "analysis counts them, each body once. Where data decide how often a loop runs, the program names a number; a "
         "star marks programs with loops that do not, counted once. In brackets: commit 287fd3c, whose output had room "
-        "for the tokens asked for and not for the next eighth of the video that `reduce` makes room for. Rows with ≤ "
-        "were counted before slices fetched ahead counted as slices, not as the arrays they are taken from: they are "
-        "upper bounds, and go when their rows are deleted from the JSON and the command runs again.\n",
-        "Eight / one: HBM bytes of eight ratios without their outputs, over all bytes of one; ~ of two upper bounds. "
-        "Compile times are of a "
+        "for the tokens asked for and not for the next eighth of the video that `reduce` makes room for.\n",
+        "Eight / one: HBM bytes of eight ratios without their outputs, over all bytes of one. Compile times are of a "
         "machine of two cores that ran other work as well; CPU seconds are those of the compiler's threads.\n",
         f"| method | ratios | {' | '.join(COLUMNS)} | eight / one |",
         f"| --- | ---: | {' | '.join('---:' for _ in COLUMNS)} | ---: |",
@@ -57,8 +54,7 @@ def table(content: dict[str, Any]) -> str:
             pair = row, before.get(key)
             now, then = (_value(one, name) / unit if one and name in (*one, "total") else None for one in pair)
             star = "*" if name in ("main", "total") and row["uncounted"] else ""
-            most = "≤ " if row.get("bound") and name in ("main", "total") else ""
-            cells.append(f"{most}{now:.{digits}f}{star}" + ("" if then is None else f" ({then:.{digits}f})"))
+            cells.append(f"{now:.{digits}f}{star}" + ("" if then is None else f" ({then:.{digits}f})"))
         cells.append(_quotient(rows, before, key))
         lines.append(f"| {method} | {ratios} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -76,8 +72,7 @@ def _quotient(rows: dict[str, Any], before: dict[str, Any], key: str) -> str:
         if single == key or not eight or not one or "refused" in one:
             return "" if not found else found[0]
         value = (eight["main"] - eight["outputs"]) / one["main"]
-        about = "~" if eight.get("bound") or one.get("bound") else ""
-        found.append(f"{about}{value:.1f}" if not found else f"({value:.1f})")
+        found.append(f"({value:.1f})" if found else f"{value:.1f}")
     return " ".join(found)
 
 
