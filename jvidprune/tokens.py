@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Index, Share, check_fields, checked
+from jvidprune.weights import Weights
 
 EVIDENCE: dict[str, str] = {
     "attention_last": "(T, N) attention received by each token in the last block of the tower that runs: softmax in "
@@ -352,10 +353,12 @@ class StageRule:
     Attributes:
       newlines: whether newline embeddings count as visual tokens.
       trims: whether the KV caches of the layers in front of the cut lose the dropped tokens too (PruneVid).
+      by_frame: whether the block of a token is its frame, and counts are those of frames (VideoLLM-MoD).
     """
 
     newlines: NewlineRole = dataclasses.field(default="layout", kw_only=True)
     trims: bool = dataclasses.field(default=False, kw_only=True)
+    by_frame: bool = dataclasses.field(default=False, kw_only=True)
 
     cuts: ClassVar[bool] = True
     """Whether tokens of the prompt are dropped."""
@@ -372,16 +375,18 @@ class InnerStage:
     A cut stands between two decoder layers: layers before `layer` see every position, `layer` and those after it see
     the kept ones. Text is always kept, each stretch of layers has its own length of KV cache, and nothing is cut during
     decoding. Several stages make a schedule. The one exception is a rule that acts while decoding (DyCoke), which
-    leaves the prompt alone.
+    leaves the prompt alone. A rule that routes drops nothing either: its stage is one layer that some tokens pass by.
 
     Attributes:
-      layer: 0-based index of the first decoder layer after the cut; a layer beyond the last one means no cut.
+      layer: 0-based index of the first decoder layer after the cut, or of the routed layer; a layer beyond the last one
+        means no cut.
       rule: what is chosen, and by what; one of `cuts.rules` or a user's own.
       kept: how many visual positions stay.
       positions: whether the tokens behind the cut keep their rotary positions or count from 0 again ("renumber").
       seed: of a rule that draws.
       where: "middle" lets layer `layer` attend to all tokens and cache them, cuts behind its attention branch, whose
         rows and keys the rule can read, and lets its MLP see the tokens that stay (FrameFusion, arXiv 2501.01986).
+      weights: arrays that the rule reads beside the model's own, such as those of a router.
     """
 
     layer: int
@@ -390,6 +395,7 @@ class InnerStage:
     positions: CutPositions = "keep"
     seed: int = 0
     where: CutWhere = "before"
+    weights: Weights | None = None
 
     def __post_init__(self) -> None:
         """Refuses what is no stage.
@@ -415,6 +421,6 @@ class InnerStage:
         return self.layer + (self.where == "middle")
 
     @property
-    def shared(self) -> tuple[int, StageRule, CutPositions, CutWhere]:
+    def shared(self) -> tuple[int, StageRule, CutPositions, CutWhere, Weights | None]:
         """What the prompts of one batch must have in common; counts and seeds are each prompt's own."""
-        return self.layer, self.rule, self.positions, self.where
+        return self.layer, self.rule, self.positions, self.where, self.weights

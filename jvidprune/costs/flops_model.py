@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jvidprune.cuts.protocol import AHEAD, CutRule
+from jvidprune.cuts.routing import RouteRule
 from jvidprune.models import family as families
 from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.qwen.tower import QwenVisionConfig
@@ -19,7 +20,7 @@ from jvidprune.tokens import InnerStage, Layout
 
 
 class Segment(NamedTuple):
-    """A stretch of decoder layers between two cuts.
+    """A stretch of decoder layers between two cuts, or one routed layer.
 
     Attributes:
       start, stop: layers [start, stop).
@@ -47,7 +48,8 @@ class Segment(NamedTuple):
 def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: int) -> tuple[Segment, ...]:
     """How many tokens each stretch of layers reads; counts are those of `Inner.create` for one prompt.
 
-    A rule that keeps a share of every block keeps at most what is counted here. A decoding stage cuts nothing.
+    A rule that keeps a share of every block keeps at most what is counted here. A decoding stage cuts nothing. A routed
+    layer reads the tokens that run; rules that count in frames count as if there were one, which rounding alone tells.
 
     Args:
       stages: of the reducer, in any order; those at or behind the last layer do nothing.
@@ -78,7 +80,27 @@ def segments(stages: Sequence[InnerStage], layers: int, *, tokens: int, visual: 
         tokens, visual, start = tokens - visual + kept, kept, stage.boundary
         if rule.trims:
             found = [s._replace(cached=tokens) for s in found]
-    return (*found, Segment(start, layers, tokens, visual, tokens, *ahead, 0, again))
+    found.append(Segment(start, layers, tokens, visual, tokens, *ahead, 0, again))
+    for stage in stages:
+        if isinstance(stage.rule, RouteRule) and stage.layer < layers:
+            found = [piece for one in found for piece in _routed(one, stage, prompt, text)]
+    return tuple(found)
+
+
+def _routed(part: Segment, stage: InnerStage, prompt: int, text: int) -> list[Segment]:
+    """A stretch with one of its layers apart, if it holds it."""
+    at = stage.layer
+    if not part.start <= at < part.stop:
+        return [part]
+    kept = stage.kept.left(part.visual, prompt, text)
+    tokens = part.tokens - part.visual + kept
+    inside = part._replace(start=at, stop=at + 1, tokens=tokens, visual=kept, cached=tokens)
+    before, behind = part._replace(stop=at, unfed=0), part._replace(start=at + 1, keys_ahead=0, queries_ahead=0)
+    if at > part.start:
+        inside = inside._replace(keys_ahead=0, queries_ahead=0)
+    if at + 1 < part.stop:
+        inside = inside._replace(unfed=0)
+    return [piece for piece in (before, inside, behind) if piece.stop > piece.start]
 
 
 def _attention(queries: float, keys: float, width: int, *, half: bool = False) -> float:

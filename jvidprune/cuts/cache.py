@@ -30,6 +30,7 @@ class CacheSegment:
         were counted anew at a cut; None where they were not.
       start: first layer, static.
       stop: one past the last layer, static.
+      route: of a routed layer whose rule routes generated tokens too (`cuts.routing.Route`), or None.
     """
 
     k: Float[Array, "L B M K d"]
@@ -39,6 +40,7 @@ class CacheSegment:
     start: int = dataclasses.field(metadata={"static": True})
     stop: int = dataclasses.field(metadata={"static": True})
     shift: Int[Array, "B"] | None = None
+    route: Any = None
 
     @property
     def capacity(self) -> int:

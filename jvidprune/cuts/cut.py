@@ -96,7 +96,7 @@ class Cut:
         if not self.rule.brings_back:
             return state
         state = _spread(state)
-        axes = _axes(state)
+        axes = batch_axes(state)
         return jax.vmap(self.rule.restore, in_axes=(axes,), out_axes=axes)(state)
 
     def apply(
@@ -129,13 +129,13 @@ class Cut:
         seed = jnp.broadcast_to(self.seed, (batch,))
         rows = None if attention is None else attention.astype(jnp.float32)
         read = (rows, keys, normed, rotary)
-        chosen = jax.vmap(one, in_axes=(0, 0, 0, _axes(state)))(table, seed, read, shown)
+        chosen = jax.vmap(one, in_axes=(0, 0, 0, batch_axes(state)))(table, seed, read, shown)
         moved = None
         if chosen.order is not None:
             if rule.trims:
                 raise JvidpruneError("tokens that change their slots cannot be cut from the caches of earlier layers.")
             moved = Moved(chosen.order, jnp.take_along_axis(state.valid, chosen.order, axis=1))
-            state = _gather(state, *moved)
+            state = gathered(state, *moved)
         survivors = chosen.survivors if rule.brings_back else chosen.survivors & state.valid
         count = survivors.sum(axis=1, dtype=jnp.int32)
         record = CutRecord(chosen.score, survivors, state.source, count, chosen.diagnostics)
@@ -150,15 +150,15 @@ class Cut:
             elif rule.keeps_roles:
                 nothing: Any = None
                 aside = Spread(state._replace(hidden=nothing, side=None), index)
-            state = _gather(state, index, valid)
+            state = gathered(state, index, valid)
             moved = Moved(index if moved is None else jnp.take_along_axis(moved.index, index, axis=1), valid)
         elif moved is not None:
             moved = moved._replace(valid=survivors)
         state = state._replace(aside=aside)
-        return (state if self.positions == "keep" else _renumbered(state)), record, moved
+        return (state if self.positions == "keep" else renumbered(state)), record, moved
 
 
-def _axes(state: TokenState) -> Any:
+def batch_axes(state: TokenState) -> Any:
     """Batch axis of every field of a state."""
     zero: Any = 0
     return TokenState(*[zero] * len(TokenState._fields))._replace(positions=1 if state.positions.ndim == 3 else 0)
@@ -182,7 +182,9 @@ def _spread(state: TokenState) -> TokenState:
     return before._replace(hidden=hidden, valid=valid, side=state.side)
 
 
-def _gather(state: TokenState, index: Int[Array, "B C"], valid: Bool[Array, "B C"]) -> TokenState:
+def gathered(state: TokenState, index: Int[Array, "B C"], valid: Bool[Array, "B C"]) -> TokenState:
+    """The tokens of some slots; `valid` says which of these are in use."""
+
     def take(x: Array) -> Array:
         return jnp.take_along_axis(x, index, axis=1)
 
@@ -200,7 +202,7 @@ def _gather(state: TokenState, index: Int[Array, "B C"], valid: Bool[Array, "B C
     )
 
 
-def _renumbered(state: TokenState) -> TokenState:
+def renumbered(state: TokenState) -> TokenState:
     """Positions 0, 1, 2, ... of the valid slots, in their order."""
     if state.positions.ndim == 3:
         raise JvidpruneError(

@@ -17,7 +17,7 @@ from jvidprune.llm.batch import Reply
 from jvidprune.llm.encoded import EncodedVideo, sweep_video
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.reducers.protocol import Reducer
+from jvidprune.reducers.protocol import Reducer, inner_stages
 from jvidprune.tokens import VideoTokens
 
 
@@ -44,6 +44,7 @@ def possible_ratios(
     for ratio in ratios:
         try:
             reducer.budget(video.layout(), ratio or 1.0)
+            inner_stages(reducer, ratio or 1.0)
             possible.append(ratio)
         except ValueError as error:
             refused[ratio] = str(error)

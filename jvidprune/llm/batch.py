@@ -17,13 +17,14 @@ import numpy as np
 from jvidprune.cuts.cache import Cache
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.deepstack import kept_levels
-from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_places, shared_stages
+from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_frames, shared_places, shared_stages
 from jvidprune.llm.prompt_cuts import join_inner, prompt_inner
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.stages import StageClock
 from jvidprune.models.generate import NO_TOKEN, check_sampling, decode
 from jvidprune.models.prefill import PromptParts, prefill
 from jvidprune.models.score import score
+from jvidprune.ops.newline import NewlineKind
 from jvidprune.tokens import InnerStage
 
 if TYPE_CHECKING:
@@ -283,8 +284,7 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
         mutual.append(llm.prompts.bidirectional(wide, row.text))
         # The first video's layout decides which newlines compete at a cut.
         newline = videos[0].rules.newline_layout(llm.newline)
-        by_place = any(stage.rule.by_place for stage in videos[0].inner)
-        group = shared_places(videos, newline) if by_place else shared_blocks(videos)
+        group = _groups(videos, newline)
         found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=group)
         inners.append(found)
     slots = rows.filled(slots)
@@ -299,6 +299,14 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
     positions = np.concatenate([one.rotary for one in slots], axis=-2)
     valid = np.stack([one.valid for one in slots])
     return prefill(model, jnp.stack(rows.filled(embeds)), positions, valid, capacity=width + room, **parts)
+
+
+def _groups(videos: Sequence[ReducedVideo], newline: NewlineKind) -> np.ndarray | None:
+    """What the stages inside the model count in: frames, places in a frame, or the blocks of the plans."""
+    rules = [stage.rule for stage in videos[0].inner]
+    if any(rule.by_frame for rule in rules):
+        return shared_frames(videos)
+    return shared_places(videos, newline) if any(rule.by_place for rule in rules) else shared_blocks(videos)
 
 
 @jax.jit

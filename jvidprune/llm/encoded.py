@@ -206,6 +206,20 @@ def shared_places(videos: Sequence[ReducedVideo], newline: NewlineKind) -> np.nd
     return np.concatenate(parts, axis=1).astype(np.int32)
 
 
+def shared_frames(videos: Sequence[ReducedVideo]) -> np.ndarray:
+    """(2, K) frame of each row of all videos' reduced tokens, and of a newline that follows it: the same.
+
+    Frames of different videos differ.
+    """
+    parts, first = [], 0
+    for video in videos:
+        frames, tokens = video.video.tokens.features.shape[:2]
+        frame = np.minimum(np.asarray(video.reduced.index) // tokens, frames - 1)
+        parts.append(first + np.stack([frame, frame]))
+        first += frames
+    return np.concatenate(parts, axis=1).astype(np.int32)
+
+
 def shared_blocks(videos: Sequence[ReducedVideo]) -> np.ndarray | None:
     """(K,) group of each row of all videos' reduced tokens, for stages that keep a share of every group."""
     if "block" not in videos[0].reduced.diagnostics:

@@ -8,6 +8,7 @@ import numpy as np
 from jvidprune.cuts.cut import Cut
 from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.reselection import Reselection
+from jvidprune.cuts.routing import Route
 from jvidprune.llm.prompts.slots import SlotMap, bucket_length
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.tokens import InnerStage
@@ -40,8 +41,8 @@ def prompt_inner(
       text: its text tokens, before and after the video.
       newline: layout of the newline embeddings.
       layers: decoder layers.
-      block: (K,) group of each reduced row, for rules that count in blocks; or (2, K) places of the rows and of the
-        newlines that follow them, for rules that go by places in a frame.
+      block: (K,) group of each reduced row, for rules that count in blocks; or (2, K) frames, or places in a frame, of
+        the rows and of the newlines that follow them, for rules that go by these.
     """
     acting = [stage for stage in stages if stage.boundary < layers]
     if not acting:
@@ -82,6 +83,12 @@ def join_inner(rows: Sequence[Inner]) -> Inner:
         seeds = np.stack([cut.seed for cut in same])
         lengths = [cut.capacity for cut in same if cut.capacity is not None]
         cuts.append(dataclasses.replace(same[0], table=tables, seed=seeds, capacity=max(lengths, default=None)))
+    routes: list[Route] = []
+    for same in zip(*(row.routes for row in rows), strict=True):
+        tables = np.concatenate([np.atleast_2d(route.table) for route in same])
+        seeds = np.stack([route.seed for route in same])
+        lengths = [route.capacity for route in same if route.capacity is not None]
+        routes.append(dataclasses.replace(same[0], table=tables, seed=seeds, capacity=max(lengths, default=None)))
     visual, text_queries, block = (
         np.concatenate([getattr(row, name) for row in rows]) for name in ("visual", "text_queries", "block")
     )
@@ -90,4 +97,5 @@ def join_inner(rows: Sequence[Inner]) -> Inner:
         names = ("visual", "keep") if isinstance(policy, Reselection) else ("video", "keep", "previous", "kept")
         arrays = {name: np.concatenate([getattr(one, name) for one in policies]) for name in names}
         policy = dataclasses.replace(policy, **arrays)
-    return Inner(tuple(cuts), visual, text_queries, block, policy, max(row.query_rows for row in rows))
+    most = max(row.query_rows for row in rows)
+    return Inner(tuple(cuts), visual, text_queries, block, policy, most, tuple(routes), rows[0].layers)

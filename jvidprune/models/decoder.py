@@ -153,12 +153,21 @@ class Decoder(nnx.Module):
         """
         ahead = self._layer(layer)
         step = self.step_in(step, layer)
-        x = x if ahead.norm_after else ahead.norm1(x)
+        x = self.entering(x, layer)
         asked, cos, sin = (jnp.take_along_axis(part, rows[..., None], axis=1) for part in (x, step.cos, step.sin))
         return row_weights(ahead.attn.queries(asked, cos, sin), rows, ahead.attn.keys(x, step))
 
+    def entering(self, x: Float[Array, "B S D"], layer: int) -> Float[Array, "B S D"]:
+        """What the attention of one layer, static, reads: the states under its norm, or as they are (OLMo)."""
+        return x if self.config.norm_after else self._layer(layer).norm1(x)
+
     def mix(
-        self, x: Float[Array, "B S D"], step: Step, layer: int, rows: Int[Array, "B R"] | None = None
+        self,
+        x: Float[Array, "B S D"],
+        step: Step,
+        layer: int,
+        rows: Int[Array, "B R"] | None = None,
+        past: CacheSegment | None = None,
     ) -> tuple[Float[Array, "B S D"], LayerOutputs]:
         """The attention branch of one layer: the residual in front of its MLP, and what `run` leaves of a layer.
 
@@ -167,14 +176,19 @@ class Decoder(nnx.Module):
           step: from `step`.
           layer: static.
           rows: slots whose attention weights are returned.
+          past: cache segment that covers the layer, read only; None in a prefill.
         """
-        step = self.step_in(step, layer)
-        x, keys, weights = self._layer(layer).mix(x, step, None, causal=True, rows=rows)
+        step, before = self.step_in(step, layer), None
+        if past is not None:
+            before = Past(past.k[layer - past.start], past.v[layer - past.start], past.valid)
+        x, keys, weights = self._layer(layer).mix(x, step, before, causal=True, rows=rows)
         return x, LayerOutputs(keys.k[None], keys.v[None], None, None if weights is None else weights[None])
 
-    def feed(self, x: Float[Array, "B S D"], layer: int) -> Float[Array, "B S D"]:
-        """The MLP branch of one layer, static."""
-        return self._layer(layer).feed(x)
+    def feed(
+        self, x: Float[Array, "B S D"], layer: int, gate: Float[Array, "B S"] | None = None
+    ) -> Float[Array, "B S D"]:
+        """The MLP branch of one layer, static; each token's is multiplied by its gate where there is one."""
+        return self._layer(layer).feed(x, gate)
 
     def _layer(self, layer: int) -> Any:
         graph, state = nnx.split(self.layers)
@@ -237,6 +251,10 @@ class Decoder(nnx.Module):
         valid = jnp.ones((tokens.shape[0], 1), bool)
         segments, policy = [], cache.policy
         for segment, step in self._steps(cache, cache.position[:, None], valid):
+            if segment.route is not None:
+                x, k, v, ran = segment.route.read_on(self, x, cache.position[:, None], segment)
+                segments.append(segment.append(k, v, ran))
+                continue
             x, k, v, policy, segment = self._decode_segment(x, step, segment, policy, cache.position)
             segments.append(segment.append(k, v, valid))
         return self.logits(x[:, 0]), Cache(tuple(segments), cache.position + 1, policy)
@@ -250,6 +268,9 @@ class Decoder(nnx.Module):
         positions = cache.position[:, None] + jnp.arange(tokens.shape[1])
         x = self.embed_text(tokens)
         for segment, step in self._steps(cache, positions, jnp.ones(tokens.shape, bool)):
+            if segment.route is not None:
+                x, *_ = segment.route.read_on(self, x, positions, segment)
+                continue
             x, _ = self.run(x, step, segment.start, segment.stop, past=segment)
         return x
 

@@ -111,6 +111,7 @@ class DecoderLayer(nnx.Module):
         out = self.attn.o(out.reshape(*x.shape[:2], -1))
         return x + (self.norm1(out) if self.norm_after else out), keys, weights
 
-    def feed(self, x: Array) -> Array:
-        """The MLP branch alone."""
-        return x + (self.norm2(self.mlp(x)) if self.norm_after else self.mlp(self.norm2(x)))
+    def feed(self, x: Array, gate: Array | None = None) -> Array:
+        """The MLP branch alone, each token's multiplied by its gate (B, S) where there is one."""
+        out = self.norm2(self.mlp(x)) if self.norm_after else self.mlp(self.norm2(x))
+        return x + (out if gate is None else (gate[..., None] * out.astype(gate.dtype)).astype(x.dtype))

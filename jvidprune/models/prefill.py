@@ -14,6 +14,7 @@ from jvidprune.cuts.cut import Cut, CutRecord, Moved
 from jvidprune.cuts.inner import Inner, last_valid
 from jvidprune.cuts.protocol import AHEAD, TokenState
 from jvidprune.cuts.reselection import Reselection
+from jvidprune.cuts.routing import Ran, Route, RouteRecord
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.decoder import Decoder
 from jvidprune.parallel import on_every_device, on_mesh_of
@@ -48,6 +49,7 @@ class Read(NamedTuple):
       fits: () whether no rule kept more tokens than its cut has slots for, the last of which would be lost; None where
         no cut moves tokens together.
       states: the tokens behind each cut, in order.
+      routes: what each routed layer did, in order.
     """
 
     logits: Float[Array, "B V"]
@@ -56,6 +58,7 @@ class Read(NamedTuple):
     hidden: Float[Array, "B S D"]
     fits: Bool[Array, ""] | None
     states: tuple[TokenState, ...] = ()
+    routes: tuple[RouteRecord, ...] = ()
 
 
 def prefill(
@@ -93,7 +96,7 @@ def prefill(
         logits, cache, fits = run_prefill(model, embeds, positions, valid, cache, parts, packed=packed)
     if fits is not None and not fits:
         raise JvidpruneError(
-            "a rule inside the language model kept more tokens at a cut than its stage counts, so that the end of the "
+            "a rule inside the language model kept more tokens than its stage counts, so that the end of the "
             "prompt would be lost; keep at most inputs.kept visual tokens, or raise the stage's Kept."
         )
     return logits, cache
@@ -146,11 +149,12 @@ def read_prompt(
         seen = jnp.where(valid, positions, -1)
         next_position = seen.max(axis=(0, 2) if positions.ndim == 3 else 1) + 1
     following = jnp.asarray(next_position).astype(jnp.int32)
-    cuts = {cut.boundary: cut for cut in inner.cuts}
+    cuts, routes = {cut.boundary: cut for cut in inner.cuts}, {route.layer: route for route in inner.routes}
     state = inner.start(embeds.astype(decoder.dtype), positions, valid)._replace(bidirectional=bidirectional)
     shift: Array | None = None
     records: list[CutRecord] = []
     states: list[TokenState] = []
+    routed: list[RouteRecord] = []
     written: list[_Written] = []
     policy: Any = inner.policy
     dense, deepstack = packed, levels
@@ -158,13 +162,20 @@ def read_prompt(
         cut, attention, keys = cuts.get(layer), None, None
         if layer > 0:
             segment = cache.segments[len(written)]
-            rows = None if cut is None or cut.rule.probe in AHEAD else inner.rows(cut, state)
-            causal, middle = cut is None or cut.rule.causal, cut is not None and cut.where == "middle"
-            hidden, keys, values, attention = _run_layers(
-                decoder, state, segment.start, layer, deepstack, rows, causal=causal, packed=packed, middle=middle
-            )
-            written.append(_Written(keys, values, state.valid, shift))
-            state = state._replace(hidden=hidden)
+            if (route := routes.get(segment.start)) is not None:
+                state, part, found = _run_routed(decoder, route, state, deepstack, packed=packed)
+                renumbered = route.positions == "renumber"
+                own = following - part.valid.sum(axis=1, dtype=jnp.int32) if renumbered else shift
+                written.append(_Written(*part, own, route if route.rule.routes_answers else None))
+                routed.append(found)
+            else:
+                rows = None if cut is None or cut.rule.probe in AHEAD else inner.rows(cut, state)
+                causal, middle = cut is None or cut.rule.causal, cut is not None and cut.where == "middle"
+                hidden, keys, values, attention = _run_layers(
+                    decoder, state, segment.start, layer, deepstack, rows, causal=causal, packed=packed, middle=middle
+                )
+                written.append(_Written(keys, values, state.valid, shift))
+                state = state._replace(hidden=hidden)
         if cut is None:
             continue
         entering = state
@@ -190,18 +201,24 @@ def read_prompt(
         policy = policy.sized(cache.segments[0].capacity)
     segments = tuple(part.into(segment) for part, segment in zip(written, cache.segments, strict=True))
     logits = decoder.logits(state.hidden[jnp.arange(valid.shape[0]), last_valid(state.valid)])
-    room = [record.count <= cut.capacity for cut, record in zip(inner.cuts, records, strict=True) if cut.capacity]
+    counted = (*zip(inner.cuts, records, strict=True), *zip(inner.routes, routed, strict=True))
+    room = [record.count <= stage.capacity for stage, record in counted if stage.capacity]
     fits = jnp.stack(room).all() if room else None
-    return Read(logits, Cache(segments, following, policy), tuple(records), state.hidden, fits, tuple(states))
+    cache = Cache(segments, following, policy)
+    return Read(logits, cache, tuple(records), state.hidden, fits, tuple(states), tuple(routed))
 
 
 class _Written(NamedTuple):
-    """Keys and values (L, B, S, K, d) of one segment of layers, which of their slots are in use, and their shift."""
+    """Keys and values (L, B, S, K, d) of one segment of layers, which of their slots are in use, and their shift.
+
+    `route` is what routes generated tokens in these layers, or None.
+    """
 
     k: Array
     v: Array
     valid: Array
     shift: Array | None
+    route: Route | None = None
 
     def trimmed(self, record: CutRecord, moved: Moved | None) -> "_Written":
         """Without the tokens that a cut behind these layers dropped."""
@@ -216,7 +233,7 @@ class _Written(NamedTuple):
         length = self.valid.shape[1]
         if length > segment.capacity:
             raise JvidpruneError(f"a prompt of {length} tokens does not fit a cache of {segment.capacity} slots.")
-        return dataclasses.replace(segment.append(self.k, self.v, self.valid), shift=self.shift)
+        return dataclasses.replace(segment.append(self.k, self.v, self.valid), shift=self.shift, route=self.route)
 
 
 def _take_cut(
@@ -244,6 +261,16 @@ def _take_cut(
     if cut.rule.reads_rotary:
         rotary = decoder.step_in(decoder.step(state.positions, state.valid), max(layer - 1, 0))[:2]
     return cut.apply(state, attention, probed, normed, rotary)
+
+
+def _run_routed(
+    decoder: Decoder, route: Route, state: TokenState, deepstack: Array | None, *, packed: bool
+) -> tuple[TokenState, Ran, RouteRecord]:
+    """A routed layer, and what is added behind it to all tokens, those that passed it by too."""
+    hidden, part, record = route.run(decoder, state, packed=packed)
+    if deepstack is not None and route.layer < deepstack.shape[0]:
+        hidden = hidden + deepstack[route.layer].astype(hidden.dtype)
+    return state._replace(hidden=hidden), part, record
 
 
 def _finish_layer(decoder: Decoder, layer: int, state: TokenState, deepstack: Array | None) -> TokenState:

@@ -21,6 +21,7 @@ from jvidprune.reducers import registry
 from jvidprune.reducers.own import code_refused, own_class
 from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, check_ratio
 from jvidprune.texts import unknown
+from jvidprune.weights import Weights
 
 FILE = "jvidprune_config.json"
 """Name of the file in a checkpoint folder."""
@@ -328,6 +329,10 @@ def _plain(value: Any, what: str) -> Any:
         return value
     if isinstance(value, tuple):
         return [_plain(item, what) for item in value]
+    if isinstance(value, Weights):
+        if value.path is None:
+            raise JvidpruneError(f"{what} stands in no file: write it with Weights.write before it is saved.")
+        return value.path
     if type(value).__name__ in PARTS and type(value) is _part(type(value).__name__):
         return {"part": type(value).__name__, "settings": _settings(value, type(value).__name__)}
     return _method(value, what)

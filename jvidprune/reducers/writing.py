@@ -13,6 +13,7 @@ from jvidprune.ops.transport.kinds import NAMES as PARTS
 from jvidprune.reducers import registry
 from jvidprune.reducers.compose import Sequential, chain
 from jvidprune.reducers.protocol import Reducer, with_defaults
+from jvidprune.weights import Weights
 
 _Named = Callable[[str], Any]
 """From a bare name to the reducer that it stands for at this place; settings that are as there are not written."""
@@ -83,6 +84,8 @@ def _value(value: Any, what: str, inside: _Named, usual: Any) -> str:
         return repr(value)
     if isinstance(value, tuple) and all(isinstance(one, bool | int | float | str | tuple) for one in value):
         return f"[{', '.join(repr(one) for one in value)}]"
+    if isinstance(value, Weights) and value.path is not None:
+        return repr(value.path)
     name = type(value).__name__
     if name in PARTS and type(value) is getattr(transport, name):
         # Parts that a transport lacks are the method's own at that place.

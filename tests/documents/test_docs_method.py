@@ -8,6 +8,7 @@ import pytest
 from helpers import untrained
 from helpers.places import REPOSITORY
 
+from jvidprune.cuts.inner import Inner
 from jvidprune.llm.prompt_cuts import prompt_inner
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.prefill import prefill
@@ -51,3 +52,15 @@ def test_the_method_answers_and_cuts_where_it_says(method, tmp_path):
     assert [0 if part.shift is None else int(part.shift[0]) for part in cache.segments] == [
         whole - length for length in lengths
     ]
+
+
+def test_the_rule_that_routes_runs_its_share_in_every_other_layer(method):
+    names = dict(method)
+    exec(compile(SNIPPETS["route"], "docs/adding-a-method.md", "exec"), names)
+    visual, valid = np.arange(12)[None] < 8, np.ones((1, 12), bool)
+    inner = Inner.create(names["EveryOtherLayer"](depth=4).inner(0.25), visual, valid, layers=4)
+    assert [(route.layer, route.capacity) for route in inner.routes] == [(1, 6), (3, 6)]
+    x = np.random.default_rng(0).normal(size=(1, 12, 5)).astype("f4")
+    runs, *_ = inner.routes[0].choose(inner.start(jnp.asarray(x), np.arange(12)[None], jnp.asarray(valid)))
+    largest = np.argsort(-np.linalg.norm(x[0, :8], axis=-1))[:2]
+    assert np.flatnonzero(runs[0]).tolist() == [*sorted(largest), 8, 9, 10, 11]
