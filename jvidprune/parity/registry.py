@@ -23,6 +23,7 @@ _MODULES = (
     "pyramiddrop",
     "sparsevlm",
     "framefusion",
+    "mod",
     "flashvid_cut",
     "flashvid",
     "flashvid_hooks",

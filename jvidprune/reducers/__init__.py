@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.holov import HoloV
     from jvidprune.reducers.information_horizon import InformationHorizon
     from jvidprune.reducers.inner_random import InnerRandom
+    from jvidprune.reducers.mod import MoD
     from jvidprune.reducers.ottvid import OTTVid
     from jvidprune.reducers.protocol import BaseReducer, MethodInfo, PromptRules, Reducer, StagedReducer
     from jvidprune.reducers.prunevid import PruneVid
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.tome import ToMe
     from jvidprune.reducers.vcast import VCAST
     from jvidprune.reducers.vidcom2 import VidCom2
+    from jvidprune.reducers.videollm_mod import VideoLLMMoD
     from jvidprune.reducers.visionzip import VisionZip
     from jvidprune.reducers.writing import expression
     from jvidprune.reducers.zspaprune import ZSPAPrune
@@ -80,6 +82,7 @@ _SOURCES = {
     "holov": ("HoloV",),
     "information_horizon": ("InformationHorizon",),
     "inner_random": ("InnerRandom",),
+    "mod": ("MoD",),
     "ottvid": ("OTTVid",),
     "protocol": ("BaseReducer", "MethodInfo", "PromptRules", "Reducer", "StagedReducer"),
     "prunevid": ("PruneVid",),
@@ -95,6 +98,7 @@ _SOURCES = {
     "tome": ("ToMe",),
     "vcast": ("VCAST",),
     "vidcom2": ("VidCom2",),
+    "videollm_mod": ("VideoLLMMoD",),
     "visionzip": ("VisionZip",),
     "zspaprune": ("ZSPAPrune",),
     "jvidprune.stts.reducer": ("STTS",),
@@ -123,6 +127,7 @@ __all__ = [
     "InformationHorizon",
     "InnerRandom",
     "MethodInfo",
+    "MoD",
     "OTTVid",
     "PromptRules",
     "PruneVid",
@@ -139,6 +144,7 @@ __all__ = [
     "ToMe",
     "Uniform",
     "VidCom2",
+    "VideoLLMMoD",
     "VisionZip",
     "VisionZipQwen",
     "ZSPAPrune",

@@ -44,6 +44,8 @@ _METHODS: dict[str, tuple[str, str]] = {
     "framefusion": ("framefusion", "FrameFusion"),
     "swiftvlm": ("swiftvlm", "SwiftVLM"),
     "dstp": ("dstp", "DSTP"),
+    "mod": ("mod", "MoD"),
+    "videollm_mod": ("videollm_mod", "VideoLLMMoD"),
     "attention_topk": ("controls", "AttentionTopK"),
     "flashvid": ("flashvid", "FlashVID"),
     "fastvid": ("fastvid", "FastVID"),

@@ -58,6 +58,8 @@ _RATIOS = {
     "framefusion": "the mean share over 28 layers of the language model; all tokens enter it.",
     "swiftvlm": "the mean share over the layers of the language model, merged tokens included; all tokens enter it.",
     "dstp": "that of the host, whose count is kept at every step of the answer.",
+    "mod": "the mean share over the layers of the language model; all tokens enter it and leave it.",
+    "videollm_mod": "the mean share over the layers of the language model; all tokens enter it and leave it.",
     "attention_topk": "a share of the video.",
     "flashvid": "the mean share over the layers of the language model; more enter it, fewer stay behind the cut.",
     "fastvid": "a share of each frame, rounded down.",

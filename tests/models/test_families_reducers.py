@@ -35,6 +35,8 @@ CUT = {
     "framefusion": {"merge_calls": 1},
     "swiftvlm": {"cut_layers": (0, 1), "numbers": (30, 20), "groups": 3},
     "dstp": {"host": "fastv(layer=1)"},
+    "mod": {"schedule": "interleave", "factor": 0.3, "depth": 2},
+    "videollm_mod": {"share": 0.25, "depth": 2},
     "flashvid": {"pruning_layer": 1},
 }
 
@@ -71,6 +73,8 @@ KEPT = {
     "framefusion": 96,
     "swiftvlm": 96,
     "dstp": 96,
+    "mod": 96,
+    "videollm_mod": 96,
     "attention_topk": 29,
     "flashvid": 36,  # ceil(16 * 0.3 * 1.25) a frame
     "fastvid": 24,  # int(16 * 0.3) a frame
@@ -98,7 +102,7 @@ def aot_kept(video, reducer):
     return int((anchors.reshape(FRAMES, 4, 2, 4, 2).sum(axis=(2, 4)) >= 2).sum())
 
 
-# Visual tokens behind the cut: the share of what came in, newlines included where they compete.
+# Visual tokens behind the cut, or in the routed layer: the share of what came in, newlines included where they compete.
 BEHIND = {
     "inner_random": lambda n: round(n * CUT_RATIO),
     "fastv": lambda n: round(n * CUT_RATIO),
@@ -109,6 +113,8 @@ BEHIND = {
     "framefusion": lambda n: n - int(n - n * 0.3),  # the most similar merge before the first layer, nothing later
     "swiftvlm": lambda n: 20,
     "dstp": lambda n: round(n * CUT_RATIO),
+    "mod": lambda n: int(np.float32(n) * np.float32(0.3)),
+    "videollm_mod": lambda n: FRAMES * round(n // FRAMES * 0.25),
     "flashvid": lambda n: int(np.ceil(n * 0.3)),
     "holitom": lambda n: round(n * 0.5),
 }
