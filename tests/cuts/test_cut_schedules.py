@@ -314,7 +314,7 @@ def test_a_rule_that_keeps_too_much_is_refused_instead_of_losing_the_question(em
     model, where = VideoModel(), positions_of("qwen2")
     model.lm = decoder_of("qwen2")
     stages = [InnerStage(1, Greedy(), Kept(0.5))]
-    with pytest.raises(JvidpruneError, match="kept more tokens at a cut than its stage counts"):
+    with pytest.raises(JvidpruneError, match="kept more tokens than its stage counts"):
         prefill(model, embeds, where, VALID, capacity=S, inner=create(stages))
     whole = prefill(model, embeds, where, VALID, capacity=S)[0]
     for told in (create(stages, compact=False), create([InnerStage(1, Greedy(), Kept(1.0))])):

@@ -239,7 +239,7 @@ def test_a_draw_depends_on_seed_and_place_alone():
     ("stages", "sentence"),
     [
         ((top(2), InnerStage(2, RandomDraw())), "two cuts stand before one layer"),
-        ((InnerStage(2, StageRule()),), "StageRule is neither a cuts.protocol.CutRule nor a DecodeRule"),
+        ((InnerStage(2, StageRule()),), "StageRule is neither a cuts.protocol.CutRule, a DecodeRule nor"),
         ((top(0),), "its layer is at least 1, not 0"),
         ((top(1), dynamic()), "a decoding stage stands alone"),
         ((top(1), InnerStage(2, RandomDraw(trims=True))), "only the first cut"),
