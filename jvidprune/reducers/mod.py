@@ -160,7 +160,7 @@ class MoD(Full):
         low = -2.0 if self._curved else 0.0
         least = mean_share(self._with(low), self.depth)
         if ratio < least:
-            mend = "lowest=" if self._curved else "schedule='deep_all', or a decay,"
+            mend = "lowest=" if self._curved else "schedule='shiftedcos_decay'"
             raise JvidpruneError(
                 f"MoD with schedule {self.schedule!r} keeps a mean share of at least {least:.3g} over {self.depth} "
                 f"layers, got {ratio:g}; ask for more, or choose {mend} for less."
