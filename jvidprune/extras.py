@@ -17,6 +17,7 @@ EXTRAS: dict[str, str] = {
     "nbclient": "notebooks",
     "ipykernel": "notebooks",
     "jupyterlab": "notebooks",
+    "httpx2": "judge",
     "lmms_eval": "lmms-eval",
     "torch": "lmms-eval",
 }

@@ -15,6 +15,7 @@ from jvidprune.cli.bench import bench
 from jvidprune.cli.clip import clip
 from jvidprune.cli.export import export
 from jvidprune.cli.flops import flops
+from jvidprune.cli.judge import judge
 from jvidprune.cli.libraries import silent
 from jvidprune.cli.methods import methods
 from jvidprune.cli.models import models
@@ -33,6 +34,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     ask,
     reduce,
     sweep,
+    judge,
     serve,
     clip,
     video,

@@ -165,6 +165,7 @@ def swept(
     from jvidprune.cli.left_out import listed, note_left_out, nothing_answered
     from jvidprune.cli.reading import check_reading, open_model
     from jvidprune.evals.items import left_out
+    from jvidprune.evals.judge.scores import judged_run
     from jvidprune.evals.plan import BASELINES, SweepPlan
     from jvidprune.evals.records import counted
     from jvidprune.evals.results import make_table
@@ -172,6 +173,7 @@ def swept(
     from jvidprune.evals.tasks import open_task
     from jvidprune.files import check_folder
     from jvidprune.reducers import registry
+    from jvidprune.viz.judged_report import write_judged_files
     from jvidprune.viz.sweep_files import write_outputs
 
     methods, controls, ratios = choice.names(), choice.control_names(), choice.read_ratios()
@@ -231,7 +233,11 @@ def swept(
         if not found.samples:
             raise JvidpruneError(nothing_answered(task.name, found.left_out))
         if not counted(found.samples):
-            record = {"folder": str(found.files.folder), "complete": True, "unjudged": len(found.samples)}
+            record = {"folder": str(found.files.folder), "complete": True, "samples": len(found.samples)}
+            scored = judged_run(found.files.folder, found.samples)
+            titles = {name: registry.title(name) for name in plan.reducers}
+            report = write_judged_files(found.files.folder, scored, BASELINES | titles, found.identity)
+            record |= {"report": str(report), "unjudged": scored.awaiting, "judged": [row.row() for row in scored.rows]}
             return None, record | {"left_out": listed(found.left_out)}
         console.start("writing the report")
         table = make_table(found, task, {name: registry.title(name) for name in plan.reducers})
@@ -296,9 +302,11 @@ def open_host(launch: ProcessChoice) -> "tuple[Host, float]":
 def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) -> None:
     """Accuracy of every method at every ratio with its interval, and where the files are."""
     from jvidprune.cli.console import marked
+    from jvidprune.cli.judge import show_judged, waiting
     from jvidprune.cli.left_out import show_left_out
     from jvidprune.evals.controls import told
     from jvidprune.evals.paired import apart
+    from jvidprune.evals.plan import BASELINES
     from jvidprune.viz.sweep_plots import nearest_ratio
 
     console.print(sweep_table(table, intervals=console.width >= 130))
@@ -317,8 +325,9 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
         console.print(
             "[yellow]The weights of this model are random: its accuracies are noise, its costs are real.[/yellow]"
         )
+    show_judged(console, table.opened, BASELINES | table.titles)
     if table.unjudged:
-        console.print(f"{table.unjudged:,} open answers await a judge and stand in no accuracy")
+        console.print(waiting(table.unjudged, str(table.folder)), unbroken=True)
     show_left_out(console, record)
     resumed = f" ({record['resumed_samples']:,} were there)" if record["resumed_samples"] else ""
     console.print(f"{record['samples']:,} answers{resumed} · table.csv, plots and records beside the report")
@@ -328,15 +337,14 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
 def show_unfinished(console: "Console", record: dict[str, Any]) -> None:
     """A host that is done before others, or a task of open answers alone."""
     from jvidprune.cli.console import marked
+    from jvidprune.cli.judge import waiting
     from jvidprune.cli.left_out import show_left_out
 
     if record["complete"]:
         show_left_out(console, record)
-        console.print(
-            f"{record['unjudged']:,} open answers, which a judge has to read: "
-            f"[bold]{marked(record['folder'])}[/bold]/samples*.jsonl",
-            unbroken=True,
-        )
+        if record["unjudged"]:
+            console.print(waiting(record["unjudged"], record["folder"]), unbroken=True)
+        console.print(f"report: [bold]{marked(record['report'])}[/bold]", unbroken=True)
         return
     console.print(
         f"host {record['host']} of {record['hosts']} has done its clips; the host that finishes last writes the "

@@ -41,6 +41,8 @@ class Question:
       options: the choices in the order of their letters; for "yes_no" yes and no; for "short" the closed set of answers
         that the question admits, never shown to the model, empty where there is none.
       answer: the letter, "yes" or "no", the word, or what a judge compares an open answer with.
+      rubric: what a judge is asked about an open answer, by its name in `judge.rubrics.RUBRICS`; by default whether it
+        agrees with `answer`.
 
     Raises:
       JvidpruneError: a choice of more options than there are letters.
@@ -52,6 +54,7 @@ class Question:
     kind: Kind
     options: tuple[str, ...]
     answer: str
+    rubric: str = ""
 
     def __post_init__(self) -> None:
         if self.kind == "choice" and len(self.options) > len(LETTERS):

@@ -87,6 +87,9 @@ def answer_job(
             graded = grade(reply.text, question.answer, question.kind, question.options, rule=rule)
             record = {"clip": item.id, "question": question.id, "method": job.name, "ratio": ratio}
             record |= {"category": question.category, "prediction": reply.text, "answer": question.answer}
+            if question.kind == "open":
+                # A judge reads the record alone.
+                record |= {"asked": question.text, "rubric": question.rubric}
             counts = {"kept": reply.kept, "visual": reply.visual, "prompt": reply.prompt}
             samples.append(record | graded | counts)
         costs: Record = {"ratio": ratio, "refused": "", "reduce": reduce.seconds / len(job.ratios) / len(shown)}

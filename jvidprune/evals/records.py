@@ -27,6 +27,11 @@ def counted(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if record["correct"] is not None]
 
 
+def opened(records: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Samples that a judge has to read."""
+    return [record for record in records if record["correct"] is None]
+
+
 def is_batch(record: dict[str, Any]) -> bool:
     """Whether a record is that of one method and ratio on a clip: its costs, or why it was refused."""
     if not all(isinstance(record.get(name), str) for name in ("clip", "method", "refused")):

@@ -12,10 +12,11 @@ import numpy as np
 from jvidprune.evals.controls import WRITTEN, Standing, against_controls, is_control, written
 from jvidprune.evals.effect import Effect, effects
 from jvidprune.evals.items import LeftOut
+from jvidprune.evals.judge.scores import JudgedRun, judged_run
 from jvidprune.evals.metrics import ALL, Cell, summarise
 from jvidprune.evals.paired import Difference, Run, every_pair, two_best
 from jvidprune.evals.plan import BASELINES
-from jvidprune.evals.records import counted
+from jvidprune.evals.records import counted, opened
 from jvidprune.evals.runner import SweepRecords
 from jvidprune.evals.spans import Grounding, ground
 from jvidprune.evals.store import Record
@@ -72,7 +73,7 @@ class SweepTable:
       clips: number of clips.
       titles: method -> name as its paper writes it.
       left_out: what could not be asked and is not counted.
-      unjudged: open answers, which are recorded and stand in no number of the table.
+      opened: open answers, which stand in no accuracy, and what judges made of them.
       controls: names of the methods that are controls.
       standings: how the other methods stand against them, by (method, ratio); empty without a control.
       pairs: any two methods or controls compared on the same questions, by ratio.
@@ -91,7 +92,7 @@ class SweepTable:
     clips: int
     titles: dict[str, str]
     left_out: tuple[LeftOut, ...] = ()
-    unjudged: int = 0
+    opened: JudgedRun = dataclasses.field(default_factory=JudgedRun)
     controls: tuple[str, ...] = ()
     standings: dict[Run, Standing] = dataclasses.field(default_factory=dict)
     effects: dict[Run, Effect] = dataclasses.field(default_factory=dict)
@@ -116,6 +117,11 @@ class SweepTable:
         """Mean accuracy of a run over the categories, each counting alike, as MLVU is reported; None without any."""
         found = [cell.accuracy for name in self.categories if (cell := self.cell(method, ratio, name)) is not None]
         return math.fsum(found) / len(found) if found else None
+
+    @property
+    def unjudged(self) -> int:
+        """Open answers that no judge has read."""
+        return self.opened.awaiting
 
     def cell(self, method: str, ratio: float, category: str = ALL) -> Cell | None:
         """The accuracy of a run, None where there is none."""
@@ -152,7 +158,7 @@ def make_table(
         len({record["clip"] for record in samples}),
         titles,
         found.left_out,
-        len(found.samples) - len(samples),
+        judged_run(found.files.folder, opened(found.samples), draws=draws, seed=seed),
         controls,
         against_controls(samples, cells, controls, draws=draws, seed=seed),
         effects(samples, found.batches, runs, found.identity.get("model", {}).get("dtype", "float32")),

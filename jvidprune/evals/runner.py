@@ -26,6 +26,7 @@ from jvidprune.evals.hosts import (
 )
 from jvidprune.evals.identity import plain, run_hash
 from jvidprune.evals.items import Item, LeftOut, left_out
+from jvidprune.evals.judge.cases import write_open
 from jvidprune.evals.keys import BATCH_KEY, FAILURE_KEY, SAMPLE_KEY, Group, Keys, Stores
 from jvidprune.evals.pairs import Job, answer_job, possible_ratios
 from jvidprune.evals.plan import SweepPlan
@@ -128,6 +129,8 @@ def run_sweep(
     Several processes that share a folder each run the clips of their number (`evals.hosts`); the last one to finish, or
     any that is started later, joins their records into what a single process would have written.
 
+    When nothing is missing, the open answers among the samples are written to a file for `jvidprune judge`.
+
     Args:
       llm: the model.
       task: a `evals.items.Task`.
@@ -165,6 +168,8 @@ def run_sweep(
             absent = {number: failed.get(number) or keys.left_out(number, stores) for number in range(len(keys.items))}
             bad = {number: why for number, why in absent.items() if why is not None}
             samples, batches = keys.select(stores, tuple(bad))
+            if complete:
+                write_open(files.folder, samples)
         out_of_it = (*left_out(task), *bad.values())
         return SweepRecords(
             files, identity | {"controls": controls}, plan.runs(), samples, batches, resumed, complete, out_of_it

@@ -1,4 +1,4 @@
-"""The files of a sweep that people open: table.csv, effects.csv, pairs.csv, two plots and report.html."""
+"""The files of a sweep that people open: tables (table.csv and others), two plots and report.html."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,6 +6,7 @@ from typing import Any
 
 from jvidprune.evals.controls import written
 from jvidprune.evals.effect import flagged, write_effects
+from jvidprune.evals.judge.scores import write_judged
 from jvidprune.evals.paired import pair_row, write_pairs
 from jvidprune.evals.pairs import possible_ratios
 from jvidprune.evals.plan import SweepPlan
@@ -46,6 +47,7 @@ def write_outputs(
     write_pairs(table.pairs, folder / "pairs.csv")
     write_effects(table.effects.values(), folder / "effects.csv")
     write_grounding(table.grounding, folder / "grounding.csv")
+    write_judged(table.opened.rows, folder / "judged.csv")
 
     ratios = {name: some for name, _, some in plan.groups()}
 
@@ -72,8 +74,6 @@ def write_outputs(
     rebuilt = [table.titles[name] for name in plan.methods if "(reconstruction)" in table.titles[name]]
     if rebuilt:
         note += f" No code is public of {', '.join(rebuilt)}: what is shown was written after its description."
-    if table.unjudged:
-        note += f" {table.unjudged:,} open answers await a judge and stand in no number below."
     page = sweep_page(table, examples, model=model, note=note.strip())
     files = {"retention.svg": standalone(retention_plot(table)), "time.svg": standalone(time_plot(table))}
     for name, text in (files | {"report.html": page}).items():
@@ -87,6 +87,7 @@ def write_outputs(
         "resumed_samples": found.resumed,
         "samples": len(found.samples),
         "unjudged": table.unjudged,
+        "judged": [row.row() for row in table.opened.rows],
         "grounding": [one.row() for one in table.grounding],
         "rows": [
             _known(table.cells[run[0], run[1], "all"]) | {"category_mean": table.category_mean(*run)}

@@ -15,6 +15,7 @@ from jvidprune.evals.paired import apart
 from jvidprune.evals.plan import BASELINES, BLIND
 from jvidprune.evals.results import SweepTable
 from jvidprune.evals.spans import GROUNDING_HEAD, grounding_rows
+from jvidprune.viz.judged_report import judged_part
 from jvidprune.viz.overlay import LEGEND
 from jvidprune.viz.pages import render
 from jvidprune.viz.report import data_url
@@ -212,6 +213,7 @@ def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: st
         effects_head=_EFFECTS_HEAD,
         grounding=grounding_rows(table.grounding, BASELINES | table.titles),
         grounding_head=GROUNDING_HEAD,
+        judged=judged_part(table.opened, BASELINES | table.titles),
         peak=f"{peak / 2**20:,.0f}",
         costs_head=_COSTS_HEAD,
         costs=_costs(table),

@@ -14,8 +14,8 @@ from helpers.places import GOLDEN, REPOSITORY, TESTS
 from jvidprune.extras import EXTRAS
 from jvidprune.procedural.clips import ClipSpec, render, write_mp4
 
-GATED = sorted(set(EXTRAS) - {"optax", "orbax"})
-"""Optional packages that nothing else installs; flax brings the other two."""
+GATED = sorted(set(EXTRAS) - {"optax", "orbax", "httpx2"})
+"""Optional packages that nothing else installs; flax brings optax and orbax, huggingface_hub 2 brings httpx2."""
 
 
 def run(folder, lines, blocked=()):
@@ -129,6 +129,13 @@ def test_a_missing_extra_is_one_sentence_that_names_it(place, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_a_judge_without_its_client_is_told_before_it_is_asked(tmp_path):
+    line = ["judge", tmp_path, "--model", "m"]
+    asked, exported = run(tmp_path, [[*line, "--endpoint", "http://localhost:9/v1"], line], ["httpx2"])
+    assert asked[1]["err"] == "error: asking a judge needs httpx2: pip install 'jvidprune[judge]'.\n"
+    assert (asked[1]["code"], "has no open answers" in exported[1]["err"]) == (2, True)
+
+
 @pytest.mark.parametrize("module", ["optax", "orbax", "grain", "tensorboardX"])
 def test_each_package_of_training_is_told_by_itself(tmp_path, module):
     lines = [["train", "stts", "--folder", tmp_path / "run", "--tensorboard"]]
@@ -142,7 +149,7 @@ def test_each_package_of_training_is_told_by_itself(tmp_path, module):
 def test_the_table_of_extras_is_that_of_the_project():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     declared = project["optional-dependencies"]
-    names = {"orbax": "orbax-checkpoint", "lmms_eval": "lmms-eval", "torch": None, "libtpu": "jax[tpu]"}
+    names = {"orbax": "orbax-checkpoint", "lmms_eval": "lmms-eval", "torch": None}
     for module, extra in EXTRAS.items():
         package = names.get(module, module)
         assert package is None or any(line.startswith(package) for line in declared[extra]), (module, extra)

@@ -70,4 +70,5 @@ def _described(path: Path, suffix: str, number: int, row: Row) -> list[Entry]:
     known = {name: value for name, value in row.items() if name not in ("id", "questions") and value}
     pairs = [f"{asked['question'].strip()} {asked['answer']}" for asked in listing(row["questions"])]
     reference = json.dumps(known, ensure_ascii=False) if known else "\n".join(pairs)
-    return [Entry(_videos(part, video), AskedQuestion(video, _DESCRIBE, part, "open", (), reference, asked=_DESCRIBE))]
+    question = AskedQuestion(video, _DESCRIBE, part, "open", (), reference, "eventhallusion", _DESCRIBE)
+    return [Entry(_videos(part, video), question)]

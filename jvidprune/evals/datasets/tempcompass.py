@@ -40,7 +40,7 @@ def _entry(part: str, shard: str, number: int, row: Row) -> list[Entry]:
     text, name = row["question"], f"{part}-{shard}{number}-{row['dim']}"
     if part == "captioning":
         reference = f"{row['mc_question']}\nAnswer: {row['mc_answer']}"
-        question = AskedQuestion(name, text, str(row["dim"]), "open", (), reference, asked=text)
+        question = AskedQuestion(name, text, str(row["dim"]), "open", (), reference, "tempcompass_captioning", text)
     else:
         asked = f"{text}\n{_LAST[part]}"
         if part == "yes_no":

@@ -37,7 +37,7 @@ def _entries(part: str, shard: str, authors: bool, number: int, row: Row) -> lis
     asked = {"-1": row.get(one), "-2": row.get(two)} if part == "Consistency" else {"": row.get(alone)}
     answer, video = str(row["A" if authors else "answer"]), str(row["video_name"])
     found = [
-        AskedQuestion(f"{part}-{shard}{number}{mark}", text, part, "open", (), answer, asked=text)
+        AskedQuestion(f"{part}-{shard}{number}{mark}", text, part, "open", (), answer, f"vcgbench_{part.lower()}", text)
         for mark, text in asked.items()
         if text not in _ABSENT
     ]
