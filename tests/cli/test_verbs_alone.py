@@ -149,7 +149,7 @@ def test_each_package_of_training_is_told_by_itself(tmp_path, module):
 def test_the_table_of_extras_is_that_of_the_project():
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
     declared = project["optional-dependencies"]
-    names = {"orbax": "orbax-checkpoint", "lmms_eval": "lmms-eval", "torch": None}
+    names = {"orbax": "orbax-checkpoint", "lmms_eval": "lmms-eval", "torch": None, "libtpu": "jax[tpu]"}
     for module, extra in EXTRAS.items():
         package = names.get(module, module)
         assert package is None or any(line.startswith(package) for line in declared[extra]), (module, extra)
