@@ -137,6 +137,7 @@ LOOPS = {
     "holitom": {"window distances (at most)": FRAMES // 2},
     "ottvid": {"coverage steps": np.inf, "transport iterations": np.inf},
     "aot": {
+        "anchor cosines": FRAMES,
         "transport iterations (at most)": np.inf,
         "clip similarities and sums": FRAMES,
         "weighted sums": FRAMES,
