@@ -36,6 +36,12 @@ METHODS = {
 FIRST = {method: name for name, (method, _) in reversed(METHODS.items())}.values()
 """One case of each method."""
 
+
+def first(names):
+    """The names as cases, of which one of each method is part of the default run; the others are longer runs."""
+    return [pytest.param(name, marks=() if name in FIRST else pytest.mark.long) for name in names]
+
+
 FUSIONS = ("framefusion", "framefusion-rows", "framefusion-forced")
 COUNTED_ON_THE_WAY = ("sparsevlm-rank", "sparsevlm-video", *FUSIONS)
 
@@ -80,7 +86,7 @@ def test_counts_are_those_of_the_stage(decoder, embeds, name):
             assert (~VISUAL[row][kept]).sum() == (VALID & ~VISUAL)[row].sum()
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if not name.startswith("sparsevlm")])
+@pytest.mark.parametrize("name", first([name for name in METHODS if not name.startswith("sparsevlm")]))
 def test_keeping_all_is_the_identity(decoder, embeds, plain, name):
     stages = [
         dataclasses.replace(stage, kept=dataclasses.replace(stage.kept, number=999)) for stage in stages_of(name, 1.0)
@@ -109,14 +115,8 @@ def answered(decoder, embeds, inner, positions, valid):
     return jax.numpy.concatenate([read.logits[None], logits])
 
 
-@pytest.mark.parametrize(
-    ("name", "compact"),
-    [
-        pytest.param(name, compact, marks=() if compact and name in FIRST else pytest.mark.long)
-        for name in METHODS
-        for compact in (True, False)
-    ],
-)
+@pytest.mark.parametrize("compact", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.parametrize("name", first(METHODS))
 def test_padding_on_either_side_and_batch_mates_change_nothing(decoder, embeds, name, compact):
     stages = stages_of(name, 0.5)
     batched = read_and_decode(decoder, embeds, create(*stages, compact=compact))[0][:, :1]
@@ -130,7 +130,9 @@ def test_padding_on_either_side_and_batch_mates_change_nothing(decoder, embeds, 
         np.testing.assert_allclose(alone, batched, atol=3e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in (*COUNTED_ON_THE_WAY[:2], "horizon-dropped")])
+@pytest.mark.parametrize(
+    "name", first([name for name in METHODS if name not in (*COUNTED_ON_THE_WAY[:2], "horizon-dropped")])
+)
 def test_one_compile_for_all_ratios(decoder, embeds, name):
     before = read_and_decode._cache_size()
     found = [
@@ -141,7 +143,7 @@ def test_one_compile_for_all_ratios(decoder, embeds, name):
     assert np.abs(np.asarray(found[0]) - np.asarray(found[2])).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", first(METHODS))
 def test_a_cut_behind_the_last_layer_does_nothing(decoder, embeds, plain, name):
     stages = [dataclasses.replace(stage, layer=LAYERS + i) for i, stage in enumerate(stages_of(name, 0.5))]
     np.testing.assert_allclose(read_and_decode(decoder, embeds, create(*stages))[0], plain, atol=1e-6)

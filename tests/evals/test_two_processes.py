@@ -90,6 +90,7 @@ def assert_whole(out, whole):
     assert len(set(places[0])) == len(places[0])
 
 
+@pytest.mark.long
 def test_a_host_that_dies_comes_back_and_the_table_is_that_of_a_single_process(hosts, whole):
     hosts.kill_when_writing(1)
     written = results_of(hosts.own(1))

@@ -178,6 +178,7 @@ def test_a_few_steps_lower_both_losses(whole):
         assert np.mean([line["loss"] for line in curve[-3:]]) < 0.92 * curve[0]["loss"]
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_to_the_same_parameters_and_curve(whole, tmp_path):
     command = [sys.executable, "-c", _CHILD, str(tmp_path), "questions", "3"]
     paths = import_paths(Path(__file__).parent)
