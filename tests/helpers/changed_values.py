@@ -46,13 +46,13 @@ class KnownArrays(Mapping[str, np.ndarray]):
 
 
 def smallest_files(paths: Sequence[Path], known: Sequence[core.Comparer]) -> dict[Path, core.Comparer]:
-    """The smallest golden file of each comparer that has one."""
+    """The smallest golden file of each comparer that has one; a file that is a table of settings has no arrays."""
     found: dict[int, tuple[int, Path]] = {}
     for path in paths:
         golden = core.load_golden(path)
         size = sum(array.nbytes for array in golden.arrays.values())
         taker = next((number for number, one in enumerate(known) if one.recognises(golden)), None)
-        if taker is not None and (taker not in found or size < found[taker][0]):
+        if size and taker is not None and (taker not in found or size < found[taker][0]):
             found[taker] = size, path
     return {path: known[number] for number, (_, path) in found.items()}
 
