@@ -1,11 +1,14 @@
 """One small use of what an extra is for, in an environment that has this extra alone: smoke.py EXTRA FOLDER."""
 
+import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import urllib.request
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +70,31 @@ def smoke_serve(out: Path) -> None:
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
+
+
+def smoke_judge(out: Path) -> None:
+    """A server of the OpenAI protocol on loopback is asked for a verdict."""
+    from jvidprune.evals.judge.server import ChatServer
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            reply = {"choices": [{"message": {"content": f"{asked['model']}: 4"}}]}
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(reply).encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    async def ask(port: int) -> str:
+        async with ChatServer(f"http://127.0.0.1:{port}/v1", "judge", timeout=60) as server:
+            return await server.reply([{"role": "user", "content": "?"}])
+
+    assert "--endpoint" in verb("judge", "--help")
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request, daemon=True).start()
+        assert asyncio.run(ask(server.server_port)) == "judge: 4"
 
 
 def smoke_notebooks(out: Path) -> None:
