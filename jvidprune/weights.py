@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.fields import NO_SETTING
 from jvidprune.files import atomic_output
 
@@ -50,7 +50,8 @@ class Weights:
         try:
             return cls.of(load_file(path), str(path))
         except (SafetensorError, OSError, ValueError) as error:
-            raise JvidpruneError(f"{path} cannot be read as a safetensors file: {error}.") from error
+            named = quoted(str(path))
+            raise JvidpruneError(f"{named} cannot be read as a safetensors file: {reason(error)}.") from error
 
     def write(self, path: str | Path) -> "Weights":
         """The same weights, as the file that they are written to; it appears whole or not at all.

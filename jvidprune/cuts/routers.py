@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, ClassVar, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from jvidprune.cuts.protocol import TokenState
 from jvidprune.cuts.routing import Routed, RouteInputs, RouteRule
 from jvidprune.cuts.rules import random_scores, top_in_blocks
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.fields import Count, Share
 from jvidprune.ops.select import keep_top, rank_in_group
 from jvidprune.tokens import Kept
@@ -51,9 +51,23 @@ def read_norm(text: str) -> Norm:
     if function not in _FUNCTIONS:
         raise JvidpruneError(
             f"the gate of a router is {', '.join(_FUNCTIONS)}, alone or with two numbers as in 'tanh_0.2_1', "
-            f"got {text!r}."
+            f"got {quoted(repr(text))}."
         )
     return Norm(function, scale, shift)
+
+
+class _NormRule:
+    """The rule of `fields` for the name of a gate."""
+
+    words = "the name of a gate"
+
+    def check(self, value: str) -> str:
+        read_norm(value)
+        return value
+
+
+NormName = Annotated[str, _NormRule()]
+"""Annotation of a field that names a gate for `read_norm`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,11 +84,7 @@ class RouterTopK(RouteRule):
       norm: see `read_norm`.
     """
 
-    norm: str = "tanh_0.2_1"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        read_norm(self.norm)
+    norm: NormName = "tanh_0.2_1"
 
     def choose(self, inputs: RouteInputs, state: TokenState) -> Routed:
         """The `kept` largest of the prompt or of each frame, equal ones by position."""

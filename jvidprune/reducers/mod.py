@@ -22,7 +22,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 
-from jvidprune.cuts.routers import RandomRoute, RouterTopK, UniformRoute, read_norm
+from jvidprune.cuts.routers import NormName, RandomRoute, RouterTopK, UniformRoute
 from jvidprune.cuts.routing import RouteRule
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, Range, Seed, Share
@@ -114,7 +114,7 @@ class MoD(Full):
     depth: Count = 32
     span: Literal["official", "model"] = "official"
     router: AnyWeights | None = None
-    norm: str = "tanh_0.2_1"
+    norm: NormName = "tanh_0.2_1"
     scale_skipped: bool = True
     choice: Choice = "router"
     seed: Seed = 0
@@ -123,10 +123,8 @@ class MoD(Full):
         """Refuses numbers that make no schedule.
 
         Raises:
-          JvidpruneError: a lowest share above the highest, a share outside [0, 1], an unknown gate, or a router for
-            another choice.
+          JvidpruneError: a lowest share above the highest, a share outside [0, 1], or a router for another choice.
         """
-        read_norm(self.norm)
         if self.lowest > self.highest:
             raise JvidpruneError(
                 f"MoD's lowest share must not exceed its highest, got lowest={self.lowest:g} and "

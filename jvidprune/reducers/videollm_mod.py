@@ -20,7 +20,7 @@ of an even number. The count of the example is that before the language model.
 import dataclasses
 from typing import Any, ClassVar
 
-from jvidprune.cuts.routers import read_norm
+from jvidprune.cuts.routers import NormName
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, Seed, Share
 from jvidprune.reducers.counting import Terms
@@ -59,18 +59,17 @@ class VideoLLMMoD(Full):
     share: Share | None = None
     depth: Count = 28
     router: AnyWeights | None = None
-    norm: str = "tanh_0.2_1"
+    norm: NormName = "tanh_0.2_1"
     scale_skipped: bool = False
     choice: Choice = "router"
     seed: Seed = 0
 
     def __post_init__(self) -> None:
-        """Refuses an unknown gate.
+        """Refuses a router for another choice.
 
         Raises:
-          JvidpruneError: that, or a router for another choice.
+          JvidpruneError: that.
         """
-        read_norm(self.norm)
         check_choice("VideoLLM-MoD", self.choice, self.router)
 
     @classmethod
