@@ -37,9 +37,15 @@ def in_order(paths):
     return sorted(paths, key=lambda path: (path not in SMALLEST, name(path) in BY_CASE, path))
 
 
+def marks(path):
+    """The gate runs nearly all files optimised (.ci/optimised), and one of each comparer as the other tests run."""
+    golden = [] if name(path) in SLOW else [pytest.mark.golden]
+    return golden + ([] if path in SMALLEST or not golden else [pytest.mark.long])
+
+
 def passing():
     files = [path for path in in_order(FILES) if name(path) not in BY_CASE]
-    return [pytest.param(path, marks=() if name(path) in SLOW else pytest.mark.golden, id=name(path)) for path in files]
+    return [pytest.param(path, marks=marks(path), id=name(path)) for path in files]
 
 
 _LAST = [None]

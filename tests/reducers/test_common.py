@@ -104,15 +104,20 @@ PLANNED = [name for name, reducer in CASES.items() if with_defaults(reducer).tok
 """All but what runs the rest of a model's tower; `tests/stts` has that with towers."""
 CASES = {name: CASES[name] for name in (*PLANNED, *(name for name in CASES if name not in PLANNED))}
 
-# With this scope the tests run case after case.
-every = pytest.mark.parametrize("case", CASES, scope="module")
-planned = pytest.mark.parametrize("case", PLANNED, scope="module")
-# A program more for each case: other settings of a method have it in the longer run (-m long).
-compiled = pytest.mark.parametrize(
-    "case",
-    [pytest.param(name, marks=pytest.mark.long) if name in OTHER_SETTINGS else name for name in PLANNED],
-    scope="module",
-)
+ONCE_MORE = {text.partition("(")[0]: text for text in reversed(OTHER_SETTINGS)}.values()
+"""The first of each method's other settings; the rest of them is for the longer run (-m long)."""
+LONGER = set(OTHER_SETTINGS) - set(ONCE_MORE)
+
+
+def over(names, longer):
+    """With this scope the tests run case after case."""
+    cases = [pytest.param(name, marks=pytest.mark.long) if name in longer else name for name in names]
+    return pytest.mark.parametrize("case", cases, scope="module")
+
+
+every, planned = over(CASES, LONGER), over(PLANNED, LONGER)
+compiled = over(PLANNED, set(OTHER_SETTINGS))
+"""A program more for each case, of a method's own settings alone."""
 _LAST: list[str | None] = [None]
 
 
