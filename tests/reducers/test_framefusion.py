@@ -12,7 +12,7 @@ from helpers import reducer_checks as checks
 
 from jvidprune import reducers
 from jvidprune.costs import flops_model
-from jvidprune.cuts.framefusion import CostBudget, Fuse, FuseEmbeddings, likeness, quarters
+from jvidprune.cuts.framefusion import CostBudget, Fuse, FuseEmbeddings, quarters, time_similarity
 from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.protocol import TokenState
 from jvidprune.cuts.rules import TextInBlocks
@@ -179,7 +179,7 @@ def test_ties_merge_by_place_and_time():
 def test_states_of_zeros_and_bfloat16():
     x = np.ones((LENGTH, 8), np.float32)
     x[START + 2 * PLACES] = 0
-    found = likeness(jnp.asarray(x, jnp.bfloat16), jnp.asarray(BLOCK), jnp.asarray(VISUAL))
+    found = time_similarity(jnp.asarray(x, jnp.bfloat16), jnp.asarray(BLOCK), jnp.asarray(VISUAL))
     cosine = np.asarray(found.cosine)
     assert cosine.dtype == np.float32
     none = np.flatnonzero(VISUAL & (cosine == -2)).tolist()
