@@ -20,12 +20,15 @@ from jvidprune.cli.options import (
 from jvidprune.errors import JvidpruneError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.table import Table
 
     from jvidprune.cli.console import Console
     from jvidprune.evals.hosts import Host
     from jvidprune.evals.metrics import Cell
     from jvidprune.evals.results import Cost, SweepTable
+    from jvidprune.evals.runner import SweepRecords
 
 METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
 """What is compared unless the user says otherwise."""
@@ -165,7 +168,6 @@ def swept(
     from jvidprune.cli.left_out import listed, note_left_out, nothing_answered
     from jvidprune.cli.reading import check_reading, open_model
     from jvidprune.evals.items import left_out
-    from jvidprune.evals.judge.scores import judged_run
     from jvidprune.evals.plan import BASELINES, SweepPlan
     from jvidprune.evals.records import counted
     from jvidprune.evals.results import make_table
@@ -173,7 +175,6 @@ def swept(
     from jvidprune.evals.tasks import open_task
     from jvidprune.files import check_folder
     from jvidprune.reducers import registry
-    from jvidprune.viz.judged_report import write_judged_files
     from jvidprune.viz.sweep_files import write_outputs
 
     methods, controls, ratios = choice.names(), choice.control_names(), choice.read_ratios()
@@ -208,14 +209,6 @@ def swept(
             choice.longest(),
             controls={name: llm.reducer(name) for name in controls if name not in BASELINES},
         )
-        bar, text = None, ""
-
-        def progress(doing: str, done: int, total: int) -> None:
-            nonlocal bar, text
-            if bar is None or doing != text:
-                bar, text = console.task(doing, total), doing
-            bar(done, total)
-
         found = run_sweep(
             llm,
             task,
@@ -224,7 +217,7 @@ def swept(
             host=host,
             grace=grace,
             strict=choice.strict,
-            progress=progress,
+            progress=_bars(console),
             report=lambda bad: console.note(f"left out: {bad}"),
         )
         if not found.complete:
@@ -232,18 +225,40 @@ def swept(
             return None, record | {"left_out": listed(found.left_out)}
         if not found.samples:
             raise JvidpruneError(nothing_answered(task.name, found.left_out))
+        titles = {name: registry.title(name) for name in plan.reducers}
         if not counted(found.samples):
-            record = {"folder": str(found.files.folder), "complete": True, "samples": len(found.samples)}
-            scored = judged_run(found.files.folder, found.samples)
-            titles = {name: registry.title(name) for name in plan.reducers}
-            report = write_judged_files(found.files.folder, scored, BASELINES | titles, found.identity)
-            record |= {"report": str(report), "unjudged": scored.awaiting, "judged": [row.row() for row in scored.rows]}
-            return None, record | {"left_out": listed(found.left_out)}
+            return None, _to_be_judged(found, titles) | {"left_out": listed(found.left_out)}
         console.start("writing the report")
-        table = make_table(found, task, {name: registry.title(name) for name in plan.reducers})
+        table = make_table(found, task, titles)
         shown = "the embedded model" if model.model is None else llm.loaded.folder.name
         record = write_outputs(llm, task, plan, found, table, shown)
     return table, record | {"left_out": listed(table.left_out)}
+
+
+def _bars(console: "Console") -> "Callable[[str, int, int], None]":
+    """Progress of a run as a bar for each thing that it does in turn."""
+    bar, text = None, ""
+
+    def progress(doing: str, done: int, total: int) -> None:
+        nonlocal bar, text
+        if bar is None or doing != text:
+            bar, text = console.task(doing, total), doing
+        bar(done, total)
+
+    return progress
+
+
+def _to_be_judged(found: "SweepRecords", titles: dict[str, str]) -> dict[str, Any]:
+    """The record of a run all of whose answers a judge has to read; its files hold what was judged of them."""
+    from jvidprune.evals.judge.scores import judged_run
+    from jvidprune.evals.plan import BASELINES
+    from jvidprune.viz.judged_report import write_judged_files
+
+    folder = found.files.folder
+    scored = judged_run(folder, found.samples)
+    report = write_judged_files(folder, scored, BASELINES | titles, found.identity)
+    record = {"folder": str(folder), "complete": True, "samples": len(found.samples), "report": str(report)}
+    return record | {"unjudged": scored.awaiting, "judged": [row.row() for row in scored.rows]}
 
 
 def check_prompt(choice: SweepChoice, model: ModelChoice) -> None:

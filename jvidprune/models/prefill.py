@@ -145,10 +145,8 @@ def read_prompt(
         inner = Inner.create((), nothing, nothing, layers=0)
     decoder.check_length(embeds.shape[1])
     _check_stages(inner, cache, levels=0 if levels is None else levels.shape[0])
-    if next_position is None:
-        seen = jnp.where(valid, positions, -1)
-        next_position = seen.max(axis=(0, 2) if positions.ndim == 3 else 1) + 1
-    following = jnp.asarray(next_position).astype(jnp.int32)
+    following = _next_positions(valid, positions) if next_position is None else jnp.asarray(next_position)
+    following = following.astype(jnp.int32)
     cuts, routes = {cut.boundary: cut for cut in inner.cuts}, {route.layer: route for route in inner.routes}
     state = inner.start(embeds.astype(decoder.dtype), positions, valid)._replace(bidirectional=bidirectional)
     shift: Array | None = None
@@ -201,11 +199,21 @@ def read_prompt(
         policy = policy.sized(cache.segments[0].capacity)
     segments = tuple(part.into(segment) for part, segment in zip(written, cache.segments, strict=True))
     logits = decoder.logits(state.hidden[jnp.arange(valid.shape[0]), last_valid(state.valid)])
-    counted = (*zip(inner.cuts, records, strict=True), *zip(inner.routes, routed, strict=True))
-    room = [record.count <= stage.capacity for stage, record in counted if stage.capacity]
-    fits = jnp.stack(room).all() if room else None
-    cache = Cache(segments, following, policy)
+    cache, fits = Cache(segments, following, policy), _all_fit(inner, records, routed)
     return Read(logits, cache, tuple(records), state.hidden, fits, tuple(states), tuple(routed))
+
+
+def _all_fit(inner: Inner, cuts: list[CutRecord], routes: list[RouteRecord]) -> Array | None:
+    """Whether no stage ran on more tokens than it has room for; None where none has a bound."""
+    counted = (*zip(inner.cuts, cuts, strict=True), *zip(inner.routes, routes, strict=True))
+    room = [record.count <= stage.capacity for stage, record in counted if stage.capacity]
+    return jnp.stack(room).all() if room else None
+
+
+def _next_positions(valid: Array, positions: Array) -> Array:
+    """(B,) position behind the largest of each prompt, on whichever axis."""
+    seen = jnp.where(valid, positions, -1)
+    return seen.max(axis=(0, 2) if positions.ndim == 3 else 1) + 1
 
 
 class _Written(NamedTuple):

@@ -105,6 +105,37 @@ def answer(
     return Answered(read, np.stack(logits), np.asarray(at), np.asarray(lengths))
 
 
+class Batch(NamedTuple):
+    """Prompts of several lengths, padded behind their ends."""
+
+    embeds: np.ndarray
+    slots: np.ndarray
+    valid: np.ndarray
+    visual: np.ndarray
+
+    @classmethod
+    def of(cls, golden: Golden) -> "Batch":
+        """The prompts `embeds0`, `embeds1`, ... of a file, whose visual tokens stand at `starts` and are `counts`."""
+        starts, counts = (np.asarray(golden.config[key])[:, None] for key in ("starts", "counts"))
+        prompts = [golden[f"embeds{b}"] for b in range(len(counts))]
+        lengths = np.asarray([len(prompt) for prompt in prompts])[:, None]
+        slots = np.broadcast_to(np.arange(lengths.max()), (len(prompts), lengths.max()))
+        embeds = np.stack([np.pad(one, ((0, lengths.max() - len(one)), (0, 0))) for one in prompts])
+        return cls(embeds, slots, slots < lengths, (slots >= starts) & (slots < starts + counts))
+
+    def read(self, decoder: Decoder, stages: Sequence[InnerStage], layers: int) -> Read:
+        """The prompts read with these stages."""
+        inner = Inner.create(stages, self.visual, self.valid, layers=layers)
+        return read_exactly(decoder, self.embeds, self.slots, self.valid, inner)
+
+
+def read_exactly(decoder: Decoder, embeds: np.ndarray, slots: np.ndarray, valid: np.ndarray, inner: Inner) -> Read:
+    """Prompts read in float32 throughout, without room for an answer."""
+    cache = decoder.empty_cache(len(embeds), inner.capacities(slots.shape[1], 0), inner.boundaries)
+    with jax.default_matmul_precision("highest"):
+        return jax.jit(read_prompt)(decoder, embeds, slots, valid, cache, inner=inner)
+
+
 def layer_positions(cache: Cache) -> list[int]:
     """Position of the next token of the first prompt in every layer."""
     found = []

@@ -19,9 +19,9 @@ from jvidprune.cuts.routers import (
     run_probability,
 )
 from jvidprune.models.decoder import Decoder
-from jvidprune.models.prefill import Read, read_prompt
+from jvidprune.models.prefill import read_prompt
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.inner_runs import answer, decoder_from, one_prompt
+from jvidprune.parity.inner_runs import Batch, answer, decoder_from, one_prompt, read_exactly
 from jvidprune.reducers.mod import Schedule, Truncated, shares_of
 from jvidprune.tokens import InnerStage
 from jvidprune.weights import Weights
@@ -84,24 +84,11 @@ def _prompt(golden: Golden) -> Iterator[Row]:
 
 
 def _batch(golden: Golden) -> Iterator[Row]:
-    config, decoder = golden.config, decoder_from(golden)
-    starts, counts = np.asarray(config["starts"])[:, None], np.asarray(config["counts"])[:, None]
-    prompts = [golden[f"embeds{b}"] for b in range(len(counts))]
-    lengths = np.asarray([len(prompt) for prompt in prompts])[:, None]
-    slots = np.broadcast_to(np.arange(lengths.max()), (len(prompts), lengths.max()))
-    valid, visual = slots < lengths, (slots >= starts) & (slots < starts + counts)
-    embeds = np.stack([np.pad(one, ((0, lengths.max() - len(one)), (0, 0))) for one in prompts])
-    inner = Inner.create(stages_of(golden), visual, valid, layers=config["layers"])
-    read = _read(decoder, embeds, slots, valid, inner)
-    for b in range(len(prompts)):
-        last = decoder.norm(read.hidden[b][: len(prompts[b])])
+    decoder, batch = decoder_from(golden), Batch.of(golden)
+    read = batch.read(decoder, stages_of(golden), golden.config["layers"])
+    for b, length in enumerate(batch.valid.sum(axis=1)):
+        last = decoder.norm(read.hidden[b][:length])
         yield close(f"last_hidden{b}", last, golden[f"last_hidden{b}"], HIDDEN)
-
-
-def _read(decoder: Decoder, embeds: np.ndarray, slots: np.ndarray, valid: np.ndarray, inner: Inner) -> Read:
-    cache = decoder.empty_cache(len(embeds), inner.capacities(slots.shape[1], 0), inner.boundaries)
-    with jax.default_matmul_precision("highest"):
-        return jax.jit(read_prompt)(decoder, embeds, slots, valid, cache, inner=inner)
 
 
 def _schedules(golden: Golden) -> Iterator[Row]:
@@ -129,7 +116,7 @@ def _training(golden: Golden) -> Iterator[Row]:
     slots, everything = np.arange(length)[None], np.ones((1, length), bool)
     stage = InnerStage(0, GammaTopK(), GammaCount(), "renumber", weights=Weights.of({"weight": golden["router"]}))
     inner = Inner.create([stage], everything, everything, layers=1, text_queries=slots >= _FIXED)
-    read = _read(decoder, golden["hidden"][None], slots, everything, inner)
+    read = read_exactly(decoder, golden["hidden"][None], slots, everything, inner)
     (record,) = read.routes
     yield close("probability", record.gate[0], golden["probability"], GATE)
     kept = np.flatnonzero(record.runs[0])

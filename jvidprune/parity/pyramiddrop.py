@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvidprune.cuts.inner import Inner
-from jvidprune.models.prefill import read_prompt
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.inner_runs import answer, decoder_from, one_prompt
+from jvidprune.parity.inner_runs import Batch, answer, decoder_from, one_prompt
 from jvidprune.reducers.pyramiddrop import PyramidDrop
 from jvidprune.tokens import Kept
 
@@ -62,19 +60,10 @@ def _decode(golden: Golden) -> Iterator[Row]:
 
 
 def _batch(golden: Golden) -> Iterator[Row]:
-    config, decoder = golden.config, decoder_from(golden)
-    starts, counts = np.asarray(config["starts"])[:, None], np.asarray(config["counts"])[:, None]
-    prompts = [golden[f"embeds{b}"] for b in range(len(counts))]
-    lengths = np.asarray([len(prompt) for prompt in prompts])[:, None]
-    slots = np.broadcast_to(np.arange(lengths.max()), (len(prompts), lengths.max()))
-    valid, visual = slots < lengths, (slots >= starts) & (slots < starts + counts)
-    embeds = np.stack([np.pad(one, ((0, lengths.max() - len(one)), (0, 0))) for one in prompts])
-    inner = Inner.create(reducer_of(golden).inner(0.5), visual, valid, layers=config["layers"])
-    cache = decoder.empty_cache(len(prompts), inner.capacities(slots.shape[1], 0), inner.boundaries)
-    with jax.default_matmul_precision("highest"):
-        read = jax.jit(read_prompt)(decoder, embeds, slots, valid, cache, inner=inner)
+    decoder, batch = decoder_from(golden), Batch.of(golden)
+    read = batch.read(decoder, reducer_of(golden).inner(0.5), golden.config["layers"])
     yield exact("lengths", np.stack([state.valid.sum(axis=1) for state in read.states]), golden["lengths"])
-    for b in range(len(prompts)):
+    for b in range(len(batch.embeds)):
         for i, state in enumerate(read.states):
             if f"keep{b}_{i}" in golden.arrays:
                 kept = np.asarray(state.valid)[b]

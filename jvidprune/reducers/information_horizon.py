@@ -99,11 +99,6 @@ class InformationHorizon(PositionedReducer):
             if self.host == "dart" and first >= last:
                 raise JvidpruneError(f"DART's layer must lie before the last stage's, got {first} and {last}.")
 
-    @classmethod
-    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """The depth of the model, unless it was given."""
-        return {} if "depth" in given else {"depth": layers}
-
     def _layers(self, schedule: Schedule) -> tuple[int, int]:
         """K and L."""
         deep = schedule.layer * self.depth // _DEPTH if self.layer is None else self.layer

@@ -137,11 +137,6 @@ class MoD(Full):
             )
         check_choice("MoD", self.choice, self.router)
 
-    @classmethod
-    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """The depth of the model, unless it was given."""
-        return {} if "depth" in given else {"depth": layers}
-
     @property
     def _curved(self) -> bool:
         return self.schedule.endswith("_decay")
@@ -192,8 +187,7 @@ class MoD(Full):
 
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """A product of every token with the router of every routed layer."""
-        routed = len(self.shares(ratio)) if self.choice == "router" else 0
-        return {"routers": 2.0 * routed * layout.total * width}
+        return router_terms(self.choice, len(self.shares(ratio)), layout, width)
 
     # Published for LLaVA models of 32 layers alone; nothing of it is particular to a family.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
@@ -232,6 +226,11 @@ def rule_of(choice: Choice, norm: str, *, scale_skipped: bool, by_frame: bool = 
     if choice == "router":
         return RouterTopK(norm, scale_skipped=scale_skipped, by_frame=by_frame)
     return RandomRoute(by_frame=by_frame) if choice == "random" else UniformRoute(by_frame=by_frame)
+
+
+def router_terms(choice: Choice, layers: int, layout: Layout, width: int) -> Terms:
+    """FLOPs of a product of every token with the router of each of the routed layers."""
+    return {"routers": 2.0 * (layers if choice == "router" else 0) * layout.total * width}
 
 
 def layer_weights(router: Weights | None, layer: int) -> Weights | None:

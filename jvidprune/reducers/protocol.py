@@ -291,14 +291,15 @@ class BaseReducer:
 
     @classmethod
     def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """Settings that follow from the depth of the language model.
+        """Settings that follow from the depth of the language model: a field `depth`, unless it was given.
 
         Args:
           layers: decoder layers.
           settings: of the backbone's preset.
           given: settings of the user's own.
         """
-        return {}
+        named = "depth" in getattr(cls, "__dataclass_fields__", {}) and "depth" not in given
+        return {"depth": layers} if named else {}
 
     def named_inside(self, name: str) -> Reducer:
         """The reducer that a bare name stands for where it is the value of a setting of this one."""

@@ -65,11 +65,6 @@ class PyramidDrop(Full):
         if self.shares is not None and list(self.shares) != sorted(self.shares, reverse=True):
             raise JvidpruneError(f"PyramidDrop's shares must not increase, got {self.shares}.")
 
-    @classmethod
-    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """The depth of the model, unless it was given."""
-        return {} if "depth" in given else {"depth": layers}
-
     @property
     def _places(self) -> tuple[int, ...]:
         """First layer behind each cut."""

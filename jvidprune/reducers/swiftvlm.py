@@ -87,11 +87,6 @@ class SwiftVLM(Full):
                 f"{', '.join(map(str, layers))}."
             )
 
-    @classmethod
-    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """The depth of the model, unless it was given."""
-        return {} if "depth" in given else {"depth": layers}
-
     @property
     def _places(self) -> tuple[int, ...]:
         """Layers that rank, in order."""

@@ -25,7 +25,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, Seed, Share
 from jvidprune.reducers.counting import Terms
 from jvidprune.reducers.full import Full
-from jvidprune.reducers.mod import Choice, check_choice, layer_weights, rule_of
+from jvidprune.reducers.mod import Choice, check_choice, layer_weights, router_terms, rule_of
 from jvidprune.reducers.protocol import MethodInfo, check_ratio
 from jvidprune.tokens import InnerStage, Kept, Layout
 from jvidprune.weights import AnyWeights
@@ -72,11 +72,6 @@ class VideoLLMMoD(Full):
         """
         check_choice("VideoLLM-MoD", self.choice, self.router)
 
-    @classmethod
-    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """The depth of the model, unless it was given."""
-        return {} if "depth" in given else {"depth": layers}
-
     def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The routed layers for a mean share over the layers.
 
@@ -106,8 +101,7 @@ class VideoLLMMoD(Full):
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """A product of every token with the router of every routed layer."""
         check_ratio(ratio)
-        routed = self.depth // 2 if self.choice == "router" else 0
-        return {"routers": 2.0 * routed * layout.total * width}
+        return router_terms(self.choice, self.depth // 2, layout, width)
 
     # No code and no checkpoint is public.
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
