@@ -6,6 +6,12 @@ import sys
 import tempfile
 
 import pytest
+from hypothesis import settings
+
+# The gate draws the same examples every time; `HYPOTHESIS_PROFILE=new python -m pytest` draws others.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("new", derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import reducer_checks as checks
-from hypothesis import given, settings
+from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
 import jvidprune
@@ -28,13 +28,22 @@ def make_video(frames=9, grid=(6, 7), dim=6, seed=0):
     return VideoTokens.create(features.astype(np.float32), grid=grid)
 
 
+class NearTie(Exception):
+    """Two scores are closer than float32 tells apart: which comes first is not determined."""
+
+
 def peaks(z, count, neighbours=7):
     """Label of each row and the centres in order of falling score."""
     d = np.linalg.norm(z[:, None] - z[None], axis=-1) / np.sqrt(z.shape[1])
     rho = np.exp(-np.mean(np.sort(d**2, axis=1)[:, :neighbours], axis=1))
     delta = np.where(rho[None] > rho[:, None], d, np.inf).min(axis=1)
     delta = np.where(np.isinf(delta), d.max(), delta)
-    centres = np.argsort(-rho * delta, kind="stable")[:count]
+    score = rho * delta
+    order = np.argsort(-score, kind="stable")
+    first = score[order[: count + 1]]
+    if np.any(-np.diff(first) < 3e-6 * first[:-1]):
+        raise NearTie
+    centres = order[:count]
     label = d[:, centres].argmin(axis=1)
     label[centres] = np.arange(count)
     return label, centres
@@ -119,7 +128,10 @@ def compare(reducer, video, ratio):
 @settings(max_examples=10, deadline=None)
 @given(seed=st.integers(0, 10_000), ratio=st.floats(0.15, 1.0))
 def test_both_versions_follow_the_specification(budgeting, seed, ratio):
-    compare(PruneVid(budgeting=budgeting), make_video(seed=seed), ratio)
+    try:
+        compare(PruneVid(budgeting=budgeting), make_video(seed=seed), ratio)
+    except NearTie:
+        reject()
 
 
 @settings(max_examples=15, deadline=None)
