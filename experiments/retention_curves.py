@@ -24,7 +24,7 @@ from jvidprune.evals.runner import SweepRecords, run_sweep
 from jvidprune.evals.tasks import answerable_part
 from jvidprune.files import write_table
 from jvidprune.reducers import registry
-from jvidprune.reducers.protocol import PositionRule
+from jvidprune.reducers.prompt_rules import PositionRule
 from jvidprune.viz.sweep_style import CONTROLS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -10,7 +10,7 @@ from flax import nnx
 from jvidprune.models.checkpoint.load import name_table
 from jvidprune.models.checkpoint.names import bind
 from jvidprune.models.llava_onevision import LlavaOnevision
-from jvidprune.reducers.protocol import PositionRule
+from jvidprune.reducers.prompt_rules import PositionRule
 from jvidprune.reducers.serialise import FILE, FolderSettings
 
 

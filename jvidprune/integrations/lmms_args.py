@@ -12,7 +12,8 @@ from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.settings import Convention
-from jvidprune.reducers.protocol import PositionRule, check_positions, check_ratio
+from jvidprune.reducers.prompt_rules import PositionRule, check_positions
+from jvidprune.reducers.protocol import check_ratio
 from jvidprune.reducers.registry import from_text
 from jvidprune.texts import unknown
 

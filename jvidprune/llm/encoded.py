@@ -9,16 +9,8 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.ops.newline import NewlineKind
-from jvidprune.reducers.protocol import (
-    PositionRule,
-    PromptRules,
-    Reducer,
-    check_positions,
-    inner_stages,
-    position_rule,
-    prompt_rules,
-    title_of,
-)
+from jvidprune.reducers.prompt_rules import PositionRule, PromptRules, check_positions, position_rule
+from jvidprune.reducers.protocol import Reducer, inner_stages, prompt_rules, title_of
 from jvidprune.reducers.run import sweep
 from jvidprune.tokens import InnerStage, Reduced, VideoTokens
 from jvidprune.video.decode import Clip
@@ -64,7 +56,7 @@ class ReducedVideo:
       ratio: retention ratio.
       inner: the reducer's stages inside the language model.
       positions: rule of the kept tokens' positions that was asked for, whatever the method; None leaves it to the
-        model and the method, see `reducers.protocol.position_rule`.
+        model and the method, see `reducers.prompt_rules.position_rule`.
     """
 
     video: EncodedVideo
@@ -175,14 +167,14 @@ def prompt_positions(
     declared: PositionRule | None = None,
     reference: PositionRule | None = None,
 ) -> PositionRule:
-    """The rule of positions of a prompt, see `reducers.protocol.position_rule`.
+    """The rule of positions of a prompt, see `reducers.prompt_rules.position_rule`.
 
     Raises:
       JvidpruneError: videos that were told different rules.
     """
-    reducers = [one.reducer for one in videos]
+    rules = [prompt_rules(one.reducer) for one in videos]
     told: list[PositionRule | None] = [one.positions for one in videos]
-    return position_rule(reducers, told=told, asked=asked, declared=declared, reference=reference)
+    return position_rule(rules, told=told, asked=asked, declared=declared, reference=reference)
 
 
 def shared_places(videos: Sequence[ReducedVideo], newline: NewlineKind) -> np.ndarray:

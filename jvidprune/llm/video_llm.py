@@ -37,7 +37,8 @@ from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.settings import Convention, FamilySettings
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
-from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, with_defaults
+from jvidprune.reducers.prompt_rules import PositionRule, check_positions
+from jvidprune.reducers.protocol import Reducer, with_defaults
 from jvidprune.reducers.registry import for_model
 from jvidprune.reducers.serialise import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
@@ -142,7 +143,7 @@ class VideoLLM:
           attention: which code computes attention, see `models.fused.AttentionKind`.
           revision: branch, tag or commit of a hub id.
           positions: of kept tokens, for all methods: "renumbered" or "original"; by default each method's setting, else
-            the folder's declaration, else the rule of the method's reference, see `reducers.protocol.position_rule`.
+            the folder's declaration, else the rule of the method's reference, see `prompt_rules.position_rule`.
           convention: whose sampling, pixel limits, resizing, template, positions and markers: "released" (the authors'
             code), "transformers" or "lmms-eval", see `llm.conventions`; None for what jvidprune_config.json of
             the folder names, else "released".

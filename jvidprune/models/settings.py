@@ -24,7 +24,7 @@ Markers = Literal["blocks", "around"]
 training), or besides around all of them, where the template has them and transformers 5 leaves them."""
 
 Positions = Literal["renumbered", "original"]
-"""A rule of kept tokens' positions, see `reducers.protocol.PositionRule`."""
+"""A rule of kept tokens' positions, see `reducers.prompt_rules.PositionRule`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FamilySettings:
         pictures into tiles, which is not supported.
       fewest, most, fastest: limits that a folder's video processor sets, see `FrameWish`.
       positions: rule of kept tokens' positions that was asked for, whatever the method; see
-        `reducers.protocol.position_rule`, as for the next two.
+        `reducers.prompt_rules.position_rule`, as for the next two.
       declared_positions: the rule that the checkpoint's folder declares.
       reference_positions: the rule of all methods' references on this family, None where they differ.
       markers: where vision markers stand, see `Markers`.

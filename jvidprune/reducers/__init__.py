@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from jvidprune.reducers.inner_random import InnerRandom
     from jvidprune.reducers.mod import MoD
     from jvidprune.reducers.ottvid import OTTVid
-    from jvidprune.reducers.protocol import BaseReducer, MethodInfo, PromptRules, Reducer, StagedReducer
+    from jvidprune.reducers.prompt_rules import PromptRules
+    from jvidprune.reducers.protocol import BaseReducer, MethodInfo, Reducer, StagedReducer
     from jvidprune.reducers.prunevid import PruneVid
     from jvidprune.reducers.pyramiddrop import PyramidDrop
     from jvidprune.reducers.qwen_norm import QwenNorm

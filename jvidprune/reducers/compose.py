@@ -29,11 +29,11 @@ from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers import registry
 from jvidprune.reducers.counting import Terms
+from jvidprune.reducers.prompt_rules import PromptRules
 from jvidprune.reducers.protocol import (
     AnyReducer,
     MethodInfo,
     PositionedReducer,
-    PromptRules,
     Reducer,
     StagedReducer,
     check_ratio,

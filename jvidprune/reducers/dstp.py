@@ -31,12 +31,12 @@ from jvidprune.fields import Count
 from jvidprune.ops.compact import selection_plan
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers import registry
+from jvidprune.reducers.prompt_rules import PromptRules
 from jvidprune.reducers.protocol import (
     AnyReducer,
     BaseReducer,
     MethodInfo,
     PositionedReducer,
-    PromptRules,
     Reducer,
     StagedReducer,
     TokensFrom,

@@ -37,7 +37,8 @@ from jvidprune.ops.select import first_argmax, rank_descending
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, normalise, over_frames
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, gram, sums
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
+from jvidprune.reducers.prompt_rules import PromptRules
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import AttentionName, Layout, Plan, VideoTokens
 
 Variant = Literal["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_norm"]

@@ -38,7 +38,8 @@ from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.select import occurrences, order_descending
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, gram, sums
-from jvidprune.reducers.protocol import MarkerRule, MethodInfo, PositionedReducer, PromptRules, check_ratio
+from jvidprune.reducers.prompt_rules import MarkerRule, PromptRules
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import InnerStage, Kept, Layout, Plan, VideoTokens
 
 Method = Literal["attn", "div", "attn_div", "attn_div_v2"]

@@ -32,7 +32,8 @@ from jvidprune.ops import compact
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, sums
 from jvidprune.reducers.counts import half_even
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
+from jvidprune.reducers.prompt_rules import PromptRules
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 CellKind = Literal["partition", "adaptive"]

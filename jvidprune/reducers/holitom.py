@@ -41,7 +41,8 @@ from jvidprune.ops.similarity import (
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.windows import best_windows, window_cuts, window_gains
 from jvidprune.reducers.counting import Terms, gram, neighbours, sums
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
+from jvidprune.reducers.prompt_rules import PromptRules
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import InnerStage, Kept, Layout, Plan, VideoTokens
 
 

@@ -55,7 +55,8 @@ from jvidprune.reducers.ottvid_pairs import (
     roots,
     split_removals,
 )
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
+from jvidprune.reducers.prompt_rules import PromptRules
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 PAIRS = Transport(LocalityCost(), LeaveOneOut(0.3), FixedSinkhorn(0.01, 200), "mass")

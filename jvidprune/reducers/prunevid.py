@@ -34,7 +34,8 @@ from jvidprune.ops.select import first_argmin, order_descending, rank_of_order
 from jvidprune.ops.similarity import distance_from_gram, dot_f32, over_frames, squared_norms
 from jvidprune.ops.sink import SinkAdjust, SinkRule
 from jvidprune.reducers.counting import Terms, gram, sums
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
+from jvidprune.reducers.prompt_rules import PromptRules
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import AttentionName, InnerStage, Kept, Layout, Plan, VideoTokens
 
 SMALLEST = 14

@@ -31,7 +31,8 @@ from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_n
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, gram, sums
 from jvidprune.reducers.counts import half_up
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
+from jvidprune.reducers.prompt_rules import PromptRules
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 TILE = 256

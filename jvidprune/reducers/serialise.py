@@ -19,7 +19,8 @@ from jvidprune.files import atomic_output
 from jvidprune.ops.transport.kinds import NAMES as PARTS
 from jvidprune.reducers import registry
 from jvidprune.reducers.own import code_refused, own_class
-from jvidprune.reducers.protocol import PositionRule, Reducer, check_positions, check_ratio
+from jvidprune.reducers.prompt_rules import PositionRule, check_positions
+from jvidprune.reducers.protocol import Reducer, check_ratio
 from jvidprune.texts import unknown
 from jvidprune.weights import Weights
 
@@ -81,7 +82,7 @@ class FolderSettings(NamedTuple):
     Attributes:
       pruning: how its videos are reduced, None where it names no reducer.
       positions: the rule of positions that the model was made for, which holds for every method that is not told
-        another (`protocol.position_rule`); None where it declares none.
+        another (`prompt_rules.position_rule`); None where it declares none.
       convention, mrope_rule: that the model was trained with, as in `SavedPruning`; None where `pruning` has its own.
     """
 

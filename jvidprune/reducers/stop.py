@@ -26,11 +26,11 @@ from jvidprune.expressions import Chain, parse
 from jvidprune.fields import Exponent
 from jvidprune.ops.sink import SinkRule, sink_scores
 from jvidprune.reducers import registry
+from jvidprune.reducers.prompt_rules import PromptRules
 from jvidprune.reducers.protocol import (
     AnyReducer,
     MethodInfo,
     PositionedReducer,
-    PromptRules,
     Reducer,
     StagedReducer,
     TokensFrom,

@@ -32,7 +32,8 @@ from jvidprune.ops.select import rank_ascending
 from jvidprune.ops.similarity import over_frames
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, levels_of
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
+from jvidprune.reducers.prompt_rules import PromptRules
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 ALPHAS = (1 / 8, 1 / 4, 1 / 2, 1.0, 2.0)

@@ -32,7 +32,8 @@ from jvidprune.ops import compact
 from jvidprune.ops.select import first_argmax, order_descending, rank_of_order
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, keys_of, sums
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, check_ratio
+from jvidprune.reducers.prompt_rules import PromptRules
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 Tower = Literal["siglip", "clip", "none"]

@@ -45,7 +45,7 @@ class STTSConfig:
         0.05 lower, each from the full mask ("restart") or each on what the last one left ("official", which prunes the
         budget again every time).
       keep_positions: whether the language model's tokens keep the positions of the unpruned prompt, or are counted
-        anew; None leaves it to the folder and the family (`reducers.protocol.position_rule`).
+        anew; None leaves it to the folder and the family (`reducers.prompt_rules.position_rule`).
 
     Raises:
       JvidpruneError: a value of a wrong type or out of range.

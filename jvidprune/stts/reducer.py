@@ -9,7 +9,8 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import NO_SETTING, Seed
 from jvidprune.ops.compact import selection_plan
-from jvidprune.reducers.protocol import BaseReducer, MethodInfo, PositionRule, PromptRules, TokensFrom, check_ratio
+from jvidprune.reducers.prompt_rules import PositionRule, PromptRules
+from jvidprune.reducers.protocol import BaseReducer, MethodInfo, TokensFrom, check_ratio
 from jvidprune.stts.budget import windows_to_remove
 from jvidprune.stts.config import Method, STTSConfig
 from jvidprune.stts.select import keep_windows, one_video
@@ -36,7 +37,7 @@ class STTS(BaseReducer):
       refill: see `STTSConfig`.
       seed: of "random".
       model: that it is bound to, by `bind`; methods that are bound to different ones are not equal.
-      positions: of kept tokens, see `reducers.protocol.PositionRule`; None as the scorer was trained, else as for all.
+      positions: of kept tokens, see `prompt_rules.PositionRule`; None as the scorer was trained, else as for all.
     """
 
     method: Method = "scorer"

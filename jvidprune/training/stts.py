@@ -20,7 +20,7 @@ from jvidprune.models import family as families
 from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.family import Family
 from jvidprune.procedural.benchmark import Procedural
-from jvidprune.reducers.protocol import position_rule
+from jvidprune.reducers.prompt_rules import position_rule
 from jvidprune.reducers.serialise import FILE, with_reading
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, encode_llava, llava_windows, one_video, windows_kept
 from jvidprune.stts.saved import TrainedSTTS, write_stts

@@ -25,7 +25,8 @@ from jvidprune.models.generate import generate
 from jvidprune.models.prefill import prefill
 from jvidprune.ops.compact import selection_plan
 from jvidprune.reducers import registry
-from jvidprune.reducers.protocol import PromptRules, position_rule, prompt_rules
+from jvidprune.reducers.prompt_rules import PromptRules, position_rule
+from jvidprune.reducers.protocol import prompt_rules
 from jvidprune.reducers.serialise import (
     FILE,
     FolderSettings,
@@ -299,9 +300,9 @@ def test_the_defaults_are_those_of_the_references(family):
         reducer = registry.from_text(name, family)
         assert prompt_rules(reducer).positions is None
         keeps = "fastvid" in name or family.startswith("qwen")
-        rule = position_rule([reducer], reference=setting.reference_positions)
+        rule = position_rule([prompt_rules(reducer)], reference=setting.reference_positions)
         assert rule == ("original" if keeps else "renumbered"), name
-    assert position_rule([NoVideo()], reference=setting.reference_positions) == (
+    assert position_rule([prompt_rules(NoVideo())], reference=setting.reference_positions) == (
         "original" if family.startswith("qwen") else "renumbered"
     )
 
@@ -347,8 +348,8 @@ def test_a_rule_that_is_none_is_refused_wherever_a_reducer_says_it():
     class Right(Mine):
         prompt = PromptRules(positions="original")
 
-    assert position_rule([Right()]) == "original"
-    assert position_rule([Mine()]) == "renumbered"
+    assert position_rule([prompt_rules(Right())]) == "original"
+    assert position_rule([prompt_rules(Mine())]) == "renumbered"
 
 
 def test_scorers_keep_the_rule_they_were_trained_under():

@@ -17,10 +17,10 @@ from jvidprune.ops import compact
 from jvidprune.reducers import registry
 from jvidprune.reducers.compose import Sequential
 from jvidprune.reducers.counting import TokenWidth
+from jvidprune.reducers.prompt_rules import PromptRules
 from jvidprune.reducers.protocol import (
     BaseReducer,
     MethodInfo,
-    PromptRules,
     StagedReducer,
     class_with_defaults,
     inner_stages,

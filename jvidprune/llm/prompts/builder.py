@@ -12,7 +12,8 @@ from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.prompts.templates import CHAT, chat_texts, template
 from jvidprune.models.settings import FamilySettings
 from jvidprune.models.tokenizer import Tokenizer, beginning
-from jvidprune.reducers.protocol import PositionRule, Reducer
+from jvidprune.reducers.prompt_rules import PositionRule
+from jvidprune.reducers.protocol import Reducer
 from jvidprune.tokens import Layout
 
 

@@ -10,7 +10,7 @@ from jvidprune.llm.encoded import ReducedVideo, prompt_positions
 from jvidprune.llm.prompts.builder import PromptBuilder
 from jvidprune.llm.prompts.slots import Run, SlotMap, interleave, laid_out, original_slots
 from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange, full_length, unreduced_places
-from jvidprune.reducers.protocol import PositionRule
+from jvidprune.reducers.prompt_rules import PositionRule
 
 _arrange = jax.jit(arrange, static_argnames=("kind", "grid", "frames", "rows"))
 

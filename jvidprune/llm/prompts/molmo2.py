@@ -14,7 +14,8 @@ from jvidprune.llm.prompts.slots import SlotMap, block_runs, interleave, laid_ou
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.models.molmo2.config import Molmo2Config
 from jvidprune.models.positions import frame_blocks
-from jvidprune.reducers.protocol import PositionRule, Reducer
+from jvidprune.reducers.prompt_rules import PositionRule
+from jvidprune.reducers.protocol import Reducer
 from jvidprune.tokens import Layout
 from jvidprune.video.decode import Clip
 

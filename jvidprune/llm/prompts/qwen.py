@@ -12,7 +12,8 @@ from jvidprune.models import positions
 from jvidprune.models.positions import MropeRule, VideoBlock
 from jvidprune.models.qwen.model import QwenVLConfig
 from jvidprune.models.settings import Markers
-from jvidprune.reducers.protocol import PositionRule, Reducer, prompt_rules
+from jvidprune.reducers.prompt_rules import PositionRule
+from jvidprune.reducers.protocol import Reducer, prompt_rules
 from jvidprune.tokens import Layout
 from jvidprune.video.decode import Clip
 from jvidprune.video.sampling import pair_means, stamp

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.positions import VideoBlock
-from jvidprune.reducers.protocol import PositionRule
+from jvidprune.reducers.prompt_rules import PositionRule
 
 _BUCKETS = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 

@@ -46,7 +46,8 @@ from jvidprune.reducers.aot.output import arrange, flows, output_rows
 from jvidprune.reducers.aot.pooling import cell_pooling, frame_tokens, kept_slots, pooled_weights, shares, slot_cells
 from jvidprune.reducers.aot.types import AOTBudget, AOTPlan, AOTShared
 from jvidprune.reducers.counting import Terms
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, PromptRules, TokensFrom, check_ratio
+from jvidprune.reducers.prompt_rules import PromptRules
+from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, TokensFrom, check_ratio
 from jvidprune.tokens import Layout, Plan, Reduced, VideoTokens
 
 INTRA = Transport(TokenCost(), Uniform(), Sinkhorn(), "mass")
