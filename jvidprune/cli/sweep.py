@@ -22,12 +22,9 @@ from jvidprune.errors import JvidpruneError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rich.table import Table
-
     from jvidprune.cli.console import Console
     from jvidprune.evals.hosts import Host
-    from jvidprune.evals.metrics import Cell
-    from jvidprune.evals.results import Cost, SweepTable
+    from jvidprune.evals.results import SweepTable
     from jvidprune.evals.runner import SweepRecords
 
 METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
@@ -63,6 +60,11 @@ class SweepChoice:
     """Longest answer; by default as long as the benchmark's evaluation allows, 8 in the procedural benchmark."""
     strict: bool = False
     """Stop at the first video or annotation that cannot be used, instead of leaving it out and listing it."""
+    against: Literal["tokens", "nominal", "tokens_all", "layer_tokens", "layer_all", "prefill_tflops", "kv_bytes"] = (
+        "tokens"
+    )
+    """What accuracies are drawn against at first: visual tokens at the language model's input, the ratio asked for, or
+    other counts (docs/evaluation.md); the page has a switch."""
     save: Annotated[Path | None, arg(name="out")] = None
     """Folder of the run; by default runs/<hash of what changes results>."""
 
@@ -118,9 +120,6 @@ class SweepChoice:
 
 CHOICE = SweepChoice()
 
-MARK = "†"
-"""Behind an accuracy that is not shown to beat the best control."""
-
 
 def sweep(
     *,
@@ -134,6 +133,8 @@ def sweep(
     Videos and annotations that cannot be used are left out and listed. With --out a folder gathers what is asked of it:
     further clips, methods and ratios, or a mended video, are added to what is there.
     """
+    from jvidprune.cli.sweep_shown import show_sweep, show_unfinished
+
     console = out.console()
     table, record = swept(choice, model=model, launch=launch, console=console)
     if out.json:
@@ -231,7 +232,7 @@ def swept(
         console.start("writing the report")
         table = make_table(found, task, titles)
         shown = "the embedded model" if model.model is None else llm.loaded.folder.name
-        record = write_outputs(llm, task, plan, found, table, shown)
+        record = write_outputs(llm, task, plan, found, table, shown, choice.against)
     return table, record | {"left_out": listed(table.left_out)}
 
 
@@ -312,137 +313,3 @@ def open_host(launch: ProcessChoice) -> "tuple[Host, float]":
     if not (number.isdecimal() and of.isdecimal() and int(of)):
         raise JvidpruneError(f"a host is written as in 0/4, got {launch.host!r}.")
     return Host(int(number), int(of)), 0.0
-
-
-def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) -> None:
-    """Accuracy of every method at every ratio with its interval, and where the files are."""
-    from jvidprune.cli.console import marked
-    from jvidprune.cli.judge import show_judged, waiting
-    from jvidprune.cli.left_out import show_left_out
-    from jvidprune.evals.controls import told
-    from jvidprune.evals.paired import apart
-    from jvidprune.evals.plan import BASELINES
-    from jvidprune.viz.sweep_plots import nearest_ratio
-
-    console.print(sweep_table(table, intervals=console.width >= 130))
-    if table.grounding:
-        console.print(grounding_table(table))
-    for line in told(table.standings.values(), table.titles):
-        console.print(marked(line), plain=True)
-    best = table.best_two(nearest_ratio(table))
-    if best is not None:
-        console.print(marked(apart(best, table.titles)), plain=True)
-    for line in record["did_not_act"]:
-        console.print(f"[yellow]{marked(line)}[/yellow]", plain=True)
-    for method, reasons in table.refused.items():
-        console.print(f"[dim]{method}: {marked(next(iter(reasons.values())))}[/dim]", plain=True)
-    if record["untrained"]:
-        console.print(
-            "[yellow]The weights of this model are random: its accuracies are noise, its costs are real.[/yellow]"
-        )
-    show_judged(console, table.opened, BASELINES | table.titles)
-    if table.unjudged:
-        console.print(waiting(table.unjudged, str(table.folder)), unbroken=True)
-    show_left_out(console, record)
-    resumed = f" ({record['resumed_samples']:,} were there)" if record["resumed_samples"] else ""
-    console.print(f"{record['samples']:,} answers{resumed} · table.csv, plots and records beside the report")
-    console.print(f"report: [bold]{marked(record['report'])}[/bold]", unbroken=True)
-
-
-def show_unfinished(console: "Console", record: dict[str, Any]) -> None:
-    """A host that is done before others, or a task of open answers alone."""
-    from jvidprune.cli.console import marked
-    from jvidprune.cli.judge import waiting
-    from jvidprune.cli.left_out import show_left_out
-
-    if record["complete"]:
-        show_left_out(console, record)
-        if record["unjudged"]:
-            console.print(waiting(record["unjudged"], record["folder"]), unbroken=True)
-        console.print(f"report: [bold]{marked(record['report'])}[/bold]", unbroken=True)
-        return
-    console.print(
-        f"host {record['host']} of {record['hosts']} has done its clips; the host that finishes last writes the "
-        f"report. If one has died, start it again, or the whole command: {marked(record['folder'])}",
-        plain=True,
-    )
-
-
-def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
-    """Methods by ratios, the best of a column bold; tokens and times are those of the smallest ratio a method has."""
-    from rich import box
-    from rich.table import Table
-
-    from jvidprune.cli.console import marked
-    from jvidprune.evals.metrics import FULL
-    from jvidprune.evals.plan import BASELINES, BLIND
-
-    full, blind = table.cell(FULL, 1.0), table.cell(BLIND, 0.0)
-    caption = [f"{table.clips} clips, {full.questions} questions" if full else f"{table.clips} clips"]
-    caption += ["accuracy in per cent" + " with 95 % intervals" * intervals]
-    smallest = min(table.ratios)
-    swept = [method for method in table.methods if method not in BASELINES]
-    refused = any(table.cell(method, smallest) is None for method in swept)
-    else_at = " (tokens and ms else at a method's smallest)" * refused
-    caption += [f"share of unpruned, tokens and ms an answer at {100 * smallest:g} %{else_at}"]
-    unproved = {run for run, standing in table.standings.items() if standing.outcome != "beats"}
-    if unproved:
-        caption.append(f"{MARK} not shown to beat the best control")
-    out = Table(box=box.SIMPLE_HEAD, caption=" · ".join(caption), caption_justify="left")
-    out.add_column("method", no_wrap=True)
-    for ratio in table.ratios:
-        out.add_column(f"{100 * ratio:g} %", justify="right", no_wrap=True)
-    for name in ("share", "tokens", "ms"):
-        out.add_column(name, justify="right", no_wrap=True)
-    best = {r: max((c.accuracy for m in swept if (c := table.cell(m, r))), default=-1.0) for r in table.ratios}
-    for cell in (full, blind):
-        if cell is not None:
-            row = [_accuracy(cell, intervals), *[""] * (len(table.ratios) - 1), "", f"{cell.kept:,.0f}"]
-            cost = table.costs[cell.method, cell.ratio]
-            out.add_row(BASELINES[cell.method], *row, _milliseconds(cost), style="dim", end_section=cell is blind)
-    for method in swept:
-        cells = [table.cell(method, ratio) for ratio in table.ratios]
-        texts = ["–" if c is None else _accuracy(c, intervals, bold=c.accuracy == best[c.ratio]) for c in cells]
-        if unproved:
-            texts = [
-                text + (MARK if (method, r) in unproved else " ") for text, r in zip(texts, table.ratios, strict=True)
-            ]
-        last = min((c for c in cells if c is not None), key=lambda cell: cell.ratio, default=None)
-        if last is not None:
-            at = last.ratio
-            rel = f"{100 * last.relative:.0f} %" if last.relative == last.relative and at == smallest else ""
-            out.add_row(
-                marked(table.titles.get(method, method)),
-                *texts,
-                rel,
-                f"{last.kept:,.0f}",
-                _milliseconds(table.costs[method, at]),
-            )
-    return out
-
-
-def grounding_table(table: "SweepTable") -> "Table":
-    """How well spans of seconds were found, in per cent."""
-    from rich import box
-    from rich.table import Table
-
-    from jvidprune.cli.console import marked
-    from jvidprune.evals.plan import BASELINES
-    from jvidprune.evals.spans import GROUNDING_HEAD, grounding_rows
-
-    out = Table(box=box.SIMPLE_HEAD, caption="spans of seconds, per cent; accuracies count R@0.5")
-    for number, name in enumerate(GROUNDING_HEAD):
-        out.add_column(name, justify="right" if number else "left", no_wrap=True)
-    for row in grounding_rows(table.grounding, BASELINES | table.titles):
-        out.add_row(*map(marked, row))
-    return out
-
-
-def _milliseconds(cost: "Cost") -> str:
-    return f"{1000 * cost.answer:,.1f}" if cost.answer == cost.answer else ""
-
-
-def _accuracy(cell: "Cell", interval: bool, *, bold: bool = False) -> str:
-    number = f"{100 * cell.accuracy:.1f}"
-    text = f"[bold]{number}[/bold]" if bold else number
-    return f"{text} [dim]{100 * cell.low:.0f}–{100 * cell.high:.0f}[/dim]" if interval else text

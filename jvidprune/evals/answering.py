@@ -65,9 +65,8 @@ def answer_all(
         for ratio in zip(*videos, strict=True)
         for video, question in zip(ratio, questions, strict=True)
     ]
-    replies = answer_many(
-        llm, prompts, max_new_tokens=max_new_tokens, batch=BATCH, min_fill=MIN_FILL, likeliest=LIKELIEST
-    )
+    asked = {"max_new_tokens": max_new_tokens, "batch": BATCH, "min_fill": MIN_FILL}
+    replies = answer_many(llm, prompts, **asked, likeliest=LIKELIEST, count_cached=True)
     return [replies[i : i + len(questions)] for i in range(0, len(replies), len(questions))]
 
 

@@ -9,6 +9,7 @@ import jax
 
 from jvidprune.costs.flops import count
 from jvidprune.evals.answering import answer_all, time_alone
+from jvidprune.evals.counts import count_replies
 from jvidprune.evals.effect import fates
 from jvidprune.evals.extract import grade
 from jvidprune.evals.items import Item
@@ -100,14 +101,19 @@ def answer_job(
         asked = zip(item.questions, row, strict=True)
         logits = {one.id: [[token, round(value, 3)] for token, value in reply.likeliest] for one, reply in asked}
         costs |= fates([one[i] for one in swept]) | {"logits": logits}
+        costs |= count_replies(llm, job.reducer, ratio or 1.0, list(zip(questions, row, strict=True)))
         batches.append(costs | _tflops(llm, video.tokens, job, ratio, row) | {"together": list(job.ratios)})
     return samples, batches
 
 
 def _tflops(llm: VideoLLM, video: VideoTokens, job: Job, ratio: float, replies: Sequence[Reply]) -> dict[str, float]:
     """TFLOPs of an answer of mean length, and of its prefill; nothing for a method that cannot be counted."""
-    means = {name: round(sum(getattr(r, name) for r in replies) / len(replies)) for name in ("prompt", "generated")}
-    sizes = {"kept": replies[0].kept, "prompt": means["prompt"], "new_tokens": max(1, means["generated"])}
+    names = "kept", "newlines", "prompt", "generated"
+    means = {name: round(sum(getattr(r, name) for r in replies) / len(replies)) for name in names}
+    sizes = {name: means[name] for name in ("kept", "newlines")}
+    # Rounded means may miss a token of their sum.
+    sizes["prompt"] = max(means["prompt"], means["kept"] + means["newlines"])
+    sizes["new_tokens"] = max(1, means["generated"])
     reducer = {"reducer": job.reducer, "ratio": ratio or 1.0}
     report = count(llm.loaded.config, video.layout(), **sizes, **reducer)
     return {"tflops": report.total / 1e12, "prefill_tflops": report.of("prefill") / 1e12}

@@ -8,6 +8,8 @@ _SAMPLE = {"clip": str, "question": str, "method": str, "category": str, "predic
 _COUNTS = ("kept", "visual", "prompt")
 _COSTS = ("encode", "reduce", "compile", "memory", "tflops", "prefill_tflops")
 _ALONE = ("prefill", "generate")
+_LATER = ("newlines", "markers", "layer_tokens", "layer_all", "kv_bytes")
+"""Numbers that records of older versions lack."""
 _FAILURE = ("clip", "key", "file", "reason")
 
 
@@ -39,7 +41,7 @@ def is_batch(record: dict[str, Any]) -> bool:
     together = record.get("together", [])
     if not isinstance(together, list) or not all(_number(ratio) for ratio in together):
         return False
-    costs = () if record["refused"] else (*_COSTS, *(name for name in _ALONE if name in record))
+    costs = () if record["refused"] else (*_COSTS, *(name for name in (*_ALONE, *_LATER) if name in record))
     return all(_number(record.get(name)) for name in ("ratio", *costs))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jvidprune.evals.controls import WRITTEN, Standing, against_controls, is_control, written
+from jvidprune.evals.counts import Counts, counts_of
 from jvidprune.evals.effect import Effect, effects
 from jvidprune.evals.items import LeftOut
 from jvidprune.evals.judge.scores import JudgedRun, judged_run
@@ -79,6 +80,7 @@ class SweepTable:
       pairs: any two methods or controls compared on the same questions, by ratio.
       grounding: how well spans of seconds were found, for the runs that were asked for any.
       effects: what methods and controls did to the clips, by (method, ratio).
+      counts: tokens, FLOPs and memory that every run really used, by (method, ratio).
     """
 
     identity: dict[str, Any]
@@ -98,6 +100,7 @@ class SweepTable:
     effects: dict[Run, Effect] = dataclasses.field(default_factory=dict)
     pairs: dict[float, list[Difference]] = dataclasses.field(default_factory=dict)
     grounding: list[Grounding] = dataclasses.field(default_factory=list)
+    counts: dict[Run, Counts] = dataclasses.field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -164,6 +167,7 @@ def make_table(
         effects(samples, found.batches, runs, found.identity.get("model", {}).get("dtype", "float32")),
         every_pair(samples, compared, found.identity["ratios"], draws=draws, seed=seed),
         ground(samples, runs, draws=draws, seed=seed),
+        counts_of(samples, found.batches, cells),
     )
 
 
@@ -213,7 +217,7 @@ def write_csv(table: SweepTable, path: Path) -> None:
     fields = [field.name for field in dataclasses.fields(Cell)]
     costs = [field.name for field in dataclasses.fields(Cost) if field.name not in fields]
     with atomic_output(path) as part, part.open("w", newline="", encoding="utf8") as file:
-        writer = csv.DictWriter(file, [*fields, "chance", *costs, *WRITTEN, *EFFECTS], restval="")
+        writer = csv.DictWriter(file, [*fields, "chance", *costs, *WRITTEN, *EFFECTS, *COUNTED], restval="")
         writer.writeheader()
         for run in table.runs:
             for category in (ALL, *table.categories):
@@ -225,8 +229,12 @@ def write_csv(table: SweepTable, path: Path) -> None:
                     row |= {name: getattr(table.costs[run], name) for name in costs}
                     row |= written(table.standings[run]) if run in table.standings else {}
                     row |= _effect(table.effects[run]) if run in table.effects else {}
+                    row |= {name: getattr(table.counts[run], name) for name in COUNTED if run in table.counts}
                 writer.writerow({k: _written(v) for k, v in row.items()})
 
+
+COUNTED = ("tokens_all", "layer_tokens", "layer_all", "kv_bytes")
+"""What table.csv says of a run's counts beside `kept` and `prefill_tflops`."""
 
 EFFECTS = ("merged", "dropped", "logits_differ", "answers_differ", "did_not_act")
 """What table.csv says of a method's effect: mean shares of tokens, shares of questions, and what is wrong."""

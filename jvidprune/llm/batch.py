@@ -25,6 +25,7 @@ from jvidprune.models.generate import NO_TOKEN, check_sampling, decode
 from jvidprune.models.prefill import PromptParts, prefill
 from jvidprune.models.score import score
 from jvidprune.ops.newline import NewlineKind
+from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.tokens import InnerStage
 
 if TYPE_CHECKING:
@@ -70,6 +71,9 @@ class Reply:
       prompt: prompt length in tokens.
       likeliest: (id, natural-log probability) of the likeliest first tokens of the answer, the first one first; as many
         as were asked for.
+      newlines: newline embeddings among the prompt's tokens.
+      cached: (layers, tokens of the prompt that each of them has keys and values of) for every stretch of layers, in
+        their order; only where it was asked for.
     """
 
     text: str
@@ -79,6 +83,8 @@ class Reply:
     visual: int
     prompt: int
     likeliest: tuple[tuple[int, float], ...] = ()
+    newlines: int = 0
+    cached: tuple[tuple[int, int], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +118,7 @@ def answer_many(
     top_p: float = 1.0,
     seeds: int | Sequence[int] = 0,
     likeliest: int = 0,
+    count_cached: bool = False,
     clock: StageClock | None = None,
 ) -> list[Reply]:
     """Answers many questions; each gets the answer it would get alone.
@@ -127,6 +134,7 @@ def answer_many(
       top_p: share of probability that sampling draws from.
       seeds: of sampling, one for all prompts or one each.
       likeliest: first tokens of every answer whose log-probabilities its reply lists, before any temperature.
+      count_cached: whether replies say how many tokens of the prompt each layer keeps.
       clock: gets a "prefill" and a "generate" stage for each batch.
 
     Returns:
@@ -143,6 +151,8 @@ def answer_many(
         with clock("prefill") as stage:
             logits, cache = jax.block_until_ready(_read(llm, rows, max_new_tokens - 1))
             stage.tokens = sum(row.slots.length for row in rows.used)
+        # Decoding takes the cache over.
+        cached = _cached(llm, cache) if count_cached else [()] * rows.size
         with clock("generate") as stage:
             keys = rows.filled([jax.random.key(seed[row.number]) for row in rows.used]) if temperature > 0 else []
             found, _ = decode(
@@ -156,8 +166,8 @@ def answer_many(
                 key=jnp.stack(keys) if keys else None,
             )
             first = _likeliest(logits, likeliest) if likeliest else [()] * rows.size
-            for row, ids, top in zip(rows.used, np.asarray(found), first, strict=False):
-                replies[row.number] = _reply(llm, row, [int(i) for i in ids if i >= 0], top)
+            for row, ids, top, held in zip(rows.used, np.asarray(found), first, cached, strict=False):
+                replies[row.number] = _reply(llm, row, [int(i) for i in ids if i >= 0], top, held)
             stage.tokens = sum(replies[row.number].generated for row in rows.used)
     return replies
 
@@ -319,10 +329,30 @@ def _embed(model: Any, ids: jax.Array, held: jax.Array, parts: list[jax.Array]) 
     return jnp.where((held >= 0)[:, None], tokens[jnp.maximum(held, 0)].astype(words.dtype), words)
 
 
-def _reply(llm: "VideoLLM", row: _Row, ids: list[int], likeliest: tuple[tuple[int, float], ...]) -> Reply:
+def _reply(
+    llm: "VideoLLM",
+    row: _Row,
+    ids: list[int],
+    likeliest: tuple[tuple[int, float], ...],
+    cached: tuple[tuple[int, int], ...],
+) -> Reply:
     answer = tuple(i for i in ids if i not in llm.eos_ids)
     kept, visual = (sum(getattr(one, name) for one in row.videos) for name in ("kept", "visual"))
-    return Reply(llm.tokenizer.decode(answer).strip(), answer, len(ids), kept, visual, row.slots.length, likeliest)
+    text, length = llm.tokenizer.decode(answer).strip(), row.slots.length
+    # In the table of a slot map the newline embedding stands behind all text.
+    newlines = int((row.slots.source[:length] == len(row.text)).sum())
+    return Reply(text, answer, len(ids), kept, visual, length, likeliest, newlines, cached)
+
+
+def _cached(llm: "VideoLLM", cache: Cache) -> list[tuple[tuple[int, int], ...]]:
+    """(layers, tokens) of every stretch of layers, for each row of a cache that holds prompts alone."""
+    masks = [segment.valid for segment in cache.segments]
+    if not all(mask.is_fully_addressable for mask in masks):
+        with on_mesh_of(llm.loaded.model):
+            masks = jax.jit(on_every_device)(masks)
+    counts = np.stack([np.asarray(mask).sum(axis=1) for mask in masks], axis=1).tolist()
+    layers = [segment.stop - segment.start for segment in cache.segments]
+    return [tuple(zip(layers, row, strict=True)) for row in counts]
 
 
 def _likeliest(logits: jax.Array, count: int) -> list[tuple[tuple[int, float], ...]]:

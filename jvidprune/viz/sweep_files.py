@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jvidprune.evals.controls import written
+from jvidprune.evals.counts import Against
 from jvidprune.evals.effect import flagged, write_effects
 from jvidprune.evals.judge.scores import write_judged
 from jvidprune.evals.paired import pair_row, write_pairs
@@ -21,13 +22,20 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.tokens import QUESTION
 from jvidprune.video.decode import Clip
 from jvidprune.viz.decision import Decision
+from jvidprune.viz.sweep_counts import shown_axis
 from jvidprune.viz.sweep_examples import disagreements, draw_examples
 from jvidprune.viz.sweep_plots import nearest_ratio, retention_plot, standalone, time_plot
 from jvidprune.viz.sweep_report import sweep_page
 
 
 def write_outputs(
-    llm: VideoLLM, task: Any, plan: SweepPlan, found: SweepRecords, table: SweepTable, model: str
+    llm: VideoLLM,
+    task: Any,
+    plan: SweepPlan,
+    found: SweepRecords,
+    table: SweepTable,
+    model: str,
+    against: Against = "tokens",
 ) -> dict[str, Any]:
     """Everything a reader opens; each file appears whole.
 
@@ -38,6 +46,7 @@ def write_outputs(
       found: the records.
       table: made of them.
       model: what the model is called.
+      against: what accuracies are drawn against, in retention.svg and at first in the page.
 
     Returns:
       A record for machines.
@@ -74,8 +83,9 @@ def write_outputs(
     rebuilt = [table.titles[name] for name in plan.methods if "(reconstruction)" in table.titles[name]]
     if rebuilt:
         note += f" No code is public of {', '.join(rebuilt)}: what is shown was written after its description."
-    page = sweep_page(table, examples, model=model, note=note.strip())
-    files = {"retention.svg": standalone(retention_plot(table)), "time.svg": standalone(time_plot(table))}
+    page = sweep_page(table, examples, model=model, note=note.strip(), against=against)
+    drawn = retention_plot(table, shown_axis(table, against))
+    files = {"retention.svg": standalone(drawn), "time.svg": standalone(time_plot(table))}
     for name, text in (files | {"report.html": page}).items():
         with atomic_output(folder / name) as part:
             part.write_text(text, encoding="utf8")
@@ -94,6 +104,7 @@ def write_outputs(
             for run in table.runs
         ],
         "costs": [_known(table.costs[run]) for run in table.runs],
+        "counts": [_known(table.counts[run]) for run in table.runs],
         "controls": [written(standing) for standing in table.standings.values()],
         "two_best": [pair_row(best) for ratio in table.ratios if (best := table.best_two(ratio)) is not None],
         "did_not_act": flagged(table.effects.values(), table.titles),

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jvidprune.evals.metrics import ALL, FULL
+from jvidprune.evals.counts import AXES, Against, share
+from jvidprune.evals.metrics import ALL, FULL, Cell
 from jvidprune.evals.plan import BASELINES, BLIND
 from jvidprune.evals.results import SweepTable
 from jvidprune.viz.sweep_style import INK, LINE, SOFT, SeriesStyle, css_variables, series_styles, themed
@@ -18,40 +19,61 @@ HALO = "svg text{paint-order:stroke;stroke:var(--panel);stroke-width:3px;stroke-
 """Style of texts, so that lines behind them do not strike them out."""
 
 
-def retention_plot(table: SweepTable) -> str:
+def retention_plot(table: SweepTable, against: Against = "tokens") -> str:
     """Accuracy over the share of visual tokens that is really kept, one line a method, named at its end; an `<svg>`.
 
     Methods read a nominal ratio differently (some keep half of it, some half as much again), so that points stand where
-    their token counts put them. The band is the bootstrap interval of the unpruned model, those of the methods show on
+    their counts put them. The band is the bootstrap interval of the unpruned model, those of the methods show on
     pointing. Dotted lines are what the question alone and a guess reach.
+
+    Args:
+      table: of the run.
+      against: the count whose share of the unpruned model's is drawn; one of `counts.known_axes`, or "tokens".
     """
-    figure, axes = _figure()
+    figure, axes = _figure(against)
     full = table.cell(FULL, 1.0)
     visual = full.kept if full else 1.0
-    ends = []
+
+    def place(cell: Cell) -> float:
+        run = cell.method, cell.ratio
+        return cell.kept / visual if against == "tokens" else share(table.counts, run, against)
+
+    ends, nominal = [], [_halvings(ratio) for ratio in table.ratios]
     for method, style in series_styles(swept(table)).items():
         cells = [c for r in sorted(table.ratios, reverse=True) if (c := table.cell(method, r)) is not None]
         if not cells:
             continue
-        x, y = [_halvings(c.kept / visual) for c in cells], [100 * c.accuracy for c in cells]
+        x, y = [_halvings(place(c)) for c in cells], [100 * c.accuracy for c in cells]
         _line(axes, method, x, y, style)
         low, high = ([100 * getattr(c, name) for c in cells] for name in ("low", "high"))
         axes.fill_between(x, low, high, color=style.colour, alpha=0.16, lw=0, gid=f"band-{method}")
         ends.append((method, x[-1], y[-1], style))
     places = [x for line in axes.lines for x in line.get_xdata()]
-    nominal = [_halvings(ratio) for ratio in table.ratios]
-    left, right = min([*places, *nominal]), max([*places, *nominal])
+    if against in ("tokens", "nominal") or not places:
+        # Most methods stand at the ratios that were asked for.
+        places += nominal
+        marks = list(table.ratios)
+    else:
+        marks = [mark for mark in _MARKS if min(places) <= _halvings(mark) <= max(places)]
+        # Where all points lie close together, the ends are named.
+        marks = marks if len(marks) > 1 else [2.0**-end for end in {min(places), max(places)}]
+    left, right = min(places), max(places)
     width = max(right - left, 0.5)
     levels = _levels(axes, table, left, right)
     values = [y for line in axes.lines for y in line.get_ydata()]
     pad = max(2.0, 0.06 * (max(values) - min(values)))
     axes.set_ylim(min([*values, *levels]) - pad, max([*values, *levels]) + pad)
     axes.set_xlim(left - 0.03 * width, right + 0.34 * width)
-    axes.set_xticks(nominal, [f"{100 * ratio:g} %" for ratio in table.ratios])
+    axes.set_xticks([_halvings(mark) for mark in marks], [f"{100 * mark:.3g} %" for mark in marks])
     _name_ends(axes, table, ends, right + 0.05 * width)
-    axes.set_xlabel("visual tokens kept, on a log scale", color=SOFT)
+    words = "visual tokens kept" if against == "tokens" else AXES[against].text
+    axes.set_xlabel(f"{words}, on a log scale" if against == "tokens" else f"{words}, share on a log scale", color=SOFT)
     axes.set_ylabel("accuracy, %", color=SOFT)
     return _svg(figure)
+
+
+_MARKS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
+"""Shares that an axis can be marked at."""
 
 
 def _halvings(share: float) -> float:
@@ -64,7 +86,7 @@ def time_plot(table: SweepTable) -> str:
 
     Every method is a path through its ratios; the marked and named point is that of the ratio nearest to 10 %.
     """
-    figure, axes = _figure()
+    figure, axes = _figure("time")
     styles = series_styles(swept(table))
     marked = nearest_ratio(table)
     points = []
@@ -125,13 +147,14 @@ def standalone(svg: str) -> str:
     return re.sub(r"(<svg[^>]*>)", lambda match: match.group(1) + style, svg, count=1)
 
 
-def _figure() -> tuple[Any, Any]:
+def _figure(salt: str = "") -> tuple[Any, Any]:
+    """A figure and its axes; several on one page need different salts, so that none uses parts of another."""
     import matplotlib
 
     matplotlib.use("Agg", force=False)
     from matplotlib.figure import Figure
 
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "jvidprune"})
+    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": f"jvidprune {salt}"})
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.add_subplot()
     for side in ("top", "right", "left"):

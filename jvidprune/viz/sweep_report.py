@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jvidprune.costs.flops import tera
 from jvidprune.evals.controls import OUTCOMES, base_name, sentence
+from jvidprune.evals.counts import Against
 from jvidprune.evals.effect import flagged
 from jvidprune.evals.extract import option_letter
 from jvidprune.evals.items import LETTERS
@@ -19,8 +20,9 @@ from jvidprune.viz.judged_report import judged_part
 from jvidprune.viz.overlay import LEGEND
 from jvidprune.viz.pages import render
 from jvidprune.viz.report import data_url
+from jvidprune.viz.sweep_counts import counts_part
 from jvidprune.viz.sweep_examples import Example
-from jvidprune.viz.sweep_plots import HALO, nearest_ratio, retention_plot, swept, time_plot
+from jvidprune.viz.sweep_plots import HALO, nearest_ratio, swept, time_plot
 from jvidprune.viz.sweep_style import CONTROLS, css_colour, css_variables, series_styles
 
 _SHOWN = 12
@@ -166,7 +168,9 @@ class _Refusal(NamedTuple):
     reason: str
 
 
-def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: str, note: str = "") -> str:
+def sweep_page(
+    table: SweepTable, examples: Sequence[Example] = (), *, model: str, note: str = "", against: Against = "tokens"
+) -> str:
     """The page as one string.
 
     Args:
@@ -174,6 +178,7 @@ def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: st
       examples: clips with the tokens that methods kept.
       model: what the model is called.
       note: a sentence for the reader, above everything.
+      against: what accuracies are drawn against at first.
     """
     first = nearest_ratio(table)
     ratios = [_Ratio(f"{ratio:g}", _percent(ratio), ratio == first) for ratio in table.ratios]
@@ -196,7 +201,7 @@ def sweep_page(table: SweepTable, examples: Sequence[Example] = (), *, model: st
         against=_against(table),
         outcomes=list(dict.fromkeys(standing.outcome for standing in table.standings.values())),
         words=OUTCOMES,
-        retention=retention_plot(table),
+        **counts_part(table, against),
         time=time_plot(table),
         columns=[*(name.replace("_", " ") for name in columns), "mean"],
         categories=[

@@ -21,7 +21,7 @@ from helpers.sweeps import (
     table,
 )
 
-from jvidprune.cli.sweep import sweep_table
+from jvidprune.cli.sweep_shown import sweep_table
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.metrics import Cell, bootstrap_ratio, clip_draws, summarise
 from jvidprune.evals.paired import paired_difference
@@ -221,7 +221,8 @@ def test_the_report_is_whole_and_needs_nothing_beside_it(whole):
     page = (whole / "report.html").read_text()
     for word in ("Random", "DyCoke", "unpruned", "question alone", "prefers-color-scheme", "0.25", "are random"):
         assert word in page
-    assert page.count("<svg") == 2
+    # Seven counts that accuracies are drawn against, one of them shown, and the plot over time.
+    assert page.count("<svg") == 7 + 1
     assert "keeps every fourth frame whole" in page
     assert re.findall(r'(?:src|href)="(?!data:|#)[^"]*"', page) == []
     assert "__" not in re.sub(r"<script>.*</script>", "", re.sub(r"data:image[^\"]*", "", page), flags=re.S)

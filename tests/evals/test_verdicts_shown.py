@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from jvidprune.cli.sweep import show_sweep, sweep_table
+from jvidprune.cli.sweep_shown import show_sweep, sweep_table
 from jvidprune.evals.items import Question
 from jvidprune.evals.paired import write_pairs
 from jvidprune.evals.results import make_table, write_csv
