@@ -31,6 +31,7 @@ class CacheSegment:
       start: first layer, static.
       stop: one past the last layer, static.
       route: of a routed layer whose rule routes generated tokens too (`cuts.routing.Route`), or None.
+      bias: (B, M) float32 added to the attention scores of each slot, or None.
     """
 
     k: Float[Array, "L B M K d"]
@@ -41,6 +42,7 @@ class CacheSegment:
     stop: int = dataclasses.field(metadata={"static": True})
     shift: Int[Array, "B"] | None = None
     route: Any = None
+    bias: Float[Array, "B M"] | None = None
 
     @property
     def capacity(self) -> int:

@@ -76,6 +76,7 @@ class Cut:
       capacity: slots after the cut, or None to mark dropped tokens invalid and keep the length; static.
       positions: kept or counted anew; static.
       where: before the layer or inside it; static.
+      weights: arrays that the rule reads, by name.
     """
 
     table: Int[Array | np.ndarray, "*B Q"]
@@ -85,6 +86,7 @@ class Cut:
     capacity: int | None = dataclasses.field(metadata=_STATIC)
     positions: CutPositions = dataclasses.field(default="keep", metadata=_STATIC)
     where: CutWhere = dataclasses.field(default="before", metadata=_STATIC)
+    weights: Any = dataclasses.field(default_factory=dict)
 
     @property
     def boundary(self) -> int:
@@ -114,8 +116,8 @@ class Cut:
           attention, keys, normed, rotary: what the rule reads of the model, see `CutInputs`.
 
         Raises:
-          JvidpruneError: positions on three axes that would be counted anew, or tokens that change their slots where
-            earlier caches are cut too.
+          JvidpruneError: positions on three axes that would be counted anew, tokens that change their slots where
+            earlier caches are cut too, or a bias beside a choice that is renewed.
         """
         rule, batch, aside = self.rule, state.hidden.shape[0], state.aside
         state = state._replace(aside=None)
@@ -123,13 +125,15 @@ class Cut:
 
         def one(table: Array, seed: Array, read: tuple[Any, ...], prompt: TokenState) -> Chosen:
             kept = table[jnp.sum(prompt.visual, dtype=jnp.int32)]
-            return rule.choose(CutInputs(kept, table, seed, *read), prompt)
+            return rule.choose(CutInputs(kept, table, seed, *read, self.weights), prompt)
 
         table = jnp.broadcast_to(self.table, (batch, self.table.shape[-1]))
         seed = jnp.broadcast_to(self.seed, (batch,))
         rows = None if attention is None else attention.astype(jnp.float32)
         read = (rows, keys, normed, rotary)
         chosen = jax.vmap(one, in_axes=(0, 0, 0, batch_axes(state)))(table, seed, read, shown)
+        if chosen.bias is not None and rule.renewal is not None:
+            raise JvidpruneError(f"{type(rule).__name__} gives keys a bias, so its choice cannot be renewed.")
         moved = None
         if chosen.order is not None:
             if rule.trims:
@@ -141,7 +145,8 @@ class Cut:
         record = CutRecord(chosen.score, survivors, state.source, count, chosen.diagnostics)
         visual = state.visual if rule.brings_back or rule.keeps_roles else state.visual & survivors
         side = state.side if chosen.side is None else chosen.side
-        state = state._replace(hidden=chosen.hidden, valid=survivors, visual=visual, side=side)
+        bias = state.bias if chosen.bias is None else chosen.bias.astype(jnp.float32)
+        state = state._replace(hidden=chosen.hidden, valid=survivors, visual=visual, side=side, bias=bias)
         if self.capacity is not None:
             index, valid, _ = jax.vmap(lambda mask: pack(mask, self.capacity or 0))(survivors)
             index = jnp.minimum(index, state.valid.shape[1] - 1)
@@ -179,7 +184,11 @@ def _spread(state: TokenState) -> TokenState:
     valid = place >= 0
     hidden = jnp.take_along_axis(state.hidden, jnp.maximum(place, 0)[..., None], axis=1)
     hidden = jnp.where(valid[..., None], hidden, jnp.zeros((), hidden.dtype))
-    return before._replace(hidden=hidden, valid=valid, side=state.side)
+    bias = before.bias
+    if state.bias is not None:
+        held = jnp.zeros(valid.shape) if bias is None else bias
+        bias = jnp.where(valid, jnp.take_along_axis(state.bias, jnp.maximum(place, 0), axis=1), held)
+    return before._replace(hidden=hidden, valid=valid, side=state.side, bias=bias)
 
 
 def gathered(state: TokenState, index: Int[Array, "B C"], valid: Bool[Array, "B C"]) -> TokenState:
@@ -199,6 +208,7 @@ def gathered(state: TokenState, index: Int[Array, "B C"], valid: Bool[Array, "B 
         block=take(state.block),
         side=state.side,
         bidirectional=None if state.bidirectional is None else take(state.bidirectional),
+        bias=None if state.bias is None else take(state.bias),
     )
 
 

@@ -116,6 +116,7 @@ class Inner:
             sizes = zip(count.tolist(), prompt.tolist(), text_queries.sum(axis=1).tolist(), strict=True)
             left = np.asarray([stage.kept.left(*size) for size in sizes])
             seed = np.asarray(stage.seed, np.int32)
+            weights = {} if stage.weights is None else dict(stage.weights.arrays)
             if isinstance(rule, RouteRule):
                 if rule.by_frame:
                     # Where a cut stands before, frames have no more than these.
@@ -123,7 +124,6 @@ class Inner:
                 most = int((length - count + left).max())
                 slots_there = min(width, most if bucket is None else bucket(most))
                 capacity = slots_there if compact and stage.kept.bounded else None
-                weights = {} if stage.weights is None else dict(stage.weights.arrays)
                 routes.append(Route(table, seed, weights, stage.layer, rule, capacity, stage.positions))
                 continue
             assert isinstance(rule, CutRule)
@@ -136,7 +136,7 @@ class Inner:
             # Where dropped tokens are hidden and not gone, nothing moves.
             gathers = rule.renewal is None or rule.renewal.mode == "fill"
             capacity = width if compact and gathers and stage.kept.bounded else None
-            cuts.append(Cut(table, seed, stage.layer, rule, capacity, stage.positions, stage.where))
+            cuts.append(Cut(table, seed, stage.layer, rule, capacity, stage.positions, stage.where, weights))
         most_rows = int(text_queries.sum(axis=1).max())
         most_rows = most_rows if bucket is None else bucket(most_rows)
         return cls(tuple(cuts), visual, text_queries, block, policy, most_rows, tuple(routes), layers)

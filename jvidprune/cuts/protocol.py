@@ -44,6 +44,7 @@ class TokenState(NamedTuple):
       side: what a rule put aside for a later one, any pytree with a leading axis B; it goes round the layers and is
         neither cut nor gathered (states of bypassed tokens, groups; SwiftVLM, arXiv 2602.03134).
       bidirectional: (B, S) slots that see each other in either direction, or None.
+      bias: (B, S) float32 added to the scaled attention scores of each token as a key, or None.
       aside: where all tokens stood before a cut that moved them together and behind which some come back, a
         `cuts.cut.Spread`, or None; rules do not see it.
     """
@@ -57,6 +58,7 @@ class TokenState(NamedTuple):
     block: Int[Array, "B S"]
     side: Any = None
     bidirectional: Any = None
+    bias: Any = None
     aside: Any = None
 
 
@@ -73,6 +75,7 @@ class CutInputs(NamedTuple):
       normed: (S, D) the states under the norm in front of the model's head, for a rule that reads them, or None.
       rotary: (cos, sin), each (S, d), by which the model turns keys at the tokens' positions, for a rule that reads
         them, or None.
+      weights: arrays of the stage's `weights` by name, {} where it has none.
     """
 
     kept: Int[Array, ""]
@@ -82,6 +85,7 @@ class CutInputs(NamedTuple):
     keys: Any = None
     normed: Any = None
     rotary: Any = None
+    weights: Any = None
 
 
 class Chosen(NamedTuple):
@@ -95,6 +99,9 @@ class Chosen(NamedTuple):
       order: (S,) int32 where tokens change their slots (merged ones behind the kept ones): slot s takes over position,
         role and source of slot order[s], and `hidden`, `survivors` and `score` are those of the new slots.
       diagnostics: what else the rule can show, arrays by name.
+      bias: (S,) float32 added to the scaled attention scores of each token as a key, for all queries and heads, in all
+        layers from here to the next cut that gives another one, and in every step of the answer; None leaves what is
+        there, at first nothing. Layers with it run the plain attention.
     """
 
     hidden: Float[Array, "S D"]
@@ -103,6 +110,7 @@ class Chosen(NamedTuple):
     side: Any = None
     order: Any = None
     diagnostics: Any = None
+    bias: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -120,11 +120,12 @@ class RouteRecord(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """Keys and values (1, B, C, K, d) that a routed layer leaves, and which of its slots are in use (B, C)."""
+    """What a routed layer leaves: keys and values (1, B, C, K, d), which slots are in use and their bias (B, C)."""
 
     k: Float[Array, "1 B C K d"]
     v: Float[Array, "1 B C K d"]
     valid: Bool[Array, "B C"]
+    bias: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -192,7 +193,8 @@ class Route:
         if self.positions == "renumber":
             part = renumbered(part)
         packed = packed and self.capacity is not None
-        step = decoder.step(part.positions, part.valid, packed=packed, bidirectional=part.bidirectional)
+        told = {"bidirectional": part.bidirectional, "bias": part.bias}
+        step = decoder.step(part.positions, part.valid, packed=packed, **told)
         x, outputs = decoder.mix(part.hidden, step, self.layer)
         x = decoder.feed(x, self.layer, gates)
         if self.capacity is not None:
@@ -205,7 +207,7 @@ class Route:
         leaving = jnp.where(runs[..., None], x, by)
         count = runs.sum(axis=1, dtype=jnp.int32)
         record = RouteRecord(score, runs, gate, state.source, count, state.hidden, leaving)
-        return leaving, Ran(outputs.k, outputs.v, part.valid), record
+        return leaving, Ran(outputs.k, outputs.v, part.valid, part.bias), record
 
     def read_on(
         self, decoder: Any, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment: CacheSegment

@@ -114,6 +114,15 @@ class TextInBlocks(CutRule):
 
 
 @dataclasses.dataclass(frozen=True)
+class Told(Kept):
+    """A number that a rule is told, and no token leaves: for rules that give keys a bias."""
+
+    def left(self, n: int, prompt: int | None = None, text: int = 0) -> int:
+        """All of them."""
+        return n
+
+
+@dataclasses.dataclass(frozen=True)
 class MarkedCount(Kept):
     """As many as are marked: not known before, so that nothing is moved."""
 

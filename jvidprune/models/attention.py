@@ -27,12 +27,13 @@ Attend = Callable[[Array, Array, Array], Array]
 class Past(NamedTuple):
     """Keys and values of one layer that were written before: k and v (B, M, K, d), valid (B, M).
 
-    With valid (B, S, M) each of S fresh slots sees others of them.
+    With valid (B, S, M) each of S fresh slots sees others of them. `bias` as in `Keys`, (B, M).
     """
 
     k: Float[Array, "B M K d"]
     v: Float[Array, "B M K d"]
     valid: Bool[Array, "B *S M"]
+    bias: Any = None
 
 
 class Segments(NamedTuple):
@@ -59,7 +60,8 @@ class Keys(NamedTuple):
 
     `packed` (static) promises that the valid slots of each row are its first ones; `segments` tell several examples in
     one row apart; `bidirectional` (B, S) marks slots that see each other in either direction whatever causality says
-    (Molmo2's visual tokens), or is None. Where weights alone are wanted v is None.
+    (Molmo2's visual tokens), or is None. `bias` (B, S) float32 is added to the scaled score of each key, for all
+    queries and heads, or is None. Where weights alone are wanted v is None.
     """
 
     k: Float[Array, "B S K d"]
@@ -68,6 +70,7 @@ class Keys(NamedTuple):
     packed: bool = False
     segments: Segments | None = None
     bidirectional: Any = None
+    bias: Any = None
 
 
 def _weights(
@@ -93,8 +96,19 @@ def _weights(
         each = past.valid[:, None] if past.valid.ndim == 2 else jnp.take_along_axis(past.valid, rows[..., None], axis=1)
         old = jnp.broadcast_to(each, (batch, queries, past.k.shape[1]))
         seen = jnp.concatenate([old, seen], axis=-1)
-    scores = jnp.where(seen[:, None, None], scores * dim**-0.5, _MASKED)
-    return jax.nn.softmax(scores, axis=-1)
+    scores = scores * dim**-0.5
+    if (bias := _bias(keys, past)) is not None:
+        scores += bias[:, None, None, None]
+    return jax.nn.softmax(jnp.where(seen[:, None, None], scores, _MASKED), axis=-1)
+
+
+def _bias(keys: Keys, past: Past | None) -> Float[Array, "B P"] | None:
+    """What is added to the scores of past and fresh keys; None where nothing is."""
+    parts = (keys,) if past is None else (past, keys)
+    if all(part.bias is None for part in parts):
+        return None
+    found = (jnp.zeros(part.k.shape[:2]) if part.bias is None else part.bias for part in parts)
+    return jnp.concatenate([x.astype(jnp.float32) for x in found], axis=1)
 
 
 def attend(
@@ -121,7 +135,7 @@ def attend(
     Returns:
       (B, S, H, d).
     """
-    ordered = keys.segments is None and (keys.bidirectional is None or not causal)
+    ordered = keys.segments is None and keys.bias is None and (keys.bidirectional is None or not causal)
     which = implementation(kind, q, simple=keys.packed and past is None and ordered)
     if which != "plain":
         lengths = None if causal else keys.valid.sum(axis=1, dtype=jnp.int32)

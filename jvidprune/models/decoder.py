@@ -75,14 +75,15 @@ class Decoder(nnx.Module):
         packed: bool = False,
         segments: Segments | None = None,
         bidirectional: Bool[Array, "B S"] | None = None,
+        bias: Float[Array, "B S"] | None = None,
     ) -> Step:
-        """Rotary tables, validity, examples of a row and mutual sight, which every layer of a run reads."""
+        """Rotary tables, validity, examples of a row, mutual sight and bias of keys, read by every layer of a run."""
         rope, dim = self.config.rope, self.config.head_dim
         cos, sin = rope_tables(rope, dim, positions, self.dtype)
         if self.config.yarn_layers is not None:
             plain = rope_tables(rope.plain, dim, positions, self.dtype)
             cos, sin = jnp.stack([plain[0], cos]), jnp.stack([plain[1], sin])
-        return Step(cos, sin, valid, packed, segments, bidirectional)
+        return Step(cos, sin, valid, packed, segments, bidirectional, bias)
 
     def step_in(self, step: Step, layer: int) -> Step:
         """The step with the rotary tables (B, S, d) of one layer."""
@@ -130,7 +131,7 @@ class Decoder(nnx.Module):
 
         def body(layer: DecoderLayer, x: Array, extra: dict[str, Any]) -> tuple[Array, LayerOutputs]:
             x = constrain(x, "batch", None, None)
-            before = None if past is None or seen is None else Past(extra["k"], extra["v"], seen)
+            before = None if past is None or seen is None else Past(extra["k"], extra["v"], seen, past.bias)
             own = step
             if stretched is not None:
                 own = step._replace(cos=step.cos[extra["table"]], sin=step.sin[extra["table"]])
@@ -180,7 +181,7 @@ class Decoder(nnx.Module):
         """
         step, before = self.step_in(step, layer), None
         if past is not None:
-            before = Past(past.k[layer - past.start], past.v[layer - past.start], past.valid)
+            before = Past(past.k[layer - past.start], past.v[layer - past.start], past.valid, past.bias)
         x, keys, weights = self._layer(layer).mix(x, step, before, causal=True, rows=rows)
         return x, LayerOutputs(keys.k[None], keys.v[None], None, None if weights is None else weights[None])
 

@@ -16,7 +16,8 @@ class Step(NamedTuple):
     """What all layers of a run share: rotary tables (B, S, d), validity of the fresh slots (B, S).
 
     With `yarn_layers` the tables are (2, B, S, d), plain and stretched, and a layer takes its own. `packed` (static)
-    promises that the valid slots of each row are its first ones; `segments` and `bidirectional` as in `attention.Keys`.
+    promises that the valid slots of each row are its first ones; `segments`, `bidirectional` and `bias` as in
+    `attention.Keys`.
     """
 
     cos: Float[Array, "... B S d"]
@@ -25,6 +26,7 @@ class Step(NamedTuple):
     packed: bool = False
     segments: Segments | None = None
     bidirectional: Any = None
+    bias: Any = None
 
 
 class LayerOutputs(NamedTuple):
@@ -74,7 +76,7 @@ class Attention(nnx.Module):
 
     def _keys(self, x: Array, v: Any, step: Step) -> Keys:
         k = rotate(self._heads(self.k(x), self.k_norm), step.cos, step.sin)
-        return Keys(k, v, step.valid, step.packed, step.segments, step.bidirectional)
+        return Keys(k, v, step.valid, step.packed, step.segments, step.bidirectional, step.bias)
 
     def _heads(self, x: Array, norm: RMSNorm | None) -> Array:
         """(B, S, heads, d) of a projection, normed over all heads or over each."""

@@ -164,7 +164,8 @@ def read_prompt(
                 state, part, found = _run_routed(decoder, route, state, deepstack, packed=packed)
                 renumbered = route.positions == "renumber"
                 own = following - part.valid.sum(axis=1, dtype=jnp.int32) if renumbered else shift
-                written.append(_Written(*part, own, route if route.rule.routes_answers else None))
+                follows = route if route.rule.routes_answers else None
+                written.append(_Written(part.k, part.v, part.valid, own, follows, part.bias))
                 routed.append(found)
             else:
                 rows = None if cut is None or cut.rule.probe in AHEAD else inner.rows(cut, state)
@@ -172,7 +173,7 @@ def read_prompt(
                 hidden, keys, values, attention = _run_layers(
                     decoder, state, segment.start, layer, deepstack, rows, causal=causal, packed=packed, middle=middle
                 )
-                written.append(_Written(keys, values, state.valid, shift))
+                written.append(_Written(keys, values, state.valid, shift, bias=state.bias))
                 state = state._replace(hidden=hidden)
         if cut is None:
             continue
@@ -219,7 +220,7 @@ def _next_positions(valid: Array, positions: Array) -> Array:
 class _Written(NamedTuple):
     """Keys and values (L, B, S, K, d) of one segment of layers, which of their slots are in use, and their shift.
 
-    `route` is what routes generated tokens in these layers, or None.
+    `route` is what routes generated tokens in these layers, or None; `bias` (B, S) that of their keys, or None.
     """
 
     k: Array
@@ -227,6 +228,7 @@ class _Written(NamedTuple):
     valid: Array
     shift: Array | None
     route: Route | None = None
+    bias: Array | None = None
 
     def trimmed(self, record: CutRecord, moved: Moved | None) -> "_Written":
         """Without the tokens that a cut behind these layers dropped."""
@@ -234,14 +236,19 @@ class _Written(NamedTuple):
             return self._replace(valid=self.valid & record.survivors)
         at = moved.index[None, :, :, None, None]
         k, v = (jnp.take_along_axis(part, at, axis=2) for part in (self.k, self.v))
-        return self._replace(k=k, v=v, valid=moved.valid)
+        bias = None if self.bias is None else jnp.take_along_axis(self.bias, moved.index, axis=1)
+        return self._replace(k=k, v=v, valid=moved.valid, bias=bias)
 
     def into(self, segment: CacheSegment) -> CacheSegment:
         """The segment of the cache with these."""
         length = self.valid.shape[1]
         if length > segment.capacity:
             raise JvidpruneError(f"a prompt of {length} tokens does not fit a cache of {segment.capacity} slots.")
-        return dataclasses.replace(segment.append(self.k, self.v, self.valid), shift=self.shift, route=self.route)
+        bias = self.bias
+        if bias is not None:
+            bias = jnp.pad(bias, ((0, 0), (0, segment.capacity - length)))
+        written = segment.append(self.k, self.v, self.valid)
+        return dataclasses.replace(written, shift=self.shift, route=self.route, bias=bias)
 
 
 def _take_cut(
@@ -261,7 +268,7 @@ def _take_cut(
     """
     state = cut.restore(state)
     if cut.rule.probe in AHEAD and (rows := inner.rows(cut, state)) is not None:
-        step = decoder.step(state.positions, state.valid, bidirectional=state.bidirectional)
+        step = decoder.step(state.positions, state.valid, bidirectional=state.bidirectional, bias=state.bias)
         attention = decoder.attention_ahead(state.hidden, step, layer, rows)
     probed = keys[-1] if keys is not None and cut.rule.probe == "keys" else None
     normed = decoder.norm(state.hidden) if cut.rule.reads_normed else None
@@ -306,7 +313,8 @@ def _run_layers(
     The last layer runs on its own where it is probed or not causal. With `middle` its MLP is left out, and what is
     added behind it.
     """
-    x, step = state.hidden, decoder.step(state.positions, state.valid, packed=packed, bidirectional=state.bidirectional)
+    x, told = state.hidden, {"bidirectional": state.bidirectional, "bias": state.bias}
+    step = decoder.step(state.positions, state.valid, packed=packed, **told)
     taps = 0 if deepstack is None else deepstack.shape[0]
     alone = rows is not None or not causal or middle
     edges = {stop, min(max(taps, start), stop), stop - 1 if alone else stop} - {start}

@@ -64,3 +64,17 @@ def test_the_rule_that_routes_runs_its_share_in_every_other_layer(method):
     runs, *_ = inner.routes[0].choose(inner.start(jnp.asarray(x), np.arange(12)[None], jnp.asarray(valid)))
     largest = np.argsort(-np.linalg.norm(x[0, :8], axis=-1))[:2]
     assert np.flatnonzero(runs[0]).tolist() == [*sorted(largest), 8, 9, 10, 11]
+
+
+def test_the_rule_with_a_bias_lowers_the_keys_that_point_away(method):
+    names = dict(method)
+    exec(compile(SNIPPETS["bias"], "docs/adding-a-method.md", "exec"), names)
+    visual, valid = np.arange(12)[None] < 8, np.arange(12)[None] < 11
+    x = np.random.default_rng(0).normal(size=(1, 12, 5)).astype("f4")
+    direction = np.arange(5, dtype="f4")
+    inner = Inner.create([names["fading"](direction)], visual, valid, layers=4)
+    state = inner.start(jnp.asarray(x), np.arange(12)[None], jnp.asarray(valid))
+    after, record, _ = inner.cuts[0].apply(state)
+    lowered = np.where(visual, np.minimum(x @ direction, 0), 0)[:, : after.bias.shape[1]]
+    np.testing.assert_allclose(after.bias, lowered, rtol=1e-5)
+    assert int(record.count[0]) == valid.sum()
