@@ -65,6 +65,11 @@ class SweepChoice:
     )
     """What accuracies are drawn against at first: visual tokens at the language model's input, the ratio asked for, or
     other counts (docs/evaluation.md); the page has a switch."""
+    throughput: bool = False
+    """Measure beside accuracies how fast methods answer, alone and in the largest batch that fits, and the memory
+    that they hold."""
+    largest_batch: int = 32
+    """Of --throughput: the largest batch that is tried."""
     save: Annotated[Path | None, arg(name="out")] = None
     """Folder of the run; by default runs/<hash of what changes results>."""
 
@@ -174,6 +179,7 @@ def swept(
     from jvidprune.evals.results import make_table
     from jvidprune.evals.runner import run_sweep
     from jvidprune.evals.tasks import open_task
+    from jvidprune.evals.throughput import check_limit, measure_throughput, read_throughput
     from jvidprune.files import check_folder
     from jvidprune.reducers import registry
     from jvidprune.viz.sweep_files import write_outputs
@@ -182,6 +188,7 @@ def swept(
     for text in (*methods, *controls):
         registry.from_text(text)
     limits = check_reading(model)
+    check_limit(choice.largest_batch)
     if choice.task == "procedural" and model.fps is not None:
         raise JvidpruneError("clips of the procedural benchmark have a frame a second: say how many with --frames.")
     if choice.save is not None:
@@ -227,10 +234,14 @@ def swept(
         if not found.samples:
             raise JvidpruneError(nothing_answered(task.name, found.left_out))
         titles = {name: registry.title(name) for name in plan.reducers}
+        if choice.throughput:
+            measure_throughput(llm, task, plan, found, limit=choice.largest_batch, progress=_bars(console))
         if not counted(found.samples):
             return None, _to_be_judged(found, titles) | {"left_out": listed(found.left_out)}
         console.start("writing the report")
+        limit = choice.largest_batch if choice.throughput else None
         table = make_table(found, task, titles)
+        table = dataclasses.replace(table, throughput=read_throughput(llm, task, plan, found, limit=limit))
         shown = "the embedded model" if model.model is None else llm.loaded.folder.name
         record = write_outputs(llm, task, plan, found, table, shown, choice.against)
     return table, record | {"left_out": listed(table.left_out)}

@@ -19,6 +19,7 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     from jvidprune.cli.console import marked
     from jvidprune.cli.judge import show_judged, waiting
     from jvidprune.cli.left_out import show_left_out
+    from jvidprune.cli.throughput import show_throughput
     from jvidprune.evals.controls import told
     from jvidprune.evals.paired import apart
     from jvidprune.evals.plan import BASELINES
@@ -34,6 +35,7 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
         console.print(marked(apart(best, table.titles)), plain=True)
     for line in record["did_not_act"]:
         console.print(f"[yellow]{marked(line)}[/yellow]", plain=True)
+    show_throughput(console, table.throughput, BASELINES | table.titles)
     for method, reasons in table.refused.items():
         console.print(f"[dim]{method}: {marked(next(iter(reasons.values())))}[/dim]", plain=True)
     if record["untrained"]:

@@ -21,6 +21,7 @@ from jvidprune.evals.records import counted, opened
 from jvidprune.evals.runner import SweepRecords
 from jvidprune.evals.spans import Grounding, ground
 from jvidprune.evals.store import Record
+from jvidprune.evals.throughput import Throughput
 from jvidprune.files import atomic_output
 
 
@@ -79,6 +80,7 @@ class SweepTable:
       standings: how the other methods stand against them, by (method, ratio); empty without a control.
       pairs: any two methods or controls compared on the same questions, by ratio.
       grounding: how well spans of seconds were found, for the runs that were asked for any.
+      throughput: speed and memory, where they were measured; no part of what is found right or wrong.
       effects: what methods and controls did to the clips, by (method, ratio).
       counts: tokens, FLOPs and memory that every run really used, by (method, ratio).
     """
@@ -101,6 +103,7 @@ class SweepTable:
     pairs: dict[float, list[Difference]] = dataclasses.field(default_factory=dict)
     grounding: list[Grounding] = dataclasses.field(default_factory=list)
     counts: dict[Run, Counts] = dataclasses.field(default_factory=dict)
+    throughput: list[Throughput] = dataclasses.field(default_factory=list)
 
     @property
     def methods(self) -> list[str]:

@@ -21,8 +21,8 @@ from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_frames, sh
 from jvidprune.llm.prompt_cuts import join_inner, prompt_inner
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.stages import StageClock
-from jvidprune.models.generate import NO_TOKEN, check_sampling, decode
-from jvidprune.models.prefill import PromptParts, prefill
+from jvidprune.models.generate import NO_TOKEN, check_sampling, decode, lower_decode
+from jvidprune.models.prefill import PromptParts, lower_prefill, prefill
 from jvidprune.models.score import score
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.parallel import on_every_device, on_mesh_of
@@ -119,6 +119,7 @@ def answer_many(
     seeds: int | Sequence[int] = 0,
     likeliest: int = 0,
     count_cached: bool = False,
+    ends: bool = True,
     clock: StageClock | None = None,
 ) -> list[Reply]:
     """Answers many questions; each gets the answer it would get alone.
@@ -135,6 +136,8 @@ def answer_many(
       seeds: of sampling, one for all prompts or one each.
       likeliest: first tokens of every answer whose log-probabilities its reply lists, before any temperature.
       count_cached: whether replies say how many tokens of the prompt each layer keeps.
+      ends: whether an end of sequence ends an answer; without, every answer is `max_new_tokens` long, by the same
+        compiled program, which is how the speed of decoding is measured.
       clock: gets a "prefill" and a "generate" stage for each batch.
 
     Returns:
@@ -162,7 +165,7 @@ def answer_many(
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
                 top_p=top_p,
-                eos_ids=llm.eos_ids,
+                eos_ids=llm.eos_ids if ends else (NO_TOKEN,) * len(llm.eos_ids),
                 key=jnp.stack(keys) if keys else None,
             )
             first = _likeliest(logits, likeliest) if likeliest else [()] * rows.size
@@ -170,6 +173,29 @@ def answer_many(
                 replies[row.number] = _reply(llm, row, [int(i) for i in ids if i >= 0], top, held)
             stage.tokens = sum(replies[row.number].generated for row in rows.used)
     return replies
+
+
+def lower_batch(llm: "VideoLLM", prompts: Sequence[Prompt], *, max_new_tokens: int) -> dict[str, Any]:
+    """The programs of the one batch that `answer_many(..., batch=len(prompts), min_fill=0)` runs, as JAX lowers them.
+
+    Args:
+      llm: the model.
+      prompts: those that are read together; their methods act alike inside the language model.
+      max_new_tokens: longest answer.
+
+    Returns:
+      "prefill" and "generate" -> lowered program. The prompts are read once for the second.
+
+    Raises:
+      JvidpruneError: a prompt longer than the model's positions.
+    """
+    (rows,) = _batches(llm, prompts, reserve=max_new_tokens, batch=len(prompts), min_fill=0.0)
+    (embeds, positions, valid), capacity, parts = _laid_out(llm, rows, max_new_tokens - 1)
+    model = llm.loaded.model
+    first = lower_prefill(model, embeds, positions, valid, capacity=capacity, **parts)
+    logits, cache = prefill(model, embeds, positions, valid, capacity=capacity, **parts)
+    then = lower_decode(model, logits, cache, max_new_tokens=max_new_tokens, eos_ids=llm.eos_ids)
+    return {"prefill": first, "generate": then}
 
 
 def score_many(
@@ -279,6 +305,14 @@ def _alike(stages: Sequence[InnerStage], layers: int) -> Any:
 
 def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
     """Prefill of a batch: (B, V) logits and a cache with room for more tokens."""
+    (embeds, positions, valid), capacity, parts = _laid_out(llm, rows, room)
+    return prefill(llm.loaded.model, embeds, positions, valid, capacity=capacity, **parts)
+
+
+def _laid_out(
+    llm: "VideoLLM", rows: _Rows, room: int
+) -> tuple[tuple[jax.Array, np.ndarray, np.ndarray], int, PromptParts]:
+    """What `prefill` is given for a batch: embeddings, positions and valid slots; the cache's slots; all else."""
     model, layers = llm.loaded.model, llm.loaded.config.text.layers
     width = rows.used[0].size
     embeds, inners, levels, slots, mutual = [], [], [], [], []
@@ -308,7 +342,7 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
         parts["deepstack"] = jnp.concatenate(rows.filled(levels), axis=1)
     positions = np.concatenate([one.rotary for one in slots], axis=-2)
     valid = np.stack([one.valid for one in slots])
-    return prefill(model, jnp.stack(rows.filled(embeds)), positions, valid, capacity=width + room, **parts)
+    return (jnp.stack(rows.filled(embeds)), positions, valid), width + room, parts
 
 
 def _groups(videos: Sequence[ReducedVideo], newline: NewlineKind) -> np.ndarray | None:

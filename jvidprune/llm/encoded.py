@@ -123,13 +123,22 @@ def sweep_video(
     """
     check_positions(positions)
     stages = [inner_stages(reducer, ratio) for ratio in ratios]
-    in_blocks = any(stage.rule.in_blocks for inner in stages for stage in inner)
-    shown = diagnostics or in_blocks or prompt_rules(reducer).official_places
+    shown = diagnostics or any(shows_diagnostics(reducer, inner) for inner in stages)
     swept = jax.block_until_ready(sweep(reducer, video.tokens, ratios, diagnostics=shown))
     return [
         ReducedVideo(video, jax.tree.map(operator.itemgetter(i), swept), reducer, float(ratio), inner, positions)
         for i, (ratio, inner) in enumerate(zip(ratios, stages, strict=True))
     ]
+
+
+def shows_diagnostics(reducer: Reducer, inner: Sequence[InnerStage]) -> bool:
+    """Whether a prompt with what a reducer made needs the reduction's diagnostics.
+
+    Args:
+      reducer: the method.
+      inner: its stages inside the language model.
+    """
+    return any(stage.rule.in_blocks for stage in inner) or prompt_rules(reducer).official_places
 
 
 def clip_of(video: EncodedVideo) -> Clip:

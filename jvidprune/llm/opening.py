@@ -109,6 +109,20 @@ def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question
     return _with_text(llm, video, question)
 
 
+def lower_encode(llm: "VideoLLM", source: Clip | np.ndarray, needs: frozenset[str]) -> Any:
+    """The program that encodes these frames with evidence, as JAX lowers it; nothing is run.
+
+    Args:
+      llm: the model.
+      source: of `open_source`.
+      needs: names of `tokens.EVIDENCE`.
+    """
+    frames = source.frames if isinstance(source, Clip) else source
+    pixels = jax.tree.map(jnp.asarray, llm.pixels(frames))
+    with on_mesh_of(llm.loaded.model):
+        return encode_tokens.lower(llm.loaded.model, pixels, needs - QUESTION)
+
+
 def _tokens(llm: "VideoLLM", frames: np.ndarray, needs: frozenset[str]) -> VideoTokens:
     pixels = jax.tree.map(jnp.asarray, llm.pixels(frames))
     with on_mesh_of(llm.loaded.model):

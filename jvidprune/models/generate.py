@@ -139,6 +139,18 @@ def decode(
         )
 
 
+def lower_decode(
+    model: Any, logits: Float[Array, "B V"], cache: Cache, *, max_new_tokens: int, eos_ids: tuple[int, ...] = ()
+) -> Any:
+    """The program that `decode` runs greedily on these arguments, as JAX lowers it; nothing is run or donated.
+
+    Behind a call of `decode` its `compile()` costs nothing.
+    """
+    ids = jnp.asarray(eos_ids, jnp.int32)
+    with on_mesh_of(model):
+        return _decode.lower(model, logits, cache, jax.random.key(0), 0.0, 1.0, ids, steps=max_new_tokens, greedy=True)
+
+
 def generate(
     model: Any,
     embeds: Float[Array | np.ndarray, "B S D"],

@@ -84,22 +84,49 @@ def prefill(
       JvidpruneError: S beyond the model's positions or the capacity, or a rule inside the model that keeps more tokens
         than its stage counts.
     """
-    inner, length = parts.get("inner"), embeds.shape[1]
-    slots: int | tuple[int, ...] = capacity
-    boundaries: tuple[int, ...] = ()
-    if inner is not None:
-        slots, boundaries = inner.capacities(length, capacity - length), inner.boundaries
-    there = np.asarray(valid)
-    packed = not (there[:, 1:] & ~there[:, :-1]).any()
     with on_mesh_of(model) as mesh:
-        cache = model.lm.empty_cache(embeds.shape[0], slots, boundaries, mesh=mesh)
-        logits, cache, fits = run_prefill(model, embeds, positions, valid, cache, parts, packed=packed)
+        cache = _empty_cache(model, embeds, capacity, parts.get("inner"), mesh)
+        logits, cache, fits = run_prefill(model, embeds, positions, valid, cache, parts, packed=_packed(valid))
     if fits is not None and not fits:
         raise JvidpruneError(
             "a rule inside the language model kept more tokens than its stage counts, so that the end of the "
             "prompt would be lost; keep at most inputs.kept visual tokens, or raise the stage's Kept."
         )
     return logits, cache
+
+
+def lower_prefill(
+    model: Any,
+    embeds: Float[Array | np.ndarray, "B S D"],
+    positions: Int[Array | np.ndarray, "... B S"],
+    valid: Bool[Array | np.ndarray, "B S"],
+    *,
+    capacity: int,
+    **parts: Unpack[PromptParts],
+) -> Any:
+    """The program that `prefill` runs on these arguments, as JAX lowers it; nothing is run.
+
+    Behind a call of `prefill` its `compile()` costs nothing.
+    """
+    with on_mesh_of(model) as mesh:
+        cache = _empty_cache(model, embeds, capacity, parts.get("inner"), mesh)
+        return run_prefill.lower(model, embeds, positions, valid, cache, parts, packed=_packed(valid))
+
+
+def _empty_cache(model: Any, embeds: Any, capacity: int, inner: Inner | None, mesh: Any) -> Cache:
+    """A cache of a segment for each stretch of layers between the cuts of `inner`."""
+    length = embeds.shape[1]
+    slots: int | tuple[int, ...] = capacity
+    boundaries: tuple[int, ...] = ()
+    if inner is not None:
+        slots, boundaries = inner.capacities(length, capacity - length), inner.boundaries
+    return model.lm.empty_cache(embeds.shape[0], slots, boundaries, mesh=mesh)
+
+
+def _packed(valid: Any) -> bool:
+    """Whether prompts are padded behind their ends alone."""
+    there = np.asarray(valid)
+    return not (there[:, 1:] & ~there[:, :-1]).any()
 
 
 @functools.partial(jax.jit, static_argnames="packed", donate_argnames="cache")

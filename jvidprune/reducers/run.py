@@ -145,6 +145,24 @@ def _run(
     return reduced
 
 
+def lower_sweep(reducer: Reducer, video: VideoTokens, ratios: Sequence[float], *, diagnostics: bool = False) -> Any:
+    """The program that `sweep` runs on these arguments, as JAX lowers it; nothing is run.
+
+    Args:
+      reducer, video, ratios, diagnostics: as for `sweep`.
+
+    Returns:
+      The lowered program, None for a method that runs the tower on (STTS), whose programs are its own.
+    """
+    if with_defaults(reducer).tokens_from == "tower":
+        return None
+    (video,), layout = _asked(reducer, video, None, None), _layout(video, None)
+    budgets = stack_budgets([reducer.budget(layout, ratio) for ratio in ratios])
+    capacity = _capacity(reducer, [(layout, ratio) for ratio in ratios], None)
+    given = {"capacity": capacity, "diagnostics": diagnostics, "single": False, "checked": True}
+    return run_budgets.lower(reducer, video, budgets, **given)
+
+
 def _from_tower(
     own: BaseReducer,
     video: VideoTokens,

@@ -16,6 +16,7 @@ from jvidprune.evals.results import SweepTable, write_csv
 from jvidprune.evals.runner import SweepRecords
 from jvidprune.evals.spans import write_grounding
 from jvidprune.evals.subset import Subset
+from jvidprune.evals.throughput_table import throughput_notes, throughput_records, write_throughput
 from jvidprune.files import atomic_output
 from jvidprune.llm.encoded import sweep_video
 from jvidprune.llm.video_llm import VideoLLM
@@ -57,6 +58,7 @@ def write_outputs(
     write_effects(table.effects.values(), folder / "effects.csv")
     write_grounding(table.grounding, folder / "grounding.csv")
     write_judged(table.opened.rows, folder / "judged.csv")
+    write_throughput(table.throughput, folder)
 
     ratios = {name: some for name, _, some in plan.groups()}
 
@@ -107,6 +109,8 @@ def write_outputs(
         "counts": [_known(table.counts[run]) for run in table.runs],
         "controls": [written(standing) for standing in table.standings.values()],
         "two_best": [pair_row(best) for ratio in table.ratios if (best := table.best_two(ratio)) is not None],
+        "throughput": throughput_records(table.throughput),
+        "throughput_notes": throughput_notes(table.throughput),
         "did_not_act": flagged(table.effects.values(), table.titles),
         "refused": table.refused,
     }

@@ -24,6 +24,7 @@ from jvidprune.viz.sweep_counts import counts_part
 from jvidprune.viz.sweep_examples import Example
 from jvidprune.viz.sweep_plots import HALO, nearest_ratio, swept, time_plot
 from jvidprune.viz.sweep_style import CONTROLS, css_colour, css_variables, series_styles
+from jvidprune.viz.throughput_part import throughput_part
 
 _SHOWN = 12
 """Of what is left out; longer lists are opened by a click."""
@@ -219,6 +220,7 @@ def sweep_page(
         grounding=grounding_rows(table.grounding, BASELINES | table.titles),
         grounding_head=GROUNDING_HEAD,
         judged=judged_part(table.opened, BASELINES | table.titles),
+        throughput=throughput_part(table.throughput, BASELINES | table.titles),
         peak=f"{peak / 2**20:,.0f}",
         costs_head=_COSTS_HEAD,
         costs=_costs(table),
