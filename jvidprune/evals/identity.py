@@ -22,7 +22,7 @@ _DECIDING = (".json", ".safetensors", ".jinja", ".txt", ".model")
 _ELSEWHERE = ("loaded", "tokenizer", "pruning")
 """Fields of a `VideoLLM` that stand in its folder's files, or (the reducer) in what is run."""
 _NUMERIC_PARTS = (
-    *("tokens.py", "weights.py", "parallel.py", "ops", "cuts", "reducers", "models", "stts", "video"),
+    *("tokens.py", "weights.py", "parallel.py", "ops", "cuts", "reducers", "models", "stts", "covipal", "video"),
     *("llm", "costs", "evals", "procedural"),
 )
 

@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jvidprune.covipal.reducer import CoViPAL
     from jvidprune.reducers.aot import AOT
     from jvidprune.reducers.cdpruner import CDPruner
     from jvidprune.reducers.compose import Sequential, chain
@@ -102,6 +103,7 @@ _SOURCES = {
     "videollm_mod": ("VideoLLMMoD",),
     "visionzip": ("VisionZip",),
     "zspaprune": ("ZSPAPrune",),
+    "jvidprune.covipal.reducer": ("CoViPAL",),
     "jvidprune.stts.reducer": ("STTS",),
 }
 
@@ -115,6 +117,7 @@ __all__ = [
     "AttentionTopK",
     "BaseReducer",
     "CDPruner",
+    "CoViPAL",
     "DivPrune",
     "DyCoke",
     "FastV",

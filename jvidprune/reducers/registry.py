@@ -63,7 +63,10 @@ _COMBINATORS: dict[str, tuple[str, str]] = {"sequential": ("compose", "Sequentia
 """What builds a method from several others, in the same form."""
 
 
-_LEARNED: dict[str, tuple[str, str]] = {"stts": ("jvidprune.stts.reducer", "STTS")}
+_LEARNED: dict[str, tuple[str, str]] = {
+    "stts": ("jvidprune.stts.reducer", "STTS"),
+    "covipal": ("jvidprune.covipal.reducer", "CoViPAL"),
+}
 """What needs weights of its own beside a model's, in the same form; the modules are outside of this package."""
 
 _KNOWN = _METHODS | _COMBINATORS | _LEARNED
@@ -269,7 +272,7 @@ def info(name: str) -> MethodInfo:
 def listing() -> list[tuple[MethodInfo, frozenset[str]]]:
     """What is said of all methods that have a name, with the evidence they need; of installed ones that work, too."""
     found = []
-    for name in (*names(), *combinators(), *plugins()):
+    for name in (*names(), *combinators(), *learned(), *plugins()):
         try:
             found.append((info(name), frozenset(get(name).needs)))
         except JvidpruneError:

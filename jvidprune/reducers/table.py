@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.fields import settings_of
 from jvidprune.ops.transport import Transport
 from jvidprune.reducers import registry
 from jvidprune.tokens import Layout
@@ -71,6 +72,8 @@ _RATIOS = {
     "qwen_norm": "that of the method whose name the baseline has.",
     "visionzip_qwen": "a share of the video.",
     "sequential": "a share of the video, split between the two methods.",
+    "stts": "a share of the windows of the video.",
+    "covipal": "a share of the video, or of what reaches the layer that the module acts in front of.",
 }
 """How the ratio of each method is meant."""
 
@@ -86,7 +89,7 @@ _EXAMPLE = Layout(32, (14, 14), (27, 27))
 def short() -> str:
     """One row a method: name, paper, one line."""
     rows = [["method", "paper", "what it does"], ["---"] * 3]
-    for name in registry.names():
+    for name in (*registry.names(), *registry.learned()):
         info = registry.info(name)
         summary = info.summary[:1].upper() + info.summary[1:].rstrip(".")
         rows.append([f"[`{name}`](docs/methods.md#{name}) {info.label}", _paper(info.paper), summary])
@@ -101,7 +104,7 @@ def whole(tests: Path) -> str:
     """
     head = ["method", "paper", "needs", "merges", "nested", "exact count", "gradients", "parity"]
     rows = [head, ["---"] * len(head)]
-    for name in registry.names():
+    for name in (*registry.names(), *registry.learned()):
         info, reducer = registry.info(name), registry.get(name)
         yes = ["yes" if flag else "no" for flag in (info.merges, info.nested, info.exact)]
         gradients = "–"
@@ -118,7 +121,7 @@ def whole(tests: Path) -> str:
 def sections() -> str:
     """A section a method: what it does and needs, how it counts, quirks and their options."""
     parts = []
-    for name in (*registry.names(), *registry.combinators()):
+    for name in (*registry.names(), *registry.combinators(), *registry.learned()):
         info, reducer = registry.info(name), registry.get(name)
         summary = info.summary[:1].upper() + info.summary[1:].rstrip(".")
         code = type(reducer).__module__.replace(".", "/")
@@ -153,7 +156,8 @@ def _example(name: str) -> str:
 
 def _options(reducer: Any) -> list[dataclasses.Field]:
     """Settings of a method beside those that all methods have."""
-    return [field for field in dataclasses.fields(reducer) if field.name != "positions"]
+    known = settings_of(type(reducer))
+    return [field for field in dataclasses.fields(reducer) if field.name in known and field.name != "positions"]
 
 
 def _value(field: dataclasses.Field) -> str:

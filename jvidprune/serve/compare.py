@@ -144,7 +144,7 @@ class Comparer:
         provided = self.llm.loaded.config.provides | QUESTION
         found = {}
         for info, needs in registry.listing():
-            if info.name not in registry.combinators() and needs <= provided:
+            if info.name not in (*registry.combinators(), *registry.learned()) and needs <= provided:
                 found[info.name] = info.label
         return found | {name: title for name, (_, title) in self._own.items()}
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import pruners
 from helpers import reducer_checks as checks
 from helpers.places import REPOSITORY
 
@@ -29,8 +30,8 @@ from jvidprune.tokens import Plan, stack_budgets
 FRAMES, GRID, UNPOOLED, DIM = 6, (4, 4), (8, 8), 8
 RATIOS = (0.05, 0.1, 0.3, 0.5, 1.0)
 
-SMALL = {"sequential": {"ladder": (0.5, 1.0)}}
-"""Settings that only keep a method's compilation short."""
+SMALL = {"sequential": {"ladder": (0.5, 1.0)}, "covipal": {"module": pruners.file(DIM)}}
+"""Settings that only keep a method's compilation short, or that it cannot do without."""
 
 OTHER_SETTINGS = (
     "visionzip(tower='none', dominant_share=0.5)",
