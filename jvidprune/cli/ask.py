@@ -83,7 +83,7 @@ def answered(
     from jvidprune.llm.stages import StageClock
     from jvidprune.models.checkpoint.load import read_config
     from jvidprune.models.generate import check_sampling
-    from jvidprune.reducers.protocol import check_ratio
+    from jvidprune.reducers.protocol import check_ratio, of_frames
     from jvidprune.reducers.serialise import load_pruning
 
     check_sampling(choice.max_new_tokens, choice.temperature, choice.top_p)
@@ -103,21 +103,25 @@ def answered(
         # The loaded settings are bound to the model, where a method needs its weights.
         method = llm.reducer(chosen) if isinstance(chosen, str) else llm.pruning.reducer if llm.pruning else chosen
         clock = StageClock(console.start)
-        video = reading.read_video(path, llm, method.needs, model, clock, console, question)
-        with clock("reduce") as stage:
+        if of_frames(method):
+            # What it makes is what is encoded.
+            video = reading.read_clip(path, llm, model, clock, console)
+        else:
+            video = reading.read_video(path, llm, method.needs, model, clock, console, question)
+        with clock("encode" if of_frames(method) else "reduce") as stage:
             # Methods that read the question read it without the times.
             reduced = llm.reduce(video, reducer=method, ratio=ratio)
             stage.tokens = reduced.kept
         answer = llm.ask(
             reduced,
-            with_times(question, clip_of(video)) if choice.times else question,
+            with_times(question, clip_of(reduced.video)) if choice.times else question,
             clock=clock,
             max_new_tokens=choice.max_new_tokens,
             temperature=choice.temperature,
             top_p=choice.top_p,
             seed=choice.seed,
         )
-    return priced(answer, llm.loaded.config, video.tokens.layout(), method)
+    return priced(answer, llm.loaded.config, reduced.whole or reduced.video.tokens.layout(), method)
 
 
 def priced(answer: "Answer", config: Any, layout: "Layout", reducer: "Reducer") -> "Answer":
@@ -130,8 +134,10 @@ def priced(answer: "Answer", config: Any, layout: "Layout", reducer: "Reducer") 
       reducer: that was used.
     """
     from jvidprune.costs.flops import count, newline_tokens
+    from jvidprune.reducers.protocol import with_defaults
 
     steps = next((stage.tokens for stage in answer.stages if stage.name == "generate"), 1)
+    seen = with_defaults(reducer).seen(layout, answer.ratio)
     report = count(
         config,
         layout,
@@ -140,7 +146,7 @@ def priced(answer: "Answer", config: Any, layout: "Layout", reducer: "Reducer") 
         kept=answer.kept,
         prompt=answer.prompt,
         new_tokens=steps,
-        newlines=min(newline_tokens(config, layout, reducer), answer.prompt - answer.kept),
+        newlines=min(newline_tokens(config, seen, reducer), answer.prompt - answer.kept),
     )
     stages = (dataclasses.replace(stage, flops=report.timed(stage.name)) for stage in answer.stages)
     return dataclasses.replace(answer, stages=tuple(stages))

@@ -13,10 +13,11 @@ def methods(*, out: Common = OUTPUT) -> None:
     from dataclasses import asdict
     from typing import Any
 
-    from jvidprune.reducers.registry import listing
+    from jvidprune.reducers.registry import framed, listing
 
     rows: list[dict[str, Any]] = [
-        asdict(info) | {"label": info.label, "needs": sorted(needs)} for info, needs in listing()
+        asdict(info) | {"label": info.label, "needs": sorted(needs), "frames": info.name in framed()}
+        for info, needs in listing()
     ]
     if out.json:
         print_json(rows)
@@ -38,6 +39,8 @@ def show_methods(console: "Console", rows: list[dict[str, Any]]) -> None:
         console.print(Padding(marked(row["summary"]), (0, 0, 0, 2)), plain=True)
         facts = [f"needs {', '.join(row['needs'])}" if row["needs"] else "needs the features alone"]
         facts.append("merges tokens" if row["merges"] else "selects tokens")
+        if row["frames"]:
+            facts = ["needs the frames and a model", "encodes other frames"]
         facts += ["no public code"] * (row["provenance"] == "reconstruction")
         facts += ["nested in the budget"] * row["nested"] + ["exact count"] * row["exact"]
         console.print(Padding(f"[dim]{marked(' · '.join(facts))}[/dim]", (0, 0, 0, 2)), plain=True)

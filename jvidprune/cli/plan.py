@@ -211,6 +211,7 @@ def _row(choice: PlanChoice, config: Any, where: "Chip", sizes: dict[str, int], 
     from jvidprune.costs.footprint import footprint
     from jvidprune.costs.memory import video_shape
     from jvidprune.costs.roofline import stage_times
+    from jvidprune.reducers.protocol import with_defaults
     from jvidprune.reducers.registry import for_model
 
     layout = layout_of(config, frames, read_size(choice.size), choice.convention)
@@ -228,7 +229,8 @@ def _row(choice: PlanChoice, config: Any, where: "Chip", sizes: dict[str, int], 
         exact=False,
     )
     parts = prompt_segments(config, method, ratio, kept=kept, newlines=newlines, prompt=prompt)
-    shape = video_shape(config, frames, layout)
+    seen = with_defaults(method).seen(layout, ratio)
+    shape = video_shape(config, frames if seen == layout else seen.frames, seen)
     dtype = jnp.dtype(choice.dtype)
     memory = footprint(
         config,

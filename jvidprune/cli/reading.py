@@ -18,6 +18,7 @@ from jvidprune.procedural.clips import default_clip
 from jvidprune.reducers.protocol import Reducer, check_ratio
 from jvidprune.reducers.registry import from_text
 from jvidprune.video.container import existing_file
+from jvidprune.video.decode import Clip
 from jvidprune.video.limits import Limits
 from jvidprune.video.sampling import check_wish
 
@@ -144,6 +145,15 @@ def read_video(
     question: str | None = None,
 ) -> EncodedVideo:
     """Decodes and encodes a video (the generated clip without a path), timing both; methods may read the question."""
+    clip = read_clip(path, model, choice, clock, console)
+    with clock("encode") as stage:
+        video = model.encode(clip, needs=needs, question=question if "text" in needs else None)
+        stage.tokens = jax.block_until_ready(video.tokens).layout().total
+    return video
+
+
+def read_clip(path: Path | None, model: VideoLLM, choice: ModelChoice, clock: StageClock, console: Console) -> Clip:
+    """Decodes a video (the generated clip without a path), timed."""
     if path is None:
         path = default_clip(cache_folder())
         console.note(f"no video given: using the generated clip {path}")
@@ -154,7 +164,4 @@ def read_video(
         stage.tokens = len(clip.frames)
     if clip.picture:
         console.note(f"{path} is a picture: it is read as a video of one frame")
-    with clock("encode") as stage:
-        video = model.encode(clip, needs=needs, question=question if "text" in needs else None)
-        stage.tokens = jax.block_until_ready(video.tokens).layout().total
-    return video
+    return clip

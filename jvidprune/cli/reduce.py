@@ -75,16 +75,13 @@ def draw_reduction(
     """Reduces a video with one or several methods and draws what they did; a record of it for machines."""
     import warnings
 
-    import jax
-
     from jvidprune.cli import reading
     from jvidprune.files import atomic_output, check_writable
-    from jvidprune.llm.encoded import clip_of
+    from jvidprune.llm.encoded import clip_of, reduce_video
     from jvidprune.llm.stages import StageClock
     from jvidprune.reducers.registry import title
-    from jvidprune.reducers.run import reduce as reduce_video
     from jvidprune.tokens import QUESTION
-    from jvidprune.viz.decision import Decision
+    from jvidprune.viz.decision import decision_of
     from jvidprune.viz.drawn import drawn_frames
     from jvidprune.viz.overlay import write_picture
     from jvidprune.viz.report import reduction_page
@@ -110,13 +107,8 @@ def draw_reduction(
                     warnings.simplefilter("always", JvidpruneWarning)
                     if "text" in method.needs and not choice.question:
                         raise JvidpruneError(f"{title(name)} reads the question: give one with --question.")
-                    known = llm.with_evidence(encoded, method, choice.question).tokens
-                    reduced = jax.block_until_ready(reduce_video(method, known, ratio, diagnostics=True))
-                    decisions.append(
-                        Decision.from_reduced(
-                            reduced, method=title(name), ratio=ratio, frames=video.features.shape[0], grid=video.grid
-                        )
-                    )
+                    known = llm.with_evidence(encoded, method, choice.question)
+                    decisions.append(decision_of(reduce_video(known, method, ratio, diagnostics=True), title(name)))
                     stage.tokens = decisions[-1].count
                 for one in said:
                     console.note(str(one.message))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
 """What is compared unless the user says otherwise."""
 
-CONTROLS = "random,uniform,pool_space,pool_time,sample_space,sample_time"
+CONTROLS = "random,uniform,pool_space,pool_time,sample_space,sample_time,downscale"
 """What every sweep is held against unless the user says otherwise: none of them looks at the video."""
 
 
@@ -42,7 +42,8 @@ class SweepChoice:
     """As in "flashvid(alpha=0.5),./my_reducer.py:Mine", separated by commas; by default all that read the
     video before the language model."""
     controls: str = CONTROLS
-    """Reducers that run beside the methods and that these are held against; "none" leaves them out."""
+    """Reducers that run beside the methods and that these are held against; "none" leaves them out. By default
+    downscale runs where the tower reads frames of any size."""
     ratios: str = "0.25,0.2,0.15,0.1,0.05"
     """Retention ratios in (0, 1], separated by commas."""
     task: str = "procedural"
@@ -211,6 +212,8 @@ def swept(
         )
         note_left_out(left_out(task), console)
         names = [name for name in dict.fromkeys(methods) if name not in BASELINES]
+        if choice.controls == CONTROLS and llm.settings.sized is None:
+            controls = [name for name in controls if name != "downscale"]
         plan = SweepPlan(
             {name: llm.reducer(name) for name in names},
             ratios,

@@ -15,7 +15,7 @@ from jvidprune.models.checkpoint.load import planned_dtype, read_config
 from jvidprune.models.checkpoint.processor import video_processor
 from jvidprune.models.settings import FamilySettings
 from jvidprune.parallel import read_mesh
-from jvidprune.reducers.protocol import Reducer
+from jvidprune.reducers.protocol import Reducer, with_defaults
 from jvidprune.reducers.registry import for_model
 from jvidprune.tokens import Layout
 from jvidprune.video.decode import probe
@@ -115,11 +115,12 @@ def check_question(
     planned = _plan(source, video, frames, fps, size, limits, revision, dtype, convention)
     settings, config, layout = planned.settings, planned.config, planned.layout
     method = for_model(reducer, config) if isinstance(reducer, str) else reducer
-    kept = method.capacity(layout, ratio) + newline_tokens(config, layout, method, settings)
-    words = _WORDS + len(question.encode()) // 2 + _STAMP * layout.frames * settings.writes_times
+    seen = with_defaults(method).seen(layout, ratio)
+    kept = method.capacity(layout, ratio) + newline_tokens(config, seen, method, settings)
+    words = _WORDS + len(question.encode()) // 2 + _STAMP * seen.frames * settings.writes_times
     need = ask_need(
         config,
-        planned.shape,
+        planned.shape if seen == layout else video_shape(config, seen.frames, seen),
         kept=kept,
         text=words,
         max_new_tokens=max_new_tokens,

@@ -166,7 +166,8 @@ def count(
     if prompt < kept + newlines:
         raise JvidpruneError(f"a prompt of {prompt} tokens cannot hold {kept} visual tokens and {newlines} newlines.")
     text, vision = config.text, config.vision
-    tower, after = vision_terms(config, layout)
+    seen = with_defaults(reducer).seen(layout, ratio)
+    tower, after = vision_terms(config, seen)
     parts = prompt_segments(config, reducer, ratio, kept=kept, newlines=newlines, prompt=prompt)
     # The papers' n leaves newlines out.
     plain = segments(inner_stages(reducer, ratio), text.layers, tokens=kept, visual=kept)
@@ -175,7 +176,7 @@ def count(
     counted = [
         StageFlops("tower", "", tower),
         StageFlops("projector", "", after),
-        StageFlops("reducer", "", dict(with_defaults(reducer).flops(layout, width, ratio))),
+        StageFlops("reducer", "", dict(with_defaults(reducer).flops(seen, width, ratio))),
     ]
     reads = prefill(text, parts, causal=causal, mutual=families.get(config.family).bidirectional)
     for number, (part, terms) in enumerate(zip(parts, reads, strict=True)):
@@ -240,8 +241,9 @@ def prompt_sizes(
     kept = bound if kept is None else kept
     if not 0 <= kept <= max(bound, layout.total):
         raise JvidpruneError(f"kept must lie in [0, {max(bound, layout.total)}], the video's tokens, got {kept}.")
-    newlines = newline_tokens(config, layout, reducer)
-    return kept, newlines, kept + newlines + text + marker_tokens(config, layout, reducer)
+    seen = with_defaults(reducer).seen(layout, ratio)
+    newlines = newline_tokens(config, seen, reducer)
+    return kept, newlines, kept + newlines + text + marker_tokens(config, seen, reducer)
 
 
 def prompt_segments(

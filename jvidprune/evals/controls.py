@@ -15,7 +15,7 @@ from jvidprune.evals.plan import BASELINES
 
 CONTROLS = (
     *("random", "uniform", "frame_drop", "inner_random", "pool_space", "pool_time", "pool_spacetime"),
-    *("sample_space", "sample_time", "sample_spacetime", "sample_random_cell"),
+    *("sample_space", "sample_time", "sample_spacetime", "sample_random_cell", "downscale", "fewer_frames"),
 )
 """Methods that look neither at the video nor at the question."""
 

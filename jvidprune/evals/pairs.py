@@ -15,10 +15,10 @@ from jvidprune.evals.extract import grade
 from jvidprune.evals.items import Item
 from jvidprune.evals.store import Record
 from jvidprune.llm.batch import Reply
-from jvidprune.llm.encoded import EncodedVideo, sweep_video
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, reduce_video, sweep_video
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.reducers.protocol import Reducer, inner_stages
+from jvidprune.reducers.protocol import Reducer, inner_stages, of_frames
 from jvidprune.tokens import VideoTokens
 
 
@@ -75,12 +75,16 @@ def answer_job(
     reads = "text" in job.reducer.needs
     different = list(dict.fromkeys(questions))
     shown = [llm.with_evidence(video, job.reducer, text) for text in different] if reads else [video]
-    with clock("reduce"):
-        swept = [sweep_video(one, job.reducer, job.asked) for one in shown]
+    again = of_frames(job.reducer)
+    if again:
+        swept = [[_encoded(video, job.reducer, ratio, clock) for ratio in job.asked]]
+    else:
+        with clock("reduce"):
+            swept = [sweep_video(one, job.reducer, job.asked) for one in shown]
     with clock("answer"):
         by_question = dict(zip(different, swept if reads else swept * len(different), strict=True))
         replies = answer_all(llm, [by_question[text] for text in questions], questions, max_new_tokens=longest)
-    reduce, answer = clock.stages
+    stages = clock.stages
     alone = time_alone(llm, by_question[questions[0]], questions[0], max_new_tokens=longest) if timed else []
     samples, batches = [], []
     for i, (ratio, row) in enumerate(zip(job.ratios, replies, strict=True)):
@@ -93,10 +97,13 @@ def answer_job(
                 record |= {"asked": question.text, "rubric": question.rubric}
             counts = {"kept": reply.kept, "visual": reply.visual, "prompt": reply.prompt}
             samples.append(record | graded | counts)
-        costs: Record = {"ratio": ratio, "refused": "", "reduce": reduce.seconds / len(job.ratios) / len(shown)}
+        # A method of other frames encodes the clip anew for every ratio, in place of reducing it.
+        share = {"encode": stages[i].seconds} if again else {"reduce": stages[0].seconds / len(job.ratios) / len(shown)}
+        costs: Record = {"ratio": ratio, "refused": "", "reduce": 0.0} | share
         if timed:
             costs |= {"prefill": alone[i][0], "generate": alone[i][1]}
-        costs |= {"compile": (reduce.compile_seconds + answer.compile_seconds) * (i == 0), "memory": peak_memory()}
+        compiled = sum(one.compile_seconds for one in stages) * (i == 0)
+        costs |= {"compile": compiled, "memory": peak_memory()}
         # Like times, logits are not the same to the last digit on other devices; answers are.
         asked = zip(item.questions, row, strict=True)
         logits = {one.id: [[token, round(value, 3)] for token, value in reply.likeliest] for one, reply in asked}
@@ -104,6 +111,12 @@ def answer_job(
         costs |= count_replies(llm, job.reducer, ratio or 1.0, list(zip(questions, row, strict=True)))
         batches.append(costs | _tflops(llm, video.tokens, job, ratio, row) | {"together": list(job.ratios)})
     return samples, batches
+
+
+def _encoded(video: EncodedVideo, reducer: Reducer, ratio: float, clock: StageClock) -> ReducedVideo:
+    """Other frames of a clip, encoded for one ratio; timed."""
+    with clock("encode"):
+        return reduce_video(video, reducer, ratio)
 
 
 def _tflops(llm: VideoLLM, video: VideoTokens, job: Job, ratio: float, replies: Sequence[Reply]) -> dict[str, float]:

@@ -31,6 +31,7 @@ from jvidprune.llm.batch import Prompt, Score, answer_many, score_many
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.evidence import check_evidence
+from jvidprune.reducers.protocol import of_frames
 from jvidprune.tokens import QUESTION
 from jvidprune.video.decode import Clip
 
@@ -353,6 +354,8 @@ class Adapter:
 
     def _ready(self, clip: Clip) -> EncodedVideo | ReducedVideo:
         """What of a clip is the same for all questions: its reduction, or its tokens where the method reads these."""
+        if of_frames(self.reducer):
+            return self.llm.reduce(clip, reducer=self.reducer, ratio=self.ratio)
         video = self.llm.encode(clip, needs=self.reducer.needs - QUESTION)
         return video if "text" in self.reducer.needs else self._reduced(video, None)
 

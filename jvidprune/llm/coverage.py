@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.family import families, get
 from jvidprune.models.siglip import SiglipConfig
 from jvidprune.reducers import registry
-from jvidprune.reducers.protocol import inner_stages
+from jvidprune.reducers.protocol import inner_stages, with_defaults
 from jvidprune.reducers.table import rewrite
 from jvidprune.tokens import QUESTION
 
@@ -31,6 +32,11 @@ def cell(family: str, method: str) -> str:
     """One cell: yes, where the method acts, or what it needs and the family's towers do not give."""
     config = published(get(family).representative or family)
     reducer = registry.get(method, family)
+    try:
+        with_defaults(reducer).check_model(config)
+    except JvidpruneError:
+        # The one method that refuses a tower.
+        return "no, frames of one size: `pool_space`"
     if missing := lacking(config, reducer.needs):
         return "needs " + ", ".join(f"`{name}`" for name in missing)
     notes = ["in the LLM"] * bool(inner_stages(reducer, 0.5))
@@ -43,7 +49,7 @@ def markdown() -> str:
     columns = [family.name for family in families() if family.representative is not None]
     head = ["method", *(f"`{name}`" for name in columns)]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    for name in registry.names():
+    for name in (*registry.names(), *registry.framed()):
         cells = (cell(family, name) for family in columns)
         lines.append(" | ".join([f"`{name}` {registry.info(name).label}", *cells]))
     return "\n".join(f"| {line} |" for line in lines)

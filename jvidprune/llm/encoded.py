@@ -2,17 +2,20 @@
 
 import dataclasses
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.ops import compact
 from jvidprune.ops.newline import NewlineKind
+from jvidprune.reducers.programs import bucket_capacity
 from jvidprune.reducers.prompt_rules import PositionRule, PromptRules, check_positions, position_rule
-from jvidprune.reducers.protocol import Reducer, inner_stages, prompt_rules, title_of
+from jvidprune.reducers.protocol import Reducer, inner_stages, of_frames, prompt_rules, title_of, with_defaults
 from jvidprune.reducers.run import sweep
-from jvidprune.tokens import InnerStage, Reduced, VideoTokens
+from jvidprune.tokens import InnerStage, Layout, Reduced, VideoTokens
 from jvidprune.video.decode import Clip
 
 
@@ -28,11 +31,14 @@ class EncodedVideo:
       source: what was encoded: a `Clip`, or (T, H, W, 3) uint8 frames whose times are not known; None where it was not
         kept.
       question: what the evidence "text" holds the embeddings of, if it is there.
+      again: encodes other frames of the source, as a layout says, for methods that make tokens of these; None where the
+        source was not kept.
     """
 
     tokens: VideoTokens
     source: Clip | np.ndarray | None = dataclasses.field(default=None, repr=False)
     question: str | None = None
+    again: Callable[[Layout], "EncodedVideo"] | None = dataclasses.field(default=None, repr=False)
 
     @property
     def clip(self) -> Clip | None:
@@ -50,13 +56,14 @@ class ReducedVideo:
     """An encoded video with what a reducer made of it.
 
     Attributes:
-      video: the encoded video.
+      video: the encoded video; of a method that makes tokens of other frames, these.
       reduced: the kept tokens.
       reducer: what reduced them.
       ratio: retention ratio.
       inner: the reducer's stages inside the language model.
       positions: rule of the kept tokens' positions that was asked for, whatever the method; None leaves it to the
         model and the method, see `reducers.prompt_rules.position_rule`.
+      whole: layout of the whole video, where `video` holds other frames of it.
     """
 
     video: EncodedVideo
@@ -65,6 +72,7 @@ class ReducedVideo:
     ratio: float
     inner: tuple[InnerStage, ...]
     positions: PositionRule | None = None
+    whole: Layout | None = None
 
     @property
     def rules(self) -> PromptRules:
@@ -78,7 +86,9 @@ class ReducedVideo:
 
     @property
     def visual(self) -> int:
-        """Tokens there were."""
+        """Tokens there were, or would have been."""
+        if self.whole is not None:
+            return self.whole.total
         return int(self.video.tokens.frame_mask.sum()) * self.video.tokens.features.shape[1]
 
     @property
@@ -119,9 +129,12 @@ def sweep_video(
     """Reduces an encoded video to several retention ratios in one compiled program, with diagnostics if wanted.
 
     Raises:
-      JvidpruneError: an impossible ratio or budget, missing evidence, or a rule of positions that is none.
+      JvidpruneError: an impossible ratio or budget, missing evidence, a rule of positions that is none, or a method of
+        other frames for a video whose frames were not kept.
     """
     check_positions(positions)
+    if of_frames(reducer):
+        return _encoded_again(video, reducer, ratios, positions)
     stages = [inner_stages(reducer, ratio) for ratio in ratios]
     shown = diagnostics or any(shows_diagnostics(reducer, inner) for inner in stages)
     swept = jax.block_until_ready(sweep(reducer, video.tokens, ratios, diagnostics=shown))
@@ -139,6 +152,42 @@ def shows_diagnostics(reducer: Reducer, inner: Sequence[InnerStage]) -> bool:
       inner: its stages inside the language model.
     """
     return any(stage.rule.in_blocks for stage in inner) or prompt_rules(reducer).official_places
+
+
+def _encoded_again(
+    video: EncodedVideo, reducer: Reducer, ratios: Sequence[float], positions: PositionRule | None
+) -> list[ReducedVideo]:
+    """Other frames of a video for every ratio, with all of their tokens, in as many rows each."""
+    if video.again is None:
+        raise JvidpruneError(
+            f"{title_of(reducer)} makes tokens of other frames, and those of this video were not kept: encode its file "
+            "or its frames."
+        )
+    layout, found = video.tokens.layout(), []
+    for ratio in ratios:
+        seen = with_defaults(reducer).seen(layout, ratio)
+        found.append(video if seen == layout else video.again(seen))
+    capacity = bucket_capacity(max(one.tokens.layout().total for one in found), layout.total)
+    whole = [all_tokens(one, reducer, ratio, layout, capacity) for one, ratio in zip(found, ratios, strict=True)]
+    return [dataclasses.replace(one, positions=positions) for one in whole]
+
+
+def all_tokens(
+    video: EncodedVideo, reducer: Reducer, ratio: float, whole: Layout, capacity: int | None = None
+) -> ReducedVideo:
+    """Other frames of a video as what a method makes of it: every token of them.
+
+    Args:
+      video: the other frames.
+      reducer, ratio: that they were encoded for.
+      whole: layout of the video itself.
+      capacity: rows; by default one a token.
+    """
+    tokens = video.tokens
+    total = tokens.layout().total
+    plan = compact.selection_plan(jnp.ones(total, bool), total if capacity is None else capacity)
+    reduced = jax.block_until_ready(compact.apply(plan, tokens.features))
+    return ReducedVideo(video, reduced, reducer, float(ratio), inner_stages(reducer, ratio), whole=whole)
 
 
 def clip_of(video: EncodedVideo) -> Clip:

@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, all_tokens
 from jvidprune.models.evidence import NO_QUESTION
 from jvidprune.parallel import on_every_device, on_mesh_of
-from jvidprune.reducers.protocol import Reducer, title_of
-from jvidprune.tokens import QUESTION, VideoTokens
+from jvidprune.reducers.controls import spread
+from jvidprune.reducers.frames import one_size
+from jvidprune.reducers.protocol import Reducer, title_of, with_defaults
+from jvidprune.tokens import QUESTION, Layout, VideoTokens
 from jvidprune.video.decode import Clip, as_frames
 
 if TYPE_CHECKING:
@@ -80,7 +82,8 @@ def encode_frames(
     frames = source.frames if isinstance(source, Clip) else source
     if "text" in needs and question is None:
         raise JvidpruneError(NO_QUESTION)
-    video = EncodedVideo(_tokens(llm, frames, needs - QUESTION), source)
+    again = functools.partial(encode_seen, llm, source)
+    video = EncodedVideo(_tokens(llm, llm.pixels(frames), needs - QUESTION), source, again=again)
     # Attached here, so that the tower does not compile anew for every length of a question.
     return _with_text(llm, video, question) if "text" in needs and question is not None else video
 
@@ -99,7 +102,7 @@ def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question
                 f"{title_of(method)} needs the evidence {', '.join(sorted(missing))}, which the video does not "
                 "carry, and its frames were not kept: encode it with this reducer."
             )
-        added = _tokens(llm, video.frames, missing).evidence
+        added = _tokens(llm, llm.pixels(video.frames), missing).evidence
         tokens = dataclasses.replace(video.tokens, evidence=added | video.tokens.evidence)
         video = dataclasses.replace(video, tokens=tokens)
     if "text" not in method.needs or ("text" in video.tokens.evidence and question in (None, video.question)):
@@ -123,8 +126,61 @@ def lower_encode(llm: "VideoLLM", source: Clip | np.ndarray, needs: frozenset[st
         return encode_tokens.lower(llm.loaded.model, pixels, needs - QUESTION)
 
 
-def _tokens(llm: "VideoLLM", frames: np.ndarray, needs: frozenset[str]) -> VideoTokens:
-    pixels = jax.tree.map(jnp.asarray, llm.pixels(frames))
+def layout_of(llm: "VideoLLM", source: Clip | np.ndarray) -> Layout:
+    """Grid frames and tokens that the tower would make of frames; nothing is encoded."""
+    frames = source.frames if isinstance(source, Clip) else source
+    return llm.settings.layout(llm.loaded.config, len(frames), frames[0].shape[:2], llm.processor)
+
+
+def encode_seen(llm: "VideoLLM", source: Clip | np.ndarray, seen: Layout) -> EncodedVideo:
+    """Tokens of other frames of a source: fewer, evenly spread, or smaller, resized once from those of the source.
+
+    Args:
+      llm: model and settings.
+      source: of `open_source`.
+      seen: its frames are at most those of the source (grid frames for the Qwen-VL families), its grid that of the
+        tokens.
+
+    Raises:
+      JvidpruneError: another grid than the source's where the tower reads frames of one size.
+    """
+    whole = layout_of(llm, source)
+    if seen.frames < whole.frames:
+        source = _fewer(source, seen.frames * getattr(llm.loaded.config.vision, "pair", 1))
+    frames = source.frames if isinstance(source, Clip) else source
+    if llm.settings.sized is not None:
+        pixels = llm.settings.sized(llm.loaded.config, llm.processor)(frames, seen.grid)
+    elif seen.grid == whole.grid:
+        pixels = llm.pixels(frames)
+    else:
+        raise JvidpruneError(one_size(llm.loaded.family))
+    return EncodedVideo(_tokens(llm, pixels, frozenset()), source, again=functools.partial(encode_seen, llm, source))
+
+
+def reduce_frames(llm: "VideoLLM", source: Clip | np.ndarray, method: Reducer, ratio: float) -> ReducedVideo:
+    """What a method of other frames makes of a source; the source itself is not encoded.
+
+    Raises:
+      JvidpruneError: an impossible ratio, or a method that has no meaning on this model.
+    """
+    own, whole = with_defaults(method), layout_of(llm, source)
+    own.check_model(llm.loaded.config)
+    seen = own.seen(whole, ratio)
+    video = encode_frames(llm, source, frozenset(), None) if seen == whole else encode_seen(llm, source, seen)
+    return all_tokens(video, method, ratio, whole)
+
+
+def _fewer(source: Clip | np.ndarray, count: int) -> Clip | np.ndarray:
+    """So many frames, each in the middle of its stretch of all, at their own times."""
+    picks = spread(len(source.frames if isinstance(source, Clip) else source), count)
+    if not isinstance(source, Clip):
+        return source[picks]
+    indices, times = source.indices[picks], source.timestamps[picks]
+    return dataclasses.replace(source, frames=source.frames[picks], indices=indices, timestamps=times)
+
+
+def _tokens(llm: "VideoLLM", pixels: Any, needs: frozenset[str]) -> VideoTokens:
+    pixels = jax.tree.map(jnp.asarray, pixels)
     with on_mesh_of(llm.loaded.model):
         return encode_tokens(llm.loaded.model, pixels, needs)
 

@@ -7,7 +7,7 @@ print(llm.ask(video, "What happens?", reducer="flashvid", ratio=0.1).text)
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.conventions import check_convention
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, prompt_positions, reduce_video
 from jvidprune.llm.folder import family_settings
-from jvidprune.llm.opening import Source, add_evidence, encode_frames, open_source
+from jvidprune.llm.opening import Source, add_evidence, encode_frames, open_source, reduce_frames
 from jvidprune.llm.prompts.builder import PromptBuilder
 from jvidprune.llm.prompts.registry import builder_of
 from jvidprune.llm.prompts.slots import SlotMap
@@ -38,7 +38,7 @@ from jvidprune.models.settings import Convention, FamilySettings
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.reducers.prompt_rules import PositionRule, check_positions
-from jvidprune.reducers.protocol import Reducer, with_defaults
+from jvidprune.reducers.protocol import Reducer, of_frames, with_defaults
 from jvidprune.reducers.registry import for_model
 from jvidprune.reducers.serialise import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
@@ -200,7 +200,12 @@ class VideoLLM:
     @functools.cached_property
     def pixels(self) -> Callable[[np.ndarray], np.ndarray | Patches]:
         """(T, H, W, 3) uint8 frames to what the tower reads, with the settings of the folder's video processor."""
-        return self.settings.pixels(self.loaded.config, video_processor(self.loaded.folder))
+        return self.settings.pixels(self.loaded.config, self.processor)
+
+    @functools.cached_property
+    def processor(self) -> Mapping[str, Any]:
+        """What the folder says of its video processor."""
+        return video_processor(self.loaded.folder)
 
     @property
     def untrained(self) -> bool:
@@ -302,17 +307,18 @@ class VideoLLM:
 
     def reduce(
         self,
-        video: EncodedVideo,
+        video: Source | EncodedVideo,
         *,
         reducer: Method | None = None,
         ratio: float | None = None,
         question: str | None = None,
         positions: PositionRule | None = None,
     ) -> ReducedVideo:
-        """Reduces an encoded video once, for any number of questions.
+        """Reduces a video once, for any number of questions.
 
         Args:
-          video: from `encode`; evidence that it lacks is computed from its frames.
+          video: from `encode`; evidence that it lacks is computed from its frames. Or what `encode` takes, which is
+            encoded for this; of a method that makes tokens of other frames, these alone.
           reducer, ratio: method and retention ratio; by default the folder's own.
           question: for methods that read it; by default that of the video.
           positions: of the kept tokens in prompts, before all other settings of it; see `load`.
@@ -325,6 +331,12 @@ class VideoLLM:
         ratio = self.pruning.ratio if ratio is None and self.pruning is not None else ratio
         if method is None or ratio is None:
             raise JvidpruneError("encoded tokens need a reducer and a ratio.")
+        if not isinstance(video, EncodedVideo):
+            check_positions(positions)
+            source = open_source(self, video, None, None)
+            if of_frames(method):
+                return dataclasses.replace(reduce_frames(self, source, method, ratio), positions=positions)
+            video = self.encode(source, reducer=method, question=question)
         return reduce_video(self.with_evidence(video, method, question), method, ratio, positions=positions)
 
     def position_rule(self, videos: Sequence[ReducedVideo]) -> PositionRule:
@@ -442,6 +454,12 @@ class VideoLLM:
             with clock("decode", "frames") as stage:
                 source = open_source(self, video, fps, times)
                 stage.tokens = len(source.frames if isinstance(source, Clip) else source)
+            if of_frames(method):
+                # What it makes is what is encoded.
+                with clock("encode") as stage:
+                    reduced = self.reduce(source, reducer=method, ratio=ratio)
+                    stage.tokens = reduced.kept
+                return reduced
             with clock("encode") as stage:
                 video = encode_frames(self, source, method.needs, question)
                 stage.tokens = jax.block_until_ready(video.tokens).layout().total

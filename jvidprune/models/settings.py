@@ -44,6 +44,8 @@ class FamilySettings:
         frame behind their times ("frames", Molmo2).
       grid: rows and columns of tokens of a grid frame, from the model's config, frames, height and width in pixels and
         the settings of the folder's video processor; None where every video has the config's grid.
+      sized: like `pixels`, to a function from frames and a grid (h, w) of tokens to what the tower reads: frames that are
+        resized once, to that grid, whatever the limits of the processor. None where every video has the config's grid.
       writes_times: a prompt holds the times of frames, as text or as positions, so that they must be known.
       mrope_rule: where a video and what follows it stand on three axes, see `models.positions.MropeRule`; None where
         positions have one axis.
@@ -69,6 +71,7 @@ class FamilySettings:
     pixels: Callable[[Any, Mapping[str, Any]], Callable[[np.ndarray], np.ndarray | Patches]]
     prompt: str = "newlines"
     grid: Callable[[Any, int, int, int, Mapping[str, Any]], tuple[int, int]] | None = None
+    sized: Callable[[Any, Mapping[str, Any]], Callable[[np.ndarray, tuple[int, int]], Patches]] | None = None
     writes_times: bool = False
     mrope_rule: MropeRule | None = None
     own_chat: bool = False

@@ -93,12 +93,13 @@ AnyReducer = Annotated[Any, _ReducerRule()]
 """Annotation of a field that holds a reducer."""
 
 
-TokensFrom = Literal["features", "evidence", "tower"]
+TokensFrom = Literal["features", "evidence", "tower", "frames"]
 """What the tokens of a reduction are made of.
 
 "features": weighted sums of `video.features`, as the plan says, so that a chain can multiply its stages' weights;
 "evidence": other arrays of the video, which the reducer's own `apply` reads (AOT before pooling); "tower": the rest of
-the tower, which the reducer runs itself in `run_budgets` (STTS), so that nothing can be done with its plan alone.
+the tower, which the reducer runs itself in `run_budgets` (STTS), so that nothing can be done with its plan alone;
+"frames": other frames of the video, which the model encodes as `BaseReducer.seen` says (`reducers.frames`).
 """
 
 
@@ -203,6 +204,21 @@ class BaseReducer:
         """The same method on a model, where it needs the model's weights."""
         return cast(Reducer, self)
 
+    def check_model(self, config: Any) -> None:
+        """Refuses a model that the method has no meaning on, told from its config alone.
+
+        Raises:
+          JvidpruneError: such a model, in one sentence.
+        """
+
+    def seen(self, layout: Layout, ratio: float) -> Layout:
+        """What the tower encodes of a video whose tokens have this layout: all of it, unless `tokens_from` is "frames".
+
+        Raises:
+          JvidpruneError: an impossible ratio.
+        """
+        return layout
+
     def budget(self, layout: Layout, ratio: float) -> Budget:
         """See `Reducer.budget`."""
         raise NotImplementedError
@@ -260,6 +276,7 @@ class _Filled(BaseReducer):
             "reads_text_mask",
         ),
         *("tokens_from", "at_depth", "bind", "apply", "run_budgets", "inner", "flops", "warning"),
+        *("check_model", "seen"),
     )
 
     def __init__(self, reducer: Any):
@@ -368,6 +385,11 @@ def check_ratio(ratio: float) -> float:
     return value
 
 
+def of_frames(reducer: Reducer) -> bool:
+    """Whether a method's tokens are those of other frames, which a model encodes for it."""
+    return with_defaults(reducer).tokens_from == "frames"
+
+
 def check_weighs_features(reducer: Reducer, what: str) -> None:
     """Refuses a method whose tokens are no weighting of the video's features, where these are all there is.
 
@@ -381,4 +403,9 @@ def check_weighs_features(reducer: Reducer, what: str) -> None:
     if with_defaults(reducer).tokens_from == "tower":
         raise JvidpruneError(
             f"{what} {title_of(reducer)}: it runs the tower itself, which `reduce` and `sweep` let it do."
+        )
+    if of_frames(reducer):
+        raise JvidpruneError(
+            f"{what} {title_of(reducer)}: it makes tokens of other frames, which VideoLLM.reduce, ask and sweeps of a "
+            "model let it do."
         )

@@ -9,7 +9,7 @@ from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.expressions import Chain, Written, check_colon, own_reference, parse
 from jvidprune.fields import settings_of
 from jvidprune.reducers.own import check_made, installed, installed_class, own_class
-from jvidprune.reducers.protocol import MethodInfo, Reducer, class_with_defaults
+from jvidprune.reducers.protocol import MethodInfo, Reducer, class_with_defaults, with_defaults
 from jvidprune.texts import unknown
 
 _METHODS: dict[str, tuple[str, str]] = {
@@ -69,7 +69,10 @@ _LEARNED: dict[str, tuple[str, str]] = {
 }
 """What needs weights of its own beside a model's, in the same form; the modules are outside of this package."""
 
-_KNOWN = _METHODS | _COMBINATORS | _LEARNED
+_FRAMED: dict[str, tuple[str, str]] = {"downscale": ("frames", "Downscale"), "fewer_frames": ("frames", "FewerFrames")}
+"""What makes tokens of other frames, in the same form: a model runs it, tokens alone have no frames."""
+
+_KNOWN = _METHODS | _COMBINATORS | _LEARNED | _FRAMED
 
 
 def combinators() -> tuple[str, ...]:
@@ -82,8 +85,13 @@ def learned() -> tuple[str, ...]:
     return tuple(_LEARNED)
 
 
+def framed() -> tuple[str, ...]:
+    """Names of the controls that make tokens of other frames (`reducers.frames`)."""
+    return tuple(_FRAMED)
+
+
 def names() -> tuple[str, ...]:
-    """All registry names, in the order of the README's table."""
+    """All registry names of what reduces tokens, in the order of the README's table."""
     return tuple(_METHODS)
 
 
@@ -189,9 +197,11 @@ def for_model(text: str, config: Any) -> Reducer:
         defaults.
 
     Raises:
-      JvidpruneError: as for `from_text`.
+      JvidpruneError: as for `from_text`, or a method that has no meaning on such a model.
     """
-    return from_text(text, config.family if config.family in backbones() else None, config.text.layers)
+    made = from_text(text, config.family if config.family in backbones() else None, config.text.layers)
+    with_defaults(made).check_model(config)
+    return made
 
 
 def from_text(text: str, backbone: str | None = None, layers: int | None = None) -> Reducer:
@@ -272,7 +282,7 @@ def info(name: str) -> MethodInfo:
 def listing() -> list[tuple[MethodInfo, frozenset[str]]]:
     """What is said of all methods that have a name, with the evidence they need; of installed ones that work, too."""
     found = []
-    for name in (*names(), *combinators(), *learned(), *plugins()):
+    for name in (*names(), *framed(), *combinators(), *learned(), *plugins()):
         try:
             found.append((info(name), frozenset(get(name).needs)))
         except JvidpruneError:

@@ -18,6 +18,7 @@ from jvidprune.reducers.protocol import (
     Reducer,
     check_ratio,
     check_weighs_features,
+    of_frames,
     title_of,
     with_defaults,
 )
@@ -114,6 +115,8 @@ def _run(
 ) -> Reduced:
     """`sweep`, or `reduce` of the only ratio."""
     reducer = _named(reducer)
+    if of_frames(reducer):
+        check_weighs_features(reducer, "tokens alone cannot be reduced by")
     check = check_kind(check)
     asked = _asked(reducer, video, text, text_mask)
     check_needs(reducer, asked[0])

@@ -16,6 +16,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.fields import settings_of
 from jvidprune.ops.transport import Transport
 from jvidprune.reducers import registry
+from jvidprune.reducers.protocol import of_frames
 from jvidprune.tokens import Layout
 
 _SHORT, _WHOLE, _SECTIONS = "<!-- methods-short -->", "<!-- methods-table -->", "<!-- methods-sections -->"
@@ -50,6 +51,8 @@ _RATIOS = {
     "sample_time": "a share of the frames.",
     "sample_spacetime": "a share of the video, split between frames and grid.",
     "sample_random_cell": "a share of each frame; the smaller grid holds no more than that.",
+    "downscale": "a share of each frame; the smaller grid holds no more than that.",
+    "fewer_frames": "a share of the frames.",
     "inner_random": "the share that stays behind the cut inside the language model; all tokens enter it.",
     "fastv": "the share that stays behind the cut inside the language model; all tokens enter it.",
     "dart": "the share that stays behind the cut inside the language model; all tokens enter it.",
@@ -89,7 +92,7 @@ _EXAMPLE = Layout(32, (14, 14), (27, 27))
 def short() -> str:
     """One row a method: name, paper, one line."""
     rows = [["method", "paper", "what it does"], ["---"] * 3]
-    for name in (*registry.names(), *registry.learned()):
+    for name in (*registry.names(), *registry.framed(), *registry.learned()):
         info = registry.info(name)
         summary = info.summary[:1].upper() + info.summary[1:].rstrip(".")
         rows.append([f"[`{name}`](docs/methods.md#{name}) {info.label}", _paper(info.paper), summary])
@@ -104,11 +107,11 @@ def whole(tests: Path) -> str:
     """
     head = ["method", "paper", "needs", "merges", "nested", "exact count", "gradients", "parity"]
     rows = [head, ["---"] * len(head)]
-    for name in (*registry.names(), *registry.learned()):
+    for name in (*registry.names(), *registry.framed(), *registry.learned()):
         info, reducer = registry.info(name), registry.get(name)
         yes = ["yes" if flag else "no" for flag in (info.merges, info.nested, info.exact)]
         gradients = "–"
-        if _takes_gradients(tests):
+        if _takes_gradients(tests) and name not in registry.framed():
             gradients = "kept and merged tokens" if info.merges else "kept tokens"
         control = info.paper == "-" or name in _CONTROLS
         parity = "golden files" if _has_golden(name, tests) else "control" if control else "no golden files"
@@ -121,7 +124,7 @@ def whole(tests: Path) -> str:
 def sections() -> str:
     """A section a method: what it does and needs, how it counts, quirks and their options."""
     parts = []
-    for name in (*registry.names(), *registry.combinators(), *registry.learned()):
+    for name in (*registry.names(), *registry.framed(), *registry.combinators(), *registry.learned()):
         info, reducer = registry.info(name), registry.get(name)
         summary = info.summary[:1].upper() + info.summary[1:].rstrip(".")
         code = type(reducer).__module__.replace(".", "/")
@@ -129,8 +132,8 @@ def sections() -> str:
             f"- **Code:** [{code.removeprefix('jvidprune/reducers/')}.py](../{code}.py).",
             f"- **Paper:** {_paper(info.paper) if info.paper != '-' else 'none, a control'}.",
             *[f"- **Provenance:** {_RECONSTRUCTED}"] * (info.provenance == "reconstruction"),
-            f"- **Needs:** {_needs(reducer.needs) if reducer.needs else 'the features alone'}.",
-            f"- **Output:** {'kept tokens and weighted sums of others' if info.merges else 'kept tokens as they are'}.",
+            f"- **Needs:** {_needed(reducer)}.",
+            f"- **Output:** {_output(reducer)}.",
             f"- **Ratio:** {_RATIOS[name]}{_example(name)}",
             f"- **Count:** {_counted(info.exact)} {_nested(info.nested)}",
         ]
@@ -181,6 +184,18 @@ def _nested(nested: bool) -> str:
 
 def _paper(paper: str) -> str:
     return f"[{paper}](https://arxiv.org/abs/{paper})" if re.fullmatch(r"\d{4}\.\d{5}", paper) else "–"
+
+
+def _needed(reducer: Any) -> str:
+    if of_frames(reducer):
+        return "the frames, and a model that encodes them"
+    return _needs(reducer.needs) if reducer.needs else "the features alone"
+
+
+def _output(reducer: Any) -> str:
+    if of_frames(reducer):
+        return "all tokens of these frames"
+    return "kept tokens and weighted sums of others" if reducer.info.merges else "kept tokens as they are"
 
 
 def _needs(needs: frozenset[str]) -> str:

@@ -1,5 +1,6 @@
 """One video and one question through several methods: answers, tokens, times, and what is drawn on the frames."""
 
+import contextlib
 import dataclasses
 import hashlib
 import threading
@@ -23,7 +24,7 @@ from jvidprune.reducers.protocol import Reducer, check_ratio
 from jvidprune.tokens import QUESTION
 from jvidprune.video.container import existing_file
 from jvidprune.video.limits import Limits
-from jvidprune.viz.decision import Decision
+from jvidprune.viz.decision import Decision, decision_of
 from jvidprune.viz.drawn import drawn_frames
 from jvidprune.viz.overlay import draw_frame, fit
 
@@ -141,11 +142,12 @@ class Comparer:
 
     def methods(self) -> dict[str, str]:
         """Titles of the methods that this model has the evidence for, by name."""
-        provided = self.llm.loaded.config.provides | QUESTION
-        found = {}
+        config, found = self.llm.loaded.config, {}
         for info, needs in registry.listing():
-            if info.name not in (*registry.combinators(), *registry.learned()) and needs <= provided:
-                found[info.name] = info.label
+            if info.name not in (*registry.combinators(), *registry.learned()) and needs <= config.provides | QUESTION:
+                with contextlib.suppress(JvidpruneError):
+                    registry.for_model(info.name, config)
+                    found[info.name] = info.label
         return found | {name: title for name, (_, title) in self._own.items()}
 
     def _named(self, name: str) -> tuple[Reducer, str]:
@@ -253,10 +255,7 @@ class Comparer:
             answer = self.llm.ask(reduced, question, max_new_tokens=self._longest, clock=clock)
         except JvidpruneError as error:
             return Column(name, title, refused=str(error))
-        decision = Decision.from_reduced(
-            reduced.reduced, method=title, ratio=ratio, frames=video.tokens.features.shape[0], grid=video.tokens.grid
-        )
-        return Column(name, title, decision, answer)
+        return Column(name, title, decision_of(reduced, title), answer)
 
 
 def _ratio_of(name: str, ratio: float) -> float:

@@ -186,19 +186,25 @@ def qwen_resized(
     family: QwenPixels,
     *,
     utils: QwenUtils | None = None,
+    size: tuple[int, int] | None = None,
     workers: int | None = None,
 ) -> np.ndarray:
     """Frames at the target size of a Qwen processor, before normalising: (frames, 3, h, w) uint8.
 
     With `utils` the frames take the road of the reference pipeline: resized to the size of qwen-vl-utils with its own
     filter (`resize_float.resize_rounded`), and once more as floats if the processor resizes (`family.do_resize`) and
-    its rule asks for another size; the result is float32 then.
+    its rule asks for another size; the result is float32 then. A `size` is taken in place of all rules, and reached at
+    once.
 
     Raises:
       JvidpruneError: frames that are no uint8 (frames, height, width, 3), or a shape the rule refuses.
     """
     check_frames(frames)
     count, (height, width) = len(frames), frames[0].shape[:2]
+    if size is not None:
+        # With the filter that comes first: the processor is told to leave the frames alone.
+        own: Filter = "torchvision" if utils is None else "torchvision_float"
+        return resize.resize_frames(frames, size, filter=own, workers=workers)
     if utils is None:
         return resize.resize_frames(frames, family.size(count, height, width), workers=workers)
     wanted = utils.size(count, height, width, family.factor)
@@ -230,6 +236,7 @@ def qwen_patches(
     family: QwenPixels,
     *,
     utils: QwenUtils | None = None,
+    size: tuple[int, int] | None = None,
     workers: int | None = None,
 ) -> Patches:
     """What Qwen2.5-VL and Qwen3-VL read: resized, normalised frames cut into patches, float32.
@@ -238,12 +245,13 @@ def qwen_patches(
       frames: uint8 RGB; an odd number repeats the last frame.
       family: `QWEN2_5_VL`, `QWEN3_VL` or one with other limits (`dataclasses.replace`).
       utils: resize as qwen-vl-utils does first.
+      size: height and width in pixels to resize to whatever the rules ask for, multiples of `family.factor`.
       workers: threads; by default one a core.
 
     Raises:
       JvidpruneError: frames that are no uint8 (frames, height, width, 3), or a shape the rule refuses.
     """
-    resized = qwen_resized(frames, family, utils=utils, workers=workers)
+    resized = qwen_resized(frames, family, utils=utils, size=size, workers=workers)
     # Cut first: bytes move four times faster than floats, and a row of a patch vector is one run of a channel.
     cut = patchify(resized, family)
     values = normalise(cut.values.reshape(len(cut.values), 3, -1), family.mean, family.std, axis=-2)

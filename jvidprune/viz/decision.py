@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.reducers.controls import spread
 from jvidprune.tokens import Reduced, place_fates
 
 
@@ -23,6 +25,7 @@ class Decision:
         none.
       share: (T * N, F) part of the token that each of them took, in [0, 1].
       sink: (T * N,) sink score in [0, 1], or None.
+      whole: tokens of the video where the grid is that of smaller frames; None for T * N.
     """
 
     method: str
@@ -35,6 +38,7 @@ class Decision:
     flow: np.ndarray
     share: np.ndarray
     sink: np.ndarray | None = None
+    whole: int | None = None
 
     @classmethod
     def from_reduced(
@@ -78,9 +82,14 @@ class Decision:
         return len(self.index)
 
     @property
+    def total(self) -> int:
+        """Tokens of the video."""
+        return self.frames * self.tokens_per_frame if self.whole is None else self.whole
+
+    @property
     def achieved(self) -> float:
         """Output tokens as a share of all tokens."""
-        return self.count / (self.frames * self.tokens_per_frame)
+        return self.count / self.total
 
     def kept(self) -> np.ndarray:
         """(T, N) bool, places that stand for an output token."""
@@ -94,11 +103,35 @@ class Decision:
 
     def fates(self) -> dict[str, int]:
         """How many places are kept, merged into a kept one, and dropped; together all of them."""
-        kept, merged, dropped = place_fates(self.index, self.slot)
-        return {"kept": kept, "merged": merged, "dropped": dropped}
+        kept, merged, _ = place_fates(self.index, self.slot)
+        return {"kept": kept, "merged": merged, "dropped": self.total - kept - merged}
 
     def summary(self) -> str:
         """One line for people."""
-        total, fates = self.frames * self.tokens_per_frame, self.fates()
-        rows = f"{self.count:,} of {total:,} tokens ({self.achieved:.1%})"
+        fates = self.fates()
+        rows = f"{self.count:,} of {self.total:,} tokens ({self.achieved:.1%})"
         return f"{rows} · {fates['merged']:,} merged · {fates['dropped']:,} dropped"
+
+
+def decision_of(one: ReducedVideo, method: str) -> Decision:
+    """A reduced video as it is drawn on the frames of the whole one.
+
+    Smaller frames are drawn with their own grid. Of fewer frames each stands at the frame in the middle of its stretch.
+
+    Args:
+      one: with diagnostics where it has lines or rings to show.
+      method: shown name.
+    """
+    tokens, whole = one.video.tokens, one.whole
+    frames, grid = tokens.features.shape[0], tokens.grid
+    made = Decision.from_reduced(one.reduced, method=method, ratio=one.ratio, frames=frames, grid=grid)
+    if whole is None or whole.total == frames * made.tokens_per_frame:
+        return made
+    if frames < whole.frames:
+        n = made.tokens_per_frame
+        place = (spread(whole.frames, frames)[:, None] * n + np.arange(n)).reshape(-1)
+        made = dataclasses.replace(made, frames=whole.frames, index=place[made.index])
+        slot, nothing = np.full(whole.frames * n, -1), np.full((whole.frames * n, 1), -1)
+        slot[made.index] = np.arange(made.count)
+        made = dataclasses.replace(made, slot=slot, flow=nothing, share=np.zeros(nothing.shape, np.float32))
+    return dataclasses.replace(made, whole=whole.total)

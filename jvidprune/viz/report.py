@@ -52,6 +52,7 @@ def reduction_page(
             "method": decision.method,
             "ratio": decision.ratio,
             "grid": list(decision.grid),
+            "total": decision.total,
             "index": decision.index.tolist(),
             "mass": decision.mass.tolist(),
             "slot": decision.slot.tolist(),

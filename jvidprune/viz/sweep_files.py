@@ -22,7 +22,7 @@ from jvidprune.llm.encoded import sweep_video
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.tokens import QUESTION
 from jvidprune.video.decode import Clip
-from jvidprune.viz.decision import Decision
+from jvidprune.viz.decision import Decision, decision_of
 from jvidprune.viz.sweep_counts import shown_axis
 from jvidprune.viz.sweep_examples import disagreements, draw_examples
 from jvidprune.viz.sweep_plots import nearest_ratio, retention_plot, standalone, time_plot
@@ -69,9 +69,8 @@ def write_outputs(
             video = llm.with_evidence(encoded, plan.reducers[name], question)
             # Those of this clip, as the run asked for them: its compiled program serves again.
             possible, _ = possible_ratios(plan.reducers[name], video.tokens, ratios[name])
-            reduced = sweep_video(video, plan.reducers[name], possible)[possible.index(ratio)].reduced
-            frames, grid = video.tokens.features.shape[0], video.tokens.grid
-            out[name] = Decision.from_reduced(reduced, method=table.titles[name], ratio=ratio, frames=frames, grid=grid)
+            reduced = sweep_video(video, plan.reducers[name], possible)[possible.index(ratio)]
+            out[name] = decision_of(reduced, table.titles[name])
         return out
 
     examples = draw_examples(disagreements(counted(found.samples), nearest_ratio(table)), task, decide)

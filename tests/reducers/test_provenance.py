@@ -34,7 +34,7 @@ def test_a_method_has_code_unless_it_says_otherwise():
 
 def test_what_has_no_golden_files_is_a_control_or_a_reconstruction():
     rows = table.whole(TESTS).splitlines()[2:]
-    listed = (*registry.names(), *registry.learned())
+    listed = (*registry.names(), *registry.framed(), *registry.learned())
     kinds = dict(zip(listed, (row.split(" | ")[-1].rstrip(" |") for row in rows), strict=True))
     expected = {"code": ("golden files", "control"), "reconstruction": ("reconstruction, no golden files",)}
     for name, kind in kinds.items():

@@ -41,7 +41,8 @@ ALONE = PixelSteps(None)
 
 def stepped(steps: PixelSteps) -> dict[str, Any]:
     """The fields of `models.settings.FamilySettings` that these steps decide."""
-    return {"pixels": functools.partial(patches, steps=steps), "grid": functools.partial(grid_of, steps=steps)}
+    made = {"pixels": patches, "grid": grid_of, "sized": sized_patches}
+    return {name: functools.partial(of, steps=steps) for name, of in made.items()}
 
 
 def patches(config: QwenVLConfig, given: Mapping[str, Any], *, steps: PixelSteps) -> Callable[[np.ndarray], Patches]:
@@ -56,6 +57,25 @@ def patches(config: QwenVLConfig, given: Mapping[str, Any], *, steps: PixelSteps
       JvidpruneError: settings that make no sense or belong to another model.
     """
     return functools.partial(qwen_patches, family=_rules(config, given, steps), utils=steps.utils)
+
+
+def sized_patches(
+    config: QwenVLConfig, given: Mapping[str, Any], *, steps: PixelSteps
+) -> Callable[[np.ndarray, tuple[int, int]], Patches]:
+    """Frames and a grid (h, w) of tokens to patches of that grid: resized once, from the frames as they are.
+
+    The filter is that of the first resizing of the steps; no limits of pixels hold, and nothing resizes again.
+
+    Args:
+      config, given, steps: as for `patches`.
+    """
+    family = _rules(config, given, steps)
+
+    def made(frames: np.ndarray, grid: tuple[int, int]) -> Patches:
+        size = grid[0] * family.factor, grid[1] * family.factor
+        return qwen_patches(frames, family, utils=steps.utils, size=size)
+
+    return made
 
 
 def grid_of(
