@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jvidprune.evals.hosts import Host
     from jvidprune.evals.results import SweepTable
     from jvidprune.evals.runner import SweepRecords
+    from jvidprune.llm.video_llm import VideoLLM
 
 METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
 """What is compared unless the user says otherwise."""
@@ -100,6 +101,11 @@ class SweepChoice:
             raise JvidpruneError('controls are names separated by commas, as in random,pool_space, or "none".')
         methods = self.names()
         return [name for name in dict.fromkeys(found) if name not in methods] if found != ["none"] else []
+
+    def controls_for(self, llm: "VideoLLM") -> list[str]:
+        """The controls that run on a model: those that were asked for, or of the usual ones those that it can."""
+        usual = self.controls == CONTROLS and llm.settings.sized is None
+        return [name for name in self.control_names() if not (usual and name == "downscale")]
 
     def longest(self) -> int:
         """Tokens of the longest answer.
@@ -212,8 +218,7 @@ def swept(
         )
         note_left_out(left_out(task), console)
         names = [name for name in dict.fromkeys(methods) if name not in BASELINES]
-        if choice.controls == CONTROLS and llm.settings.sized is None:
-            controls = [name for name in controls if name != "downscale"]
+        controls = choice.controls_for(llm)
         plan = SweepPlan(
             {name: llm.reducer(name) for name in names},
             ratios,

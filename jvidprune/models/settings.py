@@ -44,7 +44,7 @@ class FamilySettings:
         frame behind their times ("frames", Molmo2).
       grid: rows and columns of tokens of a grid frame, from the model's config, frames, height and width in pixels and
         the settings of the folder's video processor; None where every video has the config's grid.
-      sized: like `pixels`, to a function from frames and a grid (h, w) of tokens to what the tower reads: frames that are
+      sized: like `pixels`, to a function from frames and a grid (h, w) of tokens to what the tower reads: the frames
         resized once, to that grid, whatever the limits of the processor. None where every video has the config's grid.
       writes_times: a prompt holds the times of frames, as text or as positions, so that they must be known.
       mrope_rule: where a video and what follows it stand on three axes, see `models.positions.MropeRule`; None where

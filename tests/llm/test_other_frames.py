@@ -1,23 +1,28 @@
 """Smaller and fewer frames: what is encoded, answers as of such a video, refusals, costs, sweeps and drawings."""
 
 import dataclasses
-import json
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import sweeps, tiny_checkpoints
+from helpers import tiny_checkpoints
 from helpers.reducer_checks import refused
 from helpers.tiny import write_checkpoint
 
 import jvidprune
 from jvidprune import EncodedVideo, Layout, reducers
-from jvidprune.cli.sweep import CONTROLS as DEFAULT
+from jvidprune.cli.sweep import SweepChoice
 from jvidprune.costs.flops import count_ratio
+from jvidprune.evals.controls import is_control
+from jvidprune.evals.items import Item
+from jvidprune.evals.plan import SweepPlan
+from jvidprune.evals.results import make_table
+from jvidprune.evals.runner import run_sweep
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.published import published
+from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers import registry
 from jvidprune.reducers.frames import Downscale, FewerFrames
 from jvidprune.video.decode import Clip
@@ -200,34 +205,55 @@ def test_pictures_show_what_was_encoded(llm, clip):
     assert page.replace(" ", "").count(f'"total":{whole.total}') == 3
 
 
-def test_a_sweep_encodes_a_clip_once_a_ratio_and_has_it_as_a_control(tmp_path):
-    """The default controls, where the tower reads frames of any size."""
-    model = tiny_checkpoints.write("qwen3_vl", tmp_path / "model")
-    words = [
-        "--clips",
-        "1",
-        "--methods",
-        "random",
-        "--ratios",
-        "0.3,0.1",
-        "--controls",
-        DEFAULT,
-        "--max-new-tokens",
-        "1",
-    ]
-    out = sweeps.sweep(tmp_path / "home", model, tmp_path / "out", *words)
-    run = json.loads((out / "run.json").read_text())
-    assert "downscale" in run["controls"]
-    assert "fewer_frames" not in run["controls"]
-    records = [json.loads(line) for line in (out / "batches.jsonl").read_text().splitlines()]
-    own = [one for one in records if one["method"] == "downscale"]
-    others = {one["ratio"]: one for one in records if one["method"] == "pool_space"}
-    assert [one["ratio"] for one in own] == [0.3, 0.1]
-    encode = {one["encode"] for one in records if one["method"] != "downscale"}
+def test_a_sweep_encodes_a_clip_once_a_ratio(tmp_path):
+    llm = VideoLLM.load(tiny_checkpoints.write("qwen3_vl", tmp_path / "model"))
+    item = Procedural("test", clips=1, side=56)[0]
+    controls = {name: llm.reducer(name) for name in ("downscale", "pool_space")}
+    task, plan = OneQuestion(item), SweepPlan({}, (0.3, 0.1), 1, controls=controls)
+    found = run_sweep(llm, task, plan, tmp_path / "out")
+    own, others = (
+        {one["ratio"]: one for one in found.batches if one["method"] == name} for name in ("downscale", "pool_space")
+    )
+    assert list(own) == [0.3, 0.1]
+    encode = {one["encode"] for one in found.batches if one["method"] != "downscale"}
     assert len(encode) == 1
-    assert not encode & {one["encode"] for one in own}
-    for one in own:
+    assert not encode & {one["encode"] for one in own.values()}
+    kept = {(one["method"], one["ratio"]): (one["kept"], one["visual"]) for one in found.samples}
+    for ratio, one in own.items():
         assert one["reduce"] == 0.0 < one["encode"]
-        assert one["kept"] == others[one["ratio"]]["kept"]
-        assert one["tflops"] < others[one["ratio"]]["tflops"]
-    assert "Smaller frames" in (out / "report.html").read_text()
+        assert kept["downscale", ratio] == kept["pool_space", ratio]
+        assert one["tflops"] < others[ratio]["tflops"]
+        assert one["prefill_tflops"] == others[ratio]["prefill_tflops"]
+        alone = llm.ask(item.load(), item.questions[0].prompt(), reducer="downscale", ratio=ratio, max_new_tokens=1)
+        (sample,) = (r for r in found.samples if (r["method"], r["ratio"]) == ("downscale", ratio))
+        assert sample["prediction"] == alone.text
+    table = make_table(found, task, {name: registry.title(name) for name in controls}, draws=10)
+    assert table.controls == ("downscale", "pool_space")
+
+
+@dataclasses.dataclass
+class OneQuestion:
+    """A task of one question."""
+
+    item: Item
+    name = "one"
+    categories = ("all",)
+
+    def chance(self, question):
+        return 0.5
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return dataclasses.replace(self.item, questions=self.item.questions[:1])
+
+    def fingerprint(self):
+        return {}
+
+
+def test_it_is_a_control_by_default_where_the_tower_reads_frames_of_any_size(llm, fixed):
+    assert "downscale" in SweepChoice().controls_for(llm)
+    assert SweepChoice().controls_for(fixed) == [n for n in SweepChoice().controls_for(llm) if n != "downscale"]
+    assert SweepChoice(controls="downscale,random").controls_for(fixed) == ["downscale", "random"], "asked for"
+    assert all(is_control(name) for name in registry.framed())
