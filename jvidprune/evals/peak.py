@@ -60,7 +60,8 @@ def programs_peak(
     if encoded.frames is not None:
         needs = frozenset(tokens.evidence)
         source = encoded.frames if encoded.clip is None else encoded.clip
-        found.append(_held(lower_encode(llm, source, needs), total - decoder))
+        grid = None if video.whole is None else tokens.grid
+        found.append(_held(lower_encode(llm, source, needs, grid), total - decoder))
     shown = shows_diagnostics(video.reducer, video.inner)
     reduction = lower_sweep(video.reducer, tokens, [video.ratio], diagnostics=shown)
     found += [] if reduction is None else [_held(reduction, 0)]

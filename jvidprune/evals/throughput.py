@@ -33,7 +33,7 @@ from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, sweep_video
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.parallel import mesh_of
-from jvidprune.reducers.protocol import Reducer
+from jvidprune.reducers.protocol import Reducer, of_frames
 from jvidprune.tokens import QUESTION
 from jvidprune.video.decode import Clip
 
@@ -317,9 +317,14 @@ def _measured(
     """The record of a method at a ratio, without its label."""
     watch = PeakWatch()
     try:
-        video, encode = encoded(clip, reducer.needs)
-        shown = llm.with_evidence(video, reducer, asked.question)
-        (reduced,), reduce = _median(lambda: sweep_video(shown, reducer, [ratio]))
+        if of_frames(reducer):
+            # What it makes is what is encoded.
+            reduced, encode = _median(lambda: llm.reduce(clip, reducer=reducer, ratio=ratio))
+            reduce = 0.0
+        else:
+            video, encode = encoded(clip, reducer.needs)
+            shown = llm.with_evidence(video, reducer, asked.question)
+            (reduced,), reduce = _median(lambda: sweep_video(shown, reducer, [ratio]))
         most = plan.max_new_tokens
         (reply,) = answer_many(llm, [Prompt(reduced, asked.question)], max_new_tokens=most)
         planned = 1 if part == "alone" else planned_batch(llm, clip, reduced, reply, most=most, limit=limit)
@@ -349,7 +354,8 @@ def planned_batch(
     """
     config, loaded = llm.loaded.config, llm.loaded
     available = int(USABLE * device_bytes()) if available is None else available
-    shape = video_shape(config, len(clip.frames), video.video.tokens.layout())
+    seen = clip.frames if video.video.frames is None else video.video.frames
+    shape = video_shape(config, len(seen), video.video.tokens.layout())
     mesh = mesh_of(loaded.model)
     sizes = {"kept": reply.kept, "text": reply.prompt - reply.kept, "max_new_tokens": most}
     batch = limit

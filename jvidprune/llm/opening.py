@@ -112,18 +112,28 @@ def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question
     return _with_text(llm, video, question)
 
 
-def lower_encode(llm: "VideoLLM", source: Clip | np.ndarray, needs: frozenset[str]) -> Any:
+def lower_encode(
+    llm: "VideoLLM", source: Clip | np.ndarray, needs: frozenset[str], grid: tuple[int, int] | None = None
+) -> Any:
     """The program that encodes these frames with evidence, as JAX lowers it; nothing is run.
 
     Args:
       llm: the model.
       source: of `open_source`.
       needs: names of `tokens.EVIDENCE`.
+      grid: (h, w) of tokens of a frame where the frames are resized to one, see `encode_seen`.
     """
-    frames = source.frames if isinstance(source, Clip) else source
-    pixels = jax.tree.map(jnp.asarray, llm.pixels(frames))
+    pixels = jax.tree.map(jnp.asarray, _pixels(llm, source, grid))
     with on_mesh_of(llm.loaded.model):
         return encode_tokens.lower(llm.loaded.model, pixels, needs - QUESTION)
+
+
+def _pixels(llm: "VideoLLM", source: Clip | np.ndarray, grid: tuple[int, int] | None) -> Any:
+    """What the tower reads of frames, resized to a grid of tokens where one is given and the tower has no other."""
+    frames = source.frames if isinstance(source, Clip) else source
+    if grid is None or llm.settings.sized is None:
+        return llm.pixels(frames)
+    return llm.settings.sized(llm.loaded.config, llm.processor)(frames, grid)
 
 
 def layout_of(llm: "VideoLLM", source: Clip | np.ndarray) -> Layout:
@@ -147,14 +157,10 @@ def encode_seen(llm: "VideoLLM", source: Clip | np.ndarray, seen: Layout) -> Enc
     whole = layout_of(llm, source)
     if seen.frames < whole.frames:
         source = _fewer(source, seen.frames * getattr(llm.loaded.config.vision, "pair", 1))
-    frames = source.frames if isinstance(source, Clip) else source
-    if llm.settings.sized is not None:
-        pixels = llm.settings.sized(llm.loaded.config, llm.processor)(frames, seen.grid)
-    elif seen.grid == whole.grid:
-        pixels = llm.pixels(frames)
-    else:
+    if llm.settings.sized is None and seen.grid != whole.grid:
         raise JvidpruneError(one_size(llm.loaded.family))
-    return EncodedVideo(_tokens(llm, pixels, frozenset()), source, again=functools.partial(encode_seen, llm, source))
+    tokens = _tokens(llm, _pixels(llm, source, seen.grid), frozenset())
+    return EncodedVideo(tokens, source, again=functools.partial(encode_seen, llm, source))
 
 
 def reduce_frames(llm: "VideoLLM", source: Clip | np.ndarray, method: Reducer, ratio: float) -> ReducedVideo:

@@ -155,9 +155,9 @@ def lower_sweep(reducer: Reducer, video: VideoTokens, ratios: Sequence[float], *
       reducer, video, ratios, diagnostics: as for `sweep`.
 
     Returns:
-      The lowered program, None for a method that runs the tower on (STTS), whose programs are its own.
+      The lowered program, None for a method that runs the tower, on or anew, whose programs are its own.
     """
-    if with_defaults(reducer).tokens_from == "tower":
+    if with_defaults(reducer).tokens_from in ("tower", "frames"):
         return None
     (video,), layout = _asked(reducer, video, None, None), _layout(video, None)
     budgets = stack_budgets([reducer.budget(layout, ratio) for ratio in ratios])

@@ -20,6 +20,7 @@ from jvidprune.evals.items import Item
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import make_table
 from jvidprune.evals.runner import run_sweep
+from jvidprune.evals.throughput import measure_throughput
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.published import published
 from jvidprune.procedural.benchmark import Procedural
@@ -227,8 +228,21 @@ def test_a_sweep_encodes_a_clip_once_a_ratio(tmp_path):
         alone = llm.ask(item.load(), item.questions[0].prompt(), reducer="downscale", ratio=ratio, max_new_tokens=1)
         (sample,) = (r for r in found.samples if (r["method"], r["ratio"]) == ("downscale", ratio))
         assert sample["prediction"] == alone.text
+    speeds = {
+        one.method: one for one in measure_throughput(llm, task, single(plan), found, limit=1) if one.ratio == 0.1
+    }
+    small, pooled = speeds["downscale"], speeds["pool_space"]
+    assert small.reduce == 0.0 < pooled.reduce
+    assert small.encode != pooled.encode
+    assert small.kept == pooled.kept
+    assert small.alone.memory <= pooled.alone.memory, "its tower holds less"
     table = make_table(found, task, {name: registry.title(name) for name in controls}, draws=10)
     assert table.controls == ("downscale", "pool_space")
+
+
+def single(plan):
+    """The plan at its last ratio alone: enough to measure."""
+    return dataclasses.replace(plan, ratios=plan.ratios[-1:])
 
 
 @dataclasses.dataclass
