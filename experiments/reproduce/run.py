@@ -2,10 +2,13 @@
 
     python experiments/reproduce/run.py --list
     python experiments/reproduce/run.py aot --models FOLDER --data FOLDER
+    python experiments/reproduce/run.py all --models FOLDER --data FOLDER    # every table whose weights are there
 
 --models holds checkpoint folders under their hub names (OWNER/NAME or NAME), --data a folder for each benchmark
 (videomme, mvbench, ...) in its published layout. What is there is run through the sweep, which resumes if stopped; what
-is not is listed. Other weights stand in with --model, and the tables are then no comparison with the paper.
+is not is listed. Tables of one model share its answers. Open answers count once `jvidprune judge` has scored them in
+the folder that is named; run the table again then. Other weights stand in with --model, and the tables are then no
+comparison with the paper.
 """
 
 import argparse
@@ -21,8 +24,10 @@ from jvidprune.errors import JvidpruneError
 
 HERE = Path(__file__).parent
 FULL = "none"
-DERIVED = ("average", "relative", "drop")
-"""Columns that are made from those of the tasks: the mean, the mean over the unpruned one's, the mean relative loss."""
+ALL_TABLES = "all"
+DERIVED = ("average", "relative", "drop", "fine_drop", "grounding")
+"""Columns that are made from others: the mean of the tasks, that over the unpruned one's, the mean relative loss of the
+multiple-choice and of the fine-grained ones, and the mean overlap of spans over the unpruned one's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Table:
       pooling_head: hub id of the SigLIP that some methods need.
       notes, missing: remarks, and what of the table is not at hand.
       prompts: wording of the questions (`evals.datasets.open_dataset`) where a benchmark has it.
+      groups: derived column -> the columns that it is made from, where these are not all tasks.
+      frames_of: method -> frames of a video, for methods that are given others than the unpruned model.
     """
 
     name: str
@@ -62,6 +69,8 @@ class Table:
     notes: tuple[str, ...]
     missing: tuple[str, ...]
     prompts: str | None = None
+    groups: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    frames_of: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def wording(self, task: str) -> Any:
         """The wording that the table asks for, where a benchmark can be asked in it; None for the benchmark's default.
@@ -116,6 +125,7 @@ def read(name: str) -> Table:
     lists = {key: tuple(raw.pop(key)) for key in ("ratios", "tasks", "notes", "missing")}
     methods = {method: by_ratio(text, lists["ratios"]) for method, text in raw.pop("methods").items()}
     head = raw.pop("pooling_head", None)
+    raw["groups"] = {column: tuple(some) for column, some in raw.pop("groups", {}).items()}
     return Table(name=name, columns=columns, methods=methods, reported=reported, pooling_head=head, **lists, **raw)
 
 
@@ -160,6 +170,8 @@ def look(table: Table, args: argparse.Namespace) -> Found:
     head = args.pooling_head or _below(args.models, table.pooling_head)
     tasks = {}
     for task in table.tasks if args.tasks is None else args.tasks.split(","):
+        if task not in table.tasks and (len(args.tables) > 1 or ALL_TABLES in args.tables):
+            continue
         if task not in table.tasks:
             raise JvidpruneError(f"{table.name} has no task {task!r}; its tasks are {', '.join(table.tasks)}.")
         folder = _below(args.data, task)
@@ -217,88 +229,146 @@ def run(
 ) -> tuple[dict[tuple[str, float], dict[str, float]], list[str]]:
     """Our numbers in per cent by column, and "kept", the tokens really kept; and what was left out, a line each.
 
+    There are no numbers of open answers that no judge has read.
+
     Resumes what is in --out. A task of which nothing can be asked costs the others nothing.
 
     Raises:
       JvidpruneError: nothing of any task can be asked, or with --strict something of one cannot.
     """
     from jvidprune.cli.console import Console
-    from jvidprune.cli.left_out import note_left_out, nothing_answered
     from jvidprune.cli.options import ModelChoice
     from jvidprune.cli.reading import open_model
+
+    console = Console()
+    ours: dict[tuple[str, float], dict[str, float]] = {}
+    bad: list[str] = []
+    ran = False
+    by_frames: dict[int, dict[str, Mapping[float, str]]] = {args.frames or table.frames: {}}
+    for name, texts in found.methods.items():
+        by_frames.setdefault(args.frames or table.frames_of.get(name, table.frames), {})[name] = texts
+    with console.working():
+        head = None if found.pooling_head is None else str(found.pooling_head)
+        llm = open_model(ModelChoice(str(found.model), args.frames or table.frames, head, dtype=args.dtype), console)
+        for name, folder in found.tasks.items():
+            for frames, methods in by_frames.items():
+                base = frames == (args.frames or table.frames)
+                try:
+                    rows = _run_task(table, name, folder, llm, frames, methods, args, console, bad)
+                except JvidpruneError as error:
+                    if args.strict:
+                        raise
+                    bad.append(str(error))
+                    continue
+                ran = True
+                for key, row in rows.items():
+                    if base or key[0] != FULL:
+                        ours.setdefault(key, {}).update(row)
+    if not ran:
+        raise JvidpruneError(bad[-1])
+    whole = ours.get((FULL, 1.0), {})
+    return {key: row | derived(row, whole, table.tasks, table.groups) for key, row in ours.items()}, bad
+
+
+def _run_task(
+    table: Table,
+    name: str,
+    folder: Path,
+    llm: Any,
+    frames: int,
+    methods: Mapping[str, Mapping[float, str]],
+    args: argparse.Namespace,
+    console: Any,
+    bad: list[str],
+) -> dict[tuple[str, float], dict[str, float]]:
+    """The columns of one task, by method and ratio; what was left out of it is added to `bad`.
+
+    Raises:
+      JvidpruneError: nothing of it can be asked, or with --strict something cannot.
+    """
+    from jvidprune.cli.left_out import note_left_out, nothing_answered
+    from jvidprune.evals.datasets import answer_tokens
     from jvidprune.evals.items import left_out
+    from jvidprune.evals.judge.scores import MEAN
     from jvidprune.evals.metrics import ALL
-    from jvidprune.evals.plan import SweepPlan
+    from jvidprune.evals.plan import BLIND, SweepPlan
     from jvidprune.evals.results import make_table
     from jvidprune.evals.runner import run_sweep
     from jvidprune.evals.tasks import open_task
 
-    console = Console()
-    asked = settings(found.methods)
-    ours: dict[tuple[str, float], dict[str, float]] = {}
-    bad: list[str] = []
-    with console.working():
-        head = None if found.pooling_head is None else str(found.pooling_head)
-        frames = args.frames or table.frames
-        llm = open_model(ModelChoice(str(found.model), frames, head, dtype=args.dtype), console)
-        for name, folder in found.tasks.items():
-            out = args.out / table.name / name
-            try:
-                task = open_task(
-                    name,
-                    folder,
-                    llm,
-                    clips=args.clips,
-                    questions="all",
-                    frames=frames,
-                    strict=args.strict,
-                    prompts=table.wording(name),
-                )
-                note_left_out(left_out(task), console)
-            except JvidpruneError as error:
-                if args.strict:
-                    raise
-                bad.append(str(error))
-                continue
-            reducers = {key: llm.reducer(one.text) for key, one in asked.items()}
-            own = {key: one.ratios for key, one in asked.items()}
-            ratios = tuple(dict.fromkeys([*table.ratios, *(ratio for some in own.values() for ratio in some)]))
-            plan = SweepPlan(reducers, ratios, 16, own)
-            bar = console.task(name, len(task))
-            options: dict[str, Any] = {"progress": lambda _, done, total, bar=bar: bar(done, total)}
-            records = run_sweep(llm, task, plan, out, strict=args.strict, **options)
-            bad += [f"{name}: {one}" for one in records.left_out]
-            if not records.samples:
-                bad.append(nothing_answered(name, records.left_out))
-                continue
-            swept = make_table(records, task, {})
-            whole = swept.cell(FULL, 1.0)
-            for key, ratio in swept.runs:
-                row = ours.setdefault((asked[key].method if key in asked else key, ratio), {})
-                for category in (ALL, *swept.categories):
-                    if (cell := swept.cell(key, ratio, category)) is not None:
-                        row[name if category == ALL else f"{name}.{category}"] = 100 * cell.accuracy
-                cell = swept.cell(key, ratio)
-                if cell is not None and whole is not None:
-                    row["kept"] = 100 * cell.kept / whole.kept
-    if not ours:
-        raise JvidpruneError(bad[-1])
-    return {key: row | derived(row, ours.get((FULL, 1.0), {}), table.tasks) for key, row in ours.items()}, bad
+    asked, prompts = settings(methods), args.prompts or table.prompts
+    wording = dataclasses.replace(table, prompts=prompts).wording(name)
+    place = args.out / "answers" / f"{llm.loaded.folder.name}-{frames}" / (f"{name}-{wording}" if wording else name)
+    given = {"clips": args.clips, "questions": "all", "frames": frames, "strict": args.strict, "prompts": wording}
+    task = open_task(name, folder, llm, **given)
+    note_left_out(left_out(task), console)
+    own = {key: one.ratios for key, one in asked.items()}
+    ratios = tuple(dict.fromkeys([*table.ratios, *(ratio for some in own.values() for ratio in some)]))
+    plan = SweepPlan({key: llm.reducer(one.text) for key, one in asked.items()}, ratios, answer_tokens(name), own)
+    bar = console.task(name, len(task))
+    records = run_sweep(llm, task, plan, place, strict=args.strict, progress=lambda _, done, total: bar(done, total))
+    bad += [f"{name}: {one}" for one in records.left_out]
+    if not records.samples:
+        raise JvidpruneError(nothing_answered(name, records.left_out))
+    swept = make_table(records, task, {})
+    if swept.unjudged:
+        bad.append(f"{name}: {swept.unjudged:,} open answers await a judge: jvidprune judge {place} --endpoint URL ...")
+    whole, rows = swept.cell(FULL, 1.0), {}
+    for key, ratio in swept.runs:
+        row = rows.setdefault((asked[key].method if key in asked else key, ratio), {})
+        for category in (ALL, *swept.categories):
+            if (cell := swept.cell(key, ratio, category)) is not None:
+                row[name if category == ALL else f"{name}.{category}"] = 100 * cell.accuracy
+        cell = swept.cell(key, ratio)
+        if cell is not None and whole is not None:
+            row["kept"] = 100 * cell.kept / whole.kept
+    for one in swept.grounding:
+        key = asked[one.method].method if one.method in asked else one.method
+        rows.setdefault((key, one.ratio), {})[f"{name}.miou"] = 100 * one.miou
+    for one in swept.opened.rows:
+        # The first judge's, where several have read the answers.
+        if one.judge == swept.opened.rows[0].judge and one.aspect == _aspect(swept.opened.rows, MEAN):
+            key = asked[one.method].method if one.method in asked else one.method
+            rows.setdefault((key, one.ratio), {})[name] = 100 * one.score / one.top
+    return {key: row for key, row in rows.items() if key[0] != BLIND}
 
 
-def derived(row: Mapping[str, float], whole: Mapping[str, float], tasks: tuple[str, ...]) -> dict[str, float]:
-    """The columns `DERIVED` of a row, where all tasks are there; SToP's drop leaves the hallucination task out."""
-    if not all(task in row and task in whole for task in tasks):
-        return {}
-    mean = math.fsum(row[task] for task in tasks) / len(tasks)
-    found = {"average": mean}
-    full = math.fsum(whole[task] for task in tasks) / len(tasks)
-    if full:
-        found["relative"] = 100 * mean / full
-    choices = [task for task in tasks if task != "eventhallusion" and whole[task]]
-    if choices:
-        found["drop"] = 100 * math.fsum(1 - row[task] / whole[task] for task in choices) / len(choices)
-    return found
+def _aspect(rows: Sequence[Any], mean: str) -> str:
+    """What a judge's score stands for in a table: the mean over aspects, or the only one."""
+    return mean if any(row.aspect == mean for row in rows) else rows[0].aspect
+
+
+def derived(
+    row: Mapping[str, float],
+    whole: Mapping[str, float],
+    tasks: tuple[str, ...],
+    groups: Mapping[str, tuple[str, ...]] | None = None,
+) -> dict[str, float]:
+    """The columns `DERIVED` of a row, each where all that it is made from is there.
+
+    Without a group of its own "drop" leaves the hallucination task out; "fine_drop" and "grounding" need one.
+    """
+    groups = groups or {}
+    choices = tuple(task for task in tasks if task != "eventhallusion")
+    spans = tuple(f"{task}.miou" for task in groups.get("grounding", ()))
+    found: dict[str, float] = {}
+    for column in ("average", "relative"):
+        names = groups.get(column, tasks)
+        full = _mean([whole.get(name) for name in names])
+        if (mean := _mean([row.get(name) for name in names])) is not None and full is not None:
+            found |= {"average": mean} if column == "average" else {"relative": 100 * mean / full} if full else {}
+    for column, names in (("drop", groups.get("drop", choices)), ("fine_drop", groups.get("fine_drop", ()))):
+        lost = [1 - row[name] / whole[name] for name in names if name in row and whole.get(name)]
+        if lost and all(name in row and name in whole for name in names):
+            found[column] = 100 * math.fsum(lost) / len(lost)
+    mean, full = (_mean([one.get(name) for name in spans]) for one in (row, whole))
+    return found | ({"grounding": 100 * mean / full} if mean is not None and full else {})
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one is not there, or there are none."""
+    there = [value for value in values if value is not None]
+    return math.fsum(there) / len(there) if there and len(there) == len(values) else None
 
 
 def show(table: Table, ours: Mapping[tuple[str, float], Mapping[str, float]]) -> str:
@@ -324,6 +394,8 @@ def show(table: Table, ours: Mapping[tuple[str, float], Mapping[str, float]]) ->
 def report(table: Table, found: Found, ours: Mapping[Any, Any], bad: Sequence[str] = ()) -> str:
     """Everything as Markdown."""
     parts = [f"# {table.title}", f"arXiv {table.paper}, {table.table}; {table.checkpoint}, {table.frames} frames."]
+    if table.prompts:
+        parts[-1] += f" Prompts where a benchmark has them: {table.prompts}."
     if ours:
         parts[-1] += f" Ours: {found.model}."
     parts.append(show(table, ours))
@@ -335,43 +407,70 @@ def report(table: Table, found: Found, ours: Mapping[Any, Any], bad: Sequence[st
 
 
 def main(words: list[str] | None = None) -> int:
-    """Runs what is there of a table and prints it; 2 where nothing can be run."""
+    """Runs what is there of the tables and prints it; 2 where nothing can be run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", nargs="?", help=f"one of {', '.join(names())}")
+    parser.add_argument("tables", nargs="*", help=f"{ALL_TABLES}, or some of {', '.join(names())}")
     parser.add_argument("--list", action="store_true", help="list the tables")
     parser.add_argument("--models", type=Path, help="folder of checkpoint folders")
     parser.add_argument("--data", type=Path, help="folder of benchmark folders")
     parser.add_argument("--model", type=Path, help="another checkpoint folder in place of the table's")
     parser.add_argument("--pooling-head", type=Path, help="folder of the original SigLIP")
     parser.add_argument("--tasks", help="some of the table's tasks, separated by commas")
+    parser.add_argument("--prompts", choices=("lmms_eval", "stop", "official"), help="wording in place of the table's")
     parser.add_argument("--clips", type=int, help="the first so many clips of each task")
     parser.add_argument("--frames", type=int, help="frames of a video in place of the table's")
     parser.add_argument("--dtype", choices=("auto", "float32", "bfloat16", "float16"), default="auto")
     parser.add_argument("--strict", action="store_true", help="stop at the first video or annotation that is bad")
     parser.add_argument("--out", type=Path, default=Path("runs/reproduce"))
     args = parser.parse_args(words)
-    if args.list or args.table is None:
+    if args.list or not args.tables:
         for name in names():
             table = read(name)
-            print(f"{name:22} {table.title} (arXiv {table.paper}, {table.table})")
+            print(f"{name:32} {table.title} (arXiv {table.paper}, {table.table})")
         return 0
-    try:
-        table = read(args.table)
-        found = look(table, args)
-        if found.model is None or not found.tasks or not found.methods:
+    wanted = names() if ALL_TABLES in args.tables else list(dict.fromkeys(args.tables))
+    done: list[str] = []
+    lacking: dict[str, list[str]] = {}
+    code = 0
+    for name in wanted:
+        try:
+            lacking[name] = run_table(read(name), args, alone=len(wanted) == 1)
+            done += [] if lacking[name] else [name]
+        except JvidpruneError as error:
+            print(f"error: {name}: {error}" if len(wanted) > 1 else f"error: {error}", file=sys.stderr)
+            lacking[name], code = [str(error)], error.exit_code
+            if args.strict:
+                break
+    if len(wanted) > 1:
+        print(f"{len(done)} of {len(wanted)} tables were run: {', '.join(done) or 'none'}; each is in {args.out}.")
+        by_want: dict[str, list[str]] = {}
+        for name, texts in lacking.items():
+            for text in texts:
+                by_want.setdefault(text, []).append(name)
+        for text, some in by_want.items():
+            print(f"- {', '.join(some)}: not run for want of {text}")
+    return 0 if done and not (args.strict and code) else code or 2
+
+
+def run_table(table: Table, args: argparse.Namespace, *, alone: bool) -> list[str]:
+    """Runs what is there of one table, prints it and writes table.md; what it lacks where nothing can be run.
+
+    Raises:
+      JvidpruneError: nothing of any task can be asked, or with --strict something of one cannot.
+    """
+    found = look(table, args)
+    if found.model is None or not found.tasks or not found.methods:
+        if alone:
             print(report(table, dataclasses.replace(found, absent=[]), {}))
             lines = "".join(f"\n  - {text}" for text in found.absent)
             print(f"error: {table.name} cannot be run, for want of:{lines}", file=sys.stderr)
-            return 2
-        text = report(table, found, *run(table, found, args))
-    except JvidpruneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return found.absent
+    text = report(table, found, *run(table, found, args))
     target = args.out / table.name / "table.md"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(text, encoding="utf8")
     print(text)
-    return 0
+    return []
 
 
 if __name__ == "__main__":

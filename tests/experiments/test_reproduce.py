@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import re
 
 import pytest
@@ -11,6 +12,8 @@ from helpers.places import REPOSITORY
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.datasets import names as datasets
+from jvidprune.evals.judge.cases import cases_of
+from jvidprune.evals.judge.verdicts import open_verdicts, verdict
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.models import family as families
 from jvidprune.procedural.clips import ClipSpec, render
@@ -54,12 +57,16 @@ def test_every_table_resolves(tool):
             assert column in tool.DERIVED or column.split(".")[0] in table.tasks
         for one in tool.settings(table.methods).values():
             from_text(one.text, table.family if table.family in families.names() else None)
+        for column, made_from in table.groups.items():
+            assert column in tool.DERIVED
+            assert {name.split(".")[0] for name in made_from} <= set(table.tasks)
+        assert set(table.frames_of) <= set(table.methods)
         assert all(0 < ratio <= 1 for ratio in table.ratios)
         run = {(method, ratio) for method, texts in table.methods.items() for ratio in texts}
         assert ("none", 1.0) in table.reported
         assert any(table.reported[key] for key in table.reported.keys() & run), "nothing would stand beside our numbers"
         for values in table.reported.values():
-            assert all(0 < value < 105 for value in values.values())
+            assert all(0 < value < 110 for value in values.values())
 
 
 def test_methods_run_with_the_settings_that_were_reported(tool):
@@ -141,36 +148,128 @@ def test_what_is_missing_stands_in_one_message(tool, tmp_path, capsys):
     assert "there is no table 'aott'; there are aot," in capsys.readouterr().err
 
 
-def test_a_table_runs_on_other_weights_and_small_data(tool, tmp_path, capsys, monkeypatch):
+def test_drops_and_spans_are_made_from_their_own_columns(tool):
+    groups = {"drop": ("mvbench",), "fine_drop": ("eventhallusion", "videocomp.activitynet"), "grounding": ("spans",)}
+    groups |= {"average": ("mvbench",), "relative": ("mvbench",)}
+    whole = {"mvbench": 50.0, "eventhallusion": 40.0, "videocomp.activitynet": 80.0, "spans.miou": 30.0}
+    row = {"mvbench": 45.0, "eventhallusion": 30.0, "videocomp.activitynet": 72.0, "spans.miou": 15.0}
+    tasks = ("mvbench", "eventhallusion", "videocomp", "spans")
+    wanted = {"average": 45.0, "relative": 90.0, "drop": 10.0, "fine_drop": 17.5, "grounding": 50.0}
+    assert tool.derived(row, whole, tasks, groups) == pytest.approx(wanted)
+    del row["videocomp.activitynet"]
+    assert "fine_drop" not in tool.derived(row, whole, tasks, groups)
+
+
+def test_ablations_are_run_with_the_settings_that_they_name(tool):
+    table = tool.read("flashvid_ablations")
+
+    def at(name):
+        return from_text(table.methods[name][0.1], table.family)
+
+    default = at("selection: both")
+    assert default == at("alpha 0.7") == at("temporal threshold 0.8") == at("expansion 1.25")
+    assert [at(f"alpha {alpha}").alpha for alpha in ("0.0", "0.2", "1.0")] == [0.0, 0.2, 1.0]
+    assert [at(f"selection: {name}").method for name in ("attention", "diversity")] == ["attn", "div"]
+    assert (at("expansion 1.00").expansion, at("temporal threshold 0.9").temporal_threshold) == (1.0, 0.9)
+    # What the authors' code cannot do is shown and not run.
+    assert "tree depth 4" not in table.methods
+    assert table.reported["tree depth 4", 0.1] == {"relative": 99.1}
+    stop = tool.read("stop_ablation")
+    weights = {name: from_text(text[0.1], stop.family).rule for name, text in stop.methods.items()}
+    assert [(rule.mu_s, rule.mu_t) for rule in weights.values()] == [(0, 0), (0.03, 0), (0, 0), (0.04, 0), (0.04, 0.07)]
+    frames = tool.read("flashvid_qwen2_5_vl_frames")
+    assert {name: (frames.frames_of[name], *texts) for name, texts in frames.methods.items()} == {
+        f"FlashVID, {count} frames": (count, ratio) for count, ratio in ((48, 0.333), (64, 0.25), (80, 0.2), (160, 0.1))
+    }
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    """A small checkpoint, and copies of benchmarks in their layouts."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    film = render(ClipSpec(seed=1, frames=12, size=(48, 64))).frames
+    data = folder / "data"
+    for task in ("mvbench", "mlvu", "charades_timelens", "eventhallusion_descriptions"):
+        LAYOUTS[task](data / task, film)
+    model = tiny_checkpoints.write("llava_onevision", folder / "tiny")
+    return ["--model", str(model), "--data", str(data), "--out", str(folder / "out")], data, folder / "out"
+
+
+def test_a_table_runs_on_other_weights_and_small_data(tool, places, capsys, monkeypatch):
     table = tool.read("ottvid")
     methods = table.methods | {"Mixed": {0.1: "uniform", 0.5: "none"}}
-    monkeypatch.setattr(tool, "read", lambda name: dataclasses.replace(table, methods=methods))
-    film = render(ClipSpec(seed=1, frames=12, size=(48, 64))).frames
-    model = tiny_checkpoints.write("llava_onevision", tmp_path / "tiny")
-    data = tmp_path / "data"
-    for task in ("mvbench", "videomme", "mlvu", "longvideobench"):
-        LAYOUTS[task](data / task, film)
-    words = ["ottvid", "--model", model, "--data", data, "--frames", "4", "--out", tmp_path / "out"]
-    assert tool.main([str(word) for word in words]) == 0
+    tasks, groups = ("mvbench", "mlvu", "charades_timelens", "videomme"), table.groups
+    groups = {"relative": ("mvbench", "mlvu"), "grounding": ("charades_timelens",)}
+    columns = ("mvbench", "mlvu", "relative", "charades_timelens.miou", "grounding")
+    changed = dataclasses.replace(table, methods=methods, tasks=tasks, groups=groups, columns=columns)
+    monkeypatch.setattr(tool, "read", lambda name: changed)
+    where, data, out_folder = places
+    words = ["ottvid", "--frames", "4", *where]
+    assert tool.main(words) == 0
     out, _ = capsys.readouterr()
     number = r"\d+\.\d"
     # Weights at random may answer nothing right, and a share of nothing is no number.
-    share = rf"({number}|–)"
-    assert re.search(rf"\| unpruned \| 100\.0 \|( {number} / – \|){{4}} {share} / 100\.0 \|", out)
-    assert re.search(rf"\| OTT-Vid at 10 % \| {number} \|( {number} / – \|){{4}} {share} / 95\.8 \|", out)
+    share, tasks = rf"({number}|–)", rf"( {number} / – \|){{2}}"
+    miou = rf" {number} / – \| {share} /"
+    assert re.search(rf"\| unpruned \| 100\.0 \|{tasks} {share} / 100\.0 \|{miou} 100\.0 \|", out)
+    assert re.search(rf"\| OTT-Vid at 10 % \| {number} \|{tasks} {share} / 95\.8 \|{miou} 73\.9 \|", out)
     kept = dict(re.findall(r"\| (\S+ at \d+ %) \| (\d+\.\d) \|", out))
     assert kept.keys() == {"OTT-Vid at 10 %", "Mixed at 50 %", "Mixed at 10 %"}
     assert float(kept["Mixed at 10 %"]) < 20 < float(kept["Mixed at 50 %"]) == 100
-    assert (tmp_path / "out" / "ottvid" / "table.md").read_text() == out.removesuffix("\n")
-    # The videos that the small copies lack are listed.
-    assert out.count("\n- Left out: ") == 5
+    assert (out_folder / "ottvid" / "table.md").read_text() == out.removesuffix("\n")
+    # The videos that the small copies lack are listed, and the benchmark that is not there.
+    assert out.count("\n- Left out: ") == 4
     assert "- Left out: mlvu: the video video/2_needle/gone.mp4 is missing" in out
-    runs = sorted(path.name for path in (tmp_path / "out" / "ottvid").iterdir() if path.is_dir())
-    assert runs == ["longvideobench", "mlvu", "mvbench", "videomme"]
+    assert "- Not run here for want of the benchmark videomme below --data" in out
+    runs = sorted(path.relative_to(out_folder / "answers").as_posix() for path in (out_folder / "answers").glob("*/*"))
+    assert runs == ["tiny-4/charades_timelens", "tiny-4/mlvu", "tiny-4/mvbench"]
     # A benchmark of which nothing can be asked costs the others nothing; with --strict it ends the run.
     (data / "mlvu" / "json" / "2_needle.json").write_text("[]")
-    assert tool.main([str(word) for word in words]) == 0
+    assert tool.main(words) == 0
     out, _ = capsys.readouterr()
     assert "- Left out: the annotations of mlvu in" in out
-    assert tool.main([str(word) for word in [*words, "--strict"]]) == 2
+    assert tool.main([*words, "--strict"]) == 2
     assert "is missing" in capsys.readouterr().err
+
+
+def test_all_tables_share_answers_frames_are_a_methods_own_and_judged_answers_count(tool, places, capsys, monkeypatch):
+    where, _, out_folder = places
+    base = tool.read("stop_qwen2_5_vl")
+    known = {"checkpoint": "a/b", "family": "llava_onevision", "frames": 4, "tasks": ("mvbench",)}
+    known |= {"columns": ("mvbench",), "reported": {("none", 1.0): {"mvbench": 50.0}}}
+    first = dataclasses.replace(base, **known, name="first", methods={"A": {0.1: "uniform"}})
+    more = {"frames_of": {"Long": 6}, "methods": {"A": {0.1: "uniform"}, "Long": {0.1: "random"}}}
+    second = dataclasses.replace(first, name="second", **more)
+    judged = {"tasks": ("eventhallusion_descriptions",), "columns": ("eventhallusion_descriptions", "fine_drop")}
+    judged |= {"groups": {"fine_drop": ("eventhallusion_descriptions",)}, "prompts": None}
+    third = dataclasses.replace(first, name="third", **judged)
+    fourth = dataclasses.replace(first, name="fourth", tasks=("videomme",))
+    tables = {one.name: one for one in (first, second, third, fourth)}
+    monkeypatch.setattr(tool, "read", tables.__getitem__)
+    monkeypatch.setattr(tool, "names", lambda: list(tables))
+    assert tool.main(["all", *where, "--prompts", "official"]) == 0
+    out, _ = capsys.readouterr()
+    assert "3 of 4 tables were run: first, second, third;" in out
+    assert "- fourth: not run for want of the benchmark videomme below --data" in out
+    answers = out_folder / "answers"
+    assert "open answers await a judge: jvidprune judge" in out
+    assert re.search(r"\| Long at 10 % \| \d+\.\d \| \d+\.\d / – \|", out)
+    # One unpruned model for both tables; --prompts is part of where its answers lie.
+    full = [line for line in (answers / "tiny-4/mvbench-official/samples.jsonl").open() if '"method":"none"' in line]
+    longer = [json.loads(line)["method"] for line in (answers / "tiny-6/mvbench-official/samples.jsonl").open()]
+    assert len(full) == len({json.loads(line)["clip"] + json.loads(line)["question"] for line in full})
+    assert set(longer) == {"none", "no video", "Long"}
+    assert out.count("| unpruned |") == 3
+
+    # A judge that gives the unpruned model full marks, and half of them to the method.
+    folder = answers / "tiny-4/eventhallusion_descriptions-official"
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    cases, _ = cases_of(samples)
+    store = open_verdicts(folder)
+    store.append([verdict(c, "me", c.rubric.top / (1 if c.run[0] == "none" else 2), "fine", 1) for c in cases])
+    store.close()
+    assert tool.main(["third", *where, "--prompts", "official"]) == 0
+    out, _ = capsys.readouterr()
+    assert "await a judge" not in out
+    assert "| unpruned | – | 100.0 / – | 0.0 / – |" in out
+    assert "| A at 10 % | – | 50.0 / – | 50.0 / – |" in out
