@@ -43,7 +43,7 @@ EVIDENCE: dict[str, str] = {
 }
 """Every kind of evidence a model can attach to its tokens; the list is closed, reducers ask by these names."""
 
-QUESTION = frozenset({"text", "text_mask"})
+QUESTION = frozenset({"text", "text_mask", "joint_text"})
 """Evidence that comes with a question and not from the video, see `VideoTokens.with_text`."""
 
 AttentionName = Literal[

@@ -43,6 +43,9 @@ class CheckpointChoice:
     """Frames sampled at most, of a rate too; by default what the family was evaluated with, or the folder says."""
     pooling_head: str | None = None
     """Folder or hub id of the original SigLIP, whose pooling head FastVID needs on the LLaVA families."""
+    text_tower: str | None = None
+    """Folder or hub id of the original SigLIP, whose text tower CDPruner can compare tokens with (relevance=joint) on
+    the LLaVA families."""
     limits: str = ""
     """What is accepted of a video file, as in "seconds=7200,pixels=9000000" (also frames, bytes, total)."""
     revision: str | None = None

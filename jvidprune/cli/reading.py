@@ -17,6 +17,7 @@ from jvidprune.parallel import make_mesh, read_mesh
 from jvidprune.procedural.clips import default_clip
 from jvidprune.reducers.protocol import Reducer, check_ratio
 from jvidprune.reducers.registry import from_text
+from jvidprune.tokens import QUESTION
 from jvidprune.video.container import existing_file
 from jvidprune.video.decode import Clip
 from jvidprune.video.limits import Limits
@@ -46,6 +47,7 @@ def open_model(choice: CheckpointChoice, console: Console, *, dtype: str | None 
         progress=lambda done, total, _: bar(done, total),
         template=choice.template,
         pooling_head=choice.pooling_head,
+        text_tower=choice.text_tower,
         revision=choice.revision,
         positions=choice.positions,
         convention=choice.convention,
@@ -147,7 +149,7 @@ def read_video(
     """Decodes and encodes a video (the generated clip without a path), timing both; methods may read the question."""
     clip = read_clip(path, model, choice, clock, console)
     with clock("encode") as stage:
-        video = model.encode(clip, needs=needs, question=question if "text" in needs else None)
+        video = model.encode(clip, needs=needs, question=question if needs & QUESTION else None)
         stage.tokens = jax.block_until_ready(video.tokens).layout().total
     return video
 

@@ -105,7 +105,7 @@ def draw_reduction(
             try:
                 with clock("reduce") as stage, warnings.catch_warnings(record=True) as said:
                     warnings.simplefilter("always", JvidpruneWarning)
-                    if "text" in method.needs and not choice.question:
+                    if method.needs & QUESTION and not choice.question:
                         raise JvidpruneError(f"{title(name)} reads the question: give one with --question.")
                     known = llm.with_evidence(encoded, method, choice.question)
                     decisions.append(decision_of(reduce_video(known, method, ratio, diagnostics=True), title(name)))

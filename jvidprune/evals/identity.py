@@ -19,7 +19,7 @@ from jvidprune.llm.video_llm import VideoLLM
 
 _WHOLE = 1 << 20
 _DECIDING = (".json", ".safetensors", ".jinja", ".txt", ".model")
-_ELSEWHERE = ("loaded", "tokenizer", "pruning")
+_ELSEWHERE = ("loaded", "tokenizer", "pruning", "text_tower")
 """Fields of a `VideoLLM` that stand in its folder's files, or (the reducer) in what is run."""
 _NUMERIC_PARTS = (
     *("tokens.py", "weights.py", "parallel.py", "ops", "cuts", "reducers", "models", "stts", "covipal", "video"),
@@ -60,6 +60,7 @@ def model_identity(llm: VideoLLM) -> dict[str, Any]:
             "family": loaded.family,
             "files": model_fingerprint(loaded.folder),
             "pooling_head": None if loaded.pooling_head is None else model_fingerprint(loaded.pooling_head),
+            **({} if llm.text_tower is None else {"text_tower": model_fingerprint(llm.text_tower.folder)}),
             "dtype": str(jax.tree.leaves(loaded.model)[0].dtype),
         },
         "prompt": {"texts": llm.prompts.texts("{question}"), "newline": llm.newline},

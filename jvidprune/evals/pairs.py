@@ -19,7 +19,7 @@ from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, reduce_video, swee
 from jvidprune.llm.stages import StageClock
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.reducers.protocol import Reducer, inner_stages, of_frames
-from jvidprune.tokens import VideoTokens
+from jvidprune.tokens import QUESTION, VideoTokens
 
 
 class Job(NamedTuple):
@@ -72,7 +72,7 @@ def answer_job(
     questions = [question.prompt() for question in item.questions]
     clock = StageClock()
     # A method that reads the question reduces the clip once for each of them.
-    reads = "text" in job.reducer.needs
+    reads = bool(job.reducer.needs & QUESTION)
     different = list(dict.fromkeys(questions))
     shown = [llm.with_evidence(video, job.reducer, text) for text in different] if reads else [video]
     again = of_frames(job.reducer)

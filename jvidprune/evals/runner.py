@@ -317,7 +317,7 @@ def _compiled(llm: VideoLLM, item: Item, jobs: list[Job], video: EncodedVideo, p
         progress("compiling the reducers", len(names), len(jobs))
 
     for job in jobs:
-        if "text" in job.reducer.needs:
+        if job.reducer.needs & QUESTION:
             # Any question will do: their embeddings are padded to few lengths.
             video = llm.with_evidence(video, job.reducer, item.questions[0].prompt())
     return compile_all([(job.name, job.reducer, job.asked) for job in jobs if job.ratios], video, finished)

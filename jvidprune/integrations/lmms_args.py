@@ -38,7 +38,7 @@ class ModelArgs:
       dtype: of parameters and activations: float32, bfloat16, float16, or auto, the checkpoint's.
       revision: of a hub id.
       template: of prompts, see `VideoLLM.load`.
-      pooling_head: see `VideoLLM.load`.
+      pooling_head, text_tower: see `VideoLLM.load`.
       positions: of kept tokens, "renumbered" or "original", see `VideoLLM.load`.
       convention, mrope_rule: see `VideoLLM.load`; "lmms-eval" reads videos as lmms-eval's own models do.
       batch_size: prompts that are read together (lmms-eval's --batch_size).
@@ -63,6 +63,7 @@ class ModelArgs:
     revision: str | None = None
     template: str | None = None
     pooling_head: str | None = None
+    text_tower: str | None = None
     positions: PositionRule | None = None
     convention: Convention | None = None
     mrope_rule: MropeRule | None = None

@@ -82,6 +82,7 @@ class Adapter:
             dtype=args.dtype,
             template=args.template,
             pooling_head=args.pooling_head,
+            text_tower=args.text_tower,
             positions=args.positions,
             revision=args.revision,
             convention=args.convention,
@@ -357,7 +358,7 @@ class Adapter:
         if of_frames(self.reducer):
             return self.llm.reduce(clip, reducer=self.reducer, ratio=self.ratio)
         video = self.llm.encode(clip, needs=self.reducer.needs - QUESTION)
-        return video if "text" in self.reducer.needs else self._reduced(video, None)
+        return video if self.reducer.needs & QUESTION else self._reduced(video, None)
 
     def _reduced(self, video: EncodedVideo | ReducedVideo, question: str | None) -> ReducedVideo:
         if isinstance(video, ReducedVideo):

@@ -13,7 +13,7 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, all_tokens
-from jvidprune.models.evidence import NO_QUESTION
+from jvidprune.models.evidence import NO_QUESTION, NO_TEXT_TOWER
 from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.reducers.controls import spread
 from jvidprune.reducers.frames import one_size
@@ -74,18 +74,19 @@ def encode_frames(
       llm: model, tokenizer and settings.
       source: of `open_source`; it is kept with the tokens.
       needs: names of `tokens.EVIDENCE`.
-      question: what "text" holds the embeddings of.
+      question: what "text" and "joint_text" hold the embeddings of.
 
     Raises:
-      JvidpruneError: evidence that this checkpoint cannot give, or "text" without a question.
+      JvidpruneError: evidence that this checkpoint cannot give, or that of a question without one.
     """
     frames = source.frames if isinstance(source, Clip) else source
-    if "text" in needs and question is None:
+    asked = needs & QUESTION
+    if asked and question is None:
         raise JvidpruneError(NO_QUESTION)
     again = functools.partial(encode_seen, llm, source)
     video = EncodedVideo(_tokens(llm, llm.pixels(frames), needs - QUESTION), source, again=again)
     # Attached here, so that the tower does not compile anew for every length of a question.
-    return _with_text(llm, video, question) if "text" in needs and question is not None else video
+    return video if question is None else _with_question(llm, video, question, asked)
 
 
 def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question: str | None) -> EncodedVideo:
@@ -105,11 +106,13 @@ def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question
         added = _tokens(llm, llm.pixels(video.frames), missing).evidence
         tokens = dataclasses.replace(video.tokens, evidence=added | video.tokens.evidence)
         video = dataclasses.replace(video, tokens=tokens)
-    if "text" not in method.needs or ("text" in video.tokens.evidence and question in (None, video.question)):
+    asked, known = method.needs & QUESTION, video.tokens.evidence.keys() & QUESTION
+    if not asked or (asked <= known and question in (None, video.question)):
         return video
+    question = video.question if question is None else question
     if question is None:
         raise JvidpruneError(NO_QUESTION)
-    return _with_text(llm, video, question)
+    return _with_question(llm, video, question, asked | known if question == video.question else asked)
 
 
 def lower_encode(
@@ -191,12 +194,28 @@ def _tokens(llm: "VideoLLM", pixels: Any, needs: frozenset[str]) -> VideoTokens:
         return encode_tokens(llm.loaded.model, pixels, needs)
 
 
+def _with_question(llm: "VideoLLM", video: EncodedVideo, question: str, asked: frozenset[str]) -> EncodedVideo:
+    """The video with the evidence of a question, that of another one left out."""
+    tokens = video.tokens
+    tokens = dataclasses.replace(tokens, evidence={n: v for n, v in tokens.evidence.items() if n not in QUESTION})
+    if "joint_text" in asked:
+        if llm.text_tower is None:
+            raise JvidpruneError(NO_TEXT_TOWER)
+        # From the host: it goes where the tokens are.
+        joint = jnp.asarray(np.asarray(llm.text_tower.embed(question)))
+        tokens = dataclasses.replace(tokens, evidence=tokens.evidence | {"joint_text": joint})
+    video = dataclasses.replace(video, tokens=tokens, question=question if asked else video.question)
+    return _with_text(llm, video, question) if asked & {"text", "text_mask"} else video
+
+
 def _with_text(llm: "VideoLLM", video: EncodedVideo, question: str) -> EncodedVideo:
+    known = video.tokens.evidence
     ids = np.asarray(llm.tokenizer.encode(question), np.int32)
     # Padded, so that neither the embedding nor a reduction compiles anew for every length of a question.
     padded = np.zeros(-(-len(ids) // QUESTION_ROWS) * QUESTION_ROWS, np.int32)
     padded[: len(ids)] = ids
     tokens = video.tokens.with_text(llm.loaded.model.embed_text(jnp.asarray(padded)), np.arange(len(padded)) < len(ids))
+    tokens = dataclasses.replace(tokens, evidence=tokens.evidence | {n: known[n] for n in known if n == "joint_text"})
     return dataclasses.replace(video, tokens=tokens, question=question)
 
 

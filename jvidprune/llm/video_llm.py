@@ -35,6 +35,7 @@ from jvidprune.models.fused import AttentionKind
 from jvidprune.models.generate import check_sampling
 from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.settings import Convention, FamilySettings
+from jvidprune.models.text_tower import TEXT_TOWER, TextTower, check_shared, load_text_tower
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.reducers.prompt_rules import PositionRule, check_positions
@@ -99,12 +100,14 @@ class VideoLLM:
       settings: of its family.
       pruning: reducer and ratio that jvidprune_config.json of its folder names, None without that file; `encode`,
         `reduce` and `ask` use them where the caller gives none.
+      text_tower: that shares its space with the vision tower, for methods that need "joint_text"; None for none.
     """
 
     loaded: LoadedModel
     tokenizer: Tokenizer
     settings: FamilySettings
     pruning: SavedPruning | None = None
+    text_tower: TextTower | None = None
 
     @classmethod
     def load(
@@ -116,6 +119,7 @@ class VideoLLM:
         progress: Callable[[int, int, str], None] | None = None,
         template: str | None = None,
         pooling_head: str | Path | None = None,
+        text_tower: str | Path | None = None,
         attention: AttentionKind = "auto",
         revision: str | None = None,
         positions: PositionRule | None = None,
@@ -140,6 +144,9 @@ class VideoLLM:
           template: of prompts: one of the families' by name, "chat" for the chat template in the folder, or None for
             that of the convention.
           pooling_head: folder or hub id of the original SigLIP, for methods that need its head; see `load_model`.
+          text_tower: folder or hub id of the original SigLIP, for methods that compare tokens with the question in the
+            space of its two towers (CDPruner with relevance="joint"): its text tower is loaded, and its pooling head
+            unless `pooling_head` names another. By default the folder text_tower of a local checkpoint, if it has one.
           attention: which code computes attention, see `models.fused.AttentionKind`.
           revision: branch, tag or commit of a hub id.
           positions: of kept tokens, for all methods: "renumbered" or "original"; by default each method's setting, else
@@ -166,6 +173,13 @@ class VideoLLM:
             family, _, folder = read_config(source, revision)
             family_settings(family, folder, convention, mrope_rule)
         enable_compilation_cache()
+        tower = None
+        if text_tower is None and (Path(source) / TEXT_TOWER).is_dir():
+            text_tower = Path(source) / TEXT_TOWER
+        if text_tower is not None:
+            check_shared(*read_config(source, revision)[:2], text_tower)
+            tower = load_text_tower(text_tower)
+            pooling_head = tower.folder if pooling_head is None else pooling_head
         loaded = load_model(
             source,
             dtype=dtype,
@@ -186,7 +200,7 @@ class VideoLLM:
             raise JvidpruneError(
                 f"{loaded.folder} is a {loaded.family} checkpoint with pruning settings made for {pruning.backbone}."
             )
-        llm = cls(loaded, load_tokenizer(loaded.folder), settings, pruning)
+        llm = cls(loaded, load_tokenizer(loaded.folder), settings, pruning, tower)
         # Settings of the folder that make no sense and missing templates are refused here, not at the first video.
         _ = llm.pixels
         llm.prompts.check()

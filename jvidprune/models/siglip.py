@@ -158,10 +158,16 @@ class PoolingHead(nnx.Module):
 
     def __call__(self, x: Float[Array, "T M Dv"]) -> tuple[Float[Array, "T Dv"], Float[Array, "T M"]]:
         """The pooled vector of each frame, and the probe's attention, mean over heads; both float32."""
+        return ops.pooling_head_attention(x, self._weights(), heads=self.heads, eps=self.eps)
+
+    def tokens(self, x: Float[Array, "T M Dv"]) -> Float[Array, "T M Dv"]:
+        """Each token by itself in the space of the pooled vector; float32."""
+        return ops.pooling_head_tokens(x, self._weights(), eps=self.eps)
+
+    def _weights(self) -> ops.PoolingHead:
         probe = self.probe[...].reshape(-1)
         attention = (*_affine(self.post_norm), probe, *_affine(self.qkv), *_affine(self.o))
-        weights = ops.PoolingHead(*attention, *_affine(self.norm), *_affine(self.mlp.fc1), *_affine(self.mlp.fc2))
-        return ops.pooling_head_attention(x, weights, heads=self.heads, eps=self.eps)
+        return ops.PoolingHead(*attention, *_affine(self.norm), *_affine(self.mlp.fc1), *_affine(self.mlp.fc2))
 
 
 def _affine(layer: nnx.Linear | nnx.LayerNorm) -> tuple[Array, Array]:

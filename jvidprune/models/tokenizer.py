@@ -22,6 +22,10 @@ class Tokenizer(Protocol):
         """Ids of a text."""
         ...
 
+    def whole(self, text: str) -> list[int]:
+        """Ids of a text with what the tokenizer puts around it, such as its end."""
+        ...
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out; negative ids are skipped."""
         ...
@@ -75,6 +79,9 @@ class _Fast:
     def encode(self, text: str) -> list[int]:
         return self._inner.encode(text, add_special_tokens=False).ids
 
+    def whole(self, text: str) -> list[int]:
+        return self._inner.encode(text).ids
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._inner.decode([int(i) for i in ids if i >= 0], skip_special_tokens=True)
 
@@ -94,6 +101,11 @@ class _Auto:
 
     def encode(self, text: str) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=False))
+
+    def whole(self, text: str) -> list[int]:
+        # A text longer than the model's is cut into segments, of which transformers warns.
+        with silenced():
+            return list(self._inner.encode(text, truncation=False, padding=False))
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._inner.decode([int(i) for i in ids if i >= 0], skip_special_tokens=True)
@@ -128,13 +140,23 @@ def beginning(folder: str | Path) -> str:
 
     As tokenizer_config.json or special_tokens_map.json of the folder say.
     """
-    for key in ("bos_token", "eos_token"):
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            path = Path(folder) / name
-            found = read_json(path).get(key) if path.exists() else None
-            text = found.get("content") if isinstance(found, dict) else found
-            if isinstance(text, str) and text:
-                return text
+    return next((text for key in ("bos_token", "eos_token") if (text := _named(folder, key))), "")
+
+
+def padding_id(folder: str | Path, tokenizer: Tokenizer, usual: int) -> int:
+    """Id of the token that fills texts up, as the folder's files name it, else `usual`."""
+    found = tokenizer.token_id(_named(folder, "pad_token"))
+    return usual if found is None else found
+
+
+def _named(folder: str | Path, key: str) -> str:
+    """A token that tokenizer_config.json or special_tokens_map.json names, "" where neither does."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = Path(folder) / name
+        found = read_json(path).get(key) if path.exists() else None
+        text = found.get("content") if isinstance(found, dict) else found
+        if isinstance(text, str) and text:
+            return text
     return ""
 
 

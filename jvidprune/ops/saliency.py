@@ -61,10 +61,31 @@ def pooling_head_attention(
     logits = jnp.einsum("hd,tmhd->thm", query, key, precision=_HIGHEST) / jnp.sqrt(jnp.float32(width // heads))
     weights = jax.nn.softmax(logits, axis=-1)
     pooled = jnp.einsum("thm,tmhd->thd", weights, value, precision=_HIGHEST).reshape(frames, width)
-    pooled = _linear(pooled, head.out_weight, head.out_bias)
-    inner = _layer_norm(pooled, head.norm_scale, head.norm_bias, eps)
+    return _after_attention(pooled, head, eps), weights.mean(axis=1)
+
+
+def pooling_head_tokens(
+    hidden: Float[Array, "T M C"], head: PoolingHead, *, eps: float = 1e-6
+) -> Float[Array, "T M C"]:
+    """What SigLIP's pooling head would return of each token if it were alone in its frame: (T, M, C) float32.
+
+    The probe then looks nowhere else, so that a token's value goes through the head's projection, norm and MLP: tokens
+    in the space of `pooled` of `pooling_head_attention`, which SigLIP shares with its text tower.
+
+    Args:
+      hidden, head, eps: as for `pooling_head_attention`.
+    """
+    x = _layer_norm(hidden.astype(jnp.float32), head.post_norm_scale, head.post_norm_bias, eps)
+    (*_, weight), (*_, bias) = (jnp.split(part.astype(jnp.float32), 3) for part in (head.in_weight, head.in_bias))
+    return _after_attention(_linear(x, weight, bias), head, eps)
+
+
+def _after_attention(x: Float[Array, "... C"], head: PoolingHead, eps: float) -> Float[Array, "... C"]:
+    """The head behind its weighted values: projection, norm and MLP."""
+    x = _linear(x, head.out_weight, head.out_bias)
+    inner = _layer_norm(x, head.norm_scale, head.norm_bias, eps)
     inner = jax.nn.gelu(_linear(inner, head.fc1_weight, head.fc1_bias), approximate=True)
-    return pooled + _linear(inner, head.fc2_weight, head.fc2_bias), weights.mean(axis=1)
+    return x + _linear(inner, head.fc2_weight, head.fc2_bias)
 
 
 def mean_query_attention(

@@ -77,6 +77,8 @@ class CDPruner(CountedReducer):
       relevance: where rho comes from. `text`: cosine with the mean of the question's embeddings (evidence "text";
         OpenVINO GenAI averages the prompt's template too). `joint`: minus the mean cosine with `joint_text` of
         `joint_image`, as CLIP's patches have it. `given`: the evidence "relevance" as it is.
+      sign: of the cosine of `joint`: `minus` as released for CLIP's patches, which point away from their text; `plus`
+        for tokens on the text's own side. No code says which holds for SigLIP.
       weight: w of `llm_embedding`, in [0, 1].
       kernel: `mixed` as above, or OpenVINO GenAI's fall-back path `exponential`: r becomes exp(w r / (2 (1 - w))), then
         r S r: another function. Only for `llm_embedding`.
@@ -87,6 +89,7 @@ class CDPruner(CountedReducer):
 
     variant: Literal["llm_embedding", "official"] = "llm_embedding"
     relevance: Literal["text", "joint", "given"] = "text"
+    sign: Literal["minus", "plus"] = dataclasses.field(default="minus", kw_only=True)
     weight: Share = 0.5
     kernel: Literal["mixed", "exponential"] = "mixed"
     split: bool = True
@@ -155,7 +158,8 @@ class CDPruner(CountedReducer):
             image, text = video.evidence["joint_image"], video.evidence["joint_text"]
             each = normalise(text, TINY)
             unit = normalise(image, TINY)
-            return -jnp.mean(jnp.einsum("tnc,mc->tnm", unit, each, precision=lax.Precision.HIGHEST), axis=-1)
+            cosine = jnp.mean(jnp.einsum("tnc,mc->tnm", unit, each, precision=lax.Precision.HIGHEST), axis=-1)
+            return cosine if self.sign == "plus" else -cosine
         text = _mean_row(video.evidence["text"].astype(jnp.float32), video.evidence.get("text_mask"))
         text = text / jnp.sqrt(squared_norms(text) + EPS)
 

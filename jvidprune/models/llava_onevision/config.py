@@ -30,7 +30,7 @@ TOWER_EVIDENCE = frozenset(
 )
 """What every checkpoint gives."""
 
-HEAD_EVIDENCE = frozenset({"attention_pooling_head", "frame_embedding"})
+HEAD_EVIDENCE = frozenset({"attention_pooling_head", "frame_embedding", "joint_image"})
 """What SigLIP's own pooling head gives, which LLaVA checkpoints lack (`load_model(pooling_head=...)`)."""
 
 

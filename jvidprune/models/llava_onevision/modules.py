@@ -10,7 +10,7 @@ from jvidprune.models.base import VideoModel
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import Mlp, map_chunks
-from jvidprune.models.llava_onevision.config import HEAD_EVIDENCE, LlavaOnevisionConfig
+from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
 from jvidprune.models.siglip import Siglip
 from jvidprune.ops.pool import pool_tokens
 from jvidprune.tokens import VideoTokens
@@ -52,7 +52,8 @@ class LlavaOnevision(VideoModel):
         queries of the last block, pooled like the features (FlashVID, HoliTom, VisionZip); `attention_shallow` and
         `attention_deep` are means over heads and SUMS over queries on the unpooled grid (AOT), of the blocks
         `vision.shallow_block` and `vision.deep_block`; `keys` are the last block's, unscaled, mean over heads, pooled
-        (VisionZip); `attention_pooling_head` and `frame_embedding` come from SigLIP's own head (FastVID).
+        (VisionZip); `attention_pooling_head` and `frame_embedding` come from SigLIP's own head (FastVID), and so does
+        `joint_image`, what the head makes of each token alone (CDPruner; no reference exists for SigLIP).
 
         Args:
           pixels: (T, 3, S, S) normalised frames.
@@ -95,10 +96,12 @@ class LlavaOnevision(VideoModel):
             out["keys"] = self.pool(tapped[blocks["keys"]].keys)
         if "features_unpooled" in needs:
             out["features_unpooled"] = projected
-        if needs & HEAD_EVIDENCE and self.vision.head is not None:
+        if self.vision.head is not None and needs & {"frame_embedding", "attention_pooling_head"}:
             pooled, attention = self.vision.head(hidden)
             found = {"frame_embedding": pooled, "attention_pooling_head": self.pool(attention)}
-            out |= {name: found[name] for name in needs & HEAD_EVIDENCE}
+            out |= {name: value for name, value in found.items() if name in needs}
+        if self.vision.head is not None and "joint_image" in needs:
+            out["joint_image"] = self.pool(self.vision.head.tokens(hidden))
         return out
 
     def pool(self, x: Float[Array, "T M ..."]) -> Float[Array, "T N ..."]:
