@@ -334,6 +334,11 @@ class Kept:
         return self.count(n, prompt)
 
     @property
+    def layer_share(self) -> float | None:
+        """Share of all tokens times layers that a method spends, where its cuts go by such a budget; else None."""
+        return None
+
+    @property
     def bounded(self) -> bool:
         """Whether `left` may be less than all: if not, the cut only marks what it drops, and a later one gathers."""
         return True

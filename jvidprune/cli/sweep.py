@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from jvidprune.cli.console import Console
+    from jvidprune.evals.counts import Against
     from jvidprune.evals.hosts import Host
     from jvidprune.evals.results import SweepTable
     from jvidprune.evals.runner import SweepRecords
@@ -62,11 +63,14 @@ class SweepChoice:
     """Longest answer; by default as long as the benchmark's evaluation allows, 8 in the procedural benchmark."""
     strict: bool = False
     """Stop at the first video or annotation that cannot be used, instead of leaving it out and listing it."""
-    against: Literal["tokens", "nominal", "tokens_all", "layer_tokens", "layer_all", "prefill_tflops", "kv_bytes"] = (
-        "tokens"
-    )
-    """What accuracies are drawn against at first: visual tokens at the language model's input, the ratio asked for, or
-    other counts (docs/evaluation.md); the page has a switch."""
+    match: Literal["tokens", "flops", "kv"] | None = None
+    """Ask each method for what costs as much as a plain selection at each ratio: tokens of a layer, FLOPs of the
+    prefill, or bytes of keys and values; by default for the ratio itself."""
+    against: (
+        Literal["tokens", "nominal", "tokens_all", "layer_tokens", "layer_all", "prefill_tflops", "kv_bytes"] | None
+    ) = None
+    """What accuracies are drawn against at first, in the page with its switch and in retention.svg
+    (docs/evaluation.md): by default visual tokens at the language model's input, or what --match makes equal."""
     throughput: bool = False
     """Measure beside accuracies how fast methods answer, alone and in the largest batch that fits, and the memory
     that they hold."""
@@ -106,6 +110,11 @@ class SweepChoice:
         """The controls that run on a model: those that were asked for, or of the usual ones those that it can."""
         usual = self.controls == CONTROLS and llm.settings.sized is None
         return [name for name in self.control_names() if not (usual and name == "downscale")]
+
+    def drawn_against(self) -> "Against":
+        """What accuracies are drawn against: as asked for, else what costs are matched by, else tokens."""
+        matched: dict[str | None, Against] = {"tokens": "layer_tokens", "flops": "prefill_tflops", "kv": "kv_bytes"}
+        return self.against or matched.get(self.match, "tokens")
 
     def longest(self) -> int:
         """Tokens of the longest answer.
@@ -224,6 +233,7 @@ def swept(
             ratios,
             choice.longest(),
             controls={name: llm.reducer(name) for name in controls if name not in BASELINES},
+            match=choice.match,
         )
         found = run_sweep(
             llm,
@@ -251,7 +261,7 @@ def swept(
         table = make_table(found, task, titles)
         table = dataclasses.replace(table, throughput=read_throughput(llm, task, plan, found, limit=limit))
         shown = "the embedded model" if model.model is None else llm.loaded.folder.name
-        record = write_outputs(llm, task, plan, found, table, shown, choice.against)
+        record = write_outputs(llm, task, plan, found, table, shown, choice.drawn_against())
     return table, record | {"left_out": listed(table.left_out)}
 
 

@@ -21,6 +21,7 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     from jvidprune.cli.left_out import show_left_out
     from jvidprune.cli.throughput import show_throughput
     from jvidprune.evals.controls import told
+    from jvidprune.evals.matching import unreached
     from jvidprune.evals.paired import apart
     from jvidprune.evals.plan import BASELINES
     from jvidprune.viz.sweep_plots import nearest_ratio
@@ -36,7 +37,9 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     for line in record["did_not_act"]:
         console.print(f"[yellow]{marked(line)}[/yellow]", plain=True)
     show_throughput(console, table.throughput, BASELINES | table.titles)
-    for method, reasons in table.refused.items():
+    for line in unreached(table.refused):
+        console.print(f"[dim]{marked(line)}[/dim]", plain=True)
+    for method, reasons in _other_refusals(table).items():
         console.print(f"[dim]{method}: {marked(next(iter(reasons.values())))}[/dim]", plain=True)
     if record["untrained"]:
         console.print(
@@ -49,6 +52,13 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     resumed = f" ({record['resumed_samples']:,} were there)" if record["resumed_samples"] else ""
     console.print(f"{record['samples']:,} answers{resumed} · table.csv, plots and records beside the report")
     console.print(f"report: [bold]{marked(record['report'])}[/bold]", unbroken=True)
+
+
+def _other_refusals(table: "SweepTable") -> "dict[str, dict[float, str]]":
+    """Why methods were not asked for a ratio, where it is not that they are out of reach of its cost."""
+    from jvidprune.evals.matching import unreached
+
+    return {name: why for name, why in table.refused.items() if not unreached({name: why})}
 
 
 def show_unfinished(console: "Console", record: dict[str, Any]) -> None:
@@ -76,12 +86,16 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
     from rich.table import Table
 
     from jvidprune.cli.console import marked
+    from jvidprune.evals.matching import UNITS
     from jvidprune.evals.metrics import FULL
     from jvidprune.evals.plan import BASELINES, BLIND
 
     full, blind = table.cell(FULL, 1.0), table.cell(BLIND, 0.0)
     caption = [f"{table.clips} clips, {full.questions} questions" if full else f"{table.clips} clips"]
     caption += ["accuracy in per cent" + " with 95 % intervals" * intervals]
+    if table.matched:
+        match = next(iter(table.matched.values())).match
+        caption.append(f"columns cost as much as a plain selection, in {UNITS[match][0]}")
     smallest = min(table.ratios)
     swept = [method for method in table.methods if method not in BASELINES]
     refused = any(table.cell(method, smallest) is None for method in swept)

@@ -45,6 +45,11 @@ class CostBudget(Kept):
         """At the last cut."""
         return self.final
 
+    @property
+    def layer_share(self) -> float | None:
+        """The budget's."""
+        return self.share if self.number is None else None
+
     def budget(self, n: int) -> Fraction:
         """Tokens times layers of a prompt of n visual tokens; depth * share is rounded to four places."""
         if self.number is not None:

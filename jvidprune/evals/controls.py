@@ -60,12 +60,14 @@ class Standing:
       kept: mean tokens it keeps of a clip.
       below: the strongest control among those that keep as many tokens or the next fewer; None where none does.
       above: the strongest among those that keep as many or the next more; None where none does.
+      matched: all runs of a ratio cost the same (`evals.matching`), and those were compared whatever they keep.
     """
 
     run: Run
     kept: float
     below: Rival | None
     above: Rival | None
+    matched: bool = False
 
     @property
     def rival(self) -> Rival:
@@ -77,7 +79,7 @@ class Standing:
     @property
     def even(self) -> bool:
         """Whether the rival from below keeps as many tokens as the method, or nearly."""
-        return self.below is not None and self.below.kept >= (1 - NEAR) * self.kept
+        return self.matched or (self.below is not None and self.below.kept >= (1 - NEAR) * self.kept)
 
     @property
     def outcome(self) -> Outcome:
@@ -110,6 +112,7 @@ def against_controls(
     cells: Mapping[tuple[str, float, str], Cell],
     controls: Collection[str],
     *,
+    matched: bool = False,
     draws: int = 2000,
     seed: int = 0,
 ) -> dict[Run, Standing]:
@@ -123,11 +126,18 @@ def against_controls(
       records: samples of the sweep.
       cells: accuracies by (method, ratio, category), for the tokens really kept.
       controls: names of the methods that are controls.
+      matched: runs of one ratio cost the same, so that the controls of this ratio alone are rivals.
       draws, seed: of the bootstrap.
     """
     kept = {(method, ratio): c.kept for (method, ratio, name), c in cells.items() if name == ALL}
     methods = [run for run in kept if run[0] not in controls and run[0] not in BASELINES]
-    sides = {run: {side: _nearest(run, kept, controls, side) for side in (-1, 1)} for run in methods}
+
+    def rivals(run: Run, side: int) -> list[Run]:
+        if matched:
+            return [one for name in controls if (one := (name, run[1])) in kept]
+        return _nearest(run, kept, controls, side)
+
+    sides = {run: {side: rivals(run, side) for side in (-1, 1)} for run in methods}
     pairs = [(rival, run) for run in methods for side in sides[run].values() for rival in side]
     pairs = list(dict.fromkeys(pairs))
     found = dict(zip(pairs, compare_runs(records, pairs, draws=draws, seed=seed), strict=True))
@@ -142,9 +152,9 @@ def against_controls(
     judged = dict(zip(family, corrected(family), strict=True))
     out = {}
     for run, both in chosen.items():
-        rivals = [None if one is None else Rival(one.first, kept[one.first], judged[one]) for one in both]
-        if any(rivals):
-            out[run] = Standing(run, kept[run], *rivals)
+        below, above = (None if one is None else Rival(one.first, kept[one.first], judged[one]) for one in both)
+        if below or above:
+            out[run] = Standing(run, kept[run], below, above, matched)
     return out
 
 

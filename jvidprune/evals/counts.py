@@ -32,6 +32,9 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.reducers.protocol import Reducer, inner_stages, prompt_rules
 from jvidprune.tokens import StageRule
 
+Stretches = Sequence[tuple[int, int]]
+"""Numbers of layers, with what each of them has."""
+
 RECORDED = ("newlines", "markers", "layer_tokens", "layer_all", "kv_bytes")
 """What a record of costs holds of these counts, means over the questions of a clip."""
 
@@ -100,9 +103,8 @@ def count_replies(llm: VideoLLM, reducer: Reducer, ratio: float, asked: Sequence
       ratio: what it was asked for.
       asked: questions with replies that say what is cached.
     """
-    config, stages = llm.loaded.config, inner_stages(reducer, ratio)
-    acting = [stage for stage in stages if stage.boundary < config.text.layers]
-    formula = any(stage.rule.trims or _hides(stage.rule) for stage in acting)
+    config = llm.loaded.config
+    acting = [stage for stage in inner_stages(reducer, ratio) if stage.boundary < config.text.layers]
     competes = newlines_compete(acting, prompt_rules(reducer).newline_layout(llm.newline))
     entry = 2 * config.text.kv_heads * config.text.head_dim * llm.loaded.dtype.itemsize
     rows = []
@@ -111,18 +113,31 @@ def count_replies(llm: VideoLLM, reducer: Reducer, ratio: float, asked: Sequence
         text = reply.prompt - visual
         # Tokenizers may join a marker with a word: markers are what a prompt has more than its words.
         markers = max(0, text - sum(len(llm.tokenizer.encode(part)) for part in llm.prompts.texts(question)))
-        read = cached = reply.cached
-        if formula:
-            sizes = {"kept": reply.kept, "newlines": reply.newlines, "prompt": reply.prompt}
-            parts = prompt_segments(config, reducer, ratio, **sizes)
-            read = tuple((part.stop - part.start, part.tokens) for part in parts)
-            cached = tuple((part.stop - part.start, part.cached) for part in parts)
+        read, cached = stretches(config, reducer, ratio, reply)
         mean = sum(count * max(0, tokens - text) for count, tokens in read) / config.text.layers
         alone = mean * reply.kept / max(1, visual) if competes else max(0.0, mean - reply.newlines)
         entries = sum(count * (tokens + reply.generated - 1) for count, tokens in cached)
         rows.append((reply.newlines, markers, alone, mean + markers, entry * entries))
     means = (math.fsum(column) / len(rows) for column in zip(*rows, strict=True))
     return dict(zip(RECORDED, means, strict=True))
+
+
+def stretches(config: Any, reducer: Reducer, ratio: float, reply: Reply) -> tuple[Stretches, Stretches]:
+    """(layers, tokens that each of them reads), and (layers, tokens that it caches), of one prompt.
+
+    Args:
+      config: of the model.
+      reducer: the method.
+      ratio: what it was asked for.
+      reply: that says what is cached.
+    """
+    stages = [stage for stage in inner_stages(reducer, ratio) if stage.boundary < config.text.layers]
+    if not any(stage.rule.trims or _hides(stage.rule) for stage in stages):
+        return reply.cached, reply.cached
+    sizes = {"kept": reply.kept, "newlines": reply.newlines, "prompt": reply.prompt}
+    parts = prompt_segments(config, reducer, ratio, **sizes)
+    read = tuple((part.stop - part.start, part.tokens) for part in parts)
+    return read, tuple((part.stop - part.start, part.cached) for part in parts)
 
 
 def _hides(rule: StageRule) -> bool:

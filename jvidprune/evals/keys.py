@@ -10,7 +10,7 @@ from typing import Any
 
 from jvidprune.evals.identity import run_hash
 from jvidprune.evals.items import Item, LeftOut
-from jvidprune.evals.plan import SweepPlan
+from jvidprune.evals.plan import BASELINES, SweepPlan
 from jvidprune.evals.store import Record, RecordStore
 from jvidprune.reducers.protocol import Reducer
 
@@ -40,7 +40,12 @@ class Keys:
         self._task = task
         self.rule = getattr(task, "extraction", "letters")
         self._run = run_hash({"model": model, "max_new_tokens": plan.max_new_tokens})
-        self._methods = {name: run_hash({"method": reducer}) for name, reducer, _ in plan.groups()}
+        # At equal cost a method is asked for other ratios than those that its records are filed under.
+        matched = {} if plan.match is None else {"match": plan.match}
+        self._methods = {
+            name: run_hash({"method": reducer} | ({} if name in BASELINES else matched))
+            for name, reducer, _ in plan.groups()
+        }
         self._sources: dict[int, str] = {}
         self._questions: dict[int, list[str]] = {}
         self._samples: dict[tuple[int, str], list[str]] = {}

@@ -13,6 +13,8 @@ from jvidprune.evals.counts import count_replies
 from jvidprune.evals.effect import fates
 from jvidprune.evals.extract import grade
 from jvidprune.evals.items import Item
+from jvidprune.evals.matching import MATCHED, Costing, Matcher, Setting
+from jvidprune.evals.plan import BASELINES
 from jvidprune.evals.store import Record
 from jvidprune.llm.batch import Reply
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, reduce_video, sweep_video
@@ -23,17 +25,58 @@ from jvidprune.tokens import QUESTION, VideoTokens
 
 
 class Job(NamedTuple):
-    """A method on a clip: the ratios it can be asked for, and why not the others."""
+    """A method on a clip: the ratios it can be asked for, and why not the others.
+
+    Attributes:
+      name: of the method.
+      reducer: the method.
+      ratios: nominal, under which its answers are filed.
+      refused: nominal ratio -> why it cannot be asked for.
+      settings: how the method comes to the cost of each of `ratios`; None where it is asked for these themselves.
+    """
 
     name: str
     reducer: Reducer
     ratios: tuple[float, ...]
     refused: dict[float, str]
+    settings: tuple[Setting, ...] | None = None
 
     @property
     def asked(self) -> list[float]:
-        """The question without video stands at ratio 0, which no budget can be made from."""
+        """What the method is asked for; the question without video stands at ratio 0, of which is no budget."""
+        if self.settings is not None:
+            return [setting.ratio for setting in self.settings]
         return [ratio or 1.0 for ratio in self.ratios]
+
+
+def make_job(
+    name: str, reducer: Reducer, video: VideoTokens, ratios: tuple[float, ...], matcher: Matcher | None = None
+) -> Job:
+    """A method on a clip at the ratios, or at the settings that cost as much as a plain selection at these.
+
+    Args:
+      name: of the method; the baselines are what they are.
+      reducer: the method.
+      video: the clip.
+      ratios: nominal ones.
+      matcher: finds settings of equal cost; None asks for the ratios.
+    """
+    if matcher is None or name in BASELINES:
+        return Job(name, reducer, *possible_ratios(reducer, video, ratios))
+    settings: dict[float, Setting] = {}
+    refused: dict[float, str] = {}
+    for ratio in ratios:
+        try:
+            found = matcher.setting(video.layout(), reducer, ratio)
+        except ValueError as error:
+            refused[ratio] = str(error)
+            continue
+        _, why = possible_ratios(reducer, video, (found.ratio,))
+        if why:
+            refused[ratio] = why[found.ratio]
+        else:
+            settings[ratio] = found
+    return Job(name, reducer, tuple(settings), refused, tuple(settings.values()))
 
 
 def possible_ratios(
@@ -53,7 +96,15 @@ def possible_ratios(
 
 
 def answer_job(
-    llm: VideoLLM, item: Item, video: EncodedVideo, job: Job, *, longest: int, rule: str, timed: bool
+    llm: VideoLLM,
+    item: Item,
+    video: EncodedVideo,
+    job: Job,
+    *,
+    longest: int,
+    rule: str,
+    timed: bool,
+    costing: Costing | None = None,
 ) -> tuple[list[Record], list[Record]]:
     """Records of the samples and of the batches of one method on one clip, without keys.
 
@@ -65,6 +116,7 @@ def answer_job(
       longest: tokens of an answer.
       rule: for choice letters, see `extract.RULES`.
       timed: whether one question is asked alone at every ratio, to see what a ratio costs.
+      costing: of the job's settings, where costs are made equal.
 
     Raises:
       JvidpruneError: the method or the model cannot do this clip.
@@ -108,8 +160,13 @@ def answer_job(
         asked = zip(item.questions, row, strict=True)
         logits = {one.id: [[token, round(value, 3)] for token, value in reply.likeliest] for one, reply in asked}
         costs |= fates([one[i] for one in swept]) | {"logits": logits}
-        costs |= count_replies(llm, job.reducer, ratio or 1.0, list(zip(questions, row, strict=True)))
-        batches.append(costs | _tflops(llm, video.tokens, job, ratio, row) | {"together": list(job.ratios)})
+        asked_for = job.asked[i]
+        costs |= count_replies(llm, job.reducer, asked_for, list(zip(questions, row, strict=True)))
+        if costing is not None and job.settings is not None:
+            found, layout = job.settings[i], video.tokens.layout()
+            reached = costing.reached(layout, job.reducer, found.ratio, row)
+            costs |= dict(zip(MATCHED, (found.ratio, found.target, reached), strict=True))
+        batches.append(costs | _tflops(llm, video.tokens, job, asked_for, row) | {"together": list(job.ratios)})
     return samples, batches
 
 
@@ -127,7 +184,7 @@ def _tflops(llm: VideoLLM, video: VideoTokens, job: Job, ratio: float, replies: 
     # Rounded means may miss a token of their sum.
     sizes["prompt"] = max(means["prompt"], means["kept"] + means["newlines"])
     sizes["new_tokens"] = max(1, means["generated"])
-    reducer = {"reducer": job.reducer, "ratio": ratio or 1.0}
+    reducer = {"reducer": job.reducer, "ratio": ratio}
     report = count(llm.loaded.config, video.layout(), **sizes, **reducer)
     return {"tflops": report.total / 1e12, "prefill_tflops": report.of("prefill") / 1e12}
 

@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.evals.identity import model_identity, plain
+from jvidprune.evals.matching import UNITS, Match
 from jvidprune.evals.metrics import FULL
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.ops import compact
@@ -58,10 +59,12 @@ class SweepPlan:
       own_ratios: shown name -> those of `ratios` that a method runs at, for methods that do not run at all of them.
       controls: shown name -> reducer of the controls that run beside the methods at all `ratios`. They are no part of
         what a run is: a run of the same methods goes on with other controls.
+      match: what a method is to cost as much of as a plain selection at each of `ratios`, instead of being asked for
+        that ratio (`evals.matching`); None asks for the ratio.
 
     Raises:
       JvidpruneError: no ratio, a ratio out of range or twice, a method with a reserved name, a control that is one of
-        the methods, or own ratios of an unknown method or outside of `ratios`.
+        the methods, an unknown cost to match, or own ratios of an unknown method or outside of `ratios`.
     """
 
     methods: dict[str, Reducer]
@@ -69,6 +72,7 @@ class SweepPlan:
     max_new_tokens: int = 8
     own_ratios: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     controls: Mapping[str, Reducer] = dataclasses.field(default_factory=dict)
+    match: Match | None = None
 
     def __post_init__(self) -> None:
         if not self.ratios:
@@ -79,6 +83,8 @@ class SweepPlan:
             check_ratio(ratio)
         if self.max_new_tokens < 1:
             raise JvidpruneError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}.")
+        if self.match not in (None, *UNITS):
+            raise JvidpruneError(f"costs are matched by {', '.join(UNITS)}, got {quoted(repr(self.match))}.")
         for name in BASELINES:
             if name in self.reducers:
                 raise JvidpruneError(f"{name!r} is part of every sweep and need not be asked for.")
@@ -125,7 +131,7 @@ def identity(llm: VideoLLM, task: Any, plan: SweepPlan) -> dict[str, Any]:
 
     That is the model with its prompt, settings, code and backend (`identity.model_identity`); the task, where its files
     lie and what it says of itself; each method with all its settings and, where it is the user's own, its source; the
-    ratios; the length of answers.
+    ratios; the length of answers; the cost that is made equal, if any.
     """
     settings = {name: plain(value) for name, value in task.fingerprint().items() if name not in _COUNTS}
     return {
@@ -135,4 +141,5 @@ def identity(llm: VideoLLM, task: Any, plan: SweepPlan) -> dict[str, Any]:
         "ratios": list(plan.ratios),
         "own_ratios": {name: list(ratios) for name, ratios in plan.own_ratios.items()},
         "max_new_tokens": plan.max_new_tokens,
+        "match": plan.match,
     }

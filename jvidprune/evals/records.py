@@ -8,7 +8,7 @@ _SAMPLE = {"clip": str, "question": str, "method": str, "category": str, "predic
 _COUNTS = ("kept", "visual", "prompt")
 _COSTS = ("encode", "reduce", "compile", "memory", "tflops", "prefill_tflops")
 _ALONE = ("prefill", "generate")
-_LATER = ("newlines", "markers", "layer_tokens", "layer_all", "kv_bytes")
+_LATER = ("newlines", "markers", "layer_tokens", "layer_all", "kv_bytes", "setting", "target", "reached")
 """Numbers that records of older versions lack."""
 _FAILURE = ("clip", "key", "file", "reason")
 

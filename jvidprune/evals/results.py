@@ -14,6 +14,7 @@ from jvidprune.evals.counts import Counts, counts_of
 from jvidprune.evals.effect import Effect, effects
 from jvidprune.evals.items import LeftOut
 from jvidprune.evals.judge.scores import JudgedRun, judged_run
+from jvidprune.evals.matching import MATCHED_FIELDS, Matched, matched_runs
 from jvidprune.evals.metrics import ALL, Cell, summarise
 from jvidprune.evals.paired import Difference, Run, every_pair, two_best
 from jvidprune.evals.plan import BASELINES
@@ -83,6 +84,7 @@ class SweepTable:
       throughput: speed and memory, where they were measured; no part of what is found right or wrong.
       effects: what methods and controls did to the clips, by (method, ratio).
       counts: tokens, FLOPs and memory that every run really used, by (method, ratio).
+      matched: how near the runs came to the cost of a plain selection, where costs were made equal.
     """
 
     identity: dict[str, Any]
@@ -104,6 +106,7 @@ class SweepTable:
     grounding: list[Grounding] = dataclasses.field(default_factory=list)
     counts: dict[Run, Counts] = dataclasses.field(default_factory=dict)
     throughput: list[Throughput] = dataclasses.field(default_factory=list)
+    matched: dict[Run, Matched] = dataclasses.field(default_factory=dict)
 
     @property
     def methods(self) -> list[str]:
@@ -149,7 +152,7 @@ def make_table(
     cells = {(c.method, c.ratio, c.category): c for c in summarise(samples, found.runs, draws=draws, seed=seed)}
     seen = {category for _, _, category in cells}
     runs = [run for run in found.runs if (*run, ALL) in cells]
-    told = found.identity.get("controls", ())
+    told, match = found.identity.get("controls", ()), found.identity.get("match")
     controls = tuple(name for name in dict.fromkeys(name for name, _ in runs) if name in told or is_control(name))
     compared = [name for name in dict.fromkeys(name for name, _ in runs) if name not in BASELINES]
     return SweepTable(
@@ -166,11 +169,12 @@ def make_table(
         found.left_out,
         judged_run(found.files.folder, opened(found.samples), draws=draws, seed=seed),
         controls,
-        against_controls(samples, cells, controls, draws=draws, seed=seed),
+        against_controls(samples, cells, controls, matched=match is not None, draws=draws, seed=seed),
         effects(samples, found.batches, runs, found.identity.get("model", {}).get("dtype", "float32")),
         every_pair(samples, compared, found.identity["ratios"], draws=draws, seed=seed),
         ground(samples, runs, draws=draws, seed=seed),
         counts_of(samples, found.batches, cells),
+        matched_runs(found.batches, match),
     )
 
 
@@ -220,7 +224,9 @@ def write_csv(table: SweepTable, path: Path) -> None:
     fields = [field.name for field in dataclasses.fields(Cell)]
     costs = [field.name for field in dataclasses.fields(Cost) if field.name not in fields]
     with atomic_output(path) as part, part.open("w", newline="", encoding="utf8") as file:
-        writer = csv.DictWriter(file, [*fields, "chance", *costs, *WRITTEN, *EFFECTS, *COUNTED], restval="")
+        writer = csv.DictWriter(
+            file, [*fields, "chance", *costs, *WRITTEN, *EFFECTS, *COUNTED, *MATCHED_FIELDS[2:]], restval=""
+        )
         writer.writeheader()
         for run in table.runs:
             for category in (ALL, *table.categories):
@@ -233,6 +239,7 @@ def write_csv(table: SweepTable, path: Path) -> None:
                     row |= written(table.standings[run]) if run in table.standings else {}
                     row |= _effect(table.effects[run]) if run in table.effects else {}
                     row |= {name: getattr(table.counts[run], name) for name in COUNTED if run in table.counts}
+                    row |= table.matched[run].row() if run in table.matched else {}
                 writer.writerow({k: _written(v) for k, v in row.items()})
 
 

@@ -27,8 +27,9 @@ from jvidprune.evals.hosts import (
 from jvidprune.evals.identity import plain, run_hash
 from jvidprune.evals.items import Item, LeftOut, left_out
 from jvidprune.evals.judge.cases import write_open
-from jvidprune.evals.keys import BATCH_KEY, FAILURE_KEY, SAMPLE_KEY, Group, Keys, Stores
-from jvidprune.evals.pairs import Job, answer_job, possible_ratios
+from jvidprune.evals.keys import BATCH_KEY, FAILURE_KEY, SAMPLE_KEY, Keys, Stores
+from jvidprune.evals.matching import Costing, Matcher
+from jvidprune.evals.pairs import Job, answer_job, make_job
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.records import is_batch, is_failure, is_sample
 from jvidprune.evals.store import Record, RecordStore, unusable_lines
@@ -249,6 +250,7 @@ def _run_missing(
 ) -> dict[int, LeftOut]:
     """Makes the records that are missing of a host's clips; the clips that cannot be read, by number."""
     groups, mine = keys.plan.groups(), host.clips(len(keys.items))
+    matcher = matcher_of(llm, keys.plan)
     total = len(mine) * len(groups)
     compiled: dict[str, float] | None = None
     failed: dict[int, LeftOut] = {}
@@ -277,7 +279,7 @@ def _run_missing(
             if report is not None:
                 report(failed[number])
             continue
-        jobs = _jobs(waiting, video)
+        jobs = [make_job(name, reducer, video.tokens, ratios, matcher) for name, reducer, ratios in waiting]
         if compiled is None:
             compiled = _compiled(llm, item, jobs, video, progress)
         for job in jobs:
@@ -289,7 +291,14 @@ def _run_missing(
                 first = number - len(failed) < TIMED
                 try:
                     new, costs = answer_job(
-                        llm, item, video, job, longest=keys.plan.max_new_tokens, rule=keys.rule, timed=first
+                        llm,
+                        item,
+                        video,
+                        job,
+                        longest=keys.plan.max_new_tokens,
+                        rule=keys.rule,
+                        timed=first,
+                        costing=None if matcher is None else matcher.costing,
                     )
                 except JvidpruneError as error:
                     costs = [{"ratio": ratio, "refused": str(error)} for ratio in job.ratios]
@@ -303,8 +312,11 @@ def _run_missing(
     return failed
 
 
-def _jobs(waiting: list[Group], video: EncodedVideo) -> list[Job]:
-    return [Job(name, reducer, *possible_ratios(reducer, video.tokens, ratios)) for name, reducer, ratios in waiting]
+def matcher_of(llm: VideoLLM, plan: SweepPlan) -> Matcher | None:
+    """What finds the settings of a plan that makes costs equal; None where methods are asked for the ratios."""
+    if plan.match is None:
+        return None
+    return Matcher(Costing(llm.loaded.config, plan.match, llm.loaded.dtype.itemsize))
 
 
 def _compiled(llm: VideoLLM, item: Item, jobs: list[Job], video: EncodedVideo, progress: Progress) -> dict[str, float]:

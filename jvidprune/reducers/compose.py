@@ -248,6 +248,10 @@ class Sequential(PositionedReducer):
         """The second stage's bound on the tokens of the first."""
         return self.second.capacity(*self.shares(layout, ratio)[1])
 
+    def expected(self, layout: Layout, ratio: float) -> int:
+        """What the second stage is expected to leave of the tokens of the first."""
+        return with_defaults(self.second).expected(*self.shares(layout, ratio)[1])
+
     def _rungs(self, layout: Layout) -> tuple[_Rung, ...]:
         """Rungs that the first stage can run at on this grid, one for each count; the same for any ratio."""
         rule = with_defaults(self.first).tokens_per_frame

@@ -346,6 +346,10 @@ class FlashVID(PositionedReducer):
         """T * (B + 1): every frame's share of clusters is rounded up by less than one token, or by one exactly."""
         return layout.slots * (self._per_frame(layout, ratio) + 1)
 
+    def expected(self, layout: Layout, ratio: float) -> int:
+        """T * B: what frames have more and less is near nothing."""
+        return layout.frames * self._per_frame(layout, ratio)
+
     def _per_frame(self, layout: Layout, ratio: float) -> int:
         return min(math.ceil(layout.tokens * check_ratio(ratio) * self.expansion), layout.tokens)
 

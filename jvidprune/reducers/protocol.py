@@ -239,6 +239,15 @@ class BaseReducer:
         """`Reduced` for every entry of a stacked budget, of methods whose tokens come from the tower."""
         raise NotImplementedError
 
+    def expected(self, layout: Layout, ratio: float) -> int:
+        """Tokens that a reduction is expected to leave before any video is seen; costs are matched by it.
+
+        `capacity` where that is exact; else the share that the ratio names, at which methods aim whose number of tokens
+        the video decides. A method that aims at another says so here.
+        """
+        bound = self.capacity(layout, ratio)
+        return bound if self.info.exact else min(bound, max(1, int(layout.total * ratio + 0.5)))
+
     def inner(self, ratio: float) -> tuple[InnerStage, ...]:
         """The cuts inside the language model at a retention ratio."""
         return ()
@@ -276,7 +285,7 @@ class _Filled(BaseReducer):
             "reads_text_mask",
         ),
         *("tokens_from", "at_depth", "bind", "apply", "run_budgets", "inner", "flops", "warning"),
-        *("check_model", "seen"),
+        *("check_model", "seen", "expected"),
     )
 
     def __init__(self, reducer: Any):

@@ -230,6 +230,10 @@ class SToP(PositionedReducer):
             return max(bound, layout.total)
         return bound
 
+    def expected(self, layout: Layout, ratio: float) -> int:
+        """The base's."""
+        return with_defaults(self.base).expected(layout, ratio)
+
     @property
     def tokens_per_frame(self) -> Callable[[Layout, float], int] | None:
         """The base's count for every frame, None where frames differ."""

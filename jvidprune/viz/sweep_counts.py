@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 from jvidprune.evals.counts import AXES, COUNTS_HEAD, Against, counts_row, known_axes
+from jvidprune.evals.matching import MATCHED_HEAD, UNITS, unreached
 from jvidprune.evals.plan import BASELINES
 from jvidprune.evals.results import SweepTable
 from jvidprune.viz.sweep_plots import retention_plot
@@ -34,4 +35,11 @@ def counts_part(table: SweepTable, against: Against = "tokens") -> dict[str, Any
     """What the page's template reads of counts."""
     names = BASELINES | table.titles
     rows = [counts_row(table.counts[run], names.get(run[0], run[0])) for run in table.runs if run in table.counts]
-    return {"curves": curves(table, against), "counts": rows, "counts_head": COUNTS_HEAD}
+    part = {"curves": curves(table, against), "counts": rows, "counts_head": COUNTS_HEAD}
+    match = table.identity.get("match")
+    return part | {
+        "matched": [one.texts(names.get(run[0], run[0])) for run, one in table.matched.items()],
+        "matched_head": MATCHED_HEAD,
+        "unit": UNITS[match][0] if match else "",
+        "out_of_reach": unreached(table.refused),
+    }

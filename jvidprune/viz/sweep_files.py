@@ -8,12 +8,13 @@ from jvidprune.evals.controls import written
 from jvidprune.evals.counts import Against
 from jvidprune.evals.effect import flagged, write_effects
 from jvidprune.evals.judge.scores import write_judged
+from jvidprune.evals.matching import unreached
 from jvidprune.evals.paired import pair_row, write_pairs
-from jvidprune.evals.pairs import possible_ratios
+from jvidprune.evals.pairs import make_job
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.records import counted
 from jvidprune.evals.results import SweepTable, write_csv
-from jvidprune.evals.runner import SweepRecords
+from jvidprune.evals.runner import SweepRecords, matcher_of
 from jvidprune.evals.spans import write_grounding
 from jvidprune.evals.subset import Subset
 from jvidprune.evals.throughput_table import throughput_notes, throughput_records, write_throughput
@@ -60,7 +61,7 @@ def write_outputs(
     write_judged(table.opened.rows, folder / "judged.csv")
     write_throughput(table.throughput, folder)
 
-    ratios = {name: some for name, _, some in plan.groups()}
+    ratios, matcher = {name: some for name, _, some in plan.groups()}, matcher_of(llm, plan)
 
     def decide(clip: Clip, question: str, methods: Sequence[str], ratio: float) -> dict[str, Decision]:
         encoded = llm.encode(clip, needs=plan.needs - QUESTION)
@@ -68,8 +69,8 @@ def write_outputs(
         for name in methods:
             video = llm.with_evidence(encoded, plan.reducers[name], question)
             # Those of this clip, as the run asked for them: its compiled program serves again.
-            possible, _ = possible_ratios(plan.reducers[name], video.tokens, ratios[name])
-            reduced = sweep_video(video, plan.reducers[name], possible)[possible.index(ratio)]
+            job = make_job(name, plan.reducers[name], video.tokens, ratios[name], matcher)
+            reduced = sweep_video(video, job.reducer, job.asked)[job.ratios.index(ratio)]
             out[name] = decision_of(reduced, table.titles[name])
         return out
 
@@ -111,10 +112,16 @@ def write_outputs(
         "throughput": throughput_records(table.throughput),
         "throughput_notes": throughput_notes(table.throughput),
         "did_not_act": flagged(table.effects.values(), table.titles),
+        "matched": [_plain(one.row()) for one in table.matched.values()],
+        "out_of_reach": unreached(table.refused),
         "refused": table.refused,
     }
 
 
 def _known(row: Any) -> dict[str, Any]:
     """Fields of a row; numbers that do not exist are None, as JSON has no NaN."""
-    return {key: None if value != value else value for key, value in dataclasses.asdict(row).items()}
+    return _plain(dataclasses.asdict(row))
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: None if value != value else value for key, value in row.items()}

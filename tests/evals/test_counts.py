@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from helpers.sweeps import sweep
 
 from jvidprune.cli.sweep import SweepChoice
 from jvidprune.evals.counts import AXES, RECORDED, Against, count_replies, counts_of, counts_row, known_axes, share
+from jvidprune.evals.matching import UNITS, Match
 from jvidprune.evals.metrics import summarise
 from jvidprune.llm.batch import Reply
 from jvidprune.llm.video_llm import VideoLLM
@@ -55,8 +57,17 @@ def test_counts_are_means_over_questions_and_shares_of_the_unpruned_model():
 
 
 def test_the_option_offers_what_the_page_has():
-    field = SweepChoice.__annotations__["against"]
-    assert field.__args__ == Against.__args__ == tuple(AXES)
+    assert get_args(get_args(SweepChoice.__annotations__["against"])[0]) == get_args(Against) == tuple(AXES)
+    assert get_args(get_args(SweepChoice.__annotations__["match"])[0]) == get_args(Match) == tuple(UNITS)
+    assert [SweepChoice(match=match).drawn_against() for match in UNITS] == [
+        "layer_tokens",
+        "prefill_tflops",
+        "kv_bytes",
+    ]
+    assert (SweepChoice().drawn_against(), SweepChoice(match="kv", against="nominal").drawn_against()) == (
+        "tokens",
+        "nominal",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +100,7 @@ def test_layers_and_bytes_of_a_cut_are_those_worked_out_by_hand(llm):
 
 
 def test_a_sweep_tells_them_everywhere(home, model, llm, tmp_path):
-    words = ["--methods", "random,fastv(layer=1)", "--ratios", "0.25", "--clips", "2", "--against", "layer_tokens"]
+    words = ["--methods", "random,fastv(layer=1)", "--ratios", "0.25", "--clips", "1", "--against", "layer_tokens"]
     out = sweep(home, model, tmp_path / "run", *words)
     rows = {r["method"]: r for r in csv.DictReader((out / "table.csv").open()) if r["category"] == "all"}
     layers, full = llm.loaded.config.text.layers, float(rows["none"]["kept"])
