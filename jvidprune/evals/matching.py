@@ -103,8 +103,9 @@ class Costing:
         """
         text, layers = self.config.text, self.config.text.layers
         kept = with_defaults(reducer).expected(layout, ratio) if kept is None else kept
-        newlines = newline_tokens(self.config, layout, reducer)
-        words = TEXT + marker_tokens(self.config, layout, reducer)
+        seen = with_defaults(reducer).seen(layout, ratio)
+        newlines = newline_tokens(self.config, seen, reducer)
+        words = TEXT + marker_tokens(self.config, seen, reducer)
         sizes = {"kept": kept, "newlines": newlines, "prompt": kept + newlines + words}
         parts = prompt_segments(self.config, reducer, ratio, **sizes)
         if self.match == "flops":
@@ -138,7 +139,7 @@ class Costing:
         layers = self.config.text.layers
         acting = [stage for stage in inner_stages(reducer, ratio) if stage.boundary < layers]
         competes = newlines_compete(acting, newline_kind(self.config, reducer))
-        words = TEXT + marker_tokens(self.config, layout, reducer)
+        words = TEXT + marker_tokens(self.config, with_defaults(reducer).seen(layout, ratio), reducer)
         found = []
         for reply in replies:
             read, cached = stretches(self.config, reducer, ratio, reply)

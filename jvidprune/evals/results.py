@@ -105,8 +105,8 @@ class SweepTable:
     pairs: dict[float, list[Difference]] = dataclasses.field(default_factory=dict)
     grounding: list[Grounding] = dataclasses.field(default_factory=list)
     counts: dict[Run, Counts] = dataclasses.field(default_factory=dict)
-    throughput: list[Throughput] = dataclasses.field(default_factory=list)
     matched: dict[Run, Matched] = dataclasses.field(default_factory=dict)
+    throughput: list[Throughput] = dataclasses.field(default_factory=list)
 
     @property
     def methods(self) -> list[str]:

@@ -24,9 +24,10 @@ from jvidprune.evals.identity import run_hash
 from jvidprune.evals.items import Item
 from jvidprune.evals.keys import Keys
 from jvidprune.evals.metrics import FULL
+from jvidprune.evals.pairs import make_job
 from jvidprune.evals.peak import PeakWatch, Source, programs_peak
 from jvidprune.evals.plan import BLIND, MODEL, SweepPlan
-from jvidprune.evals.runner import SweepRecords
+from jvidprune.evals.runner import SweepRecords, matcher_of
 from jvidprune.evals.store import Record, RecordStore
 from jvidprune.llm.batch import Prompt, Reply, answer_many
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, sweep_video
@@ -189,7 +190,7 @@ def measure_throughput(
                 if store.key(record) in store:
                     continue
                 clip = asked.item.load() if clip is None else clip
-                store.append([record | _measured(llm, asked, clip, encoded, reducer, ratio, part, limit, plan)])
+                store.append([record | _measured(llm, asked, clip, encoded, name, reducer, ratio, part, limit, plan)])
             progress("throughput", 2 * len(runs), 2 * len(runs))
         finally:
             store.close()
@@ -308,6 +309,7 @@ def _measured(
     asked: _Asked,
     clip: Clip,
     encoded: _Encodings,
+    name: str,
     reducer: Reducer,
     ratio: float,
     part: Part,
@@ -317,14 +319,18 @@ def _measured(
     """The record of a method at a ratio, without its label."""
     watch = PeakWatch()
     try:
+        # At equal cost a method is asked for another ratio than that of its column.
+        whole, encode = encoded(clip, frozenset() if of_frames(reducer) else reducer.needs)
+        job = make_job(name, reducer, whole.tokens, (ratio,), matcher_of(llm, plan))
+        if job.refused:
+            return {"refused": job.refused[ratio]}
         if of_frames(reducer):
             # What it makes is what is encoded.
-            reduced, encode = _median(lambda: llm.reduce(clip, reducer=reducer, ratio=ratio))
+            reduced, encode = _median(lambda: llm.reduce(clip, reducer=reducer, ratio=job.asked[0]))
             reduce = 0.0
         else:
-            video, encode = encoded(clip, reducer.needs)
-            shown = llm.with_evidence(video, reducer, asked.question)
-            (reduced,), reduce = _median(lambda: sweep_video(shown, reducer, [ratio]))
+            shown = llm.with_evidence(whole, reducer, asked.question)
+            (reduced,), reduce = _median(lambda: sweep_video(shown, reducer, job.asked))
         most = plan.max_new_tokens
         (reply,) = answer_many(llm, [Prompt(reduced, asked.question)], max_new_tokens=most)
         planned = 1 if part == "alone" else planned_batch(llm, clip, reduced, reply, most=most, limit=limit)

@@ -129,7 +129,7 @@ def test_a_sweep_at_equal_cost_resumes_and_loses_nothing_of_the_others(home, mod
     out = sweep(home, model, tmp_path / "run", *words)
     found, rows = results(out), [r for r in csv.DictReader((out / "table.csv").open()) if r["category"] == "all"]
     table = {(r["method"], float(r["ratio"])): r for r in rows}
-    # One of three layers reads everything: at a quarter of the tokens there is no such cut, at a half it keeps a quarter.
+    # One of three layers reads everything: a quarter of the tokens is out of reach, for a half a quarter stays.
     assert set(table) == {("none", 1.0), ("no video", 0.0), ("random", 0.5), ("random", 0.25), (cut, 0.5)}
     full = float(table["none", 1.0]["kept"])
     assert float(table[cut, 0.5]["layer_tokens"]) == float(table["random", 0.5]["layer_tokens"]) == full / 2
