@@ -21,6 +21,7 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     from jvidprune.cli.left_out import show_left_out
     from jvidprune.cli.throughput import show_throughput
     from jvidprune.evals.controls import told
+    from jvidprune.evals.difficulty import told_hard
     from jvidprune.evals.matching import unreached
     from jvidprune.evals.paired import apart
     from jvidprune.evals.plan import BASELINES
@@ -34,6 +35,8 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     best = table.best_two(nearest_ratio(table))
     if best is not None:
         console.print(marked(apart(best, table.titles)), plain=True)
+    for line in told_hard(table.difficulty, nearest_ratio(table), BASELINES | table.titles):
+        console.print(marked(line), plain=True)
     for line in record["did_not_act"]:
         console.print(f"[yellow]{marked(line)}[/yellow]", plain=True)
     show_throughput(console, table.throughput, BASELINES | table.titles)

@@ -43,6 +43,7 @@ class Question:
       answer: the letter, "yes" or "no", the word, or what a judge compares an open answer with.
       rubric: what a judge is asked about an open answer, by its name in `judge.rubrics.RUBRICS`; by default whether it
         agrees with `answer`.
+      length: the benchmark's own group of its clip's length, empty where it has none.
 
     Raises:
       JvidpruneError: a choice of more options than there are letters.
@@ -55,6 +56,7 @@ class Question:
     options: tuple[str, ...]
     answer: str
     rubric: str = ""
+    length: str = dataclasses.field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.kind == "choice" and len(self.options) > len(LETTERS):

@@ -42,7 +42,8 @@ def is_batch(record: dict[str, Any]) -> bool:
     if not isinstance(together, list) or not all(_number(ratio) for ratio in together):
         return False
     costs = () if record["refused"] else (*_COSTS, *(name for name in (*_ALONE, *_LATER) if name in record))
-    return all(_number(record.get(name)) for name in ("ratio", *costs))
+    told = ("seconds",) if "seconds" in record else ()
+    return all(_number(record.get(name)) for name in ("ratio", *told, *costs))
 
 
 def is_failure(record: dict[str, Any]) -> bool:

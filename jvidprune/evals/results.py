@@ -11,6 +11,7 @@ import numpy as np
 
 from jvidprune.evals.controls import WRITTEN, Standing, against_controls, is_control, written
 from jvidprune.evals.counts import Counts, counts_of
+from jvidprune.evals.difficulty import Difficulty, difficulty, own_lengths
 from jvidprune.evals.effect import Effect, effects
 from jvidprune.evals.items import LeftOut
 from jvidprune.evals.judge.scores import JudgedRun, judged_run
@@ -85,6 +86,7 @@ class SweepTable:
       effects: what methods and controls did to the clips, by (method, ratio).
       counts: tokens, FLOPs and memory that every run really used, by (method, ratio).
       matched: how near the runs came to the cost of a plain selection, where costs were made equal.
+      difficulty: by length of clips, and on the questions that smaller frames at as many tokens get wrong.
     """
 
     identity: dict[str, Any]
@@ -107,6 +109,7 @@ class SweepTable:
     counts: dict[Run, Counts] = dataclasses.field(default_factory=dict)
     matched: dict[Run, Matched] = dataclasses.field(default_factory=dict)
     throughput: list[Throughput] = dataclasses.field(default_factory=list)
+    difficulty: Difficulty = dataclasses.field(default_factory=Difficulty)
 
     @property
     def methods(self) -> list[str]:
@@ -154,6 +157,7 @@ def make_table(
     runs = [run for run in found.runs if (*run, ALL) in cells]
     told, match = found.identity.get("controls", ()), found.identity.get("match")
     controls = tuple(name for name in dict.fromkeys(name for name, _ in runs) if name in told or is_control(name))
+    family = found.identity.get("model", {}).get("family")
     compared = [name for name in dict.fromkeys(name for name, _ in runs) if name not in BASELINES]
     return SweepTable(
         found.identity,
@@ -175,6 +179,16 @@ def make_table(
         ground(samples, runs, draws=draws, seed=seed),
         counts_of(samples, found.batches, cells),
         matched_runs(found.batches, match),
+        difficulty=difficulty(
+            samples,
+            found.batches,
+            runs,
+            found.identity["ratios"],
+            own_lengths(task),
+            family,
+            draws=draws,
+            seed=seed,
+        ),
     )
 
 

@@ -285,7 +285,7 @@ def _run_missing(
         for job in jobs:
             progress(f"{item.id} · {job.name}", done, total)
             known = {"clip": item.id, "method": job.name, "key": keys.batch(number, job.name)}
-            known |= {"encode": clock.stages[0].seconds}
+            known |= {"encode": clock.stages[0].seconds, "seconds": clip.span or clip.duration}
             stores[1].append([known | {"ratio": ratio, "refused": why} for ratio, why in job.refused.items()])
             if job.ratios:
                 first = number - len(failed) < TIMED

@@ -6,6 +6,7 @@ from typing import Any
 
 from jvidprune.evals.controls import written
 from jvidprune.evals.counts import Against
+from jvidprune.evals.difficulty import write_difficulty
 from jvidprune.evals.effect import flagged, write_effects
 from jvidprune.evals.judge.scores import write_judged
 from jvidprune.evals.matching import unreached
@@ -59,6 +60,7 @@ def write_outputs(
     write_effects(table.effects.values(), folder / "effects.csv")
     write_grounding(table.grounding, folder / "grounding.csv")
     write_judged(table.opened.rows, folder / "judged.csv")
+    write_difficulty(table.difficulty, folder)
     write_throughput(table.throughput, folder)
 
     ratios, matcher = {name: some for name, _, some in plan.groups()}, matcher_of(llm, plan)
@@ -111,6 +113,9 @@ def write_outputs(
         "two_best": [pair_row(best) for ratio in table.ratios if (best := table.best_two(ratio)) is not None],
         "throughput": throughput_records(table.throughput),
         "throughput_notes": throughput_notes(table.throughput),
+        "lengths": table.difficulty.length_rows(),
+        "hard": table.difficulty.hard_rows(),
+        "hard_note": table.difficulty.note,
         "did_not_act": flagged(table.effects.values(), table.titles),
         "matched": [_plain(one.row()) for one in table.matched.values()],
         "out_of_reach": unreached(table.refused),

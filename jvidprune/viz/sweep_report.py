@@ -16,6 +16,7 @@ from jvidprune.evals.paired import apart
 from jvidprune.evals.plan import BASELINES, BLIND
 from jvidprune.evals.results import SweepTable
 from jvidprune.evals.spans import GROUNDING_HEAD, grounding_rows
+from jvidprune.viz.difficulty_part import difficulty_part
 from jvidprune.viz.judged_report import judged_part
 from jvidprune.viz.overlay import LEGEND
 from jvidprune.viz.pages import render
@@ -220,6 +221,7 @@ def sweep_page(
         grounding=grounding_rows(table.grounding, BASELINES | table.titles),
         grounding_head=GROUNDING_HEAD,
         judged=judged_part(table.opened, BASELINES | table.titles),
+        difficulty=difficulty_part(table),
         throughput=throughput_part(table.throughput, BASELINES | table.titles),
         peak=f"{peak / 2**20:,.0f}",
         costs_head=_COSTS_HEAD,

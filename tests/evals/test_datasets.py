@@ -245,6 +245,16 @@ def test_the_authors_files_of_egoschema_and_nextqa(tmp_path, film):
     assert open_dataset("next-qa", tmp_path / "next", **WISH)[0].questions[0].answer == "E"
 
 
+def test_benchmarks_with_groups_of_lengths_say_them(tmp_path, film):
+    longvideobench(tmp_path / "long", film)
+    assert open_dataset("longvideobench", tmp_path / "long", **WISH)[0].questions[0].length == "8 to 15 s"
+    row = {"videoID": "v", "question_id": "1", "question": "What barks?", "options": OPTIONS, "answer": "B"}
+    place(tmp_path / "mme", film, "data/v.mp4")
+    (tmp_path / "mme" / "test.jsonl").write_text(json.dumps(row | {"duration": "medium"}))
+    task = open_dataset("videomme", tmp_path / "mme", **WISH)
+    assert [question.length for question in task[0].questions] == ["medium"]
+
+
 def test_the_fingerprint_follows_sampling_and_items_follow_their_own_video(tmp_path, film):
     longvideobench(tmp_path, film)
 

@@ -20,6 +20,8 @@ READING = {"lmms_eval": "lmms_longvideobench", "stop": "letters"}
 ANSWER_TOKENS = 32
 
 _NONE = "N/A"
+_GROUPS = {"15": "8 to 15 s", "60": "15 to 60 s", "600": "3 to 10 min", "3600": "15 to 60 min"}
+"""Lengths of clips in the duration groups."""
 
 
 def entries(folder: Path, prompts: str) -> Iterator[Entry | LeftOut]:
@@ -38,5 +40,7 @@ def _entry(prompts: str, number: int, row: Row) -> list[Entry]:
         asked = "\n".join([row["question"], *pointed(options), DIRECTLY, ""])
     group = row.get("duration_group")
     category = "all lengths" if group is None else f"{group} s"
-    question = choice(str(row["id"]), row["question"], category, options, int(row["correct_choice"]), asked=asked)
+    texts = row["question"], category
+    length = _GROUPS.get(str(group), "" if group is None else category)
+    question = choice(str(row["id"]), *texts, options, int(row["correct_choice"]), asked=asked, length=length)
     return [Entry((f"videos/{row['video_path']}", row["video_path"]), question)]

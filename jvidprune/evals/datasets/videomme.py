@@ -46,8 +46,9 @@ def entries(folder: Path, prompts: str, part: Literal["", "subtitles"] = "") -> 
         options, videos = lettered(row["options"]), (f"data/{row['videoID']}.mp4", row["videoID"])
         above = [] if subtitles is None else [f"{_SUBTITLES} ", subtitles(videos)]
         asked = "\n".join([*above, *_asked(prompts, part == "subtitles", row["question"], options)])
-        category = str(row.get("duration") or "all lengths")
-        question = choice(str(row["question_id"]), row["question"], category, options, row["answer"], asked=asked)
+        length = str(row.get("duration") or "")
+        texts = row["question"], length or "all lengths"
+        question = choice(str(row["question_id"]), *texts, options, row["answer"], asked=asked, length=length)
         return [Entry(videos, question)]
 
     for path in find_files(folder, "test*.parquet", "*.parquet", "*.json", "*.jsonl"):

@@ -77,15 +77,17 @@ def split_options(text: str) -> tuple[str, tuple[str, ...]]:
 
 
 def choice(
-    name: str, text: str, category: str, options: Sequence[str], answer: int | str, *, asked: str
+    name: str, text: str, category: str, options: Sequence[str], answer: int | str, *, asked: str, length: str = ""
 ) -> AskedQuestion:
     """A multiple-choice question; `answer` is an index, a letter, or the text of the right option.
+
+    `length` is the benchmark's own group of clip lengths, if it has any.
 
     Raises:
       ValueError: an answer that is none of these.
     """
     texts = bare(options)
-    return AskedQuestion(name, text, category, "choice", texts, letter_of(answer, texts), asked=asked)
+    return AskedQuestion(name, text, category, "choice", texts, letter_of(answer, texts), asked=asked, length=length)
 
 
 def letter_of(answer: int | str, options: tuple[str, ...]) -> str:
