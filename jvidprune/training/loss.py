@@ -27,6 +27,16 @@ class ClipTokens(NamedTuple):
     place: Any = None
 
 
+class RowsLoss(Protocol):
+    """What a step learns from; `rows_loss` is one."""
+
+    def __call__(
+        self, trainee: "Trainee", reader: "Reader", params: Params, rows: PackedRows, key: Array, *, z: float
+    ) -> tuple[Float[Array, ""], dict[str, Array]]:
+        """A part's share of a step's loss, and metrics that are summed over parts; arguments as for `rows_loss`."""
+        ...
+
+
 class Reader(Protocol):
     """How clips become visual tokens."""
 
@@ -143,14 +153,20 @@ def read_rows(model: Any, tokens: Float[Array, "R V D"], rows: PackedRows) -> Fl
       tokens: (R, V) visual tokens of the clips of each row, one clip after the other.
       rows: what stands where.
     """
+    x = embed_rows(model, tokens, rows)
+    segments = Segments(jnp.asarray(rows.segment), jnp.asarray(rows.branch))
+    step = model.lm.step(rows.position, rows.segment > 0, segments=segments)
+    return model.lm.run(x, step, 0, model.lm.config.layers)[0]
+
+
+def embed_rows(model: Any, tokens: Float[Array, "R V D"], rows: PackedRows) -> Float[Array, "R S D"]:
+    """What enters the language model; arguments are those of `read_rows`."""
     x = model.embed_text(rows.ids)
     visual = jnp.take_along_axis(tokens, jnp.maximum(rows.visual, 0)[..., None], axis=1).astype(x.dtype)
     x = jnp.where((rows.visual >= 0)[..., None], visual, x)
     if hasattr(model, "newline"):
         x = jnp.where((rows.visual == NEWLINE)[..., None], model.newline.astype(x.dtype), x)
-    segments = Segments(jnp.asarray(rows.segment), jnp.asarray(rows.branch))
-    step = model.lm.step(rows.position, rows.segment > 0, segments=segments)
-    return model.lm.run(x, step, 0, model.lm.config.layers)[0]
+    return x
 
 
 def own_positions(rows: PackedRows, place: Int[Array, "R V"], kept: int, whole: int) -> Int[Array, "R S"]:

@@ -17,12 +17,12 @@ Params = dict[str, jax.Array]
 """Parameters by dotted path."""
 
 GROUPS: tuple[tuple[str, str], ...] = (
-    ("scorer", r"(.*\.)?scorer\..*"),
+    ("scorer", r"(.*\.)?(scorer|pruner|router)\..*"),
     ("tower", r"(.*\.)?vision\..*"),
     ("connector", r"(projector|image_newline|pooling|connector)(\..*)?"),
     ("llm", r"lm\..*"),
 )
-"""Group and pattern of a parameter's whole path; the first that matches decides."""
+"""Group and pattern of a parameter's whole path; the first that matches decides; "scorer" is what learns to choose."""
 
 RATES: Mapping[str, float] = {"scorer": 1e-4, "tower": 5e-6, "connector": 5e-6, "llm": 1e-5}
 """Peak learning rates of Molmo2's fine-tuning; that of the scorer is the sibling frame selector's (its own is not in

@@ -18,7 +18,7 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.training import checkpoints, loop
 from jvidprune.training.data import ExampleEncoder, PackedRows, Pipeline, Shape
 from jvidprune.training.loop import METRICS, TensorBoard
-from jvidprune.training.loss import Reader, Trainee, rows_loss
+from jvidprune.training.loss import Reader, RowsLoss, Trainee, rows_loss
 from jvidprune.training.step import (
     RATES,
     Params,
@@ -138,6 +138,9 @@ class Tuner:
       settings: what else the run is made of, as JSON holds it; another run in its folder is refused.
       placing: where it runs.
       strict, report: what becomes of clips that cannot be read, see `data.Pipeline`.
+      loss: what a step learns from; `measure_every` wants its metrics to be those of `loss.rows_loss`.
+      pace: number of a step -> arrays that the loss finds among the parameters, such as a temperature that falls;
+        measurements do without.
 
     Raises:
       JvidpruneError: settings that make no run, or rows without room for one clip.
@@ -156,8 +159,11 @@ class Tuner:
         placing: Placing | None = None,
         strict: bool = False,
         report: Callable[[LeftOut], None] | None = None,
+        loss: RowsLoss = rows_loss,
+        pace: Callable[[int], Params] | None = None,
     ):
         tuning.check()
+        self._loss, self._pace = loss, pace or (lambda step: {})
         self._reading: dict[str, Any] = {"strict": strict, "report": report}
         self.tuning, self.placing = tuning, placing or Placing()
         self.placing.check(tuning.shape.rows, tuning.parts)
@@ -231,11 +237,12 @@ class Tuner:
         """
         folder, tuning = Path(folder), self.tuning
         tx = optimiser(self._rates, steps=tuning.steps, warmup=tuning.warmup, clip=tuning.clip, decay=tuning.decay)
-        loss = functools.partial(rows_loss, self.trainee, self._reader, z=tuning.z)
+        loss = functools.partial(self._loss, self.trainee, self._reader, z=tuning.z)
         step = training_step(loss, tx, precision=tuning.precision, placing=self.placing)
 
         def update(state: TrainingState, rows: PackedRows, number: Any) -> tuple[TrainingState, dict[str, Any]]:
-            state, metrics = step(state, self._frozen, self.placing.batch(split_batch(rows, tuning.parts)))
+            told = self._frozen | self._pace(int(number))
+            state, metrics = step(state, told, self.placing.batch(split_batch(rows, tuning.parts)))
             if progress is not None:
                 progress(int(number) + 1, tuning.steps)
             return state, metrics
@@ -282,7 +289,7 @@ class Tuner:
         """Accuracy and loss on held-out rows, always the same."""
         assert self._held is not None
         tuning, held = self.tuning, self._held
-        loss = functools.partial(rows_loss, self.trainee, self._held_reader, z=0.0)
+        loss = functools.partial(self._loss, self.trainee, self._held_reader, z=0.0)
 
         @jax.jit
         def one(params: Params, frozen: Params, rows: PackedRows) -> dict[str, jax.Array]:
