@@ -266,8 +266,14 @@ Budget = Any
 
 
 def stack_budgets(budgets: list[Budget]) -> Budget:
-    """Stacks host-made budgets on a new leading axis, ready to be vmapped over."""
-    return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *budgets)
+    """Stacks budgets on a new leading axis, ready to be vmapped over; on the host unless they hold arrays of jax."""
+
+    def stack(*leaves: Any) -> Any:
+        if any(isinstance(leaf, jax.Array) for leaf in leaves):
+            return jnp.stack([jnp.asarray(leaf) for leaf in leaves])
+        return np.stack([np.asarray(leaf) for leaf in leaves])
+
+    return jax.tree.map(stack, *budgets)
 
 
 Rounding = Literal["ceil", "round", "floor"]

@@ -20,12 +20,24 @@ def dot_f32(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, "n m
     """Inner products of rows, (n, d) x (m, d) -> (n, m) float32.
 
     float32 inputs multiply at highest precision; bf16 inputs multiply natively and accumulate in float32, which equals
-    casting first because the products are exact.
+    casting first because the products are exact. Where float64 is on, inputs in it stay in it.
     """
     precision = None if a.dtype == jnp.bfloat16 else lax.Precision.HIGHEST
+    kind = widened(jnp.promote_types(a.dtype, b.dtype))
     return lax.dot_general(
-        a, b, (((a.ndim - 1,), (b.ndim - 1,)), ((), ())), precision=precision, preferred_element_type=jnp.float32
+        a, b, (((a.ndim - 1,), (b.ndim - 1,)), ((), ())), precision=precision, preferred_element_type=kind
     )
+
+
+def widened(dtype: Any) -> Any:
+    """The dtype that sums are made in: float32, or float64 for what is in it already."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def root(squared: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Square root whose derivative at 0 is 0 and not infinite: padding rows are 0."""
+    positive = squared > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, squared, 1.0)), lax.stop_gradient(squared))
 
 
 def over_frames(fn: Callable, *arrays: Any) -> Any:
@@ -51,8 +63,8 @@ def neighbour_gram(x: Float[Array, "T N D"]) -> Float[Array, "T-1 N N"]:
 
 
 def squared_norms(x: Float[Array, "... D"]) -> Float[Array, "..."]:
-    """Sum of squares of the last axis in float32."""
-    x = x.astype(jnp.float32)
+    """Sum of squares of the last axis in float32 (of float64 in it)."""
+    x = x.astype(widened(x.dtype))
     return jnp.sum(x * x, axis=-1)
 
 
@@ -73,7 +85,7 @@ def cosine_from_gram(
       left, right: squared norms of the rows and columns.
       eps: floor of each norm; 0 reproduces reference code that has none (a zero token then gives NaN).
     """
-    a, b = jnp.sqrt(left), jnp.sqrt(right)
+    a, b = root(left), root(right)
     if eps > 0:
         a, b = jnp.maximum(a, eps), jnp.maximum(b, eps)
     return gram / (a[..., :, None] * b[..., None, :])
@@ -83,7 +95,7 @@ def distance_from_gram(gram: Float[Array, "... n n"], dim: int) -> Float[Array, 
     """Euclidean distance divided by sqrt(dim) from a Gram matrix; the self-distance is exactly 0."""
     norms = gram_norms(gram)
     squared = jnp.maximum(norms[..., :, None] + norms[..., None, :] - 2.0 * gram, 0.0)
-    return jnp.sqrt(squared) / jnp.sqrt(jnp.float32(dim))
+    return root(squared) / jnp.sqrt(jnp.float32(dim))
 
 
 def frame_pair_inner(x: Float[Array, "T N D"], early: np.ndarray, late: np.ndarray) -> Float[Array, "P N"]:
@@ -110,7 +122,7 @@ def same_position_inner(x: Float[Array, "T N D"]) -> Float[Array, "T-1 N"]:
 
 def same_position_cosine(x: Float[Array, "T N D"], eps: float = 1e-8) -> Float[Array, "T-1 N"]:
     """Cosine of each token with the token at the same place one frame later, float32, norms floored at `eps`."""
-    norms = jnp.sqrt(squared_norms(x))
+    norms = root(squared_norms(x))
     if eps > 0:
         norms = jnp.maximum(norms, eps)
     return same_position_inner(x) / (norms[:-1] * norms[1:])
@@ -124,7 +136,7 @@ def neighbour_cosine(x: Float[Array, "T D"], eps: float = 0.0) -> Float[Array, "
 
 def normalise(x: Float[Array, "... D"], eps: float = 0.0) -> Float[Array, "... D"]:
     """Unit vectors in float32; `eps` floors the norm, 0 means no floor (a zero row gives NaN)."""
-    norm = jnp.sqrt(squared_norms(x))
+    norm = root(squared_norms(x))
     if eps > 0:
         norm = jnp.maximum(norm, eps)
-    return x.astype(jnp.float32) / norm[..., None]
+    return x.astype(widened(x.dtype)) / norm[..., None]

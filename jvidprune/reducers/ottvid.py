@@ -25,6 +25,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.fields import Count, Positive, Share, Temperature
@@ -56,7 +57,7 @@ from jvidprune.reducers.ottvid_pairs import (
     split_removals,
 )
 from jvidprune.reducers.prompt_rules import PromptRules
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PlanGradient, PositionedReducer, check_ratio
 from jvidprune.tokens import Layout, Plan, VideoTokens
 
 PAIRS = Transport(LocalityCost(), LeaveOneOut(0.3), FixedSinkhorn(0.01, 200), "mass")
@@ -64,10 +65,18 @@ PAIRS = Transport(LocalityCost(), LeaveOneOut(0.3), FixedSinkhorn(0.01, 200), "m
 
 
 class OTTVidBudget(NamedTuple):
-    """Integers of one ratio: tokens kept per frame by stage 1, and tokens that stage 2 removes from the video."""
+    """Integers of one ratio, and the numbers of a transport that holds arrays or is differentiated.
+
+    Attributes:
+      per_frame: tokens kept per frame by stage 1.
+      removals: tokens that stage 2 removes from the video.
+      transport: `Transport.numbers`, or None: plain numbers are part of the compiled program, where they are rounded as
+        constants.
+    """
 
     per_frame: np.int32
     removals: np.int32
+    transport: tuple | None = None
 
 
 class OTTVidShared(NamedTuple):
@@ -115,6 +124,9 @@ class OTTVid(PositionedReducer):
         at a share of the T*K tokens and fills the saliency of pruned tokens with the mean of the kept ones.
       centroid_grid: grid on which token positions are read; None is the video's own. The reference's LLaVA path
         reads every grid as 13x13, also the 14x14 of LLaVA-OneVision, where rows reach 15/12 and columns wrap.
+      plan_gradient: "through" makes plans, costs and masses of the diagnostics differentiable in numbers and arrays of
+        the transport, in the features and in the attention. The tokens are plain means over matches, which are choices:
+        they have no derivative in the plan under either.
       model_dtype_pair_weight: round the pair weights to the dtype of the features at each step, as the reference's
         bf16 pipeline does; False keeps float32.
     """
@@ -128,9 +140,21 @@ class OTTVid(PositionedReducer):
     variant: Literal["qwen", "llava"] = "qwen"
     centroid_grid: tuple[Count, Count] | None = None
     model_dtype_pair_weight: bool = False
+    plan_gradient: PlanGradient = "stop"  # pyright: ignore[reportIncompatibleVariableOverride]
 
     needs = frozenset({"attention_last"})
     wide_decisions = True
+
+    def without_numbers(self) -> "OTTVid":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The numbers of the transport are in the budget where it holds arrays or is differentiated."""
+        if not self._carries_numbers:
+            return self
+        return dataclasses.replace(self, transport=self.transport.without_numbers())
+
+    @property
+    def _carries_numbers(self) -> bool:
+        leaves = jax.tree.leaves(self.transport.numbers())
+        return self.plan_gradient == "through" or any(isinstance(leaf, jax.Array | np.ndarray) for leaf in leaves)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> OTTVidShared:
         """Similarities, the greedy order up to the largest K, cross-frame cosines of its tokens, and pair weights.
@@ -150,7 +174,7 @@ class OTTVid(PositionedReducer):
         if self._share(0.5) >= 1.0:
             order = jnp.broadcast_to(jnp.arange(tokens, dtype=jnp.int32), (frames, tokens))
         else:
-            order = facility_order(cosine, coverage_weights(attention), steps)
+            order = facility_order(*lax.stop_gradient((cosine, coverage_weights(attention))), steps)
         columns = jnp.take_along_axis(cosine, order[:, :, None], axis=1)
         norms = jnp.maximum(jnp.sqrt(squared), 1e-12)
         weight = pair_weights(x, norms, rounded=self.model_dtype_pair_weight)
@@ -176,7 +200,7 @@ class OTTVid(PositionedReducer):
             root_id, dropped = roots(self_id, matched, parent, absorbed)
             alive = alive & ~dropped
             diagnostics |= extra
-            sent = jnp.swapaxes(extra["transport_plan"], -1, -2)
+            sent = jnp.swapaxes(lax.stop_gradient(extra["transport_plan"]), -1, -2)
             target, share = strongest(sent, jnp.broadcast_to(self_id[:-1, None], sent.shape))
             child = jnp.where(matched, self_id[1:], total)
             nothing = jnp.full((total, target.shape[-1]), -1, jnp.int32)
@@ -226,15 +250,15 @@ class OTTVid(PositionedReducer):
         steps = place.shape[1]
         valid = jnp.arange(steps) < kept
         earlier, later = self._sides(shared, place, position, kept)
-        cost, *masses = jax.vmap(self.transport.problem)(earlier, later)
+        parts = self.transport if budget.transport is None else self.transport.with_numbers(budget.transport)
+        cost, *masses = jax.vmap(parts.problem)(earlier, later)
         normal = (mass / jnp.maximum(mass.sum(-1, keepdims=True), 1e-12) for mass in masses)
-        result = self.transport.solver(cost, *normal)
+        result = parts.solver(cost, *normal)
         difficulty = jnp.sum(result.plan * cost, axis=(-2, -1))
-        ranked = self.transport.weights(result.plan)
+        ranked = parts.weights(result.plan)
         pairs = shared.frame_mask[1:] & shared.frame_mask[:-1]
-        budgets = split_removals(
-            difficulty, pairs, jnp.asarray(budget.removals), jnp.maximum(kept - 1, 0), self.budget_temperature
-        )
+        removals, most = jnp.asarray(budget.removals), jnp.maximum(kept - 1, 0)
+        budgets = split_removals(lax.stop_gradient(difficulty), pairs, removals, most, self.budget_temperature)
         score = jnp.where(valid, jnp.max(ranked, axis=-2), -jnp.inf)
         # Rows are unrestricted, so the reference's descending walk over plan entries is a top-k of column maxima.
         parent = first_argmax(jnp.swapaxes(jnp.where(valid[:, None], ranked, -jnp.inf), -1, -2))
@@ -248,6 +272,9 @@ class OTTVid(PositionedReducer):
             "mass": jnp.concatenate([masses[0][:1], masses[1]]),
             "transport_cost": cost,
             "transport_plan": result.plan,
+            "transport_iterations": result.iterations,
+            "transport_row_error": result.row_error,
+            "transport_column_error": result.column_error,
             "transport_converged": result.converged,
             "transport_underflow": jnp.broadcast_to(jnp.float32(result.underflow), difficulty.shape),
             "pair_cost": difficulty,
@@ -321,7 +348,9 @@ class OTTVid(PositionedReducer):
           JvidpruneError: the ratio is no number in (0, 1].
         """
         kept, removals = self._sizes(layout.frames, layout.tokens, check_ratio(ratio))
-        return OTTVidBudget(np.int32(kept), np.int32(removals))
+        return OTTVidBudget(
+            np.int32(kept), np.int32(removals), self.transport.numbers() if self._carries_numbers else None
+        )
 
     def capacity(self, layout: Layout, ratio: float) -> int:
         """T*K - min(removals, (T-1)*(K-1)), exact; with padding frames the count of a video without any.

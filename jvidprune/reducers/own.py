@@ -19,6 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from jvidprune.errors import JvidpruneError, reason
+from jvidprune.reducers.protocol import with_defaults
 from jvidprune.texts import unknown
 from jvidprune.tokens import EVIDENCE
 
@@ -100,7 +101,7 @@ def check_made(reducer: Any, name: str) -> None:
     """
     check_members(reducer, name)
     try:
-        hash(reducer)
+        hash(with_defaults(reducer).without_numbers())
     except TypeError as error:
         raise JvidpruneError(
             f"{name} has no hash, which a reducer needs to be a static argument of jit: make it a frozen dataclass "

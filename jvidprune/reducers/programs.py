@@ -14,6 +14,7 @@ from jvidprune.ops.similarity import squared_norms
 from jvidprune.reducers.protocol import (
     Reducer,
     StagedReducer,
+    gradient_gate,
     with_defaults,
 )
 from jvidprune.tokens import Budget, Plan, Reduced, VideoTokens
@@ -52,15 +53,16 @@ def run_budgets(
       checked: look for NaN and infinite input; `diagnostics["not_finite"]` then holds, for the features and the needed
         evidence in order of their names, how many rows hold any, see `check_finite`.
     """
+    held = gradient_gate(reducer)
     if isinstance(reducer, StagedReducer):
-        shared = lax.stop_gradient(reducer.prepare(video, capacity=capacity))
+        shared = held(reducer.prepare(video, capacity=capacity))
 
         def decide(budget: Budget) -> Plan:
-            return reducer.decide(shared, budget, capacity=capacity)
+            return reducer.decide(shared, held(budget), capacity=capacity)
     else:
 
         def decide(budget: Budget) -> Plan:
-            return reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
+            return reducer.plan(held(video), held(budget), capacity=capacity)
 
     def one(budget: Budget) -> Reduced:
         return apply(decide(budget))
@@ -113,7 +115,8 @@ def run_batch(
     reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool, checked: bool
 ) -> Reduced:
     def one(video: VideoTokens, budget: Budget) -> Reduced:
-        plan = reducer.plan(lax.stop_gradient(video), budget, capacity=capacity)
+        held = gradient_gate(reducer)
+        plan = reducer.plan(*held((video, budget)), capacity=capacity)
         reduced = _finish(with_defaults(reducer).apply(plan, video), diagnostics)
         return _told(reduced, _suspects(reducer, video)) if checked else reduced
 

@@ -93,6 +93,15 @@ AnyReducer = Annotated[Any, _ReducerRule()]
 """Annotation of a field that holds a reducer."""
 
 
+PlanGradient = Literal["stop", "through"]
+"""What derivatives see of a plan: nothing ("stop"), or the weights in it that are no choice ("through")."""
+
+
+def gradient_gate(reducer: Any) -> Callable[[Any], Any]:
+    """What shared work and budgets of a reducer pass: `lax.stop_gradient`, or nothing with plan_gradient "through"."""
+    return (lambda tree: tree) if with_defaults(reducer).plan_gradient == "through" else lax.stop_gradient
+
+
 TokensFrom = Literal["features", "evidence", "tower", "frames"]
 """What the tokens of a reduction are made of.
 
@@ -135,6 +144,7 @@ class BaseReducer:
       reads_sink: `prepare` has a place for SToP's rule; else SToP gives it a video whose maps are adjusted.
       reads_text_mask: a method that reads "text" reads "text_mask" too; else it is given a question without padding, in
         a program for each length.
+      plan_gradient: see `PlanGradient`.
     """
 
     info: ClassVar[MethodInfo] = cast(MethodInfo, _Described())
@@ -146,6 +156,7 @@ class BaseReducer:
     reads_sink: bool = True
     wide_decisions: bool = False
     reads_text_mask: bool = False
+    plan_gradient: PlanGradient = "stop"
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -199,6 +210,10 @@ class BaseReducer:
         from jvidprune.reducers.registry import get
 
         return get(name)
+
+    def without_numbers(self) -> Reducer:
+        """What compiled programs are made for: the method without the numbers and arrays that its budgets carry."""
+        return cast(Reducer, self)
 
     def bind(self, model: Any) -> Reducer:
         """The same method on a model, where it needs the model's weights."""
@@ -283,15 +298,17 @@ class _Filled(BaseReducer):
             "reads_sink",
             "wide_decisions",
             "reads_text_mask",
+            "plan_gradient",
         ),
         *("tokens_from", "at_depth", "bind", "apply", "run_budgets", "inner", "flops", "warning"),
-        *("check_model", "seen", "expected"),
+        *("check_model", "seen", "expected", "without_numbers"),
     )
 
     def __init__(self, reducer: Any):
         # What it overrides tells what it makes tokens of, unless it says so.
         own = "tower" if hasattr(reducer, "run_budgets") else "evidence" if hasattr(reducer, "apply") else "features"
         known = {"tokens_from": own, "info": _described(type(reducer)), "bind": lambda model: reducer}
+        known["without_numbers"] = lambda: reducer
         known |= {name: getattr(reducer, name) for name in self._MEMBERS if hasattr(reducer, name)}
         vars(self).update(known)
 
@@ -329,7 +346,7 @@ class StagedReducer(BaseReducer):
     """A reducer in two stages: `prepare` (no budget, shared by all ratios) and `decide` (budget-dependent).
 
     Decisions are made under `stop_gradient`: the output is linear in the features once the plan is fixed, so gradients
-    reach the tokens that survive or are merged.
+    reach the tokens that survive or are merged. A method with plan_gradient "through" stops its choices itself.
     """
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
@@ -349,7 +366,8 @@ class StagedReducer(BaseReducer):
 
     def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
         """The decisions for one video and one budget; see `Reducer.plan`."""
-        return self.decide(lax.stop_gradient(self.prepare(video, capacity=capacity)), budget, capacity=capacity)
+        held = gradient_gate(self)
+        return self.decide(held(self.prepare(video, capacity=capacity)), held(budget), capacity=capacity)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

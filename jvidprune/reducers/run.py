@@ -122,24 +122,25 @@ def _run(
     check_needs(reducer, asked[0])
     layout = _layout(video, frames)
     made = [reducer.budget(layout, check_ratio(ratio)) for ratio in ratios]
-    budgets = jax.tree.map(np.asarray, made[0]) if single else stack_budgets(made)
+    budgets = jax.tree.map(_array, made[0]) if single else stack_budgets(made)
     capacity = _capacity(reducer, [(layout, ratio) for ratio in ratios], capacity)
     checked = bool(check) and not isinstance(video.frame_mask, Tracer)
     own = with_defaults(reducer)
     static = {"capacity": capacity, "diagnostics": diagnostics}
+    program = own.without_numbers()
     several = _questions(text)
     alike = len({tuple(one.evidence[name].shape for name in sorted(one.evidence)) for one in asked}) == 1
     if own.tokens_from != "tower" and several and alike:
         known = [{name: one.evidence[name] for name in one.evidence.keys() & QUESTION} for one in asked]
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *known)
-        reduced = run_questions(reducer, video, stacked, budgets, single=single, checked=checked, **static)
+        reduced = run_questions(program, video, stacked, budgets, single=single, checked=checked, **static)
     else:
         if own.tokens_from == "tower":
             # A method whose tokens are no weighting of the video's own (STTS runs the tower on) does all of it itself.
             each = [_from_tower(own, one, budgets, single=single, checked=checked, **static) for one in asked]
         else:
             # Questions of several lengths, for a method that knows no padding: a program for each length.
-            each = [run_budgets(reducer, one, budgets, single=single, checked=checked, **static) for one in asked]
+            each = [run_budgets(program, one, budgets, single=single, checked=checked, **static) for one in asked]
         reduced = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) if several else each[0]
     if check == "now":
         reduced = cleared(reducer, asked, reduced)
@@ -163,7 +164,11 @@ def lower_sweep(reducer: Reducer, video: VideoTokens, ratios: Sequence[float], *
     budgets = stack_budgets([reducer.budget(layout, ratio) for ratio in ratios])
     capacity = _capacity(reducer, [(layout, ratio) for ratio in ratios], None)
     given = {"capacity": capacity, "diagnostics": diagnostics, "single": False, "checked": True}
-    return run_budgets.lower(reducer, video, budgets, **given)
+    return run_budgets.lower(with_defaults(reducer).without_numbers(), video, budgets, **given)
+
+
+def _array(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
 
 
 def _from_tower(
@@ -284,7 +289,8 @@ def reduce_batch(
     budgets = stack_budgets([reducer.budget(layout, check_ratio(ratio)) for layout in layouts])
     capacity = _capacity(reducer, [(layout, ratio) for layout in layouts], capacity)
     checked = bool(check) and known is not None
-    reduced = run_batch(reducer, videos, budgets, capacity=capacity, diagnostics=diagnostics, checked=checked)
+    program = with_defaults(reducer).without_numbers()
+    reduced = run_batch(program, videos, budgets, capacity=capacity, diagnostics=diagnostics, checked=checked)
     return check_finite(reducer, videos, reduced) if check == "now" else reduced
 
 

@@ -198,8 +198,8 @@ def test_budgets_round_as_each_backbone_does():
     budget = OTTVid().budget(Layout(16, (8, 8)), 0.01)
     assert (int(budget.per_frame), int(budget.removals)) == (2, 22)
     assert OTTVid().capacity(Layout(16, (8, 8)), 0.01) == 17
-    assert tuple(OTTVid().budget(Layout(1, (8, 8)), 0.2)) == (20, 0)
-    assert tuple(OTTVid(temporal=False).budget(Layout(8, (8, 8)), 0.2)) == (20, 0)
+    assert tuple(OTTVid().budget(Layout(1, (8, 8)), 0.2)) == (20, 0, None)
+    assert tuple(OTTVid(temporal=False).budget(Layout(8, (8, 8)), 0.2)) == (20, 0, None)
     assert int(OTTVid(temporal_share=None).budget(Layout(8, (8, 8)), 0.2).per_frame) == 64
     assert int(OTTVid(spatial_retention=0.5).budget(Layout(8, (8, 8)), 0.2).per_frame) == 32
 

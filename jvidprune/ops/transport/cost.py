@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jvidprune.fields import Share, Temperature, Weight, check_fields, pytree
-from jvidprune.ops.similarity import cosine_from_gram, dot_f32, squared_norms
+from jvidprune.ops.similarity import cosine_from_gram, dot_f32, squared_norms, widened
 
 
 class Rows(NamedTuple):
@@ -156,18 +156,23 @@ class OnRows:
 
 
 def cost_matrix(cost: Any, x: Rows, y: Rows) -> Float[Array, "R A"]:
-    """(R, A) float32 costs of any kind of cost: a function, an ott `CostFn` on features, what makes an ott geometry."""
+    """(R, A) costs of any kind of cost: a function, an ott `CostFn` on features, what makes an ott geometry.
+
+    In float32, or in float64 where the cost is.
+    """
     if hasattr(cost, "all_pairs"):
-        priced = _pairwise(cost, x.features.astype(jnp.float32), y.features.astype(jnp.float32))
+        priced = _pairwise(cost, *(side.features.astype(widened(side.features.dtype)) for side in (x, y)))
     else:
         priced = cost(x, y)
         # An ott geometry, told without importing ott.
         priced = priced.cost_matrix if hasattr(priced, "apply_lse_kernel") else priced
-    return jnp.asarray(priced, jnp.float32)
+    priced = jnp.asarray(priced)
+    return priced.astype(widened(priced.dtype))
 
 
 def _whole(rows: Rows) -> Float[Array, "n W"]:
-    return jnp.concatenate([rows.features.astype(jnp.float32), rows.position[:, ::-1], rows.time[:, None]], axis=1)
+    features = rows.features.astype(widened(rows.features.dtype))
+    return jnp.concatenate([features, rows.position[:, ::-1], rows.time[:, None]], axis=1)
 
 
 def _pairwise(cost_fn: Any, x: Array, y: Array) -> Array:

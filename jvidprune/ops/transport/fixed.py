@@ -8,12 +8,14 @@ import dataclasses
 import functools
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from jvidprune.fields import Iterations, Temperature, check_fields, pytree
 from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.transport.gradients import ratio, solved_by
 from jvidprune.ops.transport.solvers import Exact, TransportResult, transport_result, underflowed, warn_eagerly
 
 _FIRST, _BLOCK, _LAST = 2, 10, 5
@@ -49,8 +51,8 @@ class FixedSinkhorn:
         self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
     ) -> TransportResult:
         """Solves every problem of the leading axes."""
-        mu = jnp.broadcast_to(mu, cost.shape[:-1])
-        nu = jnp.broadcast_to(nu, (*cost.shape[:-2], cost.shape[-1]))
+        mu = jnp.broadcast_to(mu, cost.shape[:-1]).astype(cost.dtype)
+        nu = jnp.broadcast_to(nu, (*cost.shape[:-2], cost.shape[-1])).astype(cost.dtype)
         log = self.domain == "log"
         solve: Any = sinkhorn_log if log else sinkhorn_scaling
         lost = 0.0 if log else underflowed(jnp.exp(-cost / self.epsilon), mu, nu)
@@ -89,13 +91,15 @@ def sinkhorn_log(
       cost: finite costs.
       a, b: marginals; 0 marks padding, at least one entry of each must be positive.
       epsilon: entropic regularisation.
-      iterations: static or traced number of (v, u) updates.
+      iterations: number of (v, u) updates; a traced one gives a plan without derivatives in reverse.
 
     Returns:
       exp(u + v - cost / epsilon) in float32; its rows sum to `a` up to rounding.
     """
     log_kernel = -cost / epsilon
     problem = log_kernel, jnp.swapaxes(log_kernel, -1, -2), a, b
+    params, start = (log_kernel, a, b), (jnp.zeros_like(a), jnp.zeros_like(b))
+    problem = lax.stop_gradient(problem)
     u, v = jnp.where(a > 0, 0.0, -jnp.inf), jnp.zeros_like(b)
     if not on_cpu() or not isinstance(iterations, int):
         u, v = _log_updates(problem, u, v, iterations)
@@ -110,7 +114,25 @@ def sinkhorn_log(
         if blocks:
             (u, v), _ = lax.scan(lambda uv, _: (_block(problem, *uv, _BLOCK), None), (u, v), None, length=blocks)
         u, v = _log_updates(problem, u, v, last)
-    return jnp.exp(u[..., :, None] + v[..., None, :] + log_kernel)
+    if isinstance(iterations, int):
+        u, v = solved_by(_masked_update, iterations, params, start, (u, v), iterations)
+    pairs = (a > 0)[..., :, None] & (b > 0)[..., None, :]
+    return jnp.exp(jnp.where(pairs, u[..., :, None] + v[..., None, :] + log_kernel, -jnp.inf))
+
+
+def _masked_update(params: tuple, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    """An update whose potentials are 0 on padding instead of minus infinity, so that derivatives are finite."""
+    log_kernel, a, b = params
+    pairs = (a > 0)[..., :, None] & (b > 0)[..., None, :]
+    log_kernel = jnp.where(pairs, log_kernel, -1e30)
+
+    def potential(mass: Array, values: Array, axis: int) -> Array:
+        there = mass > 0
+        log_mass = jnp.log(jnp.where(there, jnp.maximum(mass, 1e-30), 1.0))
+        return jnp.where(there, log_mass - jax.nn.logsumexp(values, axis=axis), 0.0)
+
+    v = potential(b, state[0][..., :, None] + log_kernel, -2)
+    return potential(a, v[..., None, :] + log_kernel, -1), v
 
 
 def _log_updates(problem: tuple, u: Array, v: Array, iterations: int | Array) -> tuple[Array, Array]:
@@ -165,11 +187,17 @@ def sinkhorn_scaling(
     transposed = jnp.swapaxes(kernel, -1, -2)
 
     def update(_, uv):
-        u, _ = uv
-        v = b / jnp.maximum(jnp.sum(u[..., :, None] * kernel, axis=-2), 1e-12)
-        u = a / jnp.maximum(jnp.sum(v[..., :, None] * transposed, axis=-2), 1e-12)
-        return u, v
+        return _scaled_update(fixed, uv)
 
     start = (a > 0).astype(cost.dtype), jnp.zeros_like(b)
+    fixed = lax.stop_gradient((kernel, transposed, a, b))
     u, v = lax.fori_loop(0, iterations, update, start)
+    if isinstance(iterations, int):
+        u, v = solved_by(_scaled_update, iterations, (kernel, transposed, a, b), start, (u, v), iterations)
     return u[..., :, None] * kernel * v[..., None, :]
+
+
+def _scaled_update(params: tuple, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    kernel, transposed, a, b = params
+    v = ratio(b, jnp.sum(state[0][..., :, None] * kernel, axis=-2), 1e-12)
+    return ratio(a, jnp.sum(v[..., :, None] * transposed, axis=-2), 1e-12), v

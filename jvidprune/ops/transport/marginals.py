@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvidprune.fields import Range, Temperature, check_fields, pytree
+from jvidprune.ops.similarity import widened
 from jvidprune.ops.transport.cost import Rows
 
 Power = Annotated[float, Range(-100, 100)]
@@ -33,7 +34,8 @@ class Uniform:
 
     def __call__(self, x: Rows, y: Rows) -> tuple[Float[Array, "R"], Float[Array, "A"]]:
         """1/R and 1/A over the rows that are no padding."""
-        return _share(x.mask.astype(jnp.float32)), _share(y.mask.astype(jnp.float32))
+        kind = widened(x.features.dtype)
+        return _share(x.mask.astype(kind)), _share(y.mask.astype(kind))
 
 
 @pytree
@@ -85,7 +87,8 @@ class LeaveOneOut:
         def side(rows: Rows) -> Array:
             needed = jnp.where(rows.mask, rows.saliency if rows.coverage is None else rows.coverage, 0.0)
             needed = needed / (jnp.max(needed) + 1e-8)
-            share = jax.nn.softmax(jnp.where(rows.mask, -needed / self.temperature, -jnp.inf))
+            # Minus infinity would leave a side without any token NaN, and so the derivatives of all others.
+            share = jax.nn.softmax(jnp.where(rows.mask, -needed / self.temperature, -1e30))
             return jnp.where(rows.mask, share, 0.0)
 
         return side(x), side(y)

@@ -9,18 +9,46 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvidprune.fields import Count, Iterations, NotNegative, Ratio, Temperature, check_fields, pytree
+from jvidprune.ops.transport.gradients import held_still
 from jvidprune.ops.transport.solvers import HELD, Exact, TransportResult, transport_result, underflowed, warn_eagerly
 
 
 def _each(solve: Callable, cost: Array, mu: Array, nu: Array) -> Any:
     """Runs a solver of one problem over all leading axes."""
     batch = cost.shape[:-2]
-    mu = jnp.broadcast_to(mu, cost.shape[:-1])
-    nu = jnp.broadcast_to(nu, (*batch, cost.shape[-1]))
+    mu = jnp.broadcast_to(mu, cost.shape[:-1]).astype(cost.dtype)
+    nu = jnp.broadcast_to(nu, (*batch, cost.shape[-1])).astype(cost.dtype)
     for _ in batch:
         solve = jax.vmap(solve)
     return solve(cost, mu, nu)
 
+
+def _trace(mass: Array, other: Array) -> Array:
+    """The same with a trace of mass on padding, below what float32 adds to 1: ott's implicit derivatives divide by it.
+
+    Where one of the sides has none at all, both have the same trace.
+    """
+    both = (mass.sum() > 0) & (other.sum() > 0)
+    return jnp.where(both & (mass > 0), mass, 1e-12 / mass.shape[0])
+
+
+@jax.custom_vjp
+def _clean(cost: Array, mu: Array, nu: Array) -> tuple[Array, Array, Array]:
+    """The same, without derivatives on padding."""
+    return cost, mu, nu
+
+
+def _clean_forward(cost: Array, mu: Array, nu: Array) -> tuple[tuple, tuple]:
+    return (cost, mu, nu), (mu > 0, nu > 0)
+
+
+def _clean_backward(there: tuple, wanted: tuple) -> tuple:
+    rows, columns = there
+    masks = rows[:, None] & columns[None], rows, columns
+    return tuple(jnp.where(mask, part, 0.0) for mask, part in zip(masks, wanted, strict=True))
+
+
+_clean.defvjp(_clean_forward, _clean_backward)
 
 _STATIC = {"static": True}
 
@@ -76,15 +104,20 @@ class OttSinkhorn:
     def _one(self, cost: Array, mu: Array, nu: Array) -> TransportResult:
         from ott.geometry import geometry
 
+        epsilon = held_still(self.epsilon)
+        # All that depends on the temperature is cost / epsilon: its derivative goes by way of the costs, so that what
+        # padding has is taken away before it enters a sum.
+        cost, mu, nu = _clean(cost * (epsilon / self.epsilon), mu, nu)
+        masses, (mu, nu) = (mu, nu), (_trace(mu, nu), _trace(nu, mu))
         if self.exact == "anchors":
-            geom = geometry.Geometry(cost_matrix=cost.T, epsilon=self.epsilon)
-            output = self._solve(geom, nu, mu, self.tau_anchors, self.tau_sources)
+            geom = geometry.Geometry(cost_matrix=cost.T, epsilon=epsilon)
+            output = self._solve(geom, nu, mu, self.tau_anchors, self.tau_sources, self._begin(*masses[::-1]))
             plan = output.matrix.T
         else:
-            geom = geometry.Geometry(cost_matrix=cost, epsilon=self.epsilon)
-            output = self._solve(geom, mu, nu, self.tau_sources, self.tau_anchors)
+            geom = geometry.Geometry(cost_matrix=cost, epsilon=epsilon)
+            output = self._solve(geom, mu, nu, self.tau_sources, self.tau_anchors, self._begin(*masses))
             plan = output.matrix
-        # A problem without any mass (padding frames) has no plan; ott returns NaN for it.
+        mu, nu = masses
         plan = jnp.where((mu[:, None] > 0) & (nu[None] > 0), plan, 0.0)
         steps = output.n_iters if self.iterations is None else self.iterations
         lost = 0.0 if self.lse_mode else underflowed(jnp.exp(-cost / self.epsilon), mu, nu)
@@ -99,19 +132,30 @@ class OttSinkhorn:
         # ott measures the same error on scalings: a plan may be off by rounding.
         return transport_result(plan, mu, nu, steps, stopped, tolerance=max(HELD, 1.01 * self.threshold))
 
-    def _solve(self, geom: Any, a: Array, b: Array, tau_a: float, tau_b: float) -> Any:
+    def _begin(self, a: Array, b: Array) -> tuple[Array, Array]:
+        """ott's own start, potentials of 0 or scalings of 1, but next to nothing on padding."""
+
+        def side(mass: Array) -> Array:
+            potential = jnp.where(mass > 0, 0.0, -60.0)
+            return held_still(self.epsilon) * potential if self.lse_mode else jnp.exp(potential)
+
+        return side(a), side(b)
+
+    def _solve(self, geom: Any, a: Array, b: Array, tau_a: float, tau_b: float, start: tuple) -> Any:
         from ott.problems.linear import linear_problem
         from ott.solvers.linear import implicit_differentiation, sinkhorn
 
         # The scan length is max_iterations // inner_iterations: with inner > max nothing would run at all.
-        fixed = {"threshold": -1.0, "inner_iterations": 1, "min_iterations": self.iterations}
+        # Derivatives through the iterations come out wrong in ott with stretches of one.
+        inner = self.iterations if self.unrolled else 1
+        fixed = {"threshold": -1.0, "inner_iterations": inner, "min_iterations": self.iterations}
         fixed["max_iterations"] = self.iterations
         free = {"threshold": self.threshold, "inner_iterations": self.inner_iterations}
         free["max_iterations"] = self.max_iterations
         gradient = None if self.unrolled else implicit_differentiation.ImplicitDiff()
         options: dict[str, Any] = free if self.iterations is None else fixed
         solver = sinkhorn.Sinkhorn(lse_mode=self.lse_mode, implicit_diff=gradient, **options)
-        return solver(linear_problem.LinearProblem(geom, a=a, b=b, tau_a=tau_a, tau_b=tau_b))
+        return solver(linear_problem.LinearProblem(geom, a=a, b=b, tau_a=tau_a, tau_b=tau_b), init=start)
 
 
 @pytree

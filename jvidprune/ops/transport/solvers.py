@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneWarning
 from jvidprune.fields import Iterations, NotNegative, Range, Ratio, Share, Temperature, Weight, check_fields, pytree
 from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.transport.gradients import held_still, ratio, solved_by
 from jvidprune.ops.transport.kinds import SolverPart
 
 Exact = Literal["anchors", "sources"]
@@ -130,13 +131,15 @@ def transport_result(
       underflow: see `TransportResult`.
     """
     sent, received = plan.sum(-1), plan.sum(-2)
+    unmatched = jnp.maximum(mu - sent, 0.0)
+    sent, received, mu, nu = lax.stop_gradient((sent, received, mu, nu))
     row_error = jnp.abs(sent - mu).sum(-1)
     column_error = jnp.abs(received - nu).sum(-1)
     shape = row_error.shape
     steps = jnp.broadcast_to(jnp.asarray(iterations, jnp.int32), shape)
     held = hold(row_error, column_error, mu, nu, tolerance) & converged
     under = jnp.broadcast_to(jnp.asarray(underflow, jnp.float32), shape)
-    return TransportResult(plan, steps, row_error, column_error, held, jnp.maximum(mu - sent, 0.0), under)
+    return TransportResult(plan, steps, row_error, column_error, held, unmatched, under)
 
 
 def hold(row_error: Array, column_error: Array, mu: Array, nu: Array, tolerance: float = HELD) -> Bool[Array, "..."]:
@@ -181,8 +184,19 @@ def _fixed_point_error(moved: Array, scaling: Array, mass: Array, tau: Any) -> F
     return jnp.abs(moved - _power(mass, tau) * _power(received, 1.0 - jnp.asarray(tau))).sum(-1)
 
 
-def _power(ratio: Array, tau: Any) -> Array:
-    return ratio if tau is None else jnp.where(ratio > 0, jnp.where(ratio > 0, ratio, 1.0) ** tau, 0.0)
+def _power(base: Array, tau: Any) -> Array:
+    return base if tau is None else jnp.where(base > 0, jnp.where(base > 0, base, 1.0) ** tau, 0.0)
+
+
+def _start(first: Array, last: Array) -> tuple[Array, Array]:
+    """Scalings in front of the first update: padding starts at 0, a 1 there would enter the first product."""
+    return (first > 0).astype(first.dtype), (last > 0).astype(last.dtype)
+
+
+def _one_update(exact: Exact, floor: float, params: tuple, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    kernel, first, last, tau_sources, tau_anchors = params
+    solver = Sinkhorn(tau_sources=tau_sources, tau_anchors=tau_anchors, exact=exact, floor=floor)
+    return solver._update(kernel, first, last, state[1])
 
 
 @pytree
@@ -194,6 +208,7 @@ class Sinkhorn:
     all active rows, and over all problems of the batch with `stop="joint"`, is below `threshold`. As r is of the size
     1/R this often fires at the second iteration: one side of the plan is exact, the other is not, which
     `TransportResult.converged` tells. Where cost / epsilon exceeds 87 the kernel is 0, see `TransportResult.underflow`.
+    Derivatives are those of the updates that were made, see `gradients`; where the stop fires has none.
 
     Attributes:
       epsilon: temperature, traced.
@@ -201,8 +216,7 @@ class Sinkhorn:
         None for balanced.
       threshold: of the stop, traced.
       max_iterations: cap; static.
-      stop: "joint" couples the problems of a batch, "each" stops them separately, "never" runs to the cap, which is the
-        one form that has reverse-mode gradients; static.
+      stop: "joint" couples the problems of a batch, "each" stops them separately, "never" runs to the cap; static.
       exact: the side that is updated last; static.
       floor: of denominators. The reference has none; it only acts where that divides by zero. Static.
     """
@@ -240,9 +254,19 @@ class Sinkhorn:
         """`__call__` from kernels, for callers that form kernels and plans one by one: costs or plans of all problems
         then need not exist together.
         """
-        mu = jnp.broadcast_to(mu, kernel.shape[:-1])
-        nu = jnp.broadcast_to(nu, (*kernel.shape[:-2], kernel.shape[-1]))
-        left, right, steps = self._solve(lambda first, last, c: self._update(kernel, first, last, c), mu, nu)
+        mu = jnp.broadcast_to(mu, kernel.shape[:-1]).astype(kernel.dtype)
+        nu = jnp.broadcast_to(nu, (*kernel.shape[:-2], kernel.shape[-1])).astype(kernel.dtype)
+        still, fixed, *masses = held_still((self, kernel, mu, nu))
+        left, right, steps = still._solve(lambda first, last, c: still._update(fixed, first, last, c), *masses)
+        anchors = self.exact == "anchors"
+        first, last = (mu, nu) if anchors else (nu, mu)
+        update = functools.partial(_one_update, self.exact, self.floor)
+        params = kernel, first, last, self.tau_sources, self.tau_anchors
+        start = _start(first, last)
+        solved: Any = solved_by(
+            update, self.max_iterations, params, start, (left, right) if anchors else (right, left), steps
+        )
+        left, right = solved if anchors else (solved[1], solved[0])
         return Scaled(left, kernel, right), self._result(left, kernel, right, mu, nu, steps)
 
     def on_kernels(
@@ -277,8 +301,9 @@ class Sinkhorn:
     def _result(self, left: Array, kernel: Array, right: Array, mu: Array, nu: Array, steps: Array) -> TransportResult:
         plan = Scaled(left, kernel, right).plan()
         result = transport_result(plan, mu, nu, steps, underflow=underflowed(kernel, mu, nu))
-        rows = _fixed_point_error(plan.sum(-1), left, mu, self.tau_sources)
-        columns = _fixed_point_error(plan.sum(-2), right, nu, self.tau_anchors)
+        moved, left, right, mu, nu, still = held_still((plan, left, right, mu, nu, self))
+        rows = _fixed_point_error(moved.sum(-1), left, mu, still.tau_sources)
+        columns = _fixed_point_error(moved.sum(-2), right, nu, still.tau_anchors)
         return result._replace(converged=hold(rows, columns, mu, nu))
 
     def _update(self, kernel: Array, first: Array, last: Array, c: Array) -> tuple[Array, Array]:
@@ -287,8 +312,7 @@ class Sinkhorn:
         taus = (self.tau_sources, self.tau_anchors) if anchors else (self.tau_anchors, self.tau_sources)
 
         def scaled(mass: Array, received: Array, tau: Any) -> Array:
-            ratio = jnp.where(mass > 0, mass / jnp.maximum(received, self.floor), 0.0)
-            return _power(ratio, tau)
+            return _power(ratio(mass, received, self.floor), tau)
 
         def product(scaling: Array, *, over_anchors: bool) -> Array:
             if on_cpu():
@@ -316,8 +340,7 @@ class Sinkhorn:
         batch = tuple(range(first.ndim)) if self.stop == "joint" else (-1,)
         rows = jnp.maximum(active.sum(batch, keepdims=True), 1)
 
-        # Padding starts at 0: a 1 there would enter the first product.
-        start = active.astype(jnp.float32), (last > 0).astype(jnp.float32)
+        start = _start(first, last)
         if self.stop == "never":
             (r, c), _ = lax.scan(lambda rc, _: (update(rc[1]), None), start, length=self.max_iterations)
             return r, c, jnp.int32(self.max_iterations)
@@ -338,7 +361,7 @@ class Sinkhorn:
         def unfinished(state: tuple) -> Array:
             return (state[0] < self.max_iterations) & jnp.any(state[-1] >= self.threshold)
 
-        error = jnp.full(rows.shape, jnp.inf, jnp.float32)
+        error = jnp.full(rows.shape, jnp.inf, first.dtype)
         _, steps, r, c, _ = lax.while_loop(
             unfinished, body, (jnp.int32(0), jnp.zeros(rows.shape, jnp.int32), *start, error)
         )

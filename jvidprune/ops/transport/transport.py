@@ -60,8 +60,22 @@ class Transport:
         return normalise_plan(plan, self.projection)
 
     def numbers(self) -> tuple:
-        """`numeric_leaves` of cost, marginals and solver: a pytree to be traced and vmapped over."""
+        """`numeric_leaves` of cost, marginals and solver: a pytree to be traced, vmapped over and differentiated in."""
         return tuple(numeric_leaves(part) for part in (self.cost, self.marginals, self.solver))
+
+    def without_numbers(self) -> Self:
+        """The same transport for compiled programs, whose numbers and arrays `with_numbers` brings back.
+
+        Equal and hashed by its structure alone: programs of other numbers are the same, and arrays have no hash.
+        """
+        cost, marginals, solver = self.numbers()
+        return dataclasses.replace(
+            self,
+            cost=self.cost if cost is None else _Absent(jax.tree.structure(cost)),
+            marginals=self.marginals if marginals is None else _Absent(jax.tree.structure(marginals)),
+            # A solver is asked for its static settings.
+            solver=self.solver if solver is None else jax.tree.map(lambda _: 1.0, solver),
+        )
 
     def with_numbers(self, numbers: tuple) -> Self:
         """The same transport with traced numbers, of the form that `numbers` gives, in place of its own."""
@@ -69,12 +83,32 @@ class Transport:
         return dataclasses.replace(self, **{name: part for name, part in parts if part is not None})
 
 
+@dataclasses.dataclass(frozen=True)
+class _Absent:
+    """Stands for a cost or for marginals whose numbers travel apart from the program."""
+
+    structure: Any
+
+    def __call__(self, x: Rows, y: Rows) -> Any:
+        raise TypeError(f"a part of the structure {self.structure} has no numbers here: see Transport.with_numbers")
+
+
 def numeric_leaves(part: Any) -> Any:
     """The same configuration with float32 scalars in place of its numbers, ready to be traced; None if it has none.
 
-    Anything that is no pytree of numbers (a plain function, an unregistered class) stays static.
+    Arrays stay arrays, those of numpy in float32. Anything that is no pytree of both (a plain function, an unregistered
+    class) stays static.
     """
     leaves = jax.tree.leaves(part)
-    if not leaves or not all(isinstance(v, (int, float, np.number)) and not isinstance(v, bool) for v in leaves):
+    if not leaves or not all(isinstance(v, _NUMBERS) and not isinstance(v, bool) for v in leaves):
         return None
-    return jax.tree.map(np.float32, part)
+    return jax.tree.map(_traced, part)
+
+
+_NUMBERS = (int, float, np.number, np.ndarray, jax.Array)
+
+
+def _traced(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array):
+        return leaf
+    return leaf.astype(np.float32) if isinstance(leaf, np.ndarray) else np.float32(leaf)

@@ -48,6 +48,7 @@ def arrange(
       capacity: rows of the output.
       inter: whether clips are merged.
     """
+    mix = lax.stop_gradient(mix)
     t, n = own.shape
     slots = jnp.stack([own, merged], axis=1)
     source, valid, count = compact.compact(slots.reshape(-1), capacity)
@@ -71,7 +72,7 @@ def arrange(
     # All other tokens of a frame are transported into its slots, and with these on into the anchors of the clip.
     def most_of(args: tuple) -> tuple[Array, Array]:
         number, own, mix, goes = args
-        within = inside(number)
+        within = lax.stop_gradient(inside(number))
         along = weigh(within, jnp.where(goes[:, None], mix, 0.0))
         weights = jnp.concatenate([jnp.where(own, within, 0.0), along], axis=1)
         return jnp.minimum(first_argmax(weights), 2 * n - 1), jnp.max(weights, axis=1)
@@ -134,10 +135,11 @@ def output_rows(
         if mix is not None:
             total = jnp.where(start, 0.0, total) + weigh(mix[number].T, own)
         block = jnp.concatenate([own, total])[jnp.minimum(rows, span - 1)].astype(dtype)
-        before = lax.dynamic_slice(out, (begin, 0), (span, width))
+        before = lax.dynamic_slice(out, (begin, zero), (span, width))
         block = jnp.where((rows < span)[:, None], block, before)
-        return (total, lax.dynamic_update_slice(out, block, (begin, 0))), None
+        return (total, lax.dynamic_update_slice(out, block, (begin, zero))), None
 
+    zero = jnp.zeros((), begins.dtype)
     state = jnp.zeros((slots, width)), jnp.zeros((room, width), dtype)
     (_, out), _ = lax.scan(frame, state, (frames, begins, starts))
     return out if room == k else out[:k]

@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops.pool import pool_tokens, pooling_matrix
 from jvidprune.ops.select import first_occurrence
-from jvidprune.ops.similarity import dot_f32
+from jvidprune.ops.similarity import dot_f32, widened
 from jvidprune.ops.transport import Scaled
 from jvidprune.reducers.aot.anchors import Selection
 from jvidprune.reducers.aot.intra import Intra, Merge
@@ -130,7 +130,7 @@ def frame_tokens(
     """
 
     def tokens(t: Array) -> Array:
-        y = weigh(weights[t], x[t].astype(jnp.float32))
+        y = weigh(weights[t], x[t].astype(widened(x.dtype)))
         return y if vector is None else jnp.where(newline[t][:, None], vector, y)
 
     return tokens

@@ -25,7 +25,7 @@ from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.pool import PoolKind, find_pooling, pool_tokens, pooled_side
 from jvidprune.ops.quarters import filled_quarter
-from jvidprune.ops.similarity import dot_f32, normalise
+from jvidprune.ops.similarity import dot_f32, normalise, widened
 from jvidprune.ops.sink import SinkRule
 from jvidprune.ops.transport import (
     ClipCost,
@@ -47,7 +47,7 @@ from jvidprune.reducers.aot.pooling import cell_pooling, frame_tokens, kept_slot
 from jvidprune.reducers.aot.types import AOTBudget, AOTPlan, AOTShared
 from jvidprune.reducers.counting import Terms
 from jvidprune.reducers.prompt_rules import PromptRules
-from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, TokensFrom, check_ratio
+from jvidprune.reducers.protocol import MethodInfo, PlanGradient, PositionedReducer, TokensFrom, check_ratio
 from jvidprune.tokens import Layout, Plan, Reduced, VideoTokens
 
 INTRA = Transport(TokenCost(), Uniform(), Sinkhorn(), "mass")
@@ -104,6 +104,9 @@ class AOT(PositionedReducer):
       distinct: what decides which tokens stay distinct in step 4, the lowest ones: "pmax", "entropy", "cost" or
         "unmatched".
       published: (ratio, V) pairs of the authors' scripts, taken before the measured table on their 27x27 grid.
+      plan_gradient: "through" makes the output differentiable in both transports: in arrays and numbers of costs and
+        marginals, in epsilon, and in the features and the saliency that these read. Anchors, clips and what stays
+        distinct are choices and have no derivative, nor has the iteration at which a solver stops.
     """
 
     visual_tokens: Count | None = None
@@ -125,6 +128,12 @@ class AOT(PositionedReducer):
     inter_transport: Annotated[Transport, CompletedBy(INTER)] = INTER
     distinct: Distinct = "pmax"
     published: tuple[tuple[Ratio, Count], ...] = ()
+    plan_gradient: PlanGradient = "stop"  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def without_numbers(self) -> "AOT":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The numbers of both transports are in the budget."""
+        parts = {name: getattr(self, name).without_numbers() for name in ("intra_transport", "inter_transport")}
+        return dataclasses.replace(self, **parts)
 
     @property
     def wide_decisions(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -160,27 +169,27 @@ class AOT(PositionedReducer):
                 f"AOT expects {geometry.tokens} tokens a frame on its {geometry.grid[0]}x{geometry.grid[1]} grid "
                 f"before pooling, got {x.shape[1]}."
             )
-        shallow = video.evidence["attention_shallow"].astype(jnp.float32)
-        deep = video.evidence["attention_deep"].astype(jnp.float32)
+        shallow, deep = (video.evidence[name] for name in ("attention_shallow", "attention_deep"))
+        shallow, deep = (map_.astype(widened(map_.dtype)) for map_ in (shallow, deep))
         if sink is not None:
             # The maps sum to N a frame, the rule's strength is in units of maps that sum to 1.
             group = jnp.zeros(x.shape[0], jnp.int32)
             shallow = sink.adjust(shallow / geometry.tokens, group, video.frame_mask).attention
             deep = sink.adjust(deep / geometry.tokens, group, video.frame_mask).attention
-        selection = select(x, shallow, deep, geometry, self.window, limit)
+        selection = select(x, *lax.stop_gradient((shallow, deep)), geometry, self.window, limit)
         newline = video.evidence["newline"].astype(jnp.float32) if self.row_newlines else None
         similarity = starts = None
         if self.inter and self.key_frame == "medoid":
             means = normalise(jnp.mean(x, axis=1, dtype=jnp.float32), 1e-12)
             similarity = dot_f32(means, means)
         if self.inter and self.clips == "dyseg":
-            starts = dynamic_starts(video.evidence["frame_embedding"], video.frame_mask)
+            starts = dynamic_starts(lax.stop_gradient(video.evidence["frame_embedding"]), video.frame_mask)
         return AOTShared(x, selection, deep, video.frame_mask, starts, similarity, newline, geometry, limit)
 
     def decide(self, shared: AOTShared, budget: AOTBudget, *, capacity: int) -> AOTPlan:
         """Anchors, both transports and the output order for one budget."""
         geometry, t = shared.geometry, shared.x.shape[0]
-        if on_cpu():
+        if on_cpu() or self.plan_gradient == "through":
             intra, plan_of = self.intra(shared, budget), None
         else:
             intra, plan_of = transport_each_frame(shared, *self._inside(shared, budget))
@@ -201,7 +210,7 @@ class AOT(PositionedReducer):
             "intra_underflow": jnp.broadcast_to(jnp.float32(intra.result.underflow), intra.result.converged.shape),
         }
         starts = budget.clip_start.astype(bool) if shared.starts is None else shared.starts
-        clips = clip_roles(starts, used.any(1), shared.similarity)
+        clips = clip_roles(starts, used.any(1), lax.stop_gradient(shared.similarity))
         if self.inter:
             inter = self._along(shared, budget, pooled, newline, used, cells[chosen], clips)
             diagnostics |= {f"inter_{name}": value for name, value in inter._asdict().items() if name != "mix"}
@@ -216,7 +225,8 @@ class AOT(PositionedReducer):
         table = jnp.asarray(cell_pooling(geometry))
         inside = shares(pooled, table, used & ~newline)
         every = lax.map(inside, jnp.arange(t, dtype=jnp.int32))
-        diagnostics["flow"], diagnostics["flow_share"] = flows(inter, every, used & ~newline, cells[chosen], clips)
+        shown = lax.stop_gradient((inter, every))
+        diagnostics["flow"], diagnostics["flow_share"] = flows(*shown, used & ~newline, cells[chosen], clips)
         most = used.sum(1).max().astype(jnp.int32)
         order = arrange(
             own, merged, used, mix, clips, cells[chosen], newline, inside, geometry.cells, capacity, self.inter
