@@ -33,7 +33,7 @@ from jvidprune.models import family as families
 from jvidprune.models.prefill import run_prefill
 from jvidprune.ops.branch import using
 from jvidprune.reducers.programs import run_budgets
-from jvidprune.reducers.protocol import Reducer, check_weighs_features, inner_stages
+from jvidprune.reducers.protocol import Reducer, check_weighs_features, inner_stages, with_defaults
 from jvidprune.tokens import Layout, VideoTokens, stack_budgets
 from jvidprune.video.preprocess import Patches
 
@@ -215,11 +215,11 @@ def compile_answer(
         if "text" in reducer.needs:
             question = {"text": whole((prompt - visual, config.text.width), dtype)}
             video = dataclasses.replace(video, evidence=video.evidence | question)
-        budgets = stack_budgets([reducer.budget(layout, ratio)])
+        budgets, program = stack_budgets([reducer.budget(layout, ratio)]), with_defaults(reducer).without_numbers()
         capacity = reducer.capacity(layout, ratio)
         stages = [
             _compiled("encode", lambda: encode_tokens.lower(model, pixels, needs), tower),
-            _compiled("reduce", lambda: run_budgets.lower(reducer, video, budgets, capacity=capacity), 0),
+            _compiled("reduce", lambda: run_budgets.lower(program, video, budgets, capacity=capacity), 0),
         ]
         length = bucket_length(prompt)
         slots = np.arange(length)[None].repeat(batch, 0)
