@@ -226,6 +226,11 @@ def mergers(vision: QwenVisionConfig, layout: Layout) -> Terms:
     return {"matrices": one} | ({"DeepStack": one * len(vision.taps)} if vision.taps else {})
 
 
+def pooled_projector(vision: QwenVisionConfig, layout: Layout) -> Terms:
+    """VideoLLaMA3's two layers, on the means over the patches of each token."""
+    return {"matrices": 2.0 * layout.total * (vision.width * vision.out + vision.out**2)}
+
+
 def vision_terms(config: Any, layout: Layout) -> tuple[Terms, Terms]:
     """(tower, projector or mergers) of any family.
 
@@ -239,4 +244,5 @@ def vision_terms(config: Any, layout: Layout) -> tuple[Terms, Terms]:
         return siglip(config.vision, layout.frames), after
     if connection == "projector":
         return siglip(config.vision, layout.frames), projector(config.vision, config.text.width, layout.frames)
-    return qwen_vit(config.vision, layout), mergers(config.vision, layout)
+    after = pooled_projector if connection == "pooled" else mergers
+    return qwen_vit(config.vision, layout), after(config.vision, layout)

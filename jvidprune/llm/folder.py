@@ -56,4 +56,7 @@ def family_settings(
                 "the folder's video processor samples frames (do_sample_frames), but says neither num_frames nor fps."
             )
         given |= own
+    if "frames" in given:
+        # In place of a rate that is the family's own.
+        given["fps"] = None
     return dataclasses.replace(settings, **given)

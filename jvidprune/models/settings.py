@@ -41,7 +41,7 @@ class FamilySettings:
         frames to what the tower reads.
       prompt: how videos stand in a prompt, a name of `llm.prompts.registry.BUILDERS`: newline embeddings ("newlines",
         LLaVA), three-axis positions, time stamps and vision markers ("mrope", the Qwen-VL families), or frame by
-        frame behind their times ("frames", Molmo2).
+        frame behind their times ("frames", Molmo2, and without markers "times", VideoLLaMA3).
       grid: rows and columns of tokens of a grid frame, from the model's config, frames, height and width in pixels and
         the settings of the folder's video processor; None where every video has the config's grid.
       sized: like `pixels`, to a function from frames and a grid (h, w) of tokens to what the tower reads: the frames
@@ -51,7 +51,8 @@ class FamilySettings:
         positions have one axis.
       own_chat: the chat template of a folder goes before `template` where it carries one.
       begins: a prompt starts with the tokenizer's token for the beginning of a text, or of its end if it has none.
-      fps: rate that a folder's video processor samples at, before `frames`; None for a number of frames.
+      fps: rate that the family or its folder's video processor samples at, before `frames`; None for a number of
+        frames.
       pictures: a still picture is read as a video of one frame, which it is to the Qwen-VL families; the others cut
         pictures into tiles, which is not supported.
       fewest, most, fastest: limits that a folder's video processor sets, see `FrameWish`.

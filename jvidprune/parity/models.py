@@ -12,7 +12,7 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel, load_model
 from jvidprune.models.generate import generate
-from jvidprune.models.prefill import PromptParts
+from jvidprune.models.prefill import PromptParts, prefill
 from jvidprune.parity.core import FileReport, Golden, Row, load_golden
 from jvidprune.parity.table import Check
 
@@ -103,6 +103,31 @@ def _forward(model: Any, embeds: Any, positions: Any, valid: Any, rows: Any, dee
     return model.lm.forward(
         embeds, positions, valid, rows=rows, hidden=True, deepstack=deepstack, bidirectional=bidirectional
     )
+
+
+@jax.jit
+def _decode(model: Any, token: Any, cache: Any) -> Any:
+    return model.lm.decode(token, cache)
+
+
+def cached_logits(model: Any, embeds: np.ndarray, positions: np.ndarray, golden: Golden, **parts: Any) -> np.ndarray:
+    """(B, steps, V) logits of the golden answer, fed token by token through the cache.
+
+    Args:
+      model: with `lm`.
+      embeds: (B, L, D) of the prompt.
+      positions: (B, L) of the prompt.
+      golden: with `greedy_ids`.
+      parts: of `prefill`.
+    """
+    answer = golden["greedy_ids"]
+    room, valid = embeds.shape[1] + answer.shape[1], np.ones(embeds.shape[:2], bool)
+    logits, cache = prefill(model, embeds, positions, valid, capacity=room, **parts)
+    found = [np.asarray(logits)]
+    for token in answer.T[:-1]:
+        logits, cache = _decode(model, jnp.asarray(token, jnp.int32), cache)
+        found.append(np.asarray(logits))
+    return np.stack(found, axis=1)
 
 
 def tower_stages(model: Any, pixels: np.ndarray) -> Stages:
@@ -251,10 +276,17 @@ def _molmo2(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]
     return molmo2_stages(loaded, golden)
 
 
+def _video_llama_3(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
+    from jvidprune.parity.models_video_llama_3 import video_llama_3_stages
+
+    return video_llama_3_stages(loaded, golden)
+
+
 _STAGES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]]] = {
     "llava_onevision": _llava_onevision,
     "llava_video": _llava_video,
     "qwen2_5_vl": _qwen_vl,
     "qwen3_vl": _qwen_vl,
     "molmo2": _molmo2,
+    "video_llama_3": _video_llama_3,
 }

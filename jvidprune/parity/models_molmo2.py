@@ -4,15 +4,22 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.models.molmo2.windows import window_patches
-from jvidprune.models.prefill import prefill
 from jvidprune.parity.core import Golden
-from jvidprune.parity.models import LOGITS, VISION, Stage, Stages, _embed_text, decoder_stages, tower_stages
+from jvidprune.parity.models import (
+    LOGITS,
+    VISION,
+    Stage,
+    Stages,
+    _embed_text,
+    cached_logits,
+    decoder_stages,
+    tower_stages,
+)
 from jvidprune.video.preprocess import llava_pixels
 from jvidprune.video.resize import resize_frames
 
@@ -23,11 +30,6 @@ _INPUTS = frozenset({"frames_uint8", "input_ids"})
 def _encode(model: Any, pixels: Any) -> tuple[Any, Any]:
     video = model.encode(pixels)
     return video.features, model.embed_visual(video.features)
-
-
-@jax.jit
-def _decode(model: Any, token: Any, cache: Any) -> Any:
-    return model.lm.decode(token, cache)
 
 
 def molmo2_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
@@ -59,15 +61,7 @@ def molmo2_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozense
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
 
     def cached() -> np.ndarray:
-        """Logits of the golden answer, fed token by token through the cache."""
-        answer = golden["greedy_ids"]
-        room, valid = ids.shape[1] + answer.shape[1], np.ones(ids.shape, bool)
-        logits, cache = prefill(model, embeds(), positions, valid, capacity=room, bidirectional=visual)
-        found = [np.asarray(logits)]
-        for token in answer.T[:-1]:
-            logits, cache = _decode(model, jnp.asarray(token, jnp.int32), cache)
-            found.append(np.asarray(logits))
-        return np.stack(found, axis=1)
+        return cached_logits(model, embeds(), positions, golden, bidirectional=visual)
 
     def wide() -> np.ndarray:
         """The corner of the first frame, enlarged to a size at which the reference computes with other code."""

@@ -431,6 +431,7 @@ class FastVID(PositionedReducer):
         # Not published: the settings of Qwen2.5-VL on the evidence that these towers have.
         "qwen3_vl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
         "molmo2": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
+        "video_llama_3": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_mean_query"},
     }
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -265,6 +265,7 @@ class SToP(PositionedReducer):
         "qwen2_5_vl": {"base": "visionzip_qwen", "backbone": "qwen2_5_vl"},
         "qwen3_vl": {"base": "visionzip_qwen", "backbone": "qwen3_vl"},
         "molmo2": {"base": "visionzip", "backbone": "molmo2"},
+        "video_llama_3": {"base": "visionzip", "backbone": "video_llama_3"},
     }
 
     @classmethod

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfig
 from jvidprune.models.molmo2 import Molmo2
-from jvidprune.models.qwen.model import QwenVL
+from jvidprune.models.qwen.model import PatchModel
 from jvidprune.models.qwen.tower import Grid
 from jvidprune.ops.compact import compact
 from jvidprune.stts.config import STTSConfig
@@ -180,9 +180,9 @@ class LlavaEncoder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QwenEncoder:
-    """Qwen2.5-VL and Qwen3-VL: windows are merge blocks, mergers see kept tokens alone."""
+    """Qwen2.5-VL, Qwen3-VL and VideoLLaMA3: windows are merge blocks, mergers or projector see kept tokens alone."""
 
-    model: QwenVL
+    model: PatchModel
     grid: Grid
     window: int = 1
 
@@ -210,7 +210,7 @@ class QwenEncoder:
     def connect(self, out: Scored, index: Int[Array, "K"]) -> tuple[Float[Array, "K D"], Any]:
         """Merged tokens, and the levels of Qwen3-VL."""
         windows, vision = self.windows, self.model.vision
-        tokens = vision.merger(_gather_patches(out.hidden, windows, index))[:, 0]
+        tokens = vision.merge(_gather_patches(out.hidden, windows, index))[:, 0]
         if not self.record:
             return tokens, None
         taps = jnp.stack([_gather_patches(out.recorded[block], windows, index) for block in self.record])
@@ -269,7 +269,7 @@ def encoder_of(model: Any, window: int = 1, grid: Grid | None = None) -> Encoder
     family = model.config.family
     if isinstance(model, LlavaOnevision):
         return LlavaEncoder(model, window)
-    if isinstance(model, QwenVL):
+    if isinstance(model, PatchModel):
         if grid is None:
             raise JvidpruneError(f"the windows of {family} depend on the grid of the video, which was not given.")
         return QwenEncoder(model, grid, window)

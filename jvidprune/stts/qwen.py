@@ -1,4 +1,4 @@
-"""The Qwen-VL towers for STTS: rotary by place, attention windows of their own, frames in merge-block order."""
+"""Towers of Qwen-VL and VideoLLaMA3 for STTS: rotary by place, windows of their own, frames in merge-block order."""
 
 import dataclasses
 from typing import Any
@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.models.attention import attend_all
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import map_chunks
-from jvidprune.models.qwen.tower import Grid, GridTables, QwenVit
+from jvidprune.models.qwen.tower import Grid, GridTables, GridVit
 from jvidprune.models.qwen.tower import Windows as AttentionWindows
 from jvidprune.stts.scorer import ScorerSizes
 from jvidprune.stts.tower import PackedAttend
@@ -18,14 +18,14 @@ from jvidprune.stts.tower import PackedAttend
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class QwenTower:
-    """The blocks of a Qwen2.5-VL or Qwen3-VL tower as `tower.run_tower` needs them; a frame is a grid frame.
+    """The blocks of a tower for frames of any size as `tower.run_tower` needs them; a frame is a grid frame.
 
     Attributes:
       vision: the tower.
       grid: (T, Hp, Wp) in patches, static.
     """
 
-    vision: QwenVit
+    vision: GridVit
     grid: Grid
 
     @property

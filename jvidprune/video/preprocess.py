@@ -86,7 +86,8 @@ class QwenPixels:
 
     Attributes:
       patch: side of a patch in pixels; target sides are multiples of `patch * merge`.
-      rule: "area" limits the pixels of a frame (Qwen2.5-VL), "volume" those of the whole video (Qwen3-VL).
+      rule: "area" limits the pixels of a frame (Qwen2.5-VL), "volume" those of the whole video (Qwen3-VL); "share"
+        takes the lower limit of a frame and for the upper one its equal share in that of the video (VideoLLaMA3).
       min_pixels: lower limit of the rule.
       max_pixels: upper limit of the rule.
       mean: per channel, in units of the full range.
@@ -98,7 +99,7 @@ class QwenPixels:
     """
 
     patch: int
-    rule: Literal["area", "volume"]
+    rule: Literal["area", "volume", "share"]
     min_pixels: int
     max_pixels: int
     mean: Channels = HALF
@@ -126,7 +127,10 @@ class QwenPixels:
                     f"pixels are no multiples of {self.factor}."
                 )
             return height, width
-        limits = {"factor": self.factor, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        limits: dict[str, Any] = {"factor": self.factor, "min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
+        if self.rule == "share":
+            # The upper limit goes before the lower one, in a long video below it.
+            return resize.area_size(height, width, **(limits | {"max_pixels": max(self.max_pixels // frames, 1)}))
         if self.rule == "area":
             if self.cap_pixels_per_frame:
                 limits["max_pixels"] = resize.capped_area(frames, **limits)
@@ -139,6 +143,9 @@ class QwenPixels:
 # Limits of the published preprocessor_config files.
 QWEN2_5_VL = QwenPixels(14, "area", 3136, 12_845_056, CLIP_MEAN, CLIP_STD)
 QWEN3_VL = QwenPixels(16, "volume", 4096, 25_165_824)
+
+# 16 tokens a frame to 16,384 a video, for folders that name no limits.
+VIDEO_LLAMA_3 = QwenPixels(14, "share", 16 * 28**2, 16_384 * 28**2, pair=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,11 +246,11 @@ def qwen_patches(
     size: tuple[int, int] | None = None,
     workers: int | None = None,
 ) -> Patches:
-    """What Qwen2.5-VL and Qwen3-VL read: resized, normalised frames cut into patches, float32.
+    """What Qwen2.5-VL, Qwen3-VL and VideoLLaMA3 read: resized, normalised frames cut into patches, float32.
 
     Args:
-      frames: uint8 RGB; an odd number repeats the last frame.
-      family: `QWEN2_5_VL`, `QWEN3_VL` or one with other limits (`dataclasses.replace`).
+      frames: uint8 RGB; where two make a grid frame, an odd number repeats the last.
+      family: `QWEN2_5_VL`, `QWEN3_VL`, `VIDEO_LLAMA_3` or one with other limits (`dataclasses.replace`).
       utils: resize as qwen-vl-utils does first.
       size: height and width in pixels to resize to whatever the rules ask for, multiples of `family.factor`.
       workers: threads; by default one a core.

@@ -25,12 +25,16 @@ Rule = Literal[
     "llava_video_upto",
     "molmo2",
     "hf_molmo2",
+    "hf_video_llama_3",
 ]
 
 RULES: tuple[str, ...] = get_args(Rule)
 
 # Fewest and most frames the Qwen samplers take when they go by rate.
 QWEN_FRAMES = (4, 768)
+
+# The same of VideoLLaMA3's.
+VIDEO_LLAMA_3_FRAMES = (4, 180)
 
 # Rules of families that read frames in pairs.
 PAIRED: tuple[Rule, ...] = ("hf_qwen2", "hf_qwen3", "qwen_utils")
@@ -87,7 +91,8 @@ def sample_indices(
 
 
 def reference_indices(total: int, rate: float, rule: Rule, num_frames: int | None, fps: float | None) -> Indices:
-    """What the reference's rule returns: "hf_qwen2" and "hf_molmo2" may end with `total`, which no file has.
+    """What the reference's rule returns: "hf_qwen2", "hf_molmo2" and "hf_video_llama_3" may end with `total`,
+    which no file has.
 
     `sample_indices` leaves that one out; it comes from rounding, where total / (total / k) is above k in floats.
     """
@@ -154,6 +159,17 @@ def _hf_qwen2(total: int, rate: float, num_frames: int | None, fps: float | None
         raise _too_many(count, total, 2)
     # The reference makes a float32 range with a stop: rounding lifts values just below an integer onto it in very long
     # videos, and appends a (count + 1)-th value in some short ones (total 300, count 14).
+    return np.floor(np.arange(0, total, total / count).astype(np.float32))
+
+
+def _hf_video_llama_3(total: int, rate: float, num_frames: int | None, fps: float | None) -> np.ndarray:
+    """The VideoLLaMA3 processor: that of Qwen2-VL for single frames, 180 at most where it goes by a rate."""
+    count = num_frames
+    if count is None:
+        low, high = VIDEO_LLAMA_3_FRAMES[0], min(VIDEO_LLAMA_3_FRAMES[1], total)
+        count = math.floor(min(max(total / rate * _known(fps), low), high))
+    if count > total:
+        raise _too_many(count, total)
     return np.floor(np.arange(0, total, total / count).astype(np.float32))
 
 
@@ -246,6 +262,7 @@ _SAMPLERS: dict[str, Callable[[int, float, int | None, float | None], np.ndarray
     "llava_video_upto": _llava_upto,
     "molmo2": _molmo2,
     "hf_molmo2": _hf_molmo2,
+    "hf_video_llama_3": _hf_video_llama_3,
 }
 
 

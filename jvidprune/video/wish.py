@@ -19,6 +19,7 @@ from jvidprune.video.sampling import (
     RATE_RULES,
     RULES,
     UP_TO,
+    VIDEO_LLAMA_3_FRAMES,
     Indices,
     Rule,
     check_wish,
@@ -40,8 +41,8 @@ class FrameWish:
       frames: how many; of a rate, the most.
       fps: frames a second, sampled by the rule that belongs to `rule` (`sampling.RATE_RULES`).
       rule: of `sampling.RULES`; those of `sampling.UP_TO` know a rate of their own and take `frames` as the most.
-      fewest: of a rate; by default the rule's own (4 on the Qwen families, else 1).
-      most: of a rate; by default the rule's own (768 on the Qwen families, else any number).
+      fewest: of a rate; by default the rule's own (4 on the Qwen families and VideoLLaMA3, else 1).
+      most: of a rate; by default the rule's own (768 on the Qwen families, 180 on VideoLLaMA3, else any number).
       fastest: frames a second at most where the rule has such a limit (Molmo2); by default its own, 2.
       repeat: every video gives exactly `frames`, a shorter one some of its own several times, as in the published LLaVA
         evaluations; training needs it, whose rows have one size.
@@ -112,7 +113,7 @@ class FrameWish:
 
     def _at_rate(self, total: int, rate: float) -> Indices:
         rule = self.rule if self.fps is None else RATE_RULES.get(self.rule, self.rule)
-        own_low, own_high = QWEN_FRAMES if rule in PAIRED else (1, total)
+        own_low, own_high = QWEN_FRAMES if rule in PAIRED else _OWN_LIMITS.get(rule, (1, total))
         low = own_low if self.fewest is None else self.fewest
         high = min(own_high if self.most is None else self.most, self.frames or total, total)
         if rule == "llava_video_upto":
@@ -139,6 +140,8 @@ class FrameWish:
 
 
 _EVEN = ("qwen_utils", "hf_qwen2")
+
+_OWN_LIMITS: dict[str, tuple[int, int]] = {"hf_video_llama_3": VIDEO_LLAMA_3_FRAMES}
 
 
 def _count(total: int, rule: Rule, count: int) -> Indices:

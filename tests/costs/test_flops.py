@@ -23,6 +23,7 @@ from jvidprune.models.llava_onevision import Model as Llava
 from jvidprune.models.molmo2 import Model as Molmo2
 from jvidprune.models.prefill import read_prompt
 from jvidprune.models.qwen.model import QwenVL
+from jvidprune.models.video_llama_3 import Model as VideoLlama3
 from jvidprune.ops import compact
 from jvidprune.reducers import registry
 from jvidprune.reducers.counting import TokenWidth
@@ -115,6 +116,17 @@ def test_qwens_towers_and_mergers_agree_with_xla(text, kind):
     assert close(counted, sum(tower.values()) + sum(after.values()))
 
 
+def test_video_llama_3s_tower_and_projector_agree_with_xla(text):
+    config = published("videollama3-7b")
+    vision = dataclasses.replace(config.vision, width=256, mlp=512, layers=1, heads=4, out=512)
+    config = dataclasses.replace(config, vision=vision, text=text)
+    model = nnx.eval_shape(lambda: VideoLlama3(config, dtype=jnp.float32))
+    tower, after = flops_model.vision_terms(config, Layout(2, (8, 8)))
+    grid = (2, 16, 16)
+    counted = xla(lambda m, x: m.encode(Patches(x, grid)), model, shape(512, vision.patch_values))
+    assert close(counted, sum(tower.values()) + sum(after.values()))
+
+
 def test_molmo2s_tower_and_connector_agree_with_xla(text):
     config = published("molmo2-8b")
     vision = dataclasses.replace(config.vision, width=256, mlp=512, layers=1, heads=4, image_size=126)
@@ -184,6 +196,9 @@ PARAMETERS = {
     "molmo2-4b": 4.0225 + 0.3890 + 0.0003 + 0.3825 + 0.0566,
     "molmo2-8b": 8.1907 + 0.0005 + 0.3825 + 0.0879,
     "molmo2-o-7b": 7.2980 + 0.0005 + 0.3825 + 0.0798,
+    # By hand: the language model, 27 blocks of the tower, the projector.
+    "videollama3-2b": 1.5437 + 0.4122 + 0.0041,
+    "videollama3-7b": 7.6156 + 0.4122 + 0.0170,
 }
 
 
@@ -191,7 +206,7 @@ def test_published_configs_have_the_published_number_of_parameters():
     assert PARAMETERS.keys() == PUBLISHED.keys()
     for name, billions in PARAMETERS.items():
         config = published(name)
-        model = {"llava": Llava, "molmo": Molmo2}.get(name[:5], QwenVL)
+        model = {"llava": Llava, "molmo": Molmo2, "video": VideoLlama3}.get(name[:5], QwenVL)
         state = nnx.state(nnx.eval_shape(lambda model=model, config=config: model(config, dtype=jnp.bfloat16)))
         assert sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e9 == pytest.approx(billions, rel=2e-4), name
 

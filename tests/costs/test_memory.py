@@ -76,6 +76,23 @@ def test_frames_in_a_qwen_tower_go_in_chunks_and_take_what_xla_counts(monkeypatc
     assert_close(estimate - 4 * shape.frames * shape.values, compiled)
 
 
+def test_frames_of_video_llama_3_take_what_xla_counts(monkeypatch):
+    config = published("videollama3-7b")
+    vision = dataclasses.replace(config.vision, layers=2, width=128, heads=4, mlp=256, out=64)
+    config = dataclasses.replace(
+        config, vision=vision, text=dataclasses.replace(config.text, layers=1, width=64, vocab=64)
+    )
+    grid = (6, 16, 24)
+    monkeypatch.setattr("jvidprune.models.qwen.tower._SCORES", 2 * config.vision.heads * 384**2)
+    shape = memory.tower_shape(config, 6, grid)
+    assert (shape.frames, shape.patches, shape.tokens, shape.chunk, shape.levels) == (6, 384, 96, 2, 0)
+    patches = spec(6 * 384, vision.patch_values)
+    encode = jax.jit(lambda model, x: model.encode(Patches(x, grid)))
+    compiled = encode.lower(abstract(config, jnp.float32), patches).compile()
+    estimate = memory.encode_bytes(config, shape, jnp.float32) + memory.feature_bytes(config, shape, jnp.float32)
+    assert_close(estimate - 4 * shape.frames * shape.values, compiled)
+
+
 def test_frames_and_windows_of_molmo2_take_what_xla_counts():
     config = published("molmo2-8b")
     vision = dataclasses.replace(config.vision, layers=2, width=128, heads=4, mlp=256, image_size=126)

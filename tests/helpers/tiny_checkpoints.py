@@ -85,6 +85,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "text_hidden_size": WIDTH,
         },
     },
+    "video_llama_3": {
+        "model_type": "video_llama_3",
+        "text_config": _TEXT,
+        "vision_config": {key: value for key, value in _SIGLIP.items() if key != "image_size"},
+        "video_token_id": _IDS["video_token_id"],
+    },
 }
 """config.json of each family."""
 
@@ -113,10 +119,15 @@ def write(family: str, folder: Path, *, pooling_head: bool = False) -> Path:
             if rule.transform == "conv":
                 # The one stored shape that a parameter does not tell: a patch's channels, frames, rows and columns.
                 side = config.vision.patch_size
-                value = value.T.reshape(shape[1], 3, *[2] * family.startswith("qwen"), side, side)
+                value = value.T.reshape(shape[1], 3, *[2] * (getattr(config.vision, "pair", 1) > 1), side, side)
             elif rule.transform == "transpose":
                 value = value.T
             tensors[rule.source.replace("{L}", str(layer))] = np.ascontiguousarray(value, np.float32)
+    for join in package.name_table(config).joins:
+        # Stored apart, as in the published checkpoints.
+        if family == "video_llama_3":
+            parts = np.split(tensors.pop(join.target), len(join.sources))
+            tensors |= {name: np.ascontiguousarray(part) for name, part in zip(join.sources, parts, strict=True)}
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIGS[family]))

@@ -107,10 +107,10 @@ def test_what_a_folder_says_of_levels_is_done(given, levels):
         ({"rescale_factor": "1/255"}, "rescale_factor .?1/255.?; it must be above 0"),
     ],
 )
-@pytest.mark.parametrize("family", ["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2"])
+@pytest.mark.parametrize("family", families.names())
 def test_steps_of_a_folders_processor_are_done_or_refused(family, given, says):
     settings = settings_of(family)
-    sides = {"image_size": 32, "patch_size": 4, "merge": 2, "pair": 2}
+    sides = {"image_size": 32, "patch_size": 4, "merge": 2, "pair": 1 if family == "video_llama_3" else 2}
     model = SimpleNamespace(family=family, vision=SimpleNamespace(**sides))
     if family == "molmo2" and given == {"resample": 2}:
         settings.pixels(model, given)
@@ -139,7 +139,11 @@ def test_frames_that_may_not_be_resized_fit_or_are_refused():
 @pytest.mark.parametrize("convention", CONVENTIONS)
 @pytest.mark.parametrize("family", families.names())
 def test_every_family_has_a_way_in_every_convention_or_a_sentence(family, convention):
-    missing = {("llava_video", "transformers"): "no class for lmms-lab", ("molmo2", "lmms-eval"): "no model class for"}
+    missing = {
+        ("llava_video", "transformers"): "no class for lmms-lab",
+        ("molmo2", "lmms-eval"): "no model class for",
+        ("video_llama_3", "lmms-eval"): "no model class for",
+    }
     if (family, convention) in missing:
         with pytest.raises(JvidpruneError, match=missing[family, convention]):
             settings_of(family, convention)

@@ -170,7 +170,7 @@ def method_on(family, name):
 def run_family(family, folder, read, monkeypatch):
     """(method, what, found, expected) of everything that is wrong on one family."""
     llm = load(family, folder)
-    pair = 2 if (llm.settings.grid is not None) else 1
+    pair = getattr(llm.loaded.config.vision, "pair", 1)
     still = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8).repeat(FRAMES * pair, 0)
     methods = {name: method_on(family, name) for name in reducers.names()}
     video = llm.encode(

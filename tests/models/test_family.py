@@ -211,7 +211,7 @@ def test_every_family_is_whole(name):
         assert settings.prompt in BUILDERS
         assert (settings.mrope_rule is not None) == (settings.prompt == "mrope")
         assert settings.writes_times == (settings.prompt != "newlines")
-        assert (settings.grid is not None) == (settings.prompt == "mrope")
+        assert (settings.grid is not None) == (settings.prompt in ("mrope", "times"))
     assert templates().keys() >= found.templates.keys()
     described = [one.name for one in families.families() if one.describes(tiny.CONFIGS[name])]
     assert described == [family_of(tiny.CONFIGS[name])] == [name]

@@ -37,7 +37,7 @@ from jvidprune.video.preprocess import Patches
 PLAIN = STTSConfig(prune_at=0, attention="plain")
 FRAMES = 4
 
-GRIDS = {"qwen2_5_vl": (FRAMES, 8, 12), "qwen3_vl": (FRAMES, 6, 8), "molmo2": None}
+GRIDS = {"qwen2_5_vl": (FRAMES, 8, 12), "qwen3_vl": (FRAMES, 6, 8), "video_llama_3": (FRAMES, 6, 8), "molmo2": None}
 
 
 @functools.cache

@@ -40,7 +40,14 @@ def by_number(family, total, rate, number):
         return spread(total, min(number, total), math.floor)
     if family in ("qwen2_5_vl", "qwen3_vl"):
         return pair(total, min(2 * round(number / 2), even(total)))
+    if family == "video_llama_3":
+        return steps(total, min(number, total))
     return molmo2(total, rate, 2.0, number)
+
+
+def steps(total, count):
+    """Evenly from the first, not to the last."""
+    return [i * total // count for i in range(count)]
 
 
 def molmo2(total, rate, fps, most):
@@ -56,14 +63,15 @@ def by_rate(family, total, rate, fps, most=None):
     seconds = Fraction(total) / Fraction(rate)
     wanted = seconds * Fraction(fps)
     if family == "llava_onevision":
-        count = min(max(1, math.floor(wanted)), total, most or total)
-        return [i * total // count for i in range(count)]
+        return steps(total, min(max(1, math.floor(wanted)), total, most or total))
     if family == "llava_video":
         step, most = max(1, round(Fraction(rate) / Fraction(fps))), most or 64
         every = list(range(0, total, step))
         return every if len(every) <= most else spread(total, most, math.floor)
     if family == "molmo2":
         return molmo2(total, rate, min(fps, 2.0), most or 128)
+    if family == "video_llama_3":
+        return steps(total, math.floor(min(max(wanted, 4), 180, total, most or total)))
     high = min(768, total, most or total)
     count = min(max(wanted, 4), high)
     return pair(total, 2 * math.floor(count / 2))
@@ -89,10 +97,15 @@ def same(found, expected, total, family):
 @pytest.mark.parametrize("rate", RATES)
 def test_a_number_of_frames_is_a_ceiling(family, rate):
     settings = settings_of(family)
-    in_pairs = settings.grid is not None
-    default = {"llava_onevision": 32, "llava_video": 64, "qwen2_5_vl": 32, "qwen3_vl": 32, "molmo2": 128}[family]
+    in_pairs = family.startswith("qwen")
+    default = {"llava_onevision": 32, "llava_video": 64, "molmo2": 128}.get(family, 32)
     for total in TOTALS:
-        same(settings.wish().indices(total, rate), by_number(family, total, rate, default), total, family)
+        if family == "video_llama_3":
+            # A frame a second, as its authors evaluate it.
+            unasked = by_rate(family, total, rate, 1.0)
+        else:
+            unasked = by_number(family, total, rate, default)
+        same(settings.wish().indices(total, rate), unasked, total, family)
         for number in NUMBERS:
             found = settings.wish(number).indices(total, rate)
             same(found, by_number(family, total, rate, number), total, family)
@@ -115,10 +128,14 @@ def test_qwen3_vl_takes_odd_numbers_in_transformers():
 @pytest.mark.parametrize("convention", ["released", "transformers", "lmms-eval"])
 @pytest.mark.parametrize("family", families.names())
 def test_every_convention_answers_every_length(family, convention):
-    if (family, convention) in (("llava_video", "transformers"), ("molmo2", "lmms-eval")):
+    if (family, convention) in (
+        ("llava_video", "transformers"),
+        ("molmo2", "lmms-eval"),
+        ("video_llama_3", "lmms-eval"),
+    ):
         return
     settings = settings_of(family, convention)
-    in_pairs = settings.grid is not None
+    in_pairs = family.startswith("qwen")
     for total in TOTALS:
         for rate in RATES:
             for wish in ({}, {"frames": 1}, {"frames": 5}, {"fps": 2.0}, {"fps": 50.0}, {"frames": 2, "fps": 50.0}):
@@ -134,7 +151,7 @@ def test_every_convention_answers_every_length(family, convention):
 @pytest.mark.parametrize("rate", RATES)
 def test_a_rate_goes_by_the_family_and_frames_are_its_most(family, rate):
     settings = settings_of(family)
-    in_pairs = settings.grid is not None
+    in_pairs = family.startswith("qwen")
     for total in TOTALS:
         for fps in (0.125, 0.5, 1.0, 2.0, 4.0, 60.0):
             same(settings.wish(fps=fps).indices(total, rate), by_rate(family, total, rate, fps), total, family)
@@ -145,7 +162,7 @@ def test_a_rate_goes_by_the_family_and_frames_are_its_most(family, rate):
 
 
 def test_limits_of_rates_are_those_of_the_processors():
-    """4 to 768 frames on Qwen, two a second on Molmo2, one a second up to 64 on LLaVA-Video."""
+    """4 to 768 frames on Qwen, 4 to 180 on VideoLLaMA3, two a second on Molmo2, one up to 64 on LLaVA-Video."""
     lengths = {
         family: [len(settings_of(family).wish(fps=fps).indices(20000, 25.0)) for fps in (0.001, 1.0, 20.0)]
         for family in families.names()
@@ -156,6 +173,7 @@ def test_limits_of_rates_are_those_of_the_processors():
         "qwen2_5_vl": [4, 768, 768],
         "qwen3_vl": [4, 768, 768],
         "molmo2": [2, 128, 128],
+        "video_llama_3": [4, 180, 180],
     }
     # 60 frames at 10 a second.
     assert settings_of("llava_video").wish(fps=1.0).indices(60, 10.0).tolist() == [0, 10, 20, 30, 40, 50]
@@ -251,6 +269,10 @@ PROCESSORS = [
     ("molmo2", {"num_frames": 7}, 7),
     ("molmo2", {"max_fps": 1.0}, 7),
     ("molmo2", {"do_sample_frames": True}, 13),
+    ("video_llama_3", {}, 6),
+    ("video_llama_3", {"do_sample_frames": False, "fps": 2}, 6),
+    ("video_llama_3", {"do_sample_frames": True, "fps": 2, "max_frames": 9}, 9),
+    ("video_llama_3", {"num_frames": 7}, 7),
 ]
 
 

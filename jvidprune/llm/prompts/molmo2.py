@@ -8,12 +8,12 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.encoded import ReducedVideo, clip_of, prompt_positions
+from jvidprune.llm.encoded import ReducedVideo, clip_of
 from jvidprune.llm.prompts.builder import PromptBuilder
-from jvidprune.llm.prompts.slots import SlotMap, block_runs, interleave, laid_out, original_slots
+from jvidprune.llm.prompts.frames import lay_out
+from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.models.molmo2.config import Molmo2Config
-from jvidprune.models.positions import frame_blocks
 from jvidprune.reducers.prompt_rules import PositionRule
 from jvidprune.reducers.protocol import Reducer
 from jvidprune.tokens import Layout
@@ -72,37 +72,6 @@ def prompt_ids(
             waiting, head = "", [last]
         waiting = text
     return [*found, [*head, *encode(waiting)]]
-
-
-def lay_out(
-    videos: Sequence[ReducedVideo],
-    texts: Sequence[Any],
-    config: Molmo2Config,
-    *,
-    reserve: int,
-    positions: PositionRule | None = None,
-) -> SlotMap:
-    """The slots of a prompt; times and markers of every frame stay.
-
-    Args:
-      videos: in the order of the prompt.
-      texts: token ids of `prompt_ids`.
-      config: of the model.
-      reserve: tokens that will be generated.
-      positions: rule of the prompt; None takes the methods' settings, else the rule of their references.
-
-    Raises:
-      JvidpruneError: prompt and answer do not fit into the model's positions.
-    """
-    runs, first_row = [], 0
-    for one in videos:
-        index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
-        blocks = frame_blocks(one.video.tokens.features.shape[0], *one.video.tokens.grid)
-        runs += block_runs(index, blocks, first_row)
-        first_row += one.capacity
-    whole = interleave(texts, runs)
-    where = original_slots(whole, positions or prompt_positions(videos))
-    return laid_out(whole, max_positions=config.text.max_positions, reserve=reserve, **where)
 
 
 def seen_both_ways(slots: SlotMap, text: Int[np.ndarray, "L"], config: Molmo2Config) -> Bool[np.ndarray, "S"]:

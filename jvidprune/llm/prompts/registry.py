@@ -5,12 +5,14 @@ from jvidprune.llm.prompts.builder import PromptBuilder
 from jvidprune.llm.prompts.llava import NewlinePrompts
 from jvidprune.llm.prompts.molmo2 import FramePrompts
 from jvidprune.llm.prompts.qwen import MropePrompts
+from jvidprune.llm.prompts.video_llama_3 import TimePrompts
 from jvidprune.models.settings import FamilySettings
 
 BUILDERS: dict[str, type[PromptBuilder]] = {
     "newlines": NewlinePrompts,
     "mrope": MropePrompts,
     "frames": FramePrompts,
+    "times": TimePrompts,
 }
 """A family of one's own names one of these, or adds its own way here."""
 

@@ -75,6 +75,23 @@ _OLMO3: dict[str, Any] = {
     "rope_scaling_layers": list(range(3, 32, 4)),
 }
 
+
+def _video_llama_3(text: dict[str, Any]) -> dict[str, Any]:
+    tower = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "num_attention_heads": 16}
+    return {"model_type": "video_llama_3", "text_config": text, "vision_config": tower | {"patch_size": 14}}
+
+
+_QWEN2_5_1_5B: dict[str, Any] = {
+    "hidden_size": 1536,
+    "intermediate_size": 8960,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 12,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+    "rope_theta": 1e6,
+    "tie_word_embeddings": True,
+}
+
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llava-onevision-0.5b": {"model_type": "llava_onevision", "text_config": _QWEN2_05B},
     "llava-onevision-7b": {"model_type": "llava_onevision", "text_config": _QWEN2_7B | {"vocab_size": 152128}},
@@ -103,6 +120,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "molmo2-4b": _molmo2(2560, 9728, 36, num_key_value_heads=8, rope_theta=5e6),
     "molmo2-8b": _molmo2(4096, 12288, 36, num_key_value_heads=8, rope_theta=1e6),
     "molmo2-o-7b": _molmo2(4096, 11008, 32, **_OLMO3),
+    "videollama3-2b": _video_llama_3(_QWEN2_5_1_5B),
+    "videollama3-7b": _video_llama_3(_QWEN2_7B),
 }
 """config.json of each; LLaVA's vision sizes are those of the tower it names."""
 

@@ -1,4 +1,4 @@
-"""The model class of both Qwen-VL families: vision tower with mergers, Qwen decoder with three-axis rotary."""
+"""Models whose towers read frames of any size: what all share, and the class of both Qwen-VL families."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -86,14 +86,10 @@ def token_ids(raw: Mapping[str, Any]) -> dict[str, int]:
     return {name: int(raw.get(f"{keys[name]}_id", default)) for name, default in names.items()}
 
 
-class QwenVL(VideoModel):
-    """Qwen2.5-VL (arXiv 2502.13923) or Qwen3-VL (arXiv 2511.21631), by config; every method is pure."""
+class PatchModel(VideoModel):
+    """A model whose tower reads patches of frames of any size; a subclass makes `vision`, a `GridVit` with `merge`."""
 
-    def __init__(self, config: QwenVLConfig, *, dtype: Any, rngs: nnx.Rngs | None = None):
-        rngs = nnx.Rngs(0) if rngs is None else rngs
-        self.config = config
-        self.vision = QwenVit(config.vision, dtype=dtype, rngs=rngs)
-        self.lm = Decoder(config.text, dtype=dtype, rngs=rngs)
+    vision: Any
 
     def encode(
         self,
@@ -104,7 +100,7 @@ class QwenVL(VideoModel):
         text: Float[Array, "L D"] | None = None,
         chunk: int | None = None,
     ) -> VideoTokens:
-        """The tokens of a video and the evidence asked for; T counts grid frames, each of two video frames.
+        """The tokens of a video and the evidence asked for; T counts grid frames, of two video frames each on Qwen-VL.
 
         `attention_last` is the attention received in the last block, per-frame softmax in float32, mean over heads and
         queries, then over the patches of a token (rows sum to 1 / merge^2; FlashVID, OTT-Vid, HoloV);
@@ -148,7 +144,7 @@ class QwenVL(VideoModel):
         }
         asked = needs & blocks.keys()
         found = self.vision(patches, grid, tuple(sorted({blocks[name] for name in asked})))
-        features = self.vision.merger(found.hidden)
+        features = self.vision.merge(found.hidden)
         out = {"features": features}
         if found.taps is not None:
             out["features_deepstack"] = jnp.moveaxis(self.vision.merge_taps(found.taps), 0, 2)
@@ -163,6 +159,16 @@ class QwenVL(VideoModel):
         if "frame_embedding" in needs:
             out["frame_embedding"] = features.mean(axis=1, dtype=jnp.float32)
         return out
+
+
+class QwenVL(PatchModel):
+    """Qwen2.5-VL (arXiv 2502.13923) or Qwen3-VL (arXiv 2511.21631), by config; every method is pure."""
+
+    def __init__(self, config: QwenVLConfig, *, dtype: Any, rngs: nnx.Rngs | None = None):
+        rngs = nnx.Rngs(0) if rngs is None else rngs
+        self.config = config
+        self.vision = QwenVit(config.vision, dtype=dtype, rngs=rngs)
+        self.lm = Decoder(config.text, dtype=dtype, rngs=rngs)
 
 
 def spread_levels(levels: Float[Array, "K S D"], rows: Int[Array, "B L"]) -> Float[Array, "S B L D"]:

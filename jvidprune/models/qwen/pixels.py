@@ -1,4 +1,4 @@
-"""Frames to the patches of a Qwen-VL tower, by the steps of a convention."""
+"""Frames to the patches of a tower that reads frames of any size, by the steps of a convention."""
 
 import dataclasses
 import functools
@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 
 from jvidprune.models.checkpoint.processor import qwen_limits
-from jvidprune.models.qwen.model import QwenVLConfig
-from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, Patches, QwenPixels, QwenUtils, qwen_patches
+from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, VIDEO_LLAMA_3, Patches, QwenPixels, QwenUtils, qwen_patches
 
-_PIXELS: dict[str, QwenPixels] = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL}
+_PIXELS: dict[str, QwenPixels] = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL, "video_llama_3": VIDEO_LLAMA_3}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +44,7 @@ def stepped(steps: PixelSteps) -> dict[str, Any]:
     return {name: functools.partial(of, steps=steps) for name, of in made.items()}
 
 
-def patches(config: QwenVLConfig, given: Mapping[str, Any], *, steps: PixelSteps) -> Callable[[np.ndarray], Patches]:
+def patches(config: Any, given: Mapping[str, Any], *, steps: PixelSteps) -> Callable[[np.ndarray], Patches]:
     """Frames to patches.
 
     Args:
@@ -60,7 +59,7 @@ def patches(config: QwenVLConfig, given: Mapping[str, Any], *, steps: PixelSteps
 
 
 def sized_patches(
-    config: QwenVLConfig, given: Mapping[str, Any], *, steps: PixelSteps
+    config: Any, given: Mapping[str, Any], *, steps: PixelSteps
 ) -> Callable[[np.ndarray, tuple[int, int]], Patches]:
     """Frames and a grid (h, w) of tokens to patches of that grid: resized once, from the frames as they are.
 
@@ -79,7 +78,7 @@ def sized_patches(
 
 
 def grid_of(
-    config: QwenVLConfig, frames: int, height: int, width: int, given: Mapping[str, Any], *, steps: PixelSteps
+    config: Any, frames: int, height: int, width: int, given: Mapping[str, Any], *, steps: PixelSteps
 ) -> tuple[int, int]:
     """(rows, columns) of tokens that `patches` makes of a grid frame of a video of this size in pixels."""
     family = _rules(config, given, steps)
@@ -89,7 +88,7 @@ def grid_of(
     return sides[0] // family.factor, sides[1] // family.factor
 
 
-def _rules(config: QwenVLConfig, given: Mapping[str, Any], steps: PixelSteps) -> QwenPixels:
+def _rules(config: Any, given: Mapping[str, Any], steps: PixelSteps) -> QwenPixels:
     vision = config.vision
     family = dataclasses.replace(_PIXELS[config.family], patch=vision.patch_size, merge=vision.merge, pair=vision.pair)
     found = qwen_limits(given, family)

@@ -322,8 +322,8 @@ class Merger(nnx.Module):
         return self.mlp(self.norm(x) if self.norm_joined else x)
 
 
-class QwenVit(nnx.Module):
-    """Patch embedding, learned positions (Qwen3-VL), blocks and mergers; everything in the processor's patch order.
+class GridVit(nnx.Module):
+    """Patch embedding, learned positions (Qwen3-VL) and blocks; everything in the processor's patch order.
 
     Time never enters: frames are a batch. The tower permutes nothing globally; a window block cuts frames into windows
     by reshaping, so attention maps are (patches of a frame)^2 or (patches of a window)^2.
@@ -335,9 +335,6 @@ class QwenVit(nnx.Module):
         side = config.table_side
         self.pos_embed = nnx.Param(jnp.zeros((side * side, config.width), dtype)) if side else None
         self.blocks = stack(lambda r: VisionBlock(config, dtype=dtype, rngs=r), config.layers, rngs)
-        self.merger = Merger(config, norm_joined=False, dtype=dtype, rngs=rngs)
-        build = functools.partial(Merger, config, norm_joined=True, dtype=dtype)
-        self.deepstack = stack(lambda r: build(rngs=r), len(config.taps), rngs) if config.taps else None
 
     def tables(self, grid: Grid) -> GridTables:
         """Constants of a grid."""
@@ -404,6 +401,20 @@ class QwenVit(nnx.Module):
                 levels.append(x)
             at = stop
         return TowerOutputs(x, jnp.stack(levels) if levels else None, found)
+
+
+class QwenVit(GridVit):
+    """The tower of a Qwen-VL model with its mergers."""
+
+    def __init__(self, config: QwenVisionConfig, *, dtype: Any, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, rngs=rngs)
+        self.merger = Merger(config, norm_joined=False, dtype=dtype, rngs=rngs)
+        build = functools.partial(Merger, config, norm_joined=True, dtype=dtype)
+        self.deepstack = stack(lambda r: build(rngs=r), len(config.taps), rngs) if config.taps else None
+
+    def merge(self, hidden: Float[Array, "T M Dv"]) -> Float[Array, "T N D"]:
+        """Tokens of the language model, one for `unit` consecutive patches."""
+        return self.merger(hidden)
 
     def merge_taps(self, taps: Float[Array, "S T M Dv"]) -> Float[Array, "S T N D"]:
         """DeepStack levels: each tap through its own merger."""

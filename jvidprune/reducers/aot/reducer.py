@@ -447,6 +447,7 @@ class AOT(PositionedReducer):
         "qwen2_5_vl": {"pooling": "none"},
         "qwen3_vl": {"pooling": "none"},
         "molmo2": {"pooling": "none"},
+        "video_llama_3": {"pooling": "none"},
     }
 
     info: ClassVar[MethodInfo] = MethodInfo(

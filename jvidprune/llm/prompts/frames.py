@@ -1,0 +1,42 @@
+"""What prompts share that show a video frame by frame on one axis of positions."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jvidprune.llm.encoded import ReducedVideo, prompt_positions
+from jvidprune.llm.prompts.slots import SlotMap, block_runs, interleave, laid_out, original_slots
+from jvidprune.models.positions import frame_blocks
+from jvidprune.reducers.prompt_rules import PositionRule
+
+
+def lay_out(
+    videos: Sequence[ReducedVideo],
+    texts: Sequence[Any],
+    config: Any,
+    *,
+    reserve: int,
+    positions: PositionRule | None = None,
+) -> SlotMap:
+    """The slots of a prompt; what is written around every frame stays, also where none of its tokens is kept.
+
+    Args:
+      videos: in the order of the prompt.
+      texts: token ids, one more text than there are frames.
+      config: of the model.
+      reserve: tokens that will be generated.
+      positions: rule of the prompt; None takes the methods' settings, else the rule of their references.
+
+    Raises:
+      JvidpruneError: prompt and answer do not fit into the model's positions.
+    """
+    runs, first_row = [], 0
+    for one in videos:
+        index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
+        blocks = frame_blocks(one.video.tokens.features.shape[0], *one.video.tokens.grid)
+        runs += block_runs(index, blocks, first_row)
+        first_row += one.capacity
+    whole = interleave(texts, runs)
+    where = original_slots(whole, positions or prompt_positions(videos))
+    return laid_out(whole, max_positions=config.text.max_positions, reserve=reserve, **where)

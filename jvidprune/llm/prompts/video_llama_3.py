@@ -1,0 +1,66 @@
+"""Prompts in which every frame stands behind its time in words (VideoLLaMA3)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jvidprune.llm.encoded import ReducedVideo, clip_of
+from jvidprune.llm.prompts.builder import PromptBuilder
+from jvidprune.llm.prompts.frames import lay_out
+from jvidprune.llm.prompts.slots import SlotMap
+from jvidprune.llm.prompts.templates import CHAT, chat_texts
+from jvidprune.models.checkpoint.folder import read_json
+from jvidprune.reducers.prompt_rules import PositionRule
+from jvidprune.reducers.protocol import Reducer
+from jvidprune.tokens import Layout
+from jvidprune.video.decode import Clip
+
+
+def placeholder(folder: Path) -> str:
+    """The token that the folder's chat template writes for a video: the tokenizer's own, else that of Qwen."""
+    path = folder / "tokenizer_config.json"
+    given = read_json(path) if path.exists() else {}
+    more = given.get("extra_special_tokens")
+    for found in (more.get("video_token") if isinstance(more, dict) else None, given.get("video_token")):
+        if isinstance(found, str) and found:
+            return found
+    return "<|video_pad|>"
+
+
+def stamps(clip: Clip) -> list[str]:
+    """What stands before the tokens of each frame."""
+    return [f"{',' * (number > 0)}Time {seconds:.1f}s:" for number, seconds in enumerate(clip.timestamps.tolist())]
+
+
+class TimePrompts(PromptBuilder):
+    """Frame by frame behind "Time 1.0s:", a comma between two frames, no markers."""
+
+    between: ClassVar[str] = "\n"
+
+    def texts(self, question: str, videos: int = 1) -> list[str]:
+        """See `PromptBuilder.texts`."""
+        if self.settings.template != CHAT:
+            return super().texts(question, videos)
+        words = {"placeholder": placeholder(self.folder), "between": self.between}
+        return chat_texts(self.folder, question, videos, **words)
+
+    def ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
+        """See `PromptBuilder.ids`: one text more than there are frames."""
+        texts = self.texts(question, len(videos))
+        found = [texts[0]]
+        for one, text in zip(videos, texts[1:], strict=True):
+            times = stamps(clip_of(one.video))
+            found[-1] += times[0]
+            found += [*times[1:], text]
+        return [self.tokenizer.encode(text) for text in found]
+
+    def lay_out(
+        self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule
+    ) -> SlotMap:
+        """See `PromptBuilder.lay_out`."""
+        return lay_out(videos, ids, self.config, reserve=reserve, positions=positions)
+
+    @staticmethod
+    def marker_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
+        """About 7 tokens of time a frame."""
+        return 7 * layout.frames
