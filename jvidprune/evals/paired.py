@@ -39,6 +39,8 @@ class Difference:
       gained, lost: those that the second alone, and that the first alone gets right.
       change: accuracy of the second minus that of the first, with the bounds `low` and `high`.
       adjusted: `p` corrected for the comparisons that were made with it (`holm`); None where it stands alone.
+      spread: variance of the change times the questions, with those of one clip taken together: the sum over clips of
+        (d_i - change n_i)^2, for d_i more right answers to n_i questions, over all questions; NaN where not known.
     """
 
     first: Run
@@ -51,6 +53,7 @@ class Difference:
     low: float
     high: float
     adjusted: float | None = None
+    spread: float = math.nan
 
     @property
     def ratio(self) -> float:
@@ -92,8 +95,9 @@ class Difference:
           power: probability of finding it at the level `LEVEL`, two-sided.
 
         Normal approximation for paired proportions (Connor, Biometrics 1987, 43, 207): with d the share of questions
-        that one run alone gets right and c the change, (z(1 - a/2) sqrt(d) + z(power) sqrt(d - c^2))^2 / c^2. Questions
-        count as independent: where several are asked about one clip, more are needed.
+        that one run alone gets right and c the change, (z(1 - a/2) sqrt(d) + z(power) sqrt(d - c^2))^2 / c^2. That
+        takes questions as independent. Where those of one clip go together, more are needed: (z(1 - a/2) + z(power))^2
+        `spread` / c^2, with as many questions a clip as here. The larger number counts.
         """
         share, change = (self.gained + self.lost) / self.questions, (self.gained - self.lost) / self.questions
         if not change:
@@ -101,7 +105,9 @@ class Difference:
         normal = NormalDist()
         width = normal.inv_cdf(1 - LEVEL / 2) * math.sqrt(share)
         width += normal.inv_cdf(power) * math.sqrt(max(0.0, share - change * change))
-        return math.ceil(width * width / (change * change))
+        together = (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(power)) ** 2 * self.spread
+        most = width * width if math.isnan(together) else max(width * width, together)
+        return math.ceil(most / (change * change))
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -179,7 +185,9 @@ def compare_runs(
     for i, ((first, second), (low, high)) in enumerate(zip(pairs, ends, strict=True)):
         questions, gained, lost = (int(some[:, i].sum()) for some in (both, change > 0, change < 0))
         shift = (gained - lost) / questions if questions else math.nan
-        found = Difference(first, second, category, questions, gained, lost, shift, low, high)
+        residual = sums[0][:, i] - shift * sums[1][:, i]
+        spread = float(residual @ residual) / questions if questions else math.nan
+        found = Difference(first, second, category, questions, gained, lost, shift, low, high, spread=spread)
         out.append(found if questions else None)
     return out
 

@@ -117,13 +117,21 @@ def test_a_difference_is_established_by_interval_and_corrected_test_together():
 def test_questions_needed_follow_the_formula_for_paired_proportions():
     # 100 questions, 20 gained, 10 lost: d = 0.3, c = 0.1.
     right = [1] * 10 + [0] * 90, [0] * 10 + [1] * 20 + [0] * 70
-    rows = [*records("a", 0.1, right[0]), *records("b", 0.1, right[1])]
+    rows = [*records("a", 0.1, right[0], questions=1), *records("b", 0.1, right[1], questions=1)]
     (found,) = compare_runs(rows, [(("a", 0.1), ("b", 0.1))])
     expected = ((1.959964 * math.sqrt(0.3) + 0.841621 * math.sqrt(0.29)) / 0.1) ** 2
+    assert found.spread == pytest.approx(0.29)
     assert found.questions_needed() == math.ceil(expected) == 234
     assert found.questions_needed(power=0.9) > found.questions_needed()
     (same,) = compare_runs(rows, [(("a", 0.1), ("a", 0.1))])
     assert same.questions_needed() is None
+    # Two questions a clip that always go together: of 50 clips 10 gain two, 5 lose two, and twice as many are needed:
+    # (10 * 1.8^2 + 5 * 2.2^2 + 35 * 0.2^2) / 100 = 0.58.
+    rows = [*records("a", 0.1, right[0]), *records("b", 0.1, right[1])]
+    (paired,) = compare_runs(rows, [(("a", 0.1), ("b", 0.1))])
+    assert paired.spread == pytest.approx(0.58)
+    assert paired.questions_needed() == math.ceil((1.959964 + 0.841621) ** 2 * 0.58 / 0.01) == 456
+    assert paired.turned().questions_needed() == 456
 
 
 def test_any_two_methods_are_compared_at_each_ratio_and_corrected_within_it(tmp_path):
@@ -140,8 +148,9 @@ def test_any_two_methods_are_compared_at_each_ratio_and_corrected_within_it(tmp_
     cells = {(c.method, c.ratio, c.category): c for c in summarise(rows, [(n, 0.1) for n in "abc"], draws=10)}
     best = two_best(found[0.1], cells)
     assert (best.second[0], best.first[0], best.gained, best.lost) == ("a", "c", 4, 0)
-    # d = c = 0.2: (1.959964 sqrt(0.2) + 0.841621 sqrt(0.16))^2 / 0.04 = 36.8.
-    assert apart(best, {"a": "AOT"}).endswith("to tell such a difference takes about 37 questions, here are 20")
+    # Two of ten clips gain both of their questions: (2 * 1.6^2 + 8 * 0.4^2) / 20 = 0.32, (1.959964 + 0.841621)^2 of it
+    # over 0.2^2 is 62.8; independent questions with d = c = 0.2 would be 37.
+    assert apart(best, {"a": "AOT"}).endswith("to tell such a difference takes about 63 questions, here are 20")
     assert "the two best are AOT and c: +20.0 points" in apart(best, {"a": "AOT"})
     assert best.turned().turned() == best
     assert best.turned().change == -best.change
@@ -153,7 +162,7 @@ def test_any_two_methods_are_compared_at_each_ratio_and_corrected_within_it(tmp_
         ("c", "a", "4"),
         ("c", "b", "4"),
     ]
-    assert [row["questions_needed"] for row in lines][1] == "37"
+    assert [row["questions_needed"] for row in lines][1] == "63"
 
 
 def test_of_equal_methods_no_number_of_questions_tells_them_apart():
