@@ -275,6 +275,7 @@ class OTTVid(PositionedReducer):
             "transport_iterations": result.iterations,
             "transport_row_error": result.row_error,
             "transport_column_error": result.column_error,
+            "transport_gap": jnp.broadcast_to(result.gap, difficulty.shape),
             "transport_converged": result.converged,
             "transport_underflow": jnp.broadcast_to(jnp.float32(result.underflow), difficulty.shape),
             "pair_cost": difficulty,

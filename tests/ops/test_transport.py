@@ -449,3 +449,49 @@ def test_frames_without_mass_have_nothing_to_converge_to():
     result = jax.jit(tr.Sinkhorn(threshold=1e-6, max_iterations=1000))(COST, mu, nu)
     assert result.converged.tolist() == [True, True, True]
     assert result.underflow.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda n: tr.Sinkhorn(0.2, max_iterations=n, stop="never"),
+        lambda n: tr.Sinkhorn(0.2, max_iterations=n, stop="never", exact="sources"),
+        lambda n: tr.FixedSinkhorn(0.2, n),
+        lambda n: tr.FixedSinkhorn(0.2, n, "scaling", exact="anchors"),
+        lambda n: tr.OttSinkhorn(0.2, n),
+        lambda n: tr.OttSinkhorn(0.2, n, exact="sources", lse_mode=False),
+    ],
+)
+def test_the_gap_is_what_a_plan_costs_above_its_dual_value(make):
+    mu, nu = MU.copy(), NU.copy()
+    mu[:, 9:], nu[:, 4:] = 0, 0
+    mu, nu = mu / mu.sum(-1, keepdims=True), nu / nu.sum(-1, keepdims=True)
+    gaps = []
+    for iterations in (1, 3, 60):
+        result = jax.jit(make(iterations))(COST, mu, nu)
+        plan = np.asarray(result.plan, np.float64)[:, :9, :4]
+        cost, log_plan = COST[:, :9, :4].astype(np.float64), np.log(plan)
+        # f + g = cost + epsilon log plan; the free constant is that f begins with 0.
+        sums = cost + 0.2 * log_plan
+        g = sums[:, 0]
+        f = sums[:, :, 0] - g[:, :1]
+        paid = (plan * cost + 0.2 * plan * (log_plan - 1)).sum((1, 2))
+        dual = (f * mu[:, :9]).sum(1) + (g * nu[:, :4]).sum(1) - 0.2 * plan.sum((1, 2))
+        np.testing.assert_allclose(result.gap, paid - dual, atol=3e-6)
+        gaps.append(np.abs(result.gap).max())
+    assert gaps[0] > 1e-3
+    assert gaps[1] < gaps[0]
+    assert gaps[2] < 1e-5
+
+
+def test_a_relaxed_side_and_a_low_rank_have_no_gap_and_reductions_tell_theirs():
+    assert np.isnan(jax.jit(tr.Sinkhorn(0.2, 0.9))(COST, MU, NU).gap).all()
+    assert np.isnan(jax.jit(tr.LowRank(3, iterations=10))(COST, MU, NU).gap).all()
+    video = synthetic_tokens(seed=0, frames=4, grid=(4, 4), dim=8, scenes=2, unpooled_grid=(8, 8))
+    aot = jvidprune.reduce(AOT(window=4, clips=2), video, 0.4, diagnostics=True).diagnostics
+    pairs = jvidprune.reduce(OTTVid(), video, 0.4, diagnostics=True).diagnostics
+    for shown, stage, count in ((aot, "intra", 4), (aot, "inter", 4), (pairs, "transport", 3)):
+        for name in ("iterations", "row_error", "column_error", "converged", "underflow", "gap"):
+            assert shown[f"{stage}_{name}"].shape in ((count,), ())
+        assert np.isfinite(shown[f"{stage}_gap"]).all()
+        assert np.abs(shown[f"{stage}_gap"]).max() > 0

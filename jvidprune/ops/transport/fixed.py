@@ -16,7 +16,14 @@ from jaxtyping import Array, Float
 from jvidprune.fields import Iterations, Temperature, check_fields, pytree
 from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.transport.gradients import ratio, solved_by
-from jvidprune.ops.transport.solvers import Exact, TransportResult, transport_result, underflowed, warn_eagerly
+from jvidprune.ops.transport.solvers import (
+    Exact,
+    TransportResult,
+    duality_gap,
+    transport_result,
+    underflowed,
+    warn_eagerly,
+)
 
 _FIRST, _BLOCK, _LAST = 2, 10, 5
 """Updates in the log domain before the blocks of scalings, updates of a block, and log updates behind the blocks."""
@@ -54,13 +61,15 @@ class FixedSinkhorn:
         mu = jnp.broadcast_to(mu, cost.shape[:-1]).astype(cost.dtype)
         nu = jnp.broadcast_to(nu, (*cost.shape[:-2], cost.shape[-1])).astype(cost.dtype)
         log = self.domain == "log"
-        solve: Any = sinkhorn_log if log else sinkhorn_scaling
+        solve: Any = _solve_log if log else _solve_scaling
         lost = 0.0 if log else underflowed(jnp.exp(-cost / self.epsilon), mu, nu)
         if self.exact == "sources":
-            plan = solve(cost, mu, nu, self.epsilon, self.iterations)
+            plan, u, v = solve(cost, mu, nu, self.epsilon, self.iterations)
         else:
-            plan = _swap(solve(_swap(cost), nu, mu, self.epsilon, self.iterations))
-        result = transport_result(plan, mu, nu, self.iterations, underflow=lost)
+            plan, v, u = solve(_swap(cost), nu, mu, self.epsilon, self.iterations)
+            plan = _swap(plan)
+        gap = duality_gap(plan, mu, nu, self.epsilon * u, self.epsilon * v)
+        result = transport_result(plan, mu, nu, self.iterations, underflow=lost, gap=gap)
         return warn_eagerly(result, "FixedSinkhorn", self.epsilon)
 
 
@@ -96,6 +105,11 @@ def sinkhorn_log(
     Returns:
       exp(u + v - cost / epsilon) in float32; its rows sum to `a` up to rounding.
     """
+    return _solve_log(cost, a, b, epsilon, iterations)[0]
+
+
+def _solve_log(cost: Array, a: Array, b: Array, epsilon: Any, iterations: Any) -> tuple[Array, Array, Array]:
+    """The plan and both potentials, in units of epsilon."""
     log_kernel = -cost / epsilon
     problem = log_kernel, jnp.swapaxes(log_kernel, -1, -2), a, b
     params, start = (log_kernel, a, b), (jnp.zeros_like(a), jnp.zeros_like(b))
@@ -117,7 +131,7 @@ def sinkhorn_log(
     if isinstance(iterations, int):
         u, v = solved_by(_masked_update, iterations, params, start, (u, v), iterations)
     pairs = (a > 0)[..., :, None] & (b > 0)[..., None, :]
-    return jnp.exp(jnp.where(pairs, u[..., :, None] + v[..., None, :] + log_kernel, -jnp.inf))
+    return jnp.exp(jnp.where(pairs, u[..., :, None] + v[..., None, :] + log_kernel, -jnp.inf)), u, v
 
 
 def _masked_update(params: tuple, state: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -183,6 +197,11 @@ def sinkhorn_scaling(
     iterations: int,
 ) -> Float[Array, "*P n m"]:
     """The same updates on exp(-cost / epsilon) with scalings, denominators floored at 1e-12; for epsilon above 0.03."""
+    return _solve_scaling(cost, a, b, epsilon, iterations)[0]
+
+
+def _solve_scaling(cost: Array, a: Array, b: Array, epsilon: Any, iterations: Any) -> tuple[Array, Array, Array]:
+    """The plan and the logarithms of both scalings."""
     kernel = jnp.exp(-cost / epsilon)
     transposed = jnp.swapaxes(kernel, -1, -2)
 
@@ -194,7 +213,8 @@ def sinkhorn_scaling(
     u, v = lax.fori_loop(0, iterations, update, start)
     if isinstance(iterations, int):
         u, v = solved_by(_scaled_update, iterations, (kernel, transposed, a, b), start, (u, v), iterations)
-    return u[..., :, None] * kernel * v[..., None, :]
+    log_u, log_v = (jnp.log(jnp.where(side > 0, side, 1.0)) for side in lax.stop_gradient((u, v)))
+    return u[..., :, None] * kernel * v[..., None, :], log_u, log_v
 
 
 def _scaled_update(params: tuple, state: tuple[Array, Array]) -> tuple[Array, Array]:

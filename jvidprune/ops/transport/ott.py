@@ -10,7 +10,15 @@ from jaxtyping import Array, Float
 
 from jvidprune.fields import Count, Iterations, NotNegative, Ratio, Temperature, check_fields, pytree
 from jvidprune.ops.transport.gradients import held_still
-from jvidprune.ops.transport.solvers import HELD, Exact, TransportResult, transport_result, underflowed, warn_eagerly
+from jvidprune.ops.transport.solvers import (
+    HELD,
+    Exact,
+    TransportResult,
+    duality_gap,
+    transport_result,
+    underflowed,
+    warn_eagerly,
+)
 
 
 def _each(solve: Callable, cost: Array, mu: Array, nu: Array) -> Any:
@@ -130,7 +138,9 @@ class OttSinkhorn:
             result = transport_result(plan, mu, nu, steps)
             return result._replace(converged=jnp.isfinite(plan).all((-2, -1)) & stopped)
         # ott measures the same error on scalings: a plan may be off by rounding.
-        return transport_result(plan, mu, nu, steps, stopped, tolerance=max(HELD, 1.01 * self.threshold))
+        f, g = (output.g, output.f) if self.exact == "anchors" else (output.f, output.g)
+        gap, tolerance = duality_gap(plan, mu, nu, f, g), max(HELD, 1.01 * self.threshold)
+        return transport_result(plan, mu, nu, steps, stopped, tolerance=tolerance, gap=gap)
 
     def _begin(self, a: Array, b: Array) -> tuple[Array, Array]:
         """ott's own start, potentials of 0 or scalings of 1, but next to nothing on padding."""

@@ -41,6 +41,9 @@ class TransportResult(NamedTuple):
       unmatched: (..., R) mass of each source that reached no anchor.
       underflow: (...) share of the pairs with mass on both sides whose exp(-cost / epsilon) is 0 in float32; nothing
         can move between these. 0 in the log domain.
+      gap: (...) entropic cost of the plan, sum plan * cost + epsilon plan (log plan - 1), less its dual value. 0 at the
+        solution; as the marginals of a plan may be off it has either sign. NaN where a side is relaxed, or the solver
+        has no potentials.
     """
 
     plan: Float[Array, "... R A"]
@@ -50,6 +53,7 @@ class TransportResult(NamedTuple):
     converged: Bool[Array, "..."]
     unmatched: Float[Array, "... R"]
     underflow: Float[Array, "..."] | float = 0.0
+    gap: Float[Array, "..."] | float = float("nan")
 
     def warning(self, solver: str = "the solver", epsilon: Any = None) -> str | None:
         """`underflow_warning` of this result."""
@@ -120,6 +124,7 @@ def transport_result(
     *,
     tolerance: float = HELD,
     underflow: Any = 0.0,
+    gap: Any = float("nan"),
 ) -> TransportResult:
     """A plan with its marginal errors.
 
@@ -128,7 +133,7 @@ def transport_result(
       iterations: of the solver.
       converged: a condition of the solver's own on top of the marginals.
       tolerance: of the marginals, as a share of the mass.
-      underflow: see `TransportResult`.
+      underflow, gap: see `TransportResult`.
     """
     sent, received = plan.sum(-1), plan.sum(-2)
     unmatched = jnp.maximum(mu - sent, 0.0)
@@ -139,7 +144,23 @@ def transport_result(
     steps = jnp.broadcast_to(jnp.asarray(iterations, jnp.int32), shape)
     held = hold(row_error, column_error, mu, nu, tolerance) & converged
     under = jnp.broadcast_to(jnp.asarray(underflow, jnp.float32), shape)
-    return TransportResult(plan, steps, row_error, column_error, held, unmatched, under)
+    gap = jnp.broadcast_to(jnp.asarray(gap, row_error.dtype), shape)
+    return TransportResult(plan, steps, row_error, column_error, held, unmatched, under, gap)
+
+
+def duality_gap(plan: Array, mu: Array, nu: Array, f: Array, g: Array) -> Float[Array, "..."]:
+    """How far the entropic cost of a plan is above its dual value, see `TransportResult.gap`.
+
+    The plan is exp((f + g - cost) / epsilon), so that all but f and g on what the marginals are off by cancels.
+
+    Args:
+      plan, mu, nu: (..., R, A), (..., R) and (..., A).
+      f, g: (..., R) and (..., A) potentials, in units of the cost; anything on padding.
+    """
+    plan, mu, nu, f, g = lax.stop_gradient((plan, mu, nu, f, g))
+    sent = jnp.where(mu > 0, f, 0.0) * (plan.sum(-1) - mu)
+    received = jnp.where(nu > 0, g, 0.0) * (plan.sum(-2) - nu)
+    return sent.sum(-1) + received.sum(-1)
 
 
 def hold(row_error: Array, column_error: Array, mu: Array, nu: Array, tolerance: float = HELD) -> Bool[Array, "..."]:
@@ -300,7 +321,11 @@ class Sinkhorn:
 
     def _result(self, left: Array, kernel: Array, right: Array, mu: Array, nu: Array, steps: Array) -> TransportResult:
         plan = Scaled(left, kernel, right).plan()
-        result = transport_result(plan, mu, nu, steps, underflow=underflowed(kernel, mu, nu))
+        gap: Any = float("nan")
+        if self.tau_sources is None and self.tau_anchors is None:
+            f, g = (self.epsilon * jnp.log(jnp.where(side > 0, side, 1.0)) for side in (left, right))
+            gap = duality_gap(plan, mu, nu, f, g)
+        result = transport_result(plan, mu, nu, steps, underflow=underflowed(kernel, mu, nu), gap=gap)
         moved, left, right, mu, nu, still = held_still((plan, left, right, mu, nu, self))
         rows = _fixed_point_error(moved.sum(-1), left, mu, still.tau_sources)
         columns = _fixed_point_error(moved.sum(-2), right, nu, still.tau_anchors)

@@ -94,7 +94,7 @@ class Inter(NamedTuple):
         anchors' own weights.
       score: (T, n) what keeping was decided by.
       iterations, row_error, column_error: (T,) of the solver, -1 on frames without a step.
-      converged, underflow: (T,) of the solver, True and 0 on frames without a step; see `TransportResult`.
+      converged, underflow, gap: (T,) of the solver, True and 0 on frames without a step; see `TransportResult`.
       plan: (T, n, n) transport plans.
     """
 
@@ -106,6 +106,7 @@ class Inter(NamedTuple):
     column_error: Float[Array, "T"]
     converged: Bool[Array, "T"]
     underflow: Float[Array, "T"]
+    gap: Float[Array, "T"]
     plan: Float[Array, "T n n"]
 
 
@@ -147,6 +148,7 @@ def merge_clips(
             jnp.where(later, done.result.column_error, -1.0),
             done.result.converged | ~later,
             jnp.where(later, done.result.underflow, 0.0),
+            jnp.where(later, done.result.gap, 0.0),
             jnp.where(later, done.result.plan, 0.0),
         )
         return following._replace(features=features), out

@@ -206,6 +206,7 @@ class AOT(PositionedReducer):
             "intra_iterations": intra.result.iterations,
             "intra_row_error": intra.result.row_error,
             "intra_column_error": intra.result.column_error,
+            "intra_gap": jnp.broadcast_to(intra.result.gap, intra.result.converged.shape),
             "intra_converged": intra.result.converged,
             "intra_underflow": jnp.broadcast_to(jnp.float32(intra.result.underflow), intra.result.converged.shape),
         }
