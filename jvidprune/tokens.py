@@ -378,6 +378,16 @@ class StageRule:
     by_place: ClassVar[bool] = False
     """Whether the block of a token is its place in its frame instead, one number in all frames of a video."""
 
+    def held(self, slots: int, width: int, itemsize: int) -> int:
+        """Bytes that the stage puts aside for a later one, of one prompt.
+
+        Args:
+          slots: of the prompt, padding included.
+          width: of the language model.
+          itemsize: bytes of one number of a hidden state.
+        """
+        return 0
+
 
 @dataclasses.dataclass(frozen=True)
 class InnerStage:

@@ -211,7 +211,7 @@ def _row(choice: PlanChoice, config: Any, where: "Chip", sizes: dict[str, int], 
     from jvidprune.costs.footprint import footprint
     from jvidprune.costs.memory import video_shape
     from jvidprune.costs.roofline import stage_times
-    from jvidprune.reducers.protocol import with_defaults
+    from jvidprune.reducers.protocol import inner_stages, with_defaults
     from jvidprune.reducers.registry import for_model
 
     layout = layout_of(config, frames, read_size(choice.size), choice.convention)
@@ -242,6 +242,7 @@ def _row(choice: PlanChoice, config: Any, where: "Chip", sizes: dict[str, int], 
         shape=shape,
         batch=choice.batch,
         dtype=dtype,
+        stages=inner_stages(method, ratio),
     )
     times = stage_times(config, where, sizes, report, parts, shape=shape, batch=choice.batch, dtype=dtype)
     tokens = layout.total, kept, newlines, prompt

@@ -29,7 +29,10 @@ class ReduceChoice:
     ratio: float = 0.1
     """Retention ratio in (0, 1]."""
     question: str = ""
-    """For methods that read it, such as cdpruner."""
+    """For methods that read it, such as cdpruner, and for --layers."""
+    layers: bool = False
+    """Draw what a method does inside the language model while it reads a prompt: which visual tokens each stretch of
+    layers keeps, brings back or runs on (.html or .png)."""
     save: Annotated[Path, arg(name="out")] = Path("reduction.html")
     """Where to draw it: .html, .png or .mp4."""
 
@@ -87,6 +90,14 @@ def draw_reduction(
     from jvidprune.viz.report import reduction_page
 
     names, ratio, out = choice.names(), choice.ratio, choice.save
+    if choice.layers:
+        if len(names) > 1:
+            raise JvidpruneError("--layers draws one method: name it with --reducer.")
+        from jvidprune.cli.ask import QUESTION as USUAL
+        from jvidprune.cli.layers import draw_layers
+
+        asked = choice.question or USUAL
+        return draw_layers(path, names[0], ratio, asked, out, model=model, console=console)
     if out.suffix.lower() not in _FORMATS:
         raise JvidpruneError(f"cannot draw to {out}: the suffix must be one of {', '.join(_FORMATS)}.")
     limits = reading.check_reading(model)
@@ -165,10 +176,13 @@ def show_reduction(console: "Console", record: dict[str, Any]) -> None:
     from jvidprune.cli.console import marked
 
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("method")
-    for name in ("asked", "tokens", "of all"):
+    layers = any("restored" in row for row in record["methods"])
+    table.add_column("layers" if layers else "method")
+    for name in ("tokens", "of all", "back again") if layers else ("asked", "tokens", "of all"):
         table.add_column(name, justify="right")
     for row in record["methods"]:
-        table.add_row(row["method"], f"{row['ratio']:.1%}", f"{row['tokens']:,}", f"{row['achieved']:.1%}")
+        cells = [f"{row['tokens']:,}", f"{row['achieved']:.1%}"]
+        cells = [*cells, f"{row['restored']:,}"] if layers else [f"{row['ratio']:.1%}", *cells]
+        table.add_row(row["method"], *cells)
     console.print(table)
     console.print(f"drawn on {record['frames']} frames: [bold]{marked(record['out'])}[/bold]")

@@ -15,7 +15,7 @@ from jvidprune.models.checkpoint.load import planned_dtype, read_config
 from jvidprune.models.checkpoint.processor import video_processor
 from jvidprune.models.settings import FamilySettings
 from jvidprune.parallel import read_mesh
-from jvidprune.reducers.protocol import Reducer, with_defaults
+from jvidprune.reducers.protocol import Reducer, inner_stages, with_defaults
 from jvidprune.reducers.registry import for_model
 from jvidprune.tokens import Layout
 from jvidprune.video.decode import probe
@@ -126,6 +126,7 @@ def check_question(
         max_new_tokens=max_new_tokens,
         dtype=planned.dtype,
         mesh=read_mesh(mesh),
+        stages=inner_stages(method, ratio),
     )
     what = f"{planned.family} reading {planned.frames} frames at ratio {ratio:g}"
     check_fits(need, what=what, dtype=planned.dtype, available=available)

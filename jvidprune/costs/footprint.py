@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,6 +15,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.models import family as families
 from jvidprune.models.fused import choose
+from jvidprune.tokens import InnerStage
 
 USABLE = 0.92
 """Share of a chip's memory that arrays can have; the rest is the runtime's, its programs' and lost between arrays."""
@@ -125,6 +126,7 @@ def footprint(
     new_tokens: int,
     batch: int = 1,
     dtype: Any = jnp.bfloat16,
+    stages: Sequence[InnerStage] = (),
 ) -> Footprint:
     """What one device holds.
 
@@ -138,6 +140,7 @@ def footprint(
       new_tokens: longest answer.
       batch: prompts read together, each with a video of its own.
       dtype: of parameters and activations.
+      stages: of the method inside the language model, see `memory.inside_bytes`.
 
     Raises:
       JvidpruneError: a mesh that cuts heads, or a batch below 1.
@@ -156,6 +159,7 @@ def footprint(
     slots, room = bucket_length(prompt), new_tokens - 1
     cached = memory.cache_bytes(part.text, -(-batch // rows), slots + room, dtype)
     read = memory.prefill_bytes(part.text, -(-batch // rows), slots, room, dtype, levels=shape.levels)
+    read += memory.inside_bytes(config.text, stages, -(-batch // rows), slots, room, dtype)
     read += -(-batch // rows) * visual * (1 + shape.levels) * config.text.width * size
     features = batch * memory.feature_bytes(config, shape, dtype)
     encode = memory.encode_bytes(part, mine, dtype)

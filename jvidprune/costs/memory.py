@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jvidprune import parallel
+from jvidprune.cuts.protocol import CutRule
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.models import family as families
@@ -25,7 +26,7 @@ from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.fused import implementation
 from jvidprune.models.layers import chunk_frames
 from jvidprune.models.llava_onevision.modules import FRAME_CHUNK
-from jvidprune.tokens import Layout
+from jvidprune.tokens import InnerStage, Layout
 
 _GIB = 2**30
 
@@ -182,6 +183,43 @@ def prefill_bytes(
     return layer + kept + 2 * batch * text.vocab * 4
 
 
+def inside_bytes(
+    text: DecoderConfig, stages: Sequence[InnerStage], batch: int, length: int, room: int, dtype: Any
+) -> int:
+    """What stages inside the language model hold beside the prompt and its keys and values.
+
+    That is the states that a cut puts aside for a later one, which take each other's place (SwiftVLM); where these
+    come back to; the bank of hidden states from which a choice is renewed while decoding, and its masks (DSTP, FastV);
+    and arrays of a stage's own, such as those of routers.
+
+    Args:
+      text: the language model.
+      stages: of the reducer; those at or behind the last layer hold nothing.
+      batch: rows.
+      length: slots of a row, padding included.
+      room: slots of the cache for the answer.
+      dtype: of activations.
+    """
+    size = jnp.dtype(dtype).itemsize
+    acting = [stage for stage in stages if stage.boundary < text.layers]
+    aside = max((stage.rule.held(length, text.width, size) for stage in acting), default=0)
+    total = batch * aside
+    if any(isinstance(stage.rule, CutRule) and stage.rule.keeps_roles for stage in acting):
+        # Positions on up to three axes, source, block and slot of each token, and three marks.
+        total += batch * length * (6 * 4 + 3)
+    for stage in acting:
+        renewal = stage.rule.renewal if isinstance(stage.rule, CutRule) else None
+        if renewal is not None:
+            slots = batch * (length + room)
+            # What competes, what is read and what was found, positions; with "fill" where in deep caches tokens are.
+            total += slots * (3 + 4) + (slots * 3 * 4 if renewal.mode != "bank" else 0)
+            total += slots * text.width * size if renewal.mode != "bank" else 0
+            total += 2 * slots * 4 if renewal.mode == "fill" else 0
+        if stage.weights is not None:
+            total += sum(array.nbytes for array in stage.weights.arrays.values())
+    return total
+
+
 def ask_need(
     config: Any,
     shape: TowerShape,
@@ -192,6 +230,7 @@ def ask_need(
     dtype: Any,
     batch: int = 1,
     mesh: Mapping[str, int] | None = None,
+    stages: Sequence[InnerStage] = (),
 ) -> Need:
     """What questions about one video take.
 
@@ -204,8 +243,10 @@ def ask_need(
       dtype: of parameters and activations.
       batch: prompts read together.
       mesh: sizes of the axes of a mesh that parameters are divided over; all else counts as if one device held it.
+      stages: inside the language model; what they hold is counted, what their cuts save is not.
     """
     length = bucket_length(kept + text)
+    held = inside_bytes(config.text, stages, batch, length, max_new_tokens - 1, dtype)
     features = feature_bytes(config, shape, dtype)
     prompt = prefill_bytes(
         config.text,
@@ -218,7 +259,7 @@ def ask_need(
     )
     reduced = batch * kept * (1 + shape.levels) * config.text.width * jnp.dtype(dtype).itemsize
     parameters = parameter_count(config, mesh) * jnp.dtype(dtype).itemsize
-    return Need(parameters, features, encode_bytes(config, shape, dtype), prompt + reduced)
+    return Need(parameters, features, encode_bytes(config, shape, dtype), prompt + reduced + held)
 
 
 def device_bytes(device: Any = None) -> int:

@@ -176,6 +176,11 @@ class Bypass(CutRule):
         """Before the last cut."""
         return not self.final
 
+    def held(self, slots: int, width: int, itemsize: int) -> int:
+        """The states and groups of bypassed tokens, and the merged tokens as they were with their seeds."""
+        merged = 0 if self.final else min(groups_of(slots, self.groups), slots)
+        return 0 if self.final else slots * (width * itemsize + 4) + merged * (width * itemsize + 4)
+
     def restore(self, state: TokenState) -> TokenState:
         """See `Bypass`."""
         return _returned(state)

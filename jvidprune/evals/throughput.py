@@ -367,7 +367,7 @@ def planned_batch(
     batch = limit
     while batch > 1:
         axes = None if mesh is None else dict(mesh.shape)
-        need = ask_need(config, shape, **sizes, dtype=loaded.dtype, batch=batch, mesh=axes)
+        need = ask_need(config, shape, **sizes, dtype=loaded.dtype, batch=batch, mesh=axes, stages=video.inner)
         if need.peak <= available:
             break
         batch //= 2

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
 from jvidprune.cuts.cache import Cache
 from jvidprune.errors import JvidpruneError
@@ -307,6 +308,25 @@ def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
     """Prefill of a batch: (B, V) logits and a cache with room for more tokens."""
     (embeds, positions, valid), capacity, parts = _laid_out(llm, rows, room)
     return prefill(llm.loaded.model, embeds, positions, valid, capacity=capacity, **parts)
+
+
+def laid_out(
+    llm: "VideoLLM", prompt: Prompt, room: int
+) -> tuple[Int[np.ndarray, "S"], tuple[jax.Array, np.ndarray, np.ndarray], int, PromptParts]:
+    """One prompt as `prefill` is given it.
+
+    Args:
+      llm: the model.
+      prompt: the prompt.
+      room: tokens that will follow it.
+
+    Returns:
+      The row of the videos' reduced tokens that each slot holds, negative for text and newlines; embeddings, positions
+      and valid slots; slots of the cache; all else.
+    """
+    (rows,) = _batches(llm, [prompt], reserve=room, batch=1, min_fill=0.0)
+    (row,) = rows.used
+    return row.slots.source - len(row.text) - 1, *_laid_out(llm, rows, room)
 
 
 def _laid_out(

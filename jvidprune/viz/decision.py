@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.llm.inside import InsideStage, StageKind
 from jvidprune.reducers.controls import spread
 from jvidprune.tokens import Reduced, place_fates
 
@@ -26,6 +27,8 @@ class Decision:
       share: (T * N, F) part of the token that each of them took, in [0, 1].
       sink: (T * N,) sink score in [0, 1], or None.
       whole: tokens of the video where the grid is that of smaller frames; None for T * N.
+      stage: of a stage inside the language model its kind; None for a reduction before it.
+      restored: (T * N,) bool tokens that are back in this stage, or None.
     """
 
     method: str
@@ -39,6 +42,8 @@ class Decision:
     share: np.ndarray
     sink: np.ndarray | None = None
     whole: int | None = None
+    stage: StageKind | None = None
+    restored: np.ndarray | None = None
 
     @classmethod
     def from_reduced(
@@ -110,6 +115,11 @@ class Decision:
         """One line for people."""
         fates = self.fates()
         rows = f"{self.count:,} of {self.total:,} tokens ({self.achieved:.1%})"
+        if self.stage is not None:
+            back = 0 if self.restored is None else int(self.restored.sum())
+            parts = [rows, *[f"{back:,} back again"] * (back > 0)]
+            parts += [f"{fates['merged']:,} travel in them"] * (fates["merged"] > 0)
+            return " · ".join([*parts, *[f"{fates['dropped']:,} pass it by"] * (self.stage == "routed")])
         return f"{rows} · {fates['merged']:,} merged · {fates['dropped']:,} dropped"
 
 
@@ -135,3 +145,22 @@ def decision_of(one: ReducedVideo, method: str) -> Decision:
         slot[made.index] = np.arange(made.count)
         made = dataclasses.replace(made, slot=slot, flow=nothing, share=np.zeros(nothing.shape, np.float32))
     return dataclasses.replace(made, whole=whole.total)
+
+
+def stage_decision(stage: InsideStage, ratio: float, frames: int, grid: tuple[int, int]) -> Decision:
+    """A stage inside the language model as it is drawn: its tokens are kept, those that travel in a mean are merged.
+
+    Args:
+      stage: of `llm.inside.trace`.
+      ratio: retention ratio asked for.
+      frames, grid: of the video's tokens.
+    """
+    index, total = np.flatnonzero(stage.kept), stage.kept.size
+    number = np.full(total + 1, -1)
+    number[index] = np.arange(len(index))
+    slot = number[stage.row]
+    nothing = np.full((total, 1), -1)
+    share = np.zeros(nothing.shape, np.float32)
+    mass = np.bincount(slot[slot >= 0], minlength=len(index))
+    made = Decision(stage.name, ratio, frames, grid, index, mass, slot, nothing, share)
+    return dataclasses.replace(made, stage=stage.kind, restored=stage.restored)

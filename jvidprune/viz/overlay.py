@@ -1,6 +1,7 @@
 """Decisions drawn on frames that stay visible: kept tokens as they are and outlined, merged pale, dropped dark."""
 
 import colorsys
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -23,6 +24,18 @@ LEGEND = (
     ("dropped", "dark: dropped"),
 )
 """What is drawn for each fate of a token, and its words; the same in pages, pictures and films."""
+
+INSIDE = (
+    ("kept", "outlined: in these layers"),
+    ("restored", "green outline: back again"),
+    ("merged", "pale: travels as part of the token outlined in that colour"),
+    ("passed", "pale: passes the layer by"),
+    ("dropped", "dark: not in these layers"),
+)
+"""The same for stages inside the language model, as far as they have it."""
+
+RESTORED = (46, 190, 96)
+"""Outlines of tokens that are back again."""
 
 LINES = "line with a dot: went to that place of an earlier frame"
 SINKS = "red ring: sink"
@@ -47,6 +60,22 @@ def remarks(decisions: Sequence[Decision]) -> list[str]:
     """What lines and rings mean, as far as these decisions have any."""
     across = any((_across(decision) >= 0).any() for decision in decisions)
     return [LINES] * across + [SINKS] * any(decision.sink is not None for decision in decisions)
+
+
+def legend_of(decisions: Sequence[Decision]) -> tuple[tuple[str, str], ...]:
+    """The legend of some decisions: of stages inside the language model, what these have."""
+    stages = [decision for decision in decisions if decision.stage is not None]
+    if not stages:
+        return LEGEND
+    fates = [decision.fates() for decision in stages]
+    there = {
+        "kept": True,
+        "restored": any(one.restored is not None and one.restored.any() for one in stages),
+        "merged": any(fate["merged"] for fate in fates),
+        "passed": any(one.stage == "routed" for one in stages),
+        "dropped": any(f["dropped"] and one.stage != "routed" for f, one in zip(fates, stages, strict=True)),
+    }
+    return tuple((kind, words) for kind, words in INSIDE if there[kind])
 
 
 def fit(frame: np.ndarray, width: int) -> np.ndarray:
@@ -77,13 +106,16 @@ def draw_frame(frame: np.ndarray, decision: Decision, t: int) -> np.ndarray:
     slot = decision.slot[t * n : (t + 1) * n]
     hue = np.full((n, 3), 255, np.float32)
     hue[slot >= 0] = row_colours(decision)[slot[slot >= 0]]
+    if decision.restored is not None:
+        hue[decision.restored[t * n : (t + 1) * n]] = RESTORED
 
     image = frame.astype(np.float32)
     grey = image.mean(-1, keepdims=True)
     soft = grey + COLOUR_LEFT * (image - grey)
     pale = soft + FOG * (255 - soft)
     pale += TINT * (hue[cell] - pale)
-    fate = np.where(kept, 2, np.where(slot >= 0, 1, 0))[cell][..., None]
+    faded = (slot >= 0) | (decision.stage == "routed")
+    fate = np.where(kept, 2, np.where(faded, 1, 0))[cell][..., None]
     out = np.where(fate == 2, image, np.where(fate == 1, pale, SHADE * soft))
 
     thick = max(1, round(min(height / h, width / w) / 22))
@@ -181,14 +213,15 @@ def contact_sheet(
     lines = -(-len(small) // columns)
     block = title + lines * (height + caption + gap)
     across = columns * (width + gap) + gap
-    key = legend_strip(across, remarks(decisions))
+    key = legend_strip(across, remarks(decisions), legend_of(decisions))
     sheet = Image.new("RGB", (across, key.shape[0] + len(decisions) * block + gap), (250, 250, 250))
     sheet.paste(Image.fromarray(key), (0, 0))
     pen = ImageDraw.Draw(sheet)
     big, plain = (ImageFont.load_default(size) for size in (22, 15))
     for number, decision in enumerate(decisions):
         top = number * block + gap + key.shape[0]
-        pen.text((gap, top), f"{decision.method} at {decision.ratio:.0%}", fill=(20, 20, 20), font=big)
+        named = decision.method if decision.stage else f"{decision.method} at {decision.ratio:.0%}"
+        pen.text((gap, top), named, fill=(20, 20, 20), font=big)
         pen.text((gap, top + 30), decision.summary(), fill=(90, 90, 90), font=plain)
         per_frame = decision.per_frame()
         for place, (t, frame) in enumerate(zip(shown, small, strict=True)):
@@ -199,19 +232,20 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def legend_strip(width: int, more: Sequence[str] = ()) -> np.ndarray:
+def legend_strip(width: int, more: Sequence[str] = (), legend: Sequence[tuple[str, str]] = LEGEND) -> np.ndarray:
     """(H, width, 3) uint8: a patch and its words for each fate of a token, then remarks; in as many lines as fit.
 
     Args:
       width: in pixels.
       more: remarks without a patch.
+      legend: kinds and words.
     """
     from PIL import Image, ImageDraw, ImageFont
 
     font, gap, patch, line = ImageFont.load_default(15), 8, 18, 28
     measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     x, y, placed = gap, gap, []
-    for kind, text in (*LEGEND, *(("", text) for text in more)):
+    for kind, text in (*legend, *(("", text) for text in more)):
         needs = (patch + 7) * bool(kind) + measure.textlength(text, font) + 22
         if x > gap and x + needs > width:
             x, y = gap, y + line
@@ -229,10 +263,13 @@ def legend_strip(width: int, more: Sequence[str] = ()) -> np.ndarray:
 
 def _patch(kind: str, side: int) -> np.ndarray:
     """A token of a fate, as `draw_frame` draws it."""
-    index = np.array({"kept": [0], "merged": [1], "dropped": []}[kind], np.int64)
-    slot = np.array([-1 if kind == "dropped" else 0, -1])
+    index = np.array({"kept": [0], "restored": [0], "merged": [1]}.get(kind, []), np.int64)
+    slot = np.array([0 if len(index) else -1, -1])
     nothing = np.full((2, 1), -1)
     one = Decision("", 1.0, 2, (1, 1), index, np.full(len(index), 2), slot, nothing, np.zeros((2, 1)))
+    if kind in ("restored", "passed"):
+        stage = "routed" if kind == "passed" else "layers"
+        one = dataclasses.replace(one, stage=stage, restored=np.array([kind == "restored", False]))
     return draw_frame(np.full((side, side, 3), (96, 132, 170), np.uint8), one, 0)
 
 
@@ -247,7 +284,7 @@ def film(frames: np.ndarray, decisions: Sequence[Decision], *, width: int = 480)
     for number, decision in enumerate(decisions):
         text = f"{decision.method} · {decision.count:,} tokens ({decision.achieved:.1%})"
         pen.text((number * (width + gap) + 8, 7), text, fill=(20, 20, 20), font=ImageFont.load_default(17))
-    key = legend_strip(across, remarks(decisions))
+    key = legend_strip(across, remarks(decisions), legend_of(decisions))
     for t, frame in enumerate(frames):
         small = fit(frame, width)
         drawn = np.full((small.shape[0], across, 3), 250, np.uint8)
@@ -262,10 +299,10 @@ def write_picture(
     frames: np.ndarray,
     decisions: Sequence[Decision],
     labels: Sequence[str],
-    save_film: Callable[[Path, np.ndarray], None],
+    save_film: Callable[[Path, np.ndarray], None] | None = None,
 ) -> None:
     """Writes a contact sheet (.png) or a film (.mp4) to a temporary name; the caller renames it into place."""
-    if out.suffix.lower() == ".mp4":
+    if out.suffix.lower() == ".mp4" and save_film is not None:
         save_film(out, np.stack(list(film(frames, decisions))))
         return
     from PIL import Image

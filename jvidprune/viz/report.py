@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jvidprune.viz.decision import Decision
-from jvidprune.viz.overlay import LEGEND, fit
+from jvidprune.viz.overlay import LEGEND, fit, legend_of
 from jvidprune.viz.pages import render
 
 
@@ -75,4 +75,47 @@ def reduction_page(
         legend=LEGEND,
         links=any((decision.flow >= 0).any() for decision in decisions),
         sinks=any(decision.sink is not None for decision in decisions),
+    )
+
+
+def inside_page(
+    frames: np.ndarray,
+    stages: Sequence[Decision],
+    labels: Sequence[str],
+    *,
+    title: str,
+    subtitle: str,
+    width: int = 384,
+) -> str:
+    """A page of one method inside the language model: a list of its stages, and the frames of the one that is chosen.
+
+    Args:
+      frames: (T, H, W, 3) uint8.
+      stages: of `viz.decision.stage_decision`, on one grid.
+      labels: caption of each frame.
+      title, subtitle: plain text.
+      width: pixels of the embedded frames.
+    """
+    shown = [
+        {
+            "name": stage.method,
+            "kind": stage.stage,
+            "index": stage.index.tolist(),
+            "mass": stage.mass.tolist(),
+            "slot": stage.slot.tolist(),
+            "restored": [] if stage.restored is None else np.flatnonzero(stage.restored).tolist(),
+        }
+        for stage in stages
+    ]
+    data = {
+        "images": [data_url(fit(frame, width)) for frame in frames],
+        "labels": list(labels),
+        "grid": list(stages[0].grid),
+        "total": stages[0].total,
+        "stages": shown,
+        # All tokens are there before the first cut, which shows nothing.
+        "first": min(1, len(stages) - 1),
+    }
+    return render(
+        "jvidprune.viz", "inside.html", title=title, subtitle=subtitle, data=data, legend=legend_of(list(stages))
     )

@@ -13,10 +13,11 @@ from helpers.places import MODELS
 from helpers.tiny import write_checkpoint
 from helpers.untrained import LARGE, config_json
 
-from jvidprune import JvidpruneError
+from jvidprune import JvidpruneError, reducers
 from jvidprune.costs import memory
 from jvidprune.costs.fits import check_encoding, check_question
 from jvidprune.cuts.cache import empty_cache
+from jvidprune.cuts.inner import Inner
 from jvidprune.llm.folder import family_settings
 from jvidprune.models import family as families
 from jvidprune.models import qwen3_vl
@@ -25,6 +26,7 @@ from jvidprune.models.checkpoint.published import published
 from jvidprune.models.llava_onevision import Config
 from jvidprune.models.prefill import read_prompt
 from jvidprune.procedural.clips import ClipSpec, render, write_mp4
+from jvidprune.reducers.protocol import inner_stages
 from jvidprune.video.limits import Limits
 from jvidprune.video.preprocess import Patches
 
@@ -121,6 +123,47 @@ def test_prompts_take_what_xla_counts(batch, length, dtype):
     assert there == pytest.approx(held, rel=0.02)
     # The cache is an argument, donated.
     assert_close(memory.prefill_bytes(text, batch, length, room, dtype) - held, compiled)
+
+
+def sizes_of(tree):
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("swiftvlm", jnp.float32), ("swiftvlm", jnp.bfloat16), ("dstp", None)])
+def test_what_stages_inside_the_model_hold_is_counted(name, dtype):
+    config, batch, length, room = Config.from_hf(config_json(LARGE)), 2, 768, 7
+    text, dtype = config.text, jnp.float32 if dtype is None else dtype
+    cuts = {"swiftvlm": {"cut_layers": (1, 2, 3)}, "dstp": {"host": "fastv(layer=1)", "serve": "recompute"}}[name]
+    stages = inner_stages(reducers.get(name, **cuts), 0.5)
+    valid = np.ones((batch, length), bool)
+    visual = valid & (np.arange(length) < length - 20)
+    inner = Inner.create(stages, visual, valid, layers=text.layers)
+    kinds = {"layers": text.layers, "kv_heads": text.kv_heads, "head_dim": text.head_dim}
+
+    def read(model):
+        slots = inner.capacities(length, room)
+        cache = empty_cache(batch=batch, capacity=slots, boundaries=inner.boundaries, dtype=dtype, **kinds)
+        places = jnp.broadcast_to(jnp.arange(length), (batch, length))
+        embeds = jnp.zeros((batch, length, text.width), dtype)
+        found = read_prompt(model.lm, embeds, places, jnp.asarray(valid), cache, inner=inner)
+        states = [state for state in found.states if state.side is not None]
+        return [state.side for state in states], [state.aside for state in states], found.cache.policy
+
+    sides, asides, policy = jax.eval_shape(read, abstract(config, dtype))
+    counted = memory.inside_bytes(text, stages, batch, length, room, dtype)
+    if name == "swiftvlm":
+        exact = max(map(sizes_of, sides))
+        assert exact == batch * stages[0].rule.held(length, text.width, jnp.dtype(dtype).itemsize)
+        there = exact + max(sizes_of((aside.slots, aside.index)) for aside in asides if aside is not None)
+    else:
+        there = sizes_of(policy)
+        assert policy.hidden.shape == (batch, length + room, text.width)
+    # Positions stand on one axis here, and on three at most.
+    assert there <= counted <= 1.05 * there
+    assert memory.inside_bytes(text, inner_stages(reducers.get("fastv", layer=1), 0.5), batch, length, room, dtype) == 0
+    shape, asked = memory.tower_shape(config, 8), {"kept": 720, "text": 40, "max_new_tokens": room + 1}
+    plain, held = (memory.ask_need(config, shape, **asked, dtype=dtype, batch=2, stages=some) for some in ((), stages))
+    assert held.prompt - plain.prompt == memory.inside_bytes(text, stages, 2, 768, room, dtype)
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl"])
