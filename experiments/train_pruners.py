@@ -217,7 +217,7 @@ def main() -> None:
 
     curves = {
         "guidance (KL)": read_curve(args.folder / "covipal" / "guided"),
-        "answers, softly pruned": read_curve(args.folder / "covipal" / "answers"),
+        "answers, pruned": read_curve(args.folder / "covipal" / "answers"),
         "answers, routed": read_curve(args.folder / "router"),
     }
     lines = [{"run": name, **line} for name, curve in curves.items() for line in curve]
@@ -226,7 +226,8 @@ def main() -> None:
     write_table(args.out / "train_pruners.csv", [dataclasses.asdict(cell) for cell in cells])
     curve_rows = [{field: line.get(field, "") for field in fields} for line in lines]
     write_table(args.out / "train_pruners_curve.csv", curve_rows, digits=5)
-    plot(args.out / "train_pruners.svg", curves, table, [MODULE, GUIDED, ROUTER, DRAWN, "uniform", "FastV, layer 1"])
+    drawn_in = [MODULE, GUIDED, ROUTER, DRAWN, "uniform", "PyramidDrop from layer 1, positions kept"]
+    plot(args.out / "train_pruners.svg", curves, table, drawn_in)
 
     def change(second: str, others: Sequence[str], at: Sequence[float]) -> str:
         rows = [[paired_difference(records, other, second, ratio) for ratio in at] for other in others]

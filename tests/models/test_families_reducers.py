@@ -10,6 +10,7 @@ import functools
 
 import numpy as np
 import pytest
+from helpers import pruners
 from helpers import tiny_checkpoints as tiny
 
 from jvidprune import reducers
@@ -23,6 +24,8 @@ from jvidprune.video.preprocess import qwen_patches
 
 FRAMES, TOKENS, RATIO, CUT_RATIO = 6, 16, 0.3, 0.1
 QUESTION = "What?"
+NAMES = (*reducers.names(), "covipal")
+"""What is tried; STTS needs a tower with a scorer (`tests/stts`)."""
 
 # Before the last layer of the checkpoints here; the published cuts lie behind their end.
 CUT = {
@@ -38,6 +41,8 @@ CUT = {
     "mod": {"schedule": "interleave", "factor": 0.3, "depth": 2},
     "videollm_mod": {"share": 0.25, "depth": 2},
     "flashvid": {"pruning_layer": 1},
+    # It has nothing to choose by without.
+    "covipal": {"module": pruners.file(tiny.WIDTH)},
 }
 
 KEPT = {
@@ -48,6 +53,7 @@ KEPT = {
     "tome": 30,  # round(4.8) a frame
     "cdpruner": 30,  # floor(4.8 + 1 / 2) a frame
     "zspaprune": 29,  # round(28.8)
+    "covipal": 29,  # round(28.8)
     "vcast": 29,  # round(28.8)
     "qwen_norm": 24,  # int(16 * 0.3) a frame
     "evs": 28,  # int(96 * (1 - (1 - 0.3))) in float64
@@ -172,7 +178,7 @@ def run_family(family, folder, read, monkeypatch):
     llm = load(family, folder)
     pair = getattr(llm.loaded.config.vision, "pair", 1)
     still = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8).repeat(FRAMES * pair, 0)
-    methods = {name: method_on(family, name) for name in reducers.names()}
+    methods = {name: method_on(family, name) for name in NAMES}
     video = llm.encode(
         still, needs=frozenset().union(*(method.needs for method in methods.values())), question=QUESTION, fps=2.0
     )
@@ -218,7 +224,7 @@ def run_family(family, folder, read, monkeypatch):
 
 
 def test_every_method_and_family_has_a_row_here():
-    assert KEPT.keys() | {"aot", "stop"} == set(reducers.names())
+    assert KEPT.keys() | {"aot", "stop"} == set(NAMES)
     assert tiny.CONFIGS.keys() == set(families.names())
 
 
