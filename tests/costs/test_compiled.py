@@ -147,6 +147,7 @@ def test_the_verb_shows_both_tables_and_ends_with_the_sentence(faked, run):
         ("llava-onevision-0.5b", "flashvid"),
         pytest.param("qwen3-vl-2b", "random", marks=pytest.mark.long),
         pytest.param("molmo2-4b", "none", marks=pytest.mark.long),
+        pytest.param("videollama3-2b", "random", marks=pytest.mark.long),
     ],
 )
 def test_all_programs_of_an_answer_compile(model, reducer):
