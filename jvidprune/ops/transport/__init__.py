@@ -17,6 +17,7 @@ from jvidprune.ops.transport.cost import (
 )
 from jvidprune.ops.transport.fixed import FixedSinkhorn
 from jvidprune.ops.transport.kinds import CompletedBy, CostPart, MarginalsPart, SolverPart
+from jvidprune.ops.transport.learned import LearnedCost, LearnedMasses, weights_of
 from jvidprune.ops.transport.marginals import LeaveOneOut, Marginals, Saliency, Uniform
 from jvidprune.ops.transport.ott import LowRank, OttSinkhorn
 from jvidprune.ops.transport.projection import Projection, blend, normalise_plan, strongest
@@ -42,6 +43,8 @@ __all__ = [
     "CostPart",
     "Dustbin",
     "FixedSinkhorn",
+    "LearnedCost",
+    "LearnedMasses",
     "LeaveOneOut",
     "LocalityCost",
     "LowRank",
@@ -73,4 +76,5 @@ __all__ = [
     "strongest",
     "transport_result",
     "underflow_warning",
+    "weights_of",
 ]

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from jvidprune.ops.transport.transport import Transport
 
 _NAMED: dict[str, tuple[str, ...]] = {
-    "cost": ("TokenCost", "ClipCost", "LocalityCost"),
-    "marginals": ("Uniform", "Saliency", "LeaveOneOut"),
+    "cost": ("TokenCost", "ClipCost", "LocalityCost", "LearnedCost"),
+    "marginals": ("Uniform", "Saliency", "LeaveOneOut", "LearnedMasses"),
     "solver": ("Sinkhorn", "FixedSinkhorn", "Dustbin", "OttSinkhorn", "LowRank"),
     "transport": ("Transport",),
 }
