@@ -178,7 +178,7 @@ def test_texts_and_saved_settings_are_refused_as_python_is(method):
 SENTENCES = {
     "aot:intra_transport=Foo": "AOT's intra_transport: unknown transport 'Foo'; known: Transport.",
     "aot:intra_transport=(Transport:cost=Foo)": "AOT's intra_transport: Transport's cost: unknown cost 'Foo'; known: "
-    "TokenCost, ClipCost, LocalityCost.",
+    "TokenCost, ClipCost, LocalityCost, LearnedCost.",
     "random:seed=abc": "Random's seed must be a whole number in [-2147483648, 4294967295], got 'abc'.",
     "evs:floor=None": "EVS's floor must be a number of at least 0, got None.",
     "fastvid:tau=abc": "FastVID's tau must be a finite number, got 'abc'.",
