@@ -8,7 +8,7 @@ computed by XLA from the shardings of parameters and inputs: models stay free of
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -315,6 +315,27 @@ def constrain(x: Any, *axes: str | None) -> Any:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, dict(mesh.shape), {}))
+
+
+def each_piece(run: Callable[..., Any], given: Sequence[Axes], found: Axes) -> Callable[..., Any]:
+    """A function of arrays that every device of the mesh in use computes of its own pieces; without a mesh, itself.
+
+    For kernels, which XLA cannot divide. Nothing is exchanged inside: pieces are independent of each other.
+
+    Args:
+      run: of arrays, one result.
+      given: logical axes of the dimensions of each argument.
+      found: of the result, which is divided as the first argument is.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return run
+
+    def over(*arrays: Any) -> Any:
+        specs = [_spec(axes, x.shape, dict(mesh.shape), {}) for axes, x in zip(given, arrays, strict=True)]
+        return jax.shard_map(run, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*arrays)
+
+    return over
 
 
 def on_every_device(tree: Any) -> Any:

@@ -77,7 +77,7 @@ def lowered(cell: TPUCell) -> jax.stages.Lowered:
     stacked = stack_budgets([reducer.budget(layout, ratio) for ratio in ratios])
     budgets = jax.tree.map(lambda leaf: shape(np.shape(leaf), np.asarray(leaf).dtype), stacked)
     capacity = bucket_capacity(max(reducer.capacity(layout, ratio) for ratio in ratios), t * n)
-    with using("accelerator"):
+    with using("tpu"):
         return run_budgets.lower(reducer, video, budgets, capacity=capacity)
 
 

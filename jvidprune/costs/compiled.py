@@ -208,7 +208,7 @@ def compile_answer(
 
     pixels = _pixels(config, shape, layout, whole)
     needs = frozenset(reducer.needs - {"text"})
-    with jax.set_mesh(mesh), using("accelerator"):
+    with jax.set_mesh(mesh), using("tpu"):
         video: VideoTokens = jax.tree.map(
             lambda leaf: whole(leaf.shape, leaf.dtype), jax.eval_shape(encode_tokens, model, pixels, needs)
         )

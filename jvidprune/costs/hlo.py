@@ -2,13 +2,14 @@
 
 XLA's own cost analysis counts the body of a loop once. Here it counts as often as it runs: the number of rounds stands
 in the text, or the program says it in the name of a scope where the data decide (`ops.branch.mean_rounds`). Of the
-branches of a conditional the most expensive one counts.
+branches of a conditional the most expensive one counts. A kernel counts what it is given and returns, once: how often
+it reads a tile again is not in the text.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
@@ -275,7 +276,7 @@ def _called(one: _Instruction, key: str) -> list[str]:
 def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
     computations: dict[str, dict[str, _Instruction]] = {}
     entry, body = "", None
-    for line in text.splitlines():
+    for line in _lines(text):
         head = re.match(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$", line.rstrip()) if line[:1] not in (" ", "}") else None
         if head and "=" not in line.split("(")[0]:
             body = computations.setdefault(head.group(2), {})
@@ -286,6 +287,23 @@ def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str]:
         elif line.startswith("}"):
             body = None
     return computations, entry
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Lines of a program; an instruction that a kernel's settings break over several is one."""
+    whole = ""
+    for line in text.splitlines():
+        goes_on = (
+            whole.startswith("  ") and line[:1] not in ("", " ", "%") and not re.match(r"^(\}$|\}, |ENTRY )", line)
+        )
+        if goes_on:
+            whole += line
+            continue
+        if whole:
+            yield whole
+        whole = line
+    if whole:
+        yield whole
 
 
 def _instruction(line: str) -> _Instruction:

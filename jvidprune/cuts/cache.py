@@ -50,7 +50,7 @@ class CacheSegment:
         return self.valid.shape[1]
 
     def append(self, k: Array, v: Array, valid: Bool[Array, "B S"]) -> "CacheSegment":
-        """Writes S slots of every layer of the segment; k and v are (stop - start, B, S, K, d)."""
+        """Writes S slots of every layer of the segment; k and v are (stop - start, B, S or more, K, d)."""
         at = (0, 0, self.length, 0, 0)
         return dataclasses.replace(
             self,

@@ -105,6 +105,7 @@ class Decoder(nnx.Module):
         rows: Int[Array, "B R"] | None = None,
         causal: bool = True,
         hidden: bool = False,
+        room: int = 0,
     ) -> tuple[Float[Array, "B S D"], LayerOutputs]:
         """Layers [start, stop) as one scan.
 
@@ -119,6 +120,8 @@ class Decoder(nnx.Module):
           rows: fresh slots whose attention weights are returned for every layer of the run.
           causal: False lets all fresh slots see each other (a probe layer of HoliTom).
           hidden: also return each layer's output.
+          room: slots of the keys and values returned, of which those behind S are zeros: they are then the buffers of
+            a cache with as many, and nothing is copied; 0 returns S.
         """
         xs: dict[str, Any] = {"deepstack": deepstack}
         if (stretched := self.config.yarn_layers) is not None:
@@ -136,7 +139,8 @@ class Decoder(nnx.Module):
             if stretched is not None:
                 own = step._replace(cos=step.cos[extra["table"]], sin=step.sin[extra["table"]])
             x, keys, weights = layer(x, own, before, causal=causal, rows=rows)
-            outputs = LayerOutputs(keys.k, keys.v, x if hidden else None, weights)
+            k, v = (_widened(part, room) for part in (keys.k, keys.v))
+            outputs = LayerOutputs(k, v, x if hidden else None, weights)
             return (x if deepstack is None else x + extra["deepstack"].astype(x.dtype)), outputs
 
         return scan_layers(self.layers, start, stop, self.config.layers, body, x, xs, remat=self.config.remat)
@@ -320,3 +324,8 @@ class Decoder(nnx.Module):
             raise JvidpruneError(
                 f"the sequence has {length} tokens, but the model has {self.config.max_positions} positions."
             )
+
+
+def _widened(part: Float[Array, "B S K d"], room: int) -> Float[Array, "B M K d"]:
+    more = room - part.shape[1]
+    return jnp.pad(part, ((0, 0), (0, more), (0, 0), (0, 0))) if more > 0 else part

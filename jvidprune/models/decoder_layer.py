@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 from jvidprune.models.attention import Keys, Past, Segments, attend, probe
 from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.fused import AttentionKind
-from jvidprune.models.layers import GatedMlp, RMSNorm, linear
+from jvidprune.models.layers import GatedMlp, RMSNorm, linear, map_tokens
 from jvidprune.models.rope import rotate
 
 
@@ -115,5 +115,11 @@ class DecoderLayer(nnx.Module):
 
     def feed(self, x: Array, gate: Array | None = None) -> Array:
         """The MLP branch alone, each token's multiplied by its gate (B, S) where there is one."""
-        out = self.norm2(self.mlp(x)) if self.norm_after else self.mlp(self.norm2(x))
-        return x + (out if gate is None else (gate[..., None] * out.astype(gate.dtype)).astype(x.dtype))
+
+        def fed(x: Array) -> Array:
+            return self.norm2(self.mlp(x)) if self.norm_after else self.mlp(self.norm2(x))
+
+        if gate is None:
+            return map_tokens(lambda run: run + fed(run), x)
+        out = map_tokens(fed, x)
+        return x + (gate[..., None] * out.astype(gate.dtype)).astype(x.dtype)

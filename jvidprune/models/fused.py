@@ -1,4 +1,4 @@
-"""Which code computes attention: the library's own, or `jax.nn.dot_product_attention` with cuDNN's fused kernel."""
+"""Which code computes attention: the library's own, cuDNN's fused kernel on NVIDIA GPUs, the splash kernel on TPUs."""
 
 from typing import Any, Literal, get_args
 
@@ -7,13 +7,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.splash import splash_attention
+from jvidprune.ops.branch import platform
 
-AttentionKind = Literal["auto", "plain", "xla", "cudnn"]
-"""How a model is told to compute attention. "auto": cuDNN's fused kernel where it serves, the plain code elsewhere;
-"plain": always the plain code, chunked over queries; "xla" and "cudnn": this implementation of
-`jax.nn.dot_product_attention` wherever no map, row or mask is needed that it does not give ("xla" holds whole maps)."""
+AttentionKind = Literal["auto", "plain", "xla", "cudnn", "splash"]
+"""How a model is told to compute attention. "auto": cuDNN's fused kernel or, on TPU, the splash kernel where they
+serve, the plain code elsewhere; "plain": always the plain code, chunked over queries; "xla" and "cudnn": this
+implementation of `jax.nn.dot_product_attention` wherever no map, row or mask is needed that it does not give ("xla"
+holds whole maps); "splash": likewise the TPU kernel, interpreted on other devices (slow: for tests)."""
 
-Implementation = Literal["plain", "xla", "cudnn"]
+Implementation = Literal["plain", "xla", "cudnn", "splash"]
+
+_SHORTEST = 128
+"""Sequences of fewer slots gain nothing from the splash kernel, whose tiles are as long."""
 
 
 def choose(
@@ -24,6 +30,7 @@ def choose(
     dtype: Any,
     head_dim: int,
     simple: bool,
+    slots: int = _SHORTEST,
 ) -> Implementation:
     """The implementation for one call.
 
@@ -35,6 +42,7 @@ def choose(
       head_dim: d.
       simple: whether the call asks for the output alone, reads no cache, and every key that a real query may see by
         its place is real (a causal prompt padded behind its end, whole frames).
+      slots: of a sequence.
 
     Raises:
       JvidpruneError: "cudnn" asked for where it cannot run.
@@ -43,8 +51,10 @@ def choose(
         raise JvidpruneError(f"unknown attention {kind!r}; known: {', '.join(get_args(AttentionKind))}.")
     if kind == "plain" or not simple:
         return "plain"
-    if kind == "xla":
-        return "xla"
+    if kind in ("xla", "splash"):
+        return kind
+    if kind == "auto" and platform == "tpu":
+        return "splash" if slots >= _SHORTEST else "plain"
     largest = 256 if capability is not None and capability >= 9.0 else 128
     obstacles = {
         f"the device is no NVIDIA GPU of compute capability 8.0 or later ({platform})": platform != "gpu"
@@ -60,14 +70,21 @@ def choose(
 
 
 def implementation(kind: AttentionKind, q: Any, *, simple: bool) -> Implementation:
-    """`choose` for the default device and queries (..., H, d)."""
+    """`choose` for the device that programs are traced for and queries (..., S, H, d)."""
     device = jax.local_devices()[0]
     try:
         capability = float(getattr(device, "compute_capability", ""))
     except ValueError:
         capability = None
-    platform = jax.default_backend()
-    return choose(kind, platform=platform, capability=capability, dtype=q.dtype, head_dim=q.shape[-1], simple=simple)
+    return choose(
+        kind,
+        platform=platform(),
+        capability=capability,
+        dtype=q.dtype,
+        head_dim=q.shape[-1],
+        simple=simple,
+        slots=q.shape[-3],
+    )
 
 
 def fused_attention(
@@ -75,20 +92,23 @@ def fused_attention(
     k: Float[Array, "B P K d"],
     v: Float[Array, "B P K d"],
     *,
-    which: Literal["xla", "cudnn"],
+    which: Literal["xla", "cudnn", "splash"],
     causal: bool,
     lengths: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B S H d"]:
-    """`jax.nn.dot_product_attention`; query head j reads key head floor(j / (H / K)).
+    """`jax.nn.dot_product_attention`, or the splash kernel; query head j reads key head floor(j / (H / K)).
 
     Args:
       q: queries.
       k: keys; v alike.
-      which: "xla" or "cudnn".
+      which: "xla", "cudnn" or "splash".
       causal: whether query i sees keys 0..i only.
       lengths: (B,) int32 real tokens of each row, the first ones; None where all are, or where causality hides the
         rest from them.
     """
+    if which == "splash":
+        segment = None if lengths is None else (jnp.arange(q.shape[1]) >= lengths[:, None]).astype(jnp.int32)
+        return splash_attention(q, k, v, sight="causal" if causal else "full", segment=segment)
     return jax.nn.dot_product_attention(
         q, k, v, is_causal=causal, implementation=which, query_seq_lengths=lengths, key_value_seq_lengths=lengths
     )

@@ -22,6 +22,12 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 }
 """Activations by their name in config.json; "gelu" is the exact (erf) form."""
 
+LONGEST_RUN = 4096
+"""Tokens of a prompt that `map_tokens` takes at once."""
+
+_TILE = 128
+"""Runs of tokens are multiples of it."""
+
 
 def check_activation(name: str) -> str:
     """The name itself if it is one of `ACTIVATIONS`, a JvidpruneError otherwise."""
@@ -90,6 +96,25 @@ class GatedMlp(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... E"]:
         """Acts on the last axis."""
         return self.down(ACTIVATIONS[self.activation](self.gate(x)) * self.up(x))
+
+
+def map_tokens(
+    act: Callable[[Float[Array, "B S D"]], Float[Array, "B S E"]], x: Float[Array, "B S D"]
+) -> Float[Array, "B S E"]:
+    """What acts on each token alone, over runs of at most `LONGEST_RUN` tokens, one after the other.
+
+    So that of a long prompt the hidden layer of an MLP, several times as wide, never exists at once.
+    """
+    batch, tokens, _ = x.shape
+    if tokens <= LONGEST_RUN:
+        return act(x)
+    # Prompts are multiples of a tile: of runs that divide them, none is filled up and nothing copied.
+    whole = [size for size in range(LONGEST_RUN, LONGEST_RUN // 4, -_TILE) if tokens % size == 0]
+    size = whole[0] if whole else LONGEST_RUN
+    count = -(-tokens // size)
+    x = jnp.pad(x, ((0, 0), (0, count * size - tokens), (0, 0))).reshape(batch, count, size, -1)
+    out = jnp.moveaxis(lax.map(act, jnp.moveaxis(x, 1, 0)), 0, 1)
+    return out.reshape(batch, count * size, -1)[:, :tokens]
 
 
 def stack(build: Callable[[nnx.Rngs], Module], layers: int, rngs: nnx.Rngs) -> Module:

@@ -197,8 +197,10 @@ def read_prompt(
             else:
                 rows = None if cut is None or cut.rule.probe in AHEAD else inner.rows(cut, state)
                 causal, middle = cut is None or cut.rule.causal, cut is not None and cut.where == "middle"
+                room = 0 if cuts or routes else segment.capacity
+                how: dict[str, Any] = {"causal": causal, "packed": packed, "middle": middle, "room": room}
                 hidden, keys, values, attention = _run_layers(
-                    decoder, state, segment.start, layer, deepstack, rows, causal=causal, packed=packed, middle=middle
+                    decoder, state, segment.start, layer, deepstack, rows, **how
                 )
                 written.append(_Written(keys, values, state.valid, shift, bias=state.bias))
                 state = state._replace(hidden=hidden)
@@ -246,6 +248,8 @@ def _next_positions(valid: Array, positions: Array) -> Array:
 
 class _Written(NamedTuple):
     """Keys and values (L, B, S, K, d) of one segment of layers, which of their slots are in use, and their shift.
+
+    Where nothing is cut there are as many slots as the cache has, those behind S empty.
 
     `route` is what routes generated tokens in these layers, or None; `bias` (B, S) that of their keys, or None.
     """
@@ -334,11 +338,12 @@ def _run_layers(
     causal: bool,
     packed: bool,
     middle: bool,
+    room: int,
 ) -> tuple[Array, Array, Array, Array | None]:
     """Layers [start, stop): hidden states, keys, values, and the last layer's attention of `rows` if given.
 
     The last layer runs on its own where it is probed or not causal. With `middle` its MLP is left out, and what is
-    added behind it.
+    added behind it. `room` as in `Decoder.run`, where no layer runs on its own.
     """
     x, told = state.hidden, {"bidirectional": state.bidirectional, "bias": state.bias}
     step = decoder.step(state.positions, state.valid, packed=packed, **told)
@@ -353,7 +358,7 @@ def _run_layers(
         if middle and last:
             x, outputs = decoder.mix(x, step, at, probed)
         else:
-            x, outputs = decoder.run(x, step, at, edge, deepstack=extra, rows=probed, causal=seen)
+            x, outputs = decoder.run(x, step, at, edge, deepstack=extra, rows=probed, causal=seen, room=room)
         found.append(outputs)
         weights, at = outputs.attention, edge
     k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))

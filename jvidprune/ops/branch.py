@@ -17,7 +17,9 @@ from typing import Literal
 
 import jax
 
-Branch = Literal["cpu", "accelerator"]
+Branch = Literal["cpu", "accelerator", "tpu"]
+"""The formulation for CPUs, that for accelerators, or that for accelerators with kernels that TPUs alone have, as a
+program needs that is compiled for a TPU elsewhere."""
 
 _asked = jax.make_user_context(None)
 
@@ -32,6 +34,11 @@ def using(branch: Branch | None) -> Iterator[None]:
 def branch() -> Branch:
     """The branch of programs that are traced now."""
     return _asked.value or ("cpu" if jax.default_backend() == "cpu" else "accelerator")
+
+
+def platform() -> str:
+    """What programs that are traced now will run on: "cpu", "gpu" or "tpu"."""
+    return "tpu" if _asked.value == "tpu" else jax.default_backend()
 
 
 def on_cpu() -> bool:

@@ -1,37 +1,18 @@
 """Attention of packed tokens: every slot sees the slots of its own segment, whichever code computes it."""
 
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from jvidprune.errors import JvidpruneError
 from jvidprune.models.fused import AttentionKind, implementation
-
-PackedKind = Literal["auto", "plain", "xla", "cudnn", "splash"]
-"""How packed tokens attend. "auto": the splash kernel on TPU, cuDNN's fused kernel where it serves, the plain code
-elsewhere; "plain": a dense masked softmax, a few rows at a time; "xla" and "cudnn": this implementation of
-`jax.nn.dot_product_attention`; "splash": the TPU kernel, interpreted on other devices (slow: for tests)."""
+from jvidprune.models.splash import splash_attention
 
 _MASKED = -1e30
 _CHUNK = 8
 """Rows whose score arrays exist at once in the plain code."""
-
-
-def choose_packed(kind: PackedKind, q: Any) -> Literal["plain", "xla", "cudnn", "splash"]:
-    """The implementation for queries (..., H, d) on the default device.
-
-    Raises:
-      JvidpruneError: an unknown kind, or "cudnn" where it cannot run.
-    """
-    if kind not in get_args(PackedKind):
-        raise JvidpruneError(f"unknown attention {kind!r}; known: {', '.join(get_args(PackedKind))}.")
-    if kind == "splash" or (kind == "auto" and jax.default_backend() == "tpu"):
-        return "splash"
-    dense: AttentionKind = kind
-    return implementation(dense, q, simple=True)
 
 
 def rows_attention(
@@ -67,7 +48,7 @@ def flat_attention(
     longest: int,
     unused: Int[Array, ""] | int,
     *,
-    kind: PackedKind = "auto",
+    kind: AttentionKind = "auto",
 ) -> Float[Array, "1 C H d"]:
     """Attention of a flat sequence whose segments are contiguous and ascending.
 
@@ -81,13 +62,11 @@ def flat_attention(
       segment: (1, C) int32, ascending; `unused` behind the last token.
       longest: static bound of the length of a segment.
       unused: segment of unused slots; their outputs are garbage.
-      kind: which code computes it.
+      kind: which code computes it; the plain code is a dense masked softmax, a few rows at a time.
     """
-    which = choose_packed(kind, q)
+    which = implementation(kind, q, simple=True)
     if which == "splash":
-        from jvidprune.stts.splash import splash_attention
-
-        return splash_attention(q[0], k[0], v[0], segment[0], longest)[None]
+        return splash_attention(q, k, v, sight=longest - 1, segment=segment)
     slots = q.shape[1]
     # cuDNN wants an even number of slots, and any width from `longest` on is right.
     width = longest + longest % 2 if which == "cudnn" else longest

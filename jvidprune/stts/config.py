@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, Index, Range, Ratio, check_fields
-from jvidprune.stts.attention import PackedKind
+from jvidprune.models.fused import AttentionKind
 
 Method = Literal["scorer", "heuristic", "easy", "random"]
 """What ranks the windows: the learned scorer, or one of the three baselines of the same code."""
@@ -63,7 +63,7 @@ class STTSConfig:
     within_examples: bool = False
     refill: Literal["official", False] = False
     packing: Packing = "flat"
-    attention: PackedKind = "auto"
+    attention: AttentionKind = "auto"
     prune_from_frame: Index = 0
     threshold: float = 0.85
     retry: Literal["restart", "official"] = "restart"

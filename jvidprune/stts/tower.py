@@ -9,7 +9,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.stts.attention import choose_packed, flat_attention, rows_attention
+from jvidprune.models.fused import implementation
+from jvidprune.stts.attention import flat_attention, rows_attention
 from jvidprune.stts.baselines import random_keep, similarity_keep
 from jvidprune.stts.bias import key_bias
 from jvidprune.stts.config import STTSConfig
@@ -299,7 +300,7 @@ def _slots_run(
     def over(q: Array, k: Array, v: Array, segment: Array, longest: int, unused: int) -> Array:
         if config.packing == "flat":
             return flat_attention(q, k, v, segment, longest, unused, kind=config.attention)
-        which = choose_packed(config.attention, q)
+        which = implementation(config.attention, q, simple=True)
         if which != "splash":
             return rows_attention(q, k, v, segment, which=which)
         # Frames are contiguous in rows laid end to end, which is all that the kernel asks for.

@@ -88,6 +88,22 @@ def test_messages_in_loops_count_as_often_as_the_loops_run():
     assert hlo.collectives(LOOP) == {"all-reduce": (24.0, 24.0 * array), "all-gather": (1.0, float(array))}
 
 
+def test_an_instruction_that_a_kernel_breaks_over_lines_is_one():
+    array, call = 8 * 4 * 4, "  %x = f32[8,4]{1,0} get-tuple-element(%state), index=1\n"
+    assert LOOP.count(call) == 1
+    kernel = LOOP.replace(
+        call,
+        call[:-1] + ', frontend_attributes={kernel_metadata={\n"metadata":"{}"\n}}, metadata={op_name="kernel"}\n',
+        1,
+    )
+    assert (
+        hlo.collectives(kernel)
+        == hlo.collectives(LOOP)
+        == {"all-reduce": (24.0, 24.0 * array), "all-gather": (1.0, array)}
+    )
+    assert hlo.traffic(kernel) == hlo.traffic(LOOP)
+
+
 def test_the_largest_program_stands_beside_all_weights():
     plan = plan_of(weights=4 * GIB, temporaries=3 * GIB)
     assert (plan.peak, plan.fits) == (7 * GIB, True)

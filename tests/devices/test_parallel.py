@@ -310,3 +310,32 @@ print("equal")
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl"])
 def test_a_model_answers_alike_on_one_device_and_on_eight(tmp_path, family):
     assert run_on_eight(ANSWERS, family, tmp_path).strip() == "equal"
+
+
+KERNEL = """
+import jax, numpy as np
+from jvidprune import parallel
+from jvidprune.models.attention import Keys, attend, attend_all
+mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
+rng = np.random.default_rng(0)
+def draw(rows, heads):
+    return rng.normal(size=(rows, 20, heads, 8)).astype(np.float32)
+def read(q, k, v, kind):
+    return attend(q, Keys(k, v, np.ones(q.shape[:2], bool), packed=True), kind=kind), attend_all(q, q, q, kind=kind)[0]
+read = jax.jit(read, static_argnames="kind")
+# Key heads that "tensor" divides and such that it does not; rows that the mesh divides and such that it does not.
+for rows, heads in ((4, 2), (4, 1), (3, 2)):
+    given = draw(rows, 4), draw(rows, heads), draw(rows, heads)
+    plain = read(*given, kind="plain")
+    with jax.set_mesh(mesh):
+        found = read(*given, kind="splash")
+        text = read.lower(*given, kind="splash").compile().as_text()
+    for a, b in zip(found, plain):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    assert len(found[0].devices()) == 8 and "all-to-all" not in text and "all-reduce" not in text
+print("equal")
+"""
+
+
+def test_a_kernel_that_cannot_be_divided_runs_on_every_devices_own_rows_and_heads():
+    assert run_on_eight(KERNEL).strip() == "equal"
