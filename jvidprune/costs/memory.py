@@ -22,6 +22,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.models import family as families
 from jvidprune.models.attention import FRAME_QUERIES, QUERY_CHUNK
+from jvidprune.models.layers import LONGEST_RUN
 from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.fused import implementation
 from jvidprune.models.layers import chunk_frames
@@ -175,11 +176,13 @@ def prefill_bytes(
         # Scores, masked scores and weights of a chunk of queries.
         attention += batch * text.heads * min(length, QUERY_CHUNK) * length * 12
     # XLA copies a layer's matrices out of the stack of all layers, and needs one of the two wide arrays less then.
-    mlp = rows * (text.width + 2 * text.mlp) * size
-    copied = rows * (text.width + text.mlp) * size + text.layer_weights * size
+    wide = batch * min(length, LONGEST_RUN) * text.mlp
+    mlp = (rows * text.width + 2 * wide) * size
+    copied = (rows * text.width + wide) * size + text.layer_weights * size
     layer = rows * (2 + levels) * text.width * size + max(attention, mlp, copied)
-    # The layers' keys and values are collected before they are written into the cache.
-    kept = cache_bytes(text, batch, length, dtype) + cache_bytes(text, batch, length + room, dtype)
+    # Keys and values are written where the cache keeps them; those of runs around a cut or a DeepStack level first
+    # lie beside it.
+    kept = cache_bytes(text, batch, length + room, dtype) + (cache_bytes(text, batch, length, dtype) if levels else 0)
     return layer + kept + 2 * batch * text.vocab * 4
 
 

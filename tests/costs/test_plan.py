@@ -102,12 +102,14 @@ def test_one_device_needs_what_the_memory_model_says():
     shape = memory.tower_shape(config, 32)
     sizes = {"kept": 628, "text": 57, "max_new_tokens": 64, "dtype": jnp.float32}
     need = memory.ask_need(config, shape, **sizes)
-    found = footprint(config, chip("v5p"), {}, shape=shape, prompt=685, visual=628, new_tokens=64, dtype=jnp.float32)
+    # No fused kernel takes float32 there, so that scores are held as they are on this machine.
+    where = chip("a100-80g")
+    found = footprint(config, where, {}, shape=shape, prompt=685, visual=628, new_tokens=64, dtype=jnp.float32)
     assert (found.parameters, found.features, found.encode, found.prompt, found.peak) == (
         *(need.parameters, need.features, need.encode, need.prompt),
         need.peak,
     )
-    assert found.available == int(0.92 * 95e9)
+    assert found.available == int(0.92 * 80e9)
 
 
 def test_what_fits_where():
@@ -124,9 +126,9 @@ def test_what_fits_where():
     long = next(
         row for row in found if (row.chip.name, row.mesh["tensor"], row.frames, row.ratio) == ("v5e", 4, 256, 1)
     )
-    # A TPU's plain attention holds and moves its scores: three times four bytes for each of 28 / 4 heads and pair.
-    assert stage(long, "prefill").bytes > 28 * 12 * 7 * long.prompt**2
-    assert long.bound == "prefill: HBM"
+    # The TPU's kernel holds no scores: three times four bytes for each of 28 / 4 heads and pair would be far more.
+    assert stage(long, "prefill").bytes < 28 * 12 * 7 * long.prompt**2 / 10
+    assert long.bound == "prefill: FLOPs"
     # All but 4 of the tower's 32 blocks see windows of 64 patches, not frames of 1,024.
     patches, scores = 128 * 32 * 32, 12 * 16 / 4
     attention = scores * patches * (4 * 1024 + 28 * 64)
