@@ -200,7 +200,8 @@ def told(standings: Collection[Standing], titles: Mapping[str, str]) -> list[str
             where = "; ".join(f"{name} at {', '.join(some)} %" for name, some in ratios.items())
             lines.append(f"{OUTCOMES[outcome]}: {where}")
     if standings and not any(standing.outcome == "beats" for standing in standings):
-        lines.insert(0, "no method is shown to beat the best control at as many tokens")
+        equal = "at equal cost" if any(standing.matched for standing in standings) else "at as many tokens"
+        lines.insert(0, f"no method is shown to beat the best control {equal}")
     return lines
 
 

@@ -266,6 +266,9 @@ def _question(record: Record) -> Question:
 def told_hard(found: Difficulty, ratio: float, titles: Mapping[str, str]) -> list[str]:
     """A line on the hard questions of a ratio and the best method there, or on why there are none."""
     hard = found.hard.get(ratio)
+    if hard is not None and not hard.hard:
+        name = titles.get(hard.control, hard.control)
+        return [f"at {100 * ratio:g} % {name} misses no question that the unpruned model gets right"]
     methods = [] if hard is None else [one for run, one in hard.on_hard.items() if run[0] not in BASELINES]
     if hard is None or not methods:
         return [found.note] if found.note else []

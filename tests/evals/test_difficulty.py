@@ -131,6 +131,9 @@ def test_files_and_lines_say_what_was_found(tmp_path):
     assert line.startswith("of the 4 questions at 10 % that Smaller frames misses and the unpruned model gets right, ")
     assert re.search(r"FlashVID gets 75.0 % \[\d+, 100\], the question alone 25.0 %$", line)
     assert told_hard(found, 0.2, {}) == [found.note]
+    same = samples(RIGHT | {("downscale", 0.1): RIGHT["none", 1.0]})
+    nothing = difficulty(same, batches, RUNS, [0.1], {}, "qwen2_5_vl", draws=20)
+    assert told_hard(nothing, 0.1, {}) == ["at 10 % downscale misses no question that the unpruned model gets right"]
     write_difficulty(found, tmp_path)
     rows = list(csv.DictReader((tmp_path / "hard.csv").open()))
     assert [(row["method"], row["hard"], row["accuracy"], row["on_easy"]) for row in rows] == [

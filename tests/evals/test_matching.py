@@ -10,7 +10,7 @@ from helpers.sweeps import results, sweep
 
 from jvidprune.costs.flops import count_ratio
 from jvidprune.errors import JvidpruneError
-from jvidprune.evals.controls import against_controls
+from jvidprune.evals.controls import against_controls, told
 from jvidprune.evals.keys import Keys
 from jvidprune.evals.matching import TEXT, Costing, Matcher, matched_runs, unreached
 from jvidprune.evals.metrics import summarise
@@ -110,6 +110,9 @@ def test_at_equal_cost_the_controls_of_the_same_ratio_are_the_rivals():
     cells = {(c.method, c.ratio, c.category): c for c in summarise(rows, [one[:2] for one in runs], draws=50)}
     (one,) = against_controls(rows, cells, ["random"], draws=100, matched=True).values()
     assert (one.rival.run, one.even, one.outcome) == (("random", 0.1), True, "beats")
+    loses = dataclasses.replace(one.rival, difference=one.rival.difference.turned())
+    weak = dataclasses.replace(one, below=loses, above=loses)
+    assert told([weak], {})[0] == "no method is shown to beat the best control at equal cost"
     (one,) = against_controls(rows, cells, ["random"], draws=100).values()
     assert (one.rival.run, one.outcome) == (("random", 0.5), "below")
 
