@@ -134,15 +134,28 @@ def check_folder(path: str | os.PathLike[str]) -> None:
         raise JvidpruneError(f"cannot make the folder {quoted(str(folder), 300)}: {reason(error)}.") from error
 
 
-def parse_json(text: str | bytes) -> Any:
+class Pairs(dict[str, Any]):
+    """A JSON object that remembers all of its members: a name that is there twice has one value in a dict."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        """Of the members in the order of the text."""
+        super().__init__(pairs)
+        self.pairs = pairs
+
+
+def parse_json(text: str | bytes, *, pairs: bool = False) -> Any:
     """A JSON value.
+
+    Args:
+      text: of it.
+      pairs: objects are `Pairs`.
 
     Raises:
       ValueError: no JSON, no UTF-8, a number of thousands of digits, or brackets nested deeper than Python follows; the
         text of the error is one line.
     """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=Pairs if pairs else None)
     except RecursionError:
         # From here the error must not carry the deep traceback along.
         raise ValueError("its brackets are nested too deep") from None

@@ -14,6 +14,7 @@ from jvidprune.evals.counts import Counts, counts_of
 from jvidprune.evals.difficulty import Difficulty, difficulty, own_lengths
 from jvidprune.evals.effect import Effect, effects
 from jvidprune.evals.items import LeftOut
+from jvidprune.evals.joined import Part
 from jvidprune.evals.judge.scores import JudgedRun, judged_run
 from jvidprune.evals.matching import MATCHED_FIELDS, Matched, matched_runs
 from jvidprune.evals.metrics import ALL, Cell, summarise
@@ -82,6 +83,7 @@ class SweepTable:
       standings: how the other methods stand against them, by (method, ratio); empty without a control.
       pairs: any two methods or controls compared on the same questions, by ratio.
       grounding: how well spans of seconds were found, for the runs that were asked for any.
+      parts: the benchmarks of a joined run (`evals.joined`), none of that of one benchmark.
       throughput: speed and memory, where they were measured; no part of what is found right or wrong.
       effects: what methods and controls did to the clips, by (method, ratio).
       counts: tokens, FLOPs and memory that every run really used, by (method, ratio).
@@ -110,6 +112,7 @@ class SweepTable:
     matched: dict[Run, Matched] = dataclasses.field(default_factory=dict)
     throughput: list[Throughput] = dataclasses.field(default_factory=list)
     difficulty: Difficulty = dataclasses.field(default_factory=Difficulty)
+    parts: list[Part] = dataclasses.field(default_factory=list)
 
     @property
     def methods(self) -> list[str]:

@@ -292,6 +292,9 @@ def _svg(figure: Any) -> str:
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     svg = themed(buffer.getvalue()[buffer.getvalue().index("<svg") :])
     svg = re.sub(r'id="(line|band|lead|name|dot)-([^"]*)"', r'class="series \1" data-method="\2"', svg)
+    # Several plots stand on one page, where an id may be there once: only those that something points at stay.
+    pointed = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    svg = re.sub(r' id="([^"]*)"', lambda match: match.group(0) if match.group(1) in pointed else "", svg)
     return re.sub(r'(<svg[^>]*?) width="[^"]*" height="[^"]*"', r"\1", svg, count=1).replace(
         "<svg ", '<svg role="img" ', 1
     )

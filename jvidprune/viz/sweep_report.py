@@ -16,6 +16,7 @@ from jvidprune.evals.paired import apart
 from jvidprune.evals.plan import BASELINES, BLIND
 from jvidprune.evals.results import SweepTable
 from jvidprune.evals.spans import GROUNDING_HEAD, grounding_rows
+from jvidprune.viz.benchmarks_part import benchmarks_part
 from jvidprune.viz.difficulty_part import difficulty_part
 from jvidprune.viz.judged_report import judged_part
 from jvidprune.viz.overlay import LEGEND
@@ -222,6 +223,7 @@ def sweep_page(
         grounding_head=GROUNDING_HEAD,
         judged=judged_part(table.opened, BASELINES | table.titles),
         difficulty=difficulty_part(table),
+        benchmarks=benchmarks_part(table.parts),
         throughput=throughput_part(table.throughput, BASELINES | table.titles),
         peak=f"{peak / 2**20:,.0f}",
         costs_head=_COSTS_HEAD,

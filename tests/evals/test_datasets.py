@@ -412,3 +412,14 @@ def test_the_authors_files_of_lvbench_and_vcgbench(tmp_path, film):
     questions = open_dataset("vcgbench", tmp_path / "vcg", **WISH)[0].questions
     assert [q.id for q in questions] == ["Generic-0", "Temporal-0", "Consistency-0-1", "Consistency-0-2"]
     assert [q.prompt() for q in questions] == ["generic", "temporal", "one?", "two?"]
+
+
+def test_a_video_that_an_object_names_twice_is_listed_twice(tmp_path, film):
+    LAYOUTS["charades_timelens"](tmp_path, film)
+    path = tmp_path / "charades-timelens.json"
+    known = json.loads(path.read_text())
+    again = {"queries": ["a dog barks", "it runs"], "spans": [[0.5, 1.5], [0, 1]]}
+    path.write_text('{"AB": ' + json.dumps(again) + ", " + json.dumps(known)[1:])
+    task = open_dataset("charades_timelens", tmp_path, **WISH)
+    assert [q.text for q in task[0].questions] == ["a dog barks", "it runs", "it sleeps"]
+    assert [bad.item for bad in task.left_out if not bad.missing] == ["a dog barks @ 0.5-1.5"]

@@ -2,9 +2,9 @@
 
 import csv
 import re
-from html.parser import HTMLParser
 
 import pytest
+from helpers.pages import check_page
 
 from jvidprune.cli.sweep_shown import show_sweep, sweep_table
 from jvidprune.evals.items import Question
@@ -63,24 +63,6 @@ def table(tmp_path_factory):
     return make_table(found, Task(), TITLES, draws=200)
 
 
-class Balance(HTMLParser):
-    """Finds elements that are not closed where they were opened."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.wrong = [], []
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in ("meta", "br", "img", "i", "path", "use", "rect", "input", "link"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag in ("i", "path", "use", "rect"):
-            return
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append((tag, self.getpos()))
-
-
 def test_the_table_knows_controls_standings_and_pairs(table):
     assert table.controls == ("random", "pool_space")
     outcomes = {run: standing.outcome for run, standing in table.standings.items()}
@@ -106,9 +88,7 @@ def test_the_page_marks_what_beats_no_control_and_what_did_nothing(table):
     assert "at 10 % the two best are Good and Weak: +40.0 points" in page
     assert '<b>Good</b><div class="big">86.7 %</div>' in page
     assert "<td>Good</td><td>10 %</td><td>10.0</td><td>60.0</td><td>30.0</td><td>30 of 30</td>" in page
-    balance = Balance()
-    balance.feed(page)
-    assert (balance.wrong, balance.open) == ([], [])
+    check_page(page)
 
 
 def test_the_terminal_says_it_too(table):

@@ -9,7 +9,7 @@ from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.evals.datasets.entry import Entry
 from jvidprune.evals.items import LeftOut
 from jvidprune.extras import need
-from jvidprune.files import parse_json
+from jvidprune.files import Pairs, parse_json
 
 Row = dict[str, Any]
 _READABLE = (".parquet", ".json", ".jsonl", ".csv")
@@ -137,15 +137,15 @@ def read_rows(path: Path, key: str | None = None) -> list[Row | LeftOut]:
         text = path.read_text(encoding="utf8")
         if path.suffix == ".jsonl":
             return [_line(path, number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        value = parse_json(text)
+        value = parse_json(text, pairs=True)
     except (OSError, ValueError, csv.Error) as error:
         if isinstance(error, JvidpruneError):
             raise
         raise _Unreadable(f"cannot read the annotations {path}: {reason(error)}.") from error
     if key is not None and isinstance(value, dict):
         value = value.get(key)
-    elif isinstance(value, dict):
-        value = [row if isinstance(row, dict) else {"value": row} for row in value.values()]
+    elif isinstance(value, Pairs):
+        value = [row if isinstance(row, dict) else {"value": row} for _, row in value.pairs]
     if not isinstance(value, list):
         where = "" if key is None else f" under {key!r}"
         raise _Unreadable(f"cannot read the annotations {path}: they must be a list of objects{where}.")
@@ -161,16 +161,16 @@ def read_object(path: Path) -> Iterator[tuple[str, Any]]:
       path: annotation file.
 
     Returns:
-      (key, value), or one pair of the file's name and a `LeftOut`.
+      (key, value), also of keys that are there twice; or one pair of the file's name and a `LeftOut`.
     """
     try:
-        value = parse_json(path.read_text(encoding="utf8"))
-        if not isinstance(value, dict):
+        value = parse_json(path.read_text(encoding="utf8"), pairs=True)
+        if not isinstance(value, Pairs):
             raise ValueError("it must be one object")
     except (OSError, ValueError) as error:
         yield path.name, LeftOut(path.name, str(path), f"cannot read the annotations {path}: {reason(error)}.")
     else:
-        yield from value.items()
+        yield from value.pairs
 
 
 def _line(path: Path, number: int, line: str) -> Row | LeftOut:
