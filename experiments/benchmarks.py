@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 continue
             tasks[name], found[name] = task, records
             if args.throughput and not speed and counted(records.samples):
-                speed = measure_throughput(llm, task, plan, records, limit=args.largest_batch)
+                measured = measure_throughput(llm, task, plan, records, limit=args.largest_batch)
+                speed = [dataclasses.replace(one, clip=f"{name}/{one.clip}") for one in measured]
             if args.each:
                 one_page(llm, task, plan, records)
         if not any(counted(records.samples) for records in found.values()):

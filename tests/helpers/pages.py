@@ -7,7 +7,7 @@ VOID = ("meta", "br", "img", "path", "use", "rect", "input", "link", "circle", "
 
 
 class Outline(HTMLParser):
-    """Elements that are not closed where they were opened, ids, and tables outside of boxes that scroll."""
+    """Elements not closed where they were opened, ids, tables outside of boxes that scroll or crushed in them."""
 
     def __init__(self):
         super().__init__()
@@ -18,6 +18,8 @@ class Outline(HTMLParser):
         self.ids += [known["id"]] if "id" in known else []
         self.fetched += [url for name in ("src", "href") if re.match("https?:|//", url := known.get(name) or "")]
         if tag == "table" and not any("scroll" in classes for _, classes in self.open):
+            self.loose.append(self.getpos())
+        if "grid" in (known.get("class") or "").split() and "min-width" not in (known.get("style") or ""):
             self.loose.append(self.getpos())
         if tag not in VOID:
             self.open.append((tag, (known.get("class") or "").split()))
@@ -46,6 +48,8 @@ def check_page(page):
     assert '<meta name="viewport" content="width=device-width, initial-scale=1">' in page
     assert "@media (prefers-color-scheme: dark)" in page
     assert re.search(r"\.scroll \{[^}]*overflow-x:\s*auto", page)
+    # Paths of files are longer than a narrow screen is wide.
+    assert re.search(r"\.note \{[^}]*overflow-wrap:\s*anywhere", page)
     # Every colour that the page names has a value in both schemes.
     styles = page[page.index("<style>") : page.index("</style>")]
     named = set(re.findall(r"var\((--[\w-]+)", page))
