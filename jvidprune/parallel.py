@@ -314,7 +314,36 @@ def constrain(x: Any, *axes: str | None) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, dict(mesh.shape), {}))
+    return jax.lax.with_sharding_constraint(x, _spec(axes, x.shape, _free(mesh), {}))
+
+
+_mapped = jax.make_user_context(())
+
+
+def map_rows(run: Callable[..., Any]) -> Callable[..., Any]:
+    """`jax.vmap` over rows, such as clips, that the mesh in use divides over "data" and "fsdp".
+
+    Inside, what divides the rows divides nothing else: a clip's frames lie where the clip does.
+
+    Args:
+      run: of one row.
+    """
+
+    def over(*rows: Any) -> Any:
+        mesh = jax.sharding.get_abstract_mesh()
+        count = jax.tree.leaves(rows)[0].shape[:1]
+        names = () if mesh.empty else _names(_spec(("batch",), count, _free(mesh), {})[0])
+        if not names:
+            return jax.vmap(run)(*rows)
+        with _mapped((*_mapped.value, *names)):
+            return jax.vmap(run, spmd_axis_name=names)(*rows)
+
+    return over
+
+
+def _free(mesh: Any) -> dict[str, int]:
+    """Sizes of the axes of a mesh; 1 of those that `map_rows` divides rows over here."""
+    return {name: 1 if name in _mapped.value else size for name, size in mesh.shape.items()}
 
 
 def each_piece(run: Callable[..., Any], given: Sequence[Axes], found: Axes) -> Callable[..., Any]:
@@ -332,7 +361,7 @@ def each_piece(run: Callable[..., Any], given: Sequence[Axes], found: Axes) -> C
         return run
 
     def over(*arrays: Any) -> Any:
-        specs = [_spec(axes, x.shape, dict(mesh.shape), {}) for axes, x in zip(given, arrays, strict=True)]
+        specs = [_spec(axes, x.shape, _free(mesh), {}) for axes, x in zip(given, arrays, strict=True)]
         return jax.shard_map(run, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*arrays)
 
     return over
@@ -346,7 +375,7 @@ def on_every_device(tree: Any) -> Any:
 def pieces(axis: str) -> int:
     """Into how many pieces the mesh in use divides a logical axis; 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape.get(name, 1) for name in RULES[axis])
+    return 1 if mesh.empty else math.prod(_free(mesh).get(name, 1) for name in RULES[axis])
 
 
 def mesh_of(model: Any) -> Mesh | None:

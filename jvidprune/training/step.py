@@ -162,6 +162,17 @@ class Placing:
         shardings = parallel.state_shardings(tree, self.mesh, self._table, self.units)
         return jax.lax.with_sharding_constraint(tree, shardings)
 
+    def on_mesh(self, run: Any) -> Any:
+        """A jitted function, called and traced with the mesh in use: kernels and activations are divided over it."""
+        if self.mesh is None:
+            return run
+
+        def call(*given: Any) -> Any:
+            with jax.set_mesh(self.mesh):
+                return run(*given)
+
+        return call
+
     def batch(self, batch: Any) -> Any:
         """A batch with a leading axis of parts: its rows, the second axis, over the mesh."""
         if self.mesh is None:
@@ -290,4 +301,4 @@ def training_step(
         return placing.keep(TrainingState(params, moments, state.key, state.count + 1)), metrics
 
     donate = jax.default_backend() != "cpu" if donate is None else donate
-    return jax.jit(step, donate_argnums=0 if donate else ())
+    return placing.on_mesh(jax.jit(step, donate_argnums=0 if donate else ()))

@@ -256,4 +256,4 @@ class Pruned:
             found = encode_llava(model, clip.astype(model.lm.dtype), examples, self.config, **options)
             return ClipTokens(found.tokens, found.loss, found.index if self.config.keep_positions else None)
 
-        return jax.vmap(one)(pixels, jax.random.split(key, len(pixels)))
+        return parallel.map_rows(one)(pixels, jax.random.split(key, len(pixels)))

@@ -291,6 +291,7 @@ class Tuner:
         tuning, held = self.tuning, self._held
         loss = functools.partial(self._loss, self.trainee, self._held_reader, z=0.0)
 
+        @self.placing.on_mesh
         @jax.jit
         def one(params: Params, frozen: Params, rows: PackedRows) -> dict[str, jax.Array]:
             return loss(computed({**frozen, **params}, tuning.precision), rows, jax.random.key(tuning.seed))[1]

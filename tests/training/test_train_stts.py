@@ -221,11 +221,13 @@ t.tuner(sys.argv[1]).run(sys.argv[2], report=report)
 """
 
 _MESH = """
-import json, sys
+import dataclasses, json, sys
 import jax
 import test_train_stts as t
 from jvidprune import parallel
 assert jax.device_count() == 8
+# Of "splash": the kernel that a TPU takes, interpreted.
+t.CONFIG = dataclasses.replace(t.CONFIG, attention=sys.argv[2])
 print(json.dumps(t.losses(sys.argv[1], parallel.make_mesh(data=2, fsdp=2, tensor=2))))
 """
 
@@ -326,9 +328,10 @@ def losses(folder, mesh=None):
     return [[line["loss"], line["gradient"]] for line in curve]
 
 
-def test_a_mesh_of_data_fsdp_and_tensor_gives_the_same_losses(folder):
+@pytest.mark.parametrize("attention", ["auto", pytest.param("splash", marks=pytest.mark.long)])
+def test_a_mesh_of_data_fsdp_and_tensor_gives_the_same_losses(folder, attention):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = child(_MESH, folder, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    done = child(_MESH, folder, attention, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), losses(folder), rtol=2e-5)
 
