@@ -17,8 +17,9 @@ from jvidprune.expressions import own_reference
 from jvidprune.fields import settings_of, settle
 from jvidprune.files import atomic_output
 from jvidprune.ops.transport.kinds import NAMES as PARTS
+from jvidprune.own_code import code_refused
 from jvidprune.reducers import registry
-from jvidprune.reducers.own import code_refused, own_class
+from jvidprune.reducers.own import own_class
 from jvidprune.reducers.prompt_rules import PositionRule, check_positions
 from jvidprune.reducers.protocol import Reducer, check_ratio
 from jvidprune.texts import unknown

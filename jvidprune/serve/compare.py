@@ -18,8 +18,8 @@ from jvidprune.evals.datasets.videos import VIDEO_SUFFIXES
 from jvidprune.llm.encoded import EncodedVideo, clip_of, reduce_video
 from jvidprune.llm.stages import Stage, StageClock
 from jvidprune.llm.video_llm import Answer, VideoLLM
+from jvidprune.own_code import code_refused
 from jvidprune.reducers import registry
-from jvidprune.reducers.own import code_refused
 from jvidprune.reducers.protocol import Reducer, check_ratio
 from jvidprune.tokens import QUESTION
 from jvidprune.video.container import existing_file

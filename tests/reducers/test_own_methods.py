@@ -12,6 +12,7 @@ from helpers.own_method import MINE
 from helpers.reducer_checks import make_video
 
 import jvidprune
+from jvidprune import own_code
 from jvidprune.errors import JvidpruneError
 from jvidprune.integrations.lmms_args import ModelArgs
 from jvidprune.llm.video_llm import VideoLLM
@@ -55,8 +56,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / f"{helper}.py").write_text("sign = -1\n")
     (tmp_path / "mine_here.py").write_text(SOURCE.format(helper=helper))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(own, "_NAMED", {})
-    monkeypatch.setattr(own, "_FILES", {})
+    monkeypatch.setattr(own_code, "_NAMED", {})
+    monkeypatch.setattr(own_code, "_FILES", {})
     yield tmp_path
     sys.path[:] = path
     for name in set(sys.modules) - before:
@@ -157,7 +158,7 @@ def test_saved_settings_run_code_only_where_that_is_allowed(folder, monkeypatch,
     assert named is not None, "who named the class in this process knows it"
     assert named.reducer.share == 0.5
     # As in a process of its own.
-    monkeypatch.setattr(own, "_NAMED", {})
+    monkeypatch.setattr(own_code, "_NAMED", {})
     del sys.modules["mine_here"]
     (folder / "mine_here.py").write_text("raise SystemExit('it ran')\n" + (folder / "mine_here.py").read_text())
     for load in (load_pruning, VideoLLM.load):
@@ -170,7 +171,7 @@ def test_saved_settings_run_code_only_where_that_is_allowed(folder, monkeypatch,
     llm = VideoLLM.load("out", allow_code=True)
     assert llm.pruning is not None
     assert llm.pruning.reducer == registry.from_text("mine_here:Mine(share=0.5)")
-    monkeypatch.setattr(own, "_NAMED", {})
+    monkeypatch.setattr(own_code, "_NAMED", {})
     words = ("ask", "--model", "out", "--ratio", "0.5", "--max-new-tokens", 1, "--allow-code", "--json")
     code, _, err = run(*words)
     assert code == 0, err
@@ -224,7 +225,7 @@ def test_what_is_saved_is_read_again(folder):
 def test_an_exported_program_asks_too(folder, monkeypatch):
     video, made = make_video(frames=5), registry.from_text("mine_here:Mine")
     path = export_reducer(folder / "mine.bin", made, video, 0.5)
-    monkeypatch.setattr(own, "_NAMED", {})
+    monkeypatch.setattr(own_code, "_NAMED", {})
     with pytest.raises(JvidpruneError, match="whose code would be run"):
         load_reducer(path)
     served = load_reducer(path, allow_code=True)(video, 0.25)
@@ -270,7 +271,7 @@ def test_methods_of_installed_packages_have_names(folder, monkeypatch, run):
         # Installed by the user, and named in a closed list: a file may choose it.
         saved = SavedPruning(made, 0.5)
         assert saved.record()["reducer"] == {"method": "mine_own", "settings": {"share": 0.5}}
-        monkeypatch.setattr(own, "_NAMED", {})
+        monkeypatch.setattr(own_code, "_NAMED", {})
         assert read_record(saved.record()) == saved
     finally:
         own.installed.cache_clear()

@@ -5,8 +5,9 @@ import inspect
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.expressions import parse_call
+from jvidprune.expressions import own_reference, parse_call
 from jvidprune.ops.transport.projection import ProjectionName
+from jvidprune.own_code import named, said
 from jvidprune.texts import unknown
 
 if TYPE_CHECKING:
@@ -45,14 +46,14 @@ class PartOf:
         return f"one of {', '.join(_NAMED[self.kind])}{own} or a function of ({', '.join(self.takes)})"
 
     def check(self, value: Any) -> Any:
-        """The part; a text such as "Sinkhorn" or "Sinkhorn(epsilon=0.5)" is made into what it names.
+        """The part; a text such as "Sinkhorn(epsilon=0.5)" or "./my.py:MyCost(weight=2)" is made into what it names.
 
         Raises:
-          JvidpruneError: an unknown name or setting.
+          JvidpruneError: an unknown name or setting, or code that cannot be imported or is no such part.
           ValueError: anything else that cannot be called as this kind of part.
         """
         if isinstance(value, str):
-            return _named(self.kind, value)
+            return _named(self.kind, value, self)
         if isinstance(value, type) or type(value) in _classes(*(kind for kind in _NAMED if kind != self.kind)):
             raise ValueError
         if self.kind == "cost" and hasattr(value, "all_pairs"):
@@ -93,16 +94,41 @@ class CompletedBy:
           JvidpruneError: an unknown name or setting.
           ValueError: anything that is no transport.
         """
-        made = _named("transport", value) if isinstance(value, str) else value
+        made = _named("transport", value, None) if isinstance(value, str) else value
         if not isinstance(made, type(self.own)):
             raise ValueError
         return made.over(self.own)
 
 
-def _named(kind: str, text: str) -> Any:
+def _own(name: str, where: str, cls: str, settings: dict[str, Any], part: PartOf) -> Any:
+    """A part of the user's own: an object, or a class or a function that is made into one with its settings."""
+
+    def check(thing: Any) -> None:
+        if not callable(thing):
+            raise JvidpruneError(f"{name} is no {part.kind}, which is {part.words}.")
+
+    found = named(where, cls, check, f"a {part.kind}")
+    if isinstance(found, type) or settings:
+        try:
+            found = found(**settings)
+        except JvidpruneError:
+            raise
+        except Exception as error:
+            given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+            raise JvidpruneError(f"{name} cannot be made with {given or 'no settings'}: {said(error)}.") from error
+    try:
+        return part.check(found)
+    except ValueError:
+        raise JvidpruneError(f"{name} is no {part.kind}, which is {part.words}.") from None
+
+
+def _named(kind: str, text: str, part: PartOf | None) -> Any:
     from jvidprune.ops import transport
 
     name, settings, _ = parse_call(text)
+    own = own_reference(name)
+    if own is not None and part is not None and own[0] not in _NAMED[kind]:
+        return _own(name, *own, settings, part)
     if name not in _NAMED[kind]:
         raise JvidpruneError(unknown(kind, name, _NAMED[kind]))
     cls = getattr(transport, name)
