@@ -218,8 +218,8 @@ def compile_answer(
         budgets, program = stack_budgets([reducer.budget(layout, ratio)]), with_defaults(reducer).without_numbers()
         capacity = reducer.capacity(layout, ratio)
         stages = [
-            _compiled("encode", lambda: encode_tokens.lower(model, pixels, needs), tower),
-            _compiled("reduce", lambda: run_budgets.lower(program, video, budgets, capacity=capacity), 0),
+            compile_program("encode", lambda: encode_tokens.lower(model, pixels, needs), tower),
+            compile_program("reduce", lambda: run_budgets.lower(program, video, budgets, capacity=capacity), 0),
         ]
         length = bucket_length(prompt)
         slots = np.arange(length)[None].repeat(batch, 0)
@@ -242,12 +242,12 @@ def compile_answer(
             parts["bidirectional"] = whole((batch, length), jnp.bool_)
         there = whole((batch, length), jnp.bool_)
         stages.append(
-            _compiled(
+            compile_program(
                 "prefill", lambda: run_prefill.lower(model, embeds, positions, there, cache, parts, packed=True), words
             )
         )
         token = whole((batch,), jnp.int32)
-        stages.append(_compiled("token", lambda: _step.lower(model, token, cache), words))
+        stages.append(compile_program("token", lambda: _step.lower(model, token, cache), words))
     available = int(USABLE * where.chip.memory)
     return CompiledPlan(where.name, dict(mesh.shape), tower + words, tuple(stages), available)
 
@@ -258,7 +258,14 @@ def _step(model: Any, token: jax.Array, cache: Any) -> Any:
     return model.lm.decode(token, cache)
 
 
-def _compiled(name: str, lower: Callable[[], Any], weights: int) -> CompiledStage:
+def compile_program(name: str, lower: Callable[[], Any], weights: int) -> CompiledStage:
+    """What XLA says of one program, or by how much it exceeds a chip.
+
+    Args:
+      name: of the stage.
+      lower: makes the lowered program.
+      weights: bytes of its arguments that are parameters, or what training keeps for them.
+    """
     began = time.perf_counter()
     try:
         program = lower().compile()

@@ -167,17 +167,28 @@ class Placing:
         if self.mesh is None:
             return run
 
-        def call(*given: Any) -> Any:
-            with jax.set_mesh(self.mesh):
-                return run(*given)
-
-        return call
+        return _OnMesh(run, self.mesh)
 
     def batch(self, batch: Any) -> Any:
         """A batch with a leading axis of parts: its rows, the second axis, over the mesh."""
         if self.mesh is None:
             return batch
         return parallel.shard_batch(batch, self.mesh, axis=1, local=jax.process_count() > 1)
+
+
+class _OnMesh(NamedTuple):
+    """A jitted function on a mesh."""
+
+    run: Any
+    mesh: Mesh
+
+    def __call__(self, *given: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.run(*given)
+
+    def lower(self, *given: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.run.lower(*given)
 
 
 Precision = Literal["float32", "bfloat16", "pure_bfloat16"]
