@@ -49,6 +49,9 @@ class PlanChoice:
     """Of parameters and activations."""
     compile: str = ""
     """Compile all programs for a slice of TPUs, such as v5e:2x4, and show what XLA says of them (extra tpu)."""
+    train: bool = False
+    """With --compile: the step that trains STTS with everything else, in place of an answer's programs. A ratio is the
+    share of windows that stays, --batch the rows of each of the mesh's pieces, --text what a row asks and answers."""
     convention: ConventionName | None = None
     """That the video is read in (docs/conventions.md); by default the authors' released code's."""
 
@@ -58,6 +61,8 @@ CHOICE = PlanChoice()
 
 def plan(*, choice: Annotated[PlanChoice, OmitArgPrefixes] = CHOICE, out: Common = OUTPUT) -> None:
     """Say whether model, video and ratio fit a mesh of named chips, what bounds them, and when the answer begins."""
+    if choice.train and not choice.compile:
+        raise JvidpruneError("a training step is planned by compiling it: add --compile and a slice, as in v5e:2x4.")
     if choice.compile:
         return _compiled(choice, out)
     found = rows(choice)

@@ -21,9 +21,14 @@ class CompiledRow:
     compiled: "CompiledPlan"
 
     @property
-    def off(self) -> float:
-        """Peak of one chip by the compiler over that on paper."""
-        return self.compiled.peak / self.paper.memory.peak
+    def trains(self) -> bool:
+        """Whether it is a training step, which no plan on paper knows."""
+        return self.compiled.stages[0].name == "step"
+
+    @property
+    def off(self) -> float | None:
+        """Peak of one chip by the compiler over that on paper; None of a training step."""
+        return None if self.trains else self.compiled.peak / self.paper.memory.peak
 
     def record(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -42,12 +47,18 @@ def compiled_rows(choice: PlanChoice) -> list[CompiledRow]:
     import jax.numpy as jnp
 
     from jvidprune.costs.compiled import compile_answer, slice_named
+    from jvidprune.costs.compiled_step import compile_step
     from jvidprune.costs.memory import video_shape
     from jvidprune.reducers.registry import for_model
 
     where = slice_named(choice.compile)
     found = []
     for config, sizes, paper in planned(dataclasses.replace(choice, chip=where.chip.name), chips=len(where.devices)):
+        if choice.train:
+            size = {"frames": paper.frames, "ratio": paper.ratio, "text": choice.text, "batch": choice.batch}
+            plan = compile_step(config, where, sizes, **size, dtype=jnp.dtype(choice.dtype))
+            found.append(CompiledRow(paper, plan))
+            continue
         plan = compile_answer(
             config,
             where,
@@ -74,6 +85,10 @@ def remedy(row: CompiledRow, choice: PlanChoice, chips: int) -> str:
     plan, paper = row.compiled, row.paper
     excess = plan.peak - plan.available
     worst = max(plan.stages, key=lambda stage: stage.working + stage.over)
+    begins = f"{paper.model} with {paper.frames} frames at ratio {paper.ratio:g} does not fit {plan.slice}: "
+    if row.trains:
+        more = "a mesh with more of fsdp or tensor, fewer frames or a smaller ratio would need less"
+        return f"{begins}a training step exceeds a chip by {excess / _GIB:.1f} GiB; {more}."
 
     working = (plan.peak - plan.weights) / (paper.memory.peak - paper.memory.parameters)
 
@@ -98,10 +113,7 @@ def remedy(row: CompiledRow, choice: PlanChoice, chips: int) -> str:
             advice.append(f"--ratios {ratio:g}")
             break
     would = f"{' or '.join(advice)} would do" if advice else "take a larger slice or a smaller model"
-    return (
-        f"{paper.model} with {paper.frames} frames at ratio {paper.ratio:g} does not fit {plan.slice}: {worst.name} "
-        f"exceeds a chip by {excess / _GIB:.1f} GiB; {would}."
-    )
+    return f"{begins}{worst.name} exceeds a chip by {excess / _GIB:.1f} GiB; {would}."
 
 
 def compiled_table(row: CompiledRow) -> "Table":
@@ -116,17 +128,21 @@ def compiled_table(row: CompiledRow) -> "Table":
         f"MiB in, temporary and out beside the weights; HBM ms at {REACHED_BANDWIDTH:.0%} of its bandwidth; paper ms "
         f"as the plan without --compile expects. One "
         f"chip holds {plan.peak / _GIB:.2f} of {plan.available / _GIB:.2f} GiB, {plan.weights / _GIB:.2f} of them "
-        f"weights; on paper {paper.memory.peak / _GIB:.2f} GiB (the compiler says {row.off - 1:+.0%})"
     )
+    if row.off is None:
+        caption += "parameters and moments"
+    else:
+        caption += f"weights; on paper {paper.memory.peak / _GIB:.2f} GiB (the compiler says {row.off - 1:+.0%})"
     title = f"{paper.model} · {plan.slice} · {mesh_text(plan.mesh)} · {paper.frames} frames · ratio {paper.ratio:g}"
     table = Table(box=box.SIMPLE_HEAD, title=title, caption=caption, caption_justify="left")
     table.add_column("program", no_wrap=True)
     for name in ("in", "temporary", "out", "HBM GB", "HBM ms", "paper ms", "compiled"):
         table.add_column(name, justify="right", no_wrap=True)
-    for stage, time in zip(plan.stages, paper.stages, strict=True):
+    times = [""] if row.trains else [f"{1000 * time.seconds:,.1f}" for time in paper.stages]
+    for stage, expected in zip(plan.stages, times, strict=True):
         sizes = [f"{size / 2**20:,.0f}" for size in (stage.inputs, stage.temporaries, stage.outputs)]
         milliseconds = 1000 * stage.moved / (REACHED_BANDWIDTH * paper.chip.bandwidth)
-        moved = f"{stage.moved / 1e9:,.1f}", f"{milliseconds:,.1f}", f"{1000 * time.seconds:,.1f}"
+        moved = f"{stage.moved / 1e9:,.1f}", f"{milliseconds:,.1f}", expected
         table.add_row(_title(stage.name), *sizes, *moved, f"{stage.took:.0f} s")
     return table
 
@@ -150,7 +166,7 @@ def messages_table(row: CompiledRow) -> "Table":
 
 
 def _title(stage: str) -> str:
-    return "one token more" if stage == "token" else stage
+    return {"token": "one token more", "step": "training step"}.get(stage, stage)
 
 
 def _heads_divide(model: str, tensor: int) -> bool:

@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_told_with_what_would_do(faked):
     )
     said = remedy(tight, wish, 8)
     # No axis of 8: it does not divide the 28 heads.
-    assert said.endswith("exceeds a chip by 0.5 GiB; --frames 8 or --ratios 0.25 would do.")
+    assert said.endswith("exceeds a chip by 0.5 GiB; --frames 8 or --ratios 0.1 would do.")
 
 
 def test_the_verb_shows_both_tables_and_ends_with_the_sentence(faked, run):
@@ -154,6 +154,50 @@ def test_the_verb_shows_both_tables_and_ends_with_the_sentence(faked, run):
     assert [row["ratio"] for row in found] == [1.0, 0.1]
     assert found[0]["compiled"]["stages"][2]["collectives"] == {"all-reduce": [2.0, 3e6]}
     assert run(*words, "--reducer", "random", "--quiet")[1] == "does not fit\ndoes not fit\n"
+
+
+def test_a_training_step_is_shown_alone_and_told_where_it_does_not_fit(faked, monkeypatch, run):
+    asked = []
+
+    def step(config, where, sizes, **options):
+        asked.append(options)
+        return CompiledPlan(where.name, sizes, 9 * GIB, (stage("step", temporaries=6 * GIB),), 14 * GIB)
+
+    monkeypatch.setattr("jvidprune.costs.compiled_step.compile_step", step)
+    words = ("plan", "--model", "llava-onevision-7b", "--frames", 32, "--ratios", "0.5", "--train", "--batch", 2)
+    code, out, err = run(*words, "--compile", "v5e:2x4")
+    assert (code, asked[0]["frames"], asked[0]["ratio"], asked[0]["batch"]) == (2, 32, 0.5, 2)
+    assert "training step" in out
+    assert "on paper" not in out
+    assert err.strip().endswith(
+        "a training step exceeds a chip by 1.0 GiB; a mesh with more of fsdp or tensor, fewer frames or a smaller "
+        "ratio would need less."
+    )
+    assert run(*words)[2].strip().endswith("add --compile and a slice, as in v5e:2x4.")
+
+
+@pytest.mark.tpu_compile
+def test_the_training_step_compiles_for_a_slice_with_its_kernels_divided():
+    pytest.importorskip("libtpu")
+    from jvidprune.costs.compiled_step import compile_step
+    from jvidprune.models.checkpoint.published import published
+
+    config = published("llava-onevision-0.5b")
+    config = dataclasses.replace(
+        config,
+        vision=dataclasses.replace(config.vision, layers=6),
+        text=dataclasses.replace(config.text, layers=2),
+    )
+    plan = compile_step(
+        config, slice_named("v5e:2x2"), {"data": 1, "fsdp": 2, "tensor": 2}, frames=4, ratio=0.5, text=64
+    )
+    (one,) = plan.stages
+    assert plan.fits
+    # Parameters, first and second moments, cut over two chips at least.
+    assert plan.weights < 0.6 * 12 * sum(size for size in (config.text.vocab * config.text.width, 30e6 * 2, 15e6 * 6))
+    assert "all-gather" in one.collectives
+    # No chip is told the maps of scores, or other chips' clips: what it sends is less than gradients and parameters.
+    assert one.sent < 3 * plan.weights
 
 
 @pytest.mark.tpu_compile
