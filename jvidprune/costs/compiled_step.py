@@ -100,7 +100,17 @@ def _rows(config: Any, mesh: Any, rows: int, frames: int, tokens: int, dtype: An
         place = NamedSharding(mesh, PartitionSpec(None, parallel.RULES["batch"]))
         return jax.ShapeDtypeStruct((1, rows, *sides), kind, sharding=place)
 
-    read, said = [shape((slots,)) for _ in range(5)], shape((_ANSWERS,))
-    weight = shape((_ANSWERS,), jnp.float32)
-    pixels = shape((1, frames, config.vision.channels, side, side), dtype)
-    return PackedRows(pixels, shape((1,), jnp.float32), *read, said, said, weight, said)
+    read, said = shape((slots,)), shape((_ANSWERS,))
+    return PackedRows(
+        pixels=shape((1, frames, config.vision.channels, side, side), dtype),
+        share=shape((1,), jnp.float32),
+        ids=read,
+        visual=read,
+        segment=read,
+        branch=read,
+        position=read,
+        slot=said,
+        target=said,
+        weight=shape((_ANSWERS,), jnp.float32),
+        question=said,
+    )

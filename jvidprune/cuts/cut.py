@@ -125,7 +125,7 @@ class Cut:
 
         def one(table: Array, seed: Array, read: tuple[Any, ...], prompt: TokenState) -> Chosen:
             kept = table[jnp.sum(prompt.visual, dtype=jnp.int32)]
-            return rule.choose(CutInputs(kept, table, seed, *read, self.weights), prompt)
+            return rule.choose(CutInputs(kept, table, seed, *read, weights=self.weights), prompt)
 
         table = jnp.broadcast_to(self.table, (batch, self.table.shape[-1]))
         seed = jnp.broadcast_to(self.seed, (batch,))
