@@ -96,7 +96,7 @@ def _rows(config: Any, mesh: Any, rows: int, frames: int, tokens: int, dtype: An
     """The rows of a step as shapes, in one part."""
     side, slots = config.vision.image_size, -(-tokens // _TILE) * _TILE
 
-    def shape(sides: tuple[int, ...], kind: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+    def shape(sides: tuple[int, ...], kind: Any = jnp.int32) -> Any:
         place = NamedSharding(mesh, PartitionSpec(None, parallel.RULES["batch"]))
         return jax.ShapeDtypeStruct((1, rows, *sides), kind, sharding=place)
 
