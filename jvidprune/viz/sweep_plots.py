@@ -75,6 +75,9 @@ def retention_plot(table: SweepTable, against: Against = "tokens") -> str:
 _MARKS = (1.0, 0.75, 0.5, 0.35, 0.25, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01)
 """Shares that an axis can be marked at."""
 
+_LEAST_SPAN = 8.0
+"""Points of accuracy that an axis shows at least."""
+
 
 def _halvings(share: float) -> float:
     """How often all tokens are halved to leave a share of them."""
@@ -114,6 +117,10 @@ def time_plot(table: SweepTable) -> str:
         )
     axes.set_xscale("log")
     axes.margins(x=0.12, y=0.1)
+    low, high = axes.get_ylim()
+    # Where methods hardly differ, or not at all, the axis does not magnify it.
+    more = max(0.0, _LEAST_SPAN - (high - low)) / 2
+    axes.set_ylim(low - more, high + more)
     if points:
         _time_ticks(axes, [x for x, *_ in points])
         _place_names(figure, axes, points)
