@@ -45,7 +45,8 @@ def retention() -> Figure:
     table = re.search(r"^\| method \|.*\n\| --- .*\n((?:\|.*\n)+)", text, flags=re.M)
     assert table is not None
     rows = {
-        cells[0]: cells[1:] for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in table[1].splitlines())
+        cells[0].removesuffix(" (control)"): cells[1:]
+        for cells in ([c.strip() for c in line.split("|")[1:-1]] for line in table[1].splitlines())
     }
     ratios = [25, 20, 15, 10, 5]
     figure = Figure(figsize=(6.4, 3.4), dpi=110, layout="constrained")

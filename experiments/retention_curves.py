@@ -2,12 +2,14 @@
 
     python experiments/retention_curves.py --clips 60
 
-Runs (or resumes) two sweeps of the embedded model on the procedural test split, with kept tokens at the positions that
-the model was made for and at the others, and writes retention_curves.csv and retention_curves.md. Neither holds times.
+Runs (or resumes) two sweeps of the embedded model on the procedural test split, of all methods that run on it with kept
+tokens at the positions that the model was made for, and of some at the others, and writes retention_curves.csv and
+retention_curves.md. Neither holds times. Controls and reconstructions are marked.
 """
 
 import argparse
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,7 @@ from jvidprune.cli.console import Console
 from jvidprune.cli.options import ModelChoice
 from jvidprune.cli.reading import open_model
 from jvidprune.cli.sweep import METHODS
+from jvidprune.errors import JvidpruneError
 from jvidprune.evals.markdown import accuracy_table, category_table, difference_table, grid
 from jvidprune.evals.paired import Difference, paired_difference
 from jvidprune.evals.plan import SweepPlan
@@ -29,7 +32,8 @@ from jvidprune.viz.sweep_style import CONTROLS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--clips", type=int, default=60)
-parser.add_argument("--methods", default=METHODS)
+parser.add_argument("--methods", default="all")
+parser.add_argument("--moved", default=METHODS, help="methods that are also run at the other positions")
 parser.add_argument("--model", default=None)
 parser.add_argument("--out", type=Path, default=Path("experiments"))
 args = parser.parse_args()
@@ -38,23 +42,44 @@ console = Console()
 with console.working():
     llm = open_model(ModelChoice(args.model, dtype="float32"), console)
     task = answerable_part(llm.loaded.folder / "accuracy.csv", args.clips)
-    names = args.methods.split(",")
-    plan = SweepPlan({name: llm.reducer(name) for name in names})
+    asked = registry.names() if args.methods == "all" else args.methods.split(",")
+    methods, refused = {}, {}
+    for name in asked:
+        if name == "none":
+            continue
+        try:
+            methods[name] = llm.reducer(name)
+        except JvidpruneError as error:
+            refused[name] = str(error)
+    moving = [name for name in args.moved.split(",") if name in methods]
 
 
-def swept(positions: PositionRule | None) -> SweepRecords:
+def swept(positions: PositionRule | None, names: Sequence[str]) -> SweepRecords:
     """A sweep with the positions that the checkpoint declares, or with others."""
     told = dataclasses.replace(llm, settings=dataclasses.replace(llm.settings, positions=positions))
     with console.working():
-        return run_sweep(told, task, plan)
+        return run_sweep(told, task, SweepPlan({name: methods[name] for name in names}), progress=told_of)
+
+
+def told_of(*place: object) -> None:
+    """A line on the terminal for what is run."""
+    print(*place, flush=True)
+
+
+def marked(name: str) -> str:
+    """A method's name for people; registry titles already mark reconstructions."""
+    return f"{registry.title(name)} (control)" if name in CONTROLS else registry.title(name)
 
 
 own = llm.settings.declared_positions
 other: PositionRule = "renumbered" if own == "original" else "original"
-found = swept(None)
-table = make_table(found, task, {name: registry.title(name) for name in names})
-moved = swept(other)
-other_table = make_table(moved, task, table.titles)
+found = swept(None, list(methods))
+table = make_table(found, task, {name: marked(name) for name in methods})
+refused |= {name: next(iter(why.values())) for name, why in table.refused.items() if len(why) == len(table.ratios)}
+names = [name for name in methods if name not in refused]
+moving = [name for name in moving if name not in refused]
+moved = swept(other, moving)
+other_table = make_table(moved, task, {name: marked(name) for name in moving})
 published = [name for name in names if name not in CONTROLS]
 
 
@@ -106,14 +131,16 @@ parts = [
     "\n## Positions of kept tokens\n",
     f"Accuracy with {own_name} positions, which hold everywhere else in this file, and with {other} ones "
     f"(`--positions {other}`), then the change from one to the other.\n",
-    grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [both(m) for m in names]),
+    grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [both(m) for m in moving]),
     "",
-    difference_table([table.titles[m] for m in names], [by_moving(m) for m in names]),
+    difference_table([table.titles[m] for m in moving], [by_moving(m) for m in moving]),
     "\n## Tokens kept of 288\n",
     grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [kept(m) for m in names]),
     "\n## Categories that collapse first\n",
     "Mean accuracy of the published methods in per cent of the unpruned model's, and the first ratio below 90 %.\n",
     grid(["category", "below 90 % at", *(f"{100 * r:g} %" for r in table.ratios)], rows),
+    *(["\n## Not run on this model\n"] if refused else []),
+    *(f"- {marked(name)}: {why}" for name, why in refused.items()),
     *(f"\n## By category at {100 * r:g} %\n\n{category_table(table, r)}" for r in table.ratios),
 ]
 args.out.mkdir(parents=True, exist_ok=True)
