@@ -228,14 +228,14 @@ def test_routers_learn_through_their_gates(decoder, embeds):
             logits = read_only(decoder, embeds, made, VALID).logits
         return jnp.sum(weigh * (logits - base)), logits
 
-    # Differences from the logits at the start: small numbers, so that float32 resolves their changes.
+    # Differences from the logits at the start, over steps that float32 resolves: a tenth as long they are 3 % off.
     loss = jax.jit(jax.value_and_grad(loss, has_aux=True))
     held = [jnp.asarray(route.weights["weight"]) for route in inner.routes]
     (_, base), slopes = loss(held, jnp.zeros((2, CONFIG.vocab)))
     for at, slope in enumerate(slopes):
         along = slope / jnp.linalg.norm(slope)
-        there, back = ([w + sign * 1e-3 * along * (i == at) for i, w in enumerate(held)] for sign in (1, -1))
-        numeric = float(loss(there, base)[0][0] - loss(back, base)[0][0]) / 2e-3
+        there, back = ([w + sign * 1e-2 * along * (i == at) for i, w in enumerate(held)] for sign in (1, -1))
+        numeric = float(loss(there, base)[0][0] - loss(back, base)[0][0]) / 2e-2
         assert float(jnp.linalg.norm(slope)) == pytest.approx(numeric, rel=2e-2)
         assert numeric > 1e-2
 
