@@ -2,9 +2,11 @@
 
     python experiments/retention_curves.py --clips 60
 
-Runs (or resumes) two sweeps of the embedded model on the procedural test split, of all methods that run on it with kept
-tokens at the positions that the model was made for, and of some at the others, and writes retention_curves.csv and
+Runs (or resumes) two sweeps of the embedded model on the procedural test split, of some methods or all with kept tokens
+at the positions that the model was made for, and of some at the others, and writes retention_curves.csv and
 retention_curves.md. Neither holds times. Controls and reconstructions are marked.
+
+    python experiments/retention_curves.py --clips 30 --methods all --moved "" --name retention_all
 """
 
 import argparse
@@ -32,10 +34,11 @@ from jvidprune.viz.sweep_style import CONTROLS
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--clips", type=int, default=60)
-parser.add_argument("--methods", default="all")
+parser.add_argument("--methods", default=METHODS, help='names, or "all"')
 parser.add_argument("--moved", default=METHODS, help="methods that are also run at the other positions")
 parser.add_argument("--model", default=None)
 parser.add_argument("--out", type=Path, default=Path("experiments"))
+parser.add_argument("--name", default="retention_curves", help="of the two files")
 args = parser.parse_args()
 
 console = Console()
@@ -78,8 +81,8 @@ table = make_table(found, task, {name: marked(name) for name in methods})
 refused |= {name: next(iter(why.values())) for name, why in table.refused.items() if len(why) == len(table.ratios)}
 names = [name for name in methods if name not in refused]
 moving = [name for name in moving if name not in refused]
-moved = swept(other, moving)
-other_table = make_table(moved, task, {name: marked(name) for name in moving})
+moved = swept(other, moving) if moving else None
+other_table = table if moved is None else make_table(moved, task, {name: marked(name) for name in moving})
 published = [name for name in names if name not in CONTROLS]
 
 
@@ -111,11 +114,25 @@ def both(method: str) -> list[str]:
 
 def by_moving(method: str) -> list[Difference | None]:
     """Paired differences from the checkpoint's own positions to the others, at every ratio."""
+    assert moved is not None
     renamed = [record | {"method": "moved"} for record in moved.samples if record["method"] == method]
     return [paired_difference([*found.samples, *renamed], method, "moved", ratio) for ratio in table.ratios]
 
 
-own_name = own or "the references'"
+def by_positions() -> list[str]:
+    """The section on the other positions; nothing where no method was run there."""
+    if not moving:
+        return []
+    return [
+        "\n## Positions of kept tokens\n",
+        f"Accuracy with {own or 'the references'} positions, which hold everywhere else in this file, and with {other} "
+        f"ones (`--positions {other}`), then the change from one to the other.\n",
+        grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [both(m) for m in moving]),
+        "",
+        difference_table([table.titles[m] for m in moving], [by_moving(m) for m in moving]),
+    ]
+
+
 rows = sorted((collapse(category) for category in table.categories), key=lambda row: row[-1].rjust(4))
 parts = [
     "# Accuracy at few tokens\n",
@@ -128,12 +145,7 @@ parts = [
     "Points of accuracy over `random` at the same nominal ratio, paired; bold where zero lies outside. Methods read a "
     "ratio differently: the tokens they really keep stand in the table below.\n",
     difference_table([table.titles[m] for m in published], [over_random(m) for m in published]),
-    "\n## Positions of kept tokens\n",
-    f"Accuracy with {own_name} positions, which hold everywhere else in this file, and with {other} ones "
-    f"(`--positions {other}`), then the change from one to the other.\n",
-    grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [both(m) for m in moving]),
-    "",
-    difference_table([table.titles[m] for m in moving], [by_moving(m) for m in moving]),
+    *by_positions(),
     "\n## Tokens kept of 288\n",
     grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [kept(m) for m in names]),
     "\n## Categories that collapse first\n",
@@ -145,7 +157,8 @@ parts = [
 ]
 args.out.mkdir(parents=True, exist_ok=True)
 cells = [{"positions": own or "reference"} | dataclasses.asdict(cell) for cell in table.cells.values()]
-cells += [{"positions": other} | dataclasses.asdict(cell) for cell in other_table.cells.values()]
-write_table(args.out / "retention_curves.csv", cells)
-(args.out / "retention_curves.md").write_text("\n".join(parts) + "\n", encoding="utf8")
-print(args.out / "retention_curves.md")
+if moving:
+    cells += [{"positions": other} | dataclasses.asdict(cell) for cell in other_table.cells.values()]
+write_table(args.out / f"{args.name}.csv", cells)
+(args.out / f"{args.name}.md").write_text("\n".join(parts) + "\n", encoding="utf8")
+print(args.out / f"{args.name}.md")
