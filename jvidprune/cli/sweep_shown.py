@@ -107,7 +107,9 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
     unproved = {run for run, standing in table.standings.items() if standing.outcome != "beats"}
     if unproved:
         caption.append(f"{MARK} not shown to beat the best control")
-    out = Table(box=box.SIMPLE_HEAD, caption=" · ".join(caption), caption_justify="left")
+    out = Table(
+        box=box.SIMPLE_HEAD, caption=" · ".join(caption), caption_justify="left", collapse_padding=True, pad_edge=False
+    )
     out.add_column("method", no_wrap=True)
     for ratio in table.ratios:
         out.add_column(f"{100 * ratio:g} %", justify="right", no_wrap=True)
@@ -145,10 +147,14 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
 
 
 def _counted(table: "SweepTable", *, wide: bool) -> "dict[str, Against]":
-    """Columns of counts beside the tokens at the input, by their heads: those that all runs know."""
+    """Columns of counts beside the tokens at the input, by their heads: those that all runs know.
+
+    On a narrow terminal the mean over the layers stands there where it differs from the input of some method.
+    """
     from jvidprune.evals.counts import known_axes
 
-    heads: dict[str, Against] = {"a layer": "layer_tokens"}
+    inside = any(abs(one.value("layer_tokens") - one.value("tokens")) >= 1 for one in table.counts.values())
+    heads: dict[str, Against] = {"a layer": "layer_tokens"} if wide or inside else {}
     heads |= {"TFLOP": "prefill_tflops", "KV MiB": "kv_bytes"} if wide else {}
     known = known_axes(table.counts) if table.counts else []
     return {head: name for head, name in heads.items() if name in known}
