@@ -61,12 +61,7 @@ def swept(positions: PositionRule | None, names: Sequence[str]) -> SweepRecords:
     """A sweep with the positions that the checkpoint declares, or with others."""
     told = dataclasses.replace(llm, settings=dataclasses.replace(llm.settings, positions=positions))
     with console.working():
-        return run_sweep(told, task, SweepPlan({name: methods[name] for name in names}), progress=told_of)
-
-
-def told_of(*place: object) -> None:
-    """A line on the terminal for what is run."""
-    print(*place, flush=True)
+        return run_sweep(told, task, SweepPlan({name: methods[name] for name in names}), progress=console.bars())
 
 
 def marked(name: str) -> str:

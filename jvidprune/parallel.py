@@ -346,15 +346,14 @@ def _free(mesh: Any) -> dict[str, int]:
     return {name: 1 if name in _mapped.value else size for name, size in mesh.shape.items()}
 
 
-def each_piece(run: Callable[..., Any], given: Sequence[Axes], found: Axes) -> Callable[..., Any]:
+def each_piece(run: Callable[..., Any], given: Sequence[Axes]) -> Callable[..., Any]:
     """A function of arrays that every device of the mesh in use computes of its own pieces; without a mesh, itself.
 
     For kernels, which XLA cannot divide. Nothing is exchanged inside: pieces are independent of each other.
 
     Args:
-      run: of arrays, one result.
+      run: of arrays, one result, whose dimensions are those of the first argument and are divided alike.
       given: logical axes of the dimensions of each argument.
-      found: of the result, which is divided as the first argument is.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

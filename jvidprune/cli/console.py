@@ -52,6 +52,18 @@ class Console:
 
         return update
 
+    def bars(self) -> Callable[[str, int, int], None]:
+        """Progress of a run, (what is done, pairs done, pairs), as a bar for each thing that it does in turn."""
+        bar, text = None, ""
+
+        def progress(doing: str, done: int, total: int) -> None:
+            nonlocal bar, text
+            if bar is None or doing != text:
+                bar, text = self.task(doing, total), doing
+            bar(done, total)
+
+        return progress
+
     def start(self, name: str) -> None:
         """A bar without a known end."""
         self.task(name)

@@ -20,8 +20,6 @@ from jvidprune.cli.options import (
 from jvidprune.errors import JvidpruneError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from jvidprune.cli.console import Console
     from jvidprune.evals.counts import Against
     from jvidprune.evals.hosts import Host
@@ -243,7 +241,7 @@ def swept(
             host=host,
             grace=grace,
             strict=choice.strict,
-            progress=_bars(console),
+            progress=console.bars(),
             report=lambda bad: console.note(f"left out: {bad}"),
         )
         if not found.complete:
@@ -253,7 +251,7 @@ def swept(
             raise JvidpruneError(nothing_answered(task.name, found.left_out))
         titles = {name: registry.title(name) for name in plan.reducers}
         if choice.throughput:
-            measure_throughput(llm, task, plan, found, limit=choice.largest_batch, progress=_bars(console))
+            measure_throughput(llm, task, plan, found, limit=choice.largest_batch, progress=console.bars())
         if not counted(found.samples):
             return None, _to_be_judged(found, titles) | {"left_out": listed(found.left_out)}
         console.start("writing the report")
@@ -263,19 +261,6 @@ def swept(
         shown = "the embedded model" if model.model is None else llm.loaded.folder.name
         record = write_outputs(llm, task, plan, found, table, shown, choice.drawn_against())
     return table, record | {"left_out": listed(table.left_out)}
-
-
-def _bars(console: "Console") -> "Callable[[str, int, int], None]":
-    """Progress of a run as a bar for each thing that it does in turn."""
-    bar, text = None, ""
-
-    def progress(doing: str, done: int, total: int) -> None:
-        nonlocal bar, text
-        if bar is None or doing != text:
-            bar, text = console.task(doing, total), doing
-        bar(done, total)
-
-    return progress
 
 
 def _to_be_judged(found: "SweepRecords", titles: dict[str, str]) -> dict[str, Any]:

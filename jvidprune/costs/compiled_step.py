@@ -19,7 +19,7 @@ from jvidprune.stts import Scorer, SiglipTower, STTSConfig
 from jvidprune.training.data import PackedRows
 from jvidprune.training.loss import Trainee, rows_loss
 from jvidprune.training.step import RATES, Params, Placing, begin, optimiser, split_groups, stored, training_step
-from jvidprune.training.stts import Pruned
+from jvidprune.training.stts import Pruned, prune_at
 from jvidprune.training.tuning import with_remat
 
 _ANSWERS = 64
@@ -62,7 +62,7 @@ def compile_step(
         raise JvidpruneError(f"STTS trains families whose tower a projector follows, not {config.family}.")
     mesh = parallel.make_mesh(**sizes, devices=where.devices)
     parallel.check_mesh(config.family, config.units, mesh)
-    settings = STTSConfig(prune_at=min(3, config.vision.layers - 4), removed=1 - ratio)
+    settings = STTSConfig(prune_at=prune_at(config.vision.layers), removed=1 - ratio)
     trainees: list[Trainee] = []
 
     def begun() -> Params:

@@ -55,7 +55,7 @@ def splash_attention(
     run = functools.partial(_run, sight=sight)
     given = (q, k, v) if segment is None else (q, k, v, segment)
     spread = ("batch", None, "heads", None), ("batch", None, "kv_heads", None), ("batch", None, "kv_heads", None)
-    return parallel.each_piece(run, (*spread, ("batch", None))[: len(given)], spread[0])(*given)
+    return parallel.each_piece(run, (*spread, ("batch", None))[: len(given)])(*given)
 
 
 def _run(q: Array, k: Array, v: Array, segment: Array | None = None, *, sight: Sight) -> Array:

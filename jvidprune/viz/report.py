@@ -3,6 +3,7 @@
 import base64
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,11 +62,7 @@ def reduction_page(
         }
         for decision in decisions
     ]
-    data = {
-        "images": [data_url(fit(frame, width)) for frame in frames],
-        "labels": list(labels),
-        "methods": methods,
-    }
+    data = {**_pictures(frames, labels, width), "methods": methods}
     return render(
         "jvidprune.viz",
         "reduction.html",
@@ -76,6 +73,11 @@ def reduction_page(
         links=any((decision.flow >= 0).any() for decision in decisions),
         sinks=any(decision.sink is not None for decision in decisions),
     )
+
+
+def _pictures(frames: np.ndarray, labels: Sequence[str], width: int) -> dict[str, Any]:
+    """The frames and their captions as a page holds them."""
+    return {"images": [data_url(fit(frame, width)) for frame in frames], "labels": list(labels)}
 
 
 def inside_page(
@@ -108,8 +110,7 @@ def inside_page(
         for stage in stages
     ]
     data = {
-        "images": [data_url(fit(frame, width)) for frame in frames],
-        "labels": list(labels),
+        **_pictures(frames, labels, width),
         "grid": list(stages[0].grid),
         "total": stages[0].total,
         "stages": shown,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import untrained
+from helpers.folders import parameters
 from helpers.places import GOLDEN
 from safetensors.numpy import load_file, save_file
 
@@ -53,10 +54,6 @@ def pixels(frames, side=28, seed=0):
 def embeddings(model, length, rows=1, seed=0):
     ids = np.random.default_rng(seed).integers(0, 200, (rows, length))
     return np.asarray(model.embed_text(jnp.asarray(ids)))
-
-
-def parameters(model):
-    return {".".join(map(str, path)): np.asarray(p[...]) for path, p in nnx.to_flat_state(nnx.state(model))}
 
 
 def rewrite(folder, tensors, config, shards=1):

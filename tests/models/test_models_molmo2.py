@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.folders import parameters, write
 from helpers.places import MODELS, REPOSITORY
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from jvidprune import JvidpruneError
 from jvidprune.models import load_model
@@ -39,17 +40,6 @@ def script():
 
 def source(flavour):
     return load_file(MODELS / flavour / "model.safetensors"), json.loads((MODELS / flavour / "config.json").read_text())
-
-
-def write(folder, tensors, config):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / "model.safetensors")
-    return folder
-
-
-def parameters(model):
-    return {".".join(map(str, path)): np.asarray(p[...]) for path, p in nnx.to_flat_state(nnx.state(model))}
 
 
 @pytest.fixture(scope="module")

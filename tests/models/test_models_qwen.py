@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from helpers.folders import parameters, write
 from helpers.places import MODELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from jvidprune import JvidpruneError
 from jvidprune.models import attention, load_model
@@ -61,17 +61,6 @@ def videos(models, patches):
 
 def source(family):
     return load_file(MODELS / family / "model.safetensors"), json.loads((MODELS / family / "config.json").read_text())
-
-
-def write(folder, tensors, config):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file(tensors, folder / "model.safetensors")
-    return folder
-
-
-def parameters(model):
-    return {".".join(map(str, path)): np.asarray(p[...]) for path, p in nnx.to_flat_state(nnx.state(model))}
 
 
 # --- golden parity ---------------------------------------------------------------------------------------------------

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import tiny_checkpoints as tiny
+from helpers.folders import parameters, write
 from helpers.places import MODELS, REPOSITORY, TESTS
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from jvidprune import JvidpruneError
 from jvidprune.llm.conventions import settings_of
@@ -43,17 +44,6 @@ def script():
 
 def source():
     return load_file(FOLDER / "model.safetensors"), json.loads((FOLDER / "config.json").read_text())
-
-
-def write(folder, tensors, config):
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / "model.safetensors")
-    return folder
-
-
-def parameters(model):
-    return {".".join(map(str, path)): np.asarray(p[...]) for path, p in nnx.to_flat_state(nnx.state(model))}
 
 
 @pytest.fixture(scope="module")
