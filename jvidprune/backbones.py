@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from jvidprune.errors import JvidpruneError
 from jvidprune.texts import unknown
 
-NAMES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2", "video_llama_3")
+NAMES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2", "video_llama_3", "internvl")
 """The families of this package."""
 
 Presets = Mapping[str, Mapping[str, Any]]

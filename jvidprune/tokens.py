@@ -19,7 +19,8 @@ EVIDENCE: dict[str, str] = {
     "attention_last": "(T, N) attention received by each token in the last block of the tower that runs: softmax in "
     "float32, mean over heads, mean over queries, pooled like the features, not renormalised",
     "attention_pooling_head": "(T, N) attention of the tower's pooling-head probe over the tokens, mean over heads, "
-    "pooled like the features (SigLIP's own head; FastVID on LLaVA)",
+    "pooled like the features (SigLIP's own head; FastVID on LLaVA); that of the class token where a tower has one "
+    "(InternVL)",
     "attention_mean_query": "(T, N) softmax of the frame's mean query against the mean key of each merge unit in the "
     "last block, mean over heads (FastVID on Qwen2.5-VL)",
     "attention_shallow": "(T, M) attention received in a shallow block on the grid before pooling, summed over "
@@ -27,7 +28,8 @@ EVIDENCE: dict[str, str] = {
     "attention_deep": "(T, M) the same for a deep block (AOT: the last block but one)",
     "keys": "(T, N, Dk) unscaled keys of the last block, mean over heads, pooled like the features (VisionZip)",
     "features_unpooled": "(T, M, D) projected features before spatial pooling (AOT)",
-    "frame_embedding": "(T, Df) one vector a frame: output of the tower's pooling head, or the mean token",
+    "frame_embedding": "(T, Df) one vector a frame: output of the tower's pooling head or class token, or the "
+    "mean token",
     "tower_state": "(T, Mv, Dv) output of the tower's block whose windows are scored (STTS)",
     "tower_scores": "(T, P) float32 the scorer's scores of the windows (STTS)",
     "tower_input": "(T, Mv, Dv) patches with positions, what enters the tower's blocks (STTS's heuristics)",

@@ -13,6 +13,7 @@ from jvidprune.cuts.protocol import AHEAD, CutRule
 from jvidprune.cuts.routing import RouteRule
 from jvidprune.models import family as families
 from jvidprune.models.decoder_config import DecoderConfig
+from jvidprune.models.internvl.tower import InternVitConfig
 from jvidprune.models.qwen.tower import QwenVisionConfig
 from jvidprune.models.siglip import SiglipConfig
 from jvidprune.reducers.counting import Terms
@@ -231,6 +232,21 @@ def pooled_projector(vision: QwenVisionConfig, layout: Layout) -> Terms:
     return {"matrices": 2.0 * layout.total * (vision.width * vision.out + vision.out**2)}
 
 
+def intern_vit(vision: InternVitConfig, frames: int) -> Terms:
+    """Patch embedding and blocks, whose frames hold a class token besides."""
+    slots, width = vision.tokens + 1, vision.width
+    return {
+        "patches": 2.0 * frames * vision.tokens * vision.channels * vision.patch_size**2 * width,
+        "matrices": 2.0 * frames * vision.layers * (4 * width**2 + 2 * width * vision.mlp) * slots,
+        "attention": frames * vision.layers * _attention(slots, slots, width),
+    }
+
+
+def joined_projector(vision: InternVitConfig, width: int, layout: Layout) -> Terms:
+    """InternVL's two layers, on the joined patches of each token."""
+    return {"matrices": 2.0 * layout.total * (vision.unit * vision.width * width + width**2)}
+
+
 def vision_terms(config: Any, layout: Layout) -> tuple[Terms, Terms]:
     """(tower, projector or mergers) of any family.
 
@@ -244,5 +260,8 @@ def vision_terms(config: Any, layout: Layout) -> tuple[Terms, Terms]:
         return siglip(config.vision, layout.frames), after
     if connection == "projector":
         return siglip(config.vision, layout.frames), projector(config.vision, config.text.width, layout.frames)
+    if connection == "shuffled":
+        after = joined_projector(config.vision, config.text.width, layout)
+        return intern_vit(config.vision, layout.frames), after
     after = pooled_projector if connection == "pooled" else mergers
     return qwen_vit(config.vision, layout), after(config.vision, layout)

@@ -101,7 +101,9 @@ def tower_shape(config: Any, frames: int, grid: tuple[int, int, int] | None = No
     vision = config.vision
     if grid is None:
         tokens, values = config.grid[0] * config.grid[1], vision.channels * vision.image_size**2
-        return TowerShape(frames, vision.tokens, tokens, values, chunk_frames(frames, FRAME_CHUNK))
+        # A class token goes through the blocks beside the patches.
+        patches = vision.tokens + (families.get(config.family).connection == "shuffled")
+        return TowerShape(frames, patches, tokens, values, chunk_frames(frames, FRAME_CHUNK))
     steps, patches = grid[0], grid[1] * grid[2]
     values, chunk = patches * vision.patch_values, chunk_frames(steps, vision.chunk(grid))
     return TowerShape(steps, patches, patches // vision.unit, values, chunk, len(vision.taps))

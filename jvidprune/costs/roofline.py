@@ -149,7 +149,7 @@ def _encode(
     cut = tensor if whole.vision.heads % tensor == 0 else 1
     flops = report.of("tower", "projector") * frames / shape.frames / cut
     tokens = frames * shape.patches
-    if hasattr(vision, "merge"):
+    if hasattr(vision, "pair"):
         # Qwen's queries, keys and values are one matrix, which every device multiplies whole (see `parallel`).
         flops += (1 - 1 / cut) * 2.0 * vision.layers * 3 * vision.width**2 * tokens
     layer = work.size * _block(tokens, vision.width, vision.width / cut, vision.mlp)

@@ -22,10 +22,10 @@ from jvidprune.models.settings import FamilySettings
 from jvidprune.models.templates import PromptTemplate
 from jvidprune.parallel import ShardingTable
 
-Connection = Literal["projector", "mergers", "connector", "pooled"]
+Connection = Literal["projector", "mergers", "connector", "pooled", "shuffled"]
 """What stands between a tower and a language model: LLaVA's projector behind SigLIP, Qwen's mergers behind its own
 tower, Molmo2's attention over windows behind SigLIP 2, VideoLLaMA3's projector behind means over the patches of a
-token, its tower reading frames of any size like Qwen's."""
+token, its tower reading frames of any size like Qwen's; InternVL's projector behind joined patches."""
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 

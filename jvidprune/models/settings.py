@@ -11,7 +11,7 @@ from jvidprune.models.checkpoint.processor import BICUBIC, BILINEAR, channels, r
 from jvidprune.models.positions import MropeRule
 from jvidprune.ops.newline import NewlineKind, NewlineRows
 from jvidprune.tokens import Layout
-from jvidprune.video.preprocess import Patches, llava_pixels
+from jvidprune.video.preprocess import HALF, Channels, Patches, llava_pixels
 from jvidprune.video.resize import Filter
 from jvidprune.video.sampling import RATE_RULES, Rule
 from jvidprune.video.wish import FrameWish
@@ -41,7 +41,8 @@ class FamilySettings:
         frames to what the tower reads.
       prompt: how videos stand in a prompt, a name of `llm.prompts.registry.BUILDERS`: newline embeddings ("newlines",
         LLaVA), three-axis positions, time stamps and vision markers ("mrope", the Qwen-VL families), or frame by
-        frame behind their times ("frames", Molmo2, and without markers "times", VideoLLaMA3).
+        frame behind their times ("frames", Molmo2, and without markers "times", VideoLLaMA3) or numbers ("numbered",
+        InternVL).
       grid: rows and columns of tokens of a grid frame, from the model's config, frames, height and width in pixels and
         the settings of the folder's video processor; None where every video has the config's grid.
       sized: like `pixels`, to a function from frames and a grid (h, w) of tokens to what the tower reads: the frames
@@ -133,14 +134,25 @@ class FamilySettings:
 
 
 def squashed(
-    config: Any, given: Mapping[str, Any], *, filter: Filter = "torchvision"
+    config: Any,
+    given: Mapping[str, Any],
+    *,
+    filter: Filter = "torchvision",
+    mean: Channels = HALF,
+    std: Channels = HALF,
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Frames squashed to the square that the tower reads, with what the folder's video processor says.
+
+    Args:
+      config: of the model.
+      given: the settings of the folder's video processor.
+      filter: that frames are resized with.
+      mean, std: what is subtracted and divided by where the folder does not say.
 
     Raises:
       JvidpruneError: settings that make no sense, or another size than the tower's.
     """
-    mean, std = channels(given)
+    mean, std = channels(given, mean, std)
     size = square(given, config.vision.image_size)
     again = resizes(given, BILINEAR if filter == "bilinear" else BICUBIC)
     return functools.partial(llava_pixels, size=size, mean=mean, std=std, filter=filter, do_resize=again)

@@ -1,4 +1,4 @@
-"""The SigLIP vision tower of the LLaVA families and Molmo2, with attention evidence from any block."""
+"""The SigLIP vision tower of the LLaVA families, Molmo2 and, as its base, InternVL, with attention from any block."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -94,11 +94,13 @@ class BlockOutputs(NamedTuple):
       received: (T, heads, M) float32 attention received by each token, mean over queries; or None.
       keys: (T, M, d) float32 unscaled keys, mean over heads; or None.
       hidden: (T, M, Dv) output of the block; or None.
+      paid: (T, M) float32 attention that the class token pays, mean over heads; None where a tower has none.
     """
 
     received: Any = None
     keys: Any = None
     hidden: Any = None
+    paid: Any = None
 
 
 class SiglipAttention(nnx.Module):
@@ -112,17 +114,17 @@ class SiglipAttention(nnx.Module):
         self.v = linear(config.width, config.width, dtype=dtype, rngs=rngs)
         self.o = linear(config.width, config.width, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, *, tap: bool, attend: Attend | None = None) -> tuple[Array, Any, Any]:
-        """Output, attention received and mean keys (the latter two None without `tap`).
+    def __call__(self, x: Array, *, tap: bool, attend: Attend | None = None) -> tuple[Array, BlockOutputs]:
+        """Output, and with `tap` attention received and mean keys.
 
         `attend` takes the place of attention over whole frames; nothing is tapped then.
         """
         q, k, v = (part(x).reshape(*x.shape[:2], self.heads, -1) for part in (self.q, self.k, self.v))
         if attend is not None:
-            return self.o(attend(q, k, v).reshape(x.shape)), None, None
+            return self.o(attend(q, k, v).reshape(x.shape)), BlockOutputs()
         out, received = attend_all(q, k, v, received=tap, kind=self.kind)
         keys = k.astype(jnp.float32).mean(axis=2) if tap else None
-        return self.o(out.reshape(x.shape)), received, keys
+        return self.o(out.reshape(x.shape)), BlockOutputs(received, keys)
 
 
 class SiglipBlock(nnx.Module):
@@ -134,11 +136,11 @@ class SiglipBlock(nnx.Module):
         self.attn = SiglipAttention(config, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(config.width, config.mlp, config.width, config.activation, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array, *, tap: bool, attend: Attend | None = None) -> tuple[Array, Any, Any]:
+    def __call__(self, x: Array, *, tap: bool, attend: Attend | None = None) -> tuple[Array, BlockOutputs]:
         """The new residual and what the attention gives."""
-        out, received, keys = self.attn(self.norm1(x), tap=tap, attend=attend)
+        out, found = self.attn(self.norm1(x), tap=tap, attend=attend)
         x = x + out
-        return x + self.mlp(self.norm2(x)), received, keys
+        return x + self.mlp(self.norm2(x)), found
 
 
 class PoolingHead(nnx.Module):
@@ -204,6 +206,10 @@ class Siglip(nnx.Module):
         rows = cut.transpose(order).reshape(-1, n * n, config.channels * p * p)
         return self.patch_embed(rows.astype(self.pos_embed[...].dtype))
 
+    def embed(self, pixels: Float[Array, "T C S S"]) -> Float[Array, "T M Dv"]:
+        """What enters the first block: patches with their positions."""
+        return self.patches(pixels) + self.pos_embed[...]
+
     def run(
         self,
         x: Float[Array, "T M Dv"],
@@ -219,9 +225,9 @@ class Siglip(nnx.Module):
         With `attend`, x is any (rows, slots, Dv) of tokens, and which see each other is up to that function.
         """
 
-        def body(block: SiglipBlock, x: Array, _: None) -> tuple[Array, BlockOutputs]:
-            x, received, keys = block(constrain(x, "frames", None, None), tap=tap, attend=attend)
-            return x, BlockOutputs(received, keys, x if hidden else None)
+        def body(block: Any, x: Array, _: None) -> tuple[Array, BlockOutputs]:
+            x, found = block(constrain(x, "frames", None, None), tap=tap, attend=attend)
+            return x, found._replace(hidden=x if hidden else None)
 
         return scan_layers(self.blocks, start, stop, self.config.layers, body, x, remat=self.config.remat)
 
@@ -238,7 +244,7 @@ class Siglip(nnx.Module):
         Raises:
           JvidpruneError: pixels of the wrong size, or a block the tower does not have.
         """
-        x, at, found = self.patches(pixels) + self.pos_embed[...], 0, {}
+        x, at, found = self.embed(pixels), 0, {}
         for block in sorted({*taps, *hidden}):
             if not 0 <= block < self.config.layers:
                 raise JvidpruneError(f"the tower has blocks 0..{self.config.layers - 1}, not {block}.")

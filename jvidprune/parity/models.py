@@ -282,6 +282,12 @@ def _video_llama_3(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozens
     return video_llama_3_stages(loaded, golden)
 
 
+def _internvl(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
+    from jvidprune.parity.models_internvl import internvl_stages
+
+    return internvl_stages(loaded, golden)
+
+
 _STAGES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]]] = {
     "llava_onevision": _llava_onevision,
     "llava_video": _llava_video,
@@ -289,4 +295,5 @@ _STAGES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]
     "qwen3_vl": _qwen_vl,
     "molmo2": _molmo2,
     "video_llama_3": _video_llama_3,
+    "internvl": _internvl,
 }

@@ -432,6 +432,8 @@ class FastVID(PositionedReducer):
         "qwen3_vl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
         "molmo2": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_last"},
         "video_llama_3": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_mean_query"},
+        # What the class token pays, as the paper ranks by where a tower has one.
+        "internvl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_pooling_head"},
     }
 
     info: ClassVar[MethodInfo] = MethodInfo(

@@ -266,6 +266,7 @@ class SToP(PositionedReducer):
         "qwen3_vl": {"base": "visionzip_qwen", "backbone": "qwen3_vl"},
         "molmo2": {"base": "visionzip", "backbone": "molmo2"},
         "video_llama_3": {"base": "visionzip", "backbone": "video_llama_3"},
+        "internvl": {"base": "visionzip", "backbone": "internvl"},
     }
 
     @classmethod

@@ -261,6 +261,7 @@ class VisionZip(PositionedReducer):
         "qwen3_vl": {"layout": "grid", "tower": "none", "official_permutation": False},
         "molmo2": {"layout": "grid", "tower": "none", "official_permutation": False},
         "video_llama_3": {"layout": "grid", "tower": "none", "official_permutation": False},
+        "internvl": {"layout": "grid", "tower": "none", "official_permutation": False},
     }
 
     info: ClassVar[MethodInfo] = MethodInfo(

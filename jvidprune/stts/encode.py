@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models import family as families
 from jvidprune.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfig
 from jvidprune.models.molmo2 import Molmo2
 from jvidprune.models.qwen.model import PatchModel
@@ -275,6 +276,11 @@ def encoder_of(model: Any, window: int = 1, grid: Grid | None = None) -> Encoder
         return QwenEncoder(model, grid, window)
     if isinstance(model, Molmo2):
         return Molmo2Encoder(model, window)
+    if families.get(family).connection == "shuffled":
+        raise JvidpruneError(
+            f"STTS packs patches of several frames into one row, which leaves the class token of {family}'s tower no "
+            "place: it runs on the other families."
+        )
     raise JvidpruneError(f"STTS knows no tower of {family}.")
 
 

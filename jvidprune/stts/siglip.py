@@ -43,7 +43,7 @@ class SiglipTower:
 
     def embed(self, pixels: Float[Array, "F C S S"]) -> Float[Array, "F N D"]:
         """Patches with positions."""
-        return self.vision.patches(pixels) + self.vision.pos_embed[...]
+        return self.vision.embed(pixels)
 
     def run_frames(
         self,

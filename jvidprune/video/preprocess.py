@@ -17,6 +17,8 @@ Channels = tuple[float, float, float]
 HALF: Channels = (0.5, 0.5, 0.5)
 CLIP_MEAN: Channels = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD: Channels = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN: Channels = (0.485, 0.456, 0.406)
+IMAGENET_STD: Channels = (0.229, 0.224, 0.225)
 
 
 def normalise(values: np.ndarray, mean: Channels = HALF, std: Channels = HALF, axis: int = -3) -> np.ndarray:
@@ -49,7 +51,7 @@ def llava_pixels(
     do_resize: bool = True,
     workers: int | None = None,
 ) -> Float32[np.ndarray, "frames 3 size size"]:
-    """What LLaVA and Molmo2 read: frames squashed to a square (aspect ratio not kept) and normalised.
+    """What LLaVA, Molmo2 and InternVL read: frames squashed to a square (aspect ratio not kept) and normalised.
 
     Args:
       frames: uint8 RGB.

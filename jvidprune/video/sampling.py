@@ -26,6 +26,7 @@ Rule = Literal[
     "molmo2",
     "hf_molmo2",
     "hf_video_llama_3",
+    "hf_internvl",
 ]
 
 RULES: tuple[str, ...] = get_args(Rule)
@@ -173,6 +174,16 @@ def _hf_video_llama_3(total: int, rate: float, num_frames: int | None, fps: floa
     return np.floor(np.arange(0, total, total / count).astype(np.float32))
 
 
+def _hf_internvl(total: int, rate: float, num_frames: int | None, fps: float | None) -> np.ndarray:
+    """The InternVL processor with its shift: the middles of equal stretches, rounded down."""
+    count = num_frames if num_frames is not None else max(1, int(total / rate * _known(fps)))
+    if count > total:
+        raise _too_many(count, total)
+    step = total / count
+    # A float32 range; of very long videos the reference rounds some values otherwise, as the vectors of its machine do.
+    return np.floor(np.arange(step / 2, total, step).astype(np.float32))
+
+
 def _hf_qwen3(total: int, rate: float, num_frames: int | None, fps: float | None) -> np.ndarray:
     """The Qwen3-VL processor: first and last frame included, the count may be odd, an explicit one is not clamped."""
     count = num_frames
@@ -263,6 +274,7 @@ _SAMPLERS: dict[str, Callable[[int, float, int | None, float | None], np.ndarray
     "molmo2": _molmo2,
     "hf_molmo2": _hf_molmo2,
     "hf_video_llama_3": _hf_video_llama_3,
+    "hf_internvl": _hf_internvl,
 }
 
 

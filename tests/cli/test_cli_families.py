@@ -64,9 +64,9 @@ def broken(kind, folder, clip):
         shard.unlink()
         return "lacks 1 of 2 shards: model-00002-of-00002.safetensors."
     if kind == "architecture":
-        (folder / "config.json").write_text('{"model_type": "qwen3_vl_moe"}')
-        families = "llava_onevision, llava_video, qwen2_5_vl, qwen3_vl, molmo2, video_llama_3"
-        return f"unknown architecture (qwen3_vl_moe); supported: {families}."
+        (folder / "config.json").write_text('{"model_type": "qwen4_vl"}')
+        families = "llava_onevision, llava_video, qwen2_5_vl, qwen3_vl, molmo2, video_llama_3, internvl"
+        return f"unknown architecture (qwen4_vl); supported: {families}."
     if kind == "tokenizer":
         (folder / "tokenizer.json").unlink()
         return "has neither tokenizer_config.json nor tokenizer.json."

@@ -226,6 +226,7 @@ def test_the_training_step_compiles_for_a_slice_with_its_kernels_divided():
         pytest.param("qwen3-vl-2b", "random", marks=pytest.mark.long),
         pytest.param("molmo2-4b", "none", marks=pytest.mark.long),
         pytest.param("videollama3-2b", "random", marks=pytest.mark.long),
+        pytest.param("internvl3_5-2b", "random", marks=pytest.mark.long),
     ],
 )
 def test_all_programs_of_an_answer_compile(model, reducer):

@@ -18,6 +18,7 @@ from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.rules import LastQueryTopK, RandomDraw, TextInBlocks
 from jvidprune.models.checkpoint.published import PUBLISHED, config_of, published
 from jvidprune.models.decoder import Decoder
+from jvidprune.models.internvl import Model as InternVL
 from jvidprune.models.llava_onevision import LlavaOnevisionConfig
 from jvidprune.models.llava_onevision import Model as Llava
 from jvidprune.models.molmo2 import Model as Molmo2
@@ -124,6 +125,16 @@ def test_video_llama_3s_tower_and_projector_agree_with_xla(text):
     tower, after = flops_model.vision_terms(config, Layout(2, (8, 8)))
     grid = (2, 16, 16)
     counted = xla(lambda m, x: m.encode(Patches(x, grid)), model, shape(512, vision.patch_values))
+    assert close(counted, sum(tower.values()) + sum(after.values()))
+
+
+def test_internvls_tower_and_projector_agree_with_xla(text):
+    config = published("internvl3_5-8b")
+    vision = dataclasses.replace(config.vision, width=256, mlp=512, layers=1, heads=4, image_size=224)
+    config = dataclasses.replace(config, vision=vision, text=text)
+    model = nnx.eval_shape(lambda: InternVL(config, dtype=jnp.float32))
+    tower, after = flops_model.vision_terms(config, Layout(2, config.grid))
+    counted = xla(lambda m, x: m.encode(x).features, model, shape(2, 3, 224, 224))
     assert close(counted, sum(tower.values()) + sum(after.values()))
 
 

@@ -95,6 +95,19 @@ def test_frames_of_video_llama_3_take_what_xla_counts(monkeypatch):
     assert_close(estimate - 4 * shape.frames * shape.values, compiled)
 
 
+def test_frames_of_internvl_take_what_xla_counts():
+    config = published("internvl3_5-8b")
+    vision = dataclasses.replace(config.vision, layers=2, width=128, heads=4, mlp=256, image_size=168)
+    text = dataclasses.replace(config.text, layers=1, width=64, vocab=64)
+    config = dataclasses.replace(config, vision=vision, text=text)
+    shape = memory.tower_shape(config, 12)
+    assert (shape.chunk, shape.patches, shape.tokens) == (6, 145, 36)
+    encode = jax.jit(lambda model, x: model.encode(x))
+    compiled = encode.lower(abstract(config, jnp.float32), spec(12, 3, 168, 168)).compile()
+    estimate = memory.encode_bytes(config, shape, jnp.float32) + memory.feature_bytes(config, shape, jnp.float32)
+    assert_close(estimate - 4 * 12 * 3 * 168 * 168, compiled)
+
+
 def test_frames_and_windows_of_molmo2_take_what_xla_counts():
     config = published("molmo2-8b")
     vision = dataclasses.replace(config.vision, layers=2, width=128, heads=4, mlp=256, image_size=126)

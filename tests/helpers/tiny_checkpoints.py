@@ -91,6 +91,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": {key: value for key, value in _SIGLIP.items() if key != "image_size"},
         "video_token_id": _IDS["video_token_id"],
     },
+    "internvl": {
+        "model_type": "internvl",
+        "text_config": _TEXT | {"model_type": "qwen3", "head_dim": 8},
+        "vision_config": _SIGLIP,
+        "image_token_id": _IDS["video_token_id"],
+    },
 }
 """config.json of each family."""
 

@@ -53,6 +53,7 @@ def expected(family, total, frames=None, fps=None):
         every = (total + 1) // 2
         count = {
             "llava_onevision": min(most, max(1, int(total / 4 * fps))),
+            "internvl": min(most, max(1, int(total / 4 * fps))),
             "llava_video": min(most, every if fps == 2 else total),
             "molmo2": min(most, total // 2 + 1),
         }.get(family, min(most, max(4, int(total / 4 * fps))))

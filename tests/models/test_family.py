@@ -210,7 +210,7 @@ def test_every_family_is_whole(name):
         assert settings.template in found.templates
         assert settings.prompt in BUILDERS
         assert (settings.mrope_rule is not None) == (settings.prompt == "mrope")
-        assert settings.writes_times == (settings.prompt != "newlines")
+        assert settings.writes_times == (settings.prompt in ("mrope", "frames", "times"))
         assert (settings.grid is not None) == (settings.prompt in ("mrope", "times"))
     assert templates().keys() >= found.templates.keys()
     described = [one.name for one in families.families() if one.describes(tiny.CONFIGS[name])]

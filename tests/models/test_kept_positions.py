@@ -126,7 +126,7 @@ def whole_prompt(llm, one):
         for t, text in enumerate(texts[1:]):
             shown([t], 0)
             write(text, "text")
-    elif family in ("molmo2", "video_llama_3"):
+    elif family in ("molmo2", "video_llama_3", "internvl"):
         for t, text in enumerate(texts[1:]):
             for token in range(N):
                 write(1, t * N + token)

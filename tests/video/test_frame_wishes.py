@@ -42,12 +42,19 @@ def by_number(family, total, rate, number):
         return pair(total, min(2 * round(number / 2), even(total)))
     if family == "video_llama_3":
         return steps(total, min(number, total))
+    if family == "internvl":
+        return middles(total, min(number, total))
     return molmo2(total, rate, 2.0, number)
 
 
 def steps(total, count):
     """Evenly from the first, not to the last."""
     return [i * total // count for i in range(count)]
+
+
+def middles(total, count):
+    """Of equal stretches."""
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
 def molmo2(total, rate, fps, most):
@@ -64,6 +71,8 @@ def by_rate(family, total, rate, fps, most=None):
     wanted = seconds * Fraction(fps)
     if family == "llava_onevision":
         return steps(total, min(max(1, math.floor(wanted)), total, most or total))
+    if family == "internvl":
+        return middles(total, min(max(1, math.floor(wanted)), total, most or total))
     if family == "llava_video":
         step, most = max(1, round(Fraction(rate) / Fraction(fps))), most or 64
         every = list(range(0, total, step))
@@ -132,6 +141,7 @@ def test_every_convention_answers_every_length(family, convention):
         ("llava_video", "transformers"),
         ("molmo2", "lmms-eval"),
         ("video_llama_3", "lmms-eval"),
+        ("internvl", "lmms-eval"),
     ):
         return
     settings = settings_of(family, convention)
@@ -174,6 +184,7 @@ def test_limits_of_rates_are_those_of_the_processors():
         "qwen3_vl": [4, 768, 768],
         "molmo2": [2, 128, 128],
         "video_llama_3": [4, 180, 180],
+        "internvl": [1, 800, 16000],
     }
     # 60 frames at 10 a second.
     assert settings_of("llava_video").wish(fps=1.0).indices(60, 10.0).tolist() == [0, 10, 20, 30, 40, 50]
@@ -273,6 +284,8 @@ PROCESSORS = [
     ("video_llama_3", {"do_sample_frames": False, "fps": 2}, 6),
     ("video_llama_3", {"do_sample_frames": True, "fps": 2, "max_frames": 9}, 9),
     ("video_llama_3", {"num_frames": 7}, 7),
+    ("internvl", {"num_frames": 8, "initial_shift": True}, 8),
+    ("internvl", {"do_sample_frames": True, "fps": 2}, 12),
 ]
 
 
@@ -302,6 +315,7 @@ REFUSED = [
     ({"do_sample_frames": "yes"}, "do_sample_frames yes; it must be true or false"),
     ({"do_sample_frames": 1}, "do_sample_frames 1; it must be true or false"),
     ({"do_sample_frames": True}, "says neither num_frames nor fps"),
+    ({"initial_shift": 0}, "initial_shift 0; only true is known"),
     ({"frame_sample_mode": "fps"}, "frame_sample_mode fps; only 'uniform_last_frame' is known"),
 ]
 

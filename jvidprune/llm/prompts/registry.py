@@ -2,6 +2,7 @@
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.prompts.builder import PromptBuilder
+from jvidprune.llm.prompts.internvl import NumberedPrompts
 from jvidprune.llm.prompts.llava import NewlinePrompts
 from jvidprune.llm.prompts.molmo2 import FramePrompts
 from jvidprune.llm.prompts.qwen import MropePrompts
@@ -13,6 +14,7 @@ BUILDERS: dict[str, type[PromptBuilder]] = {
     "mrope": MropePrompts,
     "frames": FramePrompts,
     "times": TimePrompts,
+    "numbered": NumberedPrompts,
 }
 """A family of one's own names one of these, or adds its own way here."""
 

@@ -141,7 +141,7 @@ def sampling_keys(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises:
       JvidpruneError: values of another kind, a number of frames and a rate, limits that are no range, or a mode of
-        sampling that is not Molmo2's released one.
+        sampling that is not Molmo2's released one, or not InternVL's.
     """
     samples = given.get("do_sample_frames")
     if samples not in (None, True, False) or isinstance(samples, int) != isinstance(samples, bool):
@@ -168,6 +168,12 @@ def sampling_keys(given: Mapping[str, Any]) -> dict[str, Any]:
     if found.get("fewest", 1) > found.get("most", found.get("fewest", 1)):
         raise JvidpruneError(
             f"the folder's video processor has min_frames {found['fewest']} above max_frames {found['most']}."
+        )
+    shift = given.get("initial_shift")
+    if shift is not None and shift is not True:
+        raise JvidpruneError(
+            f"the folder's video processor has initial_shift {quoted(shift)}; only true is known, the middles of "
+            "stretches."
         )
     mode = given.get("frame_sample_mode")
     if mode not in (None, "uniform_last_frame"):

@@ -92,6 +92,41 @@ _QWEN2_5_1_5B: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+
+def _internvl(kind: str, tied: bool, *, large: bool = False, **text: Any) -> dict[str, Any]:
+    """InternViT of 300M parameters, or of 6B."""
+    tower: dict[str, Any] = {"attention_bias": True}
+    if large:
+        tower = {
+            "hidden_size": 3200,
+            "intermediate_size": 12800,
+            "num_hidden_layers": 45,
+            "num_attention_heads": 25,
+            "norm_type": "rms_norm",
+            "use_qk_norm": True,
+        }
+    return {
+        "model_type": "internvl",
+        "text_config": {"model_type": kind, **text},
+        "vision_config": tower,
+        "tie_word_embeddings": tied,
+    }
+
+
+def _internvl3(width: int, mlp: int, layers: int, heads: int, kv_heads: int, **more: Any) -> dict[str, Any]:
+    """InternVL3, on Qwen2.5."""
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers}
+    counts = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "vocab_size": 151674}
+    return _internvl("qwen2", False, **sizes, **counts, rope_theta=1e6, max_position_embeddings=32768, **more)
+
+
+def _internvl3_5(width: int, mlp: int, layers: int, heads: int, tied: bool, **more: Any) -> dict[str, Any]:
+    """InternVL3.5, on Qwen3."""
+    sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "head_dim": 128}
+    counts = {"num_attention_heads": heads, "num_key_value_heads": 8, "vocab_size": 151936}
+    return _internvl("qwen3", tied, **sizes, **counts, rope_theta=1e6, max_position_embeddings=40960, **more)
+
+
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llava-onevision-0.5b": {"model_type": "llava_onevision", "text_config": _QWEN2_05B},
     "llava-onevision-7b": {"model_type": "llava_onevision", "text_config": _QWEN2_7B | {"vocab_size": 152128}},
@@ -122,6 +157,17 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "molmo2-o-7b": _molmo2(4096, 11008, 32, **_OLMO3),
     "videollama3-2b": _video_llama_3(_QWEN2_5_1_5B),
     "videollama3-7b": _video_llama_3(_QWEN2_7B),
+    "internvl3-1b": _internvl3(896, 4864, 24, 14, 2),
+    "internvl3-2b": _internvl3(1536, 8960, 28, 12, 2),
+    "internvl3-8b": _internvl3(3584, 18944, 28, 28, 4),
+    "internvl3-14b": _internvl3(5120, 13824, 48, 40, 8),
+    "internvl3-38b": _internvl3(5120, 27648, 64, 40, 8, large=True),
+    "internvl3_5-1b": _internvl3_5(1024, 3072, 28, 16, True),
+    "internvl3_5-2b": _internvl3_5(2048, 6144, 28, 16, True),
+    "internvl3_5-4b": _internvl3_5(2560, 9728, 36, 32, True),
+    "internvl3_5-8b": _internvl3_5(4096, 12288, 36, 32, False),
+    "internvl3_5-14b": _internvl3_5(5120, 17408, 40, 40, False),
+    "internvl3_5-38b": _internvl3_5(5120, 25600, 64, 64, False, large=True),
 }
 """config.json of each; LLaVA's vision sizes are those of the tower it names."""
 

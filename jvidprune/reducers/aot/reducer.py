@@ -449,6 +449,7 @@ class AOT(PositionedReducer):
         "qwen3_vl": {"pooling": "none"},
         "molmo2": {"pooling": "none"},
         "video_llama_3": {"pooling": "none"},
+        "internvl": {"pooling": "none"},
     }
 
     info: ClassVar[MethodInfo] = MethodInfo(
