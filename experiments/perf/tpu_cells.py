@@ -12,7 +12,7 @@ from jvidprune import VideoTokens, reducers
 from jvidprune.costs import hlo
 from jvidprune.costs.compiled import slice_named
 from jvidprune.ops.branch import using
-from jvidprune.reducers.programs import bucket_capacity, run_budgets
+from jvidprune.reducers.programs import bucket_capacity, run_batch, run_budgets
 from jvidprune.tokens import stack_budgets
 
 from .decisions import possible
@@ -30,6 +30,7 @@ class TPUCell:
       ratios: 1 or 8 of `RATIOS`.
       frames, grid, unpooled_grid, dim: T, sides of the N and M tokens of a frame, D of bfloat16 features.
       topology: TPU slice; the program runs on one of its chips.
+      batch: videos; of more than one, at one ratio, the program is that of `reduce_batch`.
     """
 
     method: str
@@ -39,16 +40,18 @@ class TPUCell:
     unpooled_grid: int = 27
     dim: int = 3584
     topology: str = "v5e:2x2"
+    batch: int = 1
 
     @property
     def key(self) -> str:
         """Name of the row."""
         sizes = f"T={self.frames} N={self.grid**2} D={self.dim} {self.topology}"
+        sizes += f" batch={self.batch}" if self.batch > 1 else ""
         return f"{self.method} ratios={self.ratios} {sizes}"
 
 
 def lowered(cell: TPUCell) -> jax.stages.Lowered:
-    """The program that `jvidprune.sweep` runs on an accelerator, with shapes for arrays.
+    """The program that `jvidprune.sweep`, or of many videos `reduce_batch`, runs on an accelerator, for shapes.
 
     Raises:
       JvidpruneError: the method refuses all ratios.
@@ -74,10 +77,16 @@ def lowered(cell: TPUCell) -> jax.stages.Lowered:
     video = VideoTokens(features, evidence, mask, *sides)
     layout = video.layout()
     ratios = possible(reducer, layout, RATIOS if cell.ratios > 1 else ONE) or ONE
+    if cell.batch > 1:
+        ratios = ratios[:1] * cell.batch
+        video = jax.tree.map(lambda leaf: shape((cell.batch, *leaf.shape), leaf.dtype), video)
     stacked = stack_budgets([reducer.budget(layout, ratio) for ratio in ratios])
     budgets = jax.tree.map(lambda leaf: shape(np.shape(leaf), np.asarray(leaf).dtype), stacked)
     capacity = bucket_capacity(max(reducer.capacity(layout, ratio) for ratio in ratios), t * n)
     with using("tpu"):
+        if cell.batch > 1:
+            options: dict[str, Any] = {"capacity": capacity, "diagnostics": False, "checked": False}
+            return run_batch.lower(reducer, video, budgets, **options)
         return run_budgets.lower(reducer, video, budgets, capacity=capacity)
 
 

@@ -33,7 +33,15 @@ class CompiledRow:
     def record(self) -> dict[str, Any]:
         """Plain values for JSON."""
         plan = self.compiled
-        stages = [dataclasses.asdict(stage) | {"working": stage.working} for stage in plan.stages]
+        stages = [
+            dataclasses.asdict(stage)
+            | {
+                "working": stage.working,
+                "collectives": stage.collectives,
+                "messages": [message._asdict() for message in stage.messages],
+            }
+            for stage in plan.stages
+        ]
         found = dataclasses.asdict(plan) | {"stages": stages, "peak": plan.peak, "fits": plan.fits}
         return self.paper.record() | {"compiled": found, "off": self.off}
 

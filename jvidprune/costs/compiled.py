@@ -9,7 +9,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ from jvidprune.reducers.programs import run_budgets
 from jvidprune.reducers.protocol import Reducer, check_weighs_features, inner_stages, with_defaults
 from jvidprune.tokens import Layout, VideoTokens, stack_budgets
 from jvidprune.video.preprocess import Patches
+
+STAGES = ("encode", "reduce", "prefill", "token")
+"""Programs of an answer."""
 
 _GIB = 2**30
 _OVER = re.compile(r"Used ([0-9.]+)([KMGT]?) of ([0-9.]+)([KMGT]?) hbm")
@@ -71,13 +74,13 @@ class CompiledStage:
     """One program as XLA compiled it, for one chip.
 
     Attributes:
-      name: encode, reduce, prefill, or token (one decoding step).
+      name: of `STAGES` (a token is one decoding step), or step.
       weights: bytes of the parameters that it reads.
       inputs: bytes of its other arguments.
       temporaries: bytes that it needs on the way.
       outputs: bytes that it returns, without those that lie where an argument lay.
       moved: bytes that it reads and writes, loops counted as often as they run.
-      collectives: kind -> (how many, bytes that one chip puts into them), loops counted.
+      messages: collectives by kind and origin, loops counted.
       took: seconds to compile.
       over: bytes by which it exceeds the chip, so that there is no program; 0 where there is.
     """
@@ -88,9 +91,14 @@ class CompiledStage:
     temporaries: int
     outputs: int
     moved: float
-    collectives: Mapping[str, tuple[float, float]]
+    messages: tuple[hlo.Message, ...]
     took: float
     over: int = 0
+
+    @property
+    def collectives(self) -> dict[str, tuple[float, float]]:
+        """Kind -> (how many, bytes that one chip puts into them)."""
+        return hlo.by_kind(self.messages)
 
     @property
     def sent(self) -> float:
@@ -175,6 +183,7 @@ def compile_answer(
     new_tokens: int,
     batch: int = 1,
     dtype: Any = jnp.bfloat16,
+    only: Collection[str] = STAGES,
 ) -> CompiledPlan:
     """Compiles tower, reducer, prefill and decoding step for one chip of a slice.
 
@@ -191,6 +200,7 @@ def compile_answer(
       new_tokens: longest answer.
       batch: prompts read together.
       dtype: of parameters and activations.
+      only: the stages to compile, of `STAGES`.
 
     Raises:
       JvidpruneError: a mesh that is not the slice or cuts heads, or a method that runs the tower itself (STTS).
@@ -217,10 +227,10 @@ def compile_answer(
             video = dataclasses.replace(video, evidence=video.evidence | question)
         budgets, program = stack_budgets([reducer.budget(layout, ratio)]), with_defaults(reducer).without_numbers()
         capacity = reducer.capacity(layout, ratio)
-        stages = [
-            compile_program("encode", lambda: encode_tokens.lower(model, pixels, needs), tower),
-            compile_program("reduce", lambda: run_budgets.lower(program, video, budgets, capacity=capacity), 0),
-        ]
+        programs: dict[str, tuple[Callable[[], Any], int]] = {
+            "encode": (lambda: encode_tokens.lower(model, pixels, needs), tower),
+            "reduce": (lambda: run_budgets.lower(program, video, budgets, capacity=capacity), 0),
+        }
         length = bucket_length(prompt)
         slots = np.arange(length)[None].repeat(batch, 0)
         valid, seen = slots < prompt, slots < visual
@@ -241,13 +251,13 @@ def compile_answer(
         if family.bidirectional:
             parts["bidirectional"] = whole((batch, length), jnp.bool_)
         there = whole((batch, length), jnp.bool_)
-        stages.append(
-            compile_program(
-                "prefill", lambda: run_prefill.lower(model, embeds, positions, there, cache, parts, packed=True), words
-            )
+        programs["prefill"] = (
+            lambda: run_prefill.lower(model, embeds, positions, there, cache, parts, packed=True),
+            words,
         )
         token = whole((batch,), jnp.int32)
-        stages.append(compile_program("token", lambda: _step.lower(model, token, cache), words))
+        programs["token"] = lambda: _step.lower(model, token, cache), words
+        stages = [compile_program(name, *programs[name]) for name in STAGES if name in only]
     available = int(USABLE * where.chip.memory)
     return CompiledPlan(where.name, dict(mesh.shape), tower + words, tuple(stages), available)
 
@@ -275,7 +285,7 @@ def compile_program(name: str, lower: Callable[[], Any], weights: int) -> Compil
             raise
         used, limit = (float(found[i]) * _UNITS[found[i + 1]] for i in (1, 3))
         took = time.perf_counter() - began
-        return CompiledStage(name, weights, 0, max(0, int(limit) - weights), 0, 0.0, {}, took, int(used - limit))
+        return CompiledStage(name, weights, 0, max(0, int(limit) - weights), 0, 0.0, (), took, int(used - limit))
     took, memory, text = time.perf_counter() - began, program.memory_analysis(), program.as_text()
     return CompiledStage(
         name,
@@ -284,7 +294,7 @@ def compile_program(name: str, lower: Callable[[], Any], weights: int) -> Compil
         memory.temp_size_in_bytes,
         max(0, memory.output_size_in_bytes - memory.alias_size_in_bytes),
         hlo.traffic(text).main,
-        hlo.collectives(text),
+        tuple(hlo.messages(text)),
         took,
     )
 

@@ -9,8 +9,9 @@ it reads a tile again is not in the text.
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from typing import NamedTuple
 
 _BITS = {"pred": 8, "token": 0, "opaque": 0, "bf16": 16, "c64": 64, "c128": 128}
 _FREE = frozenset(
@@ -105,8 +106,28 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "coll
 """Kinds of messages between devices, as XLA names them."""
 
 
-def collectives(text: str) -> dict[str, tuple[float, float]]:
-    """How many messages of each kind one device takes part in, and the bytes that it puts into them.
+class Message(NamedTuple):
+    """Collectives of one origin that a device takes part in.
+
+    Attributes:
+      kind: of `COLLECTIVES`.
+      origin: what the program was doing, as XLA keeps it: "jit(f)/while/body/dot_general".
+      among: devices that share it, 0 where the text does not tell.
+      count: how many.
+      put: bytes that one device puts into all of them.
+      largest: bytes of the largest array that one of them makes.
+    """
+
+    kind: str
+    origin: str
+    among: int
+    count: float
+    put: float
+    largest: float
+
+
+def messages(text: str) -> list[Message]:
+    """The messages of a program by kind, origin and number of devices, those of most bytes first.
 
     Those in loops count as often as the loops run, of a conditional all branches count.
 
@@ -115,23 +136,60 @@ def collectives(text: str) -> dict[str, tuple[float, float]]:
     """
     computations, entry = _parse(text)
     counter = _Counter(computations, loops_once=False)
-    found: dict[str, tuple[float, float]] = {}
+    found: dict[tuple[str, str, int], tuple[float, float, float]] = {}
 
     def walk(name: str, times: float) -> None:
         body = computations[name]
         for one in body.values():
             kind = one.opcode.removesuffix("-start")
             if kind in COLLECTIVES:
-                count, size = found.get(kind, (0.0, 0.0))
+                key = kind, _named(one), _among(one)
+                count, size, largest = found.get(key, (0.0, 0.0, 0.0))
                 put = sum(body[operand].size.total for operand in one.operands if operand in body)
-                found[kind] = count + times, size + times * put
+                most = max((made for made, _ in one.shapes), default=0.0)
+                found[key] = count + times, size + times * put, max(largest, most)
             rounds = (counter.rounds(one) or 1.0) if one.opcode == "while" else 1.0
             for key in _INSIDE:
                 for called in _called(one, key):
                     walk(called, times * rounds)
 
     walk(entry, 1.0)
+    every = [Message(*key, *amounts) for key, amounts in found.items()]
+    return sorted(every, key=lambda message: message.put, reverse=True)
+
+
+def collectives(text: str) -> dict[str, tuple[float, float]]:
+    """How many messages of each kind one device takes part in, and the bytes that it puts into them; see `messages`."""
+    return by_kind(messages(text))
+
+
+def by_kind(every: Iterable[Message]) -> dict[str, tuple[float, float]]:
+    """Messages of all origins together: kind -> (how many, bytes that one device puts into them)."""
+    found: dict[str, tuple[float, float]] = {}
+    for message in every:
+        count, size = found.get(message.kind, (0.0, 0.0))
+        found[message.kind] = count + message.count, size + message.put
     return found
+
+
+def _named(one: "_Instruction") -> str:
+    found = re.search(r'op_name="([^"]*)"', one.rest)
+    return found.group(1) if found else ""
+
+
+def _among(one: "_Instruction") -> int:
+    """Devices of a group: listed, as in [groups,devices]<=[all], or as axes of a mesh of their own."""
+    listed = re.search(r"replica_groups=\{\{([0-9,]+)\}", one.rest)
+    if listed:
+        return listed.group(1).count(",") + 1
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", one.rest)
+    if counted:
+        return int(counted.group(1))
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\([^{]*\))? \{([^}]*)\}", one.rest)
+    if not mesh:
+        return 0
+    sides = {name: int(side) for name, side in re.findall(r"'(\w+)'=(\d+)", mesh.group(1))}
+    return math.prod(sides.get(name, 0) for name in re.findall(r"'(\w+)'", mesh.group(2)))
 
 
 def _traffic(shapes: Sequence[tuple[float, bool]]) -> Traffic:

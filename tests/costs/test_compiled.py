@@ -56,7 +56,8 @@ ENTRY %main (x: f32[8,4]) -> f32[16,4] {
 
 
 def stage(name, *, temporaries=0, over=0):
-    return CompiledStage(name, 0, 0, temporaries, 0, 1e9, {"all-reduce": (2.0, 3e6)}, 1.0, over)
+    messages = (hlo.Message("all-reduce", "jit(f)/dot_general", 4, 2.0, 3e6, 3e6),)
+    return CompiledStage(name, 0, 0, temporaries, 0, 1e9, messages, 1.0, over)
 
 
 def plan_of(weights=4 * GIB, available=14 * GIB, **largest):
@@ -92,6 +93,26 @@ def test_what_compiles_is_named_where_it_is_missing(monkeypatch):
 def test_messages_in_loops_count_as_often_as_the_loops_run():
     array = 8 * 4 * 4
     assert hlo.collectives(LOOP) == {"all-reduce": (24.0, 24.0 * array), "all-gather": (1.0, float(array))}
+
+
+@pytest.mark.parametrize(
+    ("groups", "among"),
+    [
+        ("{{0,1,2,3},{4,5,6,7}}", 4),
+        ("[2,4]<=[8]", 4),
+        ("[4,2]<=[2,4]T(1,0)", 2),
+        ("mesh['a'=2,'b'=3,'c'=4], device_ids=([2,3,4]T(1,0)) {'b','c'}", 12),
+        ("mesh['a'=2,'b'=3] {'a'}", 2),
+        ("elsewhere", 0),
+    ],
+)
+def test_messages_tell_their_origin_and_how_many_share_them(groups, among):
+    text = LOOP.replace(
+        "replica_groups={{0,1}}, to_apply=%add",
+        f'replica_groups={groups}, to_apply=%add, metadata={{op_name="jit(f)/while/body/dot_general"}}',
+    )
+    reduced = next(message for message in hlo.messages(text) if message.kind == "all-reduce")
+    assert reduced == ("all-reduce", "jit(f)/while/body/dot_general", among, 24.0, 24.0 * 128, 128.0)
 
 
 def test_an_instruction_that_a_kernel_breaks_over_lines_is_one():

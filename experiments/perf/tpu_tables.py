@@ -1,0 +1,163 @@
+"""`tpu.json` as markdown."""
+
+from typing import Any
+
+from jvidprune.reducers import names
+
+from .tpu_reasons import reason
+
+Rows = dict[str, dict[str, Any]]
+
+COLUMNS = ["HBM GB", "with VMEM", "XLA's count", "temporaries MiB", "outputs MiB", "compile s", "CPU s"]
+MODEL_COLUMNS = ["weights GB", "temporaries MiB", "HBM GB", "sent MB", "fits", "CPU s"]
+
+MOST_HBM, MOST_TEMPORARIES, MOST_QUOTIENT, MOST_COMPILE = 0.6e9, 300 * 2**20, 3.0, 20.0
+"""Targets: bytes of one ratio, temporaries, eight ratios over one, CPU seconds of compiling eight ratios."""
+
+
+def table(content: dict[str, Any], wanted: list[str]) -> str:
+    """All rows, what is above the targets, and the rows of `wanted` that have not been run."""
+    rows: Rows = content["rows"]
+    of_models = {key: row for key, row in rows.items() if _is_model(key)}
+    singles = {key: row for key, row in rows.items() if not _is_model(key) and "batch=" not in key}
+    batches = {key: row for key, row in rows.items() if "batch=" in key}
+    lines = [
+        f"# Programs compiled for TPUs and not run (jax {content['jax']})\n",
+        "`python -m experiments.perf.tpu` makes this file. Bytes are read and written: of HBM, and of HBM and VMEM "
+        "together, with bodies of loops counted as often as they run, and as XLA's cost analysis counts them, each "
+        "body once. Where data decide how often a loop runs, the program names a number; a star marks programs with "
+        "loops that do not, counted once. CPU seconds are those of the compiler's threads, which other work on the "
+        "machine of two cores disturbs little; seconds of the clock are of a machine that ran other work as well.\n",
+        "## Reducers on one v5e chip\n",
+        "T=32, N=196, D=3584, bfloat16, batch 1; eight ratios 0.05 to 0.40, one is 0.30. In brackets: commit 287fd3c, "
+        "whose output had room for the tokens asked for and not for the next eighth of the video that `reduce` makes "
+        "room for. Eight / one: HBM bytes of eight ratios without their outputs, over all bytes of one. Methods that "
+        "prune inside the language model alone form no tokens in front of it and have no row.\n",
+        *_reducers(singles, content["before"]),
+        *_above(singles),
+    ]
+    if batches:
+        lines += ["\n## Eight videos in one program, ratio 0.30\n", *_reducers(batches, {})]
+    if of_models:
+        lines += _models(of_models)
+    missing = [key for key in wanted if key not in rows]
+    if missing:
+        lines += ["\n## Not run\n", f"{len(missing)} of {len(wanted)} rows:\n", *(f"- {key}" for key in missing)]
+    return "\n".join(lines) + "\n"
+
+
+def _is_model(key: str) -> bool:
+    return key.split()[0] not in names()
+
+
+def _reducers(rows: Rows, before: Rows) -> list[str]:
+    lines = [
+        f"| method | ratios | {' | '.join(COLUMNS)} | eight / one |",
+        f"| --- | ---: | {' | '.join('---:' for _ in COLUMNS)} | ---: |",
+    ]
+    for key in sorted(rows):
+        row, method, ratios = rows[key], key.split()[0], key.split()[1].partition("=")[2]
+        if "refused" in row:
+            lines.append(f"| {method} | {ratios} | {row['refused']} |{' |' * len(COLUMNS)}")
+            continue
+        cells = []
+        for name, unit, digits in (
+            ("main", 1e9, 2),
+            ("total", 1e9, 2),
+            ("xla", 1e9, 2),
+            ("temporaries", 2**20, 0),
+            ("outputs", 2**20, 0),
+            ("compile_s", 1, 0),
+            ("compile_cpu_s", 1, 0),
+        ):
+            pair = row, before.get(key)
+            now, then = (_value(one, name) / unit if one and name in (*one, "total") else None for one in pair)
+            star = "*" if name in ("main", "total") and row["uncounted"] else ""
+            cells.append(f"{now:.{digits}f}{star}" + ("" if then is None else f" ({then:.{digits}f})"))
+        cells.append(" ".join(_quotients(rows, before, key)))
+        lines.append(f"| {method} | {ratios} | {' | '.join(cells)} |")
+    return lines
+
+
+def _value(row: dict[str, Any], name: str) -> float:
+    return row["main"] + row["near"] if name == "total" else row[name]
+
+
+def _quotients(rows: Rows, before: Rows, key: str) -> list[str]:
+    found = [_quotient(group, key) for group in (rows, before)]
+    return [form.format(value) for form, value in zip(("{:.1f}", "({:.1f})"), found, strict=True) if value is not None]
+
+
+def _quotient(rows: Rows, key: str) -> float | None:
+    single = key.replace("ratios=8", "ratios=1")
+    eight, one = rows.get(key), rows.get(single)
+    if single == key or not eight or not one or "refused" in one or "refused" in eight:
+        return None
+    return (eight["main"] - eight["outputs"]) / one["main"]
+
+
+def _above(rows: Rows) -> list[str]:
+    """What exceeds a target, one line a target."""
+    run = {key: row for key, row in sorted(rows.items()) if "refused" not in row}
+
+    def those(unit: float, digits: int, limit: float, value: Any) -> str:
+        found = {key: value(key, row) for key, row in run.items()}
+        over = [
+            f"{key.split()[0]} ({key.split()[1].partition('=')[2]}) {amount / unit:.{digits}f}"
+            for key, amount in found.items()
+            if amount is not None and amount > limit
+        ]
+        return ", ".join(over) or "none"
+
+    ones = those(1e9, 2, MOST_HBM, lambda key, row: row["main"] if "ratios=1" in key else None)
+    eights = those(1, 1, MOST_QUOTIENT, lambda key, row: _quotient(run, key))
+    held = those(2**20, 0, MOST_TEMPORARIES, lambda key, row: row["temporaries"])
+    slow = those(1, 0, MOST_COMPILE, lambda key, row: row["compile_cpu_s"] if "ratios=8" in key else None)
+    return [
+        "\nAbove the targets:\n",
+        f"- one ratio at most 0.6 GB of HBM: {ones}",
+        f"- eight ratios at most 3 times one and their outputs: {eights}",
+        f"- temporaries at most 300 MiB: {held}",
+        f"- eight ratios compiled in at most 20 s of CPU time: {slow}",
+    ]
+
+
+def _models(rows: Rows) -> list[str]:
+    lines = [
+        "\n## Models on slices\n",
+        "bfloat16, 32 frames, random draws in place of a method at 10 %, whose prompt is as long. Bytes are of one "
+        "chip; sent are those that it puts into all collectives. On v5p and v6e every copy of the model reads a prompt "
+        "of its own. A training step holds float32 parameters and two moments. A kernel counts what it is given and "
+        "returns, once.\n",
+        f"| program | model | ratio | slice | mesh | prompt | {' | '.join(MODEL_COLUMNS)} |",
+        f"| --- | --- | ---: | --- | --- | ---: | {' | '.join('---:' for _ in MODEL_COLUMNS)} |",
+    ]
+    reasons: dict[tuple[str, str, str], list[float]] = {}
+    for key, row in rows.items():
+        stage, model, _, ratio, _, where, mesh = key.split()
+        head = f"| {stage} | {model} | {ratio.partition('=')[2]} | {where} | {mesh}"
+        if "refused" in row:
+            lines.append(f"{head} | {row['refused']} |{' |' * len(MODEL_COLUMNS)}")
+            continue
+        prompt = f"{row['batch']} x {row['prompt']:,}" if row["batch"] > 1 else f"{row['prompt']:,}"
+        fits = "yes" if not row["over"] else f"no, {row['over'] / 2**30:.1f} GiB over"
+        cells = [
+            f"{row['weights'] / 1e9:.2f}",
+            f"{row['temporaries'] / 2**20:,.0f}",
+            f"{row['main'] / 1e9:.1f}",
+            f"{sum(m['put'] for m in row['messages']) / 1e6:,.0f}",
+            fits,
+            f"{row['compile_cpu_s']:.0f}",
+        ]
+        lines.append(f"{head} | {'-' if stage == 'encode' else prompt} | {' | '.join(cells)} |")
+        for message in row["messages"]:
+            why = stage, message["kind"], reason(key, message)
+            reasons.setdefault(why, []).append(message["put"] / 1e6)
+    lines += [
+        "\nWhy chips send each other what they send, over all rows above (kind and origin of every message stand in "
+        "tpu.json):\n",
+        "| program | collective | why | MB in a row, at most |",
+        "| --- | --- | --- | ---: |",
+    ]
+    lines += [f"| {stage} | {kind} | {why} | {max(put):,.2f} |" for (stage, kind, why), put in reasons.items()]
+    return lines
