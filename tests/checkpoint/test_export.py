@@ -43,6 +43,7 @@ def stored(folder: Path) -> dict[str, tuple]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_an_export_has_the_tensors_of_its_source_byte_by_byte(family, tmp_path):
     source = MODELS / family
     export_checkpoint(source, tmp_path / "whole")

@@ -335,6 +335,7 @@ def test_a_nested_type_counts_and_a_strange_one_is_refused(folder):
 
 @pytest.mark.parametrize("family", ["qwen3_vl", "llava_onevision"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.slow
 def test_every_type_answers(folders, family, dtype):
     llm = VideoLLM.load(folders[family], dtype=dtype)
     frames = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)

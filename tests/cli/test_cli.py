@@ -148,6 +148,7 @@ HOSTILE = [
 @pytest.mark.parametrize(
     ("words", "says"), HOSTILE, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
 )
+@pytest.mark.slow
 def test_hostile_values_are_one_sentence_and_nothing_is_written(run, model, clip, tmp_path, monkeypatch, words, says):
     monkeypatch.chdir(tmp_path)
     broken, other = tmp_path / "broken.mp4", tmp_path / "other"

@@ -38,6 +38,7 @@ def checkpoint(folder, family, *, shards=1):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_ask_runs_on_a_folder_of_each_family(run, clip, tmp_path, family):
     folder = checkpoint(tmp_path / "model", family, shards=2 if family == "llava_video" else 1)
     words = ("--reducer", "uniform", "--ratio", 0.25, "--frames", 4, "--max-new-tokens", 2, "--json")

@@ -86,6 +86,7 @@ def verbs(place, out):
     ]
 
 
+@pytest.mark.slow
 def test_every_verb_works_without_optional_packages_and_is_quiet(place, tmp_path):
     """--json: one object and nothing else; --quiet: nothing on stderr; neither: no word of other libraries."""
     (tmp_path / "json").mkdir()

@@ -169,6 +169,7 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("name", ["evs", "vidcom2", "holov", "flashvid", "fastvid", "holitom", "ottvid", "aot"])
+@pytest.mark.slow
 def test_reducers_terms_agree_with_xla(monkeypatch, name):
     """Within a tenth and three passes over the features, on the batched form, whose loops over frames are unrolled."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")

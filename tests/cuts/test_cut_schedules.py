@@ -154,6 +154,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "cuts", "positions"), CASES)
+@pytest.mark.slow
 def test_masking_equals_compaction(embeds, name, cuts, positions):
     stages, decoder, where = schedule(positions, cuts), decoder_of(name), positions_of(name)
     logits, short, records = run(decoder, embeds, where, VALID, create(stages))
@@ -171,6 +172,7 @@ def test_masking_equals_compaction(embeds, name, cuts, positions):
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name not in THREE_AXES])
+@pytest.mark.slow
 def test_renumbered_layers_count_what_they_hold(embeds, name):
     """By hand, without a cache: each stretch of layers reads its tokens and the answer at positions 0, 1, 2, ..."""
     decoder = decoder_of(name)
@@ -257,6 +259,7 @@ def test_a_step_makes_one_table_of_angles_unless_positions_shift(embeds):
 
 @pytest.mark.parametrize("name", ["qwen2", "olmo", "qwen3_vl"])
 @pytest.mark.parametrize("layer", [0, 1, 4])
+@pytest.mark.slow
 def test_looking_ahead_is_the_attention_of_the_next_layer(embeds, name, layer):
     decoder, where = decoder_of(name), jnp.asarray(positions_of(name))
     record = run(decoder, embeds, where, VALID, create([InnerStage(layer, Ahead(), Kept(0.5))]))[2][0]
@@ -273,6 +276,7 @@ def test_keys_are_those_of_the_layer_before(embeds):
 
 
 @pytest.mark.parametrize("positions", ["keep", "renumber"])
+@pytest.mark.slow
 def test_merged_tokens_stand_where_the_rule_says(embeds, positions):
     """Masked, compacted, and by hand: kept tokens, their merged companion, then the text; DeepStack levels follow."""
     decoder, where = decoder_of("qwen2"), positions_of("qwen2")
@@ -376,6 +380,7 @@ def test_tokens_are_restored_before_they_are_ranked(embeds):
 
 
 @pytest.mark.parametrize("name", ["olmo", "qwen3_vl"])
+@pytest.mark.slow
 def test_tokens_come_back_to_their_slots(embeds, name):
     """Moved together or not between the cuts, with levels that are added to them in their own slots."""
     decoder, where = decoder_of(name), positions_of(name)

@@ -41,6 +41,7 @@ def moved(cache):
 
 
 @pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.slow
 def test_what_never_moves_is_the_host_pruner(decoder, embeds, compact):
     never, cache, _ = read_and_decode(decoder, embeds, create(fill(NEVER), compact=compact))
     np.testing.assert_allclose(never, read_and_decode(decoder, embeds, create(top(LAYER, KEEP)))[0], atol=3e-5)
@@ -111,6 +112,7 @@ def test_a_wholly_new_set_has_the_keys_of_recomputing(decoder, embeds):
 
 
 @pytest.mark.parametrize("mutual", [False, True])
+@pytest.mark.slow
 def test_tokens_of_a_chunk_are_those_run_one_by_one(decoder, embeds, mutual):
     """Each sees the text and the active tokens before it; with mutual sight all active ones of the video as well."""
     mask = jnp.asarray(VISUAL) if mutual else None

@@ -325,6 +325,7 @@ def test_blocks_follow_their_rows():
     assert np.flatnonzero(inner.text_queries[0]).tolist() == [5, 6]
 
 
+@pytest.mark.slow
 def test_an_answer_with_a_cut_equals_generation_with_the_same_tokens_hidden(llm):
     frames = np.random.default_rng(0).integers(0, 256, (3, 30, 40, 3), dtype=np.uint8)
     reducer = reducers.get("fastv", layer=1)
@@ -353,6 +354,7 @@ def test_an_answer_with_a_cut_equals_generation_with_the_same_tokens_hidden(llm)
     ],
     ids=lambda reducer: reducer.info.name,
 )
+@pytest.mark.slow
 def test_every_method_with_an_inner_stage_answers(llm, reducer):
     frames = np.random.default_rng(1).integers(0, 256, (4, 30, 40, 3), dtype=np.uint8)
     video = llm.encode(frames, reducer=reducer)

@@ -59,6 +59,7 @@ def kept_of(records):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_masking_equals_compaction(decoder, embeds, plain, name):
     stages = stages_of(name, 0.5)
     logits, short, records = read_and_decode(decoder, embeds, create(*stages))
@@ -87,6 +88,7 @@ def test_counts_are_those_of_the_stage(decoder, embeds, name):
 
 
 @pytest.mark.parametrize("name", first([name for name in METHODS if not name.startswith("sparsevlm")]))
+@pytest.mark.slow
 def test_keeping_all_is_the_identity(decoder, embeds, plain, name):
     stages = [
         dataclasses.replace(stage, kept=dataclasses.replace(stage.kept, number=999)) for stage in stages_of(name, 1.0)
@@ -117,6 +119,7 @@ def answered(decoder, embeds, inner, positions, valid):
 
 @pytest.mark.parametrize("compact", [True, pytest.param(False, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", first(METHODS))
+@pytest.mark.slow
 def test_padding_on_either_side_and_batch_mates_change_nothing(decoder, embeds, name, compact):
     stages = stages_of(name, 0.5)
     batched = read_and_decode(decoder, embeds, create(*stages, compact=compact))[0][:, :1]

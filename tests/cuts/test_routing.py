@@ -79,6 +79,7 @@ def read_only(decoder, embeds, inner, valid, levels=None):
 
 
 @pytest.mark.parametrize(("name", "pad"), [("frames", (5, 0)), ("behind cuts", (0, 3))])
+@pytest.mark.slow
 def test_hiding_equals_gathering_and_padding_changes_nothing(decoder, embeds, plain, name, pad):
     logits, short, read = read_on(decoder, embeds, stages(*CASES[name]), VALID)
     hidden, long, marks = read_on(decoder, embeds, stages(*CASES[name], compact=False), VALID)

@@ -308,6 +308,7 @@ print("equal")
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "qwen3_vl"])
+@pytest.mark.slow
 def test_a_model_answers_alike_on_one_device_and_on_eight(tmp_path, family):
     assert run_on_eight(ANSWERS, family, tmp_path).strip() == "equal"
 

@@ -132,6 +132,7 @@ class Idle(Random):
 '''
 
 
+@pytest.mark.slow
 def test_a_method_that_keeps_everything_is_flagged_by_the_verb(home, model, tmp_path):
     (tmp_path / "idle.py").write_text(OWN)
     idle = f"{tmp_path / 'idle.py'}:Idle"

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import pytest
 from helpers.judges import serving
 from helpers.layouts import charades_timelens, eventhallusion
 from helpers.sweeps import results
@@ -41,6 +42,7 @@ class Mixed:
         return {}
 
 
+@pytest.mark.slow
 def test_open_answers_stand_beside_the_accuracies_and_in_none(model, tmp_path):
     llm, task = VideoLLM.load(model), Mixed()
     plan = SweepPlan({"random": Random()}, (0.25,), 2)

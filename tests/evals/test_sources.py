@@ -50,6 +50,7 @@ def own(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
+@pytest.mark.slow
 def test_an_edited_reducer_is_another_run_and_its_old_answers_stay(own, model, tmp_path):
     llm, task, out = VideoLLM.load(model), Procedural("test", clips=1, side=56, questions=1), tmp_path / "out"
 

@@ -44,6 +44,7 @@ def whole(home, model):
     return sweep(home, model, home / "whole")
 
 
+@pytest.mark.slow
 def test_killed_at_several_moments_and_resumed_gives_the_undisturbed_table(home, model, whole, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "jvidprune.cli", "sweep", "--model", str(model), *WORDS, "--out", str(out)]
@@ -61,6 +62,7 @@ def test_killed_at_several_moments_and_resumed_gives_the_undisturbed_table(home,
     assert table(out) == table(whole)
 
 
+@pytest.mark.slow
 def test_torn_files_are_mended_wherever_they_are_cut(home, model, whole, tmp_path):
     out = tmp_path / "torn"
     out.mkdir()
@@ -118,6 +120,7 @@ class TwoLengths:
         return {}
 
 
+@pytest.mark.slow
 def test_a_method_that_refuses_a_ratio_on_some_clips_only_has_a_report(model, tmp_path, monkeypatch):
     llm, task = VideoLLM.load(model), TwoLengths()
     plan = SweepPlan({"random": Random(), "picky": Picky()}, (0.25, 0.1), 1)
@@ -133,6 +136,7 @@ def test_a_method_that_refuses_a_ratio_on_some_clips_only_has_a_report(model, tm
     assert "Picky" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_method_that_reads_the_question_encodes_a_clip_once(model, tmp_path, monkeypatch):
     llm, runs = VideoLLM.load(model), []
     tokens = opening._tokens
@@ -246,6 +250,7 @@ def test_a_folder_takes_other_settings_and_keeps_what_is_there(home, model, whol
     assert json.loads((out / "run.json").read_text())["hash"] == first["hash"]
 
 
+@pytest.mark.slow
 def test_a_published_benchmark_runs_through_the_same_verb(home, model, whole, tmp_path, capfd):
     from jvidprune.procedural.clips import ClipSpec, render
     from jvidprune.video.encode import write_mp4

@@ -72,6 +72,7 @@ def spoil(data):
     write_mp4(video(data, 9), frames[:3], 1.0)
 
 
+@pytest.mark.slow
 def test_bad_videos_are_listed_and_mending_one_adds_it_and_changes_nothing_else(exported, data, run, tmp_path):
     spoil(data)
     out = tmp_path / "out"
@@ -158,6 +159,7 @@ def test_a_replaced_video_is_asked_again_and_the_others_are_not(exported, data, 
     assert clips.count("videos/test-1.mp4") == 2 * clips.count("videos/test-0.mp4")
 
 
+@pytest.mark.slow
 def test_methods_ratios_and_questions_are_added_to_what_is_there(data, run, tmp_path):
     _, first, _ = run(data, "--clips", "2")
     kept = (tmp_path / "out" / "samples.jsonl").read_bytes()

@@ -102,6 +102,7 @@ def test_a_host_that_dies_comes_back_and_the_table_is_that_of_a_single_process(h
     assert "host 1 of 2" in hosts.log.read_text() or "report:" in hosts.log.read_text()
 
 
+@pytest.mark.slow
 def test_what_the_others_ended_by_a_dead_coordinator_leave_is_finished_by_a_single_process(hosts, home, model, whole):
     hosts.kill_when_writing(0)
     hosts.running[1].wait()
@@ -195,6 +196,7 @@ def test_of_two_runs_at_once_in_a_folder_one_is_refused_and_later_both_share_it(
     assert (known["longest"], [run["longest"] for run in known["earlier"]]) == (1, [2])
 
 
+@pytest.mark.slow
 def test_a_bad_clip_is_the_same_for_hosts_and_for_a_single_process(home, model, tmp_path):
     from jvidprune.procedural.benchmark import Procedural
     from jvidprune.procedural.export import export
@@ -321,6 +323,7 @@ print(started.process, sum(sizes) / total)
 """
 
 
+@pytest.mark.slow
 def test_a_training_step_over_both_processes_is_that_of_one(tmp_path):
     import jax
 

@@ -195,6 +195,7 @@ def places(tmp_path_factory):
     return ["--model", str(model), "--data", str(data), "--out", str(folder / "out")], data, folder / "out"
 
 
+@pytest.mark.slow
 def test_a_table_runs_on_other_weights_and_small_data(tool, places, capsys, monkeypatch):
     table = tool.read("ottvid")
     methods = table.methods | {"Mixed": {0.1: "uniform", 0.5: "none"}}

@@ -89,6 +89,7 @@ def test_generation_settings_follow_the_task():
         Generation.read({"temperature": 1.0, "top_k": 50}, 9)
 
 
+@pytest.mark.slow
 def test_answers_are_those_of_single_questions_whatever_the_batch(adapter, documents, monkeypatch):
     loaded = []
     sample = type(adapter.llm).sample

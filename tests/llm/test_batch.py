@@ -67,6 +67,7 @@ def assert_scores_agree(found, expected, atol=1e-4):
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.slow
 def test_a_batch_answers_like_one_by_one(tmp_path, family):
     """Two questions about one reduced video, another ratio of it, and another clip."""
     llm = VideoLLM.load(write_checkpoint(tmp_path, family))
@@ -114,6 +115,7 @@ STAGES = {
 
 
 @pytest.mark.parametrize("stages", STAGES)
+@pytest.mark.slow
 def test_each_prompt_keeps_its_own_share_at_the_cuts(llm, video, stages):
     prompts = []
     for count, keep in ((36, 0.5), (36, 0.2), (20, 0.7)):
@@ -136,6 +138,7 @@ def test_prompts_with_other_stages_wait_for_a_batch_of_their_own(llm, video):
     assert cut_first[1] == cut_first[2] == answer_many(llm, [plain], max_new_tokens=2)[0]
 
 
+@pytest.mark.slow
 def test_scores_equal_a_forward_pass_over_prompt_and_continuation(llm, video):
     prompt = Prompt(about(video, np.arange(36)), "What?")
     (found,) = score_many(llm, [prompt], [CHOICES])
@@ -180,6 +183,7 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
+@pytest.mark.slow
 def test_prompts_of_many_lengths_share_few_programs(llm, video):
     reduced = [about(video, np.arange(count)) for count in range(1, 37)]
 

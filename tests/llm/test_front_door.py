@@ -153,6 +153,7 @@ def test_nothing_runs_before_a_method_and_a_ratio_are_named(llm, clip, towers):
 # --- times -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_frames_without_times_are_refused_where_a_prompt_holds_them(timed, clip):
     frames = clip.frames[:, :48, :48]
     family = timed.loaded.family

@@ -214,6 +214,7 @@ def test_pictures_pages_and_films_have_the_same_legend():
 
 
 @pytest.mark.parametrize("method", ["aot", "ottvid", "flashvid", "visionzip"])
+@pytest.mark.slow
 def test_fates_add_up_and_a_transported_token_is_merged(llm, frames, method):
     reducer = llm.reducer(method)
     video = llm.encode(frames, reducer=reducer).tokens
@@ -272,6 +273,7 @@ print(jax.config.jax_compilation_cache_dir)
 
 
 @pytest.mark.parametrize("who", ["library", "user", "off"])
+@pytest.mark.slow
 def test_compiled_programs_are_kept_unless_the_user_decided(tmp_path, who):
     """In a process of its own, where something was compiled before a model is opened."""
     before = {

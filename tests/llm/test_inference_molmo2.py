@@ -87,6 +87,7 @@ def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, video):
     assert not molmo2.seen_both_ways(laid, text, config)[len(keep) :].any()
 
 
+@pytest.mark.slow
 def test_what_stts_prunes_in_the_tower_leaves_the_prompt_and_times_stay(clip, tmp_path, monkeypatch):
     """A model with a scorer wraps the model; a tower of three blocks, so that the connector reads what is behind."""
     given = tiny.CONFIGS["molmo2"]
@@ -144,6 +145,7 @@ def test_a_batch_gives_what_each_prompt_gives_alone(llm, video):
 
 
 @pytest.mark.parametrize("reselect", [None, "recompute"])
+@pytest.mark.slow
 def test_mutual_sight_travels_through_cuts(llm, reselect):
     """Compacted or only masked, and chosen anew at every step: the same logits as a masked read of the kept tokens."""
     model, rng = llm.loaded.model, np.random.default_rng(0)

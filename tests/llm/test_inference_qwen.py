@@ -49,6 +49,7 @@ def whole_prompt(llm, video, question):
     return np.array(llm.tokenizer.encode(before + shown + after))
 
 
+@pytest.mark.slow
 def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, video):
     model, config, ratio = llm.loaded.model, llm.loaded.config, 0.2
     reducer = reducers.get("attention_topk")

@@ -76,6 +76,7 @@ WISHES = ({}, {"frames": 1}, {"frames": 3}, {"frames": 8}, {"fps": 2}, {"fps": 3
 
 
 @pytest.mark.parametrize("family", families.names())
+@pytest.mark.slow
 def test_every_length_gives_its_frames(loaded, films, family):
     llm = loaded[family]
     for total in range(1, 10):
@@ -105,6 +106,7 @@ LONG = [(total, wish) for total in range(1, 10) for wish in WISHES]
 
 @pytest.mark.parametrize("cases", [SHORT, pytest.param(LONG, marks=pytest.mark.long)], ids=["few", "all"])
 @pytest.mark.parametrize("family", families.names())
+@pytest.mark.slow
 def test_every_family_answers(run, loaded, folders, films, family, cases):
     tokens = loaded[family].encode(np.zeros((2, 48, 64, 3), np.uint8), fps=1.0).tokens.layout().tokens
     for total, wish in cases:
@@ -134,6 +136,7 @@ SWEPT = {"qwen3_vl", "molmo2"}
 @pytest.mark.parametrize(
     "family", [pytest.param(name, marks=() if name in SWEPT else pytest.mark.long) for name in families.names()]
 )
+@pytest.mark.slow
 def test_a_sweep_over_clips_of_any_length_ends_with_its_report(run, folders, exported, tmp_path, family):
     words = ("--task", "exported", "--data", exported, "--model", folders[family], "--out", tmp_path / "run")
     code, out, err = run(
@@ -156,6 +159,7 @@ def test_a_sweep_over_clips_of_any_length_ends_with_its_report(run, folders, exp
 
 
 @pytest.mark.parametrize("family", families.names())
+@pytest.mark.slow
 def test_clips_of_any_length_share_a_batch_in_lmms_eval(folders, films, family):
     rng = np.random.default_rng(2)
     pictures = [Image.fromarray(frame) for frame in rng.integers(0, 256, (3, 48, 64, 3), np.uint8)]
@@ -172,6 +176,7 @@ def test_clips_of_any_length_share_a_batch_in_lmms_eval(folders, films, family):
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "molmo2"])
+@pytest.mark.slow
 def test_the_page_and_the_drawing_take_one_frame(run, loaded, folders, films, tmp_path, family):
     llm = loaded[family]
     comparer = Comparer(llm, source=str(folders[family]), limits=Limits(), max_new_tokens=2)

@@ -237,6 +237,7 @@ CELLS += [pytest.param(family, NAMES, marks=pytest.mark.long) for family in fami
 
 
 @pytest.mark.parametrize(("family", "names"), CELLS, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.slow
 def test_every_method_keeps_what_its_definition_says(family, names, tmp_path, monkeypatch):
     """Frames in, tokens out: kept tokens, prompt, cached tokens before and behind cuts, and the README's cells."""
     read, prefill = [], batch.prefill

@@ -90,12 +90,14 @@ def check(llm, video, question, windows, cases):
 
 
 @pytest.mark.parametrize("family", ["llava_onevision", "llava_video", "qwen3_vl", "molmo2"])
+@pytest.mark.slow
 def test_tails_equal_the_librarys_cuts(family, tmp_path):
     llm, video = reduced_video(family, tmp_path)
     _, _, scores = check(llm, video, QUESTION, Windows(2), [(1, 0), (1, 7), (1, None)])
     assert len(set(scores[0].tolist())) > 6
 
 
+@pytest.mark.slow
 def test_every_layer_of_the_embedded_model_equals_the_librarys_cuts_and_parts_equal_the_whole():
     llm = VideoLLM.load()
     item = Procedural(clips=1)[0]

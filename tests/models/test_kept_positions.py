@@ -166,6 +166,7 @@ def test_the_same_kept_tokens_under_both_rules(llms, family, kept):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("family", families.names())
+@pytest.mark.slow
 def test_the_model_reads_and_answers_at_these_positions(llms, family, rule, monkeypatch):
     """What reaches the prefill, and the third token of an answer, as one long prompt with explicit positions has it."""
     llm, calls = llms[family], []

@@ -323,6 +323,7 @@ def grid_places(grid):
     return np.stack([x.ravel(), y.ravel()], 1)
 
 
+@pytest.mark.slow
 def test_one_cost_of_a_user_prices_the_transports_of_aot_and_of_ottvid():
     video = synthetic_tokens(1, 4, (5, 4), D, 2, unpooled_grid=(9, 8))
     parts = tr.Transport(SaliencyCost())

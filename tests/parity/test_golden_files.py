@@ -39,13 +39,20 @@ def in_order(paths):
 
 def marks(path):
     """The gate runs nearly all files optimised (.ci/optimised), and one of each comparer as the other tests run."""
-    golden = [] if name(path) in SLOW else [pytest.mark.golden]
-    return golden + ([] if path in SMALLEST or not golden else [pytest.mark.long])
+    if name(path) in SLOW:
+        return [pytest.mark.slow]
+    return [pytest.mark.golden] + ([] if path in SMALLEST else [pytest.mark.long])
 
 
 def passing():
     files = [path for path in in_order(FILES) if name(path) not in BY_CASE]
     return [pytest.param(path, marks=marks(path), id=name(path)) for path in files]
+
+
+def changed():
+    """Those of STTS have many arrays, and its programs are long."""
+    paths = in_order(SMALLEST)
+    return [pytest.param(p, marks=[pytest.mark.slow] if p.parent.name == "stts" else [], id=name(p)) for p in paths]
 
 
 _LAST = [None]
@@ -67,7 +74,7 @@ def test_every_row_passes(path):
 
 
 @pytest.mark.usefixtures("programs_of_one_file")
-@pytest.mark.parametrize("path", in_order(SMALLEST), ids=name, scope="module")
+@pytest.mark.parametrize("path", changed(), scope="module")
 def test_a_changed_value_is_noticed(path, monkeypatch):
     assert unnoticed(SMALLEST[path], core.load_golden(path), watch_comparisons(monkeypatch)) == set()
 

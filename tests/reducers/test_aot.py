@@ -200,6 +200,7 @@ def test_narrow_candidates_give_what_all_tokens_as_candidates_give():
 # ---------------------------------------------------------------------------------------------- contract
 
 
+@pytest.mark.slow
 def test_sweep_equals_single_runs_in_one_compilation():
     run_budgets.clear_cache()
     ratios = [0.1, 0.3, 0.6, 1.0]
@@ -236,6 +237,7 @@ def whole_weights(reducer, made):
 @pytest.mark.parametrize(
     "settings", [{}, {"inter": False}, {"drop_original": True}, {"keep_ratio": 0.9}], ids=lambda s: "".join(s) or "aot"
 )
+@pytest.mark.slow
 def test_a_transported_token_is_merged_into_the_row_with_most_of_its_weight(settings):
     reducer = dataclasses.replace(REDUCER, **settings)
     made = reducer.budget_of(VIDEO.layout(), 24)
@@ -524,6 +526,7 @@ def test_errors_are_sentences():
         calibrate(AOT(), [], 0.3)
 
 
+@pytest.mark.slow
 def test_a_kernel_that_underflowed_is_said_to_have():
     with warnings.catch_warnings():
         warnings.simplefilter("error", JvidpruneWarning)

@@ -20,6 +20,7 @@ def video():
 
 
 @pytest.mark.parametrize("name", reducers.names())
+@pytest.mark.slow
 def test_both_branches_decide_alike(video, name):
     reducer = reducers.get(name)
     swept = {}

@@ -147,6 +147,7 @@ def test_the_most_relevant_token_comes_first_and_the_range_is_of_all_frames():
     assert (np.asarray(each.diagnostics["relevance"]) > 0.9999).sum() == 4
 
 
+@pytest.mark.slow
 def test_odd_lists_split_in_the_middle_and_chains_carry_the_question():
     video = asked(grid=(3, 5), frames=2)
     ids, _ = checks.valid_rows(checks.reduce(CDPruner(), video, 5 / 15))
@@ -167,6 +168,7 @@ def test_impossible_settings_and_missing_questions_are_refused():
     checks.refused(lambda: checks.reduce(OFFICIAL, checks.make_video(), 0.5), "joint_image, joint_text")
 
 
+@pytest.mark.slow
 def test_the_whole_video_as_one_list_passes_the_common_checks():
     """Here and not with all others: more picks than the features have directions hang on rounding."""
     reducer = CDPruner(scope="video")

@@ -433,6 +433,7 @@ def test_gradients_reach_what_is_kept_and_treat_the_plan_as_fixed(case):
 
 @pytest.mark.parametrize("frames", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("case", [name for name in PLANNED if name in DEFAULTS], scope="module")
+@pytest.mark.slow
 def test_short_videos_are_reduced_or_refused_in_one_sentence(case, frames):
     reducer, video = CASES[case], make_video(frames=frames)
     try:

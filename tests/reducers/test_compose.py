@@ -60,6 +60,7 @@ def by_hand(first, kept, first_budget, second, ratio, video):
     [(TOP, OTT), (ZIP, AttentionTopK()), (ZIP, ZIP)],
     ids=["selects-transports", "merges-selects", "merges-merges"],
 )
+@pytest.mark.slow
 def test_equals_running_the_stages_by_hand(first, second):
     video = make_video()
     both = Sequential(first, second, ladder=(0.5,))

@@ -107,6 +107,7 @@ def test_counts_round_half_to_even_and_are_at_least_one(total, ratio, kept):
     assert DivPrune().capacity(Layout(1, (1, total)), ratio) == kept
 
 
+@pytest.mark.slow
 def test_frames_keep_equal_counts_and_can_be_chained():
     chain = reducers.registry.from_text("divprune:scope=frame+flashvid")
     assert chain.first.tokens_per_frame(Layout(3, (4, 5)), 0.25) == 5

@@ -88,6 +88,7 @@ def test_marked_tokens_are_the_choice_of_the_prompt(decoder):
     assert active.sum(axis=1).tolist() == (marked & VISUAL).sum(axis=1).tolist()
 
 
+@pytest.mark.slow
 def test_never_renewed_it_is_its_host(decoder):
     embeds = 3 * np.random.default_rng(0).normal(size=(2, S, CONFIG.width)).astype(np.float32)
     host = read_and_decode(decoder, embeds, create(*FastV().inner(0.4)))[0]

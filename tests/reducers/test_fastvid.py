@@ -109,6 +109,7 @@ def compare(reducer, video, ratio):
 @pytest.mark.parametrize("variant", VARIANTS)
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10_000), ratio=st.floats(0.06, 0.6))
+@pytest.mark.slow
 def test_every_variant_follows_the_specification(variant, seed, ratio):
     compare(reducer_of(variant), make_video(seed=seed), ratio)
 
@@ -201,6 +202,7 @@ def test_bf16_features():
     np.testing.assert_array_equal(reduced.tokens, expected[1].tokens.astype(jnp.bfloat16))
 
 
+@pytest.mark.slow
 def test_a_sink_rule_moves_salient_tokens_and_counts_twice_in_longer_segments():
     video = make_video(seed=8)
     reducer = reducer_of("llava_onevision", context_share=0.5)

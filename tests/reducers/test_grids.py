@@ -119,6 +119,7 @@ def test_a_random_token_of_every_cell_is_drawn_alike_often(ratio):
 
 
 @pytest.mark.parametrize("reducer", [*POOLS, *SAMPLES], ids=repr)
+@pytest.mark.slow
 def test_sweeps_padding_and_halves(reducer):
     video = checks.make_video()
     checks.check_sweep(reducer, video, [0.05, 0.3, 0.75, 1.0])
@@ -129,6 +130,7 @@ def test_sweeps_padding_and_halves(reducer):
 
 
 @pytest.mark.parametrize("reducer", POOLS, ids=repr)
+@pytest.mark.slow
 def test_gradients_reach_every_token(reducer):
     video = checks.make_video()
 

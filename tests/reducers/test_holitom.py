@@ -102,6 +102,7 @@ def compare(reducer, video, ratio):
 @pytest.mark.parametrize("layout", ["one_token", "grid"])
 @settings(max_examples=12, deadline=None)
 @given(seed=st.integers(0, 10_000), ratio=st.floats(0.25, 1.0))
+@pytest.mark.slow
 def test_runs_follow_the_specification(layout, seed, ratio):
     # Below three clusters the reference's choice of centres is rounding noise; such ratios are not drawn.
     reducer, video = HoliTom(layout=layout, tau=0.7), make_video(seed=seed)
@@ -111,6 +112,7 @@ def test_runs_follow_the_specification(layout, seed, ratio):
         compare(reducer, video, ratio)
 
 
+@pytest.mark.slow
 def test_other_settings_follow_the_specification():
     plan, reduced = compare(HoliTom(tau=0.7, merge="mean", neighbours=3, max_window=3), make_video(seed=1), 0.5)
     assert int(np.bincount(plan.diagnostics["segment"]).max()) <= 3

@@ -148,6 +148,7 @@ def video(llm):
     return llm.encode(frames, fps=2.0)
 
 
+@pytest.mark.slow
 def test_questions_of_one_batch_are_answered_as_alone(llm, video, monkeypatch):
     """Two shares under one router share a batch; another router has a batch of its own. Newlines compete in frames."""
     seen, read = [], batch.prefill

@@ -223,6 +223,7 @@ def test_too_small_a_capacity_shows_in_the_count():
     assert int(plan.count) > 10
 
 
+@pytest.mark.slow
 def test_a_transport_sized_to_the_budget_equals_one_of_the_whole_capacity():
     video = checks.make_video(frames=3, grid=(10, 10))
     reducer = OTTVid(transport=Transport(solver=FixedSinkhorn(iterations=12)))
@@ -308,6 +309,7 @@ def test_presets_and_refusals():
     checks.refused(lambda: OTTVid().budget(Layout(4, (4, 4)), 0.0), "ratio")
 
 
+@pytest.mark.slow
 def test_a_pair_weight_in_the_dtype_of_the_model_takes_bf16_features():
     video = checks.make_video(frames=4)
     half = dataclasses.replace(video, features=video.features.astype(jnp.bfloat16))

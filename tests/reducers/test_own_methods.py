@@ -123,6 +123,7 @@ def test_what_is_no_reducer_is_refused_in_a_sentence(text, message, folder):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_its_row(folder, monkeypatch, run):
     text = "./mine_here.py:Mine(share=0.5)"
     words = ("--methods", f"{text},random", "--ratios", "0.25", "--clips", "2", "--max-new-tokens", "1", "--out", "run")

@@ -194,6 +194,7 @@ def test_bf16_features():
     np.testing.assert_array_equal(reduced.index, jvidprune.reduce(PruneVid(), full, 0.4).index)
 
 
+@pytest.mark.slow
 def test_a_sink_rule_acts_only_where_an_attention_map_is_named():
     video = make_video()
     attention = np.random.default_rng(0).random((9, 42)).astype(np.float32)

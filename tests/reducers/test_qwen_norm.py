@@ -54,6 +54,7 @@ def test_visionzip_equals_a_plain_version(seed, ratio, share, neighbours):
 
 
 @pytest.mark.parametrize("method", ["fastvid", "holitom"])
+@pytest.mark.slow
 def test_the_methods_themselves_run_on_norms(method):
     video = checks.make_video(frames=9, seed=3)
     x = np.asarray(video.features)
@@ -74,6 +75,7 @@ def test_the_methods_themselves_run_on_norms(method):
 
 @settings(max_examples=8, deadline=None)
 @given(seed=st.integers(0, 999), ratio=st.sampled_from([0.05, 0.2, 0.5, 1.0]))
+@pytest.mark.slow
 def test_rows_of_holitom_are_spread_over_the_video(seed, ratio):
     video = checks.make_video(seed=seed)
     spread, own = (checks.reduce(QwenNorm("holitom", spread=flag), video, ratio) for flag in (True, False))
@@ -138,6 +140,7 @@ def test_the_first_version_pools_patches_as_if_they_came_row_by_row():
 
 
 @pytest.mark.parametrize("method", ["visionzip", "holitom"])
+@pytest.mark.slow
 def test_rows_of_the_first_version_stand_at_other_places(method):
     reducer = QwenNorm(method, "first")
     video = patched()

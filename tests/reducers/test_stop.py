@@ -34,6 +34,7 @@ EDGES = json.loads(str(np.load(checks.GOLDEN / "stop" / "edges.npz")["cases"]))
 
 
 @pytest.mark.parametrize("case", EDGES)
+@pytest.mark.slow
 def test_edge_cases_match(case):
     golden = core.load_golden(checks.GOLDEN / "stop" / "edges.npz")
     arrays = {key: value for key, value in golden.arrays.items() if key.startswith(case)}
@@ -84,6 +85,7 @@ def video_for(seed=0, frames=6):
     [ZIP, FastVID(attention="attention_last"), FlashVID(), HoliTom(tau=0.65)],
     ids=["visionzip", "fastvid", "flashvid", "holitom"],
 )
+@pytest.mark.slow
 def test_without_weights_the_gated_variant_is_the_base(base):
     video = video_for()
     plain = jvidprune.reduce(base, video, 0.3, capacity=100)

@@ -130,6 +130,7 @@ def by_hand(decoder, x, kept, groups):
     return decoder.logits(x[0, -1]), lengths
 
 
+@pytest.mark.slow
 def test_tokens_as_lists(decoder, embeds):
     reducer = SwiftVLM(cut_layers=(1, 2, 3), numbers=(5, 7, 4), groups=3, depth=LAYERS)
     logits, cache, _ = read_and_decode(decoder, embeds, create(*reducer.inner(0.5)))

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers import reducer_checks as checks
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,6 +37,7 @@ def plain(tokens, target, heads=1):
     ratio=st.sampled_from([0.02, 0.1, 0.3, 0.5, 0.7, 1.0]),
     setting=st.sampled_from([(1, 1), (2, 4), (None, 1)]),
 )
+@pytest.mark.slow
 def test_rows_equal_a_plain_version(seed, ratio, setting):
     clip, heads = setting
     video = checks.make_video(frames=4, seed=seed)
@@ -97,6 +99,7 @@ def test_equal_and_zero_tokens_tie_by_index_and_stay_finite():
     assert int(checks.reduce(ToMe(), one, 0.1).count) == 2
 
 
+@pytest.mark.slow
 def test_counts_round_half_to_even_and_frames_can_be_chained():
     assert [half_even(10, ratio) for ratio in (0.25, 0.35, 0.01)] == [2, 4, 1]
     assert ToMe(clip=4).capacity(Layout(6, (4, 5)), 0.25) == 30

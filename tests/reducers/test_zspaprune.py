@@ -63,6 +63,7 @@ def picks(reducer, video, ratio, **given):
     rule=st.sampled_from(["max-min", "min-min"]),
     vector=st.sampled_from(["mean", "normed mean"]),
 )
+@pytest.mark.slow
 def test_the_whole_video_equals_the_plain_version(seed, ratio, core, rule, vector):
     video = asked(seed)
     reducer = ZSPAPrune(core=core, rule=rule, vector=vector)

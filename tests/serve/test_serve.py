@@ -156,6 +156,7 @@ def test_methods_that_read_the_question_share_one_encoding_of_the_clip(llm, exam
         assert (column.answer.text, column.answer.kept) == (alone.text, alone.kept)
 
 
+@pytest.mark.slow
 def test_the_command_serves_until_it_is_told_to_stop_and_leaves_nothing_behind(tmp_path, example):
     from gradio_client import Client
 

@@ -69,6 +69,7 @@ def close(found, wanted):
 
 
 @pytest.mark.parametrize("family", GRIDS)
+@pytest.mark.slow
 def test_every_tower_runs_packed_as_masked_and_whole_as_itself(family):
     model, scorer, pixels, grid = case(family)
     windows = encoder_of(model, 1, grid).windows.count
@@ -118,6 +119,7 @@ def scored(tmp_path_factory):
     return asked(tmp_path_factory.mktemp("llava"))
 
 
+@pytest.mark.slow
 def test_a_model_with_a_scorer_is_asked_like_any_other(scored):
     plain, llm, frames = scored
     method = llm.reducer("stts")

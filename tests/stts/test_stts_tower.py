@@ -82,6 +82,7 @@ def loss_and_gradients(vision, x, scores, examples, *, config):
 @given(
     seed=st.integers(0, 10_000), cut=st.integers(0, FRAMES), remove=st.tuples(st.integers(0, 30), st.integers(0, 30))
 )
+@pytest.mark.slow
 def test_packed_equals_masked_forward_and_gradient(seed, cut, remove):
     # Two videos and a padding frame on one axis, with any budgets that the static capacity can hold.
     lengths = [cut, max(0, FRAMES - 1 - cut)]
@@ -99,6 +100,7 @@ def test_packed_equals_masked_forward_and_gradient(seed, cut, remove):
             np.testing.assert_allclose(ours, theirs, atol=1e-5 + 1e-4 * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_shares_are_vmapped_over_with_one_capacity():
     x = tokens(1)
     shares = (0.3, 0.5, 0.8)
@@ -127,6 +129,7 @@ def test_nothing_removed_is_the_tower_itself():
     assert float(out.loss) == 0.0
 
 
+@pytest.mark.slow
 def test_refill_changes_what_kept_patches_see():
     # Each frame keeps more than half of its patches, so that every frame has a row to itself.
     x, examples = tokens(3), one_video(FRAMES, 7)
@@ -228,6 +231,7 @@ def encode(model, scored, pixels, examples, *, config, kept):
     return encode_llava(model, pixels, examples, config, kept=kept, scorer=scored)
 
 
+@pytest.mark.slow
 def test_llava_tokens_are_those_of_the_whole_tower_at_kept_places():
     # 7x7 patches to 4x4 tokens: windows of the pooling share the patches in the middle.
     model, windows = llava(), llava_windows(llava().config)

@@ -84,6 +84,7 @@ def batches(pipeline):
 
 
 @pytest.mark.parametrize("keep_positions", [False, True])
+@pytest.mark.slow
 def test_rows_cost_what_the_model_says_to_each_question_alone(llm, batches, keep_positions):
     rows, config = batches[0][0], dataclasses.replace(CONFIG, keep_positions=keep_positions)
     scorer = scorer_of(llm)
@@ -157,6 +158,7 @@ def _number(task, item):
 # --- steps -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_parts_of_a_step_add_up_and_frozen_groups_stay(llm, batches):
     rates = step.rates_of_groups({"llm": 1e-2, "connector": 1e-3, "scorer": 1e-3})
     trainee, params = Trainee.split(model=llm.loaded.model, scorer=scorer_of(llm))
@@ -244,6 +246,7 @@ def whole(folder, tmp_path_factory):
     return out, tuner(folder).run(out, tensorboard=True)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_parameters_and_curve(folder, whole, tmp_path):
     done = child(_CHILD, folder, tmp_path)
     assert done.returncode == -signal.SIGKILL, done.stderr
@@ -329,6 +332,7 @@ def losses(folder, mesh=None):
 
 
 @pytest.mark.parametrize("attention", ["auto", pytest.param("splash", marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_a_mesh_of_data_fsdp_and_tensor_gives_the_same_losses(folder, attention):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     done = child(_MESH, folder, attention, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
@@ -336,6 +340,7 @@ def test_a_mesh_of_data_fsdp_and_tensor_gives_the_same_losses(folder, attention)
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), losses(folder), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_run_computes_in_bfloat16_and_computes_layers_again(folder, whole, tmp_path):
     short = {"steps": 2, "log": 2, "every": 2, "measure_every": 0, "warmup": 1}
     first = whole[1].curve[0]

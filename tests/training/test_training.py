@@ -170,6 +170,7 @@ def whole(tmp_path_factory):
     return folder, *train(MICRO, folder, every=2, log=1)
 
 
+@pytest.mark.slow
 def test_a_few_steps_lower_both_losses(whole):
     for stage in MICRO.stages:
         curve = loop.read_curve(whole[0] / stage.name)
@@ -232,6 +233,7 @@ def test_the_packaged_model_is_one_that_reducers_can_be_compared_on(record):
     assert {row["category"] for row in record["accuracy"]} == {"all", *CATEGORIES}
 
 
+@pytest.mark.slow
 def test_the_recorded_accuracy_is_measured_again_on_held_out_clips(record):
     settings = {name: record["measured_on"][name] for name in ("split", "frames", "side", "difficulty", "questions")}
     assert settings["split"] == "test"

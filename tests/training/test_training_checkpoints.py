@@ -78,6 +78,7 @@ def damage(path, how):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("how", ["gone", "empty", "cut", "over"])
+@pytest.mark.slow
 def test_whatever_file_of_the_newest_checkpoint_is_damaged_the_run_ends_the_same(runs, tmp_path, kind, how):
     """Each file in turn; what is not needed to read the state may go unnoticed, what is read must be right."""
     whole, truth = runs[kind]
