@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.core import Tracer
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jvidprune.errors import JvidpruneError, quoted
@@ -92,7 +93,12 @@ def make_mesh(*, data: int | None = None, fsdp: int = 1, tensor: int = 1, device
         need = "a multiple of " if "data" not in sizes else ""
         count = math.prod(sizes.values())
         raise JvidpruneError(f"a mesh of {what} needs {need}{count} devices, but there are {len(found)}.")
-    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=found)
+    shape, kinds = (data, fsdp, tensor), (AxisType.Auto,) * 3
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=found)
+    except NotImplementedError:
+        # An axis may take a part of one of the machine's, as tensor=4 does on 16 x 16 chips.
+        return Mesh(create_device_mesh(shape, found, allow_split_physical_axes=True), AXES, axis_types=kinds)
 
 
 def read_mesh(text: str) -> dict[str, int]:

@@ -8,6 +8,7 @@ import os
 
 import pytest
 
+from jvidprune import parallel
 from jvidprune.costs import hlo
 
 pytestmark = pytest.mark.tpu_compile
@@ -36,3 +37,16 @@ def test_eight_ratios_cost_at_most_three_of_one_and_their_outputs(cells, method,
     (one, _), (eight, outputs) = rows[1], rows[8]
     assert one <= 1e9 * one_gb
     assert eight <= 3 * one + outputs
+
+
+@pytest.mark.parametrize("sizes", [(4, 16, 4), (64, 1, 4), (8, 8, 4), (1, 128, 2)])
+def test_a_mesh_may_split_the_sides_of_a_slice(cells, sizes):
+    """jax.make_mesh refuses all of these on 16 x 16 chips."""
+    data, fsdp, tensor = sizes
+    devices = cells.slice_named("v6e:16x16").devices
+    mesh = parallel.make_mesh(data=data, fsdp=fsdp, tensor=tensor, devices=devices)
+    assert mesh.devices.shape == sizes
+    assert set(mesh.devices.flat) == set(devices)
+    # Neighbours on the fastest axis are neighbours in the machine.
+    first, second = mesh.devices[0, 0, :2]
+    assert sum(abs(a - b) for a, b in zip(first.coords, second.coords, strict=True)) == 1
