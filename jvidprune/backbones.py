@@ -11,8 +11,20 @@ from typing import Annotated, Any
 from jvidprune.errors import JvidpruneError
 from jvidprune.texts import unknown
 
-NAMES = ("llava_onevision", "llava_video", "qwen2_5_vl", "qwen3_vl", "molmo2", "video_llama_3", "internvl")
+NAMES = (
+    "llava_onevision",
+    "llava_video",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "molmo2",
+    "video_llama_3",
+    "internvl",
+    "qwen3_vl_moe",
+)
 """The families of this package."""
+
+_SETTINGS_OF = {"qwen3_vl_moe": "qwen3_vl"}
+"""Families that are another one but for their layers, whose settings of methods are theirs."""
 
 Presets = Mapping[str, Mapping[str, Any]]
 """Method -> its settings on a family."""
@@ -33,6 +45,11 @@ def add(name: str, presets: Presets) -> None:
 def added_settings(name: str, method: str) -> Mapping[str, Any]:
     """Settings that a family brings along for a method; nothing for a family of this package."""
     return _ADDED.get(name, {}).get(method, {})
+
+
+def settings_of(name: str) -> str:
+    """The family whose published settings of methods are those of this one, by default itself."""
+    return _SETTINGS_OF.get(name, name)
 
 
 def check_backbone(name: str) -> str:

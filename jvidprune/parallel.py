@@ -34,6 +34,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
+    "experts": ("tensor",),
     "vit_heads": ("tensor",),
     "vit_mlp": ("tensor",),
     "embed": ("fsdp",),
@@ -53,6 +54,12 @@ DECODER_AXES: ShardingTable = (
     (r"lm\.layers\.attn\.o\.kernel", (None, "heads", "embed")),
     (r"lm\.layers\.mlp\.(gate|up)\.kernel", (None, "embed", "mlp")),
     (r"lm\.layers\.mlp\.down\.kernel", (None, "mlp", "embed")),
+)
+EXPERT_AXES: ShardingTable = (
+    # Whole experts: the rows of each go to the device that holds it.
+    (r"lm\.layers\.mlp\.router\.kernel", (None, "embed", None)),
+    (r"lm\.layers\.mlp\.gate_up", (None, "experts", "embed", None)),
+    (r"lm\.layers\.mlp\.down", (None, "experts", None, "embed")),
 )
 TOWER_AXES: ShardingTable = (
     (r"vision\.blocks\.attn\.[qkv]\.kernel", (None, "vit_embed", "vit_heads")),
@@ -370,6 +377,32 @@ def each_piece(run: Callable[..., Any], given: Sequence[Axes]) -> Callable[..., 
         return jax.shard_map(run, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*arrays)
 
     return over
+
+
+def summed_pieces(run: Callable[..., Any], given: Sequence[Axes], over: str) -> Callable[..., Any]:
+    """`each_piece` of a function whose result is a sum over the pieces of a logical axis, which is added up.
+
+    Args:
+      run: of arrays, one result, whose dimensions are those of the first argument and are divided alike.
+      given: logical axes of the dimensions of each argument.
+      over: the logical axis that the sum goes over; the first argument does not have it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return run
+
+    def summed(*arrays: Any) -> Any:
+        specs = [_spec(axes, x.shape, _free(mesh), {}) for axes, x in zip(given, arrays, strict=True)]
+        entries = (zip(axes, spec, strict=True) for axes, spec in zip(given, specs, strict=True))
+        names = {name for pairs in entries for axis, entry in pairs if axis == over for name in _names(entry)}
+
+        def one(*pieces: Any) -> Any:
+            out = run(*pieces)
+            return jax.lax.psum(out, tuple(sorted(names))) if names else out
+
+        return jax.shard_map(one, in_specs=tuple(specs), out_specs=specs[0], check_vma=False)(*arrays)
+
+    return summed
 
 
 def on_every_device(tree: Any) -> Any:

@@ -155,7 +155,7 @@ def footprint(
     held = weights(config, sizes).total * size
     if sizes.get("fsdp", 1) > 1:
         # Two layers: while one is computed, the next one is put together.
-        held += 2 * part.text.layer_weights * size
+        held += 2 * part.text.layer_size * size
     slots, room = bucket_length(prompt), new_tokens - 1
     cached = memory.cache_bytes(part.text, -(-batch // rows), slots + room, dtype)
     read = memory.prefill_bytes(part.text, -(-batch // rows), slots, room, dtype, levels=shape.levels)

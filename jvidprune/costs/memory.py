@@ -177,9 +177,10 @@ def prefill_bytes(
         # Scores, masked scores and weights of a chunk of queries.
         attention += batch * text.heads * min(length, QUERY_CHUNK) * length * 12
     # XLA copies a layer's matrices out of the stack of all layers, and needs one of the two wide arrays less then.
-    wide = batch * min(length, LONGEST_RUN) * text.mlp
+    # With experts a token enters several, and what each makes of it waits to be added up.
+    wide = batch * min(length, LONGEST_RUN) * (text.mlp + text.active * text.width)
     mlp = (rows * text.width + 2 * wide) * size
-    copied = (rows * text.width + wide) * size + text.layer_weights * size
+    copied = (rows * text.width + wide) * size + text.layer_size * size
     layer = rows * (2 + levels) * text.width * size + max(attention, mlp, copied)
     # Keys and values are written where the cache keeps them; those of runs around a cut or a DeepStack level first
     # lie beside it.

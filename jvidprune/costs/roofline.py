@@ -199,7 +199,10 @@ def _token(
     work: _Work, whole: Any, part: Any, parts: Sequence[Segment], held: Any, sizes: Sizes, rows: int
 ) -> StageTime:
     text, tensor, fsdp = part.text, sizes.get("tensor", 1), sizes.get("fsdp", 1)
-    numbers = held.layers + _head(whole, held)
+    # Of the experts a step reads those that its rows pass.
+    dense = whole.text.layer_weights / whole.text.layer_size
+    read = min(1.0, rows * dense) if whole.text.experts else 1.0
+    numbers = held.layers * read + _head(whole, held)
     cached = sum((p.stop - p.start) * p.cached for p in parts) * rows
     flops = 2.0 * rows * numbers + 4.0 * cached * text.heads * text.head_dim
     moved = work.size * (numbers + 2.0 * cached * text.kv_heads * text.head_dim)

@@ -16,7 +16,7 @@ class DecoderConfig:
     Attributes:
       vocab: ids that can be answered with, the rows of the head.
       width: residual width D.
-      mlp: hidden width of the gated MLP.
+      mlp: hidden width of the gated MLP; with experts, of all that one token passes together.
       layers: number of layers.
       heads: query heads H.
       kv_heads: key/value heads K, a divisor of H.
@@ -31,6 +31,8 @@ class DecoderConfig:
       qk_norm_whole: with `qk_norm`, over all heads of the projection at once (OLMo).
       norm_after: the norms act on what attention and MLP return instead of what they read (OLMo).
       yarn_layers: layers that turn by `rope`, the others by its plain frequencies; None where all do.
+      experts: gated MLPs of which a router picks some for each token; 0 for one MLP without a router.
+      active: experts that a token passes.
       attention: which code computes attention, see `fused.AttentionKind`.
       remat: in training, layers are computed again in the backward pass instead of kept.
     """
@@ -52,6 +54,8 @@ class DecoderConfig:
     qk_norm_whole: bool = False
     norm_after: bool = False
     yarn_layers: tuple[int, ...] | None = None
+    experts: int = 0
+    active: int = 0
     attention: AttentionKind = "auto"
     remat: bool = False
 
@@ -91,6 +95,16 @@ class DecoderConfig:
 
     @property
     def layer_weights(self) -> int:
-        """Numbers in the matrices of one layer."""
+        """Numbers in the matrices of one layer that a token passes; a router's are among them."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return self.width * (2 * q + 2 * kv) + 3 * self.width * self.mlp
+        return self.width * (2 * q + 2 * kv + self.experts) + 3 * self.width * self.mlp
+
+    @property
+    def layer_size(self) -> int:
+        """Numbers in all matrices of one layer."""
+        return self.layer_weights + 3 * self.width * (self.experts - self.active) * self.expert_mlp
+
+    @property
+    def expert_mlp(self) -> int:
+        """Hidden width of one expert; 0 without any."""
+        return self.mlp // self.active if self.active else 0

@@ -7,6 +7,7 @@ from jaxtyping import Array, Bool, Float
 
 from jvidprune.models.attention import Keys, Past, Segments, attend, probe
 from jvidprune.models.decoder_config import DecoderConfig
+from jvidprune.models.experts import Experts
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import GatedMlp, RMSNorm, linear, map_tokens
 from jvidprune.models.rope import rotate
@@ -93,7 +94,11 @@ class DecoderLayer(nnx.Module):
         self.norm1 = RMSNorm(config.width, config.eps, dtype=dtype)
         self.norm2 = RMSNorm(config.width, config.eps, dtype=dtype)
         self.attn = Attention(config, dtype=dtype, rngs=rngs)
-        self.mlp = GatedMlp(config.width, config.mlp, "silu", dtype=dtype, rngs=rngs)
+        self.mlp: Any
+        if config.experts:
+            self.mlp = Experts(config.width, config.expert_mlp, config.experts, config.active, dtype=dtype, rngs=rngs)
+        else:
+            self.mlp = GatedMlp(config.width, config.mlp, "silu", dtype=dtype, rngs=rngs)
         self.norm_after = config.norm_after
 
     def __call__(

@@ -296,4 +296,5 @@ _STAGES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]
     "molmo2": _molmo2,
     "video_llama_3": _video_llama_3,
     "internvl": _internvl,
+    "qwen3_vl_moe": _qwen_vl,
 }

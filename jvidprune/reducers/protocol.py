@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, cast, runtime_ch
 
 from jax import lax
 
+from jvidprune.backbones import settings_of
 from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.fields import check_fields, settle
 from jvidprune.ops import compact
@@ -190,8 +191,8 @@ class BaseReducer:
 
     @classmethod
     def preset(cls, backbone: str) -> Mapping[str, Any]:
-        """Published settings on a model family, none for one without any."""
-        return cls.PRESETS.get(backbone, {})
+        """Published settings on a model family, or on that whose they are; none for one without any."""
+        return cls.PRESETS.get(backbone, cls.PRESETS.get(settings_of(backbone), {}))
 
     @classmethod
     def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -272,7 +272,7 @@ class SToP(PositionedReducer):
     @classmethod
     def preset(cls, backbone: str) -> dict[str, Any]:
         """Those published, and the family for a base given by name."""
-        return cls.PRESETS.get(backbone, {"backbone": backbone})
+        return {"backbone": backbone} | dict(super().preset(backbone))
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="stop",

@@ -66,7 +66,7 @@ def broken(kind, folder, clip):
         return "lacks 1 of 2 shards: model-00002-of-00002.safetensors."
     if kind == "architecture":
         (folder / "config.json").write_text('{"model_type": "qwen4_vl"}')
-        families = "llava_onevision, llava_video, qwen2_5_vl, qwen3_vl, molmo2, video_llama_3, internvl"
+        families = "llava_onevision, llava_video, qwen2_5_vl, qwen3_vl, molmo2, video_llama_3, internvl, qwen3_vl_moe"
         return f"unknown architecture (qwen4_vl); supported: {families}."
     if kind == "tokenizer":
         (folder / "tokenizer.json").unlink()

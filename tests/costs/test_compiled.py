@@ -248,6 +248,7 @@ def test_the_training_step_compiles_for_a_slice_with_its_kernels_divided():
         pytest.param("molmo2-4b", "none", marks=pytest.mark.long),
         pytest.param("videollama3-2b", "random", marks=pytest.mark.long),
         pytest.param("internvl3_5-2b", "random", marks=pytest.mark.long),
+        pytest.param("qwen3-vl-30b-a3b", "random", marks=pytest.mark.long),
     ],
 )
 def test_all_programs_of_an_answer_compile(model, reducer):
@@ -263,7 +264,7 @@ def test_all_programs_of_an_answer_compile(model, reducer):
     for found in plan.stages:
         count, size = found.collectives.get("all-gather", (0, 0.0))
         # Activations of a few tokens; the smallest matrix of a layer of these models is larger.
-        assert count == 0 or size / count < 2e6
+        assert count == 0 or size / count < 2.2e6
     assert by_name["reduce"].collectives == {}
     # A step of decoding reads the weights and the cache once.
     assert by_name["token"].moved < 1.3 * (by_name["token"].weights + by_name["token"].inputs)

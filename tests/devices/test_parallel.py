@@ -340,3 +340,50 @@ print("equal")
 
 def test_a_kernel_that_cannot_be_divided_runs_on_every_devices_own_rows_and_heads():
     assert run_on_eight(KERNEL).strip() == "equal"
+
+
+EXPERTS = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from flax import nnx
+from pathlib import Path
+from helpers import tiny_checkpoints as tiny
+from jvidprune import parallel
+from jvidprune.models import load_model
+from jvidprune.models.experts import Experts
+from jvidprune.ops.branch import using
+mesh = parallel.make_mesh(data=2, tensor=4)
+module = Experts(6, 5, 8, 3, dtype=jnp.float32, rngs=nnx.Rngs(0))
+run = jax.jit(lambda module, x: module(x))
+x = np.random.default_rng(3).normal(size=(4, 9, 6)).astype(np.float32)
+table = tuple((pattern.removeprefix(r"lm\\.layers\\.mlp\\."), axes[1:]) for pattern, axes in parallel.EXPERT_AXES)
+placed = parallel.shard_state(module, mesh, table, {"experts": 8})
+assert placed.gate_up[...].sharding.shard_shape((8, 6, 10)) == (2, 6, 10), placed.gate_up[...].sharding
+for branch in ("cpu", "tpu"):
+    with using(branch), jax.default_matmul_precision("highest"):
+        expected = run(module, x)
+        with jax.set_mesh(mesh):
+            rows = parallel.shard_batch(x, mesh)
+            found, text = run(placed, rows), run.lower(placed, rows).compile().as_text()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # One sum over "tensor"; neither rows nor experts travel.
+    assert text.count("all-reduce(") == 1 and "all-gather" not in text and "all-to-all" not in text
+folder = tiny.write("qwen3_vl_moe", Path(sys.argv[1]) / "m")
+given = jnp.asarray(np.random.default_rng(4).normal(size=(1, 11, tiny.WIDTH)), jnp.float32)
+where = jnp.broadcast_to(jnp.arange(11), (3, 1, 11))
+forward = jax.jit(lambda model: model.lm.forward(given, where, jnp.ones((1, 11), bool)).logits)
+logits = []
+for place in (None, parallel.make_mesh(data=2, fsdp=2, tensor=2)):
+    model = load_model(folder, dtype=jnp.float32, mesh=place).model
+    with parallel.on_mesh_of(model), jax.default_matmul_precision("highest"):
+        logits.append(np.asarray(forward(model)))
+down = model.lm.layers.mlp.down[...]
+assert down.sharding.spec == jax.sharding.PartitionSpec(None, "tensor", None, "fsdp"), down.sharding
+np.testing.assert_allclose(*logits, atol=1e-4)
+print("equal")
+"""
+
+
+def test_experts_lie_on_the_devices_of_a_mesh(tmp_path):
+    """Each device holds and multiplies by its own alone, in both formulations, and answers stay the same."""
+    assert run_on_eight(EXPERTS, tmp_path).strip() == "equal"

@@ -1,6 +1,7 @@
 """Checkpoints whose weights a seed makes: what golden files of a family are computed from, and nothing else stored."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,14 @@ def tensors(raw: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
             value = 0.2 * value + (1.0 if scale else 0.5 if "lambda" in name else 0.0)
         else:
             value *= 0.3 if "embed" in name and "patch" not in name else 0.9 * np.prod(shape[1:]) ** -0.5
-        found[name] = value.astype(np.float16)
+        found[_published(name)] = value.astype(np.float16)
     return found
+
+
+def _published(name: str) -> str:
+    """Qwen3-VL's canonical names are flat, its published ones nested."""
+    name = re.sub(r"^visual\.", "model.visual.", name)
+    return re.sub(r"^model\.(?=(embed_tokens|layers|norm)\.)", "model.language_model.", name)
 
 
 def write(folder: Path, raw: dict[str, Any], seed: int) -> Path:

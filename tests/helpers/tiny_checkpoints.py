@@ -91,6 +91,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": {key: value for key, value in _SIGLIP.items() if key != "image_size"},
         "video_token_id": _IDS["video_token_id"],
     },
+    "qwen3_vl_moe": {
+        "model_type": "qwen3_vl_moe",
+        "text_config": _TEXT
+        | {
+            "head_dim": 8,
+            "rope_scaling": {"mrope_section": [2, 1, 1]},
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 12,
+        },
+        "vision_config": _VIT | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        **_IDS,
+    },
     "internvl": {
         "model_type": "internvl",
         "text_config": _TEXT | {"model_type": "qwen3", "head_dim": 8},

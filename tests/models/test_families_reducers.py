@@ -201,7 +201,8 @@ def run_family(family, folder, read, monkeypatch, names):
         text, newlines = text_tokens(llm, one), newline_tokens(family, name, one)
         # One length for all prompts, one for all that is left behind cuts: a family's methods share their programs.
         monkeypatch.setattr(sequence, "_BUCKETS", (text + 15, text + FRAMES * (TOKENS + 6)))
-        if (name, family) == ("flashvid", "qwen3_vl"):
+        marked = name == "flashvid" and family.startswith("qwen3_vl")
+        if marked:
             text -= 2 * FRAMES  # vision markers
         answer = llm.ask(one, QUESTION, max_new_tokens=2)
         prompt = text + kept + newlines
@@ -209,7 +210,7 @@ def run_family(family, folder, read, monkeypatch, names):
         before = after = prompt
         if inside:
             competing = kept + newlines * (family == "llava_video" or name == "holitom")
-            keep = BEHIND[name] if (name, family) != ("flashvid", "qwen3_vl") else lambda n: int(np.ceil(n * 0.1))
+            keep = (lambda n: int(np.ceil(n * 0.1))) if marked else BEHIND[name]
             after = prompt - competing + keep(competing)
             # FrameFusion's merge before the first layer; SwiftVLM's first cut, behind which three merged tokens go on.
             before = {"framefusion": after, "swiftvlm": prompt - competing + 33}.get(name, prompt)

@@ -122,7 +122,7 @@ def whole_prompt(llm, one):
         # A second between grid frames, two ids of the time axis a second.
         shown(range(FRAMES), 2)
         write(texts[1], "text")
-    elif family == "qwen3_vl":
+    elif family in ("qwen3_vl", "qwen3_vl_moe"):
         for t, text in enumerate(texts[1:]):
             shown([t], 0)
             write(text, "text")

@@ -38,7 +38,7 @@ def pair(total, count, rounding=round):
 def by_number(family, total, rate, number):
     if family in ("llava_onevision", "llava_video"):
         return spread(total, min(number, total), math.floor)
-    if family in ("qwen2_5_vl", "qwen3_vl"):
+    if family.startswith("qwen"):
         return pair(total, min(2 * round(number / 2), even(total)))
     if family == "video_llama_3":
         return steps(total, min(number, total))
@@ -182,6 +182,7 @@ def test_limits_of_rates_are_those_of_the_processors():
         "llava_video": [1, 64, 64],
         "qwen2_5_vl": [4, 768, 768],
         "qwen3_vl": [4, 768, 768],
+        "qwen3_vl_moe": [4, 768, 768],
         "molmo2": [2, 128, 128],
         "video_llama_3": [4, 180, 180],
         "internvl": [1, 800, 16000],

@@ -139,7 +139,9 @@ def norm(source: str, target: str, *, bias: bool = False) -> tuple[Rule, ...]:
     return (scale, Rule(f"{source}.bias", f"{target}.bias")) if bias else (scale,)
 
 
-def decoder_rules(model: str, head: str, *, qkv_bias: bool, qk_norm: bool, tied: bool) -> tuple[Rule, ...]:
+def decoder_rules(
+    model: str, head: str, *, qkv_bias: bool, qk_norm: bool, tied: bool, experts: bool = False
+) -> tuple[Rule, ...]:
     """The language model's rules, shared by all families.
 
     Args:
@@ -148,6 +150,7 @@ def decoder_rules(model: str, head: str, *, qkv_bias: bool, qk_norm: bool, tied:
       qkv_bias: whether q, k and v have biases.
       qk_norm: whether q and k are normalised per head.
       tied: whether there is no head tensor.
+      experts: whether layers have experts behind a router in place of one MLP.
     """
     layer, to = f"{model}.layers.{{L}}", "lm.layers"
     rules = [Rule(f"{model}.embed_tokens.weight", "lm.embed.embedding"), *norm(f"{model}.norm", "lm.norm")]
@@ -158,7 +161,11 @@ def decoder_rules(model: str, head: str, *, qkv_bias: bool, qk_norm: bool, tied:
     if qk_norm:
         for part in "qk":
             rules += norm(f"{layer}.self_attn.{part}_norm", f"{to}.attn.{part}_norm")
-    for part in ("gate", "up", "down"):
+    if experts:
+        rules += affine(f"{layer}.mlp.gate", f"{to}.mlp.router", bias=False)
+        # As published, (experts, in, out); transformers turns them when it loads and saves.
+        rules += [Rule(f"{layer}.mlp.experts.{part}_proj", f"{to}.mlp.{part}") for part in ("gate_up", "down")]
+    for part in () if experts else ("gate", "up", "down"):
         rules += affine(f"{layer}.mlp.{part}_proj", f"{to}.mlp.{part}", bias=False)
     return (*rules, *(() if tied else affine(head, "lm.head", bias=False)))
 

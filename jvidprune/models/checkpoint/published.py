@@ -56,6 +56,13 @@ def _qwen3(width: int, mlp: int, layers: int, heads: int, vision: dict[str, Any]
     return {"model_type": "qwen3_vl", "text_config": text, "vision_config": vision | {"out_hidden_size": width}}
 
 
+def _qwen3_moe(width: int, hidden: int, layers: int, heads: int) -> dict[str, Any]:
+    """128 experts of which a token passes 8."""
+    raw = _qwen3(width, 8 * hidden, layers, heads, {}, False)
+    counts = {"num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": hidden}
+    return raw | {"model_type": "qwen3_vl_moe", "text_config": raw["text_config"] | counts | {"rope_theta": 5e6}}
+
+
 def _molmo2(width: int, mlp: int, layers: int, **text: Any) -> dict[str, Any]:
     sizes = {"hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": layers, "num_attention_heads": 32}
     return {
@@ -152,6 +159,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "qwen3-vl-2b": _qwen3(2048, 6144, 28, 16, _VIT3_SMALL, True),
     "qwen3-vl-4b": _qwen3(2560, 9728, 36, 32, _VIT3_SMALL, True),
     "qwen3-vl-8b": _qwen3(4096, 12288, 36, 32, {}, False),
+    "qwen3-vl-30b-a3b": _qwen3_moe(2048, 768, 48, 32),
+    "qwen3-vl-235b-a22b": _qwen3_moe(4096, 1536, 94, 64),
     "molmo2-4b": _molmo2(2560, 9728, 36, num_key_value_heads=8, rope_theta=5e6),
     "molmo2-8b": _molmo2(4096, 12288, 36, num_key_value_heads=8, rope_theta=1e6),
     "molmo2-o-7b": _molmo2(4096, 11008, 32, **_OLMO3),

@@ -205,6 +205,13 @@ def name_table(config: QwenVLConfig, tower: tuple[Rule, ...]) -> NameTable:
             *norm(f"{block}.norm1", f"{to}.norm1", bias=not config.vision.rms),
             *norm(f"{block}.norm2", f"{to}.norm2", bias=not config.vision.rms),
             *tower,
-            *decoder_rules("model", "lm_head", qkv_bias=text.qkv_bias, qk_norm=text.qk_norm, tied=text.tied),
+            *decoder_rules(
+                "model",
+                "lm_head",
+                qkv_bias=text.qkv_bias,
+                qk_norm=text.qk_norm,
+                tied=text.tied,
+                experts=text.experts > 0,
+            ),
         ),
     )

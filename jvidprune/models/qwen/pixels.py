@@ -10,7 +10,12 @@ import numpy as np
 from jvidprune.models.checkpoint.processor import qwen_limits
 from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, VIDEO_LLAMA_3, Patches, QwenPixels, QwenUtils, qwen_patches
 
-_PIXELS: dict[str, QwenPixels] = {"qwen2_5_vl": QWEN2_5_VL, "qwen3_vl": QWEN3_VL, "video_llama_3": VIDEO_LLAMA_3}
+_PIXELS: dict[str, QwenPixels] = {
+    "qwen2_5_vl": QWEN2_5_VL,
+    "qwen3_vl": QWEN3_VL,
+    "qwen3_vl_moe": QWEN3_VL,
+    "video_llama_3": VIDEO_LLAMA_3,
+}
 
 
 @dataclasses.dataclass(frozen=True)
