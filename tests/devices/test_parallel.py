@@ -384,6 +384,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_experts_lie_on_the_devices_of_a_mesh(tmp_path):
     """Each device holds and multiplies by its own alone, in both formulations, and answers stay the same."""
     assert run_on_eight(EXPERTS, tmp_path).strip() == "equal"
