@@ -47,7 +47,7 @@ def smoke_export(out: Path) -> None:
 
 def smoke_train(out: Path) -> None:
     """Two steps on the embedded model, with curves for TensorBoard, and a run that is done when started again."""
-    assert "--topk" in verb("train", "--help")
+    assert "--topk" in verb("train", "stts", "--help")
     sizes = "--steps 2 --rows 1 --questions 1 --log 1 --every 1 --eval-every 2 --eval-clips 2 --tensorboard"
     words = ["train", "stts", "--folder", str(out / "run"), "--json", *sizes.split()]
     first = json.loads(verb(*words))

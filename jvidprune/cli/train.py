@@ -1,12 +1,13 @@
-"""`jvidprune train`: a scorer that prunes inside the vision tower, trained or resumed, published as a checkpoint."""
+"""`jvidprune train`: a scorer inside the vision tower, a pruning module or routers, trained or resumed."""
 
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from jvidprune.cli.options import CHECKPOINT, OUTPUT, Checkpoint, CheckpointChoice, Common, print_json
+from jvidprune.cli.train_beside import Covipal, Routers, show_trained, train_covipal, train_routers
 from jvidprune.errors import JvidpruneError
 from jvidprune.extras import need
 
@@ -88,31 +89,47 @@ class TrainChoice:
 CHOICE = TrainChoice()
 
 
-def train(
-    what: Annotated[Literal["stts"], Positional],
-    /,
-    *,
-    folder: Path = Path("runs/stts"),
-    settings: Annotated[TrainChoice, OmitArgPrefixes] = CHOICE,
-    model: Checkpoint = CHECKPOINT,
-    out: Common = OUTPUT,
-) -> None:
-    """Train a scorer that prunes tokens inside the vision tower (STTS), and the model with it; goes on if stopped.
+@dataclasses.dataclass(frozen=True)
+class Stts:
+    """Train a scorer that prunes tokens inside the vision tower (STTS), and the model with it."""
 
-    Args:
-      what: "stts".
-      folder: of checkpoints, curves and, below it in model/, the trained checkpoint. The same command goes on where it
-        stopped.
-    """
-    need("training", "grain", "optax", "orbax.checkpoint", *["tensorboardX"] * settings.tensorboard)
-    console = out.console()
-    record = train_stts(settings, folder, model=model, console=console)
-    if out.json:
-        print_json(record)
-    elif out.quiet:
-        print(record["model"])
+    folder: Path = Path("runs/stts")
+    """Of checkpoints, curves and, below it in model/, the trained checkpoint. The same command goes on where it
+    stopped."""
+    settings: Annotated[TrainChoice, OmitArgPrefixes] = CHOICE
+    model: Checkpoint = CHECKPOINT
+    out: Common = OUTPUT
+
+
+Trainable = Annotated[
+    Annotated[Stts, subcommand("stts")]
+    | Annotated[Covipal, subcommand("covipal")]
+    | Annotated[Routers, subcommand("routers")],
+    OmitArgPrefixes,
+    OmitSubcommandPrefixes,
+]
+
+
+def train(what: Trainable) -> None:
+    """Train what prunes tokens: a scorer inside the tower, a module before the language model, or routers in it."""
+    need("training", "grain", "optax", "orbax.checkpoint", *["tensorboardX"] * _boards(what))
+    console = what.out.console()
+    if isinstance(what, Stts):
+        record = train_stts(what.settings, what.folder, model=what.model, console=console)
+        file, show = record["model"], show_training
     else:
-        show_training(console, record)
+        record = train_covipal(what, console) if isinstance(what, Covipal) else train_routers(what, console)
+        file, show = record["file"], show_trained
+    if what.out.json:
+        print_json(record)
+    elif what.out.quiet:
+        print(file)
+    else:
+        show(console, record)
+
+
+def _boards(what: Stts | Covipal | Routers) -> bool:
+    return isinstance(what, Stts) and what.settings.tensorboard
 
 
 def read_rates(text: str) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 The module reads visual and text tokens (`module.PPM`); `CoViPAL` drops by it before the language model or before one of
 its first layers, `rules` holds that cut and the soft one that the module learns by, and
-`jvidprune.training.pruners` trains it.
+`jvidprune train covipal` (`jvidprune.training.pruners`) trains it.
 """
 
 from jvidprune.covipal.module import PPM, module_of, module_weights

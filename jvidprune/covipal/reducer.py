@@ -8,8 +8,8 @@ No code of the authors is public; this follows the abstract of arXiv 2508.17243 
 
 With a module that was trained in front of layer l > 0 all tokens enter the language model and the choice is made
 there, from the states; the text is what stands behind the video. What stays of a smaller ratio lies inside what stays
-of a larger one. The module is trained for one model (`jvidprune.training.pruners`); without one there is nothing to
-choose by.
+of a larger one. The module is trained for one model (`jvidprune train covipal`); without one there is nothing to choose
+by.
 
 >>> import jvidprune, numpy
 >>> from jvidprune.covipal import PPM, module_weights
@@ -94,7 +94,7 @@ class CoViPAL(Full):
         if self.module is None:
             raise JvidpruneError(
                 "CoViPAL has no trained module and nothing to choose by: name its file, as in "
-                "covipal(module='pruner.safetensors')."
+                "covipal(module='pruner.safetensors'), which jvidprune train covipal makes."
             )
         return self.module
 

@@ -15,6 +15,7 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.tokenizer import END_TOKENS
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.video.limits import DEFAULT, Limits
+from jvidprune.video.sampling import check_wish
 from jvidprune.video.wish import FrameWish
 
 LOOKED_AT = 16
@@ -367,10 +368,7 @@ def open_clips(
             "a run needs at least one clip to learn from, one to measure on, and a question about each."
         )
     if task == "procedural":
-        if data is not None:
-            raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
-        side = max(56, getattr(llm.loaded.config.vision, "image_size", 56))
-        learned = Procedural("train", clips=clips or 1 << 30, frames=frames, side=side, questions=questions)
+        learned = _procedural(llm, data, clips, frames=frames, questions=questions)
         return learned, dataclasses.replace(learned, split="validation", clips=held, frames=held_frames)
     from jvidprune.evals.datasets import open_dataset
 
@@ -381,6 +379,54 @@ def open_clips(
     if split < 1:
         raise JvidpruneError(f"{task} has {len(learned)} clips: too few to keep {held} of them apart.")
     return TaskPart(learned, range(min(split, clips or split))), TaskPart(measured, range(split, split + held))
+
+
+def clips_to_learn(
+    llm: VideoLLM,
+    task: str,
+    data: Path | None,
+    *,
+    frames: int,
+    clips: int | None = None,
+    limits: Limits = DEFAULT,
+    strict: bool = False,
+) -> Task:
+    """Clips to learn from where nothing is measured: of the procedural training split, or all of another benchmark.
+
+    Args:
+      llm, task, data, frames, clips, limits, strict: as for `open_clips`.
+
+    Raises:
+      JvidpruneError: an unknown task, files that are not there, or no clip.
+    """
+    if clips is not None and clips < 1:
+        raise JvidpruneError(f"a run needs at least one clip to learn from, got {clips}.")
+    if task == "procedural":
+        return _procedural(llm, data, clips, frames=frames, questions=Procedural.questions)
+    from jvidprune.evals.datasets import open_dataset
+
+    wish = FrameWish(frames, rule=llm.settings.rule, repeat=True)
+    learned = open_dataset(task, data, wish=wish, limits=limits, strict=strict)
+    return TaskPart(learned, range(min(len(learned), clips or len(learned))))
+
+
+def frames_of(llm: VideoLLM, task: str, frames: int | None) -> int:
+    """Frames of a clip to learn from: as asked, else the procedural benchmark's or what the family was evaluated with.
+
+    Raises:
+      JvidpruneError: no frame.
+    """
+    if frames is None:
+        frames = Procedural.frames if task == "procedural" else llm.settings.frames
+    check_wish(None, frames, None, None)
+    return frames
+
+
+def _procedural(llm: VideoLLM, data: Path | None, clips: int | None, *, frames: int, questions: int) -> Procedural:
+    if data is not None:
+        raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
+    side = max(56, getattr(llm.loaded.config.vision, "image_size", 56))
+    return Procedural("train", clips=clips or 1 << 30, frames=frames, side=side, questions=questions)
 
 
 def rows_for(llm: VideoLLM, task: Task, *, frames: int, kept: int, rows: int, clips: int) -> Shape:

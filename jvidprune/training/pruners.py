@@ -26,7 +26,7 @@ from jvidprune.cuts.cut import Cut
 from jvidprune.cuts.inner import Inner
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.identity import plain
-from jvidprune.evals.items import Task
+from jvidprune.evals.items import LeftOut, Task
 from jvidprune.fields import Count, Index, NotNegative, Positive, Ratio, Seed, check_fields
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.prefill import read_prompt
@@ -225,6 +225,10 @@ def train_pruner(
     frames: int = 8,
     report: Callable[[dict[str, float]], None] | None = None,
     stop_at: Callable[[], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+    strict: bool = False,
+    skipped: Callable[[LeftOut], None] | None = None,
 ) -> tuple[Weights, Weights]:
     """Trains a module in both stages; goes on where an earlier call in the same folder stopped.
 
@@ -236,7 +240,9 @@ def train_pruner(
       choice: settings.
       frames: of a clip.
       report: called with each line of the curves.
-      stop_at: see `loop.fit`.
+      stop_at, note: see `loop.fit`.
+      progress: called as (steps done, steps in all), of each stage.
+      strict, skipped: what becomes of clips that cannot be read, see `data.Pipeline` and its `report`.
 
     Returns:
       The modules behind the first and the second stage.
@@ -278,8 +284,10 @@ def train_pruner(
                 settings={"loss": plain(losses[stage]), "starts": starts, "pace": pace_of(stage)},
                 loss=losses[stage],
                 pace=pace if stage else None,
+                strict=strict,
+                report=skipped,
             )
-            trained = tuner.run(folder / name, report=report, stop_at=stop_at)
+            trained = tuner.run(folder / name, report=report, stop_at=stop_at, progress=progress, note=note)
             module = trained.modules()[MODULE]
             if _stopped(trained, choice.steps[stage]):
                 return module_weights(module, choice.place), module_weights(module, choice.place)

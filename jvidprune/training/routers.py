@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jvidprune.cuts.inner import Inner
 from jvidprune.evals.identity import plain
-from jvidprune.evals.items import Task
+from jvidprune.evals.items import LeftOut, Task
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.prefill import read_prompt
 from jvidprune.reducers.protocol import Reducer, inner_stages
@@ -106,6 +106,10 @@ def train_router(
     every: int = 50,
     report: Callable[[dict[str, float]], None] | None = None,
     stop_at: Callable[[], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+    strict: bool = False,
+    skipped: Callable[[LeftOut], None] | None = None,
 ) -> Weights:
     """Trains the routers of a method; goes on where an earlier call in the same folder stopped.
 
@@ -117,7 +121,9 @@ def train_router(
       ratio: that it is trained at.
       steps, rate, rows, frames, seed, log, every: as in `pruners.PrunerChoice`.
       report: called with each line of the curve.
-      stop_at: see `loop.fit`.
+      stop_at, note: see `loop.fit`.
+      progress: called as (steps done, steps in all).
+      strict, skipped: what becomes of clips that cannot be read, see `data.Pipeline` and its `report`.
 
     Raises:
       JvidpruneError: settings that make no run, or a folder with another one.
@@ -146,6 +152,8 @@ def train_router(
         modules={MODULE: module},
         settings={"method": plain(reducer), "ratio": ratio},
         loss=loss,
+        strict=strict,
+        report=skipped,
     )
-    trained = tuner.run(folder, report=report, stop_at=stop_at)
+    trained = tuner.run(folder, report=report, stop_at=stop_at, progress=progress, note=note)
     return trained.modules()[MODULE].weights().write(Path(folder) / "router.safetensors")

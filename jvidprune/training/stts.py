@@ -19,17 +19,15 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models import family as families
 from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.family import Family
-from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers.prompt_rules import position_rule
 from jvidprune.reducers.serialise import FILE, with_reading
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, encode_llava, llava_windows, one_video, windows_kept
 from jvidprune.stts.saved import TrainedSTTS, write_stts
-from jvidprune.training.data import open_clips, rows_for
+from jvidprune.training.data import frames_of, open_clips, rows_for
 from jvidprune.training.loss import ClipTokens
 from jvidprune.training.step import Params, Placing
 from jvidprune.training.tuning import Trained, Tuner, Tuning
 from jvidprune.video.limits import DEFAULT, Limits
-from jvidprune.video.sampling import check_wish
 
 
 class STTSRun(NamedTuple):
@@ -87,11 +85,8 @@ def open_run(
     config = stts_config(llm, choice)
     if config.method != "scorer" and rates.get("scorer"):
         raise JvidpruneError(f"the learning rate of scorer must be 0: {config.method} pruning learns nothing.")
-    if frames is None:
-        frames = Procedural.frames if choice.task == "procedural" else llm.settings.frames
-    held_frames = frames if choice.eval_frames is None else choice.eval_frames
-    for count in (frames, held_frames):
-        check_wish(None, count, None, None)
+    frames = frames_of(llm, choice.task, frames)
+    held_frames = frames_of(llm, choice.task, frames if choice.eval_frames is None else choice.eval_frames)
     task, held = open_clips(
         llm,
         choice.task,

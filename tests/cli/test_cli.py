@@ -128,7 +128,15 @@ HOSTILE = [
     (["train", "stts", "--rates", "scorer=fast", "--folder", "new/run"], "scorer=1e-4"),
     (["train", "stts", "--steps", "-3", "--folder", "new/run"], "steps"),
     (["train", "stts", "--task", "nothing", "--folder", "new/run"], "nothing"),
-    (["train", "other"], "invalid choice 'other'"),
+    (["train", "other"], "available subcommands: stts, covipal, routers"),
+    (["train", "covipal", "--steps", "0", "3", "--folder", "new/run"], "steps"),
+    (["train", "covipal", "--data", "x", "--folder", "new/run"], "leave out --data or name a --task"),
+    (
+        ["train", "covipal", "--place", "9", "--steps", "1", "1", "--folder", "new/run"],
+        "before 8, the number of layers",
+    ),
+    (["train", "routers", "--reducer", "flashvid", "--folder", "new/run"], "flashvid has no routers"),
+    (["train", "routers", "--ratio", "0.3", "--folder", "new/run"], "ask for more"),
     (["video", "missing.mp4"], "no such video file: missing.mp4"),
     (["video", "BROKEN", "--save", "new/frames"], "broken.mp4"),
     (["video", "CLIP", "--fps", "-1", "--save", "new/frames"], "-1"),
@@ -260,6 +268,10 @@ def test_training_offers_what_it_follows_alone(run):
     offered = run("train", "stts", "--help")[1]
     assert all(flag in offered for flag in ("--frames", "--limits", "--precision", "--template", "--pooling-head"))
     assert not any(flag in offered for flag in ("--fps", "--dtype"))
+    offered = {what: run("train", what, "--help")[1] for what in ("covipal", "routers")}
+    assert all(flag in text for text in offered.values() for flag in ("--task", "--model", "--quiet"))
+    assert [("--guidance" in text, "--ratio" in text) for text in offered.values()] == [(True, False), (False, True)]
+    assert not any(flag in text for text in offered.values() for flag in ("--topk", "--fps"))
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "parity"])

@@ -6,6 +6,7 @@ import shlex
 import sys
 
 import pytest
+from helpers import pruners
 from helpers.places import REPOSITORY
 
 from jvidprune.cli import app
@@ -76,6 +77,9 @@ def test_documented_command_lines_are_understood(page, line, tmp_path, monkeypat
     app.main()
     assert begun == [words[1]]
     (tmp_path / "my_reducer.py").write_text(SNIPPETS["docs/adding-a-method.md-0"])
+    for name in ("covipal/pruner", "routers/router"):
+        (tmp_path / "runs" / name).parent.mkdir(parents=True)
+        pruners.weights(16).write(tmp_path / "runs" / f"{name}.safetensors")
     monkeypatch.chdir(tmp_path)
     named = [words[i + 1] for i, word in enumerate(words[:-1]) if word in ("--reducer", "--methods", "--compare")]
     for text in named:
