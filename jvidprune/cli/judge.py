@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
@@ -45,6 +45,8 @@ class JudgeChoice:
     """Seconds for one try of a request."""
     tries: int = 6
     """Tries of a request before its answer is listed as not judged."""
+    wording: Literal["ours", "lmms_eval"] = "ours"
+    """Whose words the judge is asked in: ours, or those of lmms-eval's own judges, read from its installed files."""
     request: str = "{}"
     """JSON object of further settings of a request; null takes out one of temperature=0 and max_tokens=512."""
 
@@ -128,8 +130,10 @@ def judged(run: Path, choice: JudgeChoice, console: "Console") -> "tuple[JudgedR
     """
     from jvidprune.errors import quoted
     from jvidprune.evals.hosts import only_writer
+    from jvidprune.evals.judge.asking import in_words
     from jvidprune.evals.judge.cases import cases_of, open_answers
     from jvidprune.evals.judge.exchange import TO_JUDGE, write_answers
+    from jvidprune.evals.judge.published import in_published_words, published_words
     from jvidprune.evals.judge.scores import judged_run
     from jvidprune.evals.judge.verdicts import known_verdicts, open_verdicts
     from jvidprune.files import load_json
@@ -141,16 +145,21 @@ def judged(run: Path, choice: JudgeChoice, console: "Console") -> "tuple[JudgedR
     outcome, exported, lines = None, None, 0
     with only_writer(run):
         cases, bad = cases_of(answers)
-        bad = [*broken, *bad]
+        bad, words = [*broken, *bad], ""
+        if choice.wording == "lmms_eval":
+            words = published_words()
+            cases, others = in_published_words(cases)
+            bad += others
         if server is None and choice.verdicts is None:
             exported, known = choice.save or run / TO_JUDGE, known_verdicts(run)
-            seen = known.get(choice.model, {}) if choice.model else {name for one in known.values() for name in one}
+            judge = in_words(choice.model, words) if choice.model else None
+            seen = known.get(judge, {}) if judge else {name for one in known.values() for name in one}
             lines = write_answers(cases, exported, seen)
         else:
             store = open_verdicts(run)
             try:
                 with console.working():
-                    outcome = _outcome(cases, choice, server, store, console)
+                    outcome = _outcome(cases, choice, words, server, store, console)
             finally:
                 store.close()
             bad += outcome.not_judged
@@ -177,21 +186,22 @@ def judged(run: Path, choice: JudgeChoice, console: "Console") -> "tuple[JudgedR
 def _outcome(
     cases: "list[Case]",
     choice: JudgeChoice,
+    words: str,
     server: "ChatServer | None",
     store: "RecordStore",
     console: "Console",
 ) -> "Outcome":
     """Asks the server, or reads the file."""
     from jvidprune.cli.console import marked
-    from jvidprune.evals.judge.asking import ask_judge
+    from jvidprune.evals.judge.asking import ask_judge, in_words
     from jvidprune.evals.judge.exchange import read_verdicts
 
     if server is None:
         assert choice.verdicts is not None
-        return read_verdicts(cases, choice.verdicts, choice.model or "", store)
+        return read_verdicts(cases, choice.verdicts, in_words(choice.model or "", words), store)
     bar = console.task(f"asking {server.model}")
     report = lambda one: console.note(f"not judged: {marked(str(one))}")  # noqa: E731
-    return ask_judge(cases, server, store, parallel=choice.parallel, progress=bar, report=report)
+    return ask_judge(cases, server, store, words=words, parallel=choice.parallel, progress=bar, report=report)
 
 
 def shown_names(found: "JudgedRun") -> dict[str, str]:

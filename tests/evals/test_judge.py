@@ -446,6 +446,18 @@ def test_every_loader_names_a_rubric_that_there_is():
     assert {f"vcgbench_{part}" for part in ("generic", "temporal", "consistency")} <= set(RUBRICS)
 
 
+def test_scales_are_the_published_ones_and_the_page_names_them():
+    """VCGBench: five aspects from 0 to 5, consistency of two answers; everything else is no or yes."""
+    tops = {one.aspect: (one.top, one.pair) for name in RUBRICS if name.startswith("vcgbench") for one in RUBRICS[name]}
+    five = dict.fromkeys(("correctness", "detail", "context", "temporal"), (5, False))
+    assert tops == five | {"consistency": (5, True)}
+    others = {one for name, rubrics in RUBRICS.items() if not name.startswith("vcgbench") for one in rubrics}
+    assert {(one.top, one.pair) for one in others} == {(1, False)}
+    page = (REPOSITORY / "docs" / "judging.md").read_text(encoding="utf8")
+    assert all(re.search(rf"\b{one.aspect}\b.*\| no, yes \|", page) for one in others)
+    assert page.count("| 0 to 5 |") == 3
+
+
 def judge_words(folder, url, *more):
     return ["judge", str(folder), "--endpoint", url, "--model", "tiny-judge", *more]
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Judge:
-    """Replies with `rule(material, requests so far)`: a text, or a function that answers the handler itself."""
+    """Replies with `rule(material_of(body), requests so far)`: a text, or a function that answers the handler."""
 
     def __init__(self, rule):
         self.rule, self.seen, self.lock = rule, [], threading.Lock()
@@ -54,6 +54,15 @@ def drip(handler):
             time.sleep(0.02)
 
 
+def material_of(body):
+    """The material of a request in our words, the texts of its messages in others."""
+    texts = [message["content"] for message in body["messages"]]
+    try:
+        return json.loads(texts[1])
+    except (IndexError, ValueError):
+        return texts
+
+
 class Server(ThreadingHTTPServer):
     """Says nothing of clients that are gone: what they print themselves is what tests read."""
 
@@ -84,7 +93,7 @@ def serving(rule):
                 judge.active += 1
                 judge.most = max(judge.most, judge.active)
             try:
-                said = judge.rule(json.loads(body["messages"][1]["content"]), before)
+                said = judge.rule(material_of(body), before)
                 if callable(said):
                     said(self)
                 else:

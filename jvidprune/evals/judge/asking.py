@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jvidprune.errors import JvidpruneError, reason
 from jvidprune.evals.judge.cases import Case, NotJudged
-from jvidprune.evals.judge.replies import read_score
 from jvidprune.evals.judge.server import ChatServer, NoReply, Unusable
 from jvidprune.evals.judge.verdicts import verdict
 from jvidprune.evals.store import RecordStore
@@ -60,10 +59,15 @@ class _State:
     no_scores: int = 0
 
 
-def judge_name(server: ChatServer) -> str:
-    """Who judges: the model, and what was changed of its request, in one line."""
+def judge_name(server: ChatServer, words: str = "") -> str:
+    """Who judges: the model, what was changed of its request, and in whose words if not ours, in one line."""
     changed = ", ".join(f"{name}={value}" for name, value in sorted(server.settings.items()))
-    return f"{server.model} ({changed})" if changed else server.model
+    return in_words(f"{server.model} ({changed})" if changed else server.model, words)
+
+
+def in_words(judge: str, words: str) -> str:
+    """The name of a judge that was asked in somebody's words; empty ones are ours."""
+    return f"{judge}, in the words of {words}" if words else judge
 
 
 def ask_judge(
@@ -71,6 +75,7 @@ def ask_judge(
     server: ChatServer,
     verdicts: RecordStore,
     *,
+    words: str = "",
     parallel: int = 4,
     progress: Progress | None = None,
     report: Callable[[NotJudged], None] | None = None,
@@ -86,6 +91,7 @@ def ask_judge(
       cases: of the run.
       server: the judge.
       verdicts: of the run.
+      words: whose words the cases are in, part of the judge's name; empty for ours.
       parallel: requests on their way at a time.
       progress: called after every request.
       report: called with the first answer of every request that stays without a verdict.
@@ -95,7 +101,7 @@ def ask_judge(
     """
     if not 1 <= parallel <= 256:
         raise JvidpruneError(f"1 to 256 requests can be on their way at a time, got {parallel}.")
-    name = judge_name(server)
+    name = judge_name(server, words)
     first = {case.request: case for case in reversed(cases)}
     missing = [case for case in first.values() if (case.request, name) not in verdicts][::-1]
     state = _State(iter(missing), {})
@@ -178,11 +184,11 @@ async def ask_one(case: Case, server: ChatServer) -> tuple[float, str, int]:
     for asking in range(1, ASKINGS + 1):
         reply = await server.reply(messages)
         try:
-            return read_score(reply, case.rubric.top), reply, asking
+            return case.read(reply), reply, asking
         except ValueError as error:
             problem = str(error)
             said = {"role": "assistant", "content": reply.encode("utf-8", "replace").decode() or "(nothing)"}
-            messages = [*case.messages, said, case.rubric.reminder()]
+            messages = [*case.messages, said, case.reminder]
     raise Unreadable(f"no score could be read, {ASKINGS} times: {problem}.")
 
 

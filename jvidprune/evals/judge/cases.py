@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jvidprune.errors import JvidpruneError, quoted, reason
-from jvidprune.evals.judge.rubrics import RUBRICS, Message, Rubric
+from jvidprune.evals.judge.replies import read_letter, read_score
+from jvidprune.evals.judge.rubrics import RUBRICS, Message, Rubric, letters_reminder
 from jvidprune.evals.records import is_sample, opened
 from jvidprune.evals.store import Record, json_line
 from jvidprune.files import atomic_output, parse_json
@@ -27,6 +28,8 @@ class Case:
       material: what the judge is shown, texts by name.
       request: hash of aspect and messages. Equal answers to one question make equal requests, whatever method gave
         them, and share a verdict.
+      sent: (role, text) of messages in other words than the rubric's (`published`); empty for its own.
+      letters: that a reply in those words is one of, the first of them for a right answer; empty for a score.
     """
 
     clip: str
@@ -36,11 +39,31 @@ class Case:
     rubric: Rubric
     material: tuple[tuple[str, str], ...]
     request: str
+    sent: tuple[tuple[str, str], ...] = ()
+    letters: str = ""
 
     @property
     def messages(self) -> list[Message]:
         """What the judge is sent."""
+        if self.sent:
+            return [{"role": role, "content": text} for role, text in self.sent]
         return self.rubric.messages(dict(self.material))
+
+    @property
+    def reminder(self) -> Message:
+        """What the judge is told where its reply held no score."""
+        return letters_reminder(self.letters) if self.letters else self.rubric.reminder()
+
+    def read(self, reply: str) -> float:
+        """The score in a reply; in lmms-eval's words it is a whole number, cut off.
+
+        Raises:
+          ValueError: none that can be read.
+        """
+        if self.letters:
+            return 1.0 - min(1, self.letters.index(read_letter(reply, self.letters)))
+        score = read_score(reply, self.rubric.top)
+        return float(int(score)) if self.sent else score
 
     @property
     def run(self) -> tuple[str, float]:

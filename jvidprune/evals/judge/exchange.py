@@ -7,7 +7,7 @@ from pathlib import Path
 from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.evals.judge.asking import Outcome
 from jvidprune.evals.judge.cases import Case, NotJudged
-from jvidprune.evals.judge.replies import read_score, score_of
+from jvidprune.evals.judge.replies import score_of
 from jvidprune.evals.judge.verdicts import verdict
 from jvidprune.evals.store import Record, RecordStore, json_line
 from jvidprune.files import atomic_output, parse_json
@@ -103,5 +103,5 @@ def _read(line: bytes, by_request: dict[str, Case], judge: str) -> Record:
     if not isinstance(reply, str):
         raise ValueError(f"its reply is {quoted(repr(reply))}, no text")
     value = next((found[name] for name in ("score", "verdict") if found.get(name) is not None), None)
-    score = read_score(reply, case.rubric.top) if value is None else score_of(value, case.rubric.top)
+    score = case.read(reply) if value is None else score_of(value, case.rubric.top)
     return verdict(case, judge, score, reply, 0)

@@ -44,6 +44,22 @@ def read_score(reply: str, top: int) -> float:
     return scores.pop()
 
 
+def read_letter(reply: str, letters: str) -> str:
+    """The letter that a reply begins with; what a model thinks before its answer does not count.
+
+    Args:
+      reply: of a judge.
+      letters: capitals that it may be.
+
+    Raises:
+      ValueError: it begins with none of them.
+    """
+    text = _THOUGHT.sub("", reply).strip().lstrip("\"'*(")
+    if not text or text[0].upper() not in letters or text[1:2].isalpha():
+        raise ValueError(f"there is none of {', '.join(letters)} in {quoted(repr(text), 120)}")
+    return text[0].upper()
+
+
 def score_of(value: Any, top: int) -> float:
     """A value as a score.
 

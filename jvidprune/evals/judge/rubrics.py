@@ -1,4 +1,4 @@
-"""What a judge is asked about an open answer, and on which scale. The wording is ours, not that of any publication.
+"""What a judge is asked about an open answer, and on which scale. The wording here is ours; `published` has another.
 
 VCGBench is scored for correctness, detail, context, temporal understanding and consistency from 0 to 5 each; the other
 rubrics ask for yes or no. What each rubric has to find out follows what is known of the benchmarks; sentences do not.
@@ -45,6 +45,12 @@ class Rubric:
         """What the judge is told where its reply held no score."""
         form = '{"verdict": "yes"} or {"verdict": "no"}' if self.top == 1 else f'{{"score": N}}, N from 0 to {self.top}'
         return {"role": "user", "content": f"I could not read a score in this. Reply with nothing but {form}."}
+
+
+def letters_reminder(letters: str) -> Message:
+    """What a judge is told that was to reply with a letter and did not."""
+    form = " or ".join([", ".join(letters[:-1]), letters[-1]])
+    return {"role": "user", "content": f"I could not read a letter in this. Reply with nothing but {form}."}
 
 
 _ROLE = (
