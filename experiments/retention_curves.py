@@ -45,7 +45,8 @@ console = Console()
 with console.working():
     llm = open_model(ModelChoice(args.model, dtype="float32"), console)
     task = answerable_part(llm.loaded.folder / "accuracy.csv", args.clips)
-    asked = registry.names() if args.methods == "all" else args.methods.split(",")
+    everything = (*registry.names(), *registry.framed(), *registry.learned())
+    asked = everything if args.methods == "all" else args.methods.split(",")
     methods, refused = {}, {}
     for name in asked:
         if name == "none":

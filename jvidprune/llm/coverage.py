@@ -19,6 +19,9 @@ from jvidprune.tokens import QUESTION
 
 _MARK = "<!-- families-table -->"
 
+_WEIGHTS = {"stts": "with a scorer in the tower", "covipal": "with a trained module"}
+"""What the methods of `registry.learned` need beside the model."""
+
 
 def lacking(config: Any, needs: frozenset[str]) -> tuple[str, ...]:
     """Evidence that a family cannot give a method, even with SigLIP's pooling head put next to its tower.
@@ -37,10 +40,16 @@ def cell(family: str, method: str) -> str:
     except JvidpruneError:
         # The one method that refuses a tower.
         return "no, frames of one size: `pool_space`"
-    if missing := lacking(config, reducer.needs):
+    inside = with_defaults(reducer).tokens_from == "tower"
+    if inside and get(family).connection == "shuffled":
+        return "no, its tower has a class token"
+    # The tower that a method runs itself gives it all that it needs.
+    needs = frozenset() if inside else reducer.needs
+    if missing := lacking(config, needs):
         return "needs " + ", ".join(f"`{name}`" for name in missing)
     notes = ["in the LLM"] * bool(inner_stages(reducer, 0.5))
-    notes += ["with SigLIP's pooling head"] * (not reducer.needs <= config.provides | QUESTION)
+    notes += ["with SigLIP's pooling head"] * (not needs <= config.provides | QUESTION)
+    notes += [_WEIGHTS[method]] if method in _WEIGHTS else []
     return f"yes ({', '.join(notes)})" if notes else "yes"
 
 
@@ -49,7 +58,7 @@ def markdown() -> str:
     columns = [family.name for family in families() if family.representative is not None]
     head = ["method", *(f"`{name}`" for name in columns)]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
-    for name in (*registry.names(), *registry.framed()):
+    for name in (*registry.names(), *registry.framed(), *registry.learned()):
         cells = (cell(family, name) for family in columns)
         lines.append(" | ".join([f"`{name}` {registry.info(name).label}", *cells]))
     return "\n".join(f"| {line} |" for line in lines)
