@@ -29,6 +29,12 @@ MESHES: dict[str, tuple[str, int]] = {
 }
 """Slice -> mesh, and how many prompts are read together: one for every copy of the model where there are many."""
 
+WITH_EVIDENCE = ("holov", "aot")
+"""Methods whose towers tell the attention that tokens receive: in the last block, and in two."""
+
+STEP_BEHIND = "v5e:2x4"
+"""The slice behind whose rows come the training step and the towers with evidence."""
+
 FRAMES = 32
 TEXT = 57
 STEP = ("llava-onevision-7b", "v6e:16x16", "data=4,fsdp=16,tensor=4")
@@ -71,8 +77,9 @@ def model_cells() -> list[ModelCell]:
         for model in MODELS:
             found += [ModelCell(model, "prefill", where), ModelCell(model, "prefill", where, 0.1, "random")]
             found.append(ModelCell(model, "encode", where))
-        if not any(cell.stage == "step" for cell in found):
+        if where == STEP_BEHIND:
             found.append(step)
+            found += [ModelCell(STEP[0], "encode", where, 0.3, reducer) for reducer in WITH_EVIDENCE]
     return found
 
 

@@ -134,8 +134,9 @@ def _models(rows: Rows) -> list[str]:
     ]
     reasons: dict[tuple[str, str, str], list[float]] = {}
     for key, row in rows.items():
-        stage, model, _, ratio, _, where, mesh = key.split()
-        head = f"| {stage} | {model} | {ratio.partition('=')[2]} | {where} | {mesh}"
+        stage, model, method, ratio, _, where, mesh = key.split()
+        shown = f"{stage}, evidence of {method}" if stage == "encode" and method != "none" else stage
+        head = f"| {shown} | {model} | {ratio.partition('=')[2]} | {where} | {mesh}"
         if "refused" in row:
             lines.append(f"{head} | {row['refused']} |{' |' * len(MODEL_COLUMNS)}")
             continue

@@ -63,7 +63,7 @@ def test_methods_inside_the_language_model_have_no_row_of_their_own():
 
 def test_every_family_is_compiled_on_every_slice_and_one_step_trains():
     cells = tpu_models.model_cells()
-    assert len({cell.key for cell in cells}) == len(cells) == 3 * 6 * 4 + 1
+    assert len({cell.key for cell in cells}) == len(cells) == 3 * 6 * 4 + 1 + len(tpu_models.WITH_EVIDENCE)
     assert {cell.where for cell in cells} == set(tpu_models.MESHES)
 
 
