@@ -2,14 +2,14 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from jvidprune.cli.options import MODEL, OUTPUT, Common, Model, ModelChoice, Video, print_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from rich.table import Table
 
@@ -34,16 +34,39 @@ class AskChoice:
     `jvidprune train stts` holds; by default the checkpoint's own (`jvidprune export`), or flashvid."""
     ratio: float | None = None
     """Retention ratio in (0, 1]; by default the checkpoint's own, or 0.1."""
-    max_new_tokens: int = 64
-    """Longest answer."""
-    temperature: float = 0.0
-    """0 answers greedily, above 0 samples."""
-    top_p: float = 1.0
+    max_new_tokens: int | None = None
+    """Longest answer; 64 by default."""
+    temperature: float | None = None
+    """0 answers greedily, which is the default; above 0 samples."""
+    top_p: float | None = None
     """Share of probability that sampling draws from."""
+    top_k: int | None = None
+    """Most probable tokens that sampling draws from, 0 for all."""
+    min_p: float | None = None
+    """Least probability that sampling draws from, as a share of the largest."""
+    repetition_penalty: float | None = None
+    """What ids of the prompt and the answer are made less likely by, 1 for nothing."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer."""
     seed: int = 0
     """Seed of sampling."""
+    samples: int = 1
+    """Answers, of as many seeds."""
+    generation: Literal["greedy", "folder"] = "greedy"
+    """What holds for settings that are not given: "folder" reads the checkpoint's generation_config.json."""
+    stream: bool = False
+    """Write the answer as it comes."""
+    system: str | None = None
+    """What the model is told before, in place of its own system turn."""
     times: bool = False
     """Put the times of the frames before the question, as LLaVA-Video's training did."""
+
+    @property
+    def generating(self) -> dict[str, Any]:
+        """What `VideoLLM.ask` takes of generation."""
+        names = ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed")
+        given = {name: getattr(self, name) for name in names}
+        return given | {"stop": self.stop or None, "defaults": self.generation}
 
 
 CHOICE = AskChoice()
@@ -60,8 +83,13 @@ def ask(
 ) -> None:
     """Answer a question about a video from a few of its tokens, and show what each stage cost."""
     console = out.console()
-    answer = answered(video, question, choice, model=model, console=console)
-    if out.json:
+    streamed = choice.stream and not out.json
+    answer = answered(video, question, choice, model=model, console=console, write=_write if streamed else None)
+    if streamed:
+        print()
+        if not out.quiet:
+            show_answer(console, answer, text=False)
+    elif out.json:
         print_json(answer.record())
     elif out.quiet:
         print(answer.text)
@@ -70,24 +98,41 @@ def ask(
 
 
 def answered(
-    path: Path | None, question: str, choice: AskChoice, *, model: ModelChoice, console: "Console"
+    path: Path | None,
+    question: str,
+    choice: AskChoice,
+    *,
+    model: ModelChoice,
+    console: "Console",
+    write: "Callable[[str], None] | None" = None,
 ) -> "Answer":
-    """One question from file to answer; bad names and numbers are refused before anything is loaded.
+    """One question from file to answer, given to `write` piece by piece if there is one.
+
+    Bad names and numbers are refused before anything is loaded.
 
     Where no reducer or ratio is given they are the checkpoint's own, else FlashVID's at `RATIO`.
     """
     from jvidprune.cli import reading
-    from jvidprune.fields import Seed, checked
+    from jvidprune.errors import JvidpruneError
+    from jvidprune.fields import Count, Seed, checked
     from jvidprune.llm.clock import with_times
     from jvidprune.llm.encoded import clip_of
+    from jvidprune.llm.generation import MAX_NEW_TOKENS
     from jvidprune.llm.stages import StageClock
     from jvidprune.models.checkpoint.load import read_config
-    from jvidprune.models.generate import check_sampling
+    from jvidprune.models.sampling import Sampling, check_stops
     from jvidprune.reducers.protocol import check_ratio, of_frames
     from jvidprune.reducers.serialise import load_pruning
 
-    check_sampling(choice.max_new_tokens, choice.temperature, choice.top_p)
+    settings = {field.name: getattr(choice, field.name) for field in dataclasses.fields(Sampling)}
+    Sampling(**{name: value for name, value in settings.items() if value is not None})
+    check_stops(choice.stop)
     checked(choice.seed, Seed, "seed")
+    checked(choice.samples, Count, "samples")
+    if choice.max_new_tokens is not None:
+        checked(choice.max_new_tokens, Count, "max_new_tokens")
+    if choice.stream and choice.samples > 1:
+        raise JvidpruneError("one answer is streamed: leave --samples out.")
     limits = reading.check_reading(model)
     names = [] if choice.reducer is None else [choice.reducer]
     reading.check_asked(path, names, RATIO if choice.ratio is None else choice.ratio)
@@ -98,7 +143,8 @@ def answered(
     ratio = check_ratio((own.ratio if own else RATIO) if choice.ratio is None else choice.ratio)
     chosen = (own.reducer if own else REDUCER) if choice.reducer is None else choice.reducer
     with console.working():
-        reading.check_fits(path, model, limits, reading.Asked(question, chosen, ratio, choice.max_new_tokens))
+        asked = reading.Asked(question, chosen, ratio, choice.max_new_tokens or MAX_NEW_TOKENS)
+        reading.check_fits(path, model, limits, asked)
         llm = reading.open_model(model, console)
         # The loaded settings are bound to the model, where a method needs its weights.
         method = llm.reducer(chosen) if isinstance(chosen, str) else llm.pruning.reducer if llm.pruning else chosen
@@ -112,15 +158,16 @@ def answered(
             # Methods that read the question read it without the times.
             reduced = llm.reduce(video, reducer=method, ratio=ratio)
             stage.tokens = reduced.kept
-        answer = llm.ask(
-            reduced,
-            with_times(question, clip_of(reduced.video)) if choice.times else question,
-            clock=clock,
-            max_new_tokens=choice.max_new_tokens,
-            temperature=choice.temperature,
-            top_p=choice.top_p,
-            seed=choice.seed,
-        )
+        if choice.times:
+            question = with_times(question, clip_of(reduced.video))
+        how: dict[str, Any] = {"clock": clock, "system": choice.system, **choice.generating}
+        # Bars and an answer as it comes would write over each other: what streams is read and written behind them.
+        answer = None if write is not None else llm.ask(reduced, question, samples=choice.samples, **how)
+    if answer is None:
+        stream = llm.stream(reduced, question, **how)
+        for piece in stream:
+            (write or _write)(piece)
+        answer = stream.answer
     return priced(answer, llm.loaded.config, reduced.whole or reduced.video.tokens.layout(), method)
 
 
@@ -152,12 +199,18 @@ def priced(answer: "Answer", config: Any, layout: "Layout", reducer: "Reducer") 
     return dataclasses.replace(answer, stages=tuple(stages))
 
 
-def show_answer(console: "Console", answer: "Answer") -> None:
-    """The answer and its stage table."""
+def _write(piece: str) -> None:
+    print(piece, end="", flush=True)
+
+
+def show_answer(console: "Console", answer: "Answer", *, text: bool = True) -> None:
+    """The answer and its stage table, without its text where that was written before."""
     from jvidprune.cli.console import marked
 
-    console.print(f"\n[bold]{marked(answer.question)}[/bold]")
-    console.print(marked(answer.text) or "[dim](empty answer)[/dim]", plain=True)
+    if text:
+        console.print(f"\n[bold]{marked(answer.question)}[/bold]")
+        for one in answer.texts or (answer.text,):
+            console.print(marked(one) or "[dim](empty answer)[/dim]", plain=True)
     console.print()
     share = f"{answer.kept:,} of {answer.visual:,} visual tokens ({answer.kept / answer.visual:.1%})"
     kept = f"{answer.reducer} kept {share}"

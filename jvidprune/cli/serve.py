@@ -57,7 +57,7 @@ def run_page(choice: ServeChoice, *, model: ModelChoice, console: "Console", as_
 
     from jvidprune.cli.reading import check_reading, open_model
     from jvidprune.expressions import split_list
-    from jvidprune.models.generate import check_sampling
+    from jvidprune.models.sampling import check_sampling
     from jvidprune.reducers.registry import from_text
     from jvidprune.serve.server import LIMITS, LOOPBACK, check_page, running
     from jvidprune.video.limits import Limits

@@ -9,8 +9,8 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.conventions import check_convention
 from jvidprune.models.checkpoint.dtypes import AUTO, DTypeName
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.models.generate import check_sampling
 from jvidprune.models.positions import MropeRule, check_rule
+from jvidprune.models.sampling import check_sampling
 from jvidprune.models.settings import Convention
 from jvidprune.reducers.prompt_rules import PositionRule, check_positions
 from jvidprune.reducers.protocol import check_ratio

@@ -7,27 +7,23 @@ of programs. Every row keeps its own counts, so that a batch gives what each pro
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 
 from jvidprune.cuts.cache import Cache
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.deepstack import kept_levels
-from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_frames, shared_places, shared_stages
-from jvidprune.llm.prompt_cuts import join_inner, prompt_inner
-from jvidprune.llm.prompts.slots import SlotMap
+from jvidprune.llm.generation import AnswerText, Ended, Finish, Generation
+from jvidprune.llm.rows import Prompt, Row, Rows, batches, lay_out_rows, power_of_two, read_rows
 from jvidprune.llm.stages import StageClock
-from jvidprune.models.generate import NO_TOKEN, check_sampling, decode, lower_decode
-from jvidprune.models.prefill import PromptParts, lower_prefill, prefill
+from jvidprune.models.generate import NO_TOKEN, decode, decode_pieces, lower_decode
+from jvidprune.models.prefill import lower_prefill, prefill
+from jvidprune.models.sampling import check_sampling, check_stops
 from jvidprune.models.score import score
-from jvidprune.ops.newline import NewlineKind
 from jvidprune.parallel import on_every_device, on_mesh_of
-from jvidprune.tokens import InnerStage
 
 if TYPE_CHECKING:
     from jvidprune.llm.video_llm import VideoLLM
@@ -37,27 +33,6 @@ BATCH = 8
 
 MIN_FILL = 0.5
 """Padded length of a prompt, as a share of its batch's, below which it waits for a batch of its own."""
-
-_NEWLINE, _TEXT = -1, -2
-"""What stands in a slot that holds no reduced token."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """One question about one reduced video, or several.
-
-    Attributes:
-      video: what `VideoLLM.reduce` or `reduced.sweep_video` made of a video; or several, in the order of the prompt.
-      question: text.
-    """
-
-    video: ReducedVideo | Sequence[ReducedVideo]
-    question: str
-
-    @property
-    def videos(self) -> list[ReducedVideo]:
-        """All of them."""
-        return [self.video] if isinstance(self.video, ReducedVideo) else list(self.video)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +50,7 @@ class Reply:
       newlines: newline embeddings among the prompt's tokens.
       cached: (layers, tokens of the prompt that each of them has keys and values of) for every stretch of layers, in
         their order; only where it was asked for.
+      finish: why the answer ended.
     """
 
     text: str
@@ -86,6 +62,7 @@ class Reply:
     likeliest: tuple[tuple[int, float], ...] = ()
     newlines: int = 0
     cached: tuple[tuple[int, int], ...] = ()
+    finish: Finish | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +99,10 @@ def answer_many(
     count_cached: bool = False,
     ends: bool = True,
     clock: StageClock | None = None,
+    top_k: int = 0,
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    stop: Sequence[str] = (),
 ) -> list[Reply]:
     """Answers many questions; each gets the answer it would get alone.
 
@@ -140,6 +121,8 @@ def answer_many(
       ends: whether an end of sequence ends an answer; without, every answer is `max_new_tokens` long, by the same
         compiled program, which is how the speed of decoding is measured.
       clock: gets a "prefill" and a "generate" stage for each batch.
+      top_k, min_p, repetition_penalty: see `models.sampling.Sampling`.
+      stop: texts that end an answer; a batch is then decoded piece by piece, until every row has one.
 
     Returns:
       One reply for each prompt, in their order.
@@ -147,31 +130,33 @@ def answer_many(
     Raises:
       JvidpruneError: settings out of range, or a prompt longer than the model's positions; before anything runs.
     """
-    check_sampling(max_new_tokens, temperature, top_p)
+    sampling = check_sampling(
+        max_new_tokens, temperature, top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty
+    )
+    generation = Generation(max_new_tokens, sampling, check_stops(tuple(stop)))
     seed = _row_seeds(seeds, len(prompts))
     clock = clock or StageClock()
     replies: list[Any] = [None] * len(prompts)
-    for rows in _batches(llm, prompts, reserve=max_new_tokens, batch=batch, min_fill=min_fill):
+    for rows in batches(llm, prompts, reserve=max_new_tokens, batch=batch, min_fill=min_fill):
         with clock("prefill") as stage:
-            logits, cache = jax.block_until_ready(_read(llm, rows, max_new_tokens - 1))
+            logits, cache = jax.block_until_ready(read_rows(llm, rows, max_new_tokens - 1))
             stage.tokens = sum(row.slots.length for row in rows.used)
         # Decoding takes the cache over.
         cached = _cached(llm, cache) if count_cached else [()] * rows.size
         with clock("generate") as stage:
-            keys = rows.filled([jax.random.key(seed[row.number]) for row in rows.used]) if temperature > 0 else []
-            found, _ = decode(
-                llm.loaded.model,
-                logits,
-                cache,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                eos_ids=llm.eos_ids if ends else (NO_TOKEN,) * len(llm.eos_ids),
-                key=jnp.stack(keys) if keys else None,
-            )
+            keys = [jax.random.key(seed[row.number]) for row in rows.used]
+            texts = [AnswerText(llm.tokenizer, llm.eos_ids, generation, ends=ends) for _ in rows.used]
+            how, given = decoding(llm, rows, logits, generation, keys, ends=ends), (llm.loaded.model, logits, cache)
+            # The host looks at an answer on the way only where texts end it.
+            pieces = decode_pieces(*given, **how) if generation.stop else iter([decode(*given, **how)])
+            for ids, _ in pieces:
+                for text, more in zip(texts, np.asarray(ids), strict=False):
+                    text.push(more.tolist())
+                if all(text.answer.finish is not None for text in texts):
+                    break
             first = _likeliest(logits, likeliest) if likeliest else [()] * rows.size
-            for row, ids, top, held in zip(rows.used, np.asarray(found), first, cached, strict=False):
-                replies[row.number] = _reply(llm, row, [int(i) for i in ids if i >= 0], top, held)
+            for row, text, top, held in zip(rows.used, texts, first, cached, strict=False):
+                replies[row.number] = reply_of(llm, row, text.answer, top, held)
             stage.tokens = sum(replies[row.number].generated for row in rows.used)
     return replies
 
@@ -190,8 +175,8 @@ def lower_batch(llm: "VideoLLM", prompts: Sequence[Prompt], *, max_new_tokens: i
     Raises:
       JvidpruneError: a prompt longer than the model's positions.
     """
-    (rows,) = _batches(llm, prompts, reserve=max_new_tokens, batch=len(prompts), min_fill=0.0)
-    (embeds, positions, valid), capacity, parts = _laid_out(llm, rows, max_new_tokens - 1)
+    (rows,) = batches(llm, prompts, reserve=max_new_tokens, batch=len(prompts), min_fill=0.0)
+    (embeds, positions, valid), capacity, parts = lay_out_rows(llm, rows, max_new_tokens - 1)
     model = llm.loaded.model
     first = lower_prefill(model, embeds, positions, valid, capacity=capacity, **parts)
     logits, cache = prefill(model, embeds, positions, valid, capacity=capacity, **parts)
@@ -232,12 +217,12 @@ def score_many(
     for choices, ids in zip(continuations, texts, strict=True):
         if empty := [text for text, found in zip(choices, ids, strict=True) if not found]:
             raise JvidpruneError(f"the continuation {empty[0]!r} has no token to score.")
-    width = _power(max((len(ids) for choices in texts for ids in choices), default=1))
+    width = power_of_two(max((len(ids) for choices in texts for ids in choices), default=1))
     clock = clock or StageClock()
     scores: list[list[Score]] = [[] for _ in prompts]
-    for rows in _batches(llm, prompts, reserve=width, batch=batch, min_fill=min_fill):
+    for rows in batches(llm, prompts, reserve=width, batch=batch, min_fill=min_fill):
         with clock("prefill") as stage:
-            logits, cache = jax.block_until_ready(_read(llm, rows, width - 1))
+            logits, cache = jax.block_until_ready(read_rows(llm, rows, width - 1))
             stage.tokens = sum(row.slots.length for row in rows.used)
         with clock("score") as stage:
             for turn in range(max(len(texts[row.number]) for row in rows.used)):
@@ -252,150 +237,52 @@ def score_many(
     return scores
 
 
-class _Row(NamedTuple):
-    """A prompt laid out: its place among the prompts, its videos, slots and text ids."""
-
-    number: int
-    videos: list[ReducedVideo]
-    slots: SlotMap
-    text: np.ndarray
-
-    @property
-    def size(self) -> int:
-        return len(self.slots.source)
-
-
-class _Rows(NamedTuple):
-    """A batch: the prompts in it, the longest first, and the number of rows, fillers included."""
-
-    used: list[_Row]
-    size: int
-
-    def filled(self, parts: list[Any]) -> list[Any]:
-        """One part for each row: those of the prompts, then the first one's again."""
-        return parts + parts[:1] * (self.size - len(parts))
-
-
-def _batches(
-    llm: "VideoLLM", prompts: Sequence[Prompt], *, reserve: int, batch: int, min_fill: float
-) -> Iterator[_Rows]:
-    if batch < 1:
-        raise JvidpruneError(f"a batch has at least 1 prompt, got {batch}.")
-    if not 0 <= min_fill <= 1:
-        raise JvidpruneError(f"min_fill must lie in [0, 1], got {min_fill}.")
-    groups: dict[Any, list[_Row]] = {}
-    for number, prompt in enumerate(prompts):
-        videos = prompt.videos
-        stages = _alike(shared_stages(videos), llm.loaded.config.text.layers)
-        row = _Row(number, videos, *llm.lay_out(videos, prompt.question, reserve))
-        groups.setdefault(stages, []).append(row)
-    made = []
-    for group in groups.values():
-        waiting = sorted(group, key=lambda row: -row.size)
-        while waiting:
-            used = [row for row in waiting[:batch] if row.size >= min_fill * waiting[0].size]
-            made.append(_Rows(used, min(batch, _power(len(used)))))
-            waiting = waiting[len(used) :]
-    return iter(made)
-
-
-def _alike(stages: Sequence[InnerStage], layers: int) -> Any:
-    """What prompts of one batch must have in common: layers, rules and positions, not the shares kept."""
-    return tuple(stage.shared for stage in stages if stage.boundary < layers)
-
-
-def _read(llm: "VideoLLM", rows: _Rows, room: int) -> tuple[jax.Array, Cache]:
-    """Prefill of a batch: (B, V) logits and a cache with room for more tokens."""
-    (embeds, positions, valid), capacity, parts = _laid_out(llm, rows, room)
-    return prefill(llm.loaded.model, embeds, positions, valid, capacity=capacity, **parts)
-
-
-def laid_out(
-    llm: "VideoLLM", prompt: Prompt, room: int
-) -> tuple[Int[np.ndarray, "S"], tuple[jax.Array, np.ndarray, np.ndarray], int, PromptParts]:
-    """One prompt as `prefill` is given it.
+def decoding(
+    llm: "VideoLLM",
+    rows: Rows,
+    logits: jax.Array,
+    generation: Generation,
+    keys: Sequence[jax.Array],
+    *,
+    ends: bool = True,
+) -> dict[str, Any]:
+    """What `decode` and `decode_pieces` are given for a batch, besides model, logits and cache.
 
     Args:
       llm: the model.
-      prompt: the prompt.
-      room: tokens that will follow it.
-
-    Returns:
-      The row of the videos' reduced tokens that each slot holds, negative for text and newlines; embeddings, positions
-      and valid slots; slots of the cache; all else.
+      rows: the batch.
+      logits: of its prefill.
+      generation: settings; its seed is not read.
+      keys: one a prompt.
+      ends: whether an end of sequence ends an answer.
     """
-    (rows,) = _batches(llm, [prompt], reserve=room, batch=1, min_fill=0.0)
-    (row,) = rows.used
-    return row.slots.source - len(row.text) - 1, *_laid_out(llm, rows, room)
+    sampling = generation.sampling
+    how: dict[str, Any] = {"max_new_tokens": generation.max_new_tokens, "sampling": sampling}
+    how["eos_ids"] = llm.eos_ids if ends else (NO_TOKEN,) * len(llm.eos_ids)
+    how["key"] = None if sampling.greedy else jnp.stack(rows.filled(list(keys)))
+    if sampling.repetition_penalty != 1:
+        seen = np.zeros((rows.size, logits.shape[-1]), bool)
+        for row, text in zip(seen, rows.filled([row.text for row in rows.used]), strict=True):
+            row[text[text < len(row)]] = True
+        how["seen"] = seen
+    return how
 
 
-def _laid_out(
-    llm: "VideoLLM", rows: _Rows, room: int
-) -> tuple[tuple[jax.Array, np.ndarray, np.ndarray], int, PromptParts]:
-    """What `prefill` is given for a batch: embeddings, positions and valid slots; the cache's slots; all else."""
-    model, layers = llm.loaded.model, llm.loaded.config.text.layers
-    width = rows.used[0].size
-    embeds, inners, levels, slots, mutual = [], [], [], [], []
-    for row in rows.used:
-        videos, count = row.videos, len(row.text)
-        wide = row.slots.widened(width)
-        at = wide.source - count - 1
-        ids = np.where(at < _NEWLINE, row.text[np.minimum(wide.source, count - 1)], 0).astype(np.int32)
-        held = np.where(wide.valid, np.maximum(at, _TEXT), _TEXT).astype(np.int32)
-        slots.append(wide)
-        embeds.append(_embed(model, ids, held, [one.reduced.tokens for one in videos]))
-        levels.append(kept_levels(videos, wide, count))
-        mutual.append(llm.prompts.bidirectional(wide, row.text))
-        # The first video's layout decides which newlines compete at a cut.
-        newline = videos[0].rules.newline_layout(llm.newline)
-        group = _groups(videos, newline)
-        found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=group)
-        inners.append(found)
-    slots = rows.filled(slots)
-    following = [one.length if one.next_position is None else one.next_position for one in slots]
-    parts: PromptParts = {"next_position": np.asarray(following, np.int32)}
-    if inners[0] is not None:
-        parts["inner"] = join_inner(rows.filled(inners))
-    if mutual[0] is not None:
-        parts["bidirectional"] = np.stack(rows.filled(mutual))
-    if levels[0] is not None:
-        parts["deepstack"] = jnp.concatenate(rows.filled(levels), axis=1)
-    positions = np.concatenate([one.rotary for one in slots], axis=-2)
-    valid = np.stack([one.valid for one in slots])
-    return (jnp.stack(rows.filled(embeds)), positions, valid), width + room, parts
-
-
-def _groups(videos: Sequence[ReducedVideo], newline: NewlineKind) -> np.ndarray | None:
-    """What the stages inside the model count in: frames, places in a frame, or the blocks of the plans."""
-    rules = [stage.rule for stage in videos[0].inner]
-    if any(rule.by_frame for rule in rules):
-        return shared_frames(videos)
-    return shared_places(videos, newline) if any(rule.by_place for rule in rules) else shared_blocks(videos)
-
-
-@jax.jit
-def _embed(model: Any, ids: jax.Array, held: jax.Array, parts: list[jax.Array]) -> jax.Array:
-    """(S, D) embeddings of a prompt's slots: text ids, or what they hold of the reduced tokens of its videos."""
-    tokens = model.embed_visual(jnp.concatenate(parts))
-    words = model.embed_text(ids)
-    if model.newline is not None:
-        words = jnp.where((held == _NEWLINE)[:, None], model.newline.astype(words.dtype), words)
-    return jnp.where((held >= 0)[:, None], tokens[jnp.maximum(held, 0)].astype(words.dtype), words)
-
-
-def _reply(
+def reply_of(
     llm: "VideoLLM",
-    row: _Row,
-    ids: list[int],
-    likeliest: tuple[tuple[int, float], ...],
-    cached: tuple[tuple[int, int], ...],
+    row: Row,
+    ended: Ended,
+    likeliest: tuple[tuple[int, float], ...] = (),
+    cached: tuple[tuple[int, int], ...] = (),
 ) -> Reply:
-    answer = tuple(i for i in ids if i not in llm.eos_ids)
+    """The reply of a row whose answer is there."""
+    answer = tuple(i for i in ended.ids if i not in llm.eos_ids)
     kept, visual = (sum(getattr(one, name) for one in row.videos) for name in ("kept", "visual"))
-    text, length = llm.tokenizer.decode(answer).strip(), row.slots.length
+    length = row.slots.length
     # In the table of a slot map the newline embedding stands behind all text.
     newlines = int((row.slots.source[:length] == len(row.text)).sum())
-    return Reply(text, answer, len(ids), kept, visual, length, likeliest, newlines, cached)
+    counts = (len(ended.ids), kept, visual, length)
+    return Reply(ended.text, answer, *counts, likeliest, newlines, cached, ended.finish)
 
 
 def _cached(llm: "VideoLLM", cache: Cache) -> list[tuple[tuple[int, int], ...]]:
@@ -425,8 +312,3 @@ def _row_seeds(seeds: int | Sequence[int], count: int) -> list[int]:
     if len(listed) != count:
         raise JvidpruneError(f"{count} prompts need one seed or as many, got {len(listed)}.")
     return listed
-
-
-def _power(count: int) -> int:
-    """The smallest power of two that is not below `count`."""
-    return 1 << (count - 1).bit_length()

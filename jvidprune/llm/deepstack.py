@@ -12,7 +12,8 @@ from jvidprune.models.qwen.model import spread_levels
 
 
 def kept_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> jax.Array | None:
-    """(S, 1, L, D) what a prefill adds behind its first S layers, or None for a model without DeepStack.
+    """(S, 1, L, D) what a prefill adds behind its first S layers, or None for a model without DeepStack and for
+    text alone.
 
     The levels are those of the kept ids, also where tokens are merged, as FlashVID's code has it. A method that
     runs the tower itself (STTS) gives levels of its own.
@@ -22,7 +23,7 @@ def kept_levels(videos: Sequence[ReducedVideo], slots: SlotMap, text: int) -> ja
       slots: of the prompt.
       text: its text tokens.
     """
-    if "features_deepstack" not in videos[0].video.tokens.evidence:
+    if not videos or "features_deepstack" not in videos[0].video.tokens.evidence:
         return None
     kept = []
     for one in videos:

@@ -205,13 +205,13 @@ def clip_of(video: EncodedVideo) -> Clip:
 
 
 def shared_stages(videos: Sequence[ReducedVideo]) -> tuple[InnerStage, ...]:
-    """The stages inside the language model, which all videos of a prompt must agree on.
+    """The stages inside the language model, which all videos of a prompt must agree on; none without a video.
 
     Raises:
-      JvidpruneError: no video, or videos with different stages.
+      JvidpruneError: videos with different stages.
     """
     if not videos:
-        raise JvidpruneError("a question needs at least one video.")
+        return ()
     if any(video.inner != videos[0].inner for video in videos):
         titles = ", ".join(video.title for video in videos)
         raise JvidpruneError(f"the videos of one prompt have different stages inside the language model ({titles}).")

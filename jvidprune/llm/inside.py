@@ -15,8 +15,8 @@ from jaxtyping import Bool, Int
 from jvidprune.cuts.cut import CutRecord
 from jvidprune.cuts.reselection import Reselection
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.batch import Prompt, laid_out
 from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.llm.rows import Prompt, laid_out
 from jvidprune.models.prefill import read_prompt
 from jvidprune.parallel import on_mesh_of
 

@@ -9,30 +9,34 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.batch import Prompt, answer_many
+from jvidprune.fields import Count, checked
+from jvidprune.llm.asking import Answer, Stream, answer_of, reduced_source, sample_seeds
+from jvidprune.llm.batch import answer_many
+from jvidprune.llm.chat import Chat
 from jvidprune.llm.conventions import check_convention
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, prompt_positions, reduce_video
 from jvidprune.llm.folder import family_settings
+from jvidprune.llm.generation import Generating, generation_of
 from jvidprune.llm.opening import Source, add_evidence, encode_frames, open_source, reduce_frames
 from jvidprune.llm.prompts.builder import PromptBuilder
+from jvidprune.llm.prompts.messages import Asked, asked_of
 from jvidprune.llm.prompts.registry import builder_of
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.prompts.templates import CHAT, chat_template
-from jvidprune.llm.stages import Stage, StageClock, enable_compilation_cache
+from jvidprune.llm.rows import Prompt
+from jvidprune.llm.stages import StageClock, enable_compilation_cache
 from jvidprune.models.checkpoint.dtypes import AUTO
 from jvidprune.models.checkpoint.folder import UNTRAINED_MARK
 from jvidprune.models.checkpoint.load import LoadedModel, load_model, read_config
 from jvidprune.models.checkpoint.processor import video_processor
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.fused import AttentionKind
-from jvidprune.models.generate import check_sampling
 from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.settings import Convention, FamilySettings
 from jvidprune.models.text_tower import TEXT_TOWER, TextTower, check_shared, load_text_tower
@@ -55,39 +59,8 @@ Method = Reducer | str
 Video = Source | EncodedVideo | ReducedVideo
 """What a question can be asked about."""
 
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """An answer and what it cost.
-
-    Attributes:
-      question, text: what was asked and answered.
-      token_ids: generated ids, end of sequence excluded.
-      reducer: method name.
-      ratio: retention ratio asked for.
-      kept, visual: tokens kept and tokens there were, newlines not counted.
-      prompt: prompt length in tokens.
-      positions: rule of the kept tokens' positions.
-      stages: decode, encode, reduce, prefill, generate.
-      untrained: the weights are random.
-    """
-
-    question: str
-    text: str
-    token_ids: tuple[int, ...]
-    reducer: str
-    ratio: float
-    kept: int
-    visual: int
-    prompt: int
-    positions: PositionRule
-    stages: tuple[Stage, ...]
-    untrained: bool
-
-    def record(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        stages = [dataclasses.asdict(stage) | {"per_second": stage.rate} for stage in self.stages]
-        return dataclasses.asdict(self) | {"token_ids": list(self.token_ids), "stages": stages}
+Videos = Video | list[Video] | tuple[Video, ...] | None
+"""One, several, or none for text alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,13 +254,13 @@ class VideoLLM:
             into its prompts, or evidence that this checkpoint cannot give.
         """
         wanted = frozenset() if needs is None else frozenset(needs)
-        method = self._chosen(reducer) if needs is None else None if reducer is None else self.reducer(reducer)
+        method = self.chosen(reducer) if needs is None else None if reducer is None else self.reducer(reducer)
         if method is not None:
             wanted |= method.needs if question is not None else method.needs - QUESTION
         return encode_frames(self, open_source(self, source, fps, times), wanted, question)
 
-    def _chosen(self, reducer: Method | None) -> Reducer | None:
-        """The reducer asked for, else the folder's own."""
+    def chosen(self, reducer: Method | None) -> Reducer | None:
+        """The reducer asked for, else the folder's own; None where it names none."""
         if reducer is None:
             return None if self.pruning is None else self.pruning.reducer
         return self.reducer(reducer)
@@ -341,7 +314,7 @@ class VideoLLM:
           JvidpruneError: an impossible ratio or budget, missing evidence, or no reducer or ratio given where the folder
             names none.
         """
-        method = self._chosen(reducer)
+        method = self.chosen(reducer)
         ratio = self.pruning.ratio if ratio is None and self.pruning is not None else ratio
         if method is None or ratio is None:
             raise JvidpruneError("encoded tokens need a reducer and a ratio.")
@@ -368,14 +341,27 @@ class VideoLLM:
         """How videos are written into prompts of this family."""
         return builder_of(self.settings)(self.loaded.config, self.settings, self.loaded.folder, self.tokenizer)
 
-    def lay_out(self, videos: Sequence[ReducedVideo], question: str, reserve: int) -> tuple[SlotMap, np.ndarray]:
+    def lay_out(
+        self,
+        videos: Sequence[ReducedVideo],
+        question: Asked,
+        reserve: int,
+        tail: Sequence[int] = (),
+    ) -> tuple[SlotMap, np.ndarray]:
         """The slots of a prompt and its text ids in order; families that write time read it from the videos' clips.
+
+        Args:
+          videos: in the order of the prompt.
+          question: behind the videos, or a conversation that says where they stand.
+          reserve: tokens that will follow.
+          tail: ids that go on behind the prompt.
 
         Raises:
           JvidpruneError: prompt and `reserve` tokens of an answer do not fit into the model's positions, or a video
             whose times are needed and not known.
         """
         ids = self.prompts.ids(videos, question)
+        ids[-1] = [*ids[-1], *tail]
         slots = self.prompts.lay_out(videos, ids, reserve=reserve, positions=self.position_rule(videos))
         return slots, np.concatenate([np.asarray(part, np.int32) for part in ids])
 
@@ -386,100 +372,125 @@ class VideoLLM:
 
     def ask(
         self,
-        video: Video | list[Video] | tuple[Video, ...],
+        video: Videos,
         question: str,
         *,
         reducer: Method | None = None,
         ratio: float | None = None,
         fps: float | None = None,
         times: Sequence[float] | None = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
         clock: StageClock | None = None,
         positions: PositionRule | None = None,
+        system: str | None = None,
+        samples: int = 1,
+        **generating: Unpack[Generating],
     ) -> Answer:
         """Answers one question about a video.
 
         Args:
           video: anything that `encode` takes, or what it returned, which is reduced here; or what `reduce` made, for
-            another question about the same tokens; or a list of these, for a prompt with several videos.
+            another question about the same tokens; or a list of these, for a prompt with several videos; or None, for
+            text alone.
           question: what to ask; methods that read it are given it.
           reducer, ratio: method and retention ratio of what is reduced here; by default the folder's own.
           fps, times: of what is encoded here, as for `encode`.
-          max_new_tokens: longest answer.
-          temperature: 0 answers greedily, above 0 samples.
-          top_p: share of probability that sampling draws from.
-          seed: of sampling.
           clock: collects the stages' times.
           positions: of kept tokens, before all other settings of it; see `load`.
+          system: what the model is told before, in place of the template's own system turn.
+          samples: answers, of as many seeds; those behind the first stand in `Answer.texts`. Each reads the prompt.
+          **generating: length, sampling, stop texts and seed, see `llm.generation.Generating`.
 
         Raises:
-          JvidpruneError: what `encode` and `reduce` raise, or a prompt longer than the model's positions.
+          JvidpruneError: what `encode` and `reduce` raise, a prompt longer than the model's positions, or settings of
+            generation that are out of range or not known.
         """
+        generation = generation_of(self, generating)
+        checked(samples, Count, "samples")
         clock = clock or StageClock()
-        check_sampling(max_new_tokens, temperature, top_p)
-        check_positions(positions)
-        videos = [
-            one if isinstance(one, ReducedVideo) else self._reduced(one, question, reducer, ratio, fps, times, clock)
-            for one in (video if isinstance(video, list | tuple) else [video])
-        ]
-        if positions is not None:
-            videos = [dataclasses.replace(one, positions=positions) for one in videos]
-        (reply,) = answer_many(
+        videos = self._videos(video, question, reducer, ratio, fps, times, clock, positions)
+        sampling = generation.sampling
+        replies = answer_many(
             self,
-            [Prompt(videos, question)],
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seeds=seed,
+            [Prompt(videos, asked_of(question, videos, system))] * samples,
+            max_new_tokens=generation.max_new_tokens,
+            **dataclasses.asdict(sampling),
+            stop=generation.stop,
+            seeds=sample_seeds(generation.seed, samples),
             clock=clock,
         )
-        return Answer(
-            question=question,
-            text=reply.text,
-            token_ids=reply.token_ids,
-            reducer=", ".join(dict.fromkeys(one.title for one in videos)),
-            ratio=videos[0].ratio,
-            kept=reply.kept,
-            visual=reply.visual,
-            prompt=reply.prompt,
-            positions=self.position_rule(videos),
-            stages=tuple(clock.stages),
-            untrained=self.untrained,
-        )
+        return answer_of(self, videos, question, replies, clock)
 
-    def _reduced(
+    def stream(
         self,
-        video: Source | EncodedVideo,
+        video: Videos,
+        question: str,
+        *,
+        reducer: Method | None = None,
+        ratio: float | None = None,
+        fps: float | None = None,
+        times: Sequence[float] | None = None,
+        clock: StageClock | None = None,
+        positions: PositionRule | None = None,
+        system: str | None = None,
+        **generating: Unpack[Generating],
+    ) -> Stream:
+        """Answers one question as the answer is written: `for piece in llm.stream(...)`.
+
+        The video is read and reduced before this returns. All pieces together are the text that `ask` gives;
+        `Stream.answer` is the whole answer behind the last piece.
+
+        Args:
+          video, question, reducer, ratio, fps, times, clock, positions, system, **generating: see `ask`.
+
+        Raises:
+          JvidpruneError: see `ask`.
+        """
+        generation = generation_of(self, generating)
+        clock = clock or StageClock()
+        videos = self._videos(video, question, reducer, ratio, fps, times, clock, positions)
+        return Stream(self, videos, asked_of(question, videos, system), generation, clock, question)
+
+    def chat(
+        self,
+        video: Videos = None,
+        *,
+        reducer: Method | None = None,
+        ratio: float | None = None,
+        question: str = "",
+        system: str | None = None,
+        reuse: bool = True,
+    ) -> Chat:
+        """A conversation of several rounds about the same videos, which are read and reduced here, once.
+
+        Args:
+          video, reducer, ratio, system: see `ask`.
+          question: what methods that read one are given, in place of the questions to come.
+          reuse: keep the cache between rounds; see `llm.chat.Chat`.
+
+        Raises:
+          JvidpruneError: what `encode` and `reduce` raise.
+        """
+        videos = self._videos(video, question, reducer, ratio, None, None, StageClock(), None)
+        return Chat(self, videos, system=system, reuse=reuse)
+
+    def _videos(
+        self,
+        video: Videos,
         question: str,
         reducer: Method | None,
         ratio: float | None,
         fps: float | None,
         times: Sequence[float] | None,
         clock: StageClock,
-    ) -> ReducedVideo:
-        """The stages from a file or frames to a reduced video, each of them timed."""
-        method = self._chosen(reducer)
-        if not isinstance(video, EncodedVideo):
-            if method is None or (ratio is None and self.pruning is None):
-                raise JvidpruneError("a video needs a reducer and a ratio.")
-            with clock("decode", "frames") as stage:
-                source = open_source(self, video, fps, times)
-                stage.tokens = len(source.frames if isinstance(source, Clip) else source)
-            if of_frames(method):
-                # What it makes is what is encoded.
-                with clock("encode") as stage:
-                    reduced = self.reduce(source, reducer=method, ratio=ratio)
-                    stage.tokens = reduced.kept
-                return reduced
-            with clock("encode") as stage:
-                video = encode_frames(self, source, method.needs, question)
-                stage.tokens = jax.block_until_ready(video.tokens).layout().total
-        elif fps is not None or times is not None:
-            raise JvidpruneError("an encoded video has its times: leave fps= and times= out.")
-        with clock("reduce") as stage:
-            reduced = self.reduce(video, reducer=method, ratio=ratio, question=question)
-            stage.tokens = reduced.kept
-        return reduced
+        positions: PositionRule | None,
+    ) -> list[ReducedVideo]:
+        """All videos of a prompt, reduced."""
+        check_positions(positions)
+        videos = [] if video is None else list(video) if isinstance(video, list | tuple) else [video]
+        made = [
+            one
+            if isinstance(one, ReducedVideo)
+            else reduced_source(self, one, question, reducer, ratio, fps, times, clock)
+            for one in videos
+        ]
+        return made if positions is None else [dataclasses.replace(one, positions=positions) for one in made]

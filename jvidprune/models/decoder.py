@@ -279,6 +279,23 @@ class Decoder(nnx.Module):
             x, _ = self.run(x, step, segment.start, segment.stop, past=segment)
         return x
 
+    def read_on(
+        self, tokens: Int[Array, "B L"], valid: Bool[Array, "B L"], cache: Cache
+    ) -> tuple[Float[Array, "B L D"], Cache]:
+        """Hidden states, before the final norm, of tokens that follow what the cache holds, and the longer cache.
+
+        Args:
+          tokens: ids, padded behind.
+          valid: the first slots of each row; at least one.
+          cache: with L free slots; neither read in part nor routed, both of which go token by token.
+        """
+        positions = cache.position[:, None] + jnp.arange(tokens.shape[1])
+        x, segments = self.embed_text(tokens), []
+        for segment, step in self._steps(cache, positions, valid):
+            x, outputs = self.run(x, step, segment.start, segment.stop, past=segment)
+            segments.append(segment.append(outputs.k, outputs.v, valid))
+        return x, Cache(tuple(segments), cache.position + valid.sum(axis=1, dtype=jnp.int32))
+
     def _steps(self, cache: Cache, positions: Array, valid: Array) -> Iterator[tuple[CacheSegment, Step]]:
         """Each segment of a cache with what its layers read; tables are made again only where positions shift."""
         plain = None

@@ -77,6 +77,10 @@ class DecoderConfig:
             raise JvidpruneError("use_sliding_window is true, but only full attention is supported.")
         width, heads = text.get("hidden_size", 4096), text.get("num_attention_heads", 32)
         kv_heads = text.get("num_key_value_heads", 32)
+        rope, longest = RopeConfig.from_hf(text) if rope is None else rope, text.get("max_position_embeddings", 32768)
+        if rope.yarn is not None:
+            # Published settings for long prompts leave the length of the pre-training where it was.
+            longest = max(longest, int(rope.yarn.factor * rope.yarn.original))
         return cls(
             vocab=text.get("vocab_size", 151936),
             width=width,
@@ -85,9 +89,9 @@ class DecoderConfig:
             heads=heads,
             kv_heads=heads if kv_heads is None else kv_heads,
             head_dim=text.get("head_dim") or width // heads,
-            rope=RopeConfig.from_hf(text) if rope is None else rope,
+            rope=rope,
             eps=text.get("rms_norm_eps", 1e-6),
-            max_positions=text.get("max_position_embeddings", 32768),
+            max_positions=longest,
             qkv_bias=text.get("attention_bias", not qk_norm),
             qk_norm=qk_norm,
             tied=bool(text.get("tie_word_embeddings", False)),

@@ -1,7 +1,8 @@
-"""Autoregressive text: decoding, and the sum of prefill and decoding, greedy or with temperature and top-p."""
+"""Autoregressive text: decoding whole or piece by piece, and the sum of prefill and decoding."""
 
 import functools
-from typing import Any, Unpack
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -11,80 +12,102 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.cuts.cache import Cache
 from jvidprune.errors import JvidpruneError
-from jvidprune.fields import Count, NotNegative, Ratio, checked
 from jvidprune.models.prefill import PromptParts, prefill
+from jvidprune.models.sampling import GREEDY, Numbers, Sampling, check_sampling, penalised, sample, step_key
 from jvidprune.parallel import on_every_device, on_mesh_of
 
 NO_TOKEN = -1
 """What stands in the output behind a row's end of sequence."""
 
+PIECE = 8
+"""Tokens that are decoded before the host looks at them, where it does."""
 
-def top_p_logits(logits: Float[Array, "... V"], top_p: Any) -> Float[Array, "... V"]:
-    """-inf on all but the smallest set of most probable tokens whose probabilities reach `top_p`.
 
-    A token stays if the tokens before it, in decreasing order, sum to less than `top_p`; the first always stays; equal
-    logits go by the lowest id.
+class Going(NamedTuple):
+    """Rows in the middle of an answer.
+
+    Attributes:
+      token: (B,) int32 taken last; the cache does not hold it yet.
+      done: (B,) rows that have ended.
+      seen: (B, V) ids of the prompt's text and the answer, or None where no penalty reads them.
+      step: () or (B,) int32 number of the next token of each answer.
     """
-    order = jnp.argsort(-logits, axis=-1, stable=True)
-    probabilities = jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1)
-    before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    keep_sorted = (before < top_p).at[..., 0].set(True)
-    keep = jnp.take_along_axis(keep_sorted, jnp.argsort(order, axis=-1, stable=True), axis=-1)
-    return jnp.where(keep, logits, -jnp.inf)
+
+    token: Int[Array, "B"]
+    done: Bool[Array, "B"]
+    seen: Bool[Array, "B V"] | None
+    step: Array
 
 
-def sample(logits: Float[Array, "B V"], key: Array, temperature: Any, top_p: Any, *, greedy: bool) -> Int[Array, "B"]:
-    """One token a row: the most probable one (lowest id among equals), or a draw after temperature and top-p.
+class How(NamedTuple):
+    """How tokens are taken: settings, keys and the ids that end a row."""
 
-    `key` is one key for all rows, or (B,) keys, with which a row's draw does not depend on the rows beside it.
-    """
-    if greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    kept = top_p_logits(logits.astype(jnp.float32) / temperature, top_p)
-    draw = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
-    return draw(key, kept).astype(jnp.int32)
+    numbers: Numbers
+    key: Array
+    eos_ids: Array
 
 
-def _step_key(key: Array, step: Any) -> Array:
-    if key.ndim:
-        return jax.vmap(lambda one: jax.random.fold_in(one, step))(key)
-    return jax.random.fold_in(key, step)
+def _take(logits: Array, going: Going, how: How, greedy: bool) -> Going:
+    """The next token of each row."""
+    n = how.numbers
+    if going.seen is not None:
+        logits = penalised(logits, going.seen, n.repetition_penalty)
+    key = step_key(how.key, going.step)
+    token = sample(logits, key, n.temperature, n.top_p, n.top_k, n.min_p, greedy=greedy)
+    done = going.done | (token[:, None] == how.eos_ids).any(axis=1)
+    seen = going.seen
+    if seen is not None:
+        seen = seen.at[jnp.arange(len(token)), token].set(True)
+    return Going(token, done, seen, going.step + 1)
+
+
+def _start(logits: Array, seen: Array | None, how: How, greedy: bool) -> Going:
+    rows = logits.shape[0]
+    return _take(logits, Going(jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), seen, jnp.int32(0)), how, greedy)
+
+
+def _run(
+    model: Any, going: Going, cache: Cache, how: How, most: Any, *, steps: int, greedy: bool
+) -> tuple[Array, Going, Cache]:
+    """(B, steps) further tokens, at most `most` of them."""
+    tokens = jnp.full((going.token.shape[0], steps), NO_TOKEN, jnp.int32)
+
+    def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
+        i, going, tokens, cache = state
+        logits, cache = model.lm.decode(going.token, cache)
+        then = _take(logits, going, how, greedy)
+        return i + 1, then, tokens.at[:, i].set(jnp.where(going.done, NO_TOKEN, then.token)), cache
+
+    def running(state: tuple[Any, ...]) -> Array:
+        return (state[0] < most) & ~state[1].done.all()
+
+    _, going, tokens, cache = lax.while_loop(running, body, (jnp.int32(0), going, tokens, cache))
+    return tokens, going, cache
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "greedy"), donate_argnames="cache")
 def _decode(
-    model: Any,
-    logits: Array,
-    cache: Cache,
-    key: Array,
-    temperature: Any,
-    top_p: Any,
-    eos_ids: Array,
-    *,
-    steps: int,
-    greedy: bool,
+    model: Any, logits: Array, cache: Cache, seen: Array | None, how: How, *, steps: int, greedy: bool
 ) -> tuple[Array, Cache]:
-    def pick(i: Any, logits: Array, done: Array) -> tuple[Array, Array]:
-        token = sample(logits, _step_key(key, i), temperature, top_p, greedy=greedy)
-        return token, done | (token[:, None] == eos_ids).any(axis=1)
-
-    rows = logits.shape[0]
-    first, done = pick(0, logits, jnp.zeros(rows, bool))
-    tokens = jnp.full((rows, steps), NO_TOKEN, jnp.int32).at[:, 0].set(first)
-
-    def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        i, token, done, tokens, cache = state
-        logits, cache = model.lm.decode(token, cache)
-        token, now_done = pick(i, logits, done)
-        tokens = tokens.at[:, i].set(jnp.where(done, NO_TOKEN, token))
-        return i + 1, token, now_done, tokens, cache
-
-    def running(state: tuple[Any, ...]) -> Array:
-        return (state[0] < steps) & ~state[2].all()
-
-    *_, tokens, cache = lax.while_loop(running, body, (jnp.int32(1), first, done, tokens, cache))
+    going = _start(logits, seen, how, greedy)
+    first = going.token[:, None]
+    rest, _, cache = _run(model, going, cache, how, steps - 1, steps=steps - 1, greedy=greedy)
     # Every process of a mesh reads all answers.
-    return on_every_device(tokens), cache
+    return on_every_device(jnp.concatenate([first, rest], axis=1)), cache
+
+
+@functools.partial(jax.jit, static_argnames="greedy")
+def _begin(logits: Array, seen: Array | None, how: How, *, greedy: bool) -> tuple[Array, Array, Going]:
+    going = _start(logits, seen, how, greedy)
+    return *on_every_device((going.token[:, None], going.done)), going
+
+
+@functools.partial(jax.jit, static_argnames=("steps", "greedy"), donate_argnames=("going", "cache"))
+def _go_on(
+    model: Any, going: Going, cache: Cache, how: How, most: Any, *, steps: int, greedy: bool
+) -> tuple[Array, Array, Going, Cache]:
+    tokens, going, cache = _run(model, going, cache, how, most, steps=steps, greedy=greedy)
+    return *on_every_device((tokens, going.done)), going, cache
 
 
 def decode(
@@ -93,10 +116,10 @@ def decode(
     cache: Cache,
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    sampling: Sampling = GREEDY,
     key: Array | None = None,
     eos_ids: tuple[int, ...] = (),
+    seen: Bool[Array | np.ndarray, "B V"] | None = None,
 ) -> tuple[Int[Array, "B max_new_tokens"], Cache]:
     """The jitted second stage: a loop that stops when every row has ended or `max_new_tokens` are out.
 
@@ -105,38 +128,86 @@ def decode(
       logits: from `prefill`.
       cache: from `prefill`; donated, with max_new_tokens - 1 free slots.
       max_new_tokens: at least 1.
-      temperature: 0 takes the most probable token; above, logits are divided by it.
-      top_p: share of probability to draw from, in (0, 1].
-      key: jax.random key, or (B,) keys, one a row; needed unless temperature is 0.
+      sampling: how tokens are taken.
+      key: jax.random key, or (B,) keys, one a row; needed unless answers are greedy.
       eos_ids: ids that end a row.
+      seen: ids that a repetition penalty acts on from the start, those of the prompt's text; by default none.
 
     Returns:
       (B, max_new_tokens) int32, the end-of-sequence id included and -1 behind it, and the cache.
 
     Raises:
-      JvidpruneError: settings out of range, or too small a cache.
+      JvidpruneError: too small a cache, or no key where one is needed.
     """
-    check_sampling(max_new_tokens, temperature, top_p)
-    if temperature > 0 and key is None:
-        raise JvidpruneError(f"temperature {temperature} needs a random key.")
+    how, seen = _how(logits, cache, max_new_tokens, sampling, key, eos_ids, seen)
+    with on_mesh_of(model):
+        return _decode(model, logits, cache, seen, how, steps=max_new_tokens, greedy=sampling.greedy)
+
+
+def decode_pieces(
+    model: Any,
+    logits: Float[Array, "B V"],
+    cache: Cache,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    key: Array | None = None,
+    eos_ids: tuple[int, ...] = (),
+    seen: Bool[Array | np.ndarray, "B V"] | None = None,
+    piece: int = PIECE,
+) -> Iterator[tuple[Int[np.ndarray, "B P"], Cache]]:
+    """`decode` in pieces that come as they are ready: the first token, then `piece` at a time, together the same ids.
+
+    One program serves all lengths. The cache beside each piece is good until the next one is asked for; it holds the
+    prompt and all tokens but the last.
+
+    Args:
+      model, logits, cache, max_new_tokens, sampling, key, eos_ids, seen: see `decode`.
+      piece: tokens that are decoded at a time.
+
+    Raises:
+      JvidpruneError: see `decode`; with the first piece.
+    """
+    how, seen = _how(logits, cache, max_new_tokens, sampling, key, eos_ids, seen)
+    with on_mesh_of(model):
+        first, done, going = _begin(logits, seen, how, greedy=sampling.greedy)
+    yield np.asarray(first), cache
+    out = 1
+    while out < max_new_tokens and not np.asarray(done).all():
+        most = min(piece, max_new_tokens - out)
+        with on_mesh_of(model):
+            tokens, done, going, cache = _go_on(
+                model, going, cache, how, jnp.int32(most), steps=piece, greedy=sampling.greedy
+            )
+        yield np.asarray(tokens)[:, :most], cache
+        out += most
+
+
+def _how(
+    logits: Array,
+    cache: Cache,
+    max_new_tokens: int,
+    sampling: Sampling,
+    key: Array | None,
+    eos_ids: tuple[int, ...],
+    seen: Any,
+) -> tuple[How, Array | None]:
+    """What the programs are given besides model, logits and cache; checked."""
+    check_sampling(max_new_tokens, sampling.temperature, sampling.top_p)
+    if not sampling.greedy and key is None:
+        raise JvidpruneError(f"temperature {sampling.temperature} needs a random key.")
     for segment in cache.segments:
         taken = int(segment.length)
         if taken + max_new_tokens - 1 > segment.capacity:
             raise JvidpruneError(
                 f"{max_new_tokens} new tokens do not fit: {taken} of {segment.capacity} slots are taken."
             )
-    with on_mesh_of(model):
-        return _decode(
-            model,
-            logits,
-            cache,
-            jax.random.key(0) if key is None else key,
-            temperature,
-            top_p,
-            jnp.asarray(eos_ids, jnp.int32),
-            steps=max_new_tokens,
-            greedy=temperature == 0,
-        )
+    if sampling.repetition_penalty == 1:
+        seen = None
+    else:
+        seen = jnp.zeros(logits.shape, bool) if seen is None else jnp.asarray(seen)
+    key = jax.random.key(0) if key is None else key
+    return How(sampling.numbers, key, jnp.asarray(eos_ids, jnp.int32)), seen
 
 
 def lower_decode(
@@ -146,9 +217,9 @@ def lower_decode(
 
     Behind a call of `decode` its `compile()` costs nothing.
     """
-    ids = jnp.asarray(eos_ids, jnp.int32)
+    how = How(GREEDY.numbers, jax.random.key(0), jnp.asarray(eos_ids, jnp.int32))
     with on_mesh_of(model):
-        return _decode.lower(model, logits, cache, jax.random.key(0), 0.0, 1.0, ids, steps=max_new_tokens, greedy=True)
+        return _decode.lower(model, logits, cache, None, how, steps=max_new_tokens, greedy=True)
 
 
 def generate(
@@ -158,8 +229,7 @@ def generate(
     valid: Bool[Array | np.ndarray, "B S"],
     *,
     max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
+    sampling: Sampling = GREEDY,
     key: Array | None = None,
     eos_ids: tuple[int, ...] = (),
     **parts: Unpack[PromptParts],
@@ -169,24 +239,9 @@ def generate(
     Raises:
       JvidpruneError: prompt and answer together exceed the model's positions, or settings out of range.
     """
-    check_sampling(max_new_tokens, temperature, top_p)
+    check_sampling(max_new_tokens, sampling.temperature, sampling.top_p)
     capacity = embeds.shape[1] + max_new_tokens - 1
     model.lm.check_length(capacity)
     logits, cache = prefill(model, embeds, positions, valid, capacity=capacity, **parts)
-    return decode(
-        model,
-        logits,
-        cache,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        key=key,
-        eos_ids=eos_ids,
-    )[0]
-
-
-def check_sampling(max_new_tokens: int, temperature: float, top_p: float) -> None:
-    """JvidpruneError for settings out of range."""
-    checked(max_new_tokens, Count, "max_new_tokens")
-    checked(temperature, NotNegative, "temperature")
-    checked(top_p, Ratio, "top_p")
+    how = {"sampling": sampling, "key": key, "eos_ids": eos_ids}
+    return decode(model, logits, cache, max_new_tokens=max_new_tokens, **how)[0]

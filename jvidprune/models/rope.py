@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,11 @@ class Yarn:
         factor, original = scaling.get("factor"), scaling.get("original_max_position_embeddings")
         if not factor or not original:
             raise JvidpruneError("yarn needs factor and original_max_position_embeddings in the rope settings.")
+        for name in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"):
+            value = scaling.get(name)
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 <= value < 1e9):
+                raise JvidpruneError(f"yarn's {name} must be a number of at least 0, got {quoted(value)}.")
         if odd := [key for key in ("mscale", "mscale_all_dim") if scaling.get(key)]:
             raise JvidpruneError(f"yarn with {odd[0]} is not supported.")
         if not scaling.get("truncate", True):
@@ -83,30 +88,31 @@ class RopeConfig:
     yarn: Yarn | None = None
 
     @classmethod
-    def from_hf(cls, text: Mapping[str, Any], default_theta: float = 10000.0, *, yarn: bool = False) -> "RopeConfig":
+    def from_hf(cls, text: Mapping[str, Any], default_theta: float = 10000.0) -> "RopeConfig":
         """Reads `rope_theta` + `rope_scaling` (published layout) or `rope_parameters` (re-saved by transformers 5).
 
         Args:
           text: the text part of a config.json.
           default_theta: base where it names none.
-          yarn: whether the family has stretched frequencies (Molmo2).
 
         Raises:
-          JvidpruneError: a rope type that changes the frequencies (yarn unless allowed, linear, dynamic, ...).
+          JvidpruneError: a rope type that changes the frequencies in a way that is not here (linear, dynamic, ...), or
+            yarn without what it needs.
         """
         scaling = text.get("rope_scaling") or {}
         parameters = {**scaling, **(text.get("rope_parameters") or {})}
         kind = parameters.get("rope_type", parameters.get("type", "default"))
-        allowed = ("default", "yarn") if yarn else ("default", "mrope")
+        allowed = ("default", "mrope", "yarn")
         if kind not in allowed:
             raise JvidpruneError(f"rope type {kind!r} is not supported; allowed: {', '.join(allowed)}.")
         theta = parameters.get("rope_theta", text.get("rope_theta", default_theta))
+        yarn = None
         if kind == "yarn":
-            return cls(float(theta), yarn=Yarn.from_hf(parameters))
+            given = parameters.get("original_max_position_embeddings") or text.get("max_position_embeddings")
+            yarn = Yarn.from_hf({**parameters, "original_max_position_embeddings": given})
         sections = parameters.get("mrope_section")
-        return cls(
-            float(theta), tuple(sections) if sections else None, bool(parameters.get("mrope_interleaved", False))
-        )
+        interleaved = bool(parameters.get("mrope_interleaved", False))
+        return cls(float(theta), tuple(sections) if sections else None, interleaved, yarn)
 
     @property
     def plain(self) -> "RopeConfig":

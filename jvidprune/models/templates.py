@@ -2,10 +2,17 @@
 
 import dataclasses
 
+ASSISTANT = "<|im_start|>assistant\n"
+"""What stands before an answer, in the prompts of all families."""
+
+_USER, _SYSTEM = "<|im_start|>user", "<|im_start|>system\n"
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptTemplate:
-    """Text around the visual tokens; `{question}` is replaced.
+    """Text around the visual tokens of one question; `{question}` is replaced.
+
+    Turns are those of ChatML, so that what a template says of one question tells how several are written.
 
     Attributes:
       before: text in front of the video.
@@ -25,3 +32,40 @@ class PromptTemplate:
         """The texts around and between so many videos."""
         before, after = self.parts(question)
         return [before, *[self.between] * (videos - 1), after]
+
+    @property
+    def visual_first(self) -> bool:
+        """Whether videos stand before the user's turn opens (Molmo2)."""
+        return _USER not in self.before
+
+    @property
+    def user(self) -> str:
+        """What opens a user's turn, as in "<|im_start|>user\\n"."""
+        return self.lead_in[0]
+
+    @property
+    def lead(self) -> str:
+        """What stands between a video and the question in a user's turn."""
+        return self.lead_in[1]
+
+    @property
+    def lead_in(self) -> tuple[str, str]:
+        """What opens a user's turn, and what stands between a video and the question in it."""
+        behind = self.after.partition("{question}")[0]
+        if self.visual_first:
+            return behind, ""
+        return self.before[self.before.rindex(_USER) :], behind
+
+    @property
+    def closing(self) -> str:
+        """What ends a turn."""
+        return self.after.partition("{question}")[2].removesuffix(ASSISTANT)
+
+    @property
+    def opening(self) -> str:
+        """What stands before the first user's turn: the template's own system turn, or nothing."""
+        return "" if self.visual_first else self.before[: self.before.rindex(_USER)]
+
+    def told(self, system: str) -> str:
+        """A system turn."""
+        return f"{_SYSTEM}{system}{self.closing}"

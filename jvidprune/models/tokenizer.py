@@ -16,7 +16,13 @@ _ADVICE = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
 class Tokenizer(Protocol):
-    """Text to ids and back; special tokens in the text become their ids, nothing is added around it."""
+    """Text to ids and back; special tokens in the text become their ids, nothing is added around it.
+
+    Attributes:
+      cleans: decoding takes blanks away before punctuation, so that a text's end may change with the next token.
+    """
+
+    cleans: bool
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text."""
@@ -70,6 +76,8 @@ def silenced() -> Iterator[None]:
 class _Fast:
     """tokenizer.json read by the tokenizers library."""
 
+    cleans = False
+
     def __init__(self, path: Path):
         import tokenizers
 
@@ -98,6 +106,7 @@ class _Auto:
 
             self._inner: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             self._vocab: dict[str, int] = self._inner.get_vocab()
+        self.cleans = bool(getattr(self._inner, "clean_up_tokenization_spaces", False))
 
     def encode(self, text: str) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=False))

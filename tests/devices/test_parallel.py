@@ -277,12 +277,12 @@ tiny.write_checkpoint(folder, family)
 mesh = parallel.make_mesh(data=2, fsdp=2, tensor=2)
 frames = np.random.default_rng(0).integers(0, 255, (6, 48, 64, 3), np.uint8)
 needs = frozenset({"attention_last", "keys"})
-found, caches, read = [], [], batch._read
+found, caches, read = [], [], batch.read_rows
 def spy(*given):
     logits, cache = read(*given)
     caches.append(cache)
     return logits, cache
-batch._read = spy
+batch.read_rows = spy
 for where in (None, mesh):
     llm = VideoLLM.load(folder, mesh=where)
     video = llm.encode(frames, needs=needs, fps=2.0)

@@ -11,8 +11,8 @@ from helpers.reducer_checks import refused
 from jvidprune.cli.layers import draw_layers
 from jvidprune.cli.options import ModelChoice
 from jvidprune.cuts.swiftvlm import groups_of
-from jvidprune.llm.batch import Prompt, laid_out
 from jvidprune.llm.inside import InsideStage, trace
+from jvidprune.llm.rows import Prompt, laid_out
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.viz.decision import stage_decision
 from jvidprune.viz.overlay import RESTORED, contact_sheet, draw_frame, legend_of

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from jvidprune import JvidpruneError
 from jvidprune.models import attention, end_ids, load_model, load_tokenizer
-from jvidprune.models.generate import decode, generate, sample, top_p_logits
+from jvidprune.models.generate import decode, generate
 from jvidprune.models.prefill import prefill, read_prompt
 from jvidprune.parity.models import compare_model_folder
 
@@ -325,7 +325,7 @@ def broken(tmp_path, what):
         ("pytorch_model.bin", "pickle weights are refused"),
         ("weights.txt", "is no safetensors file"),
         ("bad index", "is no readable JSON file"),
-        ("rope", "rope type 'yarn' is not supported"),
+        ("rope", "yarn needs factor"),
         ("act", "activation 'relu'"),
     ],
 )
@@ -571,7 +571,7 @@ def top_p_numpy(logits, top_p):
 def test_top_p_keeps_the_smallest_sufficient_set(top_p):
     logits = np.random.default_rng(4).normal(size=(5, 40)).astype(np.float32) * 2
     logits[0, :4] = logits[0].max() + 1
-    kept = np.isfinite(np.asarray(top_p_logits(jnp.asarray(logits), top_p)))
+    kept = np.isfinite(np.asarray(kept_logits(jnp.asarray(logits), top_p)))
     for row, values in zip(kept, logits, strict=True):
         assert set(np.flatnonzero(row)) == top_p_numpy(values.astype(np.float64), top_p)
 
@@ -600,7 +600,7 @@ def test_a_row_stops_at_its_end_of_sequence_and_settings_are_checked(tiny):
         np.testing.assert_array_equal(row[: last + 1], original[: last + 1])
         assert (row[last + 1 :] == -1).all()
     sampled = [
-        generate(model, x, where, valid, max_new_tokens=6, temperature=1.5, top_p=0.9, key=jax.random.key(seed))
+        generate(model, x, where, valid, max_new_tokens=6, sampling=Sampling(1.5, 0.9), key=jax.random.key(seed))
         for seed in (0, 0, 1)
     ]
     np.testing.assert_array_equal(sampled[0], sampled[1])
@@ -609,12 +609,18 @@ def test_a_row_stops_at_its_end_of_sequence_and_settings_are_checked(tiny):
     for settings, sentence in (
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
         ({"max_new_tokens": 7}, "13 of 18 slots are taken"),
-        ({"max_new_tokens": 1, "temperature": -1.0}, "temperature must be at least 0"),
-        ({"max_new_tokens": 1, "temperature": 1.0}, "needs a random key"),
-        ({"max_new_tokens": 1, "top_p": 0.0}, "top_p must lie in"),
+        ({"max_new_tokens": 1, "sampling": Sampling(1.0)}, "needs a random key"),
     ):
         with pytest.raises(JvidpruneError, match=sentence):
             decode(model, logits, cache, **settings)
+    for settings, sentence in (
+        ({"temperature": -1.0}, "temperature must be at least 0"),
+        ({"top_p": 0.0}, "top_p must lie in"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+        ({"repetition_penalty": 0.0}, "repetition_penalty must be positive"),
+    ):
+        with pytest.raises(JvidpruneError, match=sentence):
+            Sampling(**settings)
 
 
 # --- tokenizers ------------------------------------------------------------------------------------------------------

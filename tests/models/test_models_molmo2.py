@@ -166,7 +166,11 @@ def test_bad_checkpoints_are_one_sentence(tmp_path):
         ("vit_config", {"num_key_value_heads": 1}, "1 key heads for 2 heads"),
         ("text_config", {"qk_norm_type": "x"}, "qk_norm_type 'x' is not supported"),
         ("text_config", {"rope_scaling_layers": [4]}, "names layer 4, but the model has 4 layers"),
-        ("text_config", {"rope_scaling": {"rope_type": "linear"}}, "'linear' is not supported; allowed: default, yarn"),
+        (
+            "text_config",
+            {"rope_scaling": {"rope_type": "linear"}},
+            "'linear' is not supported; allowed: default, mrope",
+        ),
         ("text_config", {"rope_scaling": {"rope_type": "yarn"}}, "yarn needs factor"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.llm.prompts.messages import Asked, Message, asked, check_messages, written
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.llm.prompts.templates import CHAT, chat_texts, template
 from jvidprune.models.settings import FamilySettings
@@ -15,6 +16,9 @@ from jvidprune.models.tokenizer import Tokenizer, beginning
 from jvidprune.reducers.prompt_rules import PositionRule
 from jvidprune.reducers.protocol import Reducer
 from jvidprune.tokens import Layout
+
+_ANSWER = "[[jvidprune: the last answer]]"
+"""Marks an answer in a rendered conversation."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,21 +51,48 @@ class PromptBuilder:
         """
         self.texts("?")
 
-    def texts(self, question: str, videos: int = 1) -> list[str]:
-        """The texts around and between so many videos, without what is written around each.
+    def texts(self, question: Asked, videos: int = 1) -> list[str]:
+        """The texts around and between visuals, without what is written around each.
+
+        Args:
+          question: behind so many videos, or a conversation that says where its visuals stand.
+          videos: before a question.
 
         Raises:
-          JvidpruneError: an unknown template, or a chat template that is not there or cannot be used.
+          JvidpruneError: no conversation, an unknown template, or a chat template that is not there or cannot be used.
         """
+        messages = asked(question, videos) if isinstance(question, str) else question
+        check_messages(messages)
         if self.settings.template != CHAT:
-            texts = template(self.settings.template).texts(question, videos)
+            known = template(self.settings.template)
+            # A template of somebody's own says how one question is written, and need not say more.
+            if isinstance(question, str) and videos > 0:
+                texts = known.texts(question, videos)
+            else:
+                texts = written(known, messages)
         else:
-            words = {"placeholder": self.placeholder, "between": self.between}
-            texts = chat_texts(self.folder, question, videos, **words)
+            texts = chat_texts(self.folder, messages, placeholder=self.stands_for, between=self.between)
         start = beginning(self.folder) if self.settings.begins else ""
         return texts if texts[0].startswith(start) else [start + texts[0], *texts[1:]]
 
-    def ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
+    @property
+    def stands_for(self) -> str:
+        """What the chat template of the folder writes for a video."""
+        return self.placeholder
+
+    def following(self, messages: Sequence[Message]) -> list[int]:
+        """Token ids behind the last answer of a conversation: the end of its turn, and the turn that asks on.
+
+        Args:
+          messages: the conversation, its last answer and the new question included.
+        """
+        whole = [*messages]
+        place = len(whole) - 2
+        whole[place] = Message("assistant", (_ANSWER,))
+        *_, last = self.texts(whole)[-1].rpartition(_ANSWER)
+        return self.tokenizer.encode(last)
+
+    def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
         """Token ids of the texts between runs of visual tokens, with what is written around these."""
         return [self.tokenizer.encode(text) for text in self.texts(question, len(videos))]
 

@@ -11,6 +11,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.encoded import ReducedVideo, clip_of
 from jvidprune.llm.prompts.builder import PromptBuilder
 from jvidprune.llm.prompts.frames import lay_out
+from jvidprune.llm.prompts.messages import Asked
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.models.molmo2.config import Molmo2Config
@@ -96,7 +97,7 @@ class FramePrompts(PromptBuilder):
         super().check()
         marks(self.config, self.folder)
 
-    def ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
+    def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
         """See `PromptBuilder.ids`."""
         around = marks(self.config, self.folder)
         return prompt_ids(self.texts(question, len(videos)), videos, around, self.tokenizer.encode)

@@ -7,6 +7,7 @@ import numpy as np
 
 from jvidprune.llm.encoded import ReducedVideo, clip_of, prompt_positions
 from jvidprune.llm.prompts.builder import PromptBuilder
+from jvidprune.llm.prompts.messages import Asked
 from jvidprune.llm.prompts.slots import SlotMap, block_runs, interleave, laid_out
 from jvidprune.models import positions
 from jvidprune.models.positions import MropeRule, VideoBlock
@@ -122,7 +123,7 @@ class MropePrompts(PromptBuilder):
     placeholder: ClassVar[str] = "<|vision_start|><|video_pad|><|vision_end|>"
     between: ClassVar[str] = ""
 
-    def ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
+    def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
         """See `PromptBuilder.ids`."""
         texts = video_texts(self.texts(question, len(videos)), videos, self.config, self.settings.markers)
         return [self.tokenizer.encode(text) for text in texts]

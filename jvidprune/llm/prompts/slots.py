@@ -141,7 +141,9 @@ def interleave(
             full.append(slot + np.asarray(runs[number].places, np.int64))
             slot += runs[number].length
     starts = np.cumsum([0, *map(len, source)])
-    return Interleaved(np.concatenate(source), np.concatenate(full), (int(starts[1]), int(starts[-2])), count, slot)
+    # Without any run the visual part is empty, behind all text.
+    visual = (int(starts[1]), int(starts[-2]) if len(runs) else int(starts[1]))
+    return Interleaved(np.concatenate(source), np.concatenate(full), visual, count, slot)
 
 
 def original_slots(prompt: Interleaved, rule: PositionRule) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 The latter are Jinja texts, which transformers renders.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jvidprune.errors import JvidpruneError, reason
+from jvidprune.llm.prompts.messages import Message, Visual
 from jvidprune.models import family as families
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.models.templates import PromptTemplate
@@ -54,16 +56,15 @@ def chat_template(folder: Path) -> str | None:
     return None
 
 
-def chat_texts(folder: Path, question: str, videos: int, *, placeholder: str, between: str) -> list[str]:
-    """The texts around and between the videos of one user turn, an answer expected next.
+def chat_texts(folder: Path, messages: Sequence[Message], *, placeholder: str, between: str) -> list[str]:
+    """The texts around and between the visuals of a conversation, an answer expected next.
 
     Templates that know videos get them as parts of the message; those of plain language models (lmms-lab folders) get
-    the placeholders as text in front of the question.
+    the placeholders as text where they stand.
 
     Args:
       folder: of the checkpoint.
-      question: what is asked.
-      videos: how many stand before the question.
+      messages: the conversation.
       placeholder: what the template writes for a video, vision markers included.
       between: text between two placeholders, where they go in as text.
 
@@ -73,20 +74,39 @@ def chat_texts(folder: Path, question: str, videos: int, *, placeholder: str, be
     source = chat_template(folder)
     if source is None:
         raise JvidpruneError(f"{folder} carries no chat template; leave the template out, or name one.")
-    if placeholder in question:
+    if any(placeholder in message.text for message in messages):
         raise JvidpruneError(f"the question must not contain {placeholder}, which stands for the video.")
-    parts = [{"type": "video"}] * videos + [{"type": "text", "text": question}]
-    after = "\n" if placeholder == "<video>" else ""
+    visuals = sum(message.visuals for message in messages)
     problem = "it leaves the videos out"
-    for content in (parts, between.join([placeholder] * videos) + after + question):
+    # Parts for all, parts for the user alone, plain texts: what a template reads is known by trying.
+    for listed in (("system", "user", "assistant"), ("user",), ()):
+        turns = []
+        for message in messages:
+            as_parts = message.role in listed
+            content = _as_parts(message) if as_parts else _as_text(message, placeholder, between)
+            turns.append({"role": message.role, "content": content})
         try:
-            texts = _render(source, [{"role": "user", "content": content}], folder).split(placeholder)
+            rendered = _render(source, turns, folder)
         except Exception as error:
             problem = reason(error)
             continue
-        if len(texts) == videos + 1:
+        texts = rendered.split(placeholder)
+        if len(texts) == visuals + 1 and all(message.text.strip() in rendered for message in messages):
             return texts
     raise JvidpruneError(f"the chat template of {folder} cannot be used: {problem}.")
+
+
+def _as_parts(message: Message) -> list[dict[str, str]]:
+    parts = message.parts
+    return [{"type": "video"} if part is Visual.HERE else {"type": "text", "text": str(part)} for part in parts]
+
+
+def _as_text(message: Message, placeholder: str, between: str) -> str:
+    """The message as text: placeholders in front are divided as the family does, and stand on a line of their own."""
+    leading = next((n for n, part in enumerate(message.parts) if part is not Visual.HERE), len(message.parts))
+    after = "\n" if placeholder == "<video>" and leading else ""
+    rest = "".join(placeholder if part is Visual.HERE else part for part in message.parts[leading:])
+    return between.join([placeholder] * leading) + after + rest
 
 
 def _render(source: str, messages: list[dict[str, Any]], folder: Path) -> str:

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from jvidprune.llm.encoded import ReducedVideo, clip_of
 from jvidprune.llm.prompts.builder import PromptBuilder
 from jvidprune.llm.prompts.frames import lay_out
+from jvidprune.llm.prompts.messages import Asked
 from jvidprune.llm.prompts.slots import SlotMap
-from jvidprune.llm.prompts.templates import CHAT, chat_texts
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.reducers.prompt_rules import PositionRule
 from jvidprune.reducers.protocol import Reducer
@@ -37,14 +37,12 @@ class TimePrompts(PromptBuilder):
 
     between: ClassVar[str] = "\n"
 
-    def texts(self, question: str, videos: int = 1) -> list[str]:
-        """See `PromptBuilder.texts`."""
-        if self.settings.template != CHAT:
-            return super().texts(question, videos)
-        words = {"placeholder": placeholder(self.folder), "between": self.between}
-        return chat_texts(self.folder, question, videos, **words)
+    @property
+    def stands_for(self) -> str:
+        """See `PromptBuilder.stands_for`."""
+        return placeholder(self.folder)
 
-    def ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
+    def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
         """See `PromptBuilder.ids`: one text more than there are frames."""
         texts = self.texts(question, len(videos))
         found = [texts[0]]

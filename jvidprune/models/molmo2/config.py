@@ -223,7 +223,7 @@ def _text(raw: Mapping[str, Any]) -> DecoderConfig:
         "attention_bias": bool(_first(raw, ("qkv_bias", "attention_bias"), False)),
     }
     given = {key: value for key, value in raw.items() if value is not None}
-    rope = RopeConfig.from_hf(given, yarn=True)
+    rope = RopeConfig.from_hf(given)
     text = DecoderConfig.from_hf(named | given | {"attention_bias": named["attention_bias"]}, qk_norm=True, rope=rope)
     layers = given.get("rope_scaling_layers")
     if layers is not None and (odd := [i for i in layers if not 0 <= i < text.layers]):
