@@ -13,6 +13,8 @@ EXTRAS: dict[str, str] = {
     "grain": "train",
     "tensorboardX": "train",
     "gradio": "serve",
+    "starlette": "serve",
+    "uvicorn": "serve",
     "playwright": "browser",
     "nbclient": "notebooks",
     "ipykernel": "notebooks",

@@ -61,7 +61,7 @@ def _take(logits: Array, going: Going, how: How, greedy: bool) -> Going:
     return Going(token, done, seen, going.step + 1)
 
 
-def _start(logits: Array, seen: Array | None, how: How, greedy: bool) -> Going:
+def start_rows(logits: Array, seen: Array | None, how: How, greedy: bool) -> Going:
     rows = logits.shape[0]
     return _take(logits, Going(jnp.zeros(rows, jnp.int32), jnp.zeros(rows, bool), seen, jnp.int32(0)), how, greedy)
 
@@ -89,7 +89,7 @@ def _run(
 def _decode(
     model: Any, logits: Array, cache: Cache, seen: Array | None, how: How, *, steps: int, greedy: bool
 ) -> tuple[Array, Cache]:
-    going = _start(logits, seen, how, greedy)
+    going = start_rows(logits, seen, how, greedy)
     first = going.token[:, None]
     rest, _, cache = _run(model, going, cache, how, steps - 1, steps=steps - 1, greedy=greedy)
     # Every process of a mesh reads all answers.
@@ -98,12 +98,12 @@ def _decode(
 
 @functools.partial(jax.jit, static_argnames="greedy")
 def _begin(logits: Array, seen: Array | None, how: How, *, greedy: bool) -> tuple[Array, Array, Going]:
-    going = _start(logits, seen, how, greedy)
+    going = start_rows(logits, seen, how, greedy)
     return *on_every_device((going.token[:, None], going.done)), going
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "greedy"), donate_argnames=("going", "cache"))
-def _go_on(
+def go_on_rows(
     model: Any, going: Going, cache: Cache, how: How, most: Any, *, steps: int, greedy: bool
 ) -> tuple[Array, Array, Going, Cache]:
     tokens, going, cache = _run(model, going, cache, how, most, steps=steps, greedy=greedy)
@@ -176,7 +176,7 @@ def decode_pieces(
     while out < max_new_tokens and not np.asarray(done).all():
         most = min(piece, max_new_tokens - out)
         with on_mesh_of(model):
-            tokens, done, going, cache = _go_on(
+            tokens, done, going, cache = go_on_rows(
                 model, going, cache, how, jnp.int32(most), steps=piece, greedy=sampling.greedy
             )
         yield np.asarray(tokens)[:, :most], cache

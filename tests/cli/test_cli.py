@@ -30,6 +30,9 @@ def test_ask_json_is_one_object_and_quiet_prints_the_answer_alone(run, model, cl
     code, out, err = run(*words, "--quiet")
     assert (code, err) == (0, "")
     assert out.strip() == record["text"]
+    code, out, err = run(*words, "--quiet", "--stream")
+    assert (code, err) == (0, "")
+    assert out.strip() == record["text"]
 
 
 @pytest.mark.parametrize("suffix", ["html", "png", "mp4"])
@@ -65,6 +68,8 @@ def test_reduce_draws_several_methods(run, model, clip, tmp_path, suffix):
         (["ask", "EMPTY", "?", "--model", "MODEL"], "empty.mp4"),
         (["ask", "CLIP", "?", "--model", "MODEL", "--max-new-tokens", "0"], "max_new_tokens must be at least 1"),
         (["ask", "CLIP", "?", "--model", "MODEL", "--max-new-tokens", "40000"], "positions"),
+        (["ask", "CLIP", "?", "--model", "MODEL", "--top-k", "-1"], "top_k must be at least 0"),
+        (["ask", "CLIP", "?", "--model", "MODEL", "--stream", "--samples", "2"], "leave --samples out"),
         (["ask", "CLIP", "?", "--model", "MODEL", "--frames", "0"], "0"),
         (["ask", "CLIP", "?", "--model", "OTHER"], "unknown architecture (bert)"),
         (["ask", "CLIP", "?", "--limits", "sceonds=1"], "there is no limit 'sceonds'"),
