@@ -165,5 +165,5 @@ def read_clip(path: Path | None, model: VideoLLM, choice: ModelChoice, clock: St
         clip = model.sample(path, frames=choice.frames, fps=choice.fps, limits=limits, progress=bar)
         stage.tokens = len(clip.frames)
     if clip.picture:
-        console.note(f"{path} is a picture: it is read as a video of one frame")
+        console.note(f"{path} is a picture: it is read by the family's own path of pictures")
     return clip

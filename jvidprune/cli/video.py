@@ -118,7 +118,7 @@ def look(path: Path | None, *, model: ModelChoice, save: Path | None = None) -> 
     from jvidprune.llm.folder import family_settings
     from jvidprune.llm.stages import cache_folder
     from jvidprune.models.checkpoint.load import read_config
-    from jvidprune.models.checkpoint.processor import video_processor
+    from jvidprune.models.checkpoint.processor import image_processor, video_processor
     from jvidprune.models.embedded import EMBEDDED
     from jvidprune.procedural.clips import default_clip
     from jvidprune.video.container import existing_file
@@ -139,7 +139,11 @@ def look(path: Path | None, *, model: ModelChoice, save: Path | None = None) -> 
     layout = None
     if clip is not None:
         height, width = clip.frames.shape[1:3]
-        layout = settings.layout(config, len(clip.frames), (height, width), video_processor(folder))
+        given = video_processor(folder)
+        if clip.picture:
+            layout = settings.picture_layout(config, (height, width), given, image_processor(folder))
+        else:
+            layout = settings.layout(config, len(clip.frames), (height, width), given)
     return Look(path, info, family, settings.convention, rule, clip, wished, layout)
 
 

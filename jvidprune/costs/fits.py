@@ -12,7 +12,7 @@ from jvidprune.costs.flops import newline_tokens
 from jvidprune.costs.memory import Need, TowerShape, ask_need, check_fits, video_shape
 from jvidprune.llm.folder import family_settings
 from jvidprune.models.checkpoint.load import planned_dtype, read_config
-from jvidprune.models.checkpoint.processor import video_processor
+from jvidprune.models.checkpoint.processor import image_processor, video_processor
 from jvidprune.models.settings import FamilySettings
 from jvidprune.parallel import read_mesh
 from jvidprune.reducers.protocol import Reducer, inner_stages, with_defaults
@@ -66,7 +66,10 @@ def _plan(
             wish.check_picture(Path(video or ""))
         count = len(wish.indices(info.frames, info.fps))
     pixels = (info.height, info.width) if info is not None else size or NOMINAL
-    layout = settings.layout(config, count, pixels, video_processor(folder))
+    if info is not None and info.picture:
+        layout = settings.picture_layout(config, pixels, video_processor(folder), image_processor(folder))
+    else:
+        layout = settings.layout(config, count, pixels, video_processor(folder))
     return _Planned(family, settings, config, count, video_shape(config, count, layout), layout, dtype)
 
 

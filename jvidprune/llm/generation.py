@@ -141,8 +141,8 @@ class AnswerText:
                 self._ended = Ended(tuple(self._ids), cut.strip(), "stop")
             elif self._ends and id in self._eos:
                 self._ended = Ended(tuple(self._ids), self._text(self._ids).strip(), "stop")
-        if self._ended is None and len(self._ids) >= self._most:
-            self._ended = Ended(tuple(self._ids), self._text(self._ids).strip(), "length")
+            elif len(self._ids) >= self._most:
+                self._ended = Ended(tuple(self._ids), self._text(self._ids).strip(), "length")
         settled = self._settled() if self._ended is None else self._ended.text
         if not settled.startswith(self._sent):
             return ""

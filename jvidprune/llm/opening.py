@@ -13,6 +13,7 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, all_tokens
+from jvidprune.models.checkpoint.processor import image_processor
 from jvidprune.models.evidence import NO_QUESTION, NO_TEXT_TOWER
 from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.reducers.controls import spread
@@ -79,12 +80,11 @@ def encode_frames(
     Raises:
       JvidpruneError: evidence that this checkpoint cannot give, or that of a question without one.
     """
-    frames = source.frames if isinstance(source, Clip) else source
     asked = needs & QUESTION
     if asked and question is None:
         raise JvidpruneError(NO_QUESTION)
     again = functools.partial(encode_seen, llm, source)
-    video = EncodedVideo(_tokens(llm, llm.pixels(frames), needs - QUESTION), source, again=again)
+    video = EncodedVideo(_tokens(llm, _pixels(llm, source, None), needs - QUESTION), source, again=again)
     # Attached here, so that the tower does not compile anew for every length of a question.
     return video if question is None else _with_question(llm, video, question, asked)
 
@@ -103,7 +103,8 @@ def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question
                 f"{title_of(method)} needs the evidence {', '.join(sorted(missing))}, which the video does not "
                 "carry, and its frames were not kept: encode it with this reducer."
             )
-        added = _tokens(llm, llm.pixels(video.frames), missing).evidence
+        whole = video.frames if video.clip is None else video.clip
+        added = _tokens(llm, _pixels(llm, whole, None), missing).evidence
         tokens = dataclasses.replace(video.tokens, evidence=added | video.tokens.evidence)
         video = dataclasses.replace(video, tokens=tokens)
     asked, known = method.needs & QUESTION, video.tokens.evidence.keys() & QUESTION
@@ -135,6 +136,9 @@ def _pixels(llm: "VideoLLM", source: Clip | np.ndarray, grid: tuple[int, int] | 
     """What the tower reads of frames, resized to a grid of tokens where one is given and the tower has no other."""
     frames = source.frames if isinstance(source, Clip) else source
     if grid is None or llm.settings.sized is None:
+        picture = llm.settings.picture_pixels
+        if picture is not None and isinstance(source, Clip) and source.picture:
+            return picture(llm.loaded.config, image_processor(llm.loaded.folder))(frames[:1])
         return llm.pixels(frames)
     return llm.settings.sized(llm.loaded.config, llm.processor)(frames, grid)
 
@@ -142,7 +146,10 @@ def _pixels(llm: "VideoLLM", source: Clip | np.ndarray, grid: tuple[int, int] | 
 def layout_of(llm: "VideoLLM", source: Clip | np.ndarray) -> Layout:
     """Grid frames and tokens that the tower would make of frames; nothing is encoded."""
     frames = source.frames if isinstance(source, Clip) else source
-    return llm.settings.layout(llm.loaded.config, len(frames), frames[0].shape[:2], llm.processor)
+    config, size = llm.loaded.config, frames[0].shape[:2]
+    if isinstance(source, Clip) and source.picture:
+        return llm.settings.picture_layout(config, size, llm.processor, image_processor(llm.loaded.folder))
+    return llm.settings.layout(config, len(frames), size, llm.processor)
 
 
 def encode_seen(llm: "VideoLLM", source: Clip | np.ndarray, seen: Layout) -> EncodedVideo:

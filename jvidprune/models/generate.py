@@ -71,6 +71,8 @@ def _run(
 ) -> tuple[Array, Going, Cache]:
     """(B, steps) further tokens, at most `most` of them."""
     tokens = jnp.full((going.token.shape[0], steps), NO_TOKEN, jnp.int32)
+    if steps == 0:
+        return tokens, going, cache
 
     def body(state: tuple[Any, ...]) -> tuple[Any, ...]:
         i, going, tokens, cache = state

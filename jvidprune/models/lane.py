@@ -132,7 +132,7 @@ class Lane:
         self._free.append(row)
 
 
-@functools.partial(jax.jit, donate_argnames=("going", "cache", "new"))
+@functools.partial(jax.jit, donate_argnames=("going", "cache"))
 def _put(
     going: Going,
     how: How,

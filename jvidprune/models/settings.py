@@ -54,8 +54,12 @@ class FamilySettings:
       begins: a prompt starts with the tokenizer's token for the beginning of a text, or of its end if it has none.
       fps: rate that the family or its folder's video processor samples at, before `frames`; None for a number of
         frames.
-      pictures: a still picture is read as a video of one frame, which it is to the Qwen-VL families; the others cut
-        pictures into tiles, which is not supported.
+      pictures: still pictures are read, which the Qwen-VL families take for one grid frame; the others cut pictures
+        into tiles, which is not supported.
+      picture_pixels: like `pixels`, for still pictures, (1, H, W, 3), and the settings of the folder's image processor;
+        None reads a picture as a video of one frame.
+      picture_grid: rows and columns of tokens of a picture, from the model's config, height and width in pixels and the
+        settings of the folder's image processor, with `picture_pixels`.
       fewest, most, fastest: limits that a folder's video processor sets, see `FrameWish`.
       positions: rule of kept tokens' positions that was asked for, whatever the method; see
         `reducers.prompt_rules.position_rule`, as for the next two.
@@ -79,6 +83,8 @@ class FamilySettings:
     own_chat: bool = False
     begins: bool = False
     pictures: bool = False
+    picture_pixels: Callable[[Any, Mapping[str, Any]], Callable[[np.ndarray], np.ndarray | Patches]] | None = None
+    picture_grid: Callable[[Any, int, int, Mapping[str, Any]], tuple[int, int]] | None = None
     fps: float | None = None
     fewest: int | None = None
     most: int | None = None
@@ -131,6 +137,23 @@ class FamilySettings:
         if self.grid is None:
             return Layout(frames, config.grid, config.unpooled_grid)
         return Layout(-(-frames // config.vision.pair), self.grid(config, frames, *size, given))
+
+    def picture_layout(
+        self, config: Any, size: tuple[int, int], video: Mapping[str, Any], image: Mapping[str, Any]
+    ) -> Layout:
+        """Tokens that the tower makes of a still picture.
+
+        Args:
+          config: of the model.
+          size: height and width in pixels.
+          video, image: the settings of the folder's video and image processors.
+
+        Raises:
+          JvidpruneError: a size that the family's rule refuses.
+        """
+        if self.picture_grid is None:
+            return self.layout(config, 1, size, video)
+        return Layout(1, self.picture_grid(config, *size, image))
 
 
 def squashed(

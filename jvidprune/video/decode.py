@@ -128,6 +128,19 @@ class Clip:
             rate = (count - 1) / float(stamps[-1] - stamps[0]) if count > 1 else 1.0
         return cls(frames, np.arange(count), stamps, rate, count)
 
+    @classmethod
+    def of_picture(cls, picture: Any) -> "Clip":
+        """A still picture that did not come from a file.
+
+        Args:
+          picture: (H, W, 3) uint8 RGB.
+
+        Raises:
+          JvidpruneError: another shape or type.
+        """
+        frames = as_frames(np.asarray(picture)[None])
+        return cls(frames, np.arange(1), np.zeros(1), 1.0, 1, picture=True)
+
     @property
     def sampled_fps(self) -> float:
         """Frames per second of the sample: its length over the duration of the file, or of the part of it."""

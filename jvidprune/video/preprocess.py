@@ -142,9 +142,32 @@ class QwenPixels:
         return resize.volume_size(frames, height, width, **limits)
 
 
+@dataclasses.dataclass(frozen=True)
+class PictureUtils:
+    """The resizing of a still picture by qwen-vl-utils, which runs before a processor; None takes its own limits.
+
+    Attributes:
+      min_pixels: smallest area; default 4 blocks of `factor` x `factor` pixels.
+      max_pixels: largest area; default 16,384 blocks.
+    """
+
+    min_pixels: int | None = None
+    max_pixels: int | None = None
+
+    def size(self, height: int, width: int, factor: int) -> tuple[int, int]:
+        """Target height and width in pixels."""
+        low = 4 * factor**2 if self.min_pixels is None else self.min_pixels
+        high = 16_384 * factor**2 if self.max_pixels is None else self.max_pixels
+        return resize.qwen_utils_size(height, width, factor=factor, min_pixels=low, max_pixels=high)
+
+
 # Limits of the published preprocessor_config files.
 QWEN2_5_VL = QwenPixels(14, "area", 3136, 12_845_056, CLIP_MEAN, CLIP_STD)
 QWEN3_VL = QwenPixels(16, "volume", 4096, 25_165_824)
+
+# Those of still pictures, for folders that name none.
+QWEN2_5_VL_PICTURE = QwenPixels(14, "area", 3136, 12_845_056, CLIP_MEAN, CLIP_STD)
+QWEN3_VL_PICTURE = QwenPixels(16, "area", 65_536, 16_777_216)
 
 # 16 tokens a frame to 16,384 a video, for folders that name no limits.
 VIDEO_LLAMA_3 = QwenPixels(14, "share", 16 * 28**2, 16_384 * 28**2, pair=1)
@@ -265,3 +288,34 @@ def qwen_patches(
     cut = patchify(resized, family)
     values = normalise(cut.values.reshape(len(cut.values), 3, -1), family.mean, family.std, axis=-2)
     return Patches(values.reshape(cut.values.shape), cut.grid)
+
+
+def qwen_picture(
+    picture: UInt8[np.ndarray, "height width 3"], family: QwenPixels, *, utils: PictureUtils | None = None
+) -> Patches:
+    """What Qwen2.5-VL and Qwen3-VL read of a still picture: resized, normalised and cut into patches of one grid frame.
+
+    Args:
+      picture: uint8 RGB; it fills both frames of its grid frame.
+      family: `QWEN2_5_VL_PICTURE`, `QWEN3_VL_PICTURE` or one with other limits.
+      utils: resize as qwen-vl-utils does first, by Pillow's bicubic filter; the processor then resizes the bytes again
+        where it resizes (`family.do_resize`) and asks for another size.
+
+    Raises:
+      JvidpruneError: no uint8 (height, width, 3), or a shape that the rule refuses.
+    """
+    check_frames(picture[None])
+    if utils is not None:
+        height, width = utils.size(picture.shape[0], picture.shape[1], family.factor)
+        picture = resize_planes(picture, (height, width), filter="pillow").transpose(1, 2, 0)
+    planes = resize_planes(picture, family.size(1, picture.shape[0], picture.shape[1]))
+    cut = patchify(planes[None], family)
+    values = normalise(cut.values.reshape(len(cut.values), 3, -1), family.mean, family.std, axis=-2)
+    return Patches(values.reshape(cut.values.shape), cut.grid)
+
+
+def qwen_picture_size(height: int, width: int, family: QwenPixels, *, utils: PictureUtils | None) -> tuple[int, int]:
+    """Height and width in pixels that `qwen_picture` resizes to."""
+    if utils is not None:
+        height, width = utils.size(height, width, family.factor)
+    return family.size(1, height, width)

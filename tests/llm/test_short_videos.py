@@ -264,7 +264,7 @@ def test_a_picture_is_said_to_be_one(run, folders, tmp_path):
     path, words = still(tmp_path / "still.png"), ("--reducer", "uniform", "--ratio", 0.5, "--max-new-tokens", 2)
     code, out, err = run("ask", path, "?", "--model", folders["qwen2_5_vl"], *words)
     assert code == 0
-    assert "is a picture: it is read as a video of one frame" in " ".join((out + err).split())
+    assert "is a picture: it is read by the family's own path of pictures" in " ".join((out + err).split())
     for words in ((), ("--model", folders["molmo2"])):
         code, out, err = run("ask", path, "?", *words, "--quiet")
         assert (code, out) == (2, "")

@@ -22,6 +22,7 @@ from jvidprune import reducers
 from jvidprune.llm.conventions import CONVENTIONS, settings_of
 from jvidprune.llm.encoded import EncodedVideo
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models import family as families
 from jvidprune.models.positions import prompt_pieces, prompt_positions
 from jvidprune.tokens import VideoTokens
 from jvidprune.video import resize
@@ -349,3 +350,41 @@ def test_resized_bytes_are_those_of_torchvision(size, target, kind):
     assert np.abs(found.astype(int) - floats).max() <= 1
     bytewise = functional2.resize(tensor(frames), list(target), **words).numpy()
     np.testing.assert_array_equal(resize.resize_frames(frames, target), bytewise)
+
+
+@pytest.mark.parametrize("kind", ["noise", "shapes"])
+@pytest.mark.parametrize("size", [*SIZES, (28, 28)])
+@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_are_read_as_by_the_processors(family, convention, size, kind):
+    """Grid and patches of a still picture; at the published sides of patches and limits."""
+    _, _, utils = modules()
+    import transformers
+    from PIL import Image
+
+    config = tiny_config(family)
+    patch = config.vision.patch_size
+    low, high = {"qwen2_5_vl": (3136, 12_845_056), "qwen3_vl": (65_536, 16_777_216)}[family]
+    shown = film(1, size, kind)
+    image, extra = Image.fromarray(shown[0]), {}
+    if convention != "transformers":
+        wish = LMMS if convention == "lmms-eval" else {}
+        image = utils.fetch_image({"image": image, **wish}, image_patch_size=patch)
+        low, high = (LMMS["min_pixels"], LMMS["max_pixels"]) if wish else (low, high)
+        extra = {"do_resize": False} if family == "qwen3_vl" else {}
+    own = {} if family == "qwen2_5_vl" else {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    limits = {"shortest_edge": low, "longest_edge": high}
+    made = transformers.Qwen2VLImageProcessor(size=limits, patch_size=patch, **own)
+    expected = made(images=[image], return_tensors="pt", **extra)
+    settings = settings_of(family, convention)
+    found = settings.picture_pixels(config, {})(shown)
+    assert tuple(expected["image_grid_thw"][0].tolist()) == found.grid
+    assert settings.picture_grid(config, *size, {}) == (found.grid[1] // 2, found.grid[2] // 2)
+    np.testing.assert_allclose(found.values, expected["pixel_values"].numpy(), atol=1e-5)
+
+
+def tiny_config(family):
+    """A tiny config with the published side of patches."""
+    config = families.get(family).config.from_hf(tiny.CONFIGS[family])
+    patch = 14 if family == "qwen2_5_vl" else 16
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, patch_size=patch))

@@ -47,7 +47,8 @@ def video_texts(
     first, last = "<|vision_start|>", "<|vision_end|>"
     found = [texts[0]]
     for one, text in zip(videos, texts[1:], strict=True):
-        by_text = not config.tokens_per_second
+        # A still picture has no time.
+        by_text = not config.tokens_per_second and not clip_of(one.video).picture
         times = stamps(clip_of(one.video)) if by_text else [""]
         around = by_text and markers == "around"
         found[-1] += first * around

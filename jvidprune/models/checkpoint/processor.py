@@ -36,6 +36,21 @@ def video_processor(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def image_processor(folder: Path) -> dict[str, Any]:
+    """The settings of a folder's processor of still pictures; empty where it has none.
+
+    In the order of transformers: the `image_processor` part of processor_config.json, preprocessor_config.json.
+
+    Raises:
+      JvidpruneError: a file that is no JSON object.
+    """
+    if (folder / _NESTED).exists():
+        nested = read_json(folder / _NESTED).get("image_processor")
+        if isinstance(nested, dict):
+            return nested
+    return read_json(folder / _IMAGE) if (folder / _IMAGE).exists() else {}
+
+
 def qwen_limits(given: Mapping[str, Any], family: QwenPixels) -> QwenPixels:
     """A Qwen family's pixels with what a video processor's settings change.
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from jvidprune.models.qwen.pixels import PixelSteps, stepped
+from jvidprune.models.qwen.pixels import PixelSteps, stepped, with_pictures
 from jvidprune.models.settings import FamilySettings
 from jvidprune.parallel import DECODER_AXES, TOWER_AXES, ShardingTable
 from jvidprune.video.preprocess import QwenUtils
@@ -29,7 +29,7 @@ LMMS_UTILS = QwenUtils(min_pixels=LMMS_PIXELS[0], max_pixels=LMMS_PIXELS[1])
 
 def released(template: str, steps: PixelSteps) -> FamilySettings:
     """Settings of the authors' code: no newline embeddings, nothing behind the video, original positions always."""
-    return FamilySettings(
+    found = FamilySettings(
         template,
         "no_token",
         "all",
@@ -42,8 +42,9 @@ def released(template: str, steps: PixelSteps) -> FamilySettings:
         pictures=True,
         reference_positions="original",
     )
+    return with_pictures(found, steps)
 
 
 def changed(settings: FamilySettings, steps: PixelSteps, **other: Any) -> FamilySettings:
     """The settings with other steps of resizing, and with other values."""
-    return dataclasses.replace(settings, **stepped(steps), **other)
+    return with_pictures(dataclasses.replace(settings, **stepped(steps), **other), steps)

@@ -8,7 +8,23 @@ from typing import Any
 import numpy as np
 
 from jvidprune.models.checkpoint.processor import qwen_limits
-from jvidprune.video.preprocess import QWEN2_5_VL, QWEN3_VL, VIDEO_LLAMA_3, Patches, QwenPixels, QwenUtils, qwen_patches
+from jvidprune.models.settings import FamilySettings
+from jvidprune.video.preprocess import (
+    QWEN2_5_VL,
+    QWEN2_5_VL_PICTURE,
+    QWEN3_VL,
+    QWEN3_VL_PICTURE,
+    VIDEO_LLAMA_3,
+    Patches,
+    PictureUtils,
+    QwenPixels,
+    QwenUtils,
+    qwen_patches,
+    qwen_picture,
+    qwen_picture_size,
+)
+
+_PICTURES: dict[str, QwenPixels] = {"qwen2_5_vl": QWEN2_5_VL_PICTURE, "qwen3_vl": QWEN3_VL_PICTURE}
 
 _PIXELS: dict[str, QwenPixels] = {
     "qwen2_5_vl": QWEN2_5_VL,
@@ -93,9 +109,49 @@ def grid_of(
     return sides[0] // family.factor, sides[1] // family.factor
 
 
-def _rules(config: Any, given: Mapping[str, Any], steps: PixelSteps) -> QwenPixels:
+def with_pictures(settings: FamilySettings, steps: PixelSteps) -> FamilySettings:
+    """The settings with still pictures read by the same steps: one grid frame, sized by the limits of pictures."""
+    pixels, grid = (functools.partial(of, steps=steps) for of in (picture_patches, picture_grid))
+    return dataclasses.replace(settings, picture_pixels=pixels, picture_grid=grid)
+
+
+def picture_patches(config: Any, given: Mapping[str, Any], *, steps: PixelSteps) -> Callable[[np.ndarray], Patches]:
+    """A still picture, (1, H, W, 3), to patches.
+
+    Args:
+      config: of the model.
+      given: the settings of the folder's image processor; the published ones where they say nothing.
+      steps: of a convention.
+
+    Raises:
+      JvidpruneError: settings that make no sense or belong to another model.
+    """
+    family = _rules(config, given, steps, _PICTURES)
+
+    def made(frames: np.ndarray) -> Patches:
+        return qwen_picture(frames[0], family, utils=_picture_utils(steps))
+
+    return made
+
+
+def picture_grid(
+    config: Any, height: int, width: int, given: Mapping[str, Any], *, steps: PixelSteps
+) -> tuple[int, int]:
+    """(rows, columns) of tokens that `picture_patches` makes of a picture of this size in pixels."""
+    family = _rules(config, given, steps, _PICTURES)
+    rows, columns = qwen_picture_size(height, width, family, utils=_picture_utils(steps))
+    return rows // family.factor, columns // family.factor
+
+
+def _picture_utils(steps: PixelSteps) -> PictureUtils | None:
+    return None if steps.utils is None else PictureUtils(steps.utils.min_pixels, steps.utils.max_pixels)
+
+
+def _rules(
+    config: Any, given: Mapping[str, Any], steps: PixelSteps, known: Mapping[str, QwenPixels] = _PIXELS
+) -> QwenPixels:
     vision = config.vision
-    family = dataclasses.replace(_PIXELS[config.family], patch=vision.patch_size, merge=vision.merge, pair=vision.pair)
+    family = dataclasses.replace(known[config.family], patch=vision.patch_size, merge=vision.merge, pair=vision.pair)
     found = qwen_limits(given, family)
     if steps.limits is not None:
         found = dataclasses.replace(found, min_pixels=steps.limits[0], max_pixels=steps.limits[1])
