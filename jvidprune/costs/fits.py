@@ -68,6 +68,7 @@ def _plan(
     pixels = (info.height, info.width) if info is not None else size or NOMINAL
     if info is not None and info.picture:
         layout = settings.picture_layout(config, pixels, video_processor(folder), image_processor(folder))
+        config = settings.config_of_pictures(config)
     else:
         layout = settings.layout(config, count, pixels, video_processor(folder))
     return _Planned(family, settings, config, count, video_shape(config, count, layout), layout, dtype)

@@ -84,7 +84,7 @@ def encode_frames(
     if asked and question is None:
         raise JvidpruneError(NO_QUESTION)
     again = functools.partial(encode_seen, llm, source)
-    video = EncodedVideo(_tokens(llm, _pixels(llm, source, None), needs - QUESTION), source, again=again)
+    video = EncodedVideo(_tokens(llm, source, None, needs - QUESTION), source, again=again)
     # Attached here, so that the tower does not compile anew for every length of a question.
     return video if question is None else _with_question(llm, video, question, asked)
 
@@ -104,7 +104,7 @@ def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question
                 "carry, and its frames were not kept: encode it with this reducer."
             )
         whole = video.frames if video.clip is None else video.clip
-        added = _tokens(llm, _pixels(llm, whole, None), missing).evidence
+        added = _tokens(llm, whole, None, missing).evidence
         tokens = dataclasses.replace(video.tokens, evidence=added | video.tokens.evidence)
         video = dataclasses.replace(video, tokens=tokens)
     asked, known = method.needs & QUESTION, video.tokens.evidence.keys() & QUESTION
@@ -129,18 +129,31 @@ def lower_encode(
     """
     pixels = jax.tree.map(jnp.asarray, _pixels(llm, source, grid))
     with on_mesh_of(llm.loaded.model):
-        return encode_tokens.lower(llm.loaded.model, pixels, needs - QUESTION)
+        return encode_tokens.lower(_model(llm, source), pixels, needs - QUESTION)
 
 
 def _pixels(llm: "VideoLLM", source: Clip | np.ndarray, grid: tuple[int, int] | None) -> Any:
     """What the tower reads of frames, resized to a grid of tokens where one is given and the tower has no other."""
-    frames = source.frames if isinstance(source, Clip) else source
-    if grid is None or llm.settings.sized is None:
-        picture = llm.settings.picture_pixels
-        if picture is not None and isinstance(source, Clip) and source.picture:
-            return picture(llm.loaded.config, image_processor(llm.loaded.folder))(frames[:1])
-        return llm.pixels(frames)
-    return llm.settings.sized(llm.loaded.config, llm.processor)(frames, grid)
+    frames, settings = source.frames if isinstance(source, Clip) else source, llm.settings
+    config, given = llm.loaded.config, llm.processor
+    shown = is_picture(llm, source)
+    if shown:
+        frames, config, given = frames[:1], llm.picture_model.config, image_processor(llm.loaded.folder)
+    if grid is not None and settings.sized is not None:
+        return settings.sized(config, given)(frames, grid)
+    if shown and settings.picture_pixels is not None:
+        return settings.picture_pixels(config, given)(frames)
+    return llm.pixels(frames)
+
+
+def is_picture(llm: "VideoLLM", source: Clip | np.ndarray | None) -> bool:
+    """Whether a source is a still picture that the family reads by a path of its own."""
+    return llm.settings.picture_pixels is not None and isinstance(source, Clip) and source.picture
+
+
+def _model(llm: "VideoLLM", source: Clip | np.ndarray | None) -> Any:
+    """What encodes a source."""
+    return llm.picture_model if is_picture(llm, source) else llm.loaded.model
 
 
 def layout_of(llm: "VideoLLM", source: Clip | np.ndarray) -> Layout:
@@ -169,7 +182,7 @@ def encode_seen(llm: "VideoLLM", source: Clip | np.ndarray, seen: Layout) -> Enc
         source = _fewer(source, seen.frames * getattr(llm.loaded.config.vision, "pair", 1))
     if llm.settings.sized is None and seen.grid != whole.grid:
         raise JvidpruneError(one_size(llm.loaded.family))
-    tokens = _tokens(llm, _pixels(llm, source, seen.grid), frozenset())
+    tokens = _tokens(llm, source, seen.grid, frozenset())
     return EncodedVideo(tokens, source, again=functools.partial(encode_seen, llm, source))
 
 
@@ -195,10 +208,12 @@ def _fewer(source: Clip | np.ndarray, count: int) -> Clip | np.ndarray:
     return dataclasses.replace(source, frames=source.frames[picks], indices=indices, timestamps=times)
 
 
-def _tokens(llm: "VideoLLM", pixels: Any, needs: frozenset[str]) -> VideoTokens:
-    pixels = jax.tree.map(jnp.asarray, pixels)
+def _tokens(
+    llm: "VideoLLM", source: Clip | np.ndarray, grid: tuple[int, int] | None, needs: frozenset[str]
+) -> VideoTokens:
+    pixels = jax.tree.map(jnp.asarray, _pixels(llm, source, grid))
     with on_mesh_of(llm.loaded.model):
-        return encode_tokens(llm.loaded.model, pixels, needs)
+        return encode_tokens(_model(llm, source), pixels, needs)
 
 
 def _with_question(llm: "VideoLLM", video: EncodedVideo, question: str, asked: frozenset[str]) -> EncodedVideo:

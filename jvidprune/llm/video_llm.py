@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 from jvidprune.errors import JvidpruneError
@@ -188,6 +189,16 @@ class VideoLLM:
     def pixels(self) -> Callable[[np.ndarray], np.ndarray | Patches]:
         """(T, H, W, 3) uint8 frames to what the tower reads, with the settings of the folder's video processor."""
         return self.settings.pixels(self.loaded.config, self.processor)
+
+    @functools.cached_property
+    def picture_model(self) -> Any:
+        """The model as it encodes still pictures: the same arrays, where the family's config for these is another."""
+        config, own = self.loaded.config, self.settings.config_of_pictures(self.loaded.config)
+        if own == config:
+            return self.loaded.model
+        made = nnx.merge(*nnx.split(self.loaded.model))
+        made.config, made.vision.config = own, own.vision
+        return made
 
     @functools.cached_property
     def processor(self) -> Mapping[str, Any]:

@@ -47,6 +47,8 @@ class Lane:
         self.rows, self.capacity = rows, capacity
         self._model = model
         self._free = list(range(rows))
+        # Tokens that each row may still write, and the slot that all write next.
+        self._left: dict[int, int] = {}
         self._length = 0
         with on_mesh_of(model) as mesh:
             self._cache = model.lm.empty_cache(rows, capacity, mesh=mesh)
@@ -70,7 +72,8 @@ class Lane:
             raise JvidpruneError(
                 f"a prompt of {width} slots and {new} new tokens do not fit the {self.capacity} slots of a row."
             )
-        length = max(self._length if self.busy else 0, width)
+        # A longer prompt moves the slot that is written next for all rows: what they may still write must fit behind it.
+        length, new = max(self._length if self.busy else 0, width), max([new, *self._left.values()])
         return bool(self._free) and length + new + STEPS <= self.capacity
 
     def put(
@@ -78,6 +81,7 @@ class Lane:
         logits: Float[Array, "1 V"],
         cache: Cache,
         width: int,
+        new: int,
         sampling: Sampling,
         key: Array,
         seen: Bool[np.ndarray, "V"],
@@ -87,6 +91,7 @@ class Lane:
         Args:
           logits, cache: of its prefill, in one row of as many slots as the rows here.
           width: slots of the prompt, padding included.
+          new: tokens of its answer at most.
           sampling: its settings.
           key: its random key.
           seen: ids that a penalty acts on from the start.
@@ -99,8 +104,9 @@ class Lane:
         """
         if len(cache.segments) != 1 or cache.policy is not None:
             raise JvidpruneError("methods that act inside the language model share no batch here.")
+        self._length = max(self._length if self.busy else 0, width)
         row = self._free.pop(0)
-        self._length = max(self._length if len(self._free) + 1 < self.rows else 0, width)
+        self._left[row] = new
         with on_mesh_of(self._model):
             self._going, self._how, self._cache, first = _put(
                 self._going,
@@ -123,12 +129,14 @@ class Lane:
                 self._model, self._going, self._cache, self._how, jnp.int32(STEPS), steps=STEPS, greedy=False
             )
         # Fewer steps where all rows ended on the way; the cache says how many.
-        self._length = int(self._cache.segments[0].length)
+        before, self._length = self._length, int(self._cache.segments[0].length)
+        self._left = {row: max(left - (self._length - before), 0) for row, left in self._left.items()}
         return np.asarray(tokens)
 
     def free(self, row: int) -> None:
         """Takes a row back, whose answer has ended or is not wanted."""
         self._going = self._going._replace(done=self._going.done.at[row].set(True))
+        self._left.pop(row)
         self._free.append(row)
 
 

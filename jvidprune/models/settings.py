@@ -54,12 +54,14 @@ class FamilySettings:
       begins: a prompt starts with the tokenizer's token for the beginning of a text, or of its end if it has none.
       fps: rate that the family or its folder's video processor samples at, before `frames`; None for a number of
         frames.
-      pictures: still pictures are read, which the Qwen-VL families take for one grid frame; the others cut pictures
-        into tiles, which is not supported.
+      pictures: still pictures are read, which families whose towers take frames of any size read as one grid frame;
+        the others cut pictures into tiles, which is not supported.
       picture_pixels: like `pixels`, for still pictures, (1, H, W, 3), and the settings of the folder's image processor;
         None reads a picture as a video of one frame.
       picture_grid: rows and columns of tokens of a picture, from the model's config, height and width in pixels and the
         settings of the folder's image processor, with `picture_pixels`.
+      picture_config: the model's config to that which pictures are encoded with, where it is another one (VideoLLaMA3,
+        where every patch of a picture is a token); None where it is the same.
       fewest, most, fastest: limits that a folder's video processor sets, see `FrameWish`.
       positions: rule of kept tokens' positions that was asked for, whatever the method; see
         `reducers.prompt_rules.position_rule`, as for the next two.
@@ -85,6 +87,7 @@ class FamilySettings:
     pictures: bool = False
     picture_pixels: Callable[[Any, Mapping[str, Any]], Callable[[np.ndarray], np.ndarray | Patches]] | None = None
     picture_grid: Callable[[Any, int, int, Mapping[str, Any]], tuple[int, int]] | None = None
+    picture_config: Callable[[Any], Any] | None = None
     fps: float | None = None
     fewest: int | None = None
     most: int | None = None
@@ -153,7 +156,11 @@ class FamilySettings:
         """
         if self.picture_grid is None:
             return self.layout(config, 1, size, video)
-        return Layout(1, self.picture_grid(config, *size, image))
+        return Layout(1, self.picture_grid(self.config_of_pictures(config), *size, image))
+
+    def config_of_pictures(self, config: Any) -> Any:
+        """The config that pictures are encoded with."""
+        return config if self.picture_config is None else self.picture_config(config)
 
 
 def squashed(

@@ -150,6 +150,9 @@ class _Endpoint:
 
     async def complete(self, request: Any) -> Any:
         """A chat completion."""
+        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+            # A page of another site can send other types without asking.
+            return _error(415, "a request is application/json.", code="unsupported_media_type")
         try:
             body = await self._body(request)
             if body is None:

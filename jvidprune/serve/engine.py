@@ -320,7 +320,8 @@ class Engine:
         seen = np.zeros(logits.shape[-1], bool)
         seen[row.text[row.text < len(seen)]] = True
         key = jax.random.key(one.generation.seed)
-        number, token = self._lane.put(logits, cache, row.size, one.generation.sampling, key, seen)
+        new, sampling = one.generation.max_new_tokens, one.generation.sampling
+        number, token = self._lane.put(logits, cache, row.size, new, sampling, key, seen)
         self._answering[number] = one
         if self._push(one, [token]):
             self._end(number)

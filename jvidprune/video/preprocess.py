@@ -169,6 +169,9 @@ QWEN3_VL = QwenPixels(16, "volume", 4096, 25_165_824)
 QWEN2_5_VL_PICTURE = QwenPixels(14, "area", 3136, 12_845_056, CLIP_MEAN, CLIP_STD)
 QWEN3_VL_PICTURE = QwenPixels(16, "area", 65_536, 16_777_216)
 
+# The defaults of transformers' class; every patch is a token.
+VIDEO_LLAMA_3_PICTURE = QwenPixels(14, "area", 56**2, 28**2 * 1280, merge=1, pair=1)
+
 # 16 tokens a frame to 16,384 a video, for folders that name no limits.
 VIDEO_LLAMA_3 = QwenPixels(14, "share", 16 * 28**2, 16_384 * 28**2, pair=1)
 
@@ -293,11 +296,11 @@ def qwen_patches(
 def qwen_picture(
     picture: UInt8[np.ndarray, "height width 3"], family: QwenPixels, *, utils: PictureUtils | None = None
 ) -> Patches:
-    """What Qwen2.5-VL and Qwen3-VL read of a still picture: resized, normalised and cut into patches of one grid frame.
+    """What Qwen2.5-VL, Qwen3-VL and VideoLLaMA3 read of a still picture: resized, normalised, cut into patches.
 
     Args:
-      picture: uint8 RGB; it fills both frames of its grid frame.
-      family: `QWEN2_5_VL_PICTURE`, `QWEN3_VL_PICTURE` or one with other limits.
+      picture: uint8 RGB; it fills all frames of its one grid frame.
+      family: `QWEN2_5_VL_PICTURE`, `QWEN3_VL_PICTURE`, `VIDEO_LLAMA_3_PICTURE` or one with other limits.
       utils: resize as qwen-vl-utils does first, by Pillow's bicubic filter; the processor then resizes the bytes again
         where it resizes (`family.do_resize`) and asks for another size.
 

@@ -94,3 +94,24 @@ def test_prompts_are_those_of_the_processor(tmp_path):
     source = slots.source[: slots.length]
     ids = np.where(source < len(text), text[np.minimum(source, len(text) - 1)], llm.loaded.config.video_token)
     assert ids.tolist() == expected["input_ids"][0].tolist()
+
+
+@pytest.mark.parametrize("kind", ["noise", "shapes"])
+@pytest.mark.parametrize("limits", [(3136, 1_003_520), (12_544, 100_352)])
+@pytest.mark.parametrize("size", [(60, 90), (97, 131), (240, 320), (720, 1280)])
+def test_pictures_are_read_as_by_the_processor(size, limits, kind):
+    """Grid and patches of a still picture, each patch a token."""
+    modules()
+    import transformers
+    from PIL import Image
+
+    shown = film(1, size, kind)
+    given = {"size": dict(zip(("shortest_edge", "longest_edge"), limits, strict=True))}
+    made = transformers.VideoLlama3ImageProcessor(**given)
+    expected = made(images=[Image.fromarray(shown[0])], return_tensors="pt")
+    settings = settings_of("video_llama_3")
+    config = settings.config_of_pictures(published("videollama3-7b"))
+    found = settings.picture_pixels(config, given)(shown)
+    assert list(found.grid) == expected["image_grid_thw"][0].tolist()
+    assert settings.picture_grid(config, *size, given) == found.grid[1:]
+    np.testing.assert_allclose(found.values, expected["pixel_values"].numpy(), rtol=0, atol=2e-6)

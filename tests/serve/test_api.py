@@ -10,12 +10,17 @@ import threading
 import urllib.error
 import urllib.request
 
+import jax
 import numpy as np
 import pytest
 from helpers import tiny_checkpoints
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.llm.rows import Prompt, batches, read_rows
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.generate import decode
+from jvidprune.models.lane import Lane
+from jvidprune.models.sampling import GREEDY
 from jvidprune.serve.api import serving
 from jvidprune.serve.chat_requests import read_messages, read_request
 from jvidprune.video.encode import write_mp4
@@ -224,6 +229,7 @@ def test_broken_media_and_odd_messages_are_error_objects(client, media):
 
 def test_other_addresses_bodies_and_hosts(server):
     def post(path, body, **headers):
+        headers = {"Content-Type": "application/json"} | headers
         request = urllib.request.Request(server.url + path, body, headers=headers)
         with pytest.raises(urllib.error.HTTPError) as error:
             urllib.request.urlopen(request)
@@ -235,6 +241,7 @@ def test_other_addresses_bodies_and_hosts(server):
     assert post("/chat/completions", b"[" * 100_000)[0] == 400
     assert post("/completions", b"{}")[0] == 404
     assert post("/chat/completions", b"{}", Host="evil.example")[0] == 400
+    assert post("/chat/completions", b"{}", **{"Content-Type": "text/plain"})[0] == 415
     with urllib.request.urlopen(server.url.removesuffix("/v1") + "/health") as found:
         assert json.load(found) == {"status": "ok"}
 
@@ -273,6 +280,43 @@ def test_requests_beyond_those_that_may_wait_and_late_ones_are_refused(llm, medi
             found = list(pool.map(one, range(4)))
         assert "too_many_requests" in found
         assert any(isinstance(one, list) for one in found)
+
+
+def test_a_longer_prompt_waits_until_others_have_room_behind_it(llm):
+    """A row may still write 60 tokens: a prompt that moves the shared slot beyond that does not fit yet."""
+
+    def read(question, lane):
+        (rows,) = batches(llm, [Prompt([], question)], reserve=1, batch=1, min_fill=0.0)
+        size = rows.used[0].size
+        return *read_rows(llm, rows, lane.capacity - size), size
+
+    vocab = llm.loaded.config.text.vocab
+    lane = Lane(llm.loaded.model, rows=2, capacity=288, vocab=vocab, eos_ids=())
+    logits, cache, size = read("Who?", lane)
+    assert lane.fits(size, 100)
+    seen, key = np.zeros(vocab, bool), jax.random.key(0)
+    row, token = lane.put(logits, cache, size, 100, GREEDY, key, seen)
+    assert not lane.fits(192, 5)
+    found = [token]
+    while not lane.fits(192, 5):
+        found += lane.go_on()[row].tolist()
+    assert 12 <= len(found) < 100
+    other_logits, other_cache, wide = read("Who? " * 24, lane)
+    assert wide == 192
+    other, first = lane.put(other_logits, other_cache, wide, 5, GREEDY, key, seen)
+    rest = lane.go_on()
+    lane.free(other)
+    while len(found) + rest.shape[1] < 100:
+        rest = np.concatenate([rest, lane.go_on()], axis=1)
+    wanted = llm.loaded.model
+    again, cache, _ = read("Who?", lane)
+    expected = np.asarray(decode(wanted, again, cache, max_new_tokens=100)[0])[0]
+    assert [*found, *rest[row].tolist()][:100] == expected.tolist()
+    again, cache, _ = read("Who? " * 24, lane)
+    expected = np.asarray(decode(wanted, again, cache, max_new_tokens=5)[0])[0]
+    assert [first, *rest[other].tolist()[:4]] == expected.tolist()
+    with pytest.raises(JvidpruneError, match="do not fit the 288 slots"):
+        lane.fits(256, 50)
 
 
 def test_messages_are_read_in_order():

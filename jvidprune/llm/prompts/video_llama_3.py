@@ -47,7 +47,9 @@ class TimePrompts(PromptBuilder):
         texts = self.texts(question, len(videos))
         found = [texts[0]]
         for one, text in zip(videos, texts[1:], strict=True):
-            times = stamps(clip_of(one.video))
+            clip = clip_of(one.video)
+            # A still picture has no time.
+            times = [""] if clip.picture else stamps(clip)
             found[-1] += times[0]
             found += [*times[1:], text]
         return [self.tokenizer.encode(text) for text in found]

@@ -15,6 +15,7 @@ from jvidprune.video.preprocess import (
     QWEN3_VL,
     QWEN3_VL_PICTURE,
     VIDEO_LLAMA_3,
+    VIDEO_LLAMA_3_PICTURE,
     Patches,
     PictureUtils,
     QwenPixels,
@@ -24,7 +25,11 @@ from jvidprune.video.preprocess import (
     qwen_picture_size,
 )
 
-_PICTURES: dict[str, QwenPixels] = {"qwen2_5_vl": QWEN2_5_VL_PICTURE, "qwen3_vl": QWEN3_VL_PICTURE}
+_PICTURES: dict[str, QwenPixels] = {
+    "qwen2_5_vl": QWEN2_5_VL_PICTURE,
+    "qwen3_vl": QWEN3_VL_PICTURE,
+    "video_llama_3": VIDEO_LLAMA_3_PICTURE,
+}
 
 _PIXELS: dict[str, QwenPixels] = {
     "qwen2_5_vl": QWEN2_5_VL,
@@ -119,7 +124,7 @@ def picture_patches(config: Any, given: Mapping[str, Any], *, steps: PixelSteps)
     """A still picture, (1, H, W, 3), to patches.
 
     Args:
-      config: of the model.
+      config: that pictures are encoded with.
       given: the settings of the folder's image processor; the published ones where they say nothing.
       steps: of a convention.
 

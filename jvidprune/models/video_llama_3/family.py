@@ -1,7 +1,9 @@
 """VideoLLaMA3 as a family."""
 
+import dataclasses
+
 from jvidprune.models.family import Family
-from jvidprune.models.qwen.pixels import ALONE, stepped
+from jvidprune.models.qwen.pixels import ALONE, stepped, with_pictures
 from jvidprune.models.settings import FamilySettings
 from jvidprune.models.templates import PromptTemplate
 from jvidprune.models.video_llama_3.config import VideoLlama3Config
@@ -9,8 +11,14 @@ from jvidprune.models.video_llama_3.modules import VideoLlama3
 from jvidprune.models.video_llama_3.params import name_table
 from jvidprune.parallel import DECODER_AXES, TOWER_AXES
 
+
+def _picture_config(config: VideoLlama3Config) -> VideoLlama3Config:
+    """Without the means over 2 x 2 patches, which are for videos."""
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, merge=1))
+
+
 # Checkpoints for transformers' class came from the authors, so that its way is theirs.
-_WAY = FamilySettings(
+_VIDEOS = FamilySettings(
     "video_llama_3",
     "no_token",
     "all",
@@ -20,8 +28,11 @@ _WAY = FamilySettings(
     prompt="times",
     writes_times=True,
     own_chat=True,
+    pictures=True,
+    picture_config=_picture_config,
     fps=1.0,
 )
+_WAY = with_pictures(_VIDEOS, ALONE)
 
 FAMILY = Family(
     name="video_llama_3",
