@@ -72,7 +72,7 @@ class Lane:
             raise JvidpruneError(
                 f"a prompt of {width} slots and {new} new tokens do not fit the {self.capacity} slots of a row."
             )
-        # A longer prompt moves the slot that is written next for all rows: what they may still write must fit behind it.
+        # A longer prompt moves the slot that all rows write next: what they may still write must fit behind it.
         length, new = max(self._length if self.busy else 0, width), max([new, *self._left.values()])
         return bool(self._free) and length + new + STEPS <= self.capacity
 
