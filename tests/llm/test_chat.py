@@ -16,7 +16,8 @@ from jvidprune.llm.rows import Prompt, lay_out_rows
 from jvidprune.models import go_on
 from jvidprune.video.decode import Clip
 
-FAMILIES = tuple(tiny_checkpoints.CONFIGS)
+FAST = ("llava_onevision", "qwen2_5_vl")
+FAMILIES = [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in tiny_checkpoints.CONFIGS]
 ROUNDS = ("What is this thing in the video, and what does it do?", "Where to?", "So?")
 
 
@@ -28,7 +29,7 @@ def clip(seed):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     made = tmp_path_factory.mktemp("tiny")
-    return {family: tiny_checkpoints.write(family, made / family) for family in FAMILIES}
+    return {family: tiny_checkpoints.write(family, made / family) for family in tiny_checkpoints.CONFIGS}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

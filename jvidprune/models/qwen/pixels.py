@@ -28,6 +28,7 @@ from jvidprune.video.preprocess import (
 _PICTURES: dict[str, QwenPixels] = {
     "qwen2_5_vl": QWEN2_5_VL_PICTURE,
     "qwen3_vl": QWEN3_VL_PICTURE,
+    "qwen3_vl_moe": QWEN3_VL_PICTURE,
     "video_llama_3": VIDEO_LLAMA_3_PICTURE,
 }
 
