@@ -248,7 +248,7 @@ def test_a_picture_is_one_frame_or_a_sentence(run, loaded, folders, tmp_path, fa
         for wish in ({}, {"frames": 9}, {"fps": 30}):
             clip = llm.sample(path, **wish)
             assert clip.picture
-            assert clip.indices.tolist() == [0, 0]
+            assert set(clip.indices.tolist()) == {0}
         return
     for look in (
         lambda: llm.sample(path),
