@@ -59,17 +59,19 @@ def smoke_train(out: Path) -> None:
 
 
 def smoke_serve(out: Path) -> None:
-    """The page is there, and goes away when told."""
+    """The page and the endpoint are there, and go away when told."""
     assert "--port" in verb("serve", "--help")
-    process = subprocess.Popen([*JVIDPRUNE, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        url = json.loads(process.stdout.readline())["url"]
-        with urllib.request.urlopen(url, timeout=60) as page:
-            assert page.status == 200
-    finally:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 0
+    for words, path in (((), ""), (("--api",), "/models")):
+        serve = [*JVIDPRUNE, "serve", *words, "--port", "0", "--json"]
+        process = subprocess.Popen(serve, stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout is not None
+            url = json.loads(process.stdout.readline())["url"]
+            with urllib.request.urlopen(url + path, timeout=60) as page:
+                assert page.status == 200
+        finally:
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
 
 
 def smoke_judge(out: Path) -> None:
