@@ -274,7 +274,7 @@ def test_a_hub_id_is_checked_before_its_weights_come_and_pinned_to_what_was_chec
 
 @pytest.mark.parametrize(
     "kind",
-    ["qwen2_vl", "qwen2_5_omni", "llava_next_video", "qwen3_vl_moe", "molmo", "llava"],
+    ["qwen2_vl", "qwen2_5_omni", "llava_next_video", "qwen3_omni_moe", "molmo", "llava"],
 )
 def test_another_architecture_is_never_suggested(folder, kind):
     text = sentence(change(folder, model_type=kind, architectures=None))

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 from jvidprune.llm.encoded import ReducedVideo
 from jvidprune.llm.prompts.builder import PromptBuilder
 from jvidprune.llm.prompts.frames import lay_out
+from jvidprune.llm.prompts.messages import Asked
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.reducers.prompt_rules import PositionRule
@@ -37,7 +38,7 @@ class NumberedPrompts(PromptBuilder):
 
     between: ClassVar[str] = "\n"
 
-    def ids(self, videos: Sequence[ReducedVideo], question: str) -> list[list[int]]:
+    def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
         """See `PromptBuilder.ids`: one text more than there are frames."""
         texts, around = self.texts(question, len(videos)), marks(self.folder)
         found, waiting = [], texts[0]
