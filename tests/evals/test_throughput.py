@@ -25,6 +25,7 @@ def records(folder):
     return [json.loads(line) for line in (folder / "throughput.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_it_is_measured_on_demand_and_changes_no_answer(home, model, tmp_path):
     out = sweep(home, model, tmp_path / "run", *FEW)
     assert not (out / "throughput.jsonl").exists()

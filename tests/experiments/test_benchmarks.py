@@ -69,6 +69,7 @@ def check_run(out, asked, added, shown):
     return page
 
 
+@pytest.mark.slow
 def test_several_benchmarks_end_in_one_report(tiny, film, tmp_path, capsys):
     asked, added = copies(tmp_path, film, ("mlvu", "charades_timelens", "vcgbench"))
     (tmp_path / "data" / "tomato").mkdir()

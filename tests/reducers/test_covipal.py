@@ -134,6 +134,7 @@ def stage(rule, kept, place=1, **more):
     return InnerStage(place, rule, kept, weights=Weights.of(slots_of(arrays, np.float32(0.3)) if more else arrays))
 
 
+@pytest.mark.slow
 def test_the_soft_cut_is_the_hard_one_at_kept_rows(decoder, embeds):
     def inner(*stages, **options):
         return dataclasses.replace(create(*stages, **options), block=BLOCK)
@@ -216,6 +217,7 @@ def llm(tmp_path_factory):
     return VideoLLM.load(tiny.write("llava_video", tmp_path_factory.mktemp("llm") / "llava_video"))
 
 
+@pytest.mark.slow
 def test_questions_choose_tokens_before_and_inside_the_language_model(llm):
     frames = np.random.default_rng(3).integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
     video = llm.encode(frames, fps=2.0)

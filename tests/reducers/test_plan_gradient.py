@@ -85,6 +85,7 @@ def test_derivatives_through_reduce_are_those_of_finite_differences_in_float64()
             assert float((grad * way).sum()) == pytest.approx(difference, rel=1e-4), at
 
 
+@pytest.mark.slow
 def test_stop_has_no_derivative_in_the_transport_and_the_same_numbers():
     x, given = VIDEO.evidence["features_unpooled"], values()
     run = jax.value_and_grad(loss, argnums=(0, 1, 2, 3))
@@ -97,6 +98,7 @@ def test_stop_has_no_derivative_in_the_transport_and_the_same_numbers():
     assert float((both[0][1][0] * x).sum()) == pytest.approx(float(both[0][0]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_videos_side_by_side_with_padding_frames_have_the_derivatives_of_each():
     padded = dataclasses.replace(
         jax.tree.map(lambda leaf: jnp.concatenate([leaf[:3], jnp.zeros_like(leaf[3:])]), VIDEO),
@@ -141,6 +143,7 @@ def test_new_arrays_and_numbers_compile_nothing_anew():
     assert same != method(*values(), plan_gradient="stop").without_numbers()
 
 
+@pytest.mark.slow
 def test_ottvids_plan_is_differentiable_and_its_tokens_are_means_of_choices():
     def run(position, temperature):
         parts = Transport(Projected(values()[0], position), LeaveOneOut(temperature), FixedSinkhorn(0.05, 30))
