@@ -1,5 +1,7 @@
 """From masks to plans: static-capacity compaction, and the one `apply` that turns a plan into tokens."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -152,7 +154,7 @@ _STEP = 64
 """Tokens of a block that are read at a time: half as many are read in vain, on average."""
 
 
-def _block_rows(capacity: int) -> int:
+def block_rows(capacity: int) -> int:
     """Rows of a block: the largest divisor of the capacity in reach, so that no row is copied again, or else 128."""
     fitting = [size for size in range(64, 257, 8) if capacity % size == 0]
     return max(fitting, default=min(128, capacity))
@@ -160,8 +162,21 @@ def _block_rows(capacity: int) -> int:
 
 @jax.custom_batching.custom_vmap
 def _blocked_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
+    return _sums_of_blocks(row, weight, pick, x, x.dtype)
+
+
+def float_sums(
+    row: Int[Array, "A M"], weight: Float[Array, "A M"], pick: Int[Array, "K"], x: Float[Array, "M D"]
+) -> Float[Array, "K D"]:
+    """`row_sums` in float32, without a float32 copy of `x` on accelerators; under no vmap and with no derivative."""
+    if on_cpu():
+        return jnp.asarray(row_sums(row, weight, pick, x.astype(jnp.float32)))
+    return _sums_of_blocks(row, weight, pick, x, jnp.float32)
+
+
+def _sums_of_blocks(row: Array, weight: Array, pick: Array, x: Array, dtype: Any) -> Array:
     (tokens, width), capacity, slots = x.shape, pick.shape[0], row.shape[0]
-    size = _block_rows(capacity)
+    size = block_rows(capacity)
     step, blocks = min(size, _STEP), -(-capacity // size)
     token = jnp.arange(tokens, dtype=jnp.int32)
     own = jnp.where(pick < tokens, jnp.arange(capacity, dtype=jnp.int32), capacity)
@@ -195,7 +210,7 @@ def _blocked_sums(row: Array, weight: Array, pick: Array, x: Array) -> Array:
             total = lax.fori_loop(
                 0, lax.div(end - begin + step - 1, jnp.int32(step)), add, jnp.zeros((size, width), jnp.float32)
             )
-        return total.astype(x.dtype)
+        return total.astype(dtype)
 
     return lax.map(block, jnp.arange(blocks, dtype=jnp.int32)).reshape(blocks * size, width)[:capacity]
 

@@ -25,6 +25,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops import compact
+from jvidprune.ops.layout import row_major
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
 from jvidprune.ops.sink import SinkRule
@@ -156,7 +157,7 @@ def farthest_first(
     """
     places = jnp.arange(x.shape[1], dtype=jnp.int32)
     norm = jnp.maximum(jnp.sqrt(squared_norms(x)), EPS)
-    gram = frame_gram(x) if x.shape[1] <= held else None
+    gram = row_major(frame_gram(x)) if x.shape[1] <= held else None
 
     def distance_to(pick: Array) -> Array:
         if gram is None:

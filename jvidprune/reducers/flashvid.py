@@ -34,6 +34,7 @@ from jvidprune.ops import cluster, maxmin, segment, similarity, tree
 from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.compact import ascending_plan
 from jvidprune.ops.exact import ceil_scaled
+from jvidprune.ops.layout import row_major
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.ops.select import occurrences, order_descending
 from jvidprune.ops.sink import SinkRule
@@ -172,7 +173,7 @@ class FlashVID(PositionedReducer):
         A sink rule replaces the attention in the selection; its scores are averaged over each segment. Adjusted
         attention may be negative.
         """
-        x, real = video.features, video.frame_mask
+        x, real = row_major(video.features), video.frame_mask
         frames, n, _ = x.shape
         means = jnp.mean(x, axis=1, dtype=jnp.float32)
         transition = similarity.neighbour_cosine(means, self.eps)

@@ -26,8 +26,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.fields import Range
 from jvidprune.ops import compact
+from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.select import first_argmax
-from jvidprune.ops.similarity import dot_f32, frame_gram, over_frames, squared_norms
+from jvidprune.ops.similarity import dot_f32, frame_gram, squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, gram, sums
 from jvidprune.reducers.counts import half_up
@@ -211,36 +212,34 @@ def _search(features: Array, cosine: Array, frame_mask: Array, keep: Array, tau:
     """Bisection: `low` leaves at most `keep` components at all times; one that leaves as many ends it."""
     video = ScissorShared(features, cosine, frame_mask)
 
-    def count(tau: Array) -> Array:
+    def halve(state: tuple) -> tuple:
+        step, low, high, last, _, *found = state
+        ends = (step >= STEPS) | (low >= high) | (last == keep)
+        tau = jnp.where(ends, low, 0.5 * (low + high))
         first, listed, number = _in_frames(video, tau)
         # The list is no shorter than what it falls into: a short one fits without the second step.
-        nothing = jnp.int32(-1)
-        return lax.cond(number <= keep, lambda: nothing, lambda: _number(_over_time(video, tau, first, listed, number)))
-
-    def unfinished(state: tuple[Array, ...]) -> Array:
-        step, low, high, last = state
-        return (step < STEPS) & (low < high) & (last != keep)
-
-    def halve(state: tuple[Array, ...]) -> tuple[Array, ...]:
-        step, low, high, _ = state
-        middle = 0.5 * (low + high)
-        found = count(middle)
-        fits = found <= keep
-        return step + 1, jnp.where(fits, middle, low), jnp.where(fits, high, middle), found
+        counted = ends | (number > keep)
+        second = lax.cond(counted, lambda: _over_time(_means(video, listed), tau, number), lambda: found[2])
+        last = jnp.where(counted, jnp.sum(second == jnp.arange(second.shape[0]), dtype=jnp.int32), -1)
+        fits = last <= keep
+        low, high = jnp.where(fits & ~ends, tau, low), jnp.where(fits | ends, high, tau)
+        return step + 1, low, high, last, ends, first, listed, second
 
     everything = jnp.sum(frame_mask, dtype=jnp.int32) * features.shape[1]
     low = jnp.where(keep >= everything, jnp.float32(HIGHEST), jnp.float32(LOWEST))
-    state = lax.while_loop(unfinished, halve, (jnp.int32(0), low, jnp.float32(HIGHEST), jnp.int32(-1)))
-    return _at_tau(features, cosine, frame_mask, keep, state[1])
+    m = features.shape[0] * features.shape[1]
+    nothing = (jnp.zeros(size, jnp.int32) for size in (m, m, _sizes(m)[1]))
+    # The round that finds no more to halve is the one whose components count, so that programs hold both steps once.
+    start = jnp.int32(0), low, jnp.float32(HIGHEST), jnp.int32(-1), jnp.bool_(False), *nothing
+    _, tau, _, _, _, first, listed, second = lax.while_loop(lambda state: ~state[4], halve, start)
+    return tau, first, listed, _means(video, listed), second
 
 
 def _at_tau(features: Array, cosine: Array, frame_mask: Array, keep: Array, tau: Array) -> tuple[Array, ...]:
     video = ScissorShared(features, cosine, frame_mask)
-    return tuple(_over_time(video, tau, *_in_frames(video, tau)))
-
-
-def _number(found: _Components) -> Int[Array, ""]:
-    return jnp.sum(found.second == jnp.arange(found.second.shape[0]), dtype=jnp.int32)
+    first, listed, number = _in_frames(video, tau)
+    means = _means(video, listed)
+    return tau, first, listed, means, _over_time(means, tau, number)
 
 
 def _in_frames(video: ScissorShared, tau: Array) -> tuple[Int[Array, "M"], Int[Array, "M"], Int[Array, ""]]:
@@ -265,21 +264,31 @@ def _in_frames(video: ScissorShared, tau: Array) -> tuple[Int[Array, "M"], Int[A
     return first, listed.astype(jnp.int32), jnp.sum(stands, dtype=jnp.int32)
 
 
-def _over_time(video: ScissorShared, tau: Array, first: Array, listed: Array, number: Array) -> _Components:
-    """Step 2: the list of means, and the components over it; work and time follow the length of the list."""
+def _means(video: ScissorShared, listed: Int[Array, "M"]) -> Float[Array, "L D"]:
+    """The list of the means of all frames' components."""
     x = video.features.reshape(-1, video.features.shape[-1])
     m = x.shape[0]
-    side, length = _sizes(m)
+    length = _sizes(m)[1]
     size = jnp.zeros(length + 1, jnp.int32).at[listed].add(1)
     share = 1.0 / jnp.maximum(size[listed], 1)
-    means = jnp.asarray(compact.row_sums(listed[None], share[None], jnp.full(length, m), x.astype(jnp.float32)))
-    norm = jnp.sqrt(squared_norms(means))
+    return compact.float_sums(listed[None], share[None], jnp.full(length, m), x)
+
+
+def _over_time(means: Float[Array, "L D"], tau: Array, number: Int[Array, ""]) -> Int[Array, "L"]:
+    """Step 2: what represents each entry's component over the list; work and time follow its length."""
+    length = means.shape[0]
+    side = min(TILE, length)
     tiles = -(-number // side)
     entries = jnp.arange(length, dtype=jnp.int32)
     listed_entry = entries < number
 
     def part(values: Array, i: Array) -> Array:
         return lax.dynamic_slice_in_dim(values, i * side, side)
+
+    def norms(i: Array, norm: Array) -> Array:
+        return lax.dynamic_update_slice(norm, jnp.sqrt(squared_norms(part(means, i))), (i * side,))
+
+    norm = lax.fori_loop(0, tiles, norms, jnp.zeros(length))
 
     def over_pairs(fn: Any, start: Any) -> Any:
         return lax.fori_loop(0, tiles, lambda i, s: lax.fori_loop(0, tiles, lambda j, s: fn(i, j, s), s), start)
@@ -309,8 +318,7 @@ def _over_time(video: ScissorShared, tau: Array, first: Array, listed: Array, nu
 
     label = _settle(spread, entries)
     degree = over_pairs(count, jnp.zeros(length, jnp.int32))
-    second = jnp.where(listed_entry, _representatives(label, degree), length)
-    return _Components(tau, first, listed, means, second)
+    return jnp.where(listed_entry, _representatives(label, degree), length)
 
 
 def _settle(spread: Any, label: Int[Array, "... N"]) -> Int[Array, "... N"]:
@@ -334,7 +342,8 @@ def _representatives(label: Int[Array, "M"], degree: Int[Array, "M"]) -> Int[Arr
 
 def _closest(x: Float[Array, "T N D"], centres: Float[Array, "K D"], count: Int[Array, ""]) -> Int[Array, "M"]:
     """Step 3: the first of `count` centres that is most similar to each token; as many tiles as they fill."""
-    size = min(TILE, centres.shape[0])
+    # On accelerators a divisor of the capacity, so that nothing is padded.
+    size = min(TILE if on_cpu() else compact.block_rows(centres.shape[0]), centres.shape[0])
     norm = jnp.sqrt(squared_norms(centres))
     scale = jnp.where(norm > 0, 1.0 / jnp.where(norm > 0, norm, 1.0), 0.0)
     more = -centres.shape[0] % size
@@ -355,7 +364,8 @@ def _closest(x: Float[Array, "T N D"], centres: Float[Array, "K D"], count: Int[
         start = jnp.full(tokens.shape[0], -jnp.inf), jnp.zeros(tokens.shape[0], jnp.int32)
         return lax.fori_loop(0, -(-count // size), block, start)[1]
 
-    return over_frames(frame, x).reshape(-1)
+    # One after the other on any machine: all frames in float32 are written down otherwise.
+    return lax.map(frame, x).reshape(-1)
 
 
 def _sizes(tokens: int) -> tuple[int, int]:

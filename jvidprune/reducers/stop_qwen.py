@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.fields import Count, Exponent
 from jvidprune.ops import segment, similarity
+from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.compact import slotted_plan
 from jvidprune.ops.exact import fraction_words, round_product
 from jvidprune.ops.select import first_argmax, rank_descending
@@ -107,7 +108,7 @@ class VisionZipQwen(PositionedReducer):
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> VisionZipQwenShared:
         """Windows, static tokens, importance and ranks of every set; a sink rule replaces mu_s, mu_t and gamma."""
-        x = video.features.astype(jnp.float32)
+        x = video.features.astype(jnp.float32) if on_cpu() else video.features
         frames, n, _ = x.shape
         real = video.frame_mask
         rule = SinkRule(self.mu_s, self.mu_t, self.gamma) if sink is None else sink
@@ -125,10 +126,10 @@ class VisionZipQwen(PositionedReducer):
         static = (segment.segment_total(changes, ids) == 0) & (lengths > 1)[:, None]
 
         first = segment.segment_starts(ids)
-        means = segment.segment_total(x, ids) / lengths[:, None, None]
-        standing = jnp.where((static & first[:, None])[:, :, None], means, x)
+        averaged = static & first[:, None]
         set_of = jnp.where(static, jnp.where(first[:, None], 0, -1), 1)
-        cosine, rank, size = _rank_sets(standing, set_of, rule)
+        gram = _standing_gram(x, averaged, ids, lengths)
+        cosine, rank, size = _rank_sets(gram, set_of, rule)
         frame = jnp.arange(frames, dtype=jnp.int32)
         home = jnp.where(static, (frame - segment.position_in_segment(ids))[:, None], frame[:, None])
         return VisionZipQwenShared(
@@ -230,20 +231,44 @@ class VisionZipQwen(PositionedReducer):
 
 def _frame_importance(x: Float[Array, "T N D"]) -> Float[Array, "T N"]:
     """|x| * (1 + cos(x, mean of the frame))."""
-    mean = x.mean(1)
-    inner = jnp.einsum("tnd,td->tn", x, mean, precision=lax.Precision.HIGHEST)
+    mean = x.mean(1, dtype=jnp.float32)
+    if on_cpu():
+        inner = jnp.einsum("tnd,td->tn", x, mean, precision=lax.Precision.HIGHEST)
+    else:
+        inner = jnp.sum(x.astype(jnp.float32) * mean[:, None], axis=-1)
     norm = jnp.sqrt(similarity.squared_norms(x))
     centre = jnp.sqrt(similarity.squared_norms(mean))[:, None]
     return norm * (1.0 + inner / (jnp.maximum(norm, 1e-8) * jnp.maximum(centre, 1e-8)))
 
 
+def _standing_gram(
+    x: Float[Array, "T N D"], averaged: Bool[Array, "T N"], ids: Int[Array, "T"], lengths: Int[Array, "T"]
+) -> Float[Array, "T N N"]:
+    """Inner products inside each frame, where `averaged` places hold their mean over the window that begins there.
+
+    Accelerators sum from the last frame back, frame by frame, so that no float32 array of the video exists.
+    """
+    if on_cpu():
+        means = segment.segment_total(x, ids) / lengths[:, None, None]
+        return similarity.frame_gram(jnp.where(averaged[:, :, None], means, x))
+    ends = jnp.append(ids[1:] != ids[:-1], True)
+
+    def frame(later: Array, args: tuple) -> tuple[Array, Array]:
+        tokens, averaged, end, length = args
+        own = tokens.astype(jnp.float32)
+        total = own + jnp.where(end, 0.0, later)
+        standing = jnp.where(averaged[:, None], total / length, own)
+        return total, similarity.dot_f32(standing, standing)
+
+    return lax.scan(frame, jnp.zeros(x.shape[1:]), (x, averaged, ends, lengths), reverse=True)[1]
+
+
 def _rank_sets(
-    standing: Float[Array, "T N D"], set_of: Int[Array, "T N"], rule: SinkRule
+    gram: Float[Array, "T N N"], set_of: Int[Array, "T N"], rule: SinkRule
 ) -> tuple[Float[Array, "T N N"], Int[Array, "T N"], Int[Array, "T 2"]]:
     """Cosines, ranks inside each token's set, and the sizes of the sets; means come from the Gram matrix."""
-    frames = standing.shape[0]
-    gram = similarity.frame_gram(standing)
-    squared = jnp.diagonal(gram, axis1=-2, axis2=-1)
+    frames = gram.shape[0]
+    squared = similarity.gram_norms(gram)
     cosine = similarity.cosine_from_gram(gram, squared, squared, eps=1e-12)
     norm = jnp.sqrt(squared)
     rank = jnp.zeros(set_of.shape, jnp.int32)

@@ -23,7 +23,9 @@ def cells():
     return importlib.import_module("experiments.perf.tpu_cells")
 
 
-@pytest.mark.parametrize(("method", "one_gb"), [("evs", 0.7), ("visionzip", 0.6), ("fastvid", 0.7), ("tome", 0.3)])
+@pytest.mark.parametrize(
+    ("method", "one_gb"), [("evs", 0.7), ("visionzip", 0.6), ("fastvid", 0.7), ("tome", 0.3), ("visionzip_qwen", 0.45)]
+)
 def test_eight_ratios_cost_at_most_three_of_one_and_their_outputs(cells, method, one_gb):
     rows = {}
     for ratios in (1, 8):

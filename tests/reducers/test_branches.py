@@ -74,7 +74,11 @@ def test_blocks_of_rows_sum_what_a_scatter_sums(rows, tokens, slots):
         ours = jax.jit(compact.row_sums)(row, weight, pick, x)
         stacked = jax.jit(jax.vmap(compact.row_sums, (0, None, None, None)))(row[None], weight, pick, x)[0]
         halves = jax.jit(compact.row_sums)(row, weight, pick, jnp.asarray(x, jnp.bfloat16))
+        floats = jax.jit(compact.float_sums)(row, weight, pick, jnp.asarray(x, jnp.bfloat16))
     np.testing.assert_allclose(ours, wanted, atol=2e-5)
     np.testing.assert_allclose(stacked, wanted, atol=2e-5)
     assert halves.dtype == jnp.bfloat16
     np.testing.assert_allclose(halves.astype(np.float32), wanted, rtol=0.01, atol=0.05)
+    rounded = jnp.asarray(x, jnp.bfloat16).astype(jnp.float32)
+    np.testing.assert_allclose(floats, jax.jit(compact.row_sums)(row, weight, pick, rounded), atol=2e-5)
+    assert floats.dtype == jnp.float32
