@@ -14,7 +14,7 @@ from helpers import pruners
 from helpers import tiny_checkpoints as tiny
 
 from jvidprune import reducers
-from jvidprune.llm import batch, coverage
+from jvidprune.llm import coverage, rows
 from jvidprune.llm.prompts import slots as sequence
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models import family as families
@@ -241,13 +241,13 @@ CELLS += [pytest.param(family, NAMES, marks=pytest.mark.long) for family in fami
 @pytest.mark.slow
 def test_every_method_keeps_what_its_definition_says(family, names, tmp_path, monkeypatch):
     """Frames in, tokens out: kept tokens, prompt, cached tokens before and behind cuts, and the README's cells."""
-    read, prefill = [], batch.prefill
+    read, prefill = [], rows.prefill
 
     def spy(*args, **options):
         logits, cache = prefill(*args, **options)
         read.append([int(segment.valid.sum()) for segment in cache.segments])
         return logits, cache
 
-    monkeypatch.setattr(batch, "prefill", spy)
+    monkeypatch.setattr(rows, "prefill", spy)
     wrong = run_family(family, tmp_path, read, monkeypatch, names)
     assert not wrong, "\n".join(map(str, wrong))

@@ -15,7 +15,7 @@ from jvidprune.cli.train import TrainChoice
 from jvidprune.evals.identity import model_identity, plain, run_hash
 from jvidprune.evals.plan import NoVideo
 from jvidprune.integrations.lmms_args import ModelArgs
-from jvidprune.llm import batch
+from jvidprune.llm import rows
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models import family as families
@@ -175,7 +175,7 @@ def test_the_model_reads_and_answers_at_these_positions(llms, family, rule, monk
         calls.append((given, options))
         return prefill(*given, **options)
 
-    monkeypatch.setattr(batch, "prefill", spied)
+    monkeypatch.setattr(rows, "prefill", spied)
     llm = dataclasses.replace(llm)
     object.__setattr__(llm, "eos_ids", ())
     one = reduced_video(Mine(), KEPT["half"], family)

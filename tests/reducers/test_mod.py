@@ -12,7 +12,7 @@ from jvidprune.costs.flops import count_ratio
 from jvidprune.costs.flops_model import segments
 from jvidprune.evals.identity import plain
 from jvidprune.evals.pairs import possible_ratios
-from jvidprune.llm import batch
+from jvidprune.llm import rows
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.published import published
@@ -151,14 +151,14 @@ def video(llm):
 @pytest.mark.slow
 def test_questions_of_one_batch_are_answered_as_alone(llm, video, monkeypatch):
     """Two shares under one router share a batch; another router has a batch of its own. Newlines compete in frames."""
-    seen, read = [], batch.prefill
+    seen, read = [], rows.prefill
 
     def spy(*args, **options):
         logits, cache = read(*args, **options)
         seen.append([segment.valid.sum(axis=1).tolist() for segment in cache.segments])
         return logits, cache
 
-    monkeypatch.setattr(batch, "prefill", spy)
+    monkeypatch.setattr(rows, "prefill", spy)
     first, second = router(seed=1, scale=20), router(seed=2, scale=20)
     settings = [(0.25, first), (0.5, first), (0.5, second)]
     made = [VideoLLMMoD(depth=LAYERS, share=share, router=held) for share, held in settings]
