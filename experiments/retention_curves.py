@@ -142,6 +142,8 @@ parts = [
     "ratio differently: the tokens they really keep stand in the table below.\n",
     difference_table([table.titles[m] for m in published], [over_random(m) for m in published]),
     *by_positions(),
+    "\n## Clips that it takes\n",
+    *(f"- {one}." for ratio in table.ratios if (one := table.resolution(ratio)) is not None),
     "\n## Tokens kept of 288\n",
     grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [kept(m) for m in names]),
     "\n## Categories that collapse first\n",

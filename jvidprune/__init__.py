@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jvidprune import reducers
     from jvidprune.errors import JvidpruneError
+    from jvidprune.evals.probe import probe
     from jvidprune.llm.encoded import EncodedVideo
     from jvidprune.llm.video_llm import Answer, VideoLLM
     from jvidprune.reducers.protocol import Reducer
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 _SOURCES = {
     "errors": ("JvidpruneError",),
+    "evals.probe": ("probe",),
     "llm.encoded": ("EncodedVideo",),
     "llm.video_llm": ("Answer", "VideoLLM"),
     "reducers.protocol": ("Reducer",),
@@ -46,6 +48,7 @@ __all__ = [
     "Reducer",
     "VideoLLM",
     "VideoTokens",
+    "probe",
     "reduce",
     "reduce_batch",
     "reducers",

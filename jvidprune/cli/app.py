@@ -21,6 +21,7 @@ from jvidprune.cli.methods import methods
 from jvidprune.cli.models import models
 from jvidprune.cli.parity import parity
 from jvidprune.cli.plan import plan
+from jvidprune.cli.probe import probe
 from jvidprune.cli.reduce import reduce
 from jvidprune.cli.serve import serve
 from jvidprune.cli.sweep import sweep
@@ -35,6 +36,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     reduce,
     sweep,
     judge,
+    probe,
     serve,
     clip,
     video,

@@ -35,6 +35,9 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     best = table.best_two(nearest_ratio(table))
     if best is not None:
         console.print(marked(apart(best, table.titles)), plain=True)
+    needed = table.resolution(nearest_ratio(table))
+    if needed is not None:
+        console.print(marked(str(needed)), plain=True)
     for line in told_hard(table.difficulty, nearest_ratio(table), BASELINES | table.titles):
         console.print(marked(line), plain=True)
     for line in record["did_not_act"]:

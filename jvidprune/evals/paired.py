@@ -10,7 +10,7 @@ import functools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
+from statistics import NormalDist, median
 from typing import Any
 
 import numpy as np
@@ -99,15 +99,79 @@ class Difference:
         takes questions as independent. Where those of one clip go together, more are needed: (z(1 - a/2) + z(power))^2
         `spread` / c^2, with as many questions a clip as here. The larger number counts.
         """
-        share, change = (self.gained + self.lost) / self.questions, (self.gained - self.lost) / self.questions
-        if not change:
-            return None
-        normal = NormalDist()
-        width = normal.inv_cdf(1 - LEVEL / 2) * math.sqrt(share)
-        width += normal.inv_cdf(power) * math.sqrt(max(0.0, share - change * change))
-        together = (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(power)) ** 2 * self.spread
-        most = width * width if math.isnan(together) else max(width * width, together)
-        return math.ceil(most / (change * change))
+        change = (self.gained - self.lost) / self.questions
+        return questions_for(change, self.discordant, self.spread, power) if change else None
+
+    @property
+    def discordant(self) -> float:
+        """Share of the questions that one run alone gets right."""
+        return (self.gained + self.lost) / self.questions
+
+
+def questions_for(change: float, discordant: float, spread: float = math.nan, power: float = 0.8) -> int:
+    """Questions after which the paired test would find a change; see `Difference.questions_needed` for the formula.
+
+    Args:
+      change: of accuracy, not 0.
+      discordant: share of the questions that one run alone gets right; at least the change itself counts.
+      spread: as of `Difference`; NaN takes questions as independent.
+      power: probability of finding it at the level `LEVEL`, two-sided.
+    """
+    normal, share = NormalDist(), max(discordant, abs(change))
+    width = normal.inv_cdf(1 - LEVEL / 2) * math.sqrt(share)
+    width += normal.inv_cdf(power) * math.sqrt(max(0.0, share - change * change))
+    together = (normal.inv_cdf(1 - LEVEL / 2) + normal.inv_cdf(power)) ** 2 * spread
+    most = width * width if math.isnan(together) else max(width * width, together)
+    return math.ceil(most / (change * change))
+
+
+@dataclasses.dataclass(frozen=True)
+class Resolution:
+    """How many clips it takes to tell two methods of a run apart.
+
+    Attributes:
+      ratio: of the pairs.
+      change: of accuracy that is to be found.
+      clips, questions: that takes, with as many questions a clip as in the run.
+      here: clips of the run.
+      discordant: share of the questions that one of two methods alone gets right, the median pair's.
+    """
+
+    ratio: float
+    change: float
+    clips: int
+    questions: int
+    here: int
+    discordant: float
+
+    def __str__(self) -> str:
+        return (
+            f"at {100 * self.ratio:g} % it takes about {self.clips:,} clips ({self.questions:,} questions) to tell "
+            f"{100 * self.change:g} points apart, here are {self.here:,}: of two methods one alone is right on "
+            f"{100 * self.discordant:.0f} % of the questions (median pair; paired test, power 80 %)"
+        )
+
+
+def resolution(pairs: Sequence[Difference], clips: int, change: float = 0.05, power: float = 0.8) -> Resolution | None:
+    """Clips after which two methods that differ by `change` would be told apart; None without any pair.
+
+    Any two methods of a run disagree on some questions even where they are equally good, and the more they do the more
+    questions it takes. What the median pair shows is taken: its share of discordant questions, and its spread, which
+    counts questions of one clip together.
+
+    Args:
+      pairs: of one ratio, from `every_pair`.
+      clips: that they were asked about.
+      change: of accuracy.
+      power: probability of finding it, two-sided at `LEVEL`.
+    """
+    if not pairs or not clips:
+        return None
+    discordant = median(pair.discordant for pair in pairs)
+    known = [pair.spread for pair in pairs if not math.isnan(pair.spread)]
+    questions = questions_for(change, discordant, median(known) if known else math.nan, power)
+    each = median(pair.questions for pair in pairs) / clips
+    return Resolution(pairs[0].ratio, change, math.ceil(questions / each), questions, clips, discordant)
 
 
 @functools.lru_cache(maxsize=1 << 14)

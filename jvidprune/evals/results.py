@@ -18,7 +18,7 @@ from jvidprune.evals.joined import Part
 from jvidprune.evals.judge.scores import JudgedRun, judged_run
 from jvidprune.evals.matching import MATCHED_FIELDS, Matched, matched_runs
 from jvidprune.evals.metrics import ALL, Cell, summarise
-from jvidprune.evals.paired import Difference, Run, every_pair, two_best
+from jvidprune.evals.paired import Difference, Resolution, Run, every_pair, resolution, two_best
 from jvidprune.evals.plan import BASELINES
 from jvidprune.evals.records import counted, opened
 from jvidprune.evals.runner import SweepRecords
@@ -127,6 +127,10 @@ class SweepTable:
     def best_two(self, ratio: float) -> Difference | None:
         """From the second best to the best method of a ratio that acted, None where fewer than two can be compared."""
         return two_best(self.pairs.get(ratio, ()), self.cells, [run for run, one in self.effects.items() if one.idle])
+
+    def resolution(self, ratio: float) -> Resolution | None:
+        """How many clips it takes to tell methods 5 points apart at a ratio; None where no two can be compared."""
+        return resolution(self.pairs.get(ratio, ()), self.clips)
 
     def category_mean(self, method: str, ratio: float) -> float | None:
         """Mean accuracy of a run over the categories, each counting alike, as MLVU is reported; None without any."""

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from jvidprune.reducers.aot import AOT
     from jvidprune.reducers.cdpruner import CDPruner
     from jvidprune.reducers.compose import Sequential, chain
-    from jvidprune.reducers.controls import AttentionTopK, FrameDrop, Random, Uniform
+    from jvidprune.reducers.controls import AttentionTopK, FrameDrop, NormTopK, Random, Uniform
     from jvidprune.reducers.dart import DART
     from jvidprune.reducers.divprune import DivPrune
     from jvidprune.reducers.dstp import DSTP
@@ -59,7 +59,7 @@ _SOURCES = {
     "aot": ("AOT",),
     "cdpruner": ("CDPruner",),
     "compose": ("Sequential", "chain"),
-    "controls": ("AttentionTopK", "FrameDrop", "Random", "Uniform"),
+    "controls": ("AttentionTopK", "FrameDrop", "NormTopK", "Random", "Uniform"),
     "dart": ("DART",),
     "divprune": ("DivPrune",),
     "dstp": ("DSTP",),
@@ -132,6 +132,7 @@ __all__ = [
     "InnerRandom",
     "MethodInfo",
     "MoD",
+    "NormTopK",
     "OTTVid",
     "PromptRules",
     "PruneVid",

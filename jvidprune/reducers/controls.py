@@ -1,7 +1,7 @@
 """Controls: reducers any published method has to beat. Counts round half up and are at least one.
 
-`Random` keeps tokens at random, `Uniform` every so many in raster order, `FrameDrop` whole frames evenly spaced, and
-`AttentionTopK` those with most attention of the tower's last block.
+`Random` keeps tokens at random, `Uniform` every so many in raster order, `FrameDrop` whole frames evenly spaced,
+`AttentionTopK` those with most attention of the tower's last block, and `NormTopK` those with the largest features.
 
 >>> import jvidprune
 >>> from jvidprune.synthetic import synthetic_tokens
@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Int
 from jvidprune.fields import Seed
 from jvidprune.ops import compact
 from jvidprune.ops.select import rank_descending
+from jvidprune.ops.similarity import squared_norms
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counts import CountedReducer, half_up
 from jvidprune.reducers.protocol import MethodInfo, PositionedReducer, check_ratio
@@ -50,8 +51,8 @@ def spread(total: int, count: int) -> np.ndarray:
     return (2 * np.arange(count, dtype=np.int64) + 1) * total // (2 * count)
 
 
-class _Ranked(CountedReducer):
-    """Keeps the first ranks, so that budgets are nested; subclasses say how tokens are ranked."""
+class RankedReducer(CountedReducer):
+    """Keeps the first ranks, so that budgets are nested; subclasses have a field `scope` and say how tokens rank."""
 
     rounding = staticmethod(half_up)
 
@@ -75,7 +76,7 @@ class _Ranked(CountedReducer):
 
 
 @dataclasses.dataclass(frozen=True)
-class Random(_Ranked):
+class Random(RankedReducer):
     """Keeps tokens at random; the same seed keeps the tokens of a smaller budget in every larger one.
 
     Frame t draws from its own stream, so padding changes nothing.
@@ -101,7 +102,7 @@ class Random(_Ranked):
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionTopK(_Ranked):
+class AttentionTopK(RankedReducer):
     """Keeps the most attended tokens (`attention_last`); a `SinkRule` replaces the attention.
 
     Attributes:
@@ -122,6 +123,28 @@ class AttentionTopK(_Ranked):
 
     info: ClassVar[MethodInfo] = MethodInfo(
         "attention_topk", "Attention top-k", "-", "Keeps the most attended tokens.", True, False, True
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class NormTopK(RankedReducer):
+    """Keeps the tokens whose features have the largest norm, as the language model reads them.
+
+    A tower that was trained on few things may say how much there is to see by the norm alone: a method that does not
+    beat this control has not been shown to rank better than that.
+
+    Attributes:
+      scope: ranks over the `video`, or the same count in every `frame`.
+    """
+
+    scope: Literal["video", "frame"] = "video"
+
+    def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> RankShared:
+        """Ranks by the sum of squares in float32, equal ones by id."""
+        return self._ranks(squared_norms(video.features), video.frame_mask)
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        "norm_topk", "Norm top-k", "-", "Keeps the tokens with the largest features.", True, False, True
     )
 
 

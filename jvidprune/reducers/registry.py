@@ -47,6 +47,7 @@ _METHODS: dict[str, tuple[str, str]] = {
     "mod": ("mod", "MoD"),
     "videollm_mod": ("videollm_mod", "VideoLLMMoD"),
     "attention_topk": ("controls", "AttentionTopK"),
+    "norm_topk": ("controls", "NormTopK"),
     "flashvid": ("flashvid", "FlashVID"),
     "fastvid": ("fastvid", "FastVID"),
     "holitom": ("holitom", "HoliTom"),

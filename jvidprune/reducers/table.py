@@ -65,6 +65,7 @@ _RATIOS = {
     "mod": "the mean share over the layers of the language model; all tokens enter it and leave it.",
     "videollm_mod": "the mean share over the layers of the language model; all tokens enter it and leave it.",
     "attention_topk": "a share of the video.",
+    "norm_topk": "a share of the video.",
     "flashvid": "the mean share over the layers of the language model; more enter it, fewer stay behind the cut.",
     "fastvid": "a share of each frame, rounded down.",
     "holitom": "a share of the video, reached by merging over time and then by pruning what is left.",

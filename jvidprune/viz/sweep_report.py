@@ -215,6 +215,7 @@ def sweep_page(
         legend=LEGEND,
         examples=[_shot(table, example) for example in examples],
         apart=[apart(best, table.titles) for r in table.ratios if (best := table.best_two(r)) is not None],
+        needed=[str(one) for r in table.ratios if (one := table.resolution(r)) is not None],
         matrices=[_matrix(table, shown, r) for shown, r in zip(ratios, table.ratios, strict=True)],
         unmoved=flagged(table.effects.values(), table.titles),
         effects=_effects(table),

@@ -12,7 +12,7 @@ _LIGHT = ("#332288", "#cc6677", "#117733", "#4499bb", "#aa4499", "#999933", "#88
 _DARK = ("#9a8cff", "#ff9aa8", "#5fc47c", "#88ccee", "#e08ad6", "#cccc66", "#e0679f", "#6fd8c6", "#f0c25a")
 _MARKERS = ("o", "s", "D", "^", "v", "P", "X", "p", "h")
 
-CONTROLS = (*controls.CONTROLS, "attention_topk")
+CONTROLS = (*controls.CONTROLS, "attention_topk", "norm_topk")
 """Methods without a paper; they are drawn in grey behind the others."""
 
 

@@ -266,7 +266,21 @@ def test_help_needs_neither_jax_nor_a_model():
     assert "--ratio" in done.stdout
 
 
-VERBS = ("ask", "reduce", "sweep", "serve", "clip", "methods", "models", "bench", "export", "flops", "plan", "train")
+VERBS = (
+    "ask",
+    "reduce",
+    "sweep",
+    "probe",
+    "serve",
+    "clip",
+    "methods",
+    "models",
+    "bench",
+    "export",
+    "flops",
+    "plan",
+    "train",
+)
 
 
 def test_training_offers_what_it_follows_alone(run):

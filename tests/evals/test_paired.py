@@ -15,6 +15,7 @@ from jvidprune.evals.paired import (
     holm,
     mcnemar,
     paired_difference,
+    resolution,
     two_best,
     write_pairs,
 )
@@ -132,6 +133,25 @@ def test_questions_needed_follow_the_formula_for_paired_proportions():
     assert paired.spread == pytest.approx(0.58)
     assert paired.questions_needed() == math.ceil((1.959964 + 0.841621) ** 2 * 0.58 / 0.01) == 456
     assert paired.turned().questions_needed() == 456
+
+
+def test_a_run_tells_how_many_clips_its_methods_need_for_5_points():
+    # One of three pairs disagrees on 20 of 100 questions, two on 30; two questions a clip.
+    right = {"a": [1] * 60 + [0] * 40, "b": [1] * 50 + [0] * 20 + [1] * 10 + [0] * 20}
+    right["c"] = [1] * 80 + [0] * 10 + [1] * 10
+    rows = [row for name, some in right.items() for row in records(name, 0.1, some)]
+    pairs = every_pair(rows, list(right), [0.1])[0.1]
+    assert sorted(pair.discordant for pair in pairs) == pytest.approx([0.2, 0.3, 0.3])
+    found = resolution(pairs, 50)
+    spread = sorted(pair.spread for pair in pairs)[1]
+    alone = (1.959964 * math.sqrt(0.3) + 0.841621 * math.sqrt(0.3 - 0.0025)) ** 2
+    expected = max(alone, (1.959964 + 0.841621) ** 2 * spread) / 0.0025
+    assert found.questions == math.ceil(expected)
+    assert (found.clips, found.here) == (math.ceil(found.questions / 2), 50)
+    assert f"about {found.clips:,} clips" in str(found)
+    assert "here are 50" in str(found)
+    assert resolution(pairs, 50, change=0.1).questions < found.questions
+    assert resolution([], 50) is None
 
 
 def test_any_two_methods_are_compared_at_each_ratio_and_corrected_within_it(tmp_path):

@@ -85,6 +85,7 @@ KEPT = {
     "mod": 96,
     "videollm_mod": 96,
     "attention_topk": 29,
+    "norm_topk": 29,
     "flashvid": 36,  # ceil(16 * 0.3 * 1.25) a frame
     "fastvid": 24,  # int(16 * 0.3) a frame
     "holitom": 16,  # one window: all 16 places static, of which more than all may stay

@@ -13,9 +13,10 @@ import jvidprune
 from jvidprune import Layout
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers import registry
-from jvidprune.reducers.controls import AttentionTopK, FrameDrop, Random, Uniform, spread
+from jvidprune.reducers.controls import AttentionTopK, FrameDrop, NormTopK, Random, Uniform, spread
 
 CONTROLS = [Random(), Random(seed=3, scope="frame"), Uniform(), FrameDrop(), AttentionTopK(), AttentionTopK("frame")]
+CONTROLS += [NormTopK(), NormTopK("frame")]
 
 
 @pytest.mark.parametrize("reducer", CONTROLS, ids=repr)
@@ -66,6 +67,16 @@ def test_attention_ranks_by_video_or_frame():
     np.testing.assert_array_equal(ids, np.sort(np.argsort(-attention.reshape(-1), kind="stable")[:30]))
     ids, _ = checks.valid_rows(checks.reduce(AttentionTopK("frame"), video, 0.25))
     best = np.argsort(-attention, axis=1, kind="stable")[:, :5] + 20 * np.arange(6)[:, None]
+    np.testing.assert_array_equal(ids, np.sort(best.reshape(-1)))
+
+
+def test_norms_rank_by_video_or_frame():
+    video = checks.make_video()
+    norms = np.linalg.norm(np.asarray(video.features, np.float64), axis=-1)
+    ids, _ = checks.valid_rows(checks.reduce(NormTopK(), video, 0.25))
+    np.testing.assert_array_equal(ids, np.sort(np.argsort(-norms.reshape(-1), kind="stable")[:30]))
+    ids, _ = checks.valid_rows(checks.reduce(NormTopK("frame"), video, 0.25))
+    best = np.argsort(-norms, axis=1, kind="stable")[:, :5] + 20 * np.arange(6)[:, None]
     np.testing.assert_array_equal(ids, np.sort(best.reshape(-1)))
 
 
