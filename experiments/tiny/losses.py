@@ -144,8 +144,26 @@ def clip_loss(
     metrics: dict[str, Array] = {}
     story = _story_loss(heads.story(middle), batch.story, metrics)
 
-    slots = jnp.arange(batch.ids.shape[-1])
     offset = len(before) + batch.positions[:, -1] + 1
+    asked, told = question_loss(network, model, heads, batch, past, offset)
+    loss = asked + dense * story
+    return loss, {"loss": loss, "story": story, **metrics, **told}
+
+
+def question_loss(
+    network: Network, model: LlavaOnevision, heads: Heads, batch: ClipBatch, past: CacheSegment, offset: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Loss of the questions of clips that were read, on answers alone, side by side.
+
+    Args:
+      network: structure.
+      model, heads: merged.
+      batch: questions.
+      past: keys and values of the text before, the visual tokens and the newline.
+      offset: (B,) rotary position of the first token of a question.
+    """
+    metrics: dict[str, Array] = {}
+    slots = jnp.arange(batch.ids.shape[-1])
     layers = network.config.text.layers
 
     def read(ids: Array, length: Array) -> tuple[Array, Array]:
@@ -166,13 +184,13 @@ def clip_loss(
     end = jnp.where(asked, losses[..., 1], 0).sum() / asked.sum()
     content = _content_loss(model, heads, marked, batch.content)
     content += _content_loss(model, heads, states[:, :, 0], batch.content)
-    loss = answer + 0.2 * end + 0.5 * content + 0.5 * truth + dense * story
+    loss = answer + 0.2 * end + 0.5 * content + 0.5 * truth
     right = asked & (logits[..., 0, :].argmax(-1) == wanted[..., 0])
     for number, name in enumerate(CATEGORIES):
         here = batch.category == number
         metrics[f"hits/{name}"], metrics[f"asked/{name}"] = (right & here).sum(), here.sum()
     metrics["hits/all"], metrics["asked/all"] = right.sum(), asked.sum()
-    return loss, {"loss": loss, "answer": answer, "content": content, "truth": truth, "story": story, **metrics}
+    return loss, {"answer": answer, "content": content, "truth": truth, **metrics}
 
 
 def _content_loss(model: LlavaOnevision, heads: Heads, state: Array, content: Array) -> Array:

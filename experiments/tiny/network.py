@@ -48,13 +48,16 @@ class Network(NamedTuple):
         return nnx.merge(self.graph, params)
 
 
-def create(raw: dict[str, Any], seed: int, word_pairs: list[tuple[int, int]]) -> tuple[Network, Any]:
+def create(
+    raw: dict[str, Any], seed: int, word_pairs: list[tuple[int, int]], heads_of: type[Heads] = Heads
+) -> tuple[Network, Any]:
     """A network with seeded parameters in float32, and the parameters.
 
     Args:
       raw: config.json of the model, with tied embedding.
       seed: of the initial values.
       word_pairs: ids of a word without and with a space before it; both rows of the embedding begin equal.
+      heads_of: which heads losses use.
 
     Raises:
       JvidpruneError: an embedding that is not tied.
@@ -63,7 +66,7 @@ def create(raw: dict[str, Any], seed: int, word_pairs: list[tuple[int, int]]) ->
     if not config.text.tied:
         raise JvidpruneError("training needs a language model with a tied embedding.")
     model = LlavaOnevision(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
-    heads = Heads(config, rngs=nnx.Rngs(seed + 1))
+    heads = heads_of(config, rngs=nnx.Rngs(seed + 1))
     key = jax.random.split(jax.random.key(seed + 2), 3)
     vision, text = config.vision, config.text
     model.vision.pos_embed[...] = _waves(vision.side, vision.width)

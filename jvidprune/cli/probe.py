@@ -63,7 +63,7 @@ def probe(
     elif out.quiet:
         print(record["report"])
     else:
-        console.print(probe_table(table, intervals=console.width >= 170))
+        console.print(probe_table(table, intervals=console.width >= 205, wide=console.width >= 130))
         for name, why in table.refused.items():
             console.print(f"[dim]{marked(name)}: {marked(why)}[/dim]", plain=True)
         console.print(f"all ratios and intervals: [bold]{marked(record['report'])}[/bold]", unbroken=True)
@@ -132,7 +132,7 @@ def probed(choice: ProbeChoice, *, model: ModelChoice, console: "Console") -> "t
     return table, {"report": str(choice.save / "report.html"), **facts, "rows": table.rows()}
 
 
-def probe_table(table: "ProbeTable", *, intervals: bool) -> "Table":
+def probe_table(table: "ProbeTable", *, intervals: bool, wide: bool) -> "Table":
     """Methods by measures at the ratio nearest to 10 %, in per cent."""
     from rich import box
     from rich.table import Table
@@ -141,12 +141,12 @@ def probe_table(table: "ProbeTable", *, intervals: bool) -> "Table":
     from jvidprune.evals.probe.table import BASELINES
     from jvidprune.viz.probe_page import COLUMNS
 
-    columns = [column for column in COLUMNS if intervals or column.narrow]
+    columns = [column for column in COLUMNS if wide or column.narrow]
     caption = f"at {100 * table.first:g} % of {table.visual} tokens · {table.clips} clips · per cent"
     caption += " with 95 % intervals" * intervals + " · tokens of objects: kept+merged into others"
     out = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True, pad_edge=False)
     out.add_column("", no_wrap=True)
-    for head in ("tokens", *(column.head for column in COLUMNS)):
+    for head in ("tokens", *(column.head for column in columns)):
         out.add_column(head, justify="right", no_wrap=True)
     for run in table.at(table.first):
         cells = [column.text(table.values[run], intervals) for column in columns]

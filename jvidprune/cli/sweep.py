@@ -60,6 +60,9 @@ class SweepChoice:
     """Of the procedural benchmark: those that the embedded model was measured to answer above chance, or all."""
     max_new_tokens: int | None = None
     """Longest answer; by default as long as the benchmark's evaluation allows, 8 in the procedural benchmark."""
+    one_frame: Literal["auto", "yes", "no"] = "auto"
+    """Ask with the middle frame alone as well, and mark the categories that it answers; unasked in the procedural
+    benchmark."""
     strict: bool = False
     """Stop at the first video or annotation that cannot be used, instead of leaving it out and listing it."""
     match: Literal["tokens", "flops", "kv"] | None = None
@@ -233,6 +236,7 @@ def swept(
             choice.longest(),
             controls={name: llm.reducer(name) for name in controls if name not in BASELINES},
             match=choice.match,
+            single=choice.one_frame == "yes" or (choice.one_frame == "auto" and choice.task == "procedural"),
         )
         found = run_sweep(
             llm,

@@ -35,6 +35,10 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     best = table.best_two(nearest_ratio(table))
     if best is not None:
         console.print(marked(apart(best, table.titles)), plain=True)
+    if table.frozen:
+        console.print(
+            marked(f"one frame answers nearly as much as all of them in: {', '.join(table.frozen)}"), plain=True
+        )
     needed = table.resolution(nearest_ratio(table))
     if needed is not None:
         console.print(marked(str(needed)), plain=True)
@@ -94,9 +98,9 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
     from jvidprune.cli.console import marked
     from jvidprune.evals.matching import UNITS
     from jvidprune.evals.metrics import FULL
-    from jvidprune.evals.plan import BASELINES, BLIND
+    from jvidprune.evals.plan import BASELINES, BLIND, SINGLE
 
-    full, blind = table.cell(FULL, 1.0), table.cell(BLIND, 0.0)
+    full, blind, single = table.cell(FULL, 1.0), table.cell(BLIND, 0.0), table.cell(SINGLE, 1.0)
     caption = [f"{table.clips} clips, {full.questions} questions" if full else f"{table.clips} clips"]
     caption += ["accuracy in per cent" + " with 95 % intervals" * intervals]
     if table.matched:
@@ -120,7 +124,7 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
     for name in ("share", "tokens", *counted, "ms"):
         out.add_column(name, justify="right", no_wrap=True)
     best = {r: max((c.accuracy for m in swept if (c := table.cell(m, r))), default=-1.0) for r in table.ratios}
-    for cell in (full, blind):
+    for cell in (full, single, blind):
         if cell is not None:
             run = cell.method, cell.ratio
             row = [_accuracy(cell, intervals), *[""] * (len(table.ratios) - 1), "", f"{cell.kept:,.0f}"]

@@ -148,7 +148,7 @@ def _hides(rule: StageRule) -> bool:
 def counts_of(
     samples: Sequence[Record], batches: Sequence[Record], cells: Mapping[tuple[str, float, str], Cell]
 ) -> dict[Run, Counts]:
-    """What every run of a sweep really used, by method and ratio, the two baselines included.
+    """What every run of a sweep really used, by method and ratio, the baselines included.
 
     Args:
       samples: answers; those of a clip weigh its record of costs.

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from jvidprune.evals.metrics import ALL, FULL, Cell
 from jvidprune.evals.paired import Difference
-from jvidprune.evals.plan import BASELINES, BLIND
+from jvidprune.evals.plan import BASELINES, BLIND, SINGLE
 from jvidprune.evals.results import SweepTable
 
 
@@ -15,9 +15,9 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def accuracy_table(table: SweepTable) -> str:
-    """Accuracy in per cent with its interval, methods by ratios, the two baselines first."""
+    """Accuracy in per cent with its interval, methods by ratios, the baselines first."""
     rows = []
-    for name, ratio in ((FULL, 1.0), (BLIND, 0.0)):
+    for name, ratio in ((FULL, 1.0), (SINGLE, 1.0), (BLIND, 0.0)):
         cell = table.cell(name, ratio)
         if cell is not None:
             rows.append([BASELINES[name], _interval(cell), *[""] * (len(table.ratios) - 1)])
@@ -32,7 +32,8 @@ def category_table(table: SweepTable, ratio: float) -> str:
     """Accuracy in per cent by category at one ratio, with the unpruned model, the question alone and chance."""
     columns = [ALL, *table.categories]
     rows = []
-    for method, at in [(FULL, 1.0), *((m, ratio) for m in table.methods if m not in BASELINES), (BLIND, 0.0)]:
+    swept = [(method, ratio) for method in table.methods if method not in BASELINES]
+    for method, at in [(FULL, 1.0), *swept, (SINGLE, 1.0), (BLIND, 0.0)]:
         cells = [table.cell(method, at, name) for name in columns]
         if cells[0] is not None:
             name = BASELINES.get(method) or table.titles.get(method, method)

@@ -20,8 +20,11 @@ from jvidprune.tokens import Budget, Layout, Plan, VideoTokens
 BLIND = "no video"
 """The run that gives the model the question alone; what it answers right needs no video."""
 
-BASELINES = {FULL: "unpruned", BLIND: "question alone"}
-"""What every sweep runs beside its methods, as people read it."""
+SINGLE = "one frame"
+"""The run that gives the model the tokens of the middle frame alone; what it answers right needs no time."""
+
+BASELINES = {FULL: "unpruned", SINGLE: "middle frame alone", BLIND: "question alone"}
+"""What sweeps run beside their methods, as people read it."""
 
 RATIOS = (0.25, 0.20, 0.15, 0.10, 0.05)
 """Retention ratios that the papers of the field report."""
@@ -47,18 +50,39 @@ class NoVideo:
 
 
 @dataclasses.dataclass(frozen=True)
+class OneFrame:
+    """Keeps the middle frame whole, the later one of an even number, whatever the ratio: a baseline without time."""
+
+    needs = frozenset()
+
+    def budget(self, layout: Layout, ratio: float) -> Budget:
+        """The number of the frame."""
+        return np.int32(layout.frames // 2)
+
+    def capacity(self, layout: Layout, ratio: float) -> int:
+        """The tokens of a frame."""
+        return layout.tokens
+
+    def plan(self, video: VideoTokens, budget: Budget, *, capacity: int) -> Plan:
+        """Drops all other frames."""
+        frames, tokens = video.features.shape[:2]
+        return compact.selection_plan(jnp.repeat(jnp.arange(frames) == budget, tokens), capacity)
+
+
+@dataclasses.dataclass(frozen=True)
 class SweepPlan:
     """Methods by shown name, ratios and how answers are made.
 
     The unpruned model and the question without video are always part of a sweep.
 
     Attributes:
-      methods: shown name -> reducer, without the two that are always there.
+      methods: shown name -> reducer, without the baselines.
       ratios: in (0, 1], in the order of the tables.
       max_new_tokens: longest answer.
       own_ratios: shown name -> those of `ratios` that a method runs at, for methods that do not run at all of them.
       controls: shown name -> reducer of the controls that run beside the methods at all `ratios`. They are no part of
         what a run is: a run of the same methods goes on with other controls.
+      single: the model is also asked with its middle frame alone, which is no part of what a run is either.
       match: what a method is to cost as much of as a plain selection at each of `ratios`, instead of being asked for
         that ratio (`evals.matching`); None asks for the ratio.
 
@@ -73,6 +97,7 @@ class SweepPlan:
     own_ratios: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
     controls: Mapping[str, Reducer] = dataclasses.field(default_factory=dict)
     match: Match | None = None
+    single: bool = False
 
     def __post_init__(self) -> None:
         if not self.ratios:
@@ -103,8 +128,9 @@ class SweepPlan:
         return {**self.methods, **self.controls}
 
     def groups(self) -> list[tuple[str, Reducer, tuple[float, ...]]]:
-        """(name, reducer, ratios) that are run together, the two baselines first."""
-        fixed = [(FULL, Full(), (1.0,)), (BLIND, NoVideo(), (0.0,))]
+        """(name, reducer, ratios) that are run together, the baselines first."""
+        fixed: list[tuple[str, Reducer, tuple[float, ...]]] = [(FULL, Full(), (1.0,)), (BLIND, NoVideo(), (0.0,))]
+        fixed += [(SINGLE, OneFrame(), (1.0,))] * self.single
         own = self.own_ratios
         return [*fixed, *((name, method, own.get(name, self.ratios)) for name, method in self.reducers.items())]
 

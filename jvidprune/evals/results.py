@@ -19,13 +19,16 @@ from jvidprune.evals.judge.scores import JudgedRun, judged_run
 from jvidprune.evals.matching import MATCHED_FIELDS, Matched, matched_runs
 from jvidprune.evals.metrics import ALL, Cell, summarise
 from jvidprune.evals.paired import Difference, Resolution, Run, every_pair, resolution, two_best
-from jvidprune.evals.plan import BASELINES
+from jvidprune.evals.plan import BASELINES, SINGLE
 from jvidprune.evals.records import counted, opened
 from jvidprune.evals.runner import SweepRecords
 from jvidprune.evals.spans import Grounding, ground
 from jvidprune.evals.store import Record
 from jvidprune.evals.throughput import Throughput
 from jvidprune.files import atomic_output
+
+STILL = 0.9
+"""Share of the unpruned model's right answers from which on a category is said to need one frame alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +130,12 @@ class SweepTable:
     def best_two(self, ratio: float) -> Difference | None:
         """From the second best to the best method of a ratio that acted, None where fewer than two can be compared."""
         return two_best(self.pairs.get(ratio, ()), self.cells, [run for run, one in self.effects.items() if one.idle])
+
+    @property
+    def frozen(self) -> list[str]:
+        """Categories of which the middle frame alone is right on `STILL` as many questions as all tokens are."""
+        cells = {name: self.cell(SINGLE, 1.0, name) for name in self.categories}
+        return [name for name, cell in cells.items() if cell is not None and cell.relative >= STILL]
 
     def resolution(self, ratio: float) -> Resolution | None:
         """How many clips it takes to tell methods 5 points apart at a ratio; None where no two can be compared."""

@@ -26,7 +26,7 @@ from jvidprune.evals.keys import Keys
 from jvidprune.evals.metrics import FULL
 from jvidprune.evals.pairs import make_job
 from jvidprune.evals.peak import PeakWatch, Source, programs_peak
-from jvidprune.evals.plan import BLIND, MODEL, SweepPlan
+from jvidprune.evals.plan import BLIND, MODEL, SINGLE, SweepPlan
 from jvidprune.evals.runner import SweepRecords, matcher_of
 from jvidprune.evals.store import Record, RecordStore
 from jvidprune.llm.batch import Prompt, Reply, answer_many
@@ -268,7 +268,12 @@ def _asked(llm: VideoLLM, task: Any, plan: SweepPlan, found: SweepRecords) -> _A
 def _runs(plan: SweepPlan, found: SweepRecords) -> list[tuple[str, Reducer, float]]:
     """What is measured, shortest prompts first: every run that has answers, the question alone left out."""
     there = {(record["method"], record["ratio"]) for record in found.samples}
-    runs = [(name, reducer, ratio) for name, reducer, ratios in plan.groups() if name != BLIND for ratio in ratios]
+    runs = [
+        (name, reducer, ratio)
+        for name, reducer, ratios in plan.groups()
+        if name not in (BLIND, SINGLE)
+        for ratio in ratios
+    ]
     return sorted((run for run in runs if (run[0], run[2]) in there), key=lambda run: run[2])
 
 

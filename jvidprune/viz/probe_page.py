@@ -24,7 +24,7 @@ class Column(NamedTuple):
     @property
     def narrow(self) -> bool:
         """Whether it stands in narrow tables too."""
-        return not self.measures[0].startswith("object_") or len(self.measures) > 1
+        return len(self.measures) > 1 or self.measures[0] in ("found", "purity", "attribute", "position", "count")
 
     @property
     def tip(self) -> str:

@@ -111,6 +111,7 @@ def write_outputs(
         "counts": [_known(table.counts[run]) for run in table.runs],
         "controls": [written(standing) for standing in table.standings.values()],
         "two_best": [pair_row(best) for ratio in table.ratios if (best := table.best_two(ratio)) is not None],
+        "one_frame_answers": table.frozen,
         "resolution": [dataclasses.asdict(one) for r in table.ratios if (one := table.resolution(r)) is not None],
         "throughput": throughput_records(table.throughput),
         "throughput_notes": throughput_notes(table.throughput),

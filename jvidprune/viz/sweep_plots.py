@@ -138,7 +138,7 @@ def _place(table: SweepTable, method: str, ratio: float) -> tuple[float, float] 
 
 
 def swept(table: SweepTable) -> list[str]:
-    """The methods without the two baselines."""
+    """The methods without the baselines."""
     return [method for method in table.methods if method not in BASELINES]
 
 

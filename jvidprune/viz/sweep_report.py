@@ -13,8 +13,8 @@ from jvidprune.evals.extract import option_letter
 from jvidprune.evals.items import LETTERS
 from jvidprune.evals.metrics import ALL, FULL, Cell
 from jvidprune.evals.paired import apart
-from jvidprune.evals.plan import BASELINES, BLIND
-from jvidprune.evals.results import SweepTable
+from jvidprune.evals.plan import BASELINES, BLIND, SINGLE
+from jvidprune.evals.results import STILL, SweepTable
 from jvidprune.evals.spans import GROUNDING_HEAD, grounding_rows
 from jvidprune.viz.benchmarks_part import benchmarks_part
 from jvidprune.viz.difficulty_part import difficulty_part
@@ -206,7 +206,9 @@ def sweep_page(
         words=OUTCOMES,
         **counts_part(table, against),
         time=time_plot(table),
-        columns=[*(name.replace("_", " ") for name in columns), "mean"],
+        columns=[*(name.replace("_", " ") + " ◦" * (name in table.frozen) for name in columns), "mean"],
+        frozen=table.frozen,
+        still=f"{100 * STILL:g}",
         categories=[
             _CategoryTable(shown, _category_rows(table, ratio, columns))
             for shown, ratio in zip(ratios, table.ratios, strict=True)
@@ -292,7 +294,7 @@ def _bounds(cell: Cell) -> str:
 
 def _baselines(table: SweepTable) -> list[_Baseline]:
     rows = []
-    for name, ratio in ((FULL, 1.0), (BLIND, 0.0)):
+    for name, ratio in ((FULL, 1.0), (SINGLE, 1.0), (BLIND, 0.0)):
         cell = table.cell(name, ratio)
         if cell is not None:
             rows.append(_Baseline(shown_name(table, name), _number(cell)))
@@ -365,7 +367,7 @@ def _tint(cell: Cell) -> str:
 
 def _category_rows(table: SweepTable, ratio: float, columns: Sequence[str]) -> list[_Categories]:
     rows = []
-    for method, at in [(FULL, 1.0), *((m, ratio) for m in swept(table)), (BLIND, 0.0)]:
+    for method, at in [(FULL, 1.0), *((m, ratio) for m in swept(table)), (SINGLE, 1.0), (BLIND, 0.0)]:
         cells = [table.cell(method, at, name) for name in columns]
         if cells[0] is None:
             continue

@@ -6,11 +6,15 @@ import re
 import pytest
 from helpers.pages import check_page
 
+import jvidprune
+from jvidprune import VideoTokens
 from jvidprune.cli.sweep_shown import show_sweep, sweep_table
 from jvidprune.evals.items import Question
 from jvidprune.evals.paired import write_pairs
+from jvidprune.evals.plan import OneFrame, SweepPlan
 from jvidprune.evals.results import make_table, write_csv
 from jvidprune.evals.runner import RunFiles, SweepRecords
+from jvidprune.synthetic import synthetic_tokens
 from jvidprune.viz.sweep_report import sweep_page
 
 QUESTIONS = 30
@@ -20,6 +24,7 @@ RUNS = {
     # Right answers of the first of 30 questions, tokens kept and merged of 100, and how the logits move.
     ("none", 1.0): (28, 100, 0, 0.0),
     ("no video", 0.0): (2, 0, 0, -1.0),
+    ("one frame", 1.0): (26, 12, 0, -0.5),
     ("good", 0.1): (26, 10, 60, -0.5),
     ("weak", 0.1): (14, 11, 0, -0.5),
     ("idle", 0.1): (28, 100, 0, 0.0),
@@ -91,6 +96,31 @@ def test_the_page_marks_what_beats_no_control_and_what_did_nothing(table):
     check_page(page)
 
 
+def test_what_one_frame_answers_is_marked_and_the_clips_that_it_takes_are_told(table):
+    # 26 of the 28 that all tokens answer.
+    assert table.frozen == ["colour"]
+    page = sweep_page(table, model="a model")
+    assert "<th>colour ◦</th>" in page
+    assert "at least 90 % of the unpruned model" in page
+    assert page.count("<th>middle frame alone</th>") == 2
+    needed = table.resolution(0.1)
+    assert (needed.here, needed.ratio) == (30, 0.1)
+    assert needed.clips == needed.questions > 100
+    assert f"about {needed.clips:,} clips" in page
+
+
+def test_the_middle_frame_is_asked_alone_where_it_is_wanted():
+    video = synthetic_tokens(frames=5, grid=(3, 3), dim=4)
+    kept = jvidprune.reduce(OneFrame(), video, 0.2)
+    assert kept.index[kept.valid].tolist() == list(range(18, 27))
+    padded = VideoTokens.create(video.features, frame_mask=[True] * 4 + [False])
+    kept = jvidprune.reduce(OneFrame(), padded, 1.0)
+    assert kept.index[kept.valid].tolist() == list(range(18, 27))
+    names = [name for name, _ in SweepPlan({}, (0.1,), single=True).runs()]
+    assert names == ["none", "no video", "one frame"]
+    assert len(SweepPlan({}, (0.1,)).runs()) == 2
+
+
 def test_the_terminal_says_it_too(table):
     from rich.console import Console
 
@@ -108,6 +138,9 @@ def test_the_terminal_says_it_too(table):
     assert "† not shown to beat the best control" in " ".join(said.split())
     assert "beats the best control: Good at 10 %" in said
     assert "beats only controls that keep fewer tokens: Idle at 10 %" in said
+    assert re.search(r"middle frame alone\s+86.7", said)
+    assert "one frame answers nearly as much as all of them in: colour" in said
+    assert "to tell 5 points apart, here are 30" in " ".join(said.split())
     assert "Idle at 10 % did not act" in said
     assert "the two best are Good and Weak" in said
     assert sweep_table(table, intervals=False).caption.count("†") == 1

@@ -10,7 +10,7 @@ import pytest
 from jvidprune import cli
 
 WORDS = ["--clips", "4", "--methods", "random,dycoke", "--ratios", "0.25,0.1", "--max-new-tokens", "2"]
-WORDS += ["--controls", "none"]
+WORDS += ["--controls", "none", "--one-frame", "no"]
 
 
 def sweep(home, model, out, *words):

@@ -52,12 +52,12 @@ MEASURES: Mapping[str, Measure] = {
     ),
     "object_reconstruction": Measure("objects rebuilt", "The same over the tokens that show an object."),
     "attribute": Measure(
-        "attribute",
+        "what",
         "Share of right answers to: which shape does the object of this colour have, and which colour that of this "
         "shape; read from the row that shows the colour (or shape) most. Asked where one object alone has it.",
     ),
     "position": Measure(
-        "position",
+        "where",
         "Share of the objects whose place, read from the row that shows their colour most, is off by a fifth of the "
         "image's side at most.",
     ),

@@ -1,0 +1,164 @@
+"""The second recipe: what is read of a clip follows from a draw alone, captions, the contrastive loss, a few steps."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.tiny import variety
+from experiments.tiny.batches import Prompts
+from experiments.tiny.captions import caption_batch, named
+from experiments.tiny.recipe import ModelSizes, write_tokenizer
+from experiments.tiny.regime import ALL, EYES, REGIME, TASK, Regime, RegimeStage, answer_batch, train_regime
+from experiments.tiny.regime_losses import averaged, contrastive
+from experiments.tiny.statistics import auc
+from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.paint import paint
+
+SMALL = Procedural("train", clips=1 << 30, frames=8, side=56)
+LOOK = RegimeStage("look", "look", steps=2, clips=2, rate=1e-3, trained=EYES, warmup=1, dense=1.0)
+ANSWER = RegimeStage(
+    "answer", "answer", steps=3, clips=2, rate=1e-3, trained=ALL, warmup=1, asked=2, all_tokens=0.0, first=64
+)
+SIZES = ModelSizes(vision=(16, 16, 2, 2, 56, 7), text=(32, 32, 2, 2, 1))
+
+
+def test_the_regime_is_the_one_that_was_asked_for():
+    width, _, _, _, side, patch = REGIME.sizes.vision
+    assert (TASK.frames, TASK.side, side // patch, side // patch // 2) == (16, side, 16, 8)
+    assert variety.row_counts(16, 8) == (1024, 512, 256, 128)
+    assert width == 64
+    assert [stage.kind for stage in REGIME.stages][:2] == ["look", "look"]
+    # Dense losses are a warm-up alone, and the tower learns from answers behind it.
+    assert [stage.dense > 0 for stage in REGIME.stages] == [True, *[False] * 5]
+    assert [stage.trained == ALL for stage in REGIME.stages][-2:] == [True, True]
+    larger = REGIME.scaled(8)
+    assert [(a.clips, a.steps) for a in larger.stages] == [(8 * b.clips, b.steps // 8) for b in REGIME.stages]
+
+
+@pytest.mark.parametrize("rows", variety.row_counts(8, 4))
+def test_every_way_of_reading_has_the_rows_and_places_that_it_says(rows):
+    seen = set()
+    for seed in range(60):
+        shown = variety.draw(np.random.default_rng(seed), 8, 4, rows)
+        read = shown.rows < rows
+        counts = np.bincount(shown.rows[read], minlength=rows)
+        assert len(counts) == rows
+        assert len(set(counts.tolist())) == 1
+        first = np.array([np.flatnonzero(shown.rows == row)[0] for row in range(rows)])
+        assert (np.diff(first) > 0).all()
+        gaps = np.append(first, 128).tolist() == shown.positions.tolist()
+        closed = shown.positions.tolist() == list(range(rows + 1))
+        assert gaps or closed
+        seen.add((int(counts[0]), bool(read.all()), gaps and not closed))
+    part = 128 // rows
+    if part == 1:
+        assert seen == {(1, True, False)}
+    else:
+        # Averages of all tokens, and single tokens of a part of them; both with gaps and without.
+        assert {(size, whole) for size, whole, _ in seen} == {(part, True), (1, False)}
+        assert {gaps for _, _, gaps in seen} == {True, False}
+
+
+def test_a_subset_is_any_subset():
+    rng = np.random.default_rng(0)
+    chosen = np.zeros(128)
+    subsets = 0
+    for _ in range(400):
+        rows = variety.draw(rng, 8, 4, 64).rows
+        alone = np.bincount(rows, minlength=65)[:64].max() == 1
+        frames = {int(token) // 16 for token in np.flatnonzero(rows < 64)}
+        if alone and len(frames) == 8:
+            chosen += rows < 64
+            subsets += 1
+    assert subsets > 60
+    assert abs(chosen / subsets - 0.5).max() < 0.25
+
+
+def test_means_of_rows_are_means():
+    features = np.random.default_rng(1).normal(size=(128, 5)).astype(np.float32)
+    shown = variety.draw(np.random.default_rng(4), 8, 4, 32)
+    found = averaged(jnp.asarray(features), jnp.asarray(shown.rows), 32)
+    for row in range(32):
+        np.testing.assert_allclose(found[row], features[shown.rows == row].mean(0), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return write_tokenizer(tmp_path_factory.mktemp("words"))[1]
+
+
+def test_captions_name_what_a_frame_shows(tokenizer):
+    batch = caption_batch(SMALL, 3, 3, 2, (8, 4), tokenizer, dense=0.5)
+    for row in range(6):
+        rng = np.random.default_rng([0, 9 + row // 2])
+        scene, _ = SMALL.scene(9 + row // 2)
+        owner = paint(scene)[1]
+        objects = named(scene, owner, int(rng.permutation(8)[row % 2]))
+        text = tokenizer.decode(batch.ids[row, : batch.length[row]].tolist())
+        assert sorted(part.strip() for part in text.split(",")) == (objects or ["no"])
+    assert batch.same.diagonal().all()
+    assert (batch.same == batch.same.T).all()
+    assert batch.dense == np.float32(0.5)
+
+
+def test_the_contrastive_loss_is_that_of_its_formula():
+    rng = np.random.default_rng(2)
+    seen, told = rng.normal(size=(2, 4, 6))
+    same = np.eye(4, dtype=bool)
+    same[1, 2] = same[2, 1] = True
+    loss, right = contrastive(jnp.asarray(seen), jnp.asarray(told), jnp.asarray(same), jnp.log(5.0), jnp.float32(-2.0))
+    cosines = (seen @ told.T) / np.linalg.norm(seen, axis=1)[:, None] / np.linalg.norm(told, axis=1)
+    sign = np.where(same, 1, -1)
+    assert loss == pytest.approx(np.log1p(np.exp(-sign * (5 * cosines - 2))).sum() / 4, rel=1e-5)
+    assert right == pytest.approx(same[np.arange(4), cosines.argmax(1)].mean())
+
+
+def test_nothing_of_what_tokens_show_reaches_the_language_model(tokenizer):
+    prompts = Prompts(tokenizer, ANSWER.longest)
+    batch = answer_batch(SMALL, 5, ANSWER, prompts, 4, 0)
+    assert batch.clips.story.size == batch.clips.kept.size == batch.clips.positions.size == 0
+    # The same draw on other clips reads the same places.
+    other = answer_batch(dataclasses.replace(SMALL, difficulty=0.1), 5, ANSWER, prompts, 4, 0)
+    np.testing.assert_array_equal(batch.shown.rows, other.shown.rows)
+    assert (batch.clips.frames != other.clips.frames).any()
+    assert batch.shown.positions.shape[1] - 1 in variety.row_counts(8, 4)[1:]
+
+
+def test_an_area_under_the_curve_counts_pairs():
+    scores, shown = np.array([3.0, 1.0, 2.0, 2.0, 0.0]), np.array([True, False, True, False, False])
+    assert auc(scores, shown) == pytest.approx((3 + 2.5) / 6)
+
+
+def test_a_few_steps_train_tower_and_model_and_go_on_where_they_stopped(tmp_path):
+    look = dataclasses.replace(LOOK, dense=0.0)
+    train_regime(Regime((look,), SIZES, SMALL), tmp_path, every=1, log=1)
+    regime = Regime((look, dataclasses.replace(ANSWER, all_tokens=1.0)), SIZES, SMALL)
+    lines = []
+    network, params, _ = train_regime(regime, tmp_path, every=1, log=1, report=lambda *one: lines.append(one))
+    # The first stage was there.
+    assert [stage for stage, _ in lines] == ["answer"] * 3
+    assert np.isfinite([line["loss"] for _, line in lines]).all()
+    assert "answer" in lines[-1][1]
+    assert "story" not in lines[-1][1]
+    model, _ = network.merge(params)
+    assert np.isfinite(np.asarray(model.vision.pos_embed[...])).all()
+    first = [json.loads(line) for line in (tmp_path / "look" / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in first] == [1, 2]
+    assert {"caption/head", "caption/mean", "head/attention"} <= set(first[0])
+    assert not any(name.startswith("dense") for name in first[0])
+
+
+@pytest.mark.long
+def test_a_run_in_parts_gives_the_parameters_of_a_whole_one(tmp_path):
+    regime = Regime((LOOK, dataclasses.replace(ANSWER, all_tokens=1.0)), SIZES, SMALL)
+    lines = []
+    _, params, _ = train_regime(regime, tmp_path / "whole", every=1, log=1, report=lambda *one: lines.append(one))
+    assert "dense/frame" in lines[0][1]
+    train_regime(dataclasses.replace(regime, stages=(LOOK,)), tmp_path / "parts", every=1, log=1)
+    _, again, _ = train_regime(regime, tmp_path / "parts", every=1, log=1)
+    for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
