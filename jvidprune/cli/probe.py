@@ -144,9 +144,10 @@ def probe_table(table: "ProbeTable", *, intervals: bool, wide: bool) -> "Table":
     columns = [column for column in COLUMNS if wide or column.narrow]
     caption = f"at {100 * table.first:g} % of {table.visual} tokens · {table.clips} clips · per cent"
     caption += " with 95 % intervals" * intervals + " · tokens of objects: kept+merged into others"
-    out = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", collapse_padding=True, pad_edge=False)
-    out.add_column("", no_wrap=True)
-    for head in ("tokens", *(column.head for column in columns)):
+    options = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "collapse_padding": True, "pad_edge": False}
+    out = Table(caption=caption, caption_justify="left", **options)
+    out.add_column("", no_wrap=True, max_width=None if wide else 16)
+    for head in ("rows", *(column.head for column in columns)):
         out.add_column(head, justify="right", no_wrap=True)
     for run in table.at(table.first):
         cells = [column.text(table.values[run], intervals) for column in columns]

@@ -33,7 +33,7 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("objects", ("object_kept", "object_merged")),
+    Column("object", ("object_kept", "object_merged")),
     Column("rare", ("rare_kept", "rare_merged")),
     Column("needle", ("needle_kept", "needle_merged")),
     *(Column(one.short, (name,)) for name, one in MEASURES.items() if not name.endswith(("_kept", "_merged"))),
