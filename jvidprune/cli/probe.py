@@ -146,7 +146,7 @@ def probe_table(table: "ProbeTable", *, intervals: bool, wide: bool) -> "Table":
     caption += " with 95 % intervals" * intervals + " · tokens of objects: kept+merged into others"
     options = {"box": box.SIMPLE_HEAD, "padding": (0, 1, 0, 0), "collapse_padding": True, "pad_edge": False}
     out = Table(caption=caption, caption_justify="left", **options)
-    out.add_column("", no_wrap=True, max_width=None if wide else 16)
+    out.add_column("", no_wrap=True, max_width=None if wide else 14)
     for head in ("rows", *(column.head for column in columns)):
         out.add_column(head, justify="right", no_wrap=True)
     for run in table.at(table.first):
