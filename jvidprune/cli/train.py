@@ -1,4 +1,4 @@
-"""`jvidprune train`: a scorer inside the vision tower, a pruning module or routers, trained or resumed."""
+"""`jvidprune train`: a scorer inside the tower, a pruning module, routers or a cost, trained or resumed."""
 
 import dataclasses
 from pathlib import Path
@@ -8,6 +8,7 @@ from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from jvidprune.cli.options import CHECKPOINT, OUTPUT, Checkpoint, CheckpointChoice, Common, print_json
 from jvidprune.cli.train_beside import Covipal, Routers, show_trained, train_covipal, train_routers
+from jvidprune.cli.train_cost import Cost, show_learned, train_cost
 from jvidprune.errors import JvidpruneError
 from jvidprune.extras import need
 
@@ -104,19 +105,23 @@ class Stts:
 Trainable = Annotated[
     Annotated[Stts, subcommand("stts")]
     | Annotated[Covipal, subcommand("covipal")]
-    | Annotated[Routers, subcommand("routers")],
+    | Annotated[Routers, subcommand("routers")]
+    | Annotated[Cost, subcommand("cost")],
     OmitArgPrefixes,
     OmitSubcommandPrefixes,
 ]
 
 
 def train(what: Trainable) -> None:
-    """Train what prunes tokens: a scorer inside the tower, a module before the language model, or routers in it."""
+    """Train what reduces tokens: a scorer in the tower, a module, routers, or the cost of AOT's transports."""
     need("training", "grain", "optax", "orbax.checkpoint", *["tensorboardX"] * _boards(what))
     console = what.out.console()
     if isinstance(what, Stts):
         record = train_stts(what.settings, what.folder, model=what.model, console=console)
         file, show = record["model"], show_training
+    elif isinstance(what, Cost):
+        record = train_cost(what, console)
+        file, show = record["model"], show_learned
     else:
         record = train_covipal(what, console) if isinstance(what, Covipal) else train_routers(what, console)
         file, show = record["file"], show_trained
@@ -128,7 +133,7 @@ def train(what: Trainable) -> None:
         show(console, record)
 
 
-def _boards(what: Stts | Covipal | Routers) -> bool:
+def _boards(what: Stts | Covipal | Routers | Cost) -> bool:
     return isinstance(what, Stts) and what.settings.tensorboard
 
 
