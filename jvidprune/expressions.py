@@ -5,6 +5,8 @@
     name    = a registry name, or a class of the user's own: "module:Class" or "./file.py:Class"
     value   = a Python literal, a bare word, or a method again; the last two reach the setting as text
 
+Parts of transports, such as a cost, may also have settings without names: "./my.py:MyCost(0.5)".
+
 "name:setting=value,setting=value" says the same as "name(setting=value, setting=value)"; in that form brackets around a
 value make it a text. Nothing that is written here runs: it is parsed with `ast`, and all but the above is refused.
 """
@@ -33,11 +35,13 @@ class Call(NamedTuple):
       name: as it was written.
       settings: literals; words and methods as texts.
       written: every setting as it was typed, for titles.
+      places: settings without a name, which only parts of transports take.
     """
 
     name: str
     settings: dict[str, Any]
     written: tuple[str, ...]
+    places: tuple[Any, ...] = ()
 
 
 class Chain(NamedTuple):
@@ -55,18 +59,22 @@ def parse(text: str) -> Written:
     Raises:
       JvidpruneError: anything but the grammar of this module, with the part that is none of it.
     """
+    return _read(text, places=False)
+
+
+def _read(text: str, *, places: bool) -> Written:
     if len(text) > _LONGEST:
         raise JvidpruneError(f"a reducer is written in at most {_LONGEST} characters, got {len(text)}.")
-    return _Reader(text).read()
+    return _Reader(text, places).read()
 
 
 def parse_call(text: str) -> Call:
-    """The same for what cannot be chained.
+    """The same for what cannot be chained and may have settings without names.
 
     Raises:
       JvidpruneError: as for `parse`, or a chain.
     """
-    written = parse(text)
+    written = _read(text, places=True)
     if isinstance(written, Chain):
         raise JvidpruneError(f"one name with settings is wanted, got the chain {quoted(repr(text), 200)}.")
     return written
@@ -96,8 +104,8 @@ def own_reference(name: str) -> tuple[str, str] | None:
 class _Reader:
     """One text on its way: names that Python has not are exchanged for words that it has."""
 
-    def __init__(self, text: str):
-        self.text = text
+    def __init__(self, text: str, places: bool = False):
+        self.text, self._places = text, places
         self._words: dict[str, str] = {}
         prefix = "own"
         while prefix in text:
@@ -146,7 +154,7 @@ class _Reader:
             self._refuse("has a part that is neither a name nor name(setting=value)", node)
         if not isinstance(node.func, ast.Name):
             self._refuse("calls what is no name", node.func)
-        if node.args:
+        if node.args and not self._places:
             self._refuse("has a setting without a name: write name(setting=value)", node.args[0])
         settings: dict[str, Any] = {}
         for keyword in node.keywords:
@@ -154,11 +162,14 @@ class _Reader:
                 self._refuse("has settings without names: write name(setting=value)", keyword.value)
             self._note(settings, self._plain(keyword.arg), self._value(keyword.value))
         written = tuple(f"{self._plain(one.arg or '')}={self._shown(one.value)}" for one in node.keywords)
-        return Call(self._plain(node.func.id), settings, written)
+        return Call(self._plain(node.func.id), settings, written, tuple(self._value(one) for one in node.args))
 
     def _value(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Name | ast.Call) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
+            # What a nested name may have is for whoever reads the text.
+            known, self._places = self._places, True
             self._method(node)
+            self._places = known
             return self._shown(node)
         try:
             return ast.literal_eval(node)

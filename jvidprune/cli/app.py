@@ -13,6 +13,7 @@ import tyro
 from jvidprune.cli.ask import ask
 from jvidprune.cli.bench import bench
 from jvidprune.cli.clip import clip
+from jvidprune.cli.costs import costs
 from jvidprune.cli.export import export
 from jvidprune.cli.flops import flops
 from jvidprune.cli.judge import judge
@@ -43,6 +44,7 @@ VERBS: tuple[Callable[..., None], ...] = (
     methods,
     models,
     bench,
+    costs,
     export,
     flops,
     plan,

@@ -100,7 +100,7 @@ class CompletedBy:
         return made.over(self.own)
 
 
-def _own(name: str, where: str, cls: str, settings: dict[str, Any], part: PartOf) -> Any:
+def _own(name: str, where: str, cls: str, settings: dict[str, Any], part: PartOf, places: tuple = ()) -> Any:
     """A part of the user's own: an object, or a class or a function that is made into one with its settings."""
 
     def check(thing: Any) -> None:
@@ -108,13 +108,13 @@ def _own(name: str, where: str, cls: str, settings: dict[str, Any], part: PartOf
             raise JvidpruneError(f"{name} is no {part.kind}, which is {part.words}.")
 
     found = named(where, cls, check, f"a {part.kind}")
-    if isinstance(found, type) or settings:
+    if isinstance(found, type) or settings or places:
         try:
-            found = found(**settings)
+            found = found(*places, **settings)
         except JvidpruneError:
             raise
         except Exception as error:
-            given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+            given = ", ".join([*map(repr, places), *(f"{key}={value!r}" for key, value in settings.items())])
             raise JvidpruneError(f"{name} cannot be made with {given or 'no settings'}: {said(error)}.") from error
     try:
         return part.check(found)
@@ -125,14 +125,17 @@ def _own(name: str, where: str, cls: str, settings: dict[str, Any], part: PartOf
 def _named(kind: str, text: str, part: PartOf | None) -> Any:
     from jvidprune.ops import transport
 
-    name, settings, _ = parse_call(text)
+    name, settings, _, places = parse_call(text)
     own = own_reference(name)
     if own is not None and part is not None and own[0] not in _NAMED[kind]:
-        return _own(name, *own, settings, part)
+        return _own(name, *own, settings, part, places)
     if name not in _NAMED[kind]:
         raise JvidpruneError(unknown(kind, name, _NAMED[kind]))
     cls = getattr(transport, name)
     allowed = tuple(field.name for field in dataclasses.fields(cls))
+    if len(places) > len(allowed) or set(allowed[: len(places)]) & set(settings):
+        raise JvidpruneError(f"{name} has the settings {', '.join(allowed) or 'none'}, each once, got {text}.")
+    settings = dict(zip(allowed, places, strict=False)) | settings
     for key in settings:
         if key not in allowed:
             raise JvidpruneError(unknown(f"setting of {name}", key, allowed))

@@ -1,0 +1,165 @@
+"""`jvidprune costs`: costs, masses, solvers and temperatures of a transport side by side, one compiled call a clip."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from jvidprune.cli.options import MODEL, OUTPUT, Common, Model, ModelChoice, print_json
+from jvidprune.errors import JvidpruneError
+
+if TYPE_CHECKING:
+    from jvidprune.cli.console import Console
+
+
+@dataclasses.dataclass(frozen=True)
+class CostsChoice:
+    """What is compared, every combination of it."""
+
+    cost: str = "own,TokenCost,LocalityCost"
+    """Costs, separated by commas: "own" for the method's, the library's, or one of yours: "my_cost.py:MyCost(2)"."""
+    masses: str = "own"
+    """Masses likewise, as in "own,Saliency(sources=-1.0)"."""
+    solvers: str = "own"
+    """Solvers likewise, as in "Sinkhorn,FixedSinkhorn,OttSinkhorn"."""
+    projections: str = "own"
+    """What is read of a plan: own, mass, row, column, hard."""
+    epsilons: tuple[float, ...] = ()
+    """Temperatures; by default each solver's own."""
+    ratios: tuple[float, ...] = (0.05, 0.1, 0.2)
+    """Retention ratios."""
+    where: Literal["inside", "along", "both"] = "both"
+    """AOT's transport inside frames, along clips, or both."""
+    reducer: str = "aot"
+    """The method whose transports are exchanged: aot or ottvid with any settings."""
+    clips: int = 20
+    """Clips of the embedded benchmark, or of the folder at most."""
+    questions: Literal["answerable", "all", "none"] = "answerable"
+    """Of the embedded benchmark: those that the model answers above chance, all, or none."""
+    timed: bool = False
+    """Also measure the time of one reduction by each setting alone, which compiles a program for each."""
+
+
+CHOICE = CostsChoice()
+
+
+def costs(
+    videos: Annotated[Path | None, Positional, arg(metavar="FOLDER")] = None,
+    /,
+    *,
+    folder: Annotated[Path, arg(name="out")] = Path("runs/costs"),
+    choice: Annotated[CostsChoice, OmitArgPrefixes] = CHOICE,
+    model: Model = MODEL,
+    out: Common = OUTPUT,
+) -> None:
+    """Compare costs, masses, solvers and temperatures of a transport, in one compiled call a clip; resumes if stopped.
+
+    Reconstruction of what is dropped, objects recalled, right answers, marginal errors.
+
+    Args:
+      videos: folder of clips; by default the embedded benchmark, which alone has objects and questions.
+      folder: of records, table (costs.md, costs.csv) and figure (costs.svg).
+    """
+    console = out.console()
+    record = compare_costs(videos, folder, choice, model, console)
+    if out.json:
+        print_json(record)
+    elif out.quiet:
+        print(record["page"])
+    else:
+        console.print(Path(record["page"]).read_text(encoding="utf8"), plain=True, unbroken=True)
+        console.print(record["page"], unbroken=True)
+
+
+def compare_costs(
+    videos: Path | None, folder: Path, choice: CostsChoice, model: ModelChoice, console: "Console"
+) -> dict[str, Any]:
+    """Measures, writes table and figure, and says where they are.
+
+    Raises:
+      JvidpruneError: parts that are none, a method without transport, a folder without videos.
+    """
+    from jvidprune.cli.reading import check_reading, open_model
+    from jvidprune.evals.laboratory import Laboratory, run_laboratory, times_of
+    from jvidprune.evals.laboratory_table import rows
+    from jvidprune.evals.transport_settings import settings
+    from jvidprune.expressions import split_list
+    from jvidprune.files import check_folder
+    from jvidprune.reducers.protocol import check_ratio
+    from jvidprune.reducers.registry import from_text
+    from jvidprune.viz.laboratory import write_laboratory
+
+    # Before anything is loaded.
+    ratios = tuple(check_ratio(ratio) for ratio in choice.ratios)
+    lists = {name: split_list(getattr(choice, name)) for name in ("masses", "solvers", "projections")}
+    options: dict[str, Any] = {**lists, "costs": split_list(choice.cost), "epsilons": choice.epsilons}
+    options["where"] = choice.where
+    settings(from_text(choice.reducer), **options)
+    limits = check_reading(model)
+    check_folder(folder)
+    if choice.clips < 1:
+        raise JvidpruneError(f"there must be at least 1 clip, got {choice.clips}.")
+    files = None if videos is None else video_files(videos)[: choice.clips]
+    with console.working():
+        llm = open_model(model, console)
+        methods = settings(llm.reducer(choice.reducer), **options)
+        lab = Laboratory(llm, methods, ratios)
+        if files is None:
+            clips = embedded_clips(llm, choice)
+        else:
+            clips = [_file_clip(llm, path, model, limits) for path in files]
+        bar = console.task(f"{len(methods)} transports at {len(ratios)} ratios", len(clips))
+        records = run_laboratory(lab, clips, folder, progress=bar)
+        times = times_of(lab, clips[0]) if choice.timed else None
+        what = "clips of the embedded benchmark" if files is None else f"clips of {videos}"
+        title = f"Transports of {choice.reducer} on {len(clips)} {what}"
+        written = write_laboratory(folder, records, list(methods), ratios, title=title, times=times)
+    found = rows(records, list(methods), ratios)
+    return {
+        "page": str(written[1]),
+        "files": [str(path) for path in written],
+        "clips": len(clips),
+        "times": times,
+        "rows": [{key: None if value != value else value for key, value in row.items()} for row in found],
+    }
+
+
+def video_files(folder: Path) -> list[Path]:
+    """The videos of a folder, by name.
+
+    Raises:
+      JvidpruneError: no folder, or none in it.
+    """
+    if not folder.is_dir():
+        raise JvidpruneError(f"there is no folder {folder} with clips.")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in _VIDEOS)
+    if not found:
+        raise JvidpruneError(f"the folder {folder} has no video ({', '.join(_VIDEOS)}).")
+    return found
+
+
+_VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
+
+
+def _file_clip(llm: Any, path: Path, model: ModelChoice, limits: Any) -> Any:
+    from jvidprune.evals.laboratory import LabClip
+
+    return LabClip(path.name, lambda: llm.sample(path, frames=model.frames, fps=model.fps, limits=limits))
+
+
+def embedded_clips(llm: Any, choice: CostsChoice) -> list[Any]:
+    """Clips of the embedded benchmark, with what is seen in them and the questions that are wanted."""
+    from jvidprune.evals.laboratory import procedural_clips
+    from jvidprune.evals.tasks import answerable_part
+    from jvidprune.procedural.benchmark import Procedural
+
+    side = max(56, getattr(llm.loaded.config.vision, "image_size", 56))
+    measured = llm.loaded.folder / "accuracy.csv"
+    whole = Procedural("test", clips=choice.clips, side=side)
+    if choice.questions == "answerable" and measured.exists():
+        part = answerable_part(measured, choice.clips, side=side)
+        whole = dataclasses.replace(whole, clips=20 * choice.clips, categories=part.categories)
+        return procedural_clips(part, whole)
+    found = procedural_clips(whole, whole)
+    return [one._replace(questions=()) for one in found] if choice.questions == "none" else found
