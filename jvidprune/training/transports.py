@@ -30,6 +30,7 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.ops.rebuilt import dropped_tokens, reconstruction_error
 from jvidprune.ops.transport.modules import MahalanobisCost, NetworkCost, NetworkMasses, arrays_of
 from jvidprune.reducers.aot import AOT
+from jvidprune.reducers.aot.sizes import clip_lengths
 from jvidprune.tokens import Layout, Reduced, VideoTokens, stack_budgets
 from jvidprune.training import loop
 from jvidprune.training.data import PackedRows
@@ -92,15 +93,16 @@ class CostChoice:
         if self.every % self.log or self.measure % self.log:
             raise JvidpruneError(f"log must divide every and measure, but {self.log} does not.")
 
-    def begin(self, width: int, method: AOT) -> Parts:
+    def begin(self, width: int, method: AOT, frames: int) -> Parts:
         """The parts before the first step.
 
         Args:
           width: of the features.
           method: whose stages get them.
+          frames: of a clip.
         """
         rngs, parts = nnx.Rngs(self.seed), {}
-        for stage in self.stages(method):
+        for stage in self.stages(method, frames):
             if self.cost == "network":
                 parts[f"{stage}_cost"] = arrays_of(NetworkCost(self.hidden, rngs=rngs))
             elif self.cost == "mahalanobis":
@@ -109,15 +111,17 @@ class CostChoice:
                 parts[f"{stage}_masses"] = arrays_of(NetworkMasses(self.hidden, rngs=rngs))
         return parts
 
-    def stages(self, method: AOT) -> tuple[str, ...]:
-        """Transports that get learned parts.
+    def stages(self, method: AOT, frames: int) -> tuple[str, ...]:
+        """Transports that get learned parts: "both" is that inside frames alone where nothing moves along clips.
 
         Raises:
-          JvidpruneError: the transport along clips of a method that has none.
+          JvidpruneError: the transport along clips of a method that has none, or whose clips have one frame each.
         """
-        if self.stage == "inter" and not method.inter:
-            raise JvidpruneError("this AOT has no transport along clips (inter=False): learn that inside frames.")
-        return ("intra", "inter") if self.stage == "both" and method.inter else (self.stage.replace("both", "intra"),)
+        moves = method.inter and (method.clips == "dyseg" or max(clip_lengths(method.clips, frames)) > 1)
+        if self.stage == "inter" and not moves:
+            why = f"its clips of {frames} frames have one frame each (clips=)" if method.inter else "inter=False"
+            raise JvidpruneError(f"this AOT moves nothing along clips, {why}: learn the transport inside frames.")
+        return ("intra", "inter") if self.stage == "both" and moves else (self.stage.replace("both", "intra"),)
 
 
 class CostBatch(NamedTuple):
@@ -272,7 +276,7 @@ class CostTrainer:
         first = self._video(False, 0)
         self._layout = first.layout()
         self.capacity = self.method.capacity(self._layout, choice.ratios[1])
-        self._parts = choice.begin(first.features.shape[-1], self.method)
+        self._parts = choice.begin(first.features.shape[-1], self.method, self._layout.frames)
         self._prompts: ReducedPrompts | None = None
         merge: Callable[[Any], Any] | None = None
         self._model = None

@@ -133,7 +133,10 @@ def test_what_cannot_be_learned_is_said_before_anything_is_compiled(llm):
         CostChoice(cost="own")
     with pytest.raises(JvidpruneError, match="from the lowest to the highest"):
         CostChoice(ratios=(0.5, 0.2))
-    with pytest.raises(JvidpruneError, match="no transport along clips"):
-        CostTrainer(llm, llm.reducer("aot(inter=False)"), dataclasses.replace(CHOICE, stage="inter"), TASK)
+    for method, why in (("aot(inter=False)", "inter=False"), ("aot", "clips of 8 frames have one frame each")):
+        with pytest.raises(JvidpruneError, match=why):
+            CostTrainer(llm, llm.reducer(method), dataclasses.replace(CHOICE, stage="inter"), TASK)
+    assert CHOICE.stages(llm.reducer("aot"), FRAMES) == ("intra",)
+    assert CHOICE.stages(llm.reducer("aot"), 16) == ("intra", "inter")
     with pytest.raises(JvidpruneError, match="takes 2 clips, but there are 1"):
         CostTrainer(llm, llm.reducer("aot"), CHOICE, FirstQuestions(Procedural("train", clips=1)))
