@@ -54,6 +54,7 @@ def lab(llm):
     return Laboratory(llm, methods, RATIOS)
 
 
+@pytest.mark.slow
 def test_measures_are_those_of_each_method_alone(lab):
     video = synthetic_tokens(seed=1, frames=4, grid=(4, 4), dim=8, scenes=2, unpooled_grid=(8, 8))
     labels = np.random.default_rng(0).integers(0, 3, (4, 4, 4))

@@ -52,6 +52,7 @@ def test_the_error_is_that_of_the_nearest_row_by_brute_force():
     assert float(nothing) == 0.0
 
 
+@pytest.mark.slow
 def test_the_loss_is_what_the_model_says_of_the_reduced_and_of_the_unpruned_video(llm, trainer):
     batch = trainer.batch(0)
     numbers = np.random.default_rng([0, 0]).choice(len(TASK), 2, replace=False)
@@ -94,6 +95,7 @@ def test_a_reduction_that_keeps_everything_is_not_apart_from_the_unpruned_video(
     assert float(metrics["apart"]) == pytest.approx(0.0, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on_to_the_same_bits_and_is_used_by_its_text(llm, tmp_path):
     trainer = CostTrainer(llm, llm.reducer("aot(inter=False)"), CHOICE, TASK, frames=FRAMES)
     whole = trainer.run(tmp_path / "whole")
