@@ -86,7 +86,6 @@ def train_cost(what: Cost, console: "Console") -> dict[str, Any]:
     Raises:
       JvidpruneError: settings that make no run, another run in the folder, or anything wrong with the files.
     """
-    choice, folder, model = what.settings, what.folder, what.model
     from jvidprune import launch
     from jvidprune.cli.reading import check_reading, open_model
     from jvidprune.files import check_folder, make_folder
@@ -94,9 +93,11 @@ def train_cost(what: Cost, console: "Console") -> dict[str, Any]:
     from jvidprune.reducers.registry import from_text
     from jvidprune.reducers.writing import expression
     from jvidprune.training.data import open_clips
+    from jvidprune.training.loop import read_curve
     from jvidprune.training.transport_parts import publish, trainable
     from jvidprune.training.transports import CostChoice, CostTrainer
 
+    choice, folder, model = what.settings, what.folder, what.model
     # Before anything is loaded.
     check_ratio(choice.ratio)
     trainable(from_text(choice.reducer))
@@ -121,8 +122,6 @@ def train_cost(what: Cost, console: "Console") -> dict[str, Any]:
 
         method = trainer.run(folder, report=report, progress=bar, note=console.note)
         target = publish(folder / MODEL, llm, method, choice.ratio)
-    from jvidprune.training.loop import read_curve
-
     curve = read_curve(folder)
     measured = [line for line in curve if "held/reconstruction" in line]
     return {
