@@ -18,6 +18,9 @@ from typing import Any, NamedTuple, NoReturn, Union
 
 from jvidprune.errors import JvidpruneError, quoted, reason
 
+_TRANSPORT = "Transport"
+"""Inside of it settings may stand without names."""
+
 _LONGEST = 1000
 """Of a method as it is typed; the parser of literals takes deep brackets badly."""
 
@@ -154,6 +157,8 @@ class _Reader:
             self._refuse("has a part that is neither a name nor name(setting=value)", node)
         if not isinstance(node.func, ast.Name):
             self._refuse("calls what is no name", node.func)
+        known, name = self._places, self._plain(node.func.id)
+        self._places |= name == _TRANSPORT
         if node.args and not self._places:
             self._refuse("has a setting without a name: write name(setting=value)", node.args[0])
         settings: dict[str, Any] = {}
@@ -162,14 +167,13 @@ class _Reader:
                 self._refuse("has settings without names: write name(setting=value)", keyword.value)
             self._note(settings, self._plain(keyword.arg), self._value(keyword.value))
         written = tuple(f"{self._plain(one.arg or '')}={self._shown(one.value)}" for one in node.keywords)
-        return Call(self._plain(node.func.id), settings, written, tuple(self._value(one) for one in node.args))
+        places = tuple(self._value(one) for one in node.args)
+        self._places = known
+        return Call(name, settings, written, places)
 
     def _value(self, node: ast.expr) -> Any:
         if isinstance(node, ast.Name | ast.Call) or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add)):
-            # What a nested name may have is for whoever reads the text.
-            known, self._places = self._places, True
             self._method(node)
-            self._places = known
             return self._shown(node)
         try:
             return ast.literal_eval(node)

@@ -129,6 +129,10 @@ def test_settings_are_every_combination_by_name(tmp_path, monkeypatch):
         settings(DivPrune())
     with pytest.raises(JvidpruneError, match="has no epsilon to vary"):
         with_epsilon(lambda cost, mu, nu: None, 0.1)
+    text = "aot(intra_transport=Transport(my_cost.py:MyCost(0.25), solver=Dustbin(Sinkhorn(0.5))))"
+    read: Any = jvidprune.reducers.registry.from_text(text)
+    assert read.intra_transport.cost == own.intra_transport.cost
+    assert read.intra_transport.solver.solver.epsilon == 0.5
     with pytest.raises(JvidpruneError, match="each once, got TokenCost"):
         Transport(cost="TokenCost(0.5, w_feat=1.0)")
     with pytest.raises(JvidpruneError, match="has a setting without a name"):
