@@ -10,6 +10,8 @@ from helpers.command import one_sentence
 from jvidprune.procedural.clips import ClipSpec, render, write_mp4
 from jvidprune.weights import Weights
 
+pytestmark = pytest.mark.slow
+
 SMALL = ["--rows", "1", "--log", "1", "--every", "1", "--train-clips", "4"]
 MODULE = ["--steps", "2", "0", "--width", "12", "--hidden", "16", "--blocks", "1", "--heads", "2", "--guidance", "1"]
 
