@@ -334,7 +334,8 @@ def _plain(value: Any, what: str) -> Any:
     if isinstance(value, Weights):
         if value.path is None:
             raise JvidpruneError(f"{what} stands in no file: write it with Weights.write before it is saved.")
-        return value.path
+        # Settings are read from wherever somebody works.
+        return str(Path(value.path).absolute())
     if type(value).__name__ in PARTS and type(value) is _part(type(value).__name__):
         return {"part": type(value).__name__, "settings": _settings(value, type(value).__name__)}
     return _method(value, what)

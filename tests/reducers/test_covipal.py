@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +189,7 @@ def test_what_is_no_module_is_refused():
     checks.refused(lambda: CoViPAL(pruners.weights(DIM, place=2), scope="frame"), "acts before layer 2.*no meaning")
 
 
-def test_a_module_is_the_same_from_its_file_and_can_be_saved_in_settings(tmp_path):
+def test_a_module_is_the_same_from_its_file_and_can_be_saved_in_settings(tmp_path, monkeypatch):
     path = pruners.file(DIM, 3, 2, grid=False)
     read = Weights.read(path)
     assert made_of(read) == (2, False, 2)
@@ -198,7 +199,11 @@ def test_a_module_is_the_same_from_its_file_and_can_be_saved_in_settings(tmp_pat
     np.testing.assert_array_equal(scores(again, video), scores(pruners.module(DIM, 3, grid=False), video))
     made = reducers.from_text(f"covipal(module='{path}')")
     assert made == CoViPAL(read)
-    save_pruning(tmp_path, SavedPruning(made, 0.25))
+    # Settings are read from any working directory.
+    monkeypatch.chdir(Path(path).parent)
+    near = reducers.from_text(f"covipal(module='{Path(path).name}')")
+    save_pruning(tmp_path, SavedPruning(near, 0.25))
+    monkeypatch.chdir(tmp_path)
     assert load_pruning(tmp_path).reducer == made
 
 
