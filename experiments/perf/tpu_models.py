@@ -17,6 +17,8 @@ MODELS = (
     "videollama3-7b",
     "molmo2-8b",
     "llava-video-7b",
+    "internvl3-8b",
+    "qwen3-vl-30b-a3b",
 )
 """One of every family."""
 

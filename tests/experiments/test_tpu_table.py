@@ -9,6 +9,9 @@ from experiments.perf import tpu, tpu_models
 from experiments.perf.tpu_reasons import NOT_KNOWN, reason
 from experiments.perf.tpu_tables import table
 from jvidprune.errors import JvidpruneError
+from jvidprune.models import family as families
+from jvidprune.models.checkpoint.load import family_of
+from jvidprune.models.checkpoint.published import PUBLISHED
 
 FOLDER = Path(tpu.__file__).parent
 ROW = {
@@ -63,8 +66,13 @@ def test_methods_inside_the_language_model_have_no_row_of_their_own():
 
 def test_every_family_is_compiled_on_every_slice_and_one_step_trains():
     cells = tpu_models.model_cells()
-    assert len({cell.key for cell in cells}) == len(cells) == 3 * 6 * 4 + 1 + len(tpu_models.WITH_EVIDENCE)
+    assert (
+        len({cell.key for cell in cells})
+        == len(cells)
+        == 3 * 4 * len(tpu_models.MODELS) + 1 + len(tpu_models.WITH_EVIDENCE)
+    )
     assert {cell.where for cell in cells} == set(tpu_models.MESHES)
+    assert {family_of(PUBLISHED[model]) for model in tpu_models.MODELS} == set(families.names())
 
 
 def message(kind, among, *, put=1e8, count=4.0, largest=1e8, origin="jit(f)/while/body/dot_general"):
