@@ -211,6 +211,22 @@ PARAMETERS = {
     # By hand: the language model, 27 blocks of the tower, the projector.
     "videollama3-2b": 1.5437 + 0.4122 + 0.0041,
     "videollama3-7b": 7.6156 + 0.4122 + 0.0170,
+    # By hand: the published number of the language model (Qwen2.5 with 151,674 embeddings and a head of its own), the
+    # tower of 300M or 6B, the projector.
+    "internvl3-1b": 0.6297 + 0.3040 + 0.00448,
+    "internvl3-2b": 1.7763 + 0.3040 + 0.0087,
+    "internvl3-8b": 7.6128 + 0.3040 + 0.0275,
+    "internvl3-14b": 14.7660 + 0.3040 + 0.0472,
+    "internvl3-38b": 32.7599 + 5.5365 + 0.0918,
+    "internvl3_5-1b": 0.59605 + 0.3040 + 0.0053,
+    "internvl3_5-2b": 1.7206 + 0.3040 + 0.0126,
+    "internvl3_5-4b": 4.0225 + 0.3040 + 0.0171,
+    "internvl3_5-8b": 8.1907 + 0.3040 + 0.0336,
+    "internvl3_5-14b": 14.7683 + 0.3040 + 0.0472,
+    "internvl3_5-38b": 32.7621 + 5.5365 + 0.0918,
+    # The language model's published number, and Qwen3-VL's tower with mergers of its width.
+    "qwen3-vl-30b-a3b": 30.5321 + 0.5386,
+    "qwen3-vl-235b-a22b": 235.0936 + 0.5764,
 }
 
 
@@ -218,7 +234,7 @@ def test_published_configs_have_the_published_number_of_parameters():
     assert PARAMETERS.keys() == PUBLISHED.keys()
     for name, billions in PARAMETERS.items():
         config = published(name)
-        model = {"llava": Llava, "molmo": Molmo2, "video": VideoLlama3}.get(name[:5], QwenVL)
+        model = {"llava": Llava, "molmo": Molmo2, "video": VideoLlama3, "inter": InternVL}.get(name[:5], QwenVL)
         state = nnx.state(nnx.eval_shape(lambda model=model, config=config: model(config, dtype=jnp.bfloat16)))
         assert sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e9 == pytest.approx(billions, rel=2e-4), name
 
