@@ -31,6 +31,7 @@ def embeds():
     [(top(1, 0.6), top(3, 0.3)), (InnerStage(2, TextInBlocks(trims=True), Kept(0.4, "floor")),)],
     ids=["attention twice", "text"],
 )
+@pytest.mark.slow
 def test_masking_equals_compaction(decoder, embeds, stages):
     """Behind a cut a token passes no expert; those that stay pass the same ones, in the prompt and while decoding."""
     compacted, short, cuts = read_and_decode(decoder, embeds, create(*stages))
