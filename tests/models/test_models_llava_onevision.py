@@ -17,6 +17,7 @@ from jvidprune import JvidpruneError
 from jvidprune.models import attention, end_ids, load_model, load_tokenizer
 from jvidprune.models.generate import decode, generate
 from jvidprune.models.prefill import prefill, read_prompt
+from jvidprune.models.sampling import Sampling, kept_logits, sample
 from jvidprune.parity.models import compare_model_folder
 
 GOLDEN = GOLDEN / "models" / "llava_onevision"
