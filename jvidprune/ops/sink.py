@@ -45,6 +45,8 @@ class SinkRule:
       static_threshold: replaces the base's similarity threshold of the static test where not None (the reference
         hard-codes 0.8 in HoliTom).
       blocked: number of places of highest score that uniform target slots avoid; static.
+      of_mean: mu_s is in units of the mean of what is ranked, over all tokens of real frames, so that one value is
+        equally strong on maps of any number of tokens and any normalisation; static.
     """
 
     mu_s: float
@@ -53,6 +55,7 @@ class SinkRule:
     kappa: float = 0.0
     static_threshold: float | None = None
     blocked: int = dataclasses.field(default=0, metadata={"static": True})
+    of_mean: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def adjust(
         self, attention: Float[Array, "T N"], groups: Int[Array, "T"], frame_mask: Bool[Array, "T"]
@@ -61,11 +64,18 @@ class SinkRule:
         attention = attention.astype(jnp.float32)
         score = sink_scores(attention, groups, frame_mask, self.gamma)
         return SinkAdjust(
-            attention - self.mu_s * score,
+            attention - self.strength(attention, frame_mask[:, None]) * score,
             self.mu_t * score,
             self.kappa * score,
             rank_descending(score) < self.blocked,
         )
+
+    def strength(self, ranked: Float[Array, "T N"], there: Bool[Array, "T #N"]) -> Float[Array, ""] | float:
+        """mu_s in the units of what is ranked."""
+        if not self.of_mean:
+            return self.mu_s
+        there = jnp.broadcast_to(there, ranked.shape)
+        return self.mu_s * jnp.sum(jnp.where(there, ranked, 0.0)) / jnp.maximum(jnp.sum(there), 1)
 
 
 def sink_scores(

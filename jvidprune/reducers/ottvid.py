@@ -43,6 +43,7 @@ from jvidprune.ops.transport import (
     Rows,
     Transport,
     Uniform,
+    check_derivatives,
     iterations_of,
     strongest,
     underflow_warning,
@@ -144,6 +145,10 @@ class OTTVid(PositionedReducer):
 
     needs = frozenset({"attention_last"})
     wide_decisions = True
+
+    def __post_init__(self) -> None:
+        if self.plan_gradient == "through":
+            check_derivatives("OTT-Vid", self.transport)
 
     def without_numbers(self) -> "OTTVid":  # pyright: ignore[reportIncompatibleMethodOverride]
         """The numbers of the transport are in the budget where it holds arrays or is differentiated."""
@@ -253,7 +258,7 @@ class OTTVid(PositionedReducer):
         parts = self.transport if budget.transport is None else self.transport.with_numbers(budget.transport)
         cost, *masses = jax.vmap(parts.problem)(earlier, later)
         normal = (mass / jnp.maximum(mass.sum(-1, keepdims=True), 1e-12) for mass in masses)
-        result = parts.solver(cost, *normal)
+        result = parts.solver(cost, *normal, *parts.places(earlier, later))
         difficulty = jnp.sum(result.plan * cost, axis=(-2, -1))
         ranked = parts.weights(result.plan)
         pairs = shared.frame_mask[1:] & shared.frame_mask[:-1]

@@ -15,7 +15,7 @@ a is the attention that the base method ranks tokens by.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -108,6 +108,9 @@ class SToP(PositionedReducer):
       mu_s: weight in the attention, in units of maps whose unpooled rows sum to 1; None takes the reference's value for
         the base (0.02 to 0.04; the paper's text names 0.2 and 0.3 for maps of another scale). On Qwen2.5-VL that is 0
         for every base but visionzip_qwen (3.7).
+      units: "absolute" is the reference's. With "mean" mu_s, which then has to be given, is in units of the mean of
+        what the base ranks by. A map that sums to 1 has the mean 1 / N, so that the reference's 0.03 is about 22 means
+        of SigLIP's 729 tokens but 6 of 196: one absolute value is of another strength on every grid.
       mu_t: weight in static tests; None as for mu_s.
       gamma: exponent of the mean attention.
       gated: the clean variant.
@@ -118,6 +121,7 @@ class SToP(PositionedReducer):
     base: AnyReducer = "visionzip"
     mu_s: float | None = None
     mu_t: float | None = None
+    units: Literal["absolute", "mean"] = "absolute"
     gamma: Exponent = 1.1
     gated: bool = False
     keep_inner: bool = False
@@ -145,6 +149,10 @@ class SToP(PositionedReducer):
     def __post_init__(self) -> None:
         if isinstance(self.base, SToP):
             raise JvidpruneError("SToP cannot wrap SToP; choose mu_s and mu_t of one.")
+        if self.units == "mean" and self.mu_s is None:
+            raise JvidpruneError(
+                "SToP's mu_s must be given with units='mean': the reference has no values in these units."
+            )
         check_weighs_features(cast(Reducer, self.base), "SToP cannot wrap")
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> Any:
@@ -188,7 +196,7 @@ class SToP(PositionedReducer):
             threshold = _STATIC_THRESHOLD if ungated else None
         elif name != "flashvid":
             kappa = _KAPPA if strong else 0.0
-        return SinkRule(mu_s, mu_t, self.gamma, kappa, threshold, blocked)
+        return SinkRule(mu_s, mu_t, self.gamma, kappa, threshold, blocked, self.units == "mean")
 
     def _prepare_base(self, video: VideoTokens, rule: SinkRule, capacity: int) -> Any:
         if not isinstance(self.base, StagedReducer):

@@ -285,6 +285,7 @@ def _rank_sets(
         inner = jnp.max(jnp.where(inside, u, -jnp.inf), -1, keepdims=True)
         filled = jnp.where(inside, u, inner)
         score = sink_scores(filled, jnp.arange(frames), jnp.ones(frames, bool), rule.gamma)
-        rank = jnp.where(inside, rank_descending(jnp.where(inside, u - rule.mu_s * score, -jnp.inf)), rank)
+        lowered = u - rule.strength(u, inside) * score
+        rank = jnp.where(inside, rank_descending(jnp.where(inside, lowered, -jnp.inf)), rank)
         sizes.append(size)
     return cosine, rank, jnp.stack(sizes, axis=1)

@@ -18,7 +18,12 @@ SOLVERS = {
     "anchors": tr.FixedSinkhorn(0.05, 6, exact="anchors"),
     "scaling": tr.FixedSinkhorn(0.2, 11, "scaling"),
     "dustbin": tr.Dustbin(tr.Sinkhorn(0.2, max_iterations=9, stop="never"), 0.5, 0.3),
+    "log domain": tr.LogSinkhorn(0.1, threshold=1e-3),
+    "log domain relaxed": tr.LogSinkhorn(0.1, 0.5, 0.3, threshold=1e-3, exact="sources"),
+    "one side relaxed": tr.LogSinkhorn(0.1, 0.5, threshold=1e-3),
+    "partial": tr.Partial(0.3, tr.LogSinkhorn(0.2, threshold=1e-3)),
     "ott": tr.OttSinkhorn(0.2, threshold=1e-10),
+    "ott annealed": tr.OttSinkhorn(0.2, threshold=1e-10, anneal=20.0, momentum=1.2),
     "ott unrolled": tr.OttSinkhorn(0.2, 12, unrolled=True),
 }
 
@@ -35,10 +40,8 @@ def problem(seed: int, empty: bool = False) -> tuple:
 
 
 def with_epsilon(solver, epsilon):
-    inner = isinstance(solver, tr.Dustbin)
-    leaves, tree = jax.tree.flatten(solver.solver if inner else solver)
-    made = jax.tree.unflatten(tree, [epsilon, *leaves[1:]])
-    return jax.tree.unflatten(jax.tree.structure(solver), [epsilon, *jax.tree.leaves(solver)[1:]]) if inner else made
+    leaves, tree = jax.tree_util.tree_flatten_with_path(solver)
+    return jax.tree.unflatten(tree, [epsilon if path[-1].name == "epsilon" else leaf for path, leaf in leaves])
 
 
 def value(solver, weights, cost, mu, nu, epsilon):
@@ -96,6 +99,7 @@ def test_the_backward_pass_stores_no_iteration():
         lambda n: tr.Sinkhorn(max_iterations=n),
         lambda n: tr.Sinkhorn(max_iterations=n, stop="never"),
         lambda n: tr.FixedSinkhorn(0.01, n),
+        lambda n: tr.LogSinkhorn(0.01, 0.5, max_iterations=n),
     ):
         few, many = held(make(16)), held(make(400))
         # 384 iterations more, stored as plans they would take 384 plans; 2 (20 - 4) pairs of vectors are kept instead.

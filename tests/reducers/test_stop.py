@@ -49,6 +49,29 @@ def test_arrays_of_the_same_names_that_hold_something_else_are_another_methods()
         assert not any(comparer.recognises(golden) for comparer in parity.COMPARERS)
 
 
+def test_strengths_in_units_of_the_mean_are_those_of_maps_of_any_scale():
+    rng = np.random.default_rng(0)
+    attention, groups, mask = rng.random((6, 9)).astype(np.float32), jnp.zeros(6, jnp.int32), np.arange(6) < 5
+    mean = attention[:5].astype(float).mean()
+    relative, absolute = SinkRule(2.0, of_mean=True), SinkRule(2.0 * mean)
+    ours = relative.adjust(attention, groups, mask).attention
+    np.testing.assert_allclose(ours, absolute.adjust(attention, groups, mask).attention, rtol=1e-5)
+    np.testing.assert_allclose(relative.adjust(attention / 729, groups, mask).attention, ours / 729, atol=1e-8)
+    video = checks.make_video(frames=3, seed=1)
+    one, other = (
+        dataclasses.replace(video, evidence={"attention_last": s * video.evidence["attention_last"]}) for s in (1, 7)
+    )
+    kept = [
+        [np.asarray(jvidprune.reduce(SToP(AttentionTopK(), 3.0, units=units), v, 0.3).index) for v in (one, other)]
+        for units in ("mean", "absolute")
+    ]
+    np.testing.assert_array_equal(kept[0][0], kept[0][1])
+    assert (kept[1][0] != kept[1][1]).any()
+    assert (kept[0][0] != np.asarray(jvidprune.reduce(AttentionTopK(), one, 0.3).index)).any()
+    assert registry.from_text("stop(base=fastvid, mu_s=20, units=mean)").rule.of_mean
+    checks.refused(lambda: SToP(ZIP, units="mean"), "mu_s must be given with units='mean'")
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.floats(0.5, 2.0))
 def test_sink_scores_are_those_of_the_formula(seed, gamma):

@@ -186,7 +186,8 @@ SENTENCES = {
     "prunevid:tau=[1]": "PruneVid's tau must be a finite number, got [1].",
     "aot:inter_transport=5": "AOT's inter_transport must be a Transport, got 5.",
     "ottvid:transport=(Transport:solver=5)": "OTT-Vid's transport: Transport's solver must be one of Sinkhorn, "
-    "FixedSinkhorn, Dustbin, OttSinkhorn, LowRank or a function of (cost, mu, nu), got 5.",
+    "FixedSinkhorn, LogSinkhorn, Dustbin, Partial, OttSinkhorn, LowRank, GromovWasserstein or a function of (cost, mu, "
+    "nu), got 5.",
     "aot:intra_transport=(Transport:solver=(Sinkhorn:epsilon=0))": "AOT's intra_transport: Transport's solver: "
     "Sinkhorn's epsilon must be at least 1e-06, got 0.",
     "aot:intra_transport=(Transport:solver=(Sinkhorn:epsilom=1))": "AOT's intra_transport: Transport's solver: unknown "

@@ -16,24 +16,28 @@ from jvidprune.ops.transport.cost import (
     lag,
 )
 from jvidprune.ops.transport.fixed import FixedSinkhorn
+from jvidprune.ops.transport.gromov import GromovWasserstein
 from jvidprune.ops.transport.kinds import CompletedBy, CostPart, MarginalsPart, SolverPart
 from jvidprune.ops.transport.learned import LearnedCost, LearnedMasses, weights_of
+from jvidprune.ops.transport.log_domain import LogSinkhorn
+from jvidprune.ops.transport.low_rank import LowRank
 from jvidprune.ops.transport.marginals import LeaveOneOut, Marginals, Saliency, Uniform
-from jvidprune.ops.transport.ott import LowRank, OttSinkhorn
+from jvidprune.ops.transport.ott import OttSinkhorn
+from jvidprune.ops.transport.partial import Dustbin, Partial
 from jvidprune.ops.transport.projection import Projection, blend, normalise_plan, strongest
 from jvidprune.ops.transport.solvers import (
     HELD,
-    Dustbin,
     Scaled,
     Sinkhorn,
     Solver,
     TransportResult,
+    differentiable,
     duality_gap,
     iterations_of,
     transport_result,
     underflow_warning,
 )
-from jvidprune.ops.transport.transport import Problem, Transport, numeric_leaves
+from jvidprune.ops.transport.transport import Problem, Transport, check_derivatives, numeric_leaves
 
 __all__ = [
     "HELD",
@@ -43,15 +47,18 @@ __all__ = [
     "CostPart",
     "Dustbin",
     "FixedSinkhorn",
+    "GromovWasserstein",
     "LearnedCost",
     "LearnedMasses",
     "LeaveOneOut",
     "LocalityCost",
+    "LogSinkhorn",
     "LowRank",
     "Marginals",
     "MarginalsPart",
     "OnRows",
     "OttSinkhorn",
+    "Partial",
     "Problem",
     "Projection",
     "Rows",
@@ -65,8 +72,10 @@ __all__ = [
     "TransportResult",
     "Uniform",
     "blend",
+    "check_derivatives",
     "cosine",
     "cost_matrix",
+    "differentiable",
     "distance",
     "duality_gap",
     "iterations_of",

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from jvidprune.errors import JvidpruneError
+
 State = tuple[Array, Array]
 """Scalings, or potentials, of both sides: (..., n) and (..., m)."""
 
@@ -116,3 +118,36 @@ def _ratio_jvp(floor: float, primals: tuple, tangents: tuple) -> tuple[Array, Ar
     sound = (mass > 0) & (received > floor)
     change = tangents[0] - jnp.where(sound, value, 0.0) * tangents[1]
     return value, jnp.where(sound, change / jnp.where(sound, received, 1.0), 0.0)
+
+
+def without_derivatives(name: str, result: Any, given: Any) -> Any:
+    """The same, refusing derivatives of floating-point numbers in `result` with one sentence.
+
+    Args:
+      name: of the solver.
+      result: was found without derivatives.
+      given: arrays and numbers that it depends on.
+
+    Raises:
+      JvidpruneError: when a derivative is asked for, while it is traced.
+    """
+    return _refusing(name, result, tuple(leaf for leaf in jax.tree.leaves(given) if isinstance(leaf, jax.Array)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _refusing(name: str, result: Any, given: tuple) -> Any:
+    return result
+
+
+def _refusing_forward(name: str, result: Any, given: tuple) -> tuple[Any, None]:
+    return result, None
+
+
+def _refusing_backward(name: str, saved: None, wanted: Any) -> tuple:
+    raise JvidpruneError(
+        f"{name}'s plan has no derivatives: for plan_gradient='through' take Sinkhorn, LogSinkhorn, FixedSinkhorn or "
+        "OttSinkhorn, or one inside Dustbin or Partial."
+    )
+
+
+_refusing.defvjp(_refusing_forward, _refusing_backward)

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
 _NAMED: dict[str, tuple[str, ...]] = {
     "cost": ("TokenCost", "ClipCost", "LocalityCost", "LearnedCost"),
     "marginals": ("Uniform", "Saliency", "LeaveOneOut", "LearnedMasses"),
-    "solver": ("Sinkhorn", "FixedSinkhorn", "Dustbin", "OttSinkhorn", "LowRank"),
+    "solver": (
+        "Sinkhorn",
+        "FixedSinkhorn",
+        "LogSinkhorn",
+        "Dustbin",
+        "Partial",
+        "OttSinkhorn",
+        "LowRank",
+        "GromovWasserstein",
+    ),
     "transport": ("Transport",),
 }
 """Parts that are numbers and names alone, which texts and saved settings can make."""

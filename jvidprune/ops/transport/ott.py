@@ -2,36 +2,39 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvidprune.fields import Count, Iterations, NotNegative, Ratio, Temperature, check_fields, pytree
+from jvidprune.errors import JvidpruneError
+from jvidprune.fields import Iterations, NotNegative, Range, Ratio, Temperature, check_fields, pytree
 from jvidprune.ops.transport.gradients import held_still
 from jvidprune.ops.transport.solvers import (
     HELD,
     Exact,
     TransportResult,
     duality_gap,
+    kl_weight,
     transport_result,
     underflowed,
     warn_eagerly,
 )
 
 
-def _each(solve: Callable, cost: Array, mu: Array, nu: Array) -> Any:
-    """Runs a solver of one problem over all leading axes."""
+def each_problem(solve: Callable, cost: Array, mu: Array, nu: Array, *more: Array) -> Any:
+    """Runs a solver of one problem over all leading axes; `more` arrays of a problem have two axes behind these."""
     batch = cost.shape[:-2]
     mu = jnp.broadcast_to(mu, cost.shape[:-1]).astype(cost.dtype)
     nu = jnp.broadcast_to(nu, (*batch, cost.shape[-1])).astype(cost.dtype)
+    more = tuple(jnp.broadcast_to(array, (*batch, *array.shape[-2:])).astype(cost.dtype) for array in more)
     for _ in batch:
         solve = jax.vmap(solve)
-    return solve(cost, mu, nu)
+    return solve(cost, mu, nu, *more)
 
 
-def _trace(mass: Array, other: Array) -> Array:
+def trace_of_mass(mass: Array, other: Array) -> Array:
     """The same with a trace of mass on padding, below what float32 adds to 1: ott's implicit derivatives divide by it.
 
     Where one of the sides has none at all, both have the same trace.
@@ -83,6 +86,11 @@ class OttSinkhorn:
         them.
       unrolled: differentiate through the iterations instead of implicitly; static.
       exact: side updated last; static.
+      anneal, decay: epsilon begins at `anneal` times its value and falls by the factor `decay` an update, never below
+        it; 1 for none. Small epsilons then need fewer updates; potentials and plan are those of the last epsilon.
+        Static.
+      momentum: weight of the new potential in an update, 1 for plain updates; between 1 and 2 it goes beyond it, which
+        speeds up slow problems and upsets fast ones. Static.
     """
 
     epsilon: Temperature = 0.1
@@ -95,9 +103,16 @@ class OttSinkhorn:
     tau_anchors: Ratio = dataclasses.field(default=1.0, metadata=_STATIC)
     unrolled: bool = dataclasses.field(default=False, metadata=_STATIC)
     exact: Exact = dataclasses.field(default="anchors", metadata=_STATIC)
+    anneal: Annotated[float, Range(1, 1e6)] = dataclasses.field(default=1.0, metadata=_STATIC)
+    decay: Ratio = dataclasses.field(default=0.9, metadata=_STATIC)
+    momentum: Annotated[float, Range(0, 2, above=True, below=True)] = dataclasses.field(default=1.0, metadata=_STATIC)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.anneal > 1 and self.decay == 1:
+            raise JvidpruneError(
+                f"OttSinkhorn's decay must be below 1 to anneal epsilon from {self.anneal:g} times it."
+            )
 
     def __call__(
         self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
@@ -107,22 +122,23 @@ class OttSinkhorn:
         Warns:
           JvidpruneWarning: outside of jit, a kernel that underflowed so far that the marginals do not hold.
         """
-        return warn_eagerly(_each(self._one, cost, mu, nu), "OttSinkhorn", self.epsilon)
+        return warn_eagerly(each_problem(self._one, cost, mu, nu), "OttSinkhorn", self.epsilon)
 
     def _one(self, cost: Array, mu: Array, nu: Array) -> TransportResult:
-        from ott.geometry import geometry
+        from ott.geometry import epsilon_scheduler, geometry
 
         epsilon = held_still(self.epsilon)
         # All that depends on the temperature is cost / epsilon: its derivative goes by way of the costs, so that what
         # padding has is taken away before it enters a sum.
         cost, mu, nu = _clean(cost * (epsilon / self.epsilon), mu, nu)
-        masses, (mu, nu) = (mu, nu), (_trace(mu, nu), _trace(nu, mu))
+        falling = epsilon_scheduler.Epsilon(epsilon, self.anneal, self.decay) if self.anneal > 1 else epsilon
+        masses, (mu, nu) = (mu, nu), (trace_of_mass(mu, nu), trace_of_mass(nu, mu))
         if self.exact == "anchors":
-            geom = geometry.Geometry(cost_matrix=cost.T, epsilon=epsilon)
+            geom = geometry.Geometry(cost_matrix=cost.T, epsilon=falling)
             output = self._solve(geom, nu, mu, self.tau_anchors, self.tau_sources, self._begin(*masses[::-1]))
             plan = output.matrix.T
         else:
-            geom = geometry.Geometry(cost_matrix=cost, epsilon=epsilon)
+            geom = geometry.Geometry(cost_matrix=cost, epsilon=falling)
             output = self._solve(geom, mu, nu, self.tau_sources, self.tau_anchors, self._begin(*masses))
             plan = output.matrix
         mu, nu = masses
@@ -133,12 +149,15 @@ class OttSinkhorn:
 
     def _result(self, plan: Array, mu: Array, nu: Array, steps: Any, output: Any) -> TransportResult:
         stopped = output.converged if self.iterations is None else True
+        f, g = (output.g, output.f) if self.exact == "anchors" else (output.f, output.g)
         if min(self.tau_sources, self.tau_anchors) < 1.0:
             # Relaxed marginals are not to hold; ott then judges by how far its potentials still move.
-            result = transport_result(plan, mu, nu, steps)
+            taus = (None if tau == 1.0 else tau for tau in (self.tau_sources, self.tau_anchors))
+            sources, anchors = (kl_weight(held_still(self.epsilon), tau) for tau in taus)
+            gap = duality_gap(plan, mu, nu, f, g, (sources, anchors))
+            result = transport_result(plan, mu, nu, steps, gap=gap)
             return result._replace(converged=jnp.isfinite(plan).all((-2, -1)) & stopped)
         # ott measures the same error on scalings: a plan may be off by rounding.
-        f, g = (output.g, output.f) if self.exact == "anchors" else (output.f, output.g)
         gap, tolerance = duality_gap(plan, mu, nu, f, g), max(HELD, 1.01 * self.threshold)
         return transport_result(plan, mu, nu, steps, stopped, tolerance=tolerance, gap=gap)
 
@@ -153,7 +172,7 @@ class OttSinkhorn:
 
     def _solve(self, geom: Any, a: Array, b: Array, tau_a: float, tau_b: float, start: tuple) -> Any:
         from ott.problems.linear import linear_problem
-        from ott.solvers.linear import implicit_differentiation, sinkhorn
+        from ott.solvers.linear import acceleration, implicit_differentiation, sinkhorn
 
         # The scan length is max_iterations // inner_iterations: with inner > max nothing would run at all.
         # Derivatives through the iterations come out wrong in ott with stretches of one.
@@ -164,51 +183,6 @@ class OttSinkhorn:
         free["max_iterations"] = self.max_iterations
         gradient = None if self.unrolled else implicit_differentiation.ImplicitDiff()
         options: dict[str, Any] = free if self.iterations is None else fixed
+        options["momentum"] = acceleration.Momentum(value=self.momentum)
         solver = sinkhorn.Sinkhorn(lse_mode=self.lse_mode, implicit_diff=gradient, **options)
         return solver(linear_problem.LinearProblem(geom, a=a, b=b, tau_a=tau_a, tau_b=tau_b), init=start)
-
-
-@pytree
-@dataclasses.dataclass(frozen=True)
-class LowRank:
-    """`ott.solvers.linear.sinkhorn_lr.LRSinkhorn`: transport through `rank` latent anchors, some 200 times slower.
-
-    Attributes:
-      rank: at most the smaller number of tokens; static.
-      epsilon: entropic term on the factors, 0 for none; static.
-      iterations: cap; static.
-    """
-
-    rank: Count = dataclasses.field(default=8, metadata=_STATIC)
-    epsilon: NotNegative = dataclasses.field(default=0.0, metadata=_STATIC)
-    iterations: Iterations = dataclasses.field(default=200, metadata=_STATIC)
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def __call__(
-        self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
-    ) -> TransportResult:
-        """Solves every problem of the leading axes; all rows need mass, since the factors take logarithms of it."""
-        return _each(self._one, cost, mu, nu)
-
-    def _one(self, cost: Array, mu: Array, nu: Array) -> TransportResult:
-        from ott.geometry import geometry
-        from ott.initializers.linear import initializers_lr
-        from ott.problems.linear import linear_problem
-        from ott.solvers.linear import sinkhorn_lr
-
-        solver = sinkhorn_lr.LRSinkhorn(
-            rank=self.rank,
-            epsilon=self.epsilon,
-            max_iterations=self.iterations,
-            inner_iterations=10,
-            initializer=initializers_lr.Rank2Initializer(self.rank),
-        )
-        # ott turns marginals into logarithms: a trace of mass keeps padding finite.
-        a, b = jnp.maximum(mu, 1e-12), jnp.maximum(nu, 1e-12)
-        problem = linear_problem.LinearProblem(geometry.Geometry(cost_matrix=cost), a=a, b=b)
-        output = solver(problem)
-        plan = jnp.where((mu[:, None] > 0) & (nu[None] > 0), output.matrix, 0.0)
-        steps = jnp.sum(output.errors != -1) * 10
-        return transport_result(plan, mu, nu, steps, output.converged)

@@ -1,4 +1,4 @@
-"""Scaling-form Sinkhorn, and the dustbin around any solver: frozen settings whose floats may be traced."""
+"""What a solver returns and how it is judged, and Sinkhorn on scalings: frozen settings whose floats may be traced."""
 
 import dataclasses
 import functools
@@ -13,10 +13,9 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneWarning
-from jvidprune.fields import Iterations, NotNegative, Range, Ratio, Share, Temperature, Weight, check_fields, pytree
+from jvidprune.fields import Iterations, NotNegative, Range, Ratio, Temperature, check_fields, pytree
 from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.transport.gradients import held_still, ratio, solved_by
-from jvidprune.ops.transport.kinds import SolverPart
 
 Exact = Literal["anchors", "sources"]
 
@@ -41,9 +40,9 @@ class TransportResult(NamedTuple):
       unmatched: (..., R) mass of each source that reached no anchor.
       underflow: (...) share of the pairs with mass on both sides whose exp(-cost / epsilon) is 0 in float32; nothing
         can move between these. 0 in the log domain.
-      gap: (...) entropic cost of the plan, sum plan * cost + epsilon plan (log plan - 1), less its dual value. 0 at the
-        solution; as the marginals of a plan may be off it has either sign. NaN where a side is relaxed, or the solver
-        has no potentials.
+      gap: (...) entropic cost of the plan, sum plan * cost + epsilon plan (log plan - 1) and the penalties of relaxed
+        sides, less its dual value. 0 at the solution; as marginals that are to hold may be off it has either sign. NaN
+        where the solver has no potentials (`LowRank`).
     """
 
     plan: Float[Array, "... R A"]
@@ -78,7 +77,7 @@ def underflow_warning(solver: str, underflow: Any, converged: Any, epsilon: Any 
     return (
         f"{solver} did not meet its marginals{of}: exp(-cost / epsilon) is 0 in float32 for up to {hurt.max():.0%} of "
         f"the pairs{at}, and nothing can move between these; take a larger epsilon, or a solver in the log domain "
-        "(FixedSinkhorn with domain='log', OttSinkhorn with lse_mode=True)."
+        "(LogSinkhorn, FixedSinkhorn with domain='log', OttSinkhorn with lse_mode=True)."
     )
 
 
@@ -103,12 +102,31 @@ class Scaled(NamedTuple):
 
 
 def iterations_of(solver: Any) -> int:
-    """The most updates that a solver makes, 0 if it does not say."""
-    return getattr(solver, "iterations", None) or getattr(solver, "max_iterations", None) or 0
+    """The most updates that a solver, or the one that it wraps, makes; 0 if it does not say.
+
+    One that makes several products with the costs in an iteration says how many there are in all as `updates`.
+    """
+    said = next((n for name in ("updates", "iterations", "max_iterations") if (n := getattr(solver, name, None))), 0)
+    inner = getattr(solver, "solver", None)
+    return said if said or inner is None else iterations_of(inner)
+
+
+def differentiable(solver: Any) -> bool:
+    """Whether derivatives go through a solver; those that do not say otherwise are taken to have them."""
+    return bool(getattr(solver, "differentiable", True))
+
+
+def reads_places(solver: Any) -> bool:
+    """Whether a solver is called with the places of both sides behind the masses."""
+    return bool(getattr(solver, "reads_places", False))
 
 
 class Solver(Protocol):
-    """Turns costs and marginals into a plan; leading axes are independent problems."""
+    """Turns costs and marginals into a plan; leading axes are independent problems.
+
+    What a class says besides: `differentiable = False` where derivatives do not go through it, `reads_places = True`
+    where it is to be called with the places of both sides too.
+    """
 
     def __call__(self, cost: Array, mu: Array, nu: Array) -> TransportResult:
         """Solves (..., R, A) costs with marginals (..., R) and (..., A), zeros on padding."""
@@ -148,19 +166,44 @@ def transport_result(
     return TransportResult(plan, steps, row_error, column_error, held, unmatched, under, gap)
 
 
-def duality_gap(plan: Array, mu: Array, nu: Array, f: Array, g: Array) -> Float[Array, "..."]:
+def duality_gap(
+    plan: Array, mu: Array, nu: Array, f: Array, g: Array, relaxed: tuple[Any, Any] = (None, None)
+) -> Float[Array, "..."]:
     """How far the entropic cost of a plan is above its dual value, see `TransportResult.gap`.
 
-    The plan is exp((f + g - cost) / epsilon), so that all but f and g on what the marginals are off by cancels.
+    The plan is exp((f + g - cost) / epsilon), so that all but what happens at the marginals cancels: of a side that is
+    to hold f times what it is off by, of a side with a KL penalty of weight rho the penalty of what moves against
+    marginal * exp(-f / rho), where it would be at the solution.
 
     Args:
       plan, mu, nu: (..., R, A), (..., R) and (..., A).
       f, g: (..., R) and (..., A) potentials, in units of the cost; anything on padding.
+      relaxed: KL weight of the sources and of the anchors, None (or infinity) for a marginal that is to hold.
     """
-    plan, mu, nu, f, g = lax.stop_gradient((plan, mu, nu, f, g))
-    sent = jnp.where(mu > 0, f, 0.0) * (plan.sum(-1) - mu)
-    received = jnp.where(nu > 0, g, 0.0) * (plan.sum(-2) - nu)
-    return sent.sum(-1) + received.sum(-1)
+    plan, mu, nu, f, g, relaxed = held_still((plan, mu, nu, f, g, relaxed))
+
+    def side(moved: Array, mass: Array, potential: Array, weight: Any) -> Array:
+        potential = jnp.where(mass > 0, potential, 0.0)
+        exact = potential * (moved - mass)
+        if weight is None:
+            return exact.sum(-1)
+        bounded = jnp.isfinite(weight)
+        weight = jnp.where(bounded, weight, 1.0)
+        wanted = jnp.where(mass > 0, mass * jnp.exp(jnp.minimum(-potential / weight, 80.0)), 0.0)
+        share = jnp.where(wanted > 0, moved / jnp.where(wanted > 0, wanted, 1.0), 0.0)
+        log_share = jnp.log(jnp.where(share > 0, share, 1.0))
+        penalty = weight * wanted * (share * log_share - share + 1.0)
+        return jnp.where(bounded, penalty, exact).sum(-1)
+
+    return side(plan.sum(-1), mu, f, relaxed[0]) + side(plan.sum(-2), nu, g, relaxed[1])
+
+
+def kl_weight(epsilon: Any, tau: Any) -> Any:
+    """epsilon tau / (1 - tau), the KL weight of an exponent tau; infinite at 1, None of None."""
+    if tau is None:
+        return None
+    tau = jnp.asarray(tau)
+    return jnp.where(tau < 1, epsilon * tau / jnp.where(tau < 1, 1.0 - tau, 1.0), jnp.inf)
 
 
 def hold(row_error: Array, column_error: Array, mu: Array, nu: Array, tolerance: float = HELD) -> Bool[Array, "..."]:
@@ -321,10 +364,9 @@ class Sinkhorn:
 
     def _result(self, left: Array, kernel: Array, right: Array, mu: Array, nu: Array, steps: Array) -> TransportResult:
         plan = Scaled(left, kernel, right).plan()
-        gap: Any = float("nan")
-        if self.tau_sources is None and self.tau_anchors is None:
-            f, g = (self.epsilon * jnp.log(jnp.where(side > 0, side, 1.0)) for side in (left, right))
-            gap = duality_gap(plan, mu, nu, f, g)
+        f, g = (self.epsilon * jnp.log(jnp.where(side > 0, side, 1.0)) for side in (left, right))
+        relaxed = kl_weight(self.epsilon, self.tau_sources), kl_weight(self.epsilon, self.tau_anchors)
+        gap = duality_gap(plan, mu, nu, f, g, relaxed)
         result = transport_result(plan, mu, nu, steps, underflow=underflowed(kernel, mu, nu), gap=gap)
         moved, left, right, mu, nu, still = held_still((plan, left, right, mu, nu, self))
         rows = _fixed_point_error(moved.sum(-1), left, mu, still.tau_sources)
@@ -392,36 +434,3 @@ class Sinkhorn:
         )
         shape = first.shape[:-1]
         return r, c, steps.reshape(() if self.stop == "joint" else shape)
-
-
-@pytree
-@dataclasses.dataclass(frozen=True)
-class Dustbin:
-    """Any solver with one more anchor of constant cost, where sources that match nothing may leave their mass.
-
-    `TransportResult.unmatched` says how much each source left there: a differentiable measure of distinctness.
-
-    Attributes:
-      solver: solves the enlarged problem.
-      cost: of the dustbin, traced.
-      mass: share of all mass that it takes, traced.
-    """
-
-    solver: SolverPart = Sinkhorn()
-    cost: Weight = 0.6
-    mass: Share = 0.3
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-
-    def __call__(
-        self, cost: Float[Array, "... R A"], mu: Float[Array, "... R"], nu: Float[Array, "... A"]
-    ) -> TransportResult:
-        """The plan without the dustbin's column; marginal errors are those of the enlarged problem."""
-        nu = jnp.broadcast_to(nu, (*cost.shape[:-2], cost.shape[-1]))
-        bin_cost = jnp.broadcast_to(jnp.asarray(self.cost, cost.dtype), (*cost.shape[:-1], 1))
-        bin_mass = jnp.asarray(self.mass) * nu.sum(-1, keepdims=True)
-        result = self.solver(
-            jnp.concatenate([cost, bin_cost], -1), mu, jnp.concatenate([(1.0 - self.mass) * nu, bin_mass], -1)
-        )
-        return result._replace(plan=result.plan[..., :-1], unmatched=result.plan[..., -1])

@@ -7,10 +7,26 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.fields import check_fields
 from jvidprune.ops.transport.cost import Rows, cost_matrix
 from jvidprune.ops.transport.kinds import CostPart, MarginalsPart, ProjectionPart, SolverPart
 from jvidprune.ops.transport.projection import normalise_plan
+from jvidprune.ops.transport.solvers import differentiable, reads_places
+
+
+def check_derivatives(owner: str, *transports: "Transport") -> None:
+    """Refuses solvers without derivatives, for methods whose plan_gradient is "through".
+
+    Raises:
+      JvidpruneError: names the solver.
+    """
+    for parts in transports:
+        if not differentiable(parts.solver):
+            raise JvidpruneError(
+                f"{owner}'s plan_gradient='through' needs a solver with derivatives, and {type(parts.solver).__name__} "
+                "has none: take Sinkhorn, LogSinkhorn, FixedSinkhorn or OttSinkhorn, or one inside Dustbin or Partial."
+            )
 
 
 class Problem(NamedTuple):
@@ -31,7 +47,8 @@ class Transport:
     Attributes:
       cost: `(x: Rows, y: Rows) -> (R, A)`, or an ott `CostFn` on the features.
       marginals: `(x, y) -> (mu, nu)`.
-      solver: `(cost, mu, nu) -> TransportResult` over any leading axes.
+      solver: `(cost, mu, nu) -> TransportResult` over any leading axes; one whose `reads_places` is True is called with
+        the places of both sides behind these.
       projection: what the method reads of a plan, see `normalise_plan`.
 
     Raises:
@@ -54,6 +71,10 @@ class Transport:
     def problem(self, x: Rows, y: Rows) -> Problem:
         """Costs and masses between the rows of two sides."""
         return Problem(cost_matrix(self.cost, x, y), *self.marginals(x, y))
+
+    def places(self, x: Rows, y: Rows) -> tuple[()] | tuple[Float[Array, "R 2"], Float[Array, "A 2"]]:
+        """What the solver is given behind a problem: the places of both sides if it compares them, else nothing."""
+        return (x.position, y.position) if reads_places(self.solver) else ()
 
     def weights(self, plan: Float[Array, "... R A"]) -> Float[Array, "... R A"]:
         """A plan under the projection."""

@@ -72,7 +72,7 @@ def step(anchors: Rows, sources: Rows, rules: ClipRules) -> Step:
     cosines = cosine_from_gram(gram, squared_norms(sources.features), squared_norms(anchors.features), 1e-12)
     x = sources._replace(cosines=cosines)
     problem = rules.transport.problem(x, anchors)
-    result = rules.transport.solver(*problem)
+    result = rules.transport.solver(*problem, *rules.transport.places(x, anchors))
     share = normalise_plan(result.plan, "row")
     score = _SCORES[rules.distinct](share, result, problem.cost)
     ranked = jnp.where(x.mask, score, jnp.inf)

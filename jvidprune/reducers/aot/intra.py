@@ -50,12 +50,14 @@ class Problems(NamedTuple):
       mu: (T, N) of the sources.
       nu: (T, C) of the anchors.
       active: (T, C) bool, candidates that are anchors.
+      places: (T, N, 2) and (T, C, 2) of both, for a solver that compares places; else empty.
     """
 
     priced: Float[Array, "T N C"]
     mu: Float[Array, "T N"]
     nu: Float[Array, "T C"]
     active: Bool[Array, "T C"]
+    places: tuple
 
 
 def pricing(
@@ -77,7 +79,7 @@ def pricing(
             rows = rows._replace(distances=apart[:, inside])
             columns = Rows(features[inside], place[inside], times, salient[inside], anchor[inside] & (ids < n))
         priced, mu, nu = parts.problem(rows, columns)
-        return Problems(priced, mu, nu, columns.mask)
+        return Problems(priced, mu, nu, columns.mask, parts.places(rows, columns))
 
     times = jnp.arange(anchors.shape[0], dtype=jnp.float32)
     arrays = shared.x, selection.cosines, selection.candidates, shared.saliency, anchors, sources, times
@@ -108,10 +110,10 @@ def transport_frames(shared: AOTShared, anchors: Bool[Array, "T N"], parts: Tran
     """Transport of every frame's other tokens onto its anchors. Pruned tokens stay what they are."""
     sources, solver = ~anchors & shared.frame_mask[:, None], parts.solver
     if hasattr(solver, "on_kernel"):
-        kernel, mu, nu, active = problems(shared, anchors, sources, parts, solver.kernel)
+        kernel, mu, nu, active, _ = problems(shared, anchors, sources, parts, solver.kernel)
         return Intra(anchors, sources, active, *solver.on_kernel(kernel, mu, nu))
-    priced, mu, nu, active = problems(shared, anchors, sources, parts)
-    result = solver(priced, mu, nu)
+    priced, mu, nu, active, places = problems(shared, anchors, sources, parts)
+    result = solver(priced, mu, nu, *places)
     return Intra(anchors, sources, active, Scaled(None, result.plan, None), result)
 
 
@@ -134,7 +136,7 @@ def transport_each_frame(
         return solver.kernel(problem(*args).priced)
 
     def masses(*args: Array) -> tuple:
-        return problem(*args)[1:]
+        return problem(*args)[1:4]
 
     mu, nu, active = jax.vmap(masses)(*arrays)
     left, right, result = solver.on_kernels(kernel, arrays, mu, nu)

@@ -34,6 +34,7 @@ from jvidprune.ops.transport import (
     TokenCost,
     Transport,
     Uniform,
+    check_derivatives,
     iterations_of,
     underflow_warning,
 )
@@ -158,6 +159,8 @@ class AOT(PositionedReducer):
 
     def __post_init__(self) -> None:
         sizes.clip_lengths(self.clips, sum(self.clips) if isinstance(self.clips, tuple) else 1)
+        if self.plan_gradient == "through":
+            check_derivatives("AOT", self.intra_transport, self.inter_transport)
 
     def prepare(self, video: VideoTokens, *, capacity: int, sink: SinkRule | None = None) -> AOTShared:
         """Orders, candidate anchors, their cosines and the dynamic cuts."""
