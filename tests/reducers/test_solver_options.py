@@ -46,7 +46,9 @@ WRITTEN = {
 RATIOS = (0.25, 0.5)
 
 
-@pytest.mark.parametrize("text", WRITTEN)
+@pytest.mark.parametrize(
+    "text", [text if text.startswith("ottvid") else pytest.param(text, marks=pytest.mark.slow) for text in WRITTEN]
+)
 def test_a_solver_is_written_swept_over_ratios_and_finite_on_padding(text):
     method = from_text(text)
     assert method == WRITTEN[text]
@@ -81,6 +83,7 @@ def test_a_solver_without_derivatives_is_refused_where_they_are_asked_for(solver
             make()
 
 
+@pytest.mark.slow
 def test_derivatives_go_through_a_partial_plan_and_in_its_share():
     def spread(share, rho):
         inside = Transport(solver=Partial(share, LogSinkhorn(0.2, max_iterations=60)))
