@@ -55,7 +55,7 @@ def test_partial_plans(ot, share):
 
 
 def test_low_rank_plans(ot):
-    theirs = ot.lowrank.lowrank_sinkhorn(X, Y, MU, NU, rank=4, numItermax=2000, seed_init=0, log=True)[2]
+    *_, theirs = ot.lowrank.lowrank_sinkhorn(X, Y, MU, NU, rank=4, numItermax=2000, seed_init=0, log=True)
     squared = ((X[:, None] - Y[None]) ** 2).sum(-1)
     solver = tr.LowRank(4, threshold=1e-5, iterations=500)
     plan = jax.jit(solver)(*(value.astype(np.float32) for value in (squared, MU, NU))).plan

@@ -182,20 +182,22 @@ def duality_gap(
     """
     plan, mu, nu, f, g, relaxed = held_still((plan, mu, nu, f, g, relaxed))
 
-    def side(moved: Array, mass: Array, potential: Array, weight: Any) -> Array:
+    def side(axis: int, mass: Array, potential: Array, weight: Any) -> Array:
         potential = jnp.where(mass > 0, potential, 0.0)
+        moved = plan.sum(axis)
         exact = potential * (moved - mass)
         if weight is None:
-            return exact.sum(-1)
+            return exact
         bounded = jnp.isfinite(weight)
         weight = jnp.where(bounded, weight, 1.0)
         wanted = jnp.where(mass > 0, mass * jnp.exp(jnp.minimum(-potential / weight, 80.0)), 0.0)
         share = jnp.where(wanted > 0, moved / jnp.where(wanted > 0, wanted, 1.0), 0.0)
         log_share = jnp.log(jnp.where(share > 0, share, 1.0))
         penalty = weight * wanted * (share * log_share - share + 1.0)
-        return jnp.where(bounded, penalty, exact).sum(-1)
+        return jnp.where(bounded, penalty, exact)
 
-    return side(plan.sum(-1), mu, f, relaxed[0]) + side(plan.sum(-2), nu, g, relaxed[1])
+    sent, received = side(-1, mu, f, relaxed[0]), side(-2, nu, g, relaxed[1])
+    return sent.sum(-1) + received.sum(-1)
 
 
 def kl_weight(epsilon: Any, tau: Any) -> Any:
