@@ -240,6 +240,8 @@ def test_a_batch_of_low_ranks_equals_single_ones_and_padding_is_nothing():
     mu[-1], nu[-1] = 0, 0
     beside = batch(jnp.asarray(epsilons), np.where(cost == 0, 7.0, cost).astype(np.float32), mu, nu)
     np.testing.assert_allclose(beside.plan[0, :-1, :R, :A], many.plan[0, :-1], atol=5e-4)
+    turned = batch(jnp.asarray(epsilons), *(np.roll(array, 2, 1) for array in (cost, mu)), nu)
+    np.testing.assert_allclose(np.roll(turned.plan, -2, 2)[0, :-1, :R, :A], many.plan[0, :-1], atol=5e-4)
     plans = np.asarray(beside.plan)
     assert np.isfinite(plans).all()
     assert plans[:, :, R:].max() == plans[..., A:].max() == plans[:, -1].max() == 0

@@ -87,22 +87,22 @@ class LowRank:
         pairs = (mu[:, None] > 0) & (nu[None] > 0)
         geom = geometry.Geometry(cost_matrix=jnp.where(pairs, cost, 0.0))
         a, b = trace_of_mass(mu, nu), trace_of_mass(nu, mu)
-        begin = _factor(a, rank, 0), _factor(b, rank, 1), jnp.full(rank, 1.0 / rank, cost.dtype)
+        begin = _factor(a, mu > 0, rank, 0), _factor(b, nu > 0, rank, 1), jnp.full(rank, 1.0 / rank, cost.dtype)
         output = solver(linear_problem.LinearProblem(geom, a=a, b=b), init=begin)
         plan = jnp.where(pairs, output.matrix, 0.0)
         steps = jnp.sum(output.errors != -1) * inner
         return transport_result(plan, mu, nu, steps, output.converged | ~pairs.any())
 
 
-def _factor(mass: Array, rank: int, side: int) -> Float[Array, "n r"]:
+def _factor(mass: Array, there: Array, rank: int, side: int) -> Float[Array, "n r"]:
     """Where a factor begins: every token spread over all latent anchors, each a little differently.
 
     ott's own start differs from the product of the masses by half of the smallest mass; where padding has next to none
-    the factors then begin at that product, a stationary point, and stay there. Shares drawn from the numbers of token
-    and anchor alone are the same whatever the padding.
+    the factors then begin at that product, a stationary point, and stay there. Shares drawn from the number of the
+    latent anchor and that of the token among those with mass are the same wherever padding stands.
     """
-    token, anchor = jnp.arange(mass.shape[0], dtype=jnp.uint32), jnp.arange(rank, dtype=jnp.uint32)
-    mixed = (token[:, None] * 2 + side + 1) * jnp.uint32(2654435761) ^ (anchor + 1) * jnp.uint32(2246822519)
+    token, anchor = jnp.cumsum(there, dtype=jnp.uint32), jnp.arange(rank, dtype=jnp.uint32)
+    mixed = (2 * token[:, None] + side - 1) * jnp.uint32(2654435761) ^ (anchor + 1) * jnp.uint32(2246822519)
     mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(3266489917)
     share = 0.5 + (mixed >> 8).astype(mass.dtype) / 2**24
     return mass[:, None] * share / share.sum(1, keepdims=True)
