@@ -10,7 +10,7 @@ import pytest
 
 import jvidprune
 from jvidprune import JvidpruneError
-from jvidprune.ops.transport import GromovWasserstein, LogSinkhorn, LowRank, OttSinkhorn, Partial, Sinkhorn, Transport
+from jvidprune.ops.transport import GromovWasserstein, LogSinkhorn, LowRank, OttSinkhorn, Partial, Transport
 from jvidprune.reducers import AOT, OTTVid, expression
 from jvidprune.reducers.registry import from_text
 from jvidprune.synthetic import synthetic_tokens
@@ -21,14 +21,6 @@ PADDED = dataclasses.replace(
     frame_mask=jnp.arange(4) < 3,
 )
 WRITTEN = {
-    "aot(window=4, clips=2, distinct=unmatched, intra_transport=Transport(solver=LowRank(rank=3, iterations=10)), "
-    "inter_transport=Transport(solver=Partial(share=0.4, solver=Sinkhorn(epsilon=0.2))))": AOT(
-        window=4,
-        clips=2,
-        distinct="unmatched",
-        intra_transport=Transport(solver=LowRank(3, iterations=10)),
-        inter_transport=Transport(solver=Partial(0.4, Sinkhorn(0.2))),
-    ),
     "aot(window=4, clips=2, intra_transport=Transport(solver=LogSinkhorn(rho_sources=0.5)), "
     "inter_transport=Transport(solver=GromovWasserstein(structure=0.6, epsilon=0.1, max_iterations=5)))": AOT(
         window=4,
