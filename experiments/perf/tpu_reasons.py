@@ -24,6 +24,8 @@ def reason(row: str, message: dict[str, Any]) -> str:
         return "a few numbers: norms, counts, maxima or the loss"
     if kind == "all-reduce" and message["among"] == mesh["tensor"] and "dot_general" in doing:
         return "tensor divides heads and hidden widths: partial sums of a product are added, twice a layer"
+    if kind == "all-reduce" and message["among"] == mesh["tensor"] and doing == "psum":
+        return "tensor divides the experts: what the chips' parts of them give is added, once a layer"
     if stage == "encode":
         if kind in ("all-gather", "collective-permute", "all-to-all"):
             return "frames lie over data and fsdp; reducer and prompt read the whole video"

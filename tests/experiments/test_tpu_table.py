@@ -82,6 +82,7 @@ def message(kind, among, *, put=1e8, count=4.0, largest=1e8, origin="jit(f)/whil
 def test_messages_are_told_apart_by_the_axis_that_they_cross():
     row = "step llava-onevision-7b stts ratio=0.5 T=32 v6e:16x16 data=4,fsdp=16,tensor=2"
     assert "partial sums" in reason(row, message("all-reduce", 2))
+    assert "experts" in reason(row, message("all-reduce", 2, origin="jit(f)/while/body/shard_map/psum"))
     assert reason(row, message("all-gather", 16)).startswith("weights of a layer")
     assert "gradients" in reason(row, message("reduce-scatter", 16))
     assert "a few numbers" in reason(row, message("all-reduce", 128, put=64))
