@@ -27,7 +27,7 @@ from jvidprune.evals.markdown import grid
 from jvidprune.files import write_table
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.stts import Scorer, SiglipTower, STTSConfig, llava_windows
+from jvidprune.stts import Scorer, SiglipTower, STTSConfig, pooling_windows
 from jvidprune.tokens import Layout
 from jvidprune.training import step
 from jvidprune.training.data import PackedRows
@@ -50,7 +50,7 @@ llm = VideoLLM.load(args.model)
 model = with_remat(llm.loaded.model, True)
 sizes = llm.loaded.config
 config = STTSConfig(prune_at=prune_at(sizes.vision.layers), removed=0.5)
-windows = llava_windows(sizes, config.window)
+windows = pooling_windows(sizes, config.window)
 scorer = Scorer(SiglipTower(model.vision).sizes, rngs=nnx.Rngs(0))
 trainee, params = Trainee.split(model=model, scorer=scorer)
 rates = step.rates_of_groups(step.RATES)

@@ -11,7 +11,16 @@ from flax import nnx
 from jvidprune.costs import flops_model
 from jvidprune.models.checkpoint.load import load_model
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.stts import Scorer, SiglipTower, STTSConfig, encode_llava, llava_windows, one_video, windows_to_remove
+from jvidprune.stts import (
+    Scorer,
+    SiglipTower,
+    STTSConfig,
+    encode,
+    encoder_of,
+    one_video,
+    pooling_windows,
+    windows_to_remove,
+)
 from jvidprune.tokens import Layout
 
 from .measure import Rates, measure
@@ -59,7 +68,7 @@ def run_cell(cell: STTSCell, rates: Rates, repeats: int, seconds: float) -> dict
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     model, config = _model(cell.model, dtype)
     settings = STTSConfig(prune_at=min(3, config.vision.layers - 4), removed=cell.removed)
-    windows = llava_windows(config, settings.window)
+    windows = pooling_windows(config, settings.window)
     remove = windows_to_remove(cell.frames, windows.count, cell.removed)
     kept = cell.frames * windows.count - remove
     scorer = Scorer(SiglipTower(model.vision).sizes, rngs=nnx.Rngs(0))
@@ -69,7 +78,8 @@ def run_cell(cell: STTSCell, rates: Rates, repeats: int, seconds: float) -> dict
         if cell.removed == 0:
             features = model.encode(pixels).features
             return features.reshape(-1, features.shape[-1]), jnp.float32(0)
-        pruned = encode_llava(model, pixels, video, settings, kept=kept, scorer=scorer)
+        encoder = encoder_of(model, settings.window)
+        pruned = encode(encoder, pixels, video, settings, kept=kept, scorer=scorer)
         return pruned.tokens, pruned.loss
 
     graph, state = nnx.split((model, scorer))

@@ -175,8 +175,8 @@ class VisionZip(PositionedReducer):
             return compact.slotted_plan(*slots, capacity, diagnostics)
         key = token
         if self.official_permutation:
-            filed = _take(shared.order, jnp.cumsum(dominant, axis=1) - dominant, n)
-            key = jnp.concatenate([start + filed, start + centre], axis=1)
+            rank = _take(shared.order, jnp.cumsum(dominant, axis=1) - dominant, n)
+            key = jnp.concatenate([start + rank, start + centre], axis=1)
             places = jnp.sort(jnp.where(present, key, frames * n), axis=None)
             places = jnp.concatenate([places, jnp.full(max(capacity - places.size, 0), frames * n, jnp.int32)])
             diagnostics["place"] = places[:capacity]

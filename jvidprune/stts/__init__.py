@@ -4,17 +4,19 @@ A scorer reads what block `prune_at` made of a window and of the same window one
 of the windows of a whole video goes, the scores bias the keys of the next block, and all blocks behind it run on the
 kept patches alone, packed into one sequence. What is removed never reaches the projector or the language model.
 
-    from jvidprune.stts import STTSConfig, Scorer, SiglipTower
-    from jvidprune.stts import encode_llava, llava_windows, one_video, windows_to_remove
+    from jvidprune.stts import STTSConfig, Scorer
+    from jvidprune.stts import encode, encoder_of, one_video, windows_to_remove
 
     config = STTSConfig(prune_at=0, removed=0.5)            # block 0 is scored, block 1 biased, blocks 2.. are packed
-    windows = llava_windows(model.config, config.window)    # 2x2 patches that make one token; windows.count a frame
-    scorer = Scorer(SiglipTower(model.vision).sizes, rngs=nnx.Rngs(0))
+    encoder = encoder_of(model, config.window)              # one token is made of 2x2 patches in LLaVA-Video
+    windows = encoder.windows                               # windows.count a frame
+    scorer = Scorer(encoder.tower.sizes, rngs=nnx.Rngs(0))
     remove = windows_to_remove(frames, windows.count, config.removed)    # a host integer
     kept = frames * windows.count - remove                               # static
 
     def loss(model, scorer, pixels, prompt):                # pixels (frames, 3, S, S), normalised
-        video = encode_llava(model, pixels, one_video(frames, remove), config, kept=kept, scorer=scorer)
+        encoder = encoder_of(model, config.window)
+        video = encode(encoder, pixels, one_video(frames, remove), config, kept=kept, scorer=scorer)
         embeds = put_into(prompt, video.tokens)             # (kept * windows.tokens_each, D), video.index tells places
         return language_model_loss(model, embeds, prompt) + video.loss
 
@@ -25,9 +27,9 @@ The scorer learns from the language model through the bias alone, and from the a
 the videos, and `loss` is the mean over all windows. `remove` may be traced: one program serves several shares with the
 `kept` of the smallest.
 
-`encode(encoder_of(model, window, grid), pixels, ...)` does the same for every family: windows are what becomes one
-token there, 2x2 merge blocks in the Qwen towers, 3x3 patches in Molmo2. A tower of another kind needs the members of
-`Tower` and `Encoder`.
+This is the same for every family: windows are what becomes one token there, 2x2 merge blocks in the Qwen towers (which
+need `encoder_of(model, window, grid)`), 3x3 patches in Molmo2. A tower of another kind needs the members of `Tower` and
+`Encoder`.
 
 `llm = attach(llm, config, scorer)` makes STTS one more method of a `VideoLLM`: `llm.reducer("stts")` works in `encode`,
 `reduce`, `ask` and in sweeps, where the tower runs up to the scores once for all ratios. A released checkpoint that
@@ -37,8 +39,8 @@ holds a scorer has it attached when it is loaded.
 from jvidprune.stts.attach import ScoredModel, attach
 from jvidprune.stts.budget import budgets, windows_kept, windows_to_remove
 from jvidprune.stts.config import STTSConfig
-from jvidprune.stts.encode import Encoder, PrunedTokens, encode, encode_llava, encoder_of, llava_windows
-from jvidprune.stts.qwen import QwenTower
+from jvidprune.stts.encode import Encoder, PrunedTokens, encode, encoder_of, pooling_windows
+from jvidprune.stts.grid_tower import GridTower
 from jvidprune.stts.scorer import Scorer, ScorerSizes, scorer_from_tensors, scorer_tensors
 from jvidprune.stts.select import Examples, keep_windows, one_video, packed_examples
 from jvidprune.stts.sequence import Shortened, shorten

@@ -151,13 +151,13 @@ def _reduced(
     rows = jnp.arange(pruned.index.shape[0], dtype=jnp.int32)
     slot = jnp.full(total, -1, jnp.int32).at[pruned.index].set(rows, mode="drop")
     shown = {}
-    if pruned.levels is not None:
-        levels = pruned.levels
+    if pruned.deepstack is not None:
+        deepstack = pruned.deepstack
         for number, block in enumerate(encoder.record):
             if block in early:
                 # Levels from before the scores are those of the dense tower, which the video carries.
                 dense = video.evidence["features_deepstack"][:, :, number].reshape(total, -1)
-                levels = levels.at[:, number].set(dense.at[pruned.index].get(mode="fill", fill_value=0))
-        shown["features_deepstack"] = levels
+                deepstack = deepstack.at[:, number].set(dense.at[pruned.index].get(mode="fill", fill_value=0))
+        shown["features_deepstack"] = deepstack
     mass = pruned.valid.astype(jnp.int32)
     return Reduced(pruned.tokens, pruned.index, pruned.valid, mass, slot, shown)

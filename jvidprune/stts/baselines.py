@@ -30,8 +30,8 @@ def reference_scores(
 ) -> Float[Array, "F P"]:
     """Cosine of each window with its reference; -1 for frames that are new as a whole, -100 for padding frames.
 
-    "easy" compares with the frame before. "heuristic" keeps a reference frame for every window: where the likeness is
-    below the threshold, this frame is the reference from here on. A frame whose mean likeness is below the threshold,
+    "easy" compares with the frame before. "heuristic" keeps a reference frame for every window: where the cosine is
+    below the threshold, this frame is the reference from here on. A frame whose mean cosine is below the threshold,
     and the first frame of a video, score -1 everywhere and become the reference.
 
     Args:
@@ -47,10 +47,10 @@ def reference_scores(
 
     def step(reference: Array, now: tuple[Array, Array]) -> tuple[Array, Array]:
         vectors, first = now
-        likeness = (reference * vectors).sum(axis=-1)
-        new = first | (likeness.mean() < threshold)
-        changed = new | (likeness < threshold) | (method == "easy")
-        return jnp.where(changed[:, None], vectors, reference), jnp.where(new, _NEW, likeness)
+        similarity = (reference * vectors).sum(axis=-1)
+        new = first | (similarity.mean() < threshold)
+        changed = new | (similarity < threshold) | (method == "easy")
+        return jnp.where(changed[:, None], vectors, reference), jnp.where(new, _NEW, similarity)
 
     _, scores = lax.scan(step, unit[0], (unit, examples.first))
     return jnp.where(examples.there[:, None], scores, _PADDING)

@@ -1,6 +1,7 @@
 """Videos to the tokens that STTS leaves, for each kind of tower; everything behind the tower runs on kept tokens."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
@@ -9,13 +10,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models import family as families
-from jvidprune.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfig
-from jvidprune.models.molmo2 import Molmo2
-from jvidprune.models.qwen.model import PatchModel
-from jvidprune.models.qwen.tower import Grid
+from jvidprune.models.qwen.tower import Grid, GridVit
 from jvidprune.ops.compact import compact
 from jvidprune.stts.config import STTSConfig
-from jvidprune.stts.qwen import QwenTower
+from jvidprune.stts.grid_tower import GridTower
 from jvidprune.stts.scorer import Scorer
 from jvidprune.stts.select import Examples
 from jvidprune.stts.siglip import SiglipTower
@@ -33,7 +31,7 @@ class PrunedTokens(NamedTuple):
       loss: () float32 auxiliary loss with its coefficient, to be added to the language model's.
       scores: (F, P) float32 of the scorer, zeros for the baselines.
       keep: (F, P) windows that stay.
-      levels: (K, S, D) DeepStack levels of the same tokens (Qwen3-VL), or None.
+      deepstack: (K, S, D) DeepStack levels of the same tokens, of families that have such, or None.
     """
 
     tokens: Float[Array, "K D"]
@@ -42,7 +40,7 @@ class PrunedTokens(NamedTuple):
     loss: Float[Array, ""]
     scores: Float[Array, "F P"]
     keep: Bool[Array, "F P"]
-    levels: Any = None
+    deepstack: Any = None
 
 
 class Encoder(Protocol):
@@ -92,7 +90,8 @@ def encode(
 
     Args:
       encoder: of `encoder_of`.
-      pixels: what the encoder embeds: (F, 3, S, S) normalised frames, or (F * N, V) patch vectors for Qwen towers.
+      pixels: what the encoder embeds: (F, 3, S, S) normalised frames, or (F * N, V) patch vectors where frames
+        may have any size.
       examples: `select.one_video` or `packed_examples`, with the windows to remove; frames are grid frames there.
       config: settings.
       kept: static bound of the windows that stay, see `tower.run_tower`.
@@ -119,10 +118,10 @@ def encode(
 def connect_kept(encoder: Encoder, out: Scored, kept: int) -> PrunedTokens:
     """The tokens of kept windows alone; equal to connecting everything and dropping the rest."""
     index, valid = kept_tokens(out.keep, encoder.windows, kept)
-    tokens, levels = encoder.connect(out, jnp.minimum(index, out.keep.shape[0] * encoder.windows.token_count - 1))
+    tokens, deepstack = encoder.connect(out, jnp.minimum(index, out.keep.shape[0] * encoder.windows.token_count - 1))
     tokens = jnp.where(valid[:, None], tokens, 0)
-    levels = None if levels is None else jnp.where(valid[:, None, None], levels, 0)
-    return PrunedTokens(tokens, index, valid, out.loss, out.scores, out.keep, levels)
+    deepstack = None if deepstack is None else jnp.where(valid[:, None, None], deepstack, 0)
+    return PrunedTokens(tokens, index, valid, out.loss, out.scores, out.keep, deepstack)
 
 
 def kept_tokens(keep: Bool[Array, "F P"], windows: Windows, kept: int) -> tuple[Int[Array, "K"], Bool[Array, "K"]]:
@@ -139,8 +138,12 @@ def _gather_patches(x: Array, windows: Windows, index: Array) -> Array:
     return x.reshape(-1, x.shape[-1])[patches]
 
 
-def llava_windows(config: LlavaOnevisionConfig, window: int = 1) -> Windows:
-    """The windows of a LLaVA tower: those of its spatial pooling, `window` tokens on a side.
+def pooling_windows(config: Any, window: int = 1) -> Windows:
+    """The windows of a tower behind which tokens are projected and pooled: those of the pooling.
+
+    Args:
+      config: of a model whose family has the connection "projector".
+      window: tokens on a side.
 
     Raises:
       JvidpruneError: windows that do not divide the grid of tokens.
@@ -149,10 +152,10 @@ def llava_windows(config: LlavaOnevisionConfig, window: int = 1) -> Windows:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class LlavaEncoder:
-    """LLaVA-OneVision and LLaVA-Video: projector and spatial pooling of kept tokens alone."""
+class ProjectorEncoder:
+    """A projector behind the tower (LLaVA): it and the spatial pooling see kept tokens alone."""
 
-    model: LlavaOnevision
+    model: Any
     window: int = 1
     record: tuple[int, ...] = ()
 
@@ -164,7 +167,7 @@ class LlavaEncoder:
     @property
     def windows(self) -> Windows:
         """Those of the pooling."""
-        return llava_windows(self.model.config, self.window)
+        return pooling_windows(self.model.config, self.window)
 
     def embed(self, pixels: Float[Array, "F 3 S S"]) -> Float[Array, "F N D"]:
         """Patches with positions."""
@@ -180,10 +183,10 @@ class LlavaEncoder:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QwenEncoder:
-    """Qwen2.5-VL, Qwen3-VL and VideoLLaMA3: windows are merge blocks, mergers or projector see kept tokens alone."""
+class GridEncoder:
+    """Frames of any size (Qwen-VL, VideoLLaMA3): windows are merge blocks; what joins them sees kept tokens alone."""
 
-    model: PatchModel
+    model: Any
     grid: Grid
     window: int = 1
 
@@ -193,9 +196,9 @@ class QwenEncoder:
         return self.model.config.vision.taps
 
     @property
-    def tower(self) -> QwenTower:
+    def tower(self) -> GridTower:
         """The tower at this grid."""
-        return QwenTower(self.model.vision, self.grid)
+        return GridTower(self.model.vision, self.grid)
 
     @property
     def windows(self) -> Windows:
@@ -209,7 +212,7 @@ class QwenEncoder:
         return self.tower.embed(pixels.reshape(self.grid[0], self.grid[1] * self.grid[2], -1))
 
     def connect(self, out: Scored, index: Int[Array, "K"]) -> tuple[Float[Array, "K D"], Any]:
-        """Merged tokens, and the levels of Qwen3-VL."""
+        """Merged tokens, and the DeepStack levels where blocks are recorded for them."""
         windows, vision = self.windows, self.model.vision
         tokens = vision.merge(_gather_patches(out.hidden, windows, index))[:, 0]
         if not self.record:
@@ -219,8 +222,8 @@ class QwenEncoder:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Molmo2Encoder:
-    """Molmo2, what STTS was made for: 3x3 windows, attention pooling of kept ones alone.
+class ConnectorEncoder:
+    """Attention over windows (Molmo2, what STTS was made for): the connector pools kept windows alone.
 
     The placeholder's embedding is not added yet, as in the model's own `encode`.
     """
@@ -256,43 +259,38 @@ class Molmo2Encoder:
         return self.model.connector(joined, np.arange(joined.shape[1], dtype=np.int32)[None])[:, 0], None
 
 
+_BY_CONNECTION: dict[str, Callable[..., Encoder]] = {
+    "projector": ProjectorEncoder,
+    "mergers": GridEncoder,
+    "pooled": GridEncoder,
+    "connector": ConnectorEncoder,
+}
+"""What takes a family apart, by what stands between its tower and its language model (`models.family.Connection`)."""
+
+
 def encoder_of(model: Any, window: int = 1, grid: Grid | None = None) -> Encoder:
-    """The encoder of a model.
+    """The encoder of a model, told by its family's connection.
 
     Args:
       model: of any family.
       window: tokens of the language model on a side of a window.
-      grid: (T, Hp, Wp) in patches, for Qwen towers.
+      grid: (T, Hp, Wp) in patches, for towers that read frames of any size.
 
     Raises:
-      JvidpruneError: a family without one, or a Qwen tower without a grid.
+      JvidpruneError: a family without one, or such a tower without a grid.
     """
     family = model.config.family
-    if isinstance(model, LlavaOnevision):
-        return LlavaEncoder(model, window)
-    if isinstance(model, PatchModel):
-        if grid is None:
-            raise JvidpruneError(f"the windows of {family} depend on the grid of the video, which was not given.")
-        return QwenEncoder(model, grid, window)
-    if isinstance(model, Molmo2):
-        return Molmo2Encoder(model, window)
-    if families.get(family).connection == "shuffled":
+    connection = families.get(family).connection
+    if connection == "shuffled":
         raise JvidpruneError(
             f"STTS packs patches of several frames into one row, which leaves the class token of {family}'s tower no "
             "place: it runs on the other families."
         )
-    raise JvidpruneError(f"STTS knows no tower of {family}.")
-
-
-def encode_llava(
-    model: LlavaOnevision,
-    pixels: Float[Array, "F 3 S S"],
-    examples: Examples,
-    config: STTSConfig,
-    *,
-    kept: int,
-    scorer: Scorer | None = None,
-    key: Array | None = None,
-) -> PrunedTokens:
-    """`encode` for a LLaVA model; arguments and errors as there."""
-    return encode(LlavaEncoder(model, config.window), pixels, examples, config, kept=kept, scorer=scorer, key=key)
+    made = _BY_CONNECTION.get(connection)
+    if made is None or isinstance(model.vision, GridVit) != (made is GridEncoder):
+        raise JvidpruneError(f"STTS knows no tower of {family}.")
+    if made is not GridEncoder:
+        return made(model, window)
+    if grid is None:
+        raise JvidpruneError(f"the windows of {family} depend on the grid of the video, which was not given.")
+    return made(model, grid, window)

@@ -9,12 +9,11 @@ from jvidprune.models.attention import attend_all
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import map_chunks
 from jvidprune.models.siglip import Siglip
-from jvidprune.stts.scorer import ScorerSizes
-from jvidprune.stts.tower import PackedAttend
+from jvidprune.stts.tower import Blocks, PackedAttend
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SiglipTower:
+class SiglipTower(Blocks):
     """The blocks of a SigLIP tower as `tower.run_tower` needs them.
 
     Attributes:
@@ -24,17 +23,6 @@ class SiglipTower:
 
     vision: Siglip
     chunk: int = 8
-
-    @property
-    def layers(self) -> int:
-        """Blocks that run."""
-        return self.vision.config.layers
-
-    @property
-    def sizes(self) -> ScorerSizes:
-        """Those of the tower, as in the released models."""
-        config = self.vision.config
-        return ScorerSizes(config.width, config.heads, config.mlp)
 
     @property
     def groups(self) -> Int[np.ndarray, "N"] | None:

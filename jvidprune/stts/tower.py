@@ -33,8 +33,25 @@ PackedAttend = Callable[[Array, Array, Array, Any], Array]
 """(q, k, v, whole) of packed tokens to outputs; `whole` says whether the block sees frames or its own windows."""
 
 
+class Blocks:
+    """What towers of this package have in common under STTS: both are told by the config of `vision`."""
+
+    vision: Any
+
+    @property
+    def layers(self) -> int:
+        """Blocks that run."""
+        return self.vision.config.layers
+
+    @property
+    def sizes(self) -> ScorerSizes:
+        """Those of the tower, as in the released models."""
+        config = self.vision.config
+        return ScorerSizes(config.width, config.heads, config.mlp)
+
+
 class Tower(Protocol):
-    """What `run_tower` asks of a vision tower; `siglip.SiglipTower` and `qwen.QwenTower` are two.
+    """What `run_tower` asks of a vision tower; `siglip.SiglipTower` and `grid_tower.GridTower` are two.
 
     Positions must be in the tokens before the first block, or be told by the place of a patch in its frame alone
     (rotary): a packed block finds them through `patches`.

@@ -21,7 +21,7 @@ from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.family import Family
 from jvidprune.reducers.prompt_rules import position_rule
 from jvidprune.reducers.serialise import FILE, with_reading
-from jvidprune.stts import Scorer, SiglipTower, STTSConfig, encode_llava, llava_windows, one_video, windows_kept
+from jvidprune.stts import Scorer, STTSConfig, encode, encoder_of, one_video, pooling_windows, windows_kept
 from jvidprune.stts.saved import TrainedSTTS, write_stts
 from jvidprune.training.data import frames_of, open_clips, rows_for
 from jvidprune.training.loss import ClipTokens
@@ -153,7 +153,7 @@ def _parted(llm: VideoLLM, seed: int) -> tuple[VideoLLM, Any]:
     model = getattr(llm.loaded.model, "base", llm.loaded.model)
     scorer = getattr(llm.loaded.model, "scorer", None)
     if scorer is None and _trains(families.get(llm.loaded.family)):
-        scorer = Scorer(SiglipTower(model.vision).sizes, dtype=jnp.float32, rngs=nnx.Rngs(seed))
+        scorer = Scorer(encoder_of(model).tower.sizes, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     return dataclasses.replace(llm, loaded=dataclasses.replace(llm.loaded, model=model)), scorer
 
 
@@ -214,7 +214,7 @@ def _gathered(params: Params) -> Params:
 
 
 class Pruned:
-    """A reader that prunes in the tower of a LLaVA model; see `loss.Reader`.
+    """A reader that prunes in a tower with a projector behind it; see `loss.Reader`.
 
     Clips are computed side by side, each with its own budget, so that a mesh divides them.
 
@@ -230,7 +230,7 @@ class Pruned:
 
     def __init__(self, model: Any, config: STTSConfig, frames: int, budget: int | None = None):
         config.check_layers(model.vision.layers)
-        windows = llava_windows(model, config.window)
+        windows = pooling_windows(model, config.window)
         self.config, self.frames = config, frames
         if budget is None:
             budget = windows_kept(frames, windows.count, config.removed, config.prune_from_frame)
@@ -248,7 +248,8 @@ class Pruned:
 
         def one(clip: Array, key: Array) -> ClipTokens:
             options: dict[str, Any] = {"kept": self.budget, "scorer": scorer, "key": key}
-            found = encode_llava(model, clip.astype(model.lm.dtype), examples, self.config, **options)
+            encoder = encoder_of(model, self.config.window)
+            found = encode(encoder, clip.astype(model.lm.dtype), examples, self.config, **options)
             return ClipTokens(found.tokens, found.loss, found.index if self.config.keep_positions else None)
 
         return parallel.map_rows(one)(pixels, jax.random.split(key, len(pixels)))

@@ -29,7 +29,7 @@ from jvidprune.stts import (
     windows_kept,
 )
 from jvidprune.stts.attach import attach_released
-from jvidprune.stts.qwen import window_numbers
+from jvidprune.stts.grid_tower import window_numbers
 from jvidprune.stts.reducer import STTS
 from jvidprune.stts.released import released_scorer
 from jvidprune.video.preprocess import Patches
@@ -88,10 +88,10 @@ def test_every_tower_runs_packed_as_masked_and_whole_as_itself(family):
     assert float(jnp.abs(found.tokens - tokens[found.index]).max()) > 1e-3
     whole = run(model, scorer, pixels, 0, config=PLAIN, kept=FRAMES * windows, grid=grid)
     close(whole.tokens, tokens)
-    if found.levels is not None:
-        close(found.levels, wanted.levels)
-        levels = dense.evidence["features_deepstack"].reshape(whole.levels.shape)
-        close(whole.levels, levels)
+    if found.deepstack is not None:
+        close(found.deepstack, wanted.deepstack)
+        levels = dense.evidence["features_deepstack"].reshape(whole.deepstack.shape)
+        close(whole.deepstack, levels)
 
 
 def test_attention_windows_are_numbered_as_the_tower_cuts_them():

@@ -19,10 +19,10 @@ from jvidprune.stts import (
     Scorer,
     SiglipTower,
     STTSConfig,
-    encode_llava,
-    llava_windows,
+    encoder_of,
     one_video,
     packed_examples,
+    pooling_windows,
     raster_windows,
     run_tower,
     scorer_from_tensors,
@@ -31,6 +31,7 @@ from jvidprune.stts import (
     windows_to_remove,
 )
 from jvidprune.stts.attention import flat_attention, rows_attention
+from jvidprune.stts.encode import encode as encode_frames
 from jvidprune.stts.tower import Prefix, run_kept
 
 SIDE, FRAMES, LAYERS = 6, 7, 4
@@ -228,13 +229,13 @@ def llava():
 
 @functools.partial(jax.jit, static_argnames=("config", "kept"))
 def encode(model, scored, pixels, examples, *, config, kept):
-    return encode_llava(model, pixels, examples, config, kept=kept, scorer=scored)
+    return encode_frames(encoder_of(model, config.window), pixels, examples, config, kept=kept, scorer=scored)
 
 
 @pytest.mark.slow
 def test_llava_tokens_are_those_of_the_whole_tower_at_kept_places():
     # 7x7 patches to 4x4 tokens: windows of the pooling share the patches in the middle.
-    model, windows = llava(), llava_windows(llava().config)
+    model, windows = llava(), pooling_windows(llava().config)
     pixels = jax.random.normal(jax.random.key(0), (5, 3, 28, 28))
     remove = windows_to_remove(5, windows.count, 0.5)
     kept = 5 * 16 - remove
@@ -262,7 +263,7 @@ def test_llava_tokens_are_those_of_the_whole_tower_at_kept_places():
 
 
 def test_several_videos_on_one_axis_are_parted_again():
-    model, windows = llava(), llava_windows(llava().config)
+    model, windows = llava(), pooling_windows(llava().config)
     pixels = jax.random.normal(jax.random.key(1), (2, 3, 3, 28, 28))
     remove = windows_to_remove(3, windows.count, 0.5)
     kept = 48 - remove

@@ -1,4 +1,4 @@
-"""Towers of Qwen-VL and VideoLLaMA3 for STTS: rotary by place, windows of their own, frames in merge-block order."""
+"""Towers for frames of any size under STTS: rotary by place, windows of their own, frames in merge-block order."""
 
 import dataclasses
 from typing import Any
@@ -12,12 +12,11 @@ from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import map_chunks
 from jvidprune.models.qwen.tower import Grid, GridTables, GridVit
 from jvidprune.models.qwen.tower import Windows as AttentionWindows
-from jvidprune.stts.scorer import ScorerSizes
-from jvidprune.stts.tower import PackedAttend
+from jvidprune.stts.tower import Blocks, PackedAttend
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class QwenTower:
+class GridTower(Blocks):
     """The blocks of a tower for frames of any size as `tower.run_tower` needs them; a frame is a grid frame.
 
     Attributes:
@@ -27,17 +26,6 @@ class QwenTower:
 
     vision: GridVit
     grid: Grid
-
-    @property
-    def layers(self) -> int:
-        """Blocks that run."""
-        return self.vision.config.layers
-
-    @property
-    def sizes(self) -> ScorerSizes:
-        """Those of the tower, as in the released models."""
-        config = self.vision.config
-        return ScorerSizes(config.width, config.heads, config.mlp)
 
     @property
     def groups(self) -> Int[np.ndarray, "N"] | None:
@@ -52,7 +40,7 @@ class QwenTower:
         return self.vision.tables(self.grid)
 
     def embed(self, patches: Float[Array, "F N V"]) -> Float[Array, "F N D"]:
-        """Patches with the learned positions that Qwen3-VL has."""
+        """Patches with the learned positions, of towers that have such (Qwen3-VL)."""
         x = self.vision.embed(patches)
         return x + self.vision.positions(self.grid).astype(x.dtype)
 
