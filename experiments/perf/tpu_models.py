@@ -4,7 +4,7 @@ import dataclasses
 import time
 from typing import Any
 
-from jvidprune.cli.plan import PlanChoice, planned
+from jvidprune.cli.plan_rows import PlanChoice, planned
 from jvidprune.costs.compiled import CompiledPlan, CompiledStage, Slice, compile_answer, slice_named
 from jvidprune.costs.compiled_step import compile_step
 from jvidprune.costs.memory import video_shape

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from jvidprune.cli.plan import PlanChoice, PlanRow, mesh_text, planned
+from jvidprune.cli.plan_rows import PlanChoice, PlanRow, mesh_text, planned
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from jvidprune.cli.plan import PlanChoice, planned
 from jvidprune.cli.plan_compiled import CompiledRow, compiled_rows, remedy
+from jvidprune.cli.plan_rows import PlanChoice, planned
 from jvidprune.costs import compiled, hlo, memory
 from jvidprune.costs.chips import chip
 from jvidprune.costs.compiled import CompiledPlan, CompiledStage, Slice, slice_named

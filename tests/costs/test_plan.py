@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from jvidprune import cli
-from jvidprune.cli.plan import PlanChoice, rows
+from jvidprune.cli.plan_rows import PlanChoice, rows
 from jvidprune.costs import memory
 from jvidprune.costs.chips import CHIPS, chip
 from jvidprune.costs.footprint import footprint, weights
