@@ -8,16 +8,16 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.parity.core import Golden
-from jvidprune.parity.models import (
+from jvidprune.parity.model_stages import (
     ATTENTION,
     LOGITS,
     VISION,
     Stage,
     Stages,
-    _embed_text,
-    _encode,
     cached_logits,
     decoder_stages,
+    embed_text,
+    encoded,
 )
 from jvidprune.video.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 
@@ -38,7 +38,7 @@ def internvl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozen
     model, config = loaded.model, loaded.config
     pixels = normalise(levels, IMAGENET_MEAN, IMAGENET_STD)
     needs = frozenset({"attention_last", "attention_pooling_head", "frame_embedding"})
-    video = functools.cache(lambda: jax.device_get(_encode(model, pixels, needs)))
+    video = functools.cache(lambda: jax.device_get(encoded(model, pixels, needs)))
     visual = ids == config.video_token
 
     @functools.cache
@@ -47,7 +47,7 @@ def internvl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozen
         if visual.sum() != len(tokens):
             raise JvidpruneError(f"input_ids hold {visual.sum()} placeholders for {len(tokens)} video tokens.")
         rows = np.maximum(visual.cumsum(axis=1) - 1, 0)
-        return np.where(visual[..., None], tokens[rows], _embed_text(model, ids))
+        return np.where(visual[..., None], tokens[rows], embed_text(model, ids))
 
     positions = np.arange(ids.shape[1])[None]
     stages = decoder_stages(model, embeds, positions, golden) | {

@@ -14,7 +14,7 @@ from jvidprune.models.generate import generate
 from jvidprune.ops.newline import arrange, full_length, sequence
 from jvidprune.ops.pool import pool_tokens, pooled_side
 from jvidprune.parity.core import Golden
-from jvidprune.parity.models import ATTENTION, LOGITS, VISION, Stage, Stages, lead
+from jvidprune.parity.model_stages import ATTENTION, LOGITS, VISION, Stage, Stages, lead
 
 _EVERY = 3
 """Stage arrays of the first frame hold every third patch."""

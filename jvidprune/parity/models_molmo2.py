@@ -10,14 +10,14 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.models.molmo2.windows import window_patches
 from jvidprune.parity.core import Golden
-from jvidprune.parity.models import (
+from jvidprune.parity.model_stages import (
     LOGITS,
     VISION,
     Stage,
     Stages,
-    _embed_text,
     cached_logits,
     decoder_stages,
+    embed_text,
     tower_stages,
 )
 from jvidprune.video.preprocess import llava_pixels
@@ -56,7 +56,7 @@ def molmo2_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozense
         if placeholder.sum() != len(tokens):
             raise JvidpruneError(f"input_ids hold {placeholder.sum()} placeholders for {len(tokens)} video tokens.")
         rows = np.maximum(placeholder.cumsum(axis=1) - 1, 0)
-        return np.where(placeholder[..., None], tokens[rows], _embed_text(model, ids))
+        return np.where(placeholder[..., None], tokens[rows], embed_text(model, ids))
 
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
 

@@ -13,14 +13,14 @@ from jvidprune.models.positions import MropeRule, PromptPositions, prompt_pieces
 from jvidprune.models.qwen.model import spread_levels
 from jvidprune.models.qwen.tower import Grid, Windows, patch_coordinates
 from jvidprune.parity.core import Golden
-from jvidprune.parity.models import ATTENTION, VISION, Stage, Stages, _embed_text, decoder_stages
+from jvidprune.parity.model_stages import ATTENTION, VISION, Stage, Stages, decoder_stages, embed_text
 from jvidprune.video.preprocess import Patches
 
 _INPUTS = frozenset({"pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "input_ids", "pruned_keep"})
 
 
 @functools.partial(jax.jit, static_argnames=("grid", "needs"))
-def _encode(model: Any, patches: Any, grid: Grid, needs: frozenset[str]) -> Any:
+def encoded(model: Any, patches: Any, grid: Grid, needs: frozenset[str]) -> Any:
     return model.encode(Patches(patches, grid), needs)
 
 
@@ -43,7 +43,7 @@ def _window_order(grid: Grid, side: int) -> tuple[np.ndarray, np.ndarray]:
     return np.asarray(tokens)[mask], np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
 
 
-def _vision_stages(loaded: LoadedModel, patches: np.ndarray, grid: Grid, video: Any) -> Stages:
+def vision_stages(loaded: LoadedModel, patches: np.ndarray, grid: Grid, video: Any) -> Stages:
     model, vision = loaded.model, loaded.config.vision
     run = functools.cache(lambda: jax.device_get(_tower(model, patches, grid)))
     order = functools.cache(lambda: _window_order(loaded.config.token_grid(grid), vision.window))
@@ -92,7 +92,7 @@ def qwen_vl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozens
     model, config = loaded.model, loaded.config
     t, h, w = (int(x) for x in golden["video_grid_thw"][0])
     grid, needs = (t, h, w), frozenset({"attention_last"})
-    video = functools.cache(lambda: jax.device_get(_encode(model, patches, grid, needs)))
+    video = functools.cache(lambda: jax.device_get(encoded(model, patches, grid, needs)))
     visual = ids == config.video_token
     rows = np.where(visual, visual.cumsum(axis=1) - 1, -1)
     seconds = float(golden["second_per_grid_ts"][0]) if golden.has("second_per_grid_ts") else 0.0
@@ -101,7 +101,7 @@ def qwen_vl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozens
     @functools.cache
     def embeds() -> np.ndarray:
         tokens = video().features.reshape(-1, config.text.width)
-        return np.where(visual[..., None], tokens[np.maximum(rows, 0)], _embed_text(model, ids))
+        return np.where(visual[..., None], tokens[np.maximum(rows, 0)], embed_text(model, ids))
 
     @functools.cache
     def levels() -> np.ndarray:
@@ -109,7 +109,7 @@ def qwen_vl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozens
         return np.asarray(spread_levels(found.reshape(-1, *found.shape[2:]), jnp.asarray(rows)))
 
     added = levels if config.vision.taps else None
-    stages = _vision_stages(loaded, patches, grid, video)
+    stages = vision_stages(loaded, patches, grid, video)
 
     def read(rule: MropeRule, golden: Golden) -> Stages:
         found = config.positions(pieces, rule)

@@ -8,8 +8,8 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.parity.core import Golden
-from jvidprune.parity.models import LOGITS, Stage, Stages, _embed_text, cached_logits, decoder_stages
-from jvidprune.parity.models_qwen import _encode, _vision_stages
+from jvidprune.parity.model_stages import LOGITS, Stage, Stages, cached_logits, decoder_stages, embed_text
+from jvidprune.parity.models_qwen import encoded, vision_stages
 from jvidprune.video.preprocess import normalise
 
 _INPUTS = frozenset({"pixels_uint8", "video_grid_thw", "input_ids"})
@@ -30,7 +30,7 @@ def video_llama_3_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, f
     patches = normalise(levels.reshape(len(levels), config.vision.channels, -1), axis=-2).reshape(levels.shape)
     t, h, w = (int(x) for x in golden["video_grid_thw"][0])
     grid, needs = (t, h, w), frozenset({"attention_last"})
-    video = functools.cache(lambda: jax.device_get(_encode(model, patches, grid, needs)))
+    video = functools.cache(lambda: jax.device_get(encoded(model, patches, grid, needs)))
     visual = ids == config.video_token
 
     @functools.cache
@@ -39,9 +39,9 @@ def video_llama_3_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, f
         if visual.sum() != len(tokens):
             raise JvidpruneError(f"input_ids hold {visual.sum()} placeholders for {len(tokens)} video tokens.")
         rows = np.maximum(visual.cumsum(axis=1) - 1, 0)
-        return np.where(visual[..., None], tokens[rows], _embed_text(model, ids))
+        return np.where(visual[..., None], tokens[rows], embed_text(model, ids))
 
     positions = np.arange(ids.shape[1])[None]
-    stages = _vision_stages(loaded, patches, grid, video) | decoder_stages(model, embeds, positions, golden)
+    stages = vision_stages(loaded, patches, grid, video) | decoder_stages(model, embeds, positions, golden)
     stages["greedy_logits"] = Stage(lambda: cached_logits(model, embeds(), positions, golden), LOGITS)
     return stages, _INPUTS
