@@ -8,7 +8,7 @@ from jaxtyping import Array
 from jvidprune.ops.similarity import cosine_from_gram, frame_gram, squared_norms
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, grid_of
+from jvidprune.parity.planned import PlannedRun, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.cdpruner import CDPruner, CDPrunerBudget
 from jvidprune.tokens import VideoTokens
@@ -21,12 +21,12 @@ def is_cdpruner(golden: Golden) -> bool:
     return golden.has("features", "image_embeds", "text_embeds", "relevance", "order", "mask")
 
 
-def _cosine(run: Run) -> Array:
+def _cosine(run: PlannedRun) -> Array:
     x = run.video.features
     return cosine_from_gram(frame_gram(x), squared_norms(x), squared_norms(x))
 
 
-def _leads(run: Run) -> np.ndarray:
+def _leads(run: PlannedRun) -> np.ndarray:
     """Lead of every pick over the next candidate as a share of its own gain, in float64."""
     x, order = run.golden["features"].astype(np.float64), run.shown["order"][:, 0]
     unit = x / np.linalg.norm(x, axis=-1, keepdims=True)
@@ -43,7 +43,7 @@ def _leads(run: Run) -> np.ndarray:
     return leads
 
 
-TABLE: tuple[Check[Run], ...] = (
+TABLE: tuple[Check[PlannedRun], ...] = (
     Check("relevance", "shown.relevance", RELEVANCE),
     Check("similarity", _cosine, RELEVANCE, optional=True),
     Check("order", lambda run: run.shown["order"][:, 0]),
@@ -63,7 +63,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     evidence = {"joint_image": golden["image_embeds"], "joint_text": golden["text_embeds"]}
     video = VideoTokens.create(golden["features"], evidence, grid=grid_of(golden))
     reducer, budget = CDPruner(variant="official", relevance="joint"), CDPrunerBudget(np.int32(keep))
-    run = Run.of(golden, reducer, video, budget, capacity=frames * min(keep, tokens))
+    run = PlannedRun.of(golden, reducer, video, budget, capacity=frames * min(keep, tokens))
     yield from table.compare(TABLE, run, golden)
 
 

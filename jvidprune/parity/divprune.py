@@ -6,7 +6,7 @@ import numpy as np
 
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, grid_of
+from jvidprune.parity.planned import PlannedRun, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.counts import half_even
 from jvidprune.reducers.divprune import DivPrune
@@ -20,16 +20,16 @@ def is_divprune(golden: Golden) -> bool:
     return "ratio" in golden.config and golden.has("features", "order", "gain", "gap", "nearest", "indices", "keep")
 
 
-def _picks(run: Run) -> int:
+def _picks(run: PlannedRun) -> int:
     return half_even(run.golden["nearest"].shape[1], run.golden.config["ratio"])
 
 
-def _order(run: Run) -> np.ndarray:
+def _order(run: PlannedRun) -> np.ndarray:
     groups, size = run.golden["nearest"].shape
     return run.shown["order"] + size * np.arange(groups)[:, None]
 
 
-def _leads(run: Run) -> np.ndarray:
+def _leads(run: PlannedRun) -> np.ndarray:
     """Lead of every pick, a place in its group, over the next candidate, from distances in float64."""
     order, features = run.shown["order"], run.golden["features"].astype(np.float64)
     groups, size = run.golden["nearest"].shape
@@ -48,7 +48,7 @@ def _leads(run: Run) -> np.ndarray:
     return leads
 
 
-TABLE: tuple[Check[Run], ...] = (
+TABLE: tuple[Check[PlannedRun], ...] = (
     Check("order", _picks, theirs=lambda order, _: order.shape[1], title="k"),
     Check("keep", "count"),
     Check("order", _order),
@@ -66,7 +66,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     reducer = DivPrune(scope=golden.config.get("scope", "video"))
     video = VideoTokens.create(golden["features"], grid=grid_of(golden))
     layout, ratio = video.layout(), golden.config["ratio"]
-    run = Run.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio))
+    run = PlannedRun.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio))
     yield from table.compare(TABLE, run, golden)
 
 

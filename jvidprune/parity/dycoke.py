@@ -9,7 +9,7 @@ import numpy as np
 from jvidprune.cuts.decoding import DecodePolicy
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, grid_of
+from jvidprune.parity.planned import PlannedRun, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.dycoke import DyCoke
 from jvidprune.tokens import VideoTokens
@@ -25,11 +25,11 @@ def is_decoding(golden: Golden) -> bool:
     return {"start", "length", "p", "threshold"} <= set(golden.config) and golden.has("rows", "row_length", "attended")
 
 
-def _quads(run: Run) -> np.ndarray:
+def _quads(run: PlannedRun) -> np.ndarray:
     return run.shown["similarity"][2::4][: len(run.golden["similarity_quads"])]
 
 
-SELECTION: tuple[Check[Run], ...] = (
+SELECTION: tuple[Check[PlannedRun], ...] = (
     Check("similarity_pairs", lambda run: run.shown["similarity"][1::2], 1e-5),
     Check("similarity_quads", _quads, 1e-5, optional=True),
     Check("tokens_per_frame", "frame_counts"),
@@ -42,7 +42,7 @@ def compare_selection(golden: Golden) -> Iterator[Row]:
     """Rows of a TTM file."""
     reducer, video = DyCoke(), VideoTokens.create(golden["features"], grid=grid_of(golden))
     budget = reducer.budget_of(video.layout(), float(golden.config["k"]))
-    run = Run.of(golden, reducer, video, budget, capacity=reducer.count(video.layout(), int(budget.keep)))
+    run = PlannedRun.of(golden, reducer, video, budget, capacity=reducer.count(video.layout(), int(budget.keep)))
     yield from table.compare(SELECTION, run, golden)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, grid_of
+from jvidprune.parity.planned import PlannedRun, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.evs import EVS, EVSBudget, keep_count, media_positions, prompt_positions
 from jvidprune.tokens import VideoTokens
@@ -18,13 +18,13 @@ def is_evs(golden: Golden) -> bool:
     return "q" in golden.config and golden.has("features", "dissimilarity", "mask", "keep")
 
 
-def _decided(run: Run) -> bool:
+def _decided(run: PlannedRun) -> bool:
     """Whether the choice is more than the rounding of equal scores."""
     margins = run.golden.config.get("margins", 1.0)
     return margins is None or margins > 1e-6
 
 
-def _order(run: Run) -> np.ndarray:
+def _order(run: PlannedRun) -> np.ndarray:
     """Order of keeping; tokens whose golden dissimilarities are closer than rounding may change places."""
     ours = np.argsort(run.shown["rank"].reshape(-1))[: int(run.budget.keep)]
     theirs, scores = np.asarray(run.golden["order"]), np.asarray(run.golden["dissimilarity"]).reshape(-1)
@@ -33,7 +33,7 @@ def _order(run: Run) -> np.ndarray:
     return np.where(np.abs(scores[ours] - scores[theirs]) <= 1e-6, theirs, ours)
 
 
-def _media(run: Run) -> np.ndarray:
+def _media(run: PlannedRun) -> np.ndarray:
     config = run.golden.config
     return media_positions(
         run.ids,
@@ -44,14 +44,14 @@ def _media(run: Run) -> np.ndarray:
     )
 
 
-def _prompt(run: Run) -> tuple[Any, Any]:
+def _prompt(run: PlannedRun) -> tuple[Any, Any]:
     """Positions of the whole prompt, and the delta behind it."""
     config = run.golden.config
     prefix, suffix, width = int(config["prefix"]), int(config["suffix"]), int(config["grid"][1])
     return prompt_positions(_media(run), prefix=prefix, suffix=suffix, width=width)
 
 
-TABLE: tuple[Check[Run], ...] = (
+TABLE: tuple[Check[PlannedRun], ...] = (
     Check("keep", "budget.keep"),
     Check("dissimilarity", "shown.dissimilarity", 1e-6),
     Check(
@@ -75,7 +75,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     frames, tokens, _ = golden["features"].shape
     keep = keep_count(frames, tokens, float(golden.config["q"]))
     video = VideoTokens.create(golden["features"], grid=grid_of(golden))
-    run = Run.of(golden, EVS(), video, EVSBudget(np.int32(keep)), capacity=keep)
+    run = PlannedRun.of(golden, EVS(), video, EVSBudget(np.int32(keep)), capacity=keep)
     yield from table.compare(TABLE, run, golden)
 
 

@@ -15,7 +15,7 @@ from jvidprune.ops.similarity import distance_from_gram, frame_gram
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row, close
 from jvidprune.parity.lines import Lines
-from jvidprune.parity.planned import Run
+from jvidprune.parity.planned import PlannedRun
 from jvidprune.parity.table import Check
 from jvidprune.reducers.fastvid import FastVID, Variant
 from jvidprune.tokens import VideoTokens
@@ -62,27 +62,29 @@ def reducer_of(golden: Golden) -> FastVID:
     )
 
 
-def run(golden: Golden) -> Run:
+def run(golden: Golden) -> PlannedRun:
     """Plan and tokens of one golden file."""
     reducer = reducer_of(golden)
     evidence = {reducer.attention: golden["attention"], "frame_embedding": golden["global_features"]}
     grid = golden.config.get("grid")
     video = VideoTokens.create(golden["features"], evidence, grid=tuple(grid) if grid else None)
     layout, ratio = video.layout(), golden.config["ratio"]
-    return Run.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio))
+    return PlannedRun.of(
+        golden, reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio)
+    )
 
 
-def _frame_budget(run: Run) -> list[int]:
+def _frame_budget(run: PlannedRun) -> list[int]:
     """Tokens of a frame, and in files with three numbers how many of them are salient and how many peaks."""
     total, context = int(run.budget.tokens), int(run.budget.context[1])
     return [total, total - context, context] if len(run.golden["frame_budget"]) == 3 else [total]
 
 
-def _is_anchor(run: Run) -> np.ndarray:
+def _is_anchor(run: PlannedRun) -> np.ndarray:
     return ~np.asarray(run.plan.is_pick)[: run.count]
 
 
-STAGES: tuple[Check[Run], ...] = (
+STAGES: tuple[Check[PlannedRun], ...] = (
     Check("frame_budget", _frame_budget),
     Check("similarity", "shown.similarity", 1e-5),
     Check("segment_sizes", lambda run: np.bincount(run.shown["segment"])),
@@ -91,24 +93,24 @@ STAGES: tuple[Check[Run], ...] = (
     Check("anchor_num", "shown.anchor_per_frame", optional=True),
     Check("valid_frame", "shown.holds_tokens", optional=True),
 )
-ROWS: tuple[Check[Run], ...] = (
+ROWS: tuple[Check[PlannedRun], ...] = (
     Check("index", "ids"),
     Check("is_anchor", _is_anchor),
     Check("tokens", "tokens", TOKENS),
 )
 
 
-def _newlines(run: Run) -> Lines:
+def _newlines(run: PlannedRun) -> Lines:
     plan, video = run.plan, run.video
     frames = len(video.features)
     return Lines.of(plan.ids, plan.valid, kind="grid", grid=video.grid, frames=frames, rows="nonempty")
 
 
-def _anchors_in_lines(run: Run) -> np.ndarray:
+def _anchors_in_lines(run: PlannedRun) -> np.ndarray:
     return _newlines(run).values(~np.asarray(run.plan.is_pick), False)
 
 
-LINES: tuple[Check[Run], ...] = (
+LINES: tuple[Check[PlannedRun], ...] = (
     Check("index", lambda run: _newlines(run).values(run.plan.ids, -1)),
     Check("is_newline", lambda run: _newlines(run).is_newline),
     Check("is_anchor", _anchors_in_lines),
@@ -144,7 +146,7 @@ DENSITIES: tuple[Check[_Densities], ...] = (
 )
 
 
-def _densities(run: Run) -> _Densities:
+def _densities(run: PlannedRun) -> _Densities:
     """The density scores of every frame, which the plan computes for anchor frames alone."""
     salient, near = run.golden["salient_index"], run.reducer.neighbours
     order = np.argsort(-run.golden["attention"], axis=1, kind="stable")

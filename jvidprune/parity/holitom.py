@@ -23,7 +23,7 @@ from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.parity.decoders import decoder_of
 from jvidprune.parity.lines import Lines
-from jvidprune.parity.planned import Run, starts_and_ends
+from jvidprune.parity.planned import PlannedRun, starts_and_ends
 from jvidprune.parity.table import Check
 from jvidprune.reducers.holitom import HoliTom, static_places
 from jvidprune.tokens import VideoTokens
@@ -85,17 +85,17 @@ def is_decoder(golden: Golden) -> bool:
     return "probe_layer_is_causal" in golden.config and golden.has("hidden_after_probe", "attention_row", "keep_ids")
 
 
-def _share(run: Run) -> float:
+def _share(run: PlannedRun) -> float:
     """The share of every set that the port makes of a ratio, in three words of 24 bits, for what is left to prune."""
     words = np.asarray(run.budget.share)[int(run.shown["left"])].astype(np.float64)
     return words @ 2.0 ** np.array([-24, -48, -72])
 
 
-def _starts(run: Run) -> np.ndarray:
+def _starts(run: PlannedRun) -> np.ndarray:
     return starts_and_ends(run.shown["segment"])[:, 0]
 
 
-WHOLE: tuple[Check[Run], ...] = (
+WHOLE: tuple[Check[PlannedRun], ...] = (
     Check("feature_sim", "shown.similarity", 1e-5),
     Check("segments", lambda run: starts_and_ends(run.shown["segment"])),
     Check("total_reduced", lambda run: run.video.layout().total - run.shown["left"]),
@@ -122,13 +122,13 @@ def compare_whole(golden: Golden) -> Iterator[Row]:
         grid = tuple(c["grid"]) if "grid" in c else None
         video = VideoTokens.create(g["features"], {"attention_last": g["attention"]}, grid=grid)
         layout = video.layout()
-        run = Run.of(g, reducer, video, reducer.budget(layout, c["ratio"]), capacity=layout.total)
+        run = PlannedRun.of(g, reducer, video, reducer.budget(layout, c["ratio"]), capacity=layout.total)
         yield from table.compare(WHOLE, run, g, name)
         yield exact(f"{name}within_bound", run.count <= reducer.capacity(layout, c["ratio"]), True)
         yield from _sequence(name, run)
 
 
-def _sequence(name: str, run: Run) -> Iterator[Row]:
+def _sequence(name: str, run: PlannedRun) -> Iterator[Row]:
     g, c, plan = run.golden, run.golden.config, run.plan
     kind, frames = "grid" if c["newline"] == "grid" else "one_token", len(run.video.features)
     lines = Lines.of(plan.ids, plan.valid, kind=kind, grid=run.video.grid, frames=frames, rows="nonempty")

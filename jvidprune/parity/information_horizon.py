@@ -11,7 +11,7 @@ from jvidprune.cuts.rules import BlockOnly
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.prefill import read_prompt
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
-from jvidprune.parity.inner_runs import Answered, answer, decoder_from, one_prompt
+from jvidprune.parity.inner_runs import GoldenAnswer, answer, decoder_from, one_prompt
 from jvidprune.reducers.information_horizon import InformationHorizon
 from jvidprune.tokens import InnerStage, Kept
 
@@ -75,7 +75,7 @@ def compare_schedule(golden: Golden) -> Iterator[Row]:
     yield from _answer_rows(golden, decoder, got, "")
 
 
-def _answer_rows(golden: Golden, decoder: Decoder, got: Answered, prefix: str) -> Iterator[Row]:
+def _answer_rows(golden: Golden, decoder: Decoder, got: GoldenAnswer, prefix: str) -> Iterator[Row]:
     last = decoder.norm(got.read.hidden[0])
     yield close(f"{prefix}last_hidden", last, golden[f"{prefix}last_hidden"], LOGITS)
     yield close(f"{prefix}step_logits", got.logits, golden[f"{prefix}step_logits"], LOGITS)

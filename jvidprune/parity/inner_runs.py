@@ -16,7 +16,7 @@ from jvidprune.parity.decoders import decoder_of
 from jvidprune.tokens import InnerStage
 
 
-class Answered(NamedTuple):
+class GoldenAnswer(NamedTuple):
     """A prompt that was read and answered greedily.
 
     Attributes:
@@ -76,7 +76,7 @@ def answer(
     *,
     positions: np.ndarray | None = None,
     next_position: int | None = None,
-) -> Answered:
+) -> GoldenAnswer:
     """Reads one prompt and gives it tokens.
 
     Args:
@@ -102,7 +102,7 @@ def answer(
             found, cache = step(decoder, jnp.asarray([token]), cache)
             logits.append(found[0])
     lengths = [int(part.valid.sum()) for part in cache.segments for _ in range(part.start, part.stop)]
-    return Answered(read, np.stack(logits), np.asarray(at), np.asarray(lengths))
+    return GoldenAnswer(read, np.stack(logits), np.asarray(at), np.asarray(lengths))
 
 
 class Batch(NamedTuple):

@@ -21,7 +21,7 @@ LM_ATTENTION = 5e-6
 tokens) comes on top of the decoder's own, and either side is up to 2e-6 off a float64 computation."""
 
 
-class Stage(NamedTuple):
+class ModelStage(NamedTuple):
     """What a golden array is compared with.
 
     Attributes:
@@ -39,7 +39,7 @@ class Stage(NamedTuple):
         return Check(key, lambda stage: stage.ours(), self.atol, note=self.note).row(self, golden)
 
 
-Stages = dict[str, Stage]
+Stages = dict[str, ModelStage]
 """Golden key -> what is compared with it."""
 
 
@@ -100,12 +100,12 @@ def tower_stages(model: Any, pixels: np.ndarray) -> Stages:
     """Comparisons of a SigLIP tower's stages; pixels are (frames, 3, S, S)."""
     run = functools.cache(lambda: jax.device_get(_tower(model, pixels)))
     return {
-        "patch_embed": Stage(lambda: run()[0], VISION),
-        "vit_hidden": Stage(lambda: run()[1].hidden, VISION),
-        "vision_features": Stage(lambda: run()[1].hidden[-1], VISION),
-        "vision_attention_received": Stage(lambda: run()[1].received.mean(axis=2), ATTENTION),
-        "vision_attention_received_heads_last": Stage(lambda: run()[1].received[-1], ATTENTION),
-        "saliency": Stage(lambda: run()[1].received[-1].mean(axis=1), ATTENTION),
+        "patch_embed": ModelStage(lambda: run()[0], VISION),
+        "vit_hidden": ModelStage(lambda: run()[1].hidden, VISION),
+        "vision_features": ModelStage(lambda: run()[1].hidden[-1], VISION),
+        "vision_attention_received": ModelStage(lambda: run()[1].received.mean(axis=2), ATTENTION),
+        "vision_attention_received_heads_last": ModelStage(lambda: run()[1].received[-1], ATTENTION),
+        "saliency": ModelStage(lambda: run()[1].received[-1].mean(axis=1), ATTENTION),
     }
 
 
@@ -175,13 +175,13 @@ def decoder_stages(
         return generate(model, embeds(), positions, valid, max_new_tokens=answer.shape[1], **parts)
 
     return {
-        "inputs_embeds": Stage(embeds, VISION),
-        "lm_hidden": Stage(lambda: whole().hidden[:, :, :length], LOGITS),
-        "lm_last_query_attention": Stage(lambda: whole().attention[:, :, :, 0, :length], LM_ATTENTION),
-        "logits": Stage(lambda: whole().logits[:, :length], LOGITS),
-        "logits_tail": Stage(lambda: whole().logits[:, length - golden["logits_tail"].shape[1] : length], LOGITS),
-        "greedy_ids": Stage(greedy),
-        "greedy_margin": Stage(lambda: lead(whole().logits[:, length - 1 : -1]), 2 * LOGITS),
-        "pruned_logits_reindexed": Stage(lambda: pruned(True), LOGITS),
-        "pruned_logits_original_positions": Stage(lambda: pruned(False), LOGITS),
+        "inputs_embeds": ModelStage(embeds, VISION),
+        "lm_hidden": ModelStage(lambda: whole().hidden[:, :, :length], LOGITS),
+        "lm_last_query_attention": ModelStage(lambda: whole().attention[:, :, :, 0, :length], LM_ATTENTION),
+        "logits": ModelStage(lambda: whole().logits[:, :length], LOGITS),
+        "logits_tail": ModelStage(lambda: whole().logits[:, length - golden["logits_tail"].shape[1] : length], LOGITS),
+        "greedy_ids": ModelStage(greedy),
+        "greedy_margin": ModelStage(lambda: lead(whole().logits[:, length - 1 : -1]), 2 * LOGITS),
+        "pruned_logits_reindexed": ModelStage(lambda: pruned(True), LOGITS),
+        "pruned_logits_original_positions": ModelStage(lambda: pruned(False), LOGITS),
     }

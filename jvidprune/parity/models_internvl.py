@@ -12,7 +12,7 @@ from jvidprune.parity.model_stages import (
     ATTENTION,
     LOGITS,
     VISION,
-    Stage,
+    ModelStage,
     Stages,
     cached_logits,
     decoder_stages,
@@ -51,10 +51,10 @@ def internvl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozen
 
     positions = np.arange(ids.shape[1])[None]
     stages = decoder_stages(model, embeds, positions, golden) | {
-        "saliency": Stage(lambda: video().evidence["attention_last"], ATTENTION),
-        "class_attention": Stage(lambda: video().evidence["attention_pooling_head"], ATTENTION),
-        "class_token": Stage(lambda: video().evidence["frame_embedding"], VISION),
-        "projector": Stage(lambda: video().features, VISION),
-        "greedy_logits": Stage(lambda: cached_logits(model, embeds(), positions, golden), LOGITS),
+        "saliency": ModelStage(lambda: video().evidence["attention_last"], ATTENTION),
+        "class_attention": ModelStage(lambda: video().evidence["attention_pooling_head"], ATTENTION),
+        "class_token": ModelStage(lambda: video().evidence["frame_embedding"], VISION),
+        "projector": ModelStage(lambda: video().features, VISION),
+        "greedy_logits": ModelStage(lambda: cached_logits(model, embeds(), positions, golden), LOGITS),
     }
     return stages, _INPUTS

@@ -11,7 +11,7 @@ from jvidprune.parity.core import Golden
 from jvidprune.parity.model_stages import (
     ATTENTION,
     VISION,
-    Stage,
+    ModelStage,
     Stages,
     decoder_stages,
     embed_text,
@@ -48,10 +48,10 @@ def llava_onevision_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages,
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
     stages = tower_stages(model, flat) | decoder_stages(model, embeds, positions, golden)
     stages |= {
-        "saliency_pooled": Stage(lambda: video().evidence["attention_last"], ATTENTION),
-        "projector": Stage(lambda: video().evidence["features_unpooled"], VISION),
-        "pooled": Stage(lambda: video().features, VISION),
-        "video_tokens": Stage(tokens, VISION),
-        "position_ids": Stage(lambda: positions),
+        "saliency_pooled": ModelStage(lambda: video().evidence["attention_last"], ATTENTION),
+        "projector": ModelStage(lambda: video().evidence["features_unpooled"], VISION),
+        "pooled": ModelStage(lambda: video().features, VISION),
+        "video_tokens": ModelStage(tokens, VISION),
+        "position_ids": ModelStage(lambda: positions),
     }
     return stages, inputs

@@ -14,7 +14,7 @@ from jvidprune.models.generate import generate
 from jvidprune.ops.newline import arrange, full_length, sequence
 from jvidprune.ops.pool import pool_tokens, pooled_side
 from jvidprune.parity.core import Golden
-from jvidprune.parity.model_stages import ATTENTION, LOGITS, VISION, Stage, Stages, lead
+from jvidprune.parity.model_stages import ATTENTION, LOGITS, VISION, ModelStage, Stages, lead
 
 _EVERY = 3
 """Stage arrays of the first frame hold every third patch."""
@@ -42,15 +42,15 @@ def llava_video_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, fro
     first = functools.cache(lambda: _tower_of_one(model, pixels[:1]))
     received = functools.cache(lambda: jax.device_get(_received(model, pixels)))
     stages = {
-        "embeddings_frame0": Stage(lambda: first()[0][0][::_EVERY], VISION),
-        "vision_features_frame0": Stage(lambda: first()[1][0][::_EVERY], VISION),
-        "projector_frame0": Stage(lambda: video().evidence["features_unpooled"][0][::_EVERY], VISION),
-        "vision_attention_received": Stage(received, ATTENTION),
-        "saliency": Stage(lambda: received()[-1], ATTENTION),
+        "embeddings_frame0": ModelStage(lambda: first()[0][0][::_EVERY], VISION),
+        "vision_features_frame0": ModelStage(lambda: first()[1][0][::_EVERY], VISION),
+        "projector_frame0": ModelStage(lambda: video().evidence["features_unpooled"][0][::_EVERY], VISION),
+        "vision_attention_received": ModelStage(received, ATTENTION),
+        "saliency": ModelStage(lambda: received()[-1], ATTENTION),
     }
     for kind in ("average", "bilinear", "max"):
         pooled = functools.partial(lambda kind: pool_tokens(jnp.asarray(received()[-1]), (side, side), kind), kind)
-        stages[f"saliency_pooled_{kind}"] = Stage(pooled, ATTENTION)
+        stages[f"saliency_pooled_{kind}"] = ModelStage(pooled, ATTENTION)
     layouts = [tuple(layout) for layout in golden.config["layouts"]]
     longest = max(_length(layout, side, len(pixels)) for layout in layouts)
     for layout in layouts:
@@ -60,7 +60,7 @@ def llava_video_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, fro
     own = f"video_tokens_{loaded.config.pool}_{loaded.config.newline}"
     if golden.has(own):
         layout = (loaded.config.pool, loaded.config.newline)
-        stages[own] = Stage(lambda: _arranged(video().features, side, layout, model), VISION)
+        stages[own] = ModelStage(lambda: _arranged(video().features, side, layout, model), VISION)
     return stages, frozenset({"frames_uint8", "input_ids"})
 
 
@@ -132,10 +132,10 @@ def _layout_stages(name: str, run: Callable[[], _Run], golden: Golden) -> Stages
         return run().tokens.astype(np.float64).sum(axis=1)
 
     return {
-        f"num_tokens_{name}": Stage(lambda: [len(run().tokens)]),
-        f"video_tokens_sum_{name}": Stage(summed, VISION, "sums over the width"),
-        f"video_tokens_{name}": Stage(lambda: run().tokens, VISION),
-        f"logits_tail_{name}": Stage(tail, LOGITS),
-        f"greedy_ids_{name}": Stage(lambda: run().ids),
-        f"greedy_margin_{name}": Stage(lambda: lead(run().logits[prompt() - 1 : -1]), 2 * LOGITS),
+        f"num_tokens_{name}": ModelStage(lambda: [len(run().tokens)]),
+        f"video_tokens_sum_{name}": ModelStage(summed, VISION, "sums over the width"),
+        f"video_tokens_{name}": ModelStage(lambda: run().tokens, VISION),
+        f"logits_tail_{name}": ModelStage(tail, LOGITS),
+        f"greedy_ids_{name}": ModelStage(lambda: run().ids),
+        f"greedy_margin_{name}": ModelStage(lambda: lead(run().logits[prompt() - 1 : -1]), 2 * LOGITS),
     }

@@ -13,7 +13,7 @@ from jvidprune.parity.core import Golden
 from jvidprune.parity.model_stages import (
     LOGITS,
     VISION,
-    Stage,
+    ModelStage,
     Stages,
     cached_logits,
     decoder_stages,
@@ -72,12 +72,12 @@ def molmo2_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozense
     stages = tower_stages(model, pixels)
     stages |= decoder_stages(model, embeds, positions, golden, bidirectional=visual)
     stages |= {
-        "resized_uint8": Stage(lambda: squares),
-        "resized_wide": Stage(wide),
-        "video_token_pooling": Stage(windows),
-        "visual": Stage(lambda: visual),
-        "features": Stage(lambda: encoded()[0], VISION),
-        "position_ids": Stage(lambda: positions),
-        "greedy_logits": Stage(cached, LOGITS),
+        "resized_uint8": ModelStage(lambda: squares),
+        "resized_wide": ModelStage(wide),
+        "video_token_pooling": ModelStage(windows),
+        "visual": ModelStage(lambda: visual),
+        "features": ModelStage(lambda: encoded()[0], VISION),
+        "position_ids": ModelStage(lambda: positions),
+        "greedy_logits": ModelStage(cached, LOGITS),
     }
     return stages, _INPUTS

@@ -11,9 +11,9 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.models.positions import MropeRule, PromptPositions, prompt_pieces
 from jvidprune.models.qwen.model import spread_levels
-from jvidprune.models.qwen.tower import Grid, Windows, patch_coordinates
+from jvidprune.models.qwen.tower import AttentionWindows, Grid, patch_coordinates
 from jvidprune.parity.core import Golden
-from jvidprune.parity.model_stages import ATTENTION, VISION, Stage, Stages, decoder_stages, embed_text
+from jvidprune.parity.model_stages import ATTENTION, VISION, ModelStage, Stages, decoder_stages, embed_text
 from jvidprune.video.preprocess import Patches
 
 _INPUTS = frozenset({"pixel_values_videos", "video_grid_thw", "second_per_grid_ts", "input_ids", "pruned_keep"})
@@ -36,7 +36,7 @@ def _tower(model: Any, patches: Any, grid: Grid) -> Any:
 
 def _window_order(grid: Grid, side: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens in window order, and the cumulative sizes of the windows in tokens."""
-    windows = Windows(grid[1], grid[2], side, 1)
+    windows = AttentionWindows(grid[1], grid[2], side, 1)
     tokens = windows.split(jnp.arange(np.prod(grid)).reshape(grid[0], -1))
     valid = windows.valid(grid[0])
     mask = np.ones(tokens.shape, bool) if valid is None else np.asarray(valid)
@@ -57,25 +57,28 @@ def vision_stages(loaded: LoadedModel, patches: np.ndarray, grid: Grid, video: A
 
     coordinates = frames(patch_coordinates(grid[1], grid[2], vision.merge))
     stages = {
-        "patch_embed": Stage(lambda: flat(run()[0]), VISION),
-        "pos_embed_interpolated": Stage(lambda: frames(run()[1]), VISION),
-        "vit_hidden": Stage(lambda: flat(run()[2].hidden, 1), VISION),
-        "vision_attention_received": Stage(lambda: flat(run()[2].received.mean(axis=2), 1), ATTENTION),
-        "saliency": Stage(lambda: video().evidence["attention_last"], ATTENTION),
-        "projector": Stage(lambda: flat(video().features), VISION),
-        "vision_rope_hw": Stage(lambda: coordinates),
+        "patch_embed": ModelStage(lambda: flat(run()[0]), VISION),
+        "pos_embed_interpolated": ModelStage(lambda: frames(run()[1]), VISION),
+        "vit_hidden": ModelStage(lambda: flat(run()[2].hidden, 1), VISION),
+        "vision_attention_received": ModelStage(lambda: flat(run()[2].received.mean(axis=2), 1), ATTENTION),
+        "saliency": ModelStage(lambda: video().evidence["attention_last"], ATTENTION),
+        "projector": ModelStage(lambda: flat(video().features), VISION),
+        "vision_rope_hw": ModelStage(lambda: coordinates),
     }
     if vision.taps:
-        levels = Stage(lambda: np.moveaxis(flat(video().evidence["features_deepstack"]), 1, 0), VISION)
+        levels = ModelStage(lambda: np.moveaxis(flat(video().evidence["features_deepstack"]), 1, 0), VISION)
         stages["deepstack_features"] = levels
     if vision.window:
-        stages["window_index"] = Stage(lambda: order()[0])
-        stages["cu_window_seqlens"] = Stage(lambda: order()[1] * vision.unit)
+        stages["window_index"] = ModelStage(lambda: order()[0])
+        stages["cu_window_seqlens"] = ModelStage(lambda: order()[1] * vision.unit)
     return stages
 
 
 def _position_stages(found: PromptPositions) -> Stages:
-    return {"position_ids": Stage(lambda: found.ids[:, None]), "rope_delta": Stage(lambda: [found.rope_delta])}
+    return {
+        "position_ids": ModelStage(lambda: found.ids[:, None]),
+        "rope_delta": ModelStage(lambda: [found.rope_delta]),
+    }
 
 
 def qwen_vl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:

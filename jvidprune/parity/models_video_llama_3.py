@@ -8,7 +8,7 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.parity.core import Golden
-from jvidprune.parity.model_stages import LOGITS, Stage, Stages, cached_logits, decoder_stages, embed_text
+from jvidprune.parity.model_stages import LOGITS, ModelStage, Stages, cached_logits, decoder_stages, embed_text
 from jvidprune.parity.models_qwen import encoded, vision_stages
 from jvidprune.video.preprocess import normalise
 
@@ -43,5 +43,5 @@ def video_llama_3_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, f
 
     positions = np.arange(ids.shape[1])[None]
     stages = vision_stages(loaded, patches, grid, video) | decoder_stages(model, embeds, positions, golden)
-    stages["greedy_logits"] = Stage(lambda: cached_logits(model, embeds(), positions, golden), LOGITS)
+    stages["greedy_logits"] = ModelStage(lambda: cached_logits(model, embeds(), positions, golden), LOGITS)
     return stages, _INPUTS

@@ -34,7 +34,7 @@ def planned(
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class PlannedRun:
     """A reduced video of a golden file.
 
     Attributes:
@@ -51,7 +51,7 @@ class Run:
     reduced: Reduced
 
     @classmethod
-    def of(cls, golden: Golden, reducer: Any, video: VideoTokens, budget: Budget, *, capacity: int) -> "Run":
+    def of(cls, golden: Golden, reducer: Any, video: VideoTokens, budget: Budget, *, capacity: int) -> "PlannedRun":
         """Runs a reducer for counts that a golden file states."""
         return cls(golden, reducer, video, budget, *planned(reducer, video, budget, capacity=capacity))
 

@@ -10,7 +10,7 @@ import numpy as np
 from jvidprune.cuts.rules import text_relevance, top_in_blocks
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row, exact
-from jvidprune.parity.planned import Run, grid_of
+from jvidprune.parity.planned import PlannedRun, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.prunevid import PruneVid
 from jvidprune.tokens import VideoTokens
@@ -27,21 +27,21 @@ def is_prunevid(golden: Golden) -> bool:
     )
 
 
-def _sizes(run: Run) -> np.ndarray:
+def _sizes(run: PlannedRun) -> np.ndarray:
     return np.bincount(run.shown["segment"])
 
 
-def _slot(run: Run) -> np.ndarray:
+def _slot(run: PlannedRun) -> np.ndarray:
     return np.asarray(run.reduced.slot).reshape(run.video.features.shape[:2])
 
 
-def _outputs(run: Run, *, static: bool) -> list[int]:
+def _outputs(run: PlannedRun, *, static: bool) -> list[int]:
     """Output tokens of each segment that come from static or from dynamic tokens."""
     slot, segment, mine = _slot(run), run.shown["segment"], run.shown["static"] == static
     return [len(np.unique(slot[(segment == number)[:, None] & mine])) for number in range(segment.max() + 1)]
 
 
-def _kept_by_text(run: Run) -> np.ndarray:
+def _kept_by_text(run: PlannedRun) -> np.ndarray:
     """Rows that the selection inside the language model keeps, from the stored attention of the question."""
     total, alpha = run.video.layout().total, run.golden.config["alpha"]
     quota = jnp.asarray([int(n * alpha) for n in range(total + 1)], jnp.int32)
@@ -50,7 +50,7 @@ def _kept_by_text(run: Run) -> np.ndarray:
     return np.flatnonzero(jax.jit(top_in_blocks)(scores, run.plan.diagnostics["block"], run.plan.valid, quota))
 
 
-STAGES: tuple[Check[Run], ...] = (
+STAGES: tuple[Check[PlannedRun], ...] = (
     Check("frame_cluster_raw", "shown.frame_cluster_raw"),
     Check("frame_cluster", "shown.frame_cluster"),
     Check("window_sizes", _sizes),
@@ -59,7 +59,7 @@ STAGES: tuple[Check[Run], ...] = (
     Check("assign", _slot),
     Check("tokens", "tokens", TOKENS),
 )
-SIZES: tuple[Check[Run], ...] = (
+SIZES: tuple[Check[PlannedRun], ...] = (
     Check("static_sizes", lambda run: _outputs(run, static=True)),
     Check("dynamic_sizes", lambda run: _outputs(run, static=False)),
     Check("llm_index", _kept_by_text, optional=True),
@@ -77,7 +77,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     )
     video = VideoTokens.create(golden["features"], grid=grid_of(golden))
     layout = video.layout()
-    run = Run.of(golden, reducer, video, reducer.budget(layout, c["ratio"]), capacity=layout.total)
+    run = PlannedRun.of(golden, reducer, video, reducer.budget(layout, c["ratio"]), capacity=layout.total)
     yield from table.compare(STAGES, run, golden)
     yield exact("within_bound", run.count <= reducer.capacity(layout, c["ratio"]), True)
     yield from table.compare(SIZES, run, golden)

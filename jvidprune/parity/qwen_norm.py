@@ -7,7 +7,7 @@ import numpy as np
 
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, grid_of, starts_and_ends
+from jvidprune.parity.planned import PlannedRun, grid_of, starts_and_ends
 from jvidprune.parity.table import Check, optional
 from jvidprune.reducers.qwen_norm import QwenNorm
 from jvidprune.tokens import VideoTokens
@@ -35,16 +35,16 @@ def is_qwen_norm(golden: Golden) -> bool:
     return named and golden.has("features", "deepstack", "tokens", "patch_scores" if first else "norms")
 
 
-def _deepstack(run: Run) -> np.ndarray:
+def _deepstack(run: PlannedRun) -> np.ndarray:
     return run.deepstack(run.plan.diagnostics.get("level_place", run.plan.ids))
 
 
-def _length(run: Run) -> int:
+def _length(run: PlannedRun) -> int:
     """The driver's prompt: time stamp and two markers of every frame, and four tokens of text."""
     return run.count + 3 * len(run.video.features) + 4
 
 
-def _common(indices: str, scores: str) -> tuple[Check[Run], ...]:
+def _common(indices: str, scores: str) -> tuple[Check[PlannedRun], ...]:
     return (
         Check("keep", "count"),
         Check(indices, "ids"),
@@ -56,7 +56,7 @@ def _common(indices: str, scores: str) -> tuple[Check[Run], ...]:
     )
 
 
-def _source(run: Run) -> np.ndarray:
+def _source(run: PlannedRun) -> np.ndarray:
     """The token that each row comes from."""
     return run.shown["source"][: run.count]
 
@@ -66,27 +66,27 @@ def _places(name: str) -> Any:
     return lambda run: np.stack([np.flatnonzero(row) for row in run.shown[name]])
 
 
-def _starts(run: Run) -> np.ndarray:
+def _starts(run: PlannedRun) -> np.ndarray:
     return starts_and_ends(run.shown["segment"])[:, 0]
 
 
-def _adjusted_ratio(run: Run) -> float:
+def _adjusted_ratio(run: PlannedRun) -> float:
     return min(run.golden.config["ratio"] / (int(run.shown["left"]) / run.video.layout().total), 1.0)
 
 
-def _window_tokens(run: Run) -> np.ndarray:
+def _window_tokens(run: PlannedRun) -> np.ndarray:
     window = run.shown["segment"]
     kept = run.shown["static_kept"] * (np.diff(window, prepend=-1) > 0) + run.shown["dynamic_kept"]
     return np.bincount(window, weights=kept).astype(int)
 
 
-VERSIONS: dict[str, tuple[Check[Run], ...]] = {
+VERSIONS: dict[str, tuple[Check[PlannedRun], ...]] = {
     "first": _common("video_position", "token_scores"),
     "norm": _common("indices", "norms"),
 }
 """What all three methods state, by the version of their code."""
 
-METHODS: dict[str, tuple[Check[Run], ...]] = {
+METHODS: dict[str, tuple[Check[PlannedRun], ...]] = {
     "visionzip": optional(
         (
             Check("source", _source),
@@ -126,7 +126,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     evidence = {"attention_columns": golden["patch_scores"]} if reducer.version == "first" else {}
     video = VideoTokens.create(golden["features"], evidence, grid=grid_of(golden))
     layout, ratio = video.layout(), config["ratio"]
-    run = Run.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio))
+    run = PlannedRun.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=reducer.capacity(layout, ratio))
     yield from table.compare(VERSIONS["first" if reducer.version == "first" else "norm"], run, golden)
     yield from table.compare(METHODS[config["method"]], run, golden)
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, grid_of
+from jvidprune.parity.planned import PlannedRun, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.scissor import Scissor
 from jvidprune.tokens import VideoTokens
@@ -19,21 +19,21 @@ def is_scissor(golden: Golden) -> bool:
     return "tau" in golden.config and golden.has("features", "label", "temporal_label", "closest", "counts", "tokens")
 
 
-def _components(run: Run) -> np.ndarray:
+def _components(run: PlannedRun) -> np.ndarray:
     return run.shown["label"].max(axis=1) + 1
 
 
-def _temporal(run: Run) -> np.ndarray:
+def _temporal(run: PlannedRun) -> np.ndarray:
     listed = run.shown["temporal_label"]
     return listed[listed >= 0]
 
 
-def _lost(run: Run) -> int:
+def _lost(run: PlannedRun) -> int:
     """Members that the released search leaves out of their mean."""
     return _components(run).sum() - np.bincount(_temporal(run), minlength=run.count).sum()
 
 
-def _smallest_gap(run: Run) -> float:
+def _smallest_gap(run: PlannedRun) -> float:
     """Smallest lead of a token's most similar centre over the next, from the labels of both steps; inf for one."""
     label, temporal = run.shown["label"], _temporal(run)
     x = run.golden["features"].astype(np.float64)
@@ -47,7 +47,7 @@ def _smallest_gap(run: Run) -> float:
     return float((cosine[:, -1] - cosine[:, -2]).min()) if len(centres) > 1 else float("inf")
 
 
-TABLE: tuple[Check[Run], ...] = (
+TABLE: tuple[Check[PlannedRun], ...] = (
     Check("keep", "count"),
     Check("label", "shown.label"),
     Check("frame_components", _components),
@@ -66,7 +66,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     reducer = Scissor(tau=float(golden.config["tau"]))
     video = VideoTokens.create(golden["features"], grid=grid_of(golden))
     total = video.layout().total
-    run = Run.of(golden, reducer, video, reducer.budget_of(total, reducer.tau), capacity=total)
+    run = PlannedRun.of(golden, reducer, video, reducer.budget_of(total, reducer.tau), capacity=total)
     yield from table.compare(TABLE, run, golden)
 
 

@@ -15,7 +15,7 @@ from jvidprune.ops.sink import sink_scores
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row, close, exact
 from jvidprune.parity.lines import Lines
-from jvidprune.parity.planned import Run, starts_and_ends
+from jvidprune.parity.planned import PlannedRun, starts_and_ends
 from jvidprune.parity.table import Check, optional
 from jvidprune.reducers.fastvid import FastVID
 from jvidprune.reducers.flashvid import FlashVID
@@ -140,7 +140,7 @@ def _run(reducer: Any, video: VideoTokens, budget: Any, *, capacity: int) -> tup
 
 
 @dataclasses.dataclass(frozen=True)
-class _Case(Run):
+class _Case(PlannedRun):
     """A run of a base with or without the modifier; `golden` holds the arrays of this run alone."""
 
     shared: Any

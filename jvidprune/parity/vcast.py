@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, grid_of
+from jvidprune.parity.planned import PlannedRun, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.vcast import VCAST
 from jvidprune.tokens import VideoTokens
@@ -18,11 +18,11 @@ def is_vcast(golden: Golden) -> bool:
     return known and "ratio" in golden.config and "method" not in golden.config
 
 
-def _total(run: Run) -> int:
+def _total(run: PlannedRun) -> int:
     return run.reducer.capacity(run.video.layout(), run.golden.config["ratio"])
 
 
-def _table(total: int) -> tuple[Check[Run], ...]:
+def _table(total: int) -> tuple[Check[PlannedRun], ...]:
     return (
         Check("total", _total, optional=True),
         Check("curvature", "shown.curvature", 2e-5, optional=True),
@@ -36,7 +36,7 @@ def _table(total: int) -> tuple[Check[Run], ...]:
         Check("frame_counts", "frame_counts"),
         Check("indices", "ids"),
         Check("tokens", "tokens", 0.0, optional=True),
-        Check("deepstack_tokens", Run.deepstack, 0.0),
+        Check("deepstack_tokens", PlannedRun.deepstack, 0.0),
     )
 
 
@@ -46,7 +46,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     video = VideoTokens.create(golden["features"], grid=grid_of(golden))
     layout, ratio = video.layout(), golden.config["ratio"]
     total = reducer.capacity(layout, ratio)
-    run = Run.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=total)
+    run = PlannedRun.of(golden, reducer, video, reducer.budget(layout, ratio), capacity=total)
     yield from table.compare(_table(total), run, golden)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from jvidprune.ops import newline
 from jvidprune.parity import table
 from jvidprune.parity.core import Comparer, Golden, Row
-from jvidprune.parity.planned import Run, grid_of
+from jvidprune.parity.planned import PlannedRun, grid_of
 from jvidprune.parity.table import Check
 from jvidprune.reducers.vidcom2 import VidCom2
 from jvidprune.tokens import VideoTokens
@@ -21,20 +21,20 @@ def is_vidcom2(golden: Golden) -> bool:
     return some and golden.has("features", "video_score", "frame_score", "channels")
 
 
-def _decided(run: Run) -> bool:
+def _decided(run: PlannedRun) -> bool:
     """Whether the choice is more than the rounding of equal scores."""
     config = run.golden.config
     margin = config.get("margins", {}).get(run.reducer.variant, {}).get("token", 1.0)
     return not (config.get("input", {}).get("_static") and margin <= 1e-6)
 
 
-def _grid_rows(run: Run) -> np.ndarray:
+def _grid_rows(run: PlannedRun) -> np.ndarray:
     plan, frames = run.plan, len(run.video.features)
     laid = newline.arrange(plan.ids, plan.valid, kind="grid", grid=run.video.grid, frames=frames, rows="after_frame")
     return np.asarray(laid.position)[: int(laid.count)]
 
 
-def _choice(variant: str) -> tuple[Check[Run], ...]:
+def _choice(variant: str) -> tuple[Check[PlannedRun], ...]:
     tie = "static video: the tokens tie"
     return (
         Check(f"{variant}_keep", "count", when=lambda run: not _decided(run), note=tie),
@@ -45,7 +45,7 @@ def _choice(variant: str) -> tuple[Check[Run], ...]:
     )
 
 
-OFFICIAL: tuple[Check[Run], ...] = (
+OFFICIAL: tuple[Check[PlannedRun], ...] = (
     Check("channels", "shown.channels"),
     Check("video_score", "shown.video_score", SCORES),
     Check("frame_score", "shown.frame_score", SCORES),
@@ -55,7 +55,7 @@ OFFICIAL: tuple[Check[Run], ...] = (
     *_choice("official"),
     Check("official_grid_rows", _grid_rows, when=_decided, optional=True),
 )
-VLLM: tuple[Check[Run], ...] = (
+VLLM: tuple[Check[PlannedRun], ...] = (
     Check("vllm_budgets", "shown.frame_budgets", optional=True),
     Check("vllm_target", "budget.target", optional=True),
     *_choice("vllm"),
@@ -72,7 +72,7 @@ def compare(golden: Golden) -> Iterator[Row]:
     for reducer, checks in ((official, OFFICIAL), (vllm, VLLM)):
         if f"{reducer.variant}_mask" in golden.arrays:
             budget = reducer.budget_of(video.layout(), ratio, float(config.get("vllm_q", 1.0 - ratio)))
-            run = Run.of(golden, reducer, video, budget, capacity=video.layout().total)
+            run = PlannedRun.of(golden, reducer, video, budget, capacity=video.layout().total)
             yield from table.compare(checks, run, golden)
 
 

@@ -106,7 +106,7 @@ class Comparison:
         }
 
 
-class Comparer:
+class SideBySide:
     """A loaded model that compares methods; one comparison at a time, the last video stays encoded."""
 
     def __init__(

@@ -16,7 +16,7 @@ _SEARCHED = 200
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
+class PageExample:
     """A clip to try.
 
     Attributes:
@@ -30,7 +30,7 @@ class Example:
     answer: str
 
 
-def write_examples(folder: Path, *, embedded: bool, count: int = 5) -> list[Example]:
+def write_examples(folder: Path, *, embedded: bool, count: int = 5) -> list[PageExample]:
     """Writes clips of the held-out split as mp4 files, one of each category, those with short questions first.
 
     Args:
@@ -56,5 +56,5 @@ def write_examples(folder: Path, *, embedded: bool, count: int = 5) -> list[Exam
         frames = task.clip(index).frames.repeat(SCALE, 1).repeat(SCALE, 2)
         path = write_mp4(folder / f"{question.category}-{index}.mp4", frames, 1.0)
         spelled = f"{question.answer} ({question.content})" if question.kind == "choice" else question.answer
-        examples.append(Example(path, question.prompt(post), spelled))
+        examples.append(PageExample(path, question.prompt(post), spelled))
     return examples

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.serve.cards import CSS, cards, error_banner, figures, head, legend, note
-from jvidprune.serve.compare import LONGEST_QUESTION, Comparer, Comparison
-from jvidprune.serve.examples import Example
+from jvidprune.serve.compare import LONGEST_QUESTION, Comparison, SideBySide
+from jvidprune.serve.examples import PageExample
 from jvidprune.serve.uploads import Uploads
 
 DEFAULT_METHODS = ("none", "flashvid", "fastvid", "random")
@@ -70,7 +70,7 @@ class _Seen(NamedTuple):
     record: Any
 
 
-def _question_column(titles: Mapping[str, str], examples: Sequence[Example]) -> _Asked:
+def _question_column(titles: Mapping[str, str], examples: Sequence[PageExample]) -> _Asked:
     import gradio as gr
 
     video = gr.Video(label="Video", sources=["upload"], height=300, elem_id="jv-video", buttons=[])
@@ -110,7 +110,7 @@ def _answer_column() -> _Seen:
     return _Seen(answers, legend, slider, frames, record)
 
 
-def build_page(comparer: Comparer, examples: Sequence[Example], *, uploads: Uploads, subtitle: str) -> Any:
+def build_page(comparer: SideBySide, examples: Sequence[PageExample], *, uploads: Uploads, subtitle: str) -> Any:
     """The page as gradio Blocks.
 
     Args:

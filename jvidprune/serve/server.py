@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.extras import need
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.serve.compare import Comparer
+from jvidprune.serve.compare import SideBySide
 from jvidprune.serve.examples import write_examples
 from jvidprune.serve.uploads import Uploads
 from jvidprune.video.limits import Limits
@@ -90,7 +90,7 @@ def running(
     from jvidprune.serve.page import build_page, style, theme
 
     port = port or _free_port(host)
-    comparer = Comparer(
+    comparer = SideBySide(
         llm, source=source, limits=limits, frames=frames, fps=fps, max_new_tokens=max_new_tokens, own=methods
     )
     reads = "the embedded model, which knows clips of moving shapes" if source is None else f"{llm.loaded.family}"

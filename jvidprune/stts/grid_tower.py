@@ -10,8 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.models.attention import attend_all
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.layers import map_chunks
-from jvidprune.models.qwen.tower import Grid, GridTables, GridVit
-from jvidprune.models.qwen.tower import Windows as AttentionWindows
+from jvidprune.models.qwen.tower import AttentionWindows, Grid, GridTables, GridVit
 from jvidprune.stts.tower import Blocks, PackedAttend
 
 

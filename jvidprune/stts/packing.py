@@ -22,7 +22,7 @@ class Slots(NamedTuple):
     segment: Int[Array, "R S"]
 
 
-class Rows(NamedTuple):
+class FrameRows(NamedTuple):
     """First-fit decreasing packing of whole frames, as in the released code.
 
     Attributes:
@@ -40,7 +40,7 @@ class Rows(NamedTuple):
     overflow: Bool[Array, ""]
 
 
-def first_fit(counts: Int[Array, "F"], size: int, rows: int) -> Rows:
+def first_fit(counts: Int[Array, "F"], size: int, rows: int) -> FrameRows:
     """Frames by falling count, equal ones by index, each into the first row with room.
 
     Args:
@@ -70,10 +70,10 @@ def first_fit(counts: Int[Array, "F"], size: int, rows: int) -> Rows:
     # Empty frames share the row number -1: if there is exactly one, it counts as alone.
     empty = counts == 0
     alone = jnp.where(row >= 0, members[jnp.maximum(row, 0)] == 1, empty & (empty.sum() == 1))
-    return Rows(row, begin, alone, (members > 0).sum(dtype=jnp.int32), overflow)
+    return FrameRows(row, begin, alone, (members > 0).sum(dtype=jnp.int32), overflow)
 
 
-def refill_alone(keep: Bool[Array, "F N"]) -> tuple[Rows, Bool[Array, "F N"]]:
+def refill_alone(keep: Bool[Array, "F N"]) -> tuple[FrameRows, Bool[Array, "F N"]]:
     """The released packing with its refill.
 
     A frame that is alone in its row takes all slots of it: its pruned patches come back as queries and keys of the
@@ -93,14 +93,14 @@ def refill_alone(keep: Bool[Array, "F N"]) -> tuple[Rows, Bool[Array, "F N"]]:
     return packed._replace(row=row, used=packed.used + revived.sum(dtype=jnp.int32)), back
 
 
-def row_columns(active: Bool[Array, "F N"], packed: Rows) -> tuple[Int[Array, "F N"], Int[Array, "F N"]]:
+def row_columns(active: Bool[Array, "F N"], packed: FrameRows) -> tuple[Int[Array, "F N"], Int[Array, "F N"]]:
     """Row and slot of every active patch, -1 elsewhere; a frame is contiguous and in raster order."""
     there = active & (packed.row >= 0)[:, None]
     column = packed.begin[:, None] + jnp.cumsum(active, axis=1, dtype=jnp.int32) - 1
     return jnp.where(there, packed.row[:, None], -1), jnp.where(there, column, -1)
 
 
-def row_slots(active: Bool[Array, "F N"], packed: Rows, rows: int) -> Slots:
+def row_slots(active: Bool[Array, "F N"], packed: FrameRows, rows: int) -> Slots:
     """Slots of frames in rows.
 
     Args:

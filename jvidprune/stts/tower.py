@@ -16,7 +16,7 @@ from jvidprune.stts.bias import key_bias
 from jvidprune.stts.config import STTSConfig
 from jvidprune.stts.loss import auxiliary_loss
 from jvidprune.stts.packing import (
-    Rows,
+    FrameRows,
     Slots,
     first_fit,
     flat_slots,
@@ -114,7 +114,7 @@ class Scored(NamedTuple):
     active: Bool[Array, "F N"]
     refilled: Bool[Array, "F N"]
     loss: Float[Array, ""]
-    rows: Rows | None
+    rows: FrameRows | None
 
 
 class Prefix(NamedTuple):
@@ -269,7 +269,7 @@ def _run_packed(
     kept: int,
     record: tuple[int, ...],
     recorded: dict[int, Array],
-) -> tuple[Array, Array, Rows | None]:
+) -> tuple[Array, Array, FrameRows | None]:
     """The blocks behind the pruning, one execution or the other."""
     frames, size = active.shape
     rows, refilled = None, jnp.zeros_like(active)

@@ -33,7 +33,7 @@ class Disagreement:
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
+class ClipExample:
     """A disagreement with pictures.
 
     Attributes:
@@ -108,7 +108,7 @@ def draw_examples(
     *,
     width: int = 132,
     columns: int = 8,
-) -> list[Example]:
+) -> list[ClipExample]:
     """Pictures of each disagreement.
 
     Args:
@@ -145,7 +145,7 @@ def draw_examples(
         ]
         options = tuple(question.options) if question.kind == "choice" else ()
         texts = question.text, question.category, options, question.answer
-        examples.append(Example(one.clip, *texts, one.ratio, _strip(small), rows))
+        examples.append(ClipExample(one.clip, *texts, one.ratio, _strip(small), rows))
     return examples
 
 

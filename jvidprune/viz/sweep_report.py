@@ -23,7 +23,7 @@ from jvidprune.viz.overlay import LEGEND
 from jvidprune.viz.pages import render
 from jvidprune.viz.report import data_url
 from jvidprune.viz.sweep_counts import counts_part
-from jvidprune.viz.sweep_examples import Example
+from jvidprune.viz.sweep_examples import ClipExample
 from jvidprune.viz.sweep_plots import HALO, nearest_ratio, swept, time_plot
 from jvidprune.viz.sweep_style import CONTROLS, css_colour, css_variables, series_styles
 from jvidprune.viz.throughput_part import throughput_part
@@ -172,7 +172,7 @@ class _Refusal(NamedTuple):
 
 
 def sweep_page(
-    table: SweepTable, examples: Sequence[Example] = (), *, model: str, note: str = "", against: Against = "tokens"
+    table: SweepTable, examples: Sequence[ClipExample] = (), *, model: str, note: str = "", against: Against = "tokens"
 ) -> str:
     """The page as one string.
 
@@ -389,7 +389,7 @@ def _category_rows(table: SweepTable, ratio: float, columns: Sequence[str]) -> l
     return rows
 
 
-def _shot(table: SweepTable, example: Example) -> _Shot:
+def _shot(table: SweepTable, example: ClipExample) -> _Shot:
     rows = [_Strip("video", data_url(example.strip, 88), f"frames of {example.clip}")]
     for method, said, right, kept, strip in example.rows:
         name = shown_name(table, method)

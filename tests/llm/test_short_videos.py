@@ -18,7 +18,7 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models import family as families
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.procedural.export import export
-from jvidprune.serve.compare import Comparer
+from jvidprune.serve.compare import SideBySide
 from jvidprune.training.data import open_clips
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.limits import Limits
@@ -179,7 +179,7 @@ def test_clips_of_any_length_share_a_batch_in_lmms_eval(folders, films, family):
 @pytest.mark.slow
 def test_the_page_and_the_drawing_take_one_frame(run, loaded, folders, films, tmp_path, family):
     llm = loaded[family]
-    comparer = Comparer(llm, source=str(folders[family]), limits=Limits(), max_new_tokens=2)
+    comparer = SideBySide(llm, source=str(folders[family]), limits=Limits(), max_new_tokens=2)
     found = comparer.compare(films[1], "What?", ["uniform", "visionzip"], 0.5)
     assert [column.refused for column in found.columns] == ["", ""]
     assert len(found.frames) == 1

@@ -17,7 +17,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.serve.cards import cards, figures
-from jvidprune.serve.compare import Comparer
+from jvidprune.serve.compare import SideBySide
 from jvidprune.serve.examples import write_examples
 from jvidprune.serve.server import running
 from jvidprune.serve.uploads import Uploads
@@ -130,7 +130,7 @@ def test_the_page_asks_nothing_of_other_servers_and_answers_to_no_other_name(pag
 
 
 def test_a_method_that_refuses_leaves_the_others(llm, example):
-    comparer = Comparer(llm, source=None, limits=LIMITS, max_new_tokens=2)
+    comparer = SideBySide(llm, source=None, limits=LIMITS, max_new_tokens=2)
     found = comparer.compare(example.path, "was there a flash?", ["dycoke", "random:seed=3"], 0.02)
     refused, answered = found.columns
     assert (refused.answer, answered.refused) == (None, "")
@@ -145,7 +145,7 @@ def test_a_method_that_refuses_leaves_the_others(llm, example):
 
 
 def test_methods_that_read_the_question_share_one_encoding_of_the_clip(llm, example):
-    comparer = Comparer(llm, source=None, limits=LIMITS, max_new_tokens=2)
+    comparer = SideBySide(llm, source=None, limits=LIMITS, max_new_tokens=2)
     first = comparer.compare(example.path, "was there a flash?", ["uniform", "cdpruner"], 0.2)
     again = comparer.compare(example.path, "what colour is the circle?", ["cdpruner"], 0.2)
     assert ([stage.name for stage in first.stages], again.stages) == (["decode", "encode"], ())
@@ -223,7 +223,7 @@ def test_uploads_that_were_used_last_are_kept_and_the_disk_stays_bounded(small):
 def test_a_video_and_frames_that_are_gone_are_told(small, llm, tmp_path):
     from gradio_client import Client
 
-    comparer = Comparer(llm, source=None, limits=LIMITS)
+    comparer = SideBySide(llm, source=None, limits=LIMITS)
     with pytest.raises(JvidpruneError, match=r"gone.mp4 is no longer here: upload it again\."):
         comparer.compare(tmp_path / "gone.mp4", "what?", ["uniform"], 0.5)
     assert "ask again" in Client(small.url, verbose=False).predict(1, api_name="/show")
@@ -248,7 +248,7 @@ def test_room_is_made_by_what_was_unused_for_longest(tmp_path, llm):
     uploads.make_room(100)
     assert [path.exists() for path in paths] == [True, False, False, False]
     # Nothing else removes files, however old they are.
-    page = build_page(Comparer(llm, source=None, limits=LIMITS), [], uploads=uploads, subtitle="")
+    page = build_page(SideBySide(llm, source=None, limits=LIMITS), [], uploads=uploads, subtitle="")
     assert page.delete_cache is None
 
 

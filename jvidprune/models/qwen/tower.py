@@ -143,7 +143,7 @@ def table_weights(
 
 
 @dataclasses.dataclass(frozen=True)
-class Windows:
+class AttentionWindows:
     """Frames of h x w tokens cut into windows of at most side x side tokens, aligned to the top left corner.
 
     Border windows are filled up, so that all windows have one shape and no mask is larger than a window.
@@ -196,7 +196,7 @@ class GridTables(NamedTuple):
 
     cos: Float[Array, "1 M d"]
     sin: Float[Array, "1 M d"]
-    windows: Windows
+    windows: AttentionWindows
 
 
 class BlockOutputs(NamedTuple):
@@ -340,7 +340,7 @@ class GridVit(nnx.Module):
         """Constants of a grid."""
         config, (_, rows, columns) = self.config, grid
         cos, sin = grid_rope_tables(patch_coordinates(rows, columns, config.merge), config.width // config.heads)
-        windows = Windows(rows // config.merge, columns // config.merge, config.window, config.unit)
+        windows = AttentionWindows(rows // config.merge, columns // config.merge, config.window, config.unit)
         return GridTables(cos, sin, windows)
 
     def positions(self, grid: Grid) -> Float[Array, "M Dv"]:
