@@ -43,6 +43,7 @@ from jvidprune.models.settings import Convention, FamilySettings
 from jvidprune.models.text_tower import TEXT_TOWER, TextTower, check_shared, load_text_tower
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
+from jvidprune.reducers.own import check_given
 from jvidprune.reducers.prompt_rules import PositionRule, check_positions
 from jvidprune.reducers.protocol import Reducer, of_frames, with_defaults
 from jvidprune.reducers.registry import for_model
@@ -297,10 +298,10 @@ class VideoLLM:
         see `registry.for_model`. What is a reducer already comes back as it is.
 
         Raises:
-          JvidpruneError: unknown name or setting, or "stts" for a model without a scorer.
+          JvidpruneError: unknown name or setting, what is no reducer, or "stts" for a model without a scorer.
         """
         if not isinstance(method, str):
-            return method
+            return check_given(method)
         return with_defaults(for_model(method, self.loaded.config)).bind(self.loaded.model)
 
     def reduce(

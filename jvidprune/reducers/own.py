@@ -10,7 +10,7 @@ from typing import Any
 
 from jvidprune.errors import JvidpruneError, reason
 from jvidprune.own_code import named, said
-from jvidprune.reducers.protocol import with_defaults
+from jvidprune.reducers.protocol import Reducer, with_defaults
 from jvidprune.texts import unknown
 from jvidprune.tokens import EVIDENCE
 
@@ -48,6 +48,19 @@ def check_members(thing: Any, name: str) -> None:
     lacks = _lacks(thing)
     if lacks:
         raise JvidpruneError(f"{name} is no reducer: of {', '.join(_MEMBERS.values())} it lacks {', '.join(lacks)}.")
+
+
+def check_given(reducer: Any) -> Reducer:
+    """A reducer that was passed as an object.
+
+    Raises:
+      JvidpruneError: a class, or a thing without the four members.
+    """
+    name = reducer.__name__ if isinstance(reducer, type) else type(reducer).__name__
+    if isinstance(reducer, type):
+        raise JvidpruneError(f"a reducer is an object, and {name} is a class: make one of it, as in {name}().")
+    check_members(reducer, name)
+    return reducer
 
 
 def check_made(reducer: Any, name: str) -> None:

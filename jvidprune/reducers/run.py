@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from jvidprune.errors import JvidpruneError, JvidpruneWarning
 from jvidprune.reducers.checks import Check, check_finite, check_kind, check_needs, check_numbers, cleared
+from jvidprune.reducers.own import check_given
 from jvidprune.reducers.programs import bucket_capacity, run_batch, run_budgets, run_questions
 from jvidprune.reducers.protocol import (
     BaseReducer,
@@ -59,8 +60,8 @@ def reduce(
       `Reduced` with K = capacity rows; with a leading axis Q where there are several questions.
 
     Raises:
-      JvidpruneError: an impossible ratio or budget, missing evidence or a missing question, non-finite input, too small
-        a capacity.
+      JvidpruneError: what is no reducer, an impossible ratio or budget, missing evidence or a missing question,
+        non-finite input, too small a capacity.
     """
     given = {"text": text, "text_mask": text_mask, "capacity": capacity, "frames": frames}
     return _run(reducer, video, [ratio], single=True, diagnostics=diagnostics, check=check, **given)
@@ -191,7 +192,7 @@ def _from_tower(
 
 def _named(reducer: Reducer | str) -> Reducer:
     if not isinstance(reducer, str):
-        return reducer
+        return check_given(reducer)
     from jvidprune.reducers.registry import from_text
 
     return from_text(reducer)

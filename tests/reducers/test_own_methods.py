@@ -6,10 +6,11 @@ import importlib.metadata
 import json
 import sys
 
+import jax
 import numpy as np
 import pytest
 from helpers.own_method import MINE
-from helpers.reducer_checks import make_video
+from helpers.reducer_checks import make_video, refused
 
 import jvidprune
 from jvidprune import own_code
@@ -21,7 +22,7 @@ from jvidprune.reducers import own, registry
 from jvidprune.reducers.exported import export_reducer, load_reducer
 from jvidprune.reducers.serialise import FILE, SavedPruning, load_pruning, read_record, save_pruning
 from jvidprune.reducers.writing import expression
-from jvidprune.serve.compare import Comparer
+from jvidprune.serve.compare import SideBySide
 from jvidprune.video.limits import Limits
 
 SOURCE = (
@@ -124,6 +125,28 @@ def test_what_is_no_reducer_is_refused_in_a_sentence(text, message, folder):
 
 
 @pytest.mark.slow
+class _NoPlan:
+    needs = frozenset()
+
+    def budget(self, layout, ratio):
+        return 1
+
+
+@pytest.mark.parametrize(
+    ("thing", "words"),
+    [
+        (jvidprune.reducers.DivPrune, r"DivPrune is a class: make one of it, as in DivPrune\(\)"),
+        (_NoPlan(), "_NoPlan is no reducer: .* it lacks capacity, plan"),
+        (3, "int is no reducer"),
+    ],
+)
+def test_objects_that_are_no_reducers_are_refused_in_a_sentence(thing, words):
+    video = make_video(frames=2)
+    refused(lambda: jvidprune.reduce(thing, video, 0.5), words)
+    refused(lambda: jvidprune.sweep(thing, video, [0.5]), words)
+    refused(lambda: jvidprune.reduce_batch(thing, jax.tree.map(lambda x: x[None], video), 0.5), words)
+
+
 def test_a_sweep_has_its_row(folder, monkeypatch, run):
     text = "./mine_here.py:Mine(share=0.5)"
     words = ("--methods", f"{text},random", "--ratios", "0.25", "--clips", "2", "--max-new-tokens", "1", "--out", "run")
@@ -240,7 +263,7 @@ def _kept(reducer, video, ratio):
 
 def test_visitors_of_the_page_import_nothing(folder):
     llm = VideoLLM.load(EMBEDDED)
-    page = Comparer(llm, source=None, limits=Limits(), own=["./mine_here.py:Mine(share=0.5)"])
+    page = SideBySide(llm, source=None, limits=Limits(), own=["./mine_here.py:Mine(share=0.5)"])
     assert page.methods()["./mine_here.py:Mine(share=0.5)"] == "Mine (share=0.5)"
     (folder / "theirs_here.py").write_text("raise SystemExit('it ran')\n")
     (folder / "a.mp4").write_bytes(b"")
