@@ -199,8 +199,7 @@ def _gives(model: Path, head: Path | None) -> tuple[str, frozenset[str]]:
     from jvidprune.models.checkpoint.load import name_table, read_config
     from jvidprune.models.llava_onevision.config import HEAD_EVIDENCE
     from jvidprune.stts.attach import EVIDENCE
-    from jvidprune.stts.released import released_scorer
-    from jvidprune.stts.saved import read_stts
+    from jvidprune.stts.saved import read_stts, released_scorer
 
     family, config, folder = read_config(model)
     names = Checkpoint(folder, name_table(family, config).canonical).names

@@ -80,8 +80,7 @@ def write(model: str, folder: Path, choice: ExportChoice, *, console: "Console")
     from jvidprune.reducers.serialise import FILE, SavedPruning, load_declared, load_settings
     from jvidprune.reducers.writing import expression
     from jvidprune.stts.attach import EVIDENCE
-    from jvidprune.stts.released import released_scorer
-    from jvidprune.stts.saved import read_stts
+    from jvidprune.stts.saved import read_stts, released_scorer
     from jvidprune.tokens import QUESTION
 
     if choice.reducer is None and choice.ratio is not None:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 def models(*, out: Common = OUTPUT) -> None:
     """List the model families that checkpoints can be loaded for."""
-    from jvidprune.models.listing import listing
+    from jvidprune.models.family import listing
 
     rows = listing()
     if out.json:

@@ -18,6 +18,11 @@ class VideoModel(nnx.Module):
     lm: Decoder
 
     @property
+    def base(self) -> "VideoModel":
+        """The model without what is attached to it: itself, unless it carries a scorer (`stts.attach`)."""
+        return self
+
+    @property
     def provides(self) -> frozenset[str]:
         """Names of `tokens.EVIDENCE` that `encode` can attach (besides "text", which needs the caller's array)."""
         return self.config.provides

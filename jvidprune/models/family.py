@@ -115,6 +115,13 @@ def families() -> tuple[Family, ...]:
     return tuple(get(name) for name in names())
 
 
+def listing() -> list[dict[str, str]]:
+    """One row a family that checkpoints load for: name, paper, published checkpoints."""
+    return [
+        {"family": one.name, "paper": one.paper, "checkpoints": ", ".join(one.checkpoints) or "-"} for one in families()
+    ]
+
+
 def register(family: Family) -> None:
     """Makes a family of one's own known: its checkpoints load and can be asked about videos like any other.
 

@@ -13,7 +13,7 @@ from jaxtyping import Array, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.stts.config import STTSConfig
 from jvidprune.stts.encode import Encoder, connect_kept, encoder_of
-from jvidprune.stts.released import RELEASED, released_scorer
+from jvidprune.stts.saved import RELEASED, released_scorer
 from jvidprune.stts.scorer import Scorer, ScorerSizes
 from jvidprune.stts.select import one_video
 from jvidprune.stts.tower import Prefix, run_kept, run_prefix
@@ -102,7 +102,7 @@ def attach(llm: Any, config: STTSConfig, scorer: Scorer) -> Any:
     Raises:
       JvidpruneError: a scorer or settings that do not fit the tower.
     """
-    base = getattr(llm.loaded.model, "base", llm.loaded.model)
+    base = llm.loaded.model.base
     encoder_of(base, config.window, (1, 2, 2))
     loaded = dataclasses.replace(llm.loaded, model=ScoredModel(base, scorer, config))
     return dataclasses.replace(llm, loaded=loaded)

@@ -1,4 +1,4 @@
-"""A scorer and its settings beside a model's weights: `stts.json` and `stts.safetensors` in the checkpoint folder."""
+"""Scorers in checkpoint folders: `stts.json` and `stts.safetensors` beside the weights, or tensors among them."""
 
 import dataclasses
 import json
@@ -10,7 +10,7 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
-from jvidprune.models.checkpoint.folder import read_json
+from jvidprune.models.checkpoint.folder import Checkpoint, read_json
 from jvidprune.stts.config import STTSConfig
 from jvidprune.stts.scorer import Scorer, scorer_from_tensors, scorer_tensors
 
@@ -72,3 +72,28 @@ def read_stts(folder: Path, *, heads: int, dtype: Any = jnp.float32) -> TrainedS
     except (SafetensorError, OSError) as error:
         raise JvidpruneError(f"{folder / WEIGHTS} cannot be read: {error}.") from error
     return TrainedSTTS(config, scorer_from_tensors(tensors, heads, dtype=dtype))
+
+
+_MARK = ".temporal_token_scorer."
+
+RELEASED = STTSConfig(refill="official")
+"""The settings that released weights were trained with."""
+
+
+def released_scorer(folder: str | Path, heads: int, *, dtype: Any = jnp.float32) -> Scorer | None:
+    """The scorer that a checkpoint holds under any prefix; None where it has none.
+
+    Args:
+      folder: of the checkpoint.
+      heads: of the tower.
+      dtype: of the parameters.
+
+    Raises:
+      JvidpruneError: no readable checkpoint, or tensors that are missing or do not fit each other.
+    """
+    found = Checkpoint(Path(folder), lambda name: name if _MARK in name else None)
+    if not found.names:
+        return None
+    prefix = min(found.names).partition(_MARK)[0] + _MARK
+    tensors = {name: found.read(name, (slice(None),) * len(found.shape(name))) for name in found.names}
+    return scorer_from_tensors(tensors, heads, prefix=prefix, dtype=dtype)

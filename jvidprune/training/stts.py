@@ -21,7 +21,7 @@ from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.family import Family
 from jvidprune.reducers.prompt_rules import position_rule
 from jvidprune.reducers.serialise import FILE, with_reading
-from jvidprune.stts import Scorer, STTSConfig, encode, encoder_of, one_video, pooling_windows, windows_kept
+from jvidprune.stts import ScoredModel, Scorer, STTSConfig, encode, encoder_of, one_video, pooling_windows, windows_kept
 from jvidprune.stts.saved import TrainedSTTS, write_stts
 from jvidprune.training.data import frames_of, open_clips, rows_for
 from jvidprune.training.loss import ClipTokens
@@ -150,8 +150,8 @@ def _trains(family: Family) -> bool:
 
 def _parted(llm: VideoLLM, seed: int) -> tuple[VideoLLM, Any]:
     """The model without what is attached to it, and its scorer: that of a trained checkpoint, else a new one."""
-    model = getattr(llm.loaded.model, "base", llm.loaded.model)
-    scorer = getattr(llm.loaded.model, "scorer", None)
+    model = llm.loaded.model.base
+    scorer = llm.loaded.model.scorer if isinstance(llm.loaded.model, ScoredModel) else None
     if scorer is None and _trains(families.get(llm.loaded.family)):
         scorer = Scorer(encoder_of(model).tower.sizes, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     return dataclasses.replace(llm, loaded=dataclasses.replace(llm.loaded, model=model)), scorer

@@ -26,7 +26,6 @@ from jvidprune.models.checkpoint.names import NameTable, affine, decoder_rules
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.evidence import check_evidence
-from jvidprune.models.listing import listing
 from jvidprune.models.settings import FamilySettings, squashed
 from jvidprune.models.templates import PromptTemplate
 from jvidprune.parallel import DECODER_AXES
@@ -133,7 +132,7 @@ def toy(monkeypatch, tmp_path):
 
 def test_a_family_from_outside_loads_and_answers(toy):
     assert families.names()[-1] == "toy"
-    assert listing()[-1] == {"family": "toy", "paper": "-", "checkpoints": "-"}
+    assert families.listing()[-1] == {"family": "toy", "paper": "-", "checkpoints": "-"}
     llm = jvidprune.VideoLLM.load(toy)
     frames = np.random.default_rng(0).integers(0, 256, (6, 40, 30, 3), np.uint8)
     refused(lambda: llm.encode(frames), "the prompts of toy hold the times of frames")

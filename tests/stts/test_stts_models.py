@@ -31,7 +31,7 @@ from jvidprune.stts import (
 from jvidprune.stts.attach import attach_released
 from jvidprune.stts.grid_tower import window_numbers
 from jvidprune.stts.reducer import STTS
-from jvidprune.stts.released import released_scorer
+from jvidprune.stts.saved import released_scorer
 from jvidprune.video.preprocess import Patches
 
 PLAIN = STTSConfig(prune_at=0, attention="plain")

@@ -102,8 +102,7 @@ def export_model(
         raise JvidpruneError(f"a file holds at least 1 byte, got {shard_bytes}.")
     table = name_table(loaded.family, loaded.config)
     source = Checkpoint(loaded.folder, table.canonical)
-    # A model with a scorer stands for the model below it.
-    model = getattr(loaded.model, "base", loaded.model)
+    model = loaded.model.base
     values = {".".join(map(str, path)): x[...] for path, x in nnx.to_flat_state(nnx.state(model))}
     entries = list(_entries(loaded, table, source, values, dtype))
     texts = dict(extra or {})
