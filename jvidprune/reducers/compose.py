@@ -72,7 +72,7 @@ class _Rung(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Sequential(PositionedReducer):
+class Sequential(registry.HoldsMethods, PositionedReducer):
     """Runs `second` on the tokens that `first` leaves, as one reducer with one plan over the original tokens.
 
     The first stage must keep the same known number K1 of tokens in every frame (its `tokens_per_frame` is not None):
@@ -184,10 +184,6 @@ class Sequential(PositionedReducer):
         handed = jnp.asarray([rung.kept for rung in rungs], jnp.int32)[budget.rung]
         return plan._replace(diagnostics={"handed_over_per_frame": handed})
 
-    def named_inside(self, name: str) -> Reducer:
-        """With the published settings of the backbone, at the depth of the model."""
-        return registry.get(name, self.backbone, self.layers)
-
     def shares(self, layout: Layout, ratio: float) -> tuple[tuple[Layout, float], tuple[Layout, float]]:
         """What each stage is given for a total ratio: its video and its own ratio.
 
@@ -293,16 +289,6 @@ class Sequential(PositionedReducer):
             found = with_defaults(stage).flops(share[0], width, share[1])
             terms |= {f"{order}: {name}": flops for name, flops in found.items()}
         return terms
-
-    @classmethod
-    def preset(cls, backbone: str) -> dict[str, Any]:
-        """The family, for stages given by a text."""
-        return {"backbone": backbone}
-
-    @classmethod
-    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """The depth of the model, for stages given by a text; see `registry.get`."""
-        return {"layers": layers}
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="sequential",

@@ -51,7 +51,7 @@ _ANY = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
-class DSTP(PositionedReducer):
+class DSTP(registry.HoldsMethods, PositionedReducer):
     """Renews a host's choice of visual tokens at the steps of an answer; the number of tokens is the host's.
 
     A host that cuts inside the language model by the attention of the last position, once, keeps its own layer and
@@ -193,10 +193,6 @@ class DSTP(PositionedReducer):
         rules = prompt_rules(self.host) if self._inside else PromptRules()
         return rules._replace(positions=self.positions or prompt_rules(self.host).positions)
 
-    def named_inside(self, name: str) -> Reducer:
-        """A host for the same family and depth."""
-        return registry.get(name, self.backbone, self.layers)
-
     def warning(self, diagnostics: dict[str, Any]) -> str | None:
         """What the host says, of what is there."""
         return self._host.warning(diagnostics) if self._inside else None
@@ -204,16 +200,6 @@ class DSTP(PositionedReducer):
     def flops(self, layout: Layout, width: int, ratio: float) -> Mapping[str, float]:
         """The host's."""
         return self._host.flops(layout, width, ratio)
-
-    @classmethod
-    def preset(cls, backbone: str) -> dict[str, Any]:
-        """The family, for a host given by a text."""
-        return {"backbone": backbone}
-
-    @classmethod
-    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-        """The depth of the model, for a host given by a text."""
-        return {"layers": layers}
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="dstp",

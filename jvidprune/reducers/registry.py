@@ -189,6 +189,32 @@ def _called(cls: Any, name: str, settings: dict[str, Any], layers: int | None, o
         raise JvidpruneError(f"{name} cannot be made with {given}: {reason(error)}.") from error
 
 
+class HoldsMethods:
+    """Of a method that holds others: a text in their place is built for a family and a depth, which are two fields.
+
+    Attributes:
+      backbone: the family, None for the defaults of the classes.
+      layers: the depth of the language model, None for that of the published models.
+    """
+
+    backbone: str | None
+    layers: int | None
+
+    def named_inside(self, name: str) -> Reducer:
+        """With the published settings of the family, at the depth of the model."""
+        return get(name, self.backbone, self.layers)
+
+    @classmethod
+    def preset(cls, backbone: str) -> dict[str, Any]:
+        """The family."""
+        return {"backbone": backbone}
+
+    @classmethod
+    def at_depth(cls, layers: int, settings: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+        """The depth."""
+        return {"layers": layers}
+
+
 def for_model(text: str, config: Any) -> Reducer:
     """A reducer from a command-line text with the published settings of a model's family, at the model's depth.
 
