@@ -28,6 +28,7 @@ class Output:
     """Show the traceback of an error."""
 
     def console(self) -> "Console":
+        """What talks to people: silent where the result alone or an object for machines is wanted."""
         from jvidprune.cli.console import Console
 
         return Console(quiet=self.quiet or self.json)

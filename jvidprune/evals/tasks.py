@@ -66,7 +66,11 @@ def open_task(
 
 
 def answerable_part(measured: Path, clips: int, **settings: Any) -> Subset:
-    """So many clips of the procedural benchmark with the questions that a model was measured to answer above chance."""
+    """So many clips of the procedural benchmark with the questions that a model was measured to answer above chance.
+
+    Raises:
+      JvidpruneError: none of its questions was answered above chance.
+    """
     pairs = answerable(measured)
     if not pairs:
         raise JvidpruneError(f"{measured} has no question above chance; ask --questions all.")

@@ -32,7 +32,11 @@ class UnsupportedTask(JvidpruneError):
 
 
 def frames_of(pictures: Sequence[Any], wish: FrameWish) -> Clip:
-    """Pictures as the frames of a video, one a second."""
+    """Pictures as the frames of a video, one a second.
+
+    Raises:
+      JvidpruneError: pictures of several sizes.
+    """
     places = wish.indices(len(pictures), 1.0)
     arrays = [np.asarray(pictures[i].convert("RGB")) for i in places]
     if len({array.shape for array in arrays}) > 1:

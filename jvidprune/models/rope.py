@@ -125,7 +125,11 @@ class RopeConfig:
         return inverse if self.yarn is None else self.yarn.stretch(inverse, self.theta)
 
     def axis_of(self, head_dim: int) -> np.ndarray:
-        """(head_dim / 2,) which position axis (0 time, 1 height, 2 width) turns each frequency."""
+        """(head_dim / 2,) which position axis (0 time, 1 height, 2 width) turns each frequency.
+
+        Raises:
+          JvidpruneError: sections that do not add up to half the head dimension.
+        """
         half = head_dim // 2
         axis = np.zeros(half, np.int32)
         if self.sections is None:

@@ -14,7 +14,11 @@ PoolKind = Literal["bilinear", "average", "max", "none"]
 
 
 def pooled_side(side: int, kind: PoolKind) -> int:
-    """Side of the pooled grid: 27 -> 14 (bilinear), 13 (average, max), 27 (none)."""
+    """Side of the pooled grid: 27 -> 14 (bilinear), 13 (average, max), 27 (none).
+
+    Raises:
+      JvidpruneError: an unknown kind.
+    """
     if kind == "bilinear":
         return -(-side // 2)
     if kind in ("average", "max"):

@@ -48,6 +48,16 @@ def check_finite(reducer: Reducer, video: VideoTokens, reduced: Reduced) -> Redu
 
 
 def cleared(reducer: Reducer, videos: Sequence[VideoTokens], reduced: Reduced) -> Reduced:
+    """The result of one program on several videos without what it found.
+
+    Args:
+      reducer: that ran.
+      videos: what it ran on; the first with numbers that are not finite is named.
+      reduced: its result; one without anything that was looked for comes back as it is.
+
+    Raises:
+      JvidpruneError: NaN or infinite features or evidence.
+    """
     found = reduced.diagnostics.get(NOT_FINITE)
     if found is None:
         return reduced
@@ -66,6 +76,11 @@ def check_numbers(reducer: Reducer, video: VideoTokens) -> None:
 
 
 def check_kind(check: Any) -> Check:
+    """What a caller gave as `check`.
+
+    Raises:
+      JvidpruneError: none of the three.
+    """
     for known in get_args(Check):
         if type(check) is type(known) and check == known:
             return known

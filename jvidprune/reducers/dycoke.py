@@ -118,7 +118,11 @@ class DyCoke(PositionedReducer):
         return self.budget_of(layout, round(4.0 * (1.0 - ratio) / 3.0, 12))
 
     def budget_of(self, layout: Layout, pruned: float) -> DyCokeBudget:
-        """The budget for K, the share dropped from a pruned frame."""
+        """The budget for K, the share dropped from a pruned frame.
+
+        Raises:
+          JvidpruneError: fewer than 5 frames, unless `mode` is "fixed".
+        """
         if self.mode == "official" and layout.frames < 5:
             raise JvidpruneError(f"DyCoke's reference needs 5 frames, got {layout.frames}; mode='fixed' takes any.")
         return DyCokeBudget(np.int32(int((1 - pruned) * layout.tokens)))

@@ -114,6 +114,8 @@ def run_questions(
 def run_batch(
     reducer: Reducer, videos: VideoTokens, budgets: Budget, *, capacity: int, diagnostics: bool, checked: bool
 ) -> Reduced:
+    """`Reduced` for every video of a batch at its own budget, leading axis B; on CPU one after the other."""
+
     def one(video: VideoTokens, budget: Budget) -> Reduced:
         held = gradient_gate(reducer)
         plan = reducer.plan(*held((video, budget)), capacity=capacity)

@@ -107,7 +107,11 @@ class ExampleEncoder:
         return {"pixels": self.read(item), **self.tokens(item)}
 
     def tokens(self, item: Item) -> dict[str, np.ndarray]:
-        """The example of an item without its pixels; no clip is read."""
+        """The example of an item without its pixels; no clip is read.
+
+        Raises:
+          JvidpruneError: no question of the item fits.
+        """
         before, shared = self.before, self.prefix
         ids: list[int] = [*before, *[0] * (shared - len(before))]
         visual = [TEXT] * len(before) + list(range(self.kept)) + [NEWLINE] * self.newline
@@ -138,7 +142,11 @@ class ExampleEncoder:
         return {name: np.asarray(x, np.int32) for name, x in (slots | answers).items()}
 
     def read(self, item: Item) -> np.ndarray:
-        """(1, T, 3, s, s) pixels of an item's clip."""
+        """(1, T, 3, s, s) pixels of an item's clip.
+
+        Raises:
+          JvidpruneError: a clip with another number of frames.
+        """
         frames = item.load().frames
         if len(frames) != self.frames:
             raise JvidpruneError(f"the clip {item.id} has {len(frames)} frames, but training reads {self.frames}.")

@@ -316,7 +316,11 @@ class Tuner:
 
 
 def with_remat(model: Any, remat: bool) -> Any:
-    """The same model, whose layers are computed again in the backward pass where `remat`."""
+    """The same model, whose layers are computed again in the backward pass where `remat`.
+
+    Raises:
+      JvidpruneError: a part whose config has no `remat`.
+    """
     graph, state = nnx.split(model)
     copy = nnx.merge(graph, state)
     for part in (copy.vision, copy.lm):

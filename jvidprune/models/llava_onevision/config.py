@@ -122,6 +122,9 @@ def flat_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that both LLaVA families of lmms-lab read from their flat config.json.
 
     `mm_vision_select_layer` is -2 there and must be ignored: the 27th block is deleted and the last of the 26 is used.
+
+    Raises:
+      JvidpruneError: another tower, projector or resampler than those that are ported.
     """
     tower = raw.get("mm_vision_tower", "google/siglip-so400m-patch14-384")
     sizes = raw.get("vision_config_override") or TOWERS.get(tower)
