@@ -143,32 +143,42 @@ class Pairs(dict[str, Any]):
         self.pairs = pairs
 
 
-def parse_json(text: str | bytes, *, pairs: bool = False) -> Any:
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"it holds {name}")
+
+
+def parse_json(text: str | bytes, *, pairs: bool = False, finite: bool = False) -> Any:
     """A JSON value.
 
     Args:
       text: of it.
       pairs: objects are `Pairs`.
+      finite: NaN and infinities, which Python writes though JSON has none, are refused.
 
     Raises:
       ValueError: no JSON, no UTF-8, a number of thousands of digits, or brackets nested deeper than Python follows; the
         text of the error is one line.
     """
     try:
-        return json.loads(text, object_pairs_hook=Pairs if pairs else None)
+        constants = _no_constant if finite else None
+        return json.loads(text, object_pairs_hook=Pairs if pairs else None, parse_constant=constants)
     except RecursionError:
         # From here the error must not carry the deep traceback along.
         raise ValueError("its brackets are nested too deep") from None
 
 
-def load_json(path: Path) -> Any:
+def load_json(path: Path, *, finite: bool = False) -> Any:
     """The JSON value of a UTF-8 file.
+
+    Args:
+      path: of it.
+      finite: as for `parse_json`.
 
     Raises:
       JvidpruneError: the file cannot be read, or holds no JSON.
     """
     try:
-        return parse_json(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"), finite=finite)
     except (OSError, ValueError) as error:
         raise JvidpruneError(f"{path} is no readable JSON file: {reason(error)}.") from error
 

@@ -15,7 +15,7 @@ from jvidprune.backbones import check_backbone
 from jvidprune.errors import JvidpruneError
 from jvidprune.expressions import own_reference
 from jvidprune.fields import settings_of, settle
-from jvidprune.files import atomic_output
+from jvidprune.files import atomic_output, load_json
 from jvidprune.ops.transport.kinds import NAMES as PARTS
 from jvidprune.own_code import code_refused
 from jvidprune.reducers import registry
@@ -212,10 +212,7 @@ def _loaded(folder: str | Path, read: Callable[[Any], _Read], nothing: _Read) ->
     path = Path(folder) / FILE
     if not path.exists():
         return nothing
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except (OSError, ValueError, RecursionError) as error:
-        raise JvidpruneError(f"{path} is no readable JSON file: {error}.") from error
+    value = load_json(path, finite=True)
     try:
         return read(value)
     except RecursionError as error:
@@ -402,7 +399,3 @@ def _object(value: Any, what: str, allowed: tuple[str, ...], required: tuple[str
     if missing := [key for key in required if key not in value]:
         raise JvidpruneError(f"{what} has no {missing[0]}.")
     return value
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"it holds {name}")

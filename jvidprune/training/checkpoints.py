@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 from jvidprune.errors import JvidpruneError, reason
+from jvidprune.files import parse_json
 
 FOLDER, DAMAGED = "checkpoints", "damaged"
 """Where checkpoints lie below a run's folder, and where damaged ones are moved to."""
@@ -230,7 +231,7 @@ def _fault(folder: Path, step: int, placed: bool) -> str:
     texts += [f"{_METRICS}/{_METRICS}"] * (path / _METRICS).exists()
     for name in texts:
         try:
-            found = json.loads((path / name).read_text(encoding="utf-8"))
+            found = parse_json((path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return f"it has no {name}"
         except (OSError, ValueError):

@@ -16,7 +16,7 @@ import numpy as np
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.extras import need
-from jvidprune.files import atomic_output, load_json, make_folder
+from jvidprune.files import atomic_output, load_json, make_folder, parse_json
 from jvidprune.training import checkpoints
 from jvidprune.training.checkpoints import Keeping
 
@@ -153,7 +153,7 @@ def read_curve(folder: str | Path) -> list[dict[str, float]]:
     found = []
     for text in path.read_bytes().splitlines():
         with contextlib.suppress(ValueError):
-            line = json.loads(text)
+            line = parse_json(text)
             if isinstance(line, dict) and isinstance(line.get("step"), int):
                 found.append(line)
     return found

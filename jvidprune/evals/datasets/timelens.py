@@ -7,7 +7,6 @@ The wording is that of lmms-eval's task; the authors' was not read.
 """
 
 import functools
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +16,7 @@ from jvidprune.evals.datasets.entry import AskedQuestion, Entry
 from jvidprune.evals.datasets.wording import listing
 from jvidprune.evals.items import LeftOut
 from jvidprune.evals.spans import write_span
+from jvidprune.files import parse_json
 
 READING = {"lmms_eval": "letters"}
 ANSWER_TOKENS = 50
@@ -58,7 +58,7 @@ def _queries(path: Path, part: str, video: str, known: Any) -> Iterator[Entry | 
 
 def _row(part: str, number: int, row: Row) -> list[Entry]:
     span = row["span"]
-    return _entry(part, str(row["video_path"]), row["query"], json.loads(span) if isinstance(span, str) else span)
+    return _entry(part, str(row["video_path"]), row["query"], parse_json(span) if isinstance(span, str) else span)
 
 
 def _entry(part: str, video: str, query: Any, span: Sequence[Any]) -> list[Entry]:
