@@ -25,7 +25,7 @@ from jvidprune.models.positions import (
 )
 from jvidprune.models.prefill import read_prompt
 from jvidprune.models.qwen.model import spread_levels
-from jvidprune.models.qwen.tower import Windows, patch_coordinates
+from jvidprune.models.qwen.tower import AttentionWindows, patch_coordinates
 from jvidprune.models.qwen2_5_vl import Config as Config25
 from jvidprune.models.qwen3_vl import Config as Config3
 from jvidprune.parity.models import compare_model_folder
@@ -395,7 +395,7 @@ def test_large_frames_are_scored_in_chunks_of_queries(monkeypatch):
     ("height", "width", "side", "frames"), [(8, 4, 4, 1), (7, 5, 4, 2), (1, 9, 4, 1), (3, 2, 4, 2), (5, 6, 1, 1)]
 )
 def test_windows_split_and_join_are_inverse_and_never_mix(height, width, side, frames):
-    windows = Windows(height, width, side, 4)
+    windows = AttentionWindows(height, width, side, 4)
     x = jnp.arange(frames * height * width * 4).reshape(frames, -1)
     cut = windows.split(x)
     valid = windows.valid(frames)
