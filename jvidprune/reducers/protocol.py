@@ -206,11 +206,9 @@ class BaseReducer:
         named = "depth" in getattr(cls, "__dataclass_fields__", {}) and "depth" not in given
         return {"depth": layers} if named else {}
 
-    def named_inside(self, name: str) -> Reducer:
-        """The reducer that a bare name stands for where it is the value of a setting of this one."""
-        from jvidprune.reducers.registry import get
-
-        return get(name)
+    def named_inside(self, name: str) -> Reducer | None:
+        """The reducer that a bare name stands for as a setting of this one; None for that of `registry.get(name)`."""
+        return None
 
     def without_numbers(self) -> Reducer:
         """What compiled programs are made for: the method without the numbers and arrays that its budgets carry."""

@@ -47,8 +47,8 @@ def _method(reducer: Any, named: _Named) -> str:
     except JvidpruneError:
         # It has settings without a default.
         usual = None
-    inside = with_defaults(reducer).named_inside
-    return _call(name, reducer, usual, inside)
+    own = with_defaults(reducer)
+    return _call(name, reducer, usual, lambda inside: own.named_inside(inside) or registry.get(inside))
 
 
 def _stages(reducer: Any) -> tuple[Any, ...] | None:
