@@ -39,8 +39,9 @@ def table(content: dict[str, Any], wanted: list[str]) -> str:
         "`python -m experiments.perf.tpu` makes this file. Bytes are read and written: of HBM, and of HBM and VMEM "
         "together, with bodies of loops counted as often as they run, and as XLA's cost analysis counts them, each "
         "body once. Where data decide how often a loop runs, the program names a number; a star marks programs with "
-        "loops that do not, counted once. CPU seconds are those of the compiler's threads, which other work on the "
-        "machine of two cores disturbs little; seconds of the clock are of a machine that ran other work as well.\n",
+        "loops that do not, counted once. CPU seconds are those of the compiler's threads on a machine of two cores "
+        "that ran other work as well: the same program took up to 1.35 times as many where that was more. Seconds of "
+        "the clock are of the same machine.\n",
         "## Reducers on one v5e chip\n",
         "T=32, N=196, D=3584, bfloat16, batch 1; eight ratios 0.05 to 0.40, one is 0.30. In brackets: commit 287fd3c, "
         "whose output had room for the tokens asked for and not for the next eighth of the video that `reduce` makes "
