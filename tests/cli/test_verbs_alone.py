@@ -178,6 +178,7 @@ def test_folders_that_cannot_be_made_are_told_before_anything_is_loaded(place, t
         assert found["out"] == ""
 
 
+@pytest.mark.slow
 def test_numbers_and_addresses_that_make_no_sense(place, tmp_path):
     taken = socket.socket()
     taken.bind(("127.0.0.1", 0))

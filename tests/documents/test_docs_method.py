@@ -34,6 +34,7 @@ def test_the_snippet_prints_its_two_cuts(method, capsys):
     assert [(line.split()[0], line.split()[-1]) for line in lines] == [("1", "40"), ("2", "20")]
 
 
+@pytest.mark.slow
 def test_the_method_answers_and_cuts_where_it_says(method, tmp_path):
     llm = VideoLLM.load(untrained.write(tmp_path))
     reducer = method["KeyPyramid"]()

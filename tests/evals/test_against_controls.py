@@ -97,6 +97,7 @@ def test_a_plan_refuses_a_control_that_is_a_method_or_a_baseline():
         SweepPlan({"random": Random()}, controls={"none": Uniform()})
 
 
+@pytest.mark.slow
 def test_controls_join_a_run_and_leave_its_name_and_its_records_as_they_are(home, model, tmp_path):
     out = sweep(home, model, tmp_path / "run")
     before, first = (out / "samples.jsonl").read_bytes(), json.loads((out / "run.json").read_text())

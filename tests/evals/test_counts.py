@@ -99,6 +99,7 @@ def test_layers_and_bytes_of_a_cut_are_those_worked_out_by_hand(llm):
     assert found["kv_bytes"] == entry * text.layers * (prompt - 20)
 
 
+@pytest.mark.slow
 def test_a_sweep_tells_them_everywhere(home, model, llm, tmp_path):
     words = ["--methods", "random,fastv(layer=1)", "--ratios", "0.25", "--clips", "1", "--against", "layer_tokens"]
     out = sweep(home, model, tmp_path / "run", *words)

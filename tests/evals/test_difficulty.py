@@ -146,6 +146,7 @@ def test_files_and_lines_say_what_was_found(tmp_path):
     assert len(lengths) == len(RUNS)
 
 
+@pytest.mark.slow
 def test_a_sweep_tells_it_and_names_the_stand_in(home, model, tmp_path):
     words = ["--clips", "2", "--methods", "random", "--ratios", "0.25", "--controls", "pool_space"]
     out = sweep(home, model, tmp_path / "run", *words)

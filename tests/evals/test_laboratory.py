@@ -87,6 +87,7 @@ def test_measures_are_those_of_each_method_alone(lab):
                 assert math.isnan(found.marginal)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_and_answers_are_those_of_ask(llm, lab, tmp_path):
     benchmark = Procedural("test", clips=2, side=56, questions=2, difficulty=0.2)
     clips = procedural_clips(benchmark, benchmark)
@@ -192,6 +193,7 @@ def test_a_folder_of_clips_and_an_own_cost_become_a_table_and_a_figure(llm, tmp_
         compare_costs(None, tmp_path / "new", CostsChoice(cost="Toke"), model, Console(quiet=True))
 
 
+@pytest.mark.slow
 def test_clips_of_a_folder_have_no_objects(lab):
     video = synthetic_tokens(seed=1, frames=4, grid=(4, 4), dim=8, scenes=2, unpooled_grid=(8, 8))
     measures, _ = lab.measure(video, None)

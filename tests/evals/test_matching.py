@@ -126,6 +126,7 @@ def test_records_are_filed_apart_but_for_the_baselines():
         dataclasses.replace(plan, match="time")
 
 
+@pytest.mark.slow
 def test_a_sweep_at_equal_cost_resumes_and_loses_nothing_of_the_others(home, model, tmp_path):
     cut = "fastv(layer=1)"
     words = ["--clips", "1", "--methods", f"random,{cut}", "--ratios", "0.5,0.25", "--match", "tokens"]

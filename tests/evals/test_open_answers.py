@@ -60,6 +60,7 @@ def test_open_answers_stand_beside_the_accuracies_and_in_none(model, tmp_path):
     assert (again.resumed, again.samples) == (6, found.samples)
 
 
+@pytest.mark.slow
 def test_a_judge_writes_its_section_into_a_report_and_changes_nothing_else(run, model, tmp_path):
     llm, task = VideoLLM.load(model), Mixed()
     plan = SweepPlan({"random": Random()}, (0.25,), 2)

@@ -255,6 +255,7 @@ def test_what_cannot_be_probed_is_told(table):
         jvidprune.probe(VideoLLM.load(), ["fastv"], [0.5], clips=1, fitted=1)
 
 
+@pytest.mark.slow
 def test_the_verb_writes_a_table_and_a_page(run, tmp_path):
     words = ("--methods", "random", "--controls", "oracle", "--ratios", "0.3,0.1", "--clips", 4, "--fitted", 4)
     code, out, err = run("probe", *words, "--out", tmp_path / "found", "--json")

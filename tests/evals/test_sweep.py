@@ -75,6 +75,7 @@ def test_torn_files_are_mended_wherever_they_are_cut(home, model, whole, tmp_pat
         assert table(out) == table(whole)
 
 
+@pytest.mark.slow
 def test_lost_batch_records_are_made_again(home, model, whole, tmp_path):
     out = tmp_path / "lost"
     shutil.copytree(whole, out)

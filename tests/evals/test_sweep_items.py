@@ -147,6 +147,7 @@ def test_if_all_are_bad_the_sweep_says_so_in_one_sentence(data, run):
     assert "none of the 12 videos of exported lies below" in error
 
 
+@pytest.mark.slow
 def test_a_replaced_video_is_asked_again_and_the_others_are_not(exported, data, run, tmp_path):
     _, first, _ = run(data, "--clips", "3")
     _, more, _ = run(data, "--clips", "4")

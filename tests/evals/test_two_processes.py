@@ -91,6 +91,7 @@ def assert_whole(out, whole):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_a_host_that_dies_comes_back_and_the_table_is_that_of_a_single_process(hosts, whole):
     hosts.kill_when_writing(1)
     written = results_of(hosts.own(1))
@@ -224,6 +225,7 @@ def test_a_bad_clip_is_the_same_for_hosts_and_for_a_single_process(home, model, 
         assert "test-1" in (folder / "samples.jsonl").read_text()
 
 
+@pytest.mark.slow
 def test_hosts_without_a_coordinator_share_the_folder_alone(home, model, whole, tmp_path, capfd):
     from jvidprune.evals.hosts import Host, only_writer
 

@@ -133,6 +133,7 @@ def test_an_area_under_the_curve_counts_pairs():
     assert auc(scores, shown) == pytest.approx((3 + 2.5) / 6)
 
 
+@pytest.mark.slow
 def test_a_few_steps_train_tower_and_model_and_go_on_where_they_stopped(tmp_path):
     look = dataclasses.replace(LOOK, dense=0.0)
     train_regime(Regime((look,), SIZES, SMALL), tmp_path, every=1, log=1)

@@ -233,6 +233,7 @@ def test_a_table_runs_on_other_weights_and_small_data(tool, places, capsys, monk
     assert "is missing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_all_tables_share_answers_frames_are_a_methods_own_and_judged_answers_count(tool, places, capsys, monkeypatch):
     where, _, out_folder = places
     base = tool.read("stop_qwen2_5_vl")

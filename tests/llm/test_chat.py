@@ -33,6 +33,7 @@ def folders(tmp_path_factory):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_three_rounds_reuse_the_cache_and_equal_asking_from_scratch(folders, family):
     llm = VideoLLM.load(folders[family])
     video = llm.reduce(clip(0), reducer="uniform", ratio=0.4)
@@ -87,6 +88,7 @@ def greedy(llm, ids, count):
     return found
 
 
+@pytest.mark.slow
 def test_a_round_that_does_not_fit_the_cache_reads_anew(folders, monkeypatch):
     llm = VideoLLM.load(folders["llava_onevision"])
     video = llm.reduce(clip(0), reducer="uniform", ratio=0.4)

@@ -94,6 +94,7 @@ def test_pixels_are_the_original_frames_resized_once_whatever_the_limits(clip, f
 
 
 @pytest.mark.parametrize("text", ["downscale", "downscale(keep_aspect=True)", "fewer_frames"])
+@pytest.mark.slow
 def test_an_answer_is_that_of_a_video_of_such_frames(llm, clip, text):
     ratio = 0.3
     encoded = llm.encode(clip)
@@ -206,6 +207,7 @@ def test_pictures_show_what_was_encoded(llm, clip):
     assert page.replace(" ", "").count(f'"total":{whole.total}') == 3
 
 
+@pytest.mark.slow
 def test_a_sweep_encodes_a_clip_once_a_ratio(tmp_path):
     llm = VideoLLM.load(tiny_checkpoints.write("qwen3_vl", tmp_path / "model"))
     item = Procedural("test", clips=1, side=56)[0]

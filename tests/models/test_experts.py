@@ -69,6 +69,7 @@ def test_groups_of_any_size(sizes, ragged):
     np.testing.assert_allclose(found[: len(group)], expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_gradient_goes_through_rows_and_matrices():
     module, _ = made(7, 3)
     x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 20, 6)), jnp.float32)

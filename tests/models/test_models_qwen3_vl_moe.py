@@ -190,8 +190,8 @@ def test_stts_runs_in_its_tower(folders):
     packed, masked, whole = run(patches, "flat", 9), run(patches, "masked", 9), run(patches, "flat", 18)
     np.testing.assert_array_equal(packed.index, masked.index)
     np.testing.assert_allclose(packed.tokens, masked.tokens, atol=1e-4)
-    np.testing.assert_allclose(packed.levels, masked.levels, atol=1e-4)
+    np.testing.assert_allclose(packed.deepstack, masked.deepstack, atol=1e-4)
     dense = jax.jit(model.encode)(Patches(patches, grid))
     np.testing.assert_allclose(whole.tokens, dense.features.reshape(18, -1), atol=1e-4)
     levels = dense.evidence["features_deepstack"]
-    np.testing.assert_allclose(whole.levels, levels.reshape(18, *levels.shape[2:]), atol=1e-4)
+    np.testing.assert_allclose(whole.deepstack, levels.reshape(18, *levels.shape[2:]), atol=1e-4)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,6 +29,7 @@ def brute_force_ascending(pick, merged, target, weight, x, capacity):
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10_000), slots=st.sampled_from([1, 2]))
+@pytest.mark.slow
 def test_ascending_plan_and_apply_match_brute_force(seed, slots):
     rng = np.random.default_rng(seed)
     pick = rng.integers(0, 3, M) * (rng.random(M) < 0.3)

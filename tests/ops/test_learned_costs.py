@@ -40,6 +40,7 @@ def moved(module, seed=5):
     return jax.tree.map(lambda leaf: leaf + jnp.asarray(rng.normal(size=leaf.shape) * 0.2, leaf.dtype), module)
 
 
+@pytest.mark.slow
 def test_modules_begin_as_the_parts_of_aot():
     x, y = rows(7, 0), rows(4, 1)
     theirs = TokenCost()(x, y)

@@ -222,6 +222,7 @@ def test_one_batch_over_costs_and_epsilons_equals_single_problems_and_padding_is
     assert np.asarray(many.converged)[:, -1].all()
 
 
+@pytest.mark.slow
 def test_a_batch_of_low_ranks_equals_single_ones_and_padding_is_nothing():
     # A problem that is not convex amplifies rounding: few iterations, all of them made.
     def run(epsilon, *problem):

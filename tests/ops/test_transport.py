@@ -485,6 +485,7 @@ def test_the_gap_is_what_a_plan_costs_above_its_dual_value(make):
     assert gaps[2] < 1e-5
 
 
+@pytest.mark.slow
 def test_a_low_rank_has_no_gap_and_reductions_tell_theirs():
     assert np.isnan(jax.jit(tr.LowRank(3, iterations=10))(COST, MU, NU).gap).all()
     video = synthetic_tokens(seed=0, frames=4, grid=(4, 4), dim=8, scenes=2, unpooled_grid=(8, 8))

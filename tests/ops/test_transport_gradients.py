@@ -85,6 +85,7 @@ def test_derivatives_are_finite_and_zero_on_padding_and_of_nothing(name):
     np.testing.assert_array_equal(np.asarray(grads[0])[padded], 0)
 
 
+@pytest.mark.slow
 def test_the_backward_pass_stores_no_iteration():
     rows, columns = 96, 24
     cost = jax.ShapeDtypeStruct((rows, columns), jnp.float32)

@@ -50,9 +50,9 @@ def passing():
 
 
 def changed():
-    """Those of STTS have many arrays, and its programs are long."""
-    paths = in_order(SMALLEST)
-    return [pytest.param(p, marks=[pytest.mark.slow] if p.parent.name == "stts" else [], id=name(p)) for p in paths]
+    """Those of STTS have many arrays, and its programs are long, as are those of `SLOW`."""
+    slow = {path: path.parent.name == "stts" or name(path) in SLOW for path in in_order(SMALLEST)}
+    return [pytest.param(path, marks=[pytest.mark.slow] * is_slow, id=name(path)) for path, is_slow in slow.items()]
 
 
 _LAST = [None]

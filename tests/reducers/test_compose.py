@@ -74,6 +74,7 @@ def test_equals_running_the_stages_by_hand(first, second):
     np.testing.assert_array_equal(np.asarray(out.slot), slot)
 
 
+@pytest.mark.slow
 def test_mass_counts_every_source_that_was_not_dropped():
     out = jv.reduce(Sequential(ZIP, ZIP), make_video(3), 0.2)
     slot = np.asarray(out.slot)
@@ -81,6 +82,7 @@ def test_mass_counts_every_source_that_was_not_dropped():
     np.testing.assert_array_equal(np.asarray(out.mass)[: int(out.count)].sum(), T * N)
 
 
+@pytest.mark.slow
 def test_counts_hold_and_the_first_stage_takes_the_nearest_usable_rung():
     video = make_video()
     both = Sequential(TOP, AttentionTopK(), split=0.5)

@@ -147,6 +147,7 @@ def test_objects_that_are_no_reducers_are_refused_in_a_sentence(thing, words):
     refused(lambda: jvidprune.reduce_batch(thing, jax.tree.map(lambda x: x[None], video), 0.5), words)
 
 
+@pytest.mark.slow
 def test_a_sweep_has_its_row(folder, monkeypatch, run):
     text = "./mine_here.py:Mine(share=0.5)"
     words = ("--methods", f"{text},random", "--ratios", "0.25", "--clips", "2", "--max-new-tokens", "1", "--out", "run")

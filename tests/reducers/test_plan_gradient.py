@@ -69,6 +69,7 @@ def loss(x, *given, video=VIDEO, **options):
     return jnp.sum(tokens * WEIGHT[: len(tokens)].astype(tokens.dtype))
 
 
+@pytest.mark.slow
 def test_derivatives_through_reduce_are_those_of_finite_differences_in_float64():
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda leaf: leaf.astype(jnp.float64) if leaf.dtype == jnp.float32 else leaf, VIDEO)
@@ -122,6 +123,7 @@ def test_videos_side_by_side_with_padding_frames_have_the_derivatives_of_each():
     np.testing.assert_allclose(grad, each[0] + each[1], atol=2e-4 * float(jnp.abs(grad).max()))
 
 
+@pytest.mark.slow
 def test_new_arrays_and_numbers_compile_nothing_anew():
     run_budgets.clear_cache()
     outs = []

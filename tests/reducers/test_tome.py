@@ -57,6 +57,7 @@ def test_rows_equal_a_plain_version(seed, ratio, setting):
     assert row == int(reduced.count)
 
 
+@pytest.mark.slow
 def test_a_clip_that_ends_early_keeps_its_share():
     video = checks.make_video(frames=6)
     reduced = checks.reduce(ToMe(clip=4), video, 0.25)

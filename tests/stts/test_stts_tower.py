@@ -262,6 +262,7 @@ def test_llava_tokens_are_those_of_the_whole_tower_at_kept_places():
     np.testing.assert_allclose(whole.tokens, jax.jit(model.encode)(pixels).features.reshape(-1, 16), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_several_videos_on_one_axis_are_parted_again():
     model, windows = llava(), pooling_windows(llava().config)
     pixels = jax.random.normal(jax.random.key(1), (2, 3, 3, 28, 28))

@@ -90,6 +90,7 @@ def test_with_everything_kept_the_second_stage_is_the_unpruned_model(llm, run):
 
 
 @pytest.mark.parametrize("place", [0, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.slow
 def test_what_is_learned_from_is_what_the_method_answers_with(llm, run, place):
     """The loss of the second stage is the mean log-likelihood that the pruned prompts give their answers."""
     reader, prompt, rows, trainee, params = run
@@ -124,6 +125,7 @@ def stopped_at(number):
     return lambda: next(calls) == number
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(llm, tmp_path):
     """The first stage alone, stopped at its second checkpoint; its file is a method."""
     choice = dataclasses.replace(CHOICE, steps=(6, 0))
@@ -149,6 +151,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(llm, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_both_stages_go_on_to_the_same_bits(llm, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     made = train_pruner(llm, TASK, whole, CHOICE, frames=FRAMES)
@@ -162,6 +165,7 @@ def test_both_stages_go_on_to_the_same_bits(llm, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_a_module_learns_what_a_deep_layer_of_a_trained_model_looks_at(tmp_path):
     """On the embedded model: nearer to the guidance than equal scores, and its best quarter on held-out clips too."""
     embedded = VideoLLM.load(None, dtype="float32")
@@ -196,6 +200,7 @@ class FirstLayer(Full):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_a_router_learns_and_goes_on_to_the_same_bits(llm, tmp_path):
     settings = {"steps": 6, "rows": 2, "frames": FRAMES, "log": 2, "every": 2, "rate": 0.1}
     whole = train_router(llm, TASK, tmp_path / "whole", FirstLayer(), 0.25, **settings)

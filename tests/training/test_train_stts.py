@@ -260,6 +260,7 @@ def test_a_killed_run_goes_on_to_the_same_parameters_and_curve(folder, whole, tm
         assert (tmp_path / name).read_bytes() == (whole[0] / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_learns_keeps_its_best_checkpoint_and_refuses_others(folder, whole):
     out, trained = whole
     curve = trained.curve
@@ -277,6 +278,7 @@ def test_a_run_learns_keeps_its_best_checkpoint_and_refuses_others(folder, whole
         tuner(folder, dataclasses.replace(TUNING, seed=1)).run(out)
 
 
+@pytest.mark.slow
 def test_what_is_published_prunes_and_answers_as_it_was_trained(llm, whole, tmp_path):
     choice = TrainChoice(steps=10, eval_clips=4)
     publish(tmp_path / "model", open_run(llm, choice, read_rates(choice.rates)), whole[1])
@@ -300,6 +302,7 @@ def test_what_is_published_prunes_and_answers_as_it_was_trained(llm, whole, tmp_
     assert again.scorer is loaded.loaded.model.scorer
 
 
+@pytest.mark.slow
 def test_what_is_published_is_read_in_the_convention_of_its_training(folder, whole, tmp_path):
     source = shutil.copytree(folder, tmp_path / "source")
     (source / FILE).write_text(FolderSettings(positions="renumbered", convention="transformers").text())

@@ -180,6 +180,7 @@ def test_a_few_steps_lower_both_losses(whole):
 
 
 @pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_parameters_and_curve(whole, tmp_path):
     command = [sys.executable, "-c", _CHILD, str(tmp_path), "questions", "3"]
     paths = import_paths(Path(__file__).parent)
@@ -196,6 +197,7 @@ def test_a_killed_run_goes_on_to_the_same_parameters_and_curve(whole, tmp_path):
         assert curves[0] == curves[1]
 
 
+@pytest.mark.slow
 def test_a_run_with_other_settings_is_refused(whole):
     with pytest.raises(JvidpruneError, match="holds a run with other settings"):
         train(dataclasses.replace(MICRO, seed=1), whole[0], every=2, log=1)
@@ -203,6 +205,7 @@ def test_a_run_with_other_settings_is_refused(whole):
         train(MICRO, whole[0], every=3, log=2)
 
 
+@pytest.mark.slow
 def test_what_is_published_is_what_was_trained(whole, tokenizer, tmp_path):
     _, network, params, _ = whole
     model, _ = network.merge(params)
