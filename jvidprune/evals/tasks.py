@@ -17,6 +17,11 @@ SIDE = 392
 """Height and width of its frames for towers of any resolution (the Qwen-VL families)."""
 
 
+def clip_side(llm: VideoLLM) -> int:
+    """Height and width of the procedural benchmark's clips for a model: those of its tower's images, else `SIDE`."""
+    return max(56, getattr(llm.loaded.config.vision, "image_size", SIDE))
+
+
 def open_task(
     name: str,
     data: Path | None,
@@ -53,7 +58,7 @@ def open_task(
             raise JvidpruneError(f"the procedural benchmark has its own wording, not the prompts {prompts!r}.")
         if data is not None:
             raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
-        side = max(56, getattr(llm.loaded.config.vision, "image_size", SIDE))
+        side = clip_side(llm)
         count = Procedural.frames if frames is None else frames
         measured = llm.loaded.folder / "accuracy.csv"
         if questions == "all" or not measured.exists():

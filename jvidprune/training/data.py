@@ -433,6 +433,8 @@ def frames_of(llm: VideoLLM, task: str, frames: int | None) -> int:
 def _procedural(llm: VideoLLM, data: Path | None, clips: int | None, *, frames: int, questions: int) -> Procedural:
     if data is not None:
         raise JvidpruneError("the procedural benchmark reads no files: leave out --data or name a --task.")
+    # Not `evals.tasks.clip_side`: towers of any resolution learn from the smallest clips there are, as a step holds all
+    # tokens of several clips at once, and runs go on with the size that they began with.
     side = max(56, getattr(llm.loaded.config.vision, "image_size", 56))
     return Procedural("train", clips=clips or 1 << 30, frames=frames, side=side, questions=questions)
 

@@ -14,7 +14,7 @@ from jvidprune.evals.probe.measures import Rows, Sums, measure, nearest, token_o
 from jvidprune.evals.probe.oracle import Oracle, told
 from jvidprune.evals.probe.readouts import Fitting, Readouts
 from jvidprune.evals.probe.table import ALL_TOKENS, GUESS, ProbeTable, Run, summarised
-from jvidprune.evals.tasks import SIDE
+from jvidprune.evals.tasks import clip_side
 from jvidprune.fields import Count, checked
 from jvidprune.llm.encoded import EncodedVideo
 from jvidprune.llm.video_llm import VideoLLM
@@ -174,13 +174,8 @@ def _title(name: str, reducer: Reducer) -> str:
     return title_of(reducer) if name == ORACLE else registry.title(name)
 
 
-def _side(llm: VideoLLM) -> int:
-    """Height and width of the clips: those of the tower's images, or of the benchmark's."""
-    return max(56, getattr(llm.loaded.config.vision, "image_size", SIDE))
-
-
 def _task(llm: VideoLLM, split: Split, clips: int, frames: int) -> Procedural:
-    return Procedural(split, clips=clips, frames=frames, side=_side(llm), categories=CATEGORIES)
+    return Procedural(split, clips=clips, frames=frames, side=clip_side(llm), categories=CATEGORIES)
 
 
 def _clips(llm: VideoLLM, task: Procedural, needs: frozenset[str]) -> Iterator[_Known]:
