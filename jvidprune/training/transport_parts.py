@@ -13,6 +13,7 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.ops.transport import LearnedCost, LearnedMasses
 from jvidprune.ops.transport.modules import module_of
 from jvidprune.reducers.aot import AOT
+from jvidprune.reducers.protocol import title_of
 from jvidprune.reducers.serialise import FILE, SavedPruning, load_declared
 from jvidprune.weights import Weights
 
@@ -27,8 +28,9 @@ def trainable(reducer: Any) -> AOT:
       JvidpruneError: one whose tokens have no derivative in its transports.
     """
     if not isinstance(reducer, AOT):
-        title = getattr(getattr(reducer, "info", None), "title", reducer)
-        raise JvidpruneError(f"a cost is learned through AOT, whose tokens follow its plans; those of {title} do not.")
+        raise JvidpruneError(
+            f"a cost is learned through AOT, whose tokens follow its plans; those of {title_of(reducer)} do not."
+        )
     return dataclasses.replace(reducer, plan_gradient="through")
 
 
