@@ -94,7 +94,7 @@ def train_cost(what: Cost, console: "Console") -> dict[str, Any]:
     from jvidprune.reducers.writing import expression
     from jvidprune.training.data import open_clips
     from jvidprune.training.loop import read_curve
-    from jvidprune.training.transport_parts import publish, trainable
+    from jvidprune.training.transport_parts import check_published, publish, trainable
     from jvidprune.training.transports import CostChoice, CostTrainer
 
     choice, folder, model = what.settings, what.folder, what.model
@@ -108,6 +108,7 @@ def train_cost(what: Cost, console: "Console") -> dict[str, Any]:
     launch.start()
     with console.working():
         llm = open_model(model, console, dtype="float32")
+        check_published(folder / MODEL, llm)
         frames = model.frames or llm.settings.frames
         options: dict[str, Any] = {"questions": choice.questions, "held": choice.held_clips, "limits": limits}
         options |= {"clips": choice.train_clips, "frames": frames, "held_frames": frames}

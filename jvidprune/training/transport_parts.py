@@ -62,6 +62,28 @@ def saved_parts(method: AOT, parts: Parts, folder: Path) -> AOT:
     return dataclasses.replace(method, **changed)
 
 
+def check_published(folder: Path, llm: VideoLLM) -> None:
+    """Refuses a folder in whose place `publish` would delete files that it links to, before the work for it.
+
+    Args:
+      folder: as `publish` gets it.
+      llm: whose files are linked to.
+
+    Raises:
+      JvidpruneError: files of the model lie in the folder.
+    """
+    source = llm.loaded.folder
+    try:
+        targets = [place.resolve() for place in (folder, _part(folder))]
+        files = [source.resolve(), *(place for file in source.iterdir() for place in _way(file))]
+    except (OSError, RuntimeError) as error:
+        raise JvidpruneError(f"cannot write {folder}: {reason(error)}.") from error
+    if any(file.is_relative_to(target) for file in files for target in targets):
+        raise JvidpruneError(
+            f"cannot write {folder}: files of the model {source}, to which it would link, lie there; name another one."
+        )
+
+
 def publish(folder: Path, llm: VideoLLM, method: AOT, ratio: float) -> Path:
     """A checkpoint folder that reduces with the method: links to the model's files, and settings of its own.
 
@@ -72,20 +94,46 @@ def publish(folder: Path, llm: VideoLLM, method: AOT, ratio: float) -> Path:
       ratio: that holds unless another one is asked for.
 
     Raises:
-      JvidpruneError: a folder that cannot be written to.
+      JvidpruneError: a folder that cannot be written to, or that holds files of the model.
     """
-    source, part = llm.loaded.folder.absolute(), folder.with_name(f".{folder.name}.part")
-    declared = load_declared(source)
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        for file in source.iterdir():
-            if file.is_file() and file.name != FILE:
-                (part / file.name).symlink_to(file)
-    except OSError as error:
-        raise JvidpruneError(f"cannot write {folder}: {reason(error)}.") from error
+    check_published(folder, llm)
+    part, declared = _part(folder), load_declared(llm.loaded.folder)
     pruning = SavedPruning(method, ratio, llm.loaded.family, llm.settings.convention, llm.settings.mrope_rule)
-    (part / FILE).write_text(declared._replace(pruning=pruning).text(), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    text = declared._replace(pruning=pruning).text()
+    try:
+        if part.exists():
+            shutil.rmtree(part)
+        part.mkdir(parents=True)
+        for name, file in _linked(llm.loaded.folder).items():
+            (part / name).symlink_to(file)
+        (part / FILE).write_text(text, encoding="utf-8")
+        if folder.is_dir():
+            shutil.rmtree(folder)
+        part.rename(folder)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise JvidpruneError(f"cannot write {folder}: {reason(error)}.") from error
     return folder
+
+
+def _part(folder: Path) -> Path:
+    """Where a folder is made before it takes its place."""
+    return folder.with_name(f".{folder.name}.part")
+
+
+def _way(file: Path) -> list[Path]:
+    """A file, what it links to, and so on to the file itself."""
+    found = [file.parent.resolve() / file.name]
+    while found[-1].is_symlink() and len(found) < _LONGEST:
+        following = found[-1].parent / found[-1].readlink()
+        found.append(following.parent.resolve() / following.name)
+    return found
+
+
+_LONGEST = 40
+"""Links that an operating system follows at most."""
+
+
+def _linked(source: Path) -> dict[str, Path]:
+    """The files of a checkpoint by name, where they lie themselves: links to links would end with any of them."""
+    return {file.name: file.resolve() for file in source.iterdir() if file.is_file() and file.name != FILE}

@@ -1,6 +1,7 @@
 """Training of transport costs: the loss is what the model says of a reduction, runs go on to the same bits."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -10,16 +11,20 @@ from helpers import tiny_checkpoints
 
 import jvidprune
 from jvidprune import JvidpruneError
+from jvidprune.cli.console import Console
+from jvidprune.cli.options import CheckpointChoice
+from jvidprune.cli.train_cost import Cost, train_cost
 from jvidprune.llm.batch import Prompt, score_many
 from jvidprune.llm.encoded import reduce_video
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.tokenizer import END_TOKENS
 from jvidprune.ops.rebuilt import dropped_tokens, reconstruction_error
 from jvidprune.procedural.benchmark import Procedural
+from jvidprune.reducers import AOT
 from jvidprune.reducers.registry import from_text
 from jvidprune.reducers.writing import expression
 from jvidprune.training.inside import FirstQuestions
-from jvidprune.training.transport_parts import publish, with_parts
+from jvidprune.training.transport_parts import check_published, publish, with_parts
 from jvidprune.training.transports import CostChoice, CostTrainer
 
 FRAMES = 8
@@ -142,3 +147,41 @@ def test_what_cannot_be_learned_is_said_before_anything_is_compiled(llm):
     assert CHOICE.stages(llm.reducer("aot"), 16) == ("intra", "inter")
     with pytest.raises(JvidpruneError, match="takes 2 clips, but there are 1"):
         CostTrainer(llm, llm.reducer("aot"), CHOICE, FirstQuestions(Procedural("train", clips=1)))
+
+
+def test_the_model_that_is_linked_to_stays(llm, tmp_path):
+    copy = tmp_path / "run" / "model"
+    shutil.copytree(llm.loaded.folder, copy)
+    before = {path: path.read_bytes() for path in copy.iterdir()}
+    with pytest.raises(JvidpruneError, match=r"files of the model .* lie there; name another one"):
+        train_cost(Cost(tmp_path / "run", model=CheckpointChoice(model=str(copy))), Console(quiet=True))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
+    other = VideoLLM.load(copy)
+    (tmp_path / "alias").symlink_to(copy)
+    for folder in (copy, tmp_path / "alias", tmp_path / "run"):
+        with pytest.raises(JvidpruneError, match="name another one"):
+            publish(folder, other, AOT(), 0.3)
+    # Nor may links that its files go through end in nothing.
+    made = publish(tmp_path / "made", other, AOT(), 0.3)
+    (tmp_path / "links").mkdir()
+    for file in made.iterdir():
+        (tmp_path / "links" / file.name).symlink_to(file)
+    linked = VideoLLM.load(tmp_path / "links")
+    with pytest.raises(JvidpruneError, match="name another one"):
+        check_published(made, linked)
+    again = publish(tmp_path / "again", linked, AOT(), 0.3)
+    assert (again / "model.safetensors").readlink() == (copy / "model.safetensors").resolve()
+    # A folder that is there is replaced, with whatever it held.
+    (again / "more").write_text("x")
+    assert not (publish(again, other, AOT(), 0.4) / "more").exists()
+    assert {path: path.read_bytes() for path in copy.iterdir()} == before
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence_and_leaves_nothing(llm, tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / "link"):
+        with pytest.raises(JvidpruneError, match=f"cannot write {folder}: "):
+            publish(folder, llm, AOT(), 0.3)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "file", "link"]
