@@ -78,7 +78,8 @@ def compare_costs(
     """Measures, writes table and figure, and says where they are.
 
     Raises:
-      JvidpruneError: parts that are none, a method without transport, a folder without videos.
+      JvidpruneError: parts that are none, a method without transport, a folder without videos, a rate of frames of the
+        embedded benchmark.
     """
     from jvidprune.cli.reading import check_reading, open_model
     from jvidprune.evals.laboratory import Laboratory, run_laboratory, times_of
@@ -100,13 +101,15 @@ def compare_costs(
     check_folder(folder)
     if choice.clips < 1:
         raise JvidpruneError(f"there must be at least 1 clip, got {choice.clips}.")
+    if videos is None and model.fps is not None:
+        raise JvidpruneError("clips of the procedural benchmark have a frame a second: say how many with --frames.")
     files = None if videos is None else video_files(videos)[: choice.clips]
     with console.working():
         llm = open_model(model, console)
         methods = settings(llm.reducer(choice.reducer), **options)
         lab = Laboratory(llm, methods, ratios)
         if files is None:
-            clips = embedded_clips(llm, choice)
+            clips = embedded_clips(llm, choice, model.frames)
         else:
             clips = [_file_clip(llm, path, model, limits) for path in files]
         bar = console.task(f"{len(methods)} transports at {len(ratios)} ratios", len(clips))
@@ -144,21 +147,33 @@ _VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
 
 def _file_clip(llm: Any, path: Path, model: ModelChoice, limits: Any) -> Any:
     from jvidprune.evals.laboratory import LabClip
+    from jvidprune.files import content_mark
 
-    return LabClip(path.name, lambda: llm.sample(path, frames=model.frames, fps=model.fps, limits=limits))
+    wish = llm.settings.wish(model.frames, model.fps)
+    return LabClip(
+        path.name,
+        lambda: llm.sample(path, frames=model.frames, fps=model.fps, limits=limits),
+        lambda: {"video": content_mark(path)} | dataclasses.asdict(wish),
+    )
 
 
-def embedded_clips(llm: Any, choice: CostsChoice) -> list[Any]:
-    """Clips of the embedded benchmark, with what is seen in them and the questions that are wanted."""
+def embedded_clips(llm: Any, choice: CostsChoice, frames: int | None = None) -> list[Any]:
+    """Clips of the embedded benchmark, with what is seen in them and the questions that are wanted.
+
+    Args:
+      llm: whose tower says how large they are.
+      choice: how many, and which questions.
+      frames: of a clip; by default the benchmark's own number.
+    """
     from jvidprune.evals.laboratory import procedural_clips
-    from jvidprune.evals.tasks import answerable_part
+    from jvidprune.evals.tasks import answerable_part, clip_side
     from jvidprune.procedural.benchmark import Procedural
 
-    side = max(56, getattr(llm.loaded.config.vision, "image_size", 56))
+    size: dict[str, Any] = {"side": clip_side(llm), "frames": Procedural.frames if frames is None else frames}
     measured = llm.loaded.folder / "accuracy.csv"
-    whole = Procedural("test", clips=choice.clips, side=side)
+    whole = Procedural("test", clips=choice.clips, **size)
     if choice.questions == "answerable" and measured.exists():
-        part = answerable_part(measured, choice.clips, side=side)
+        part = answerable_part(measured, choice.clips, **size)
         whole = dataclasses.replace(whole, clips=20 * choice.clips, categories=part.categories)
         return procedural_clips(part, whole)
     found = procedural_clips(whole, whole)

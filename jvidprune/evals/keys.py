@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jvidprune.evals.identity import run_hash
-from jvidprune.evals.items import Item, LeftOut
+from jvidprune.evals.items import Item, LeftOut, Question
 from jvidprune.evals.plan import BASELINES, SweepPlan
 from jvidprune.evals.store import Record, RecordStore
 from jvidprune.reducers.protocol import Reducer
@@ -23,6 +23,16 @@ FAILURE_KEY = ("clip", "key")
 
 Stores = tuple[RecordStore, RecordStore, RecordStore]
 """Samples, batches and failures."""
+
+
+def source_of_item(task: Any, item: Item) -> Any:
+    """What an item's clip is made from, as JSON holds it; without a source of its own its name in its task."""
+    return {"item": item.id, "task": task.fingerprint()} if item.source is None else item.source()
+
+
+def question_mark(question: Question, rule: str = "letters") -> str:
+    """Hash of a question, its wording and how its answer is read."""
+    return run_hash({"question": question, "prompt": question.prompt(), "rule": rule})
 
 
 class Keys:
@@ -53,10 +63,7 @@ class Keys:
     def source(self, number: int) -> str:
         """What an item's clip is made from; read once, before the clip."""
         if number not in self._sources:
-            item = self.items[number]
-            # Without a source of its own an item is its name in its task.
-            made = {"item": item.id, "task": self._task.fingerprint()} if item.source is None else item.source()
-            self._sources[number] = run_hash({"source": made})
+            self._sources[number] = run_hash({"source": source_of_item(self._task, self.items[number])})
         return self._sources[number]
 
     def batch(self, number: int, method: str) -> str:
@@ -66,8 +73,7 @@ class Keys:
     def samples(self, number: int, method: str) -> list[str]:
         """Keys of the answers of a method about a clip, in the order of its questions."""
         if number not in self._questions:
-            asked = [{"question": q, "prompt": q.prompt(), "rule": self.rule} for q in self.items[number].questions]
-            self._questions[number] = [run_hash(one) for one in asked]
+            self._questions[number] = [question_mark(one, self.rule) for one in self.items[number].questions]
         if (number, method) not in self._samples:
             base = self.batch(number, method)
             marks = [run_hash({"base": base, "question": mark}) for mark in self._questions[number]]

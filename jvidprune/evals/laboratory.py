@@ -12,6 +12,8 @@ program; what the loops have in common, the compiler shares. Measured of every m
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.evals.extract import is_correct
 from jvidprune.evals.identity import model_identity, plain, run_hash
 from jvidprune.evals.items import Question
+from jvidprune.evals.keys import question_mark, source_of_item
 from jvidprune.evals.store import RecordStore
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.encoded import ReducedVideo
@@ -36,8 +39,9 @@ from jvidprune.reducers.run import reduce
 from jvidprune.tokens import Layout, Reduced, VideoTokens, stack_budgets
 from jvidprune.video.decode import Clip
 
-KEY = ("clip", "setting", "ratio")
-"""What identifies a record: the setting by its name and a hash of all that it is made of."""
+KEY = ("clip", "setting", "ratio", "mark")
+"""What identifies a record: the setting by its name and a hash of all that it is made of, the clip by its name and the
+mark of what it is made from, what is asked about it and by whom (`clip_mark`)."""
 
 
 class LabClip(NamedTuple):
@@ -46,6 +50,8 @@ class LabClip(NamedTuple):
     Attributes:
       name: of the clip.
       load: reads it.
+      source: what decides the frames that `load` gives, as JSON holds it: content of the file and sampling. A clip
+        whose source changes is measured again.
       questions: about it, may be none.
       labels: grid of a frame's tokens -> (T, h, w) int ids of colour and shape, 0 for background; None where nobody
         knows them.
@@ -53,6 +59,7 @@ class LabClip(NamedTuple):
 
     name: str
     load: Callable[[], Clip]
+    source: Callable[[], Any]
     questions: tuple[Question, ...] = ()
     labels: Callable[[tuple[int, int]], Int[np.ndarray, "T h w"]] | None = None
 
@@ -74,7 +81,8 @@ def procedural_clips(task: Any, benchmark: Procedural) -> list[LabClip]:
     for place in range(len(task)):
         item = task[place]
         number = int(item.id.rpartition("-")[2])
-        made.append(LabClip(item.id, item.load, item.questions, lambda grid, number=number: seen(number, grid)))
+        labels = partial(seen, number)
+        made.append(LabClip(item.id, item.load, partial(source_of_item, task, item), item.questions, labels))
     return made
 
 
@@ -251,6 +259,17 @@ def setting_keys(methods: Mapping[str, Reducer]) -> dict[str, str]:
     return {name: f"{name} #{run_hash({'method': plain(method)})[:6]}" for name, method in methods.items()}
 
 
+def clip_mark(clip: LabClip, run: str) -> str:
+    """Mark of a clip in records: what it is made from, what is known and asked of it, and by whom.
+
+    Args:
+      clip: the clip.
+      run: hash of the model and its surroundings (`identity.model_identity`).
+    """
+    asked = [question_mark(question) for question in clip.questions]
+    return run_hash({"run": run, "source": clip.source(), "questions": asked, "labels": clip.labels is not None})
+
+
 def times_of(lab: Laboratory, clip: LabClip, repeats: int = 5) -> dict[str, float]:
     """Milliseconds of one reduction at the lowest ratio by each method alone, the best of several; compiles each.
 
@@ -281,6 +300,9 @@ def run_laboratory(
 ) -> list[dict[str, Any]]:
     """Measures all clips, going on where an earlier call in the same folder stopped.
 
+    As in a sweep, another video under the same name, other frames of it, other questions, an edited cost of one's own
+    and another version of the package are measured anew; records of an earlier state stay in their files.
+
     Args:
       lab: what is compared.
       clips: to measure on.
@@ -289,29 +311,27 @@ def run_laboratory(
       until: asked before each clip; True ends the run early.
 
     Returns:
-      Records of the clips that were measured, with the names of the methods as "setting".
+      Records of the clips that were measured, with the names of the methods as "setting", in the order of the clips.
 
     Raises:
       JvidpruneError: a folder that cannot be written to.
     """
     keys = setting_keys(lab.methods)
     known = model_identity(lab.llm)
-    name = run_hash({key: known[key] for key in ("model", "prompt", "around")})
-    store = RecordStore(folder / f"transports-{name}.jsonl", KEY)
-    done = []
-    for number, clip in enumerate(clips):
-        wanted = [(clip.name, key, ratio) for key in keys.values() for ratio in lab.ratios]
-        if any(one not in store for one in wanted):
-            if until is not None and until():
-                break
-            store.append(lab.records(clip, keys))
-        done.append(clip.name)
-        if progress is not None:
-            progress(number + 1, len(clips))
-    names = {key: name for name, key in keys.items()}
-    chosen = set(done)
-    return [
-        record | {"setting": names[record["setting"]]}
-        for record in store.records()
-        if record["clip"] in chosen and record["setting"] in names and record["ratio"] in lab.ratios
-    ]
+    name, run = run_hash({key: known[key] for key in ("model", "prompt", "around")}), run_hash(known)
+    found = []
+    with closing(RecordStore(folder / f"transports-{name}.jsonl", KEY)) as store:
+        for number, clip in enumerate(clips):
+            mark = clip_mark(clip, run)
+            wanted = {(clip.name, key, ratio, mark): own for own, key in keys.items() for ratio in lab.ratios}
+            if any(one not in store for one in wanted):
+                if until is not None and until():
+                    break
+                store.append(record | {"mark": mark} for record in lab.records(clip, keys))
+            for one, setting in wanted.items():
+                record = store.get(one)
+                assert record is not None
+                found.append(record | {"setting": setting})
+            if progress is not None:
+                progress(number + 1, len(clips))
+    return found

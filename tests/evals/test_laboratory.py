@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -12,11 +13,12 @@ from helpers import tiny_checkpoints
 import jvidprune
 from jvidprune import JvidpruneError
 from jvidprune.cli.console import Console
-from jvidprune.cli.costs import CostsChoice, compare_costs, video_files
+from jvidprune.cli.costs import CostsChoice, compare_costs, embedded_clips, video_files
 from jvidprune.cli.options import ModelChoice
 from jvidprune.evals import laboratory
 from jvidprune.evals.laboratory import LabClip, Laboratory, procedural_clips, run_laboratory
 from jvidprune.evals.laboratory_table import change, mean, of, pooled, rows, shown
+from jvidprune.evals.tasks import clip_side
 from jvidprune.evals.transport_settings import settings, with_epsilon
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.ops.transport import Dustbin, Sinkhorn, Transport
@@ -198,4 +200,80 @@ def test_clips_of_a_folder_have_no_objects(lab):
     video = synthetic_tokens(seed=1, frames=4, grid=(4, 4), dim=8, scenes=2, unpooled_grid=(8, 8))
     measures, _ = lab.measure(video, None)
     assert all(np.isnan(measured.recall).all() for measured in measures.values())
-    assert LabClip("a", lambda: None).questions == ()  # pyright: ignore[reportArgumentType]
+    assert LabClip("a", lambda: None, lambda: 0).questions == ()  # pyright: ignore[reportArgumentType]
+
+
+def test_other_clips_of_the_same_name_and_other_frames_are_measured_anew(llm, tmp_path, monkeypatch):
+    benchmark = Procedural("test", clips=2, side=56)
+    for number, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        write_mp4(tmp_path / name / "one.mp4", benchmark.clip(number).frames, 1)
+    (tmp_path / "moved").mkdir()
+    (tmp_path / "moved" / "one.mp4").write_bytes((tmp_path / "a" / "one.mp4").read_bytes())
+    measured, records = [], Laboratory.records
+
+    def counted(lab, clip, keys):
+        measured.append(clip.name)
+        return records(lab, clip, keys)
+
+    monkeypatch.setattr(Laboratory, "records", counted)
+    choice = CostsChoice(cost="own", ratios=(0.2, 0.4), reducer="aot(inter=False)")
+
+    def found(name, out="out", **model):
+        asked = ModelChoice(str(llm.loaded.folder), **model)
+        before = len(measured)
+        record = compare_costs(tmp_path / name, tmp_path / out, choice, asked, Console(quiet=True))
+        return [row["error"] for row in record["rows"]], len(measured) - before
+
+    (first, runs), (second, others) = found("a"), found("b")
+    assert (runs, others) == (1, 1)
+    assert first != second
+    # Each goes on with its own, the same file elsewhere too; another folder of records says the same.
+    assert (found("a"), found("b"), found("moved")) == ((first, 0), (second, 0), (first, 0))
+    assert found("b", "fresh") == (second, 1)
+    few = found("a", frames=4)
+    assert few[1] == 1
+    assert few[0] != first
+    assert found("a", frames=4) == (few[0], 0)
+    known = laboratory.model_identity
+    monkeypatch.setattr(laboratory, "model_identity", lambda llm: known(llm) | {"code": "edited"})
+    assert found("a") == (first, 1)
+    assert set(measured) == {"one.mp4"}
+    assert "one.mp4" in (next((tmp_path / "out").glob("transports-*.jsonl"))).read_text()
+
+
+def test_a_mark_is_of_the_clip_the_questions_and_the_run():
+    benchmark = Procedural("test", clips=1, side=56, questions=2)
+    (clip,) = procedural_clips(benchmark, benchmark)
+    (drawn,) = procedural_clips(longer := dataclasses.replace(benchmark, frames=9), longer)
+    marks = [
+        laboratory.clip_mark(one, run)
+        for one, run in (
+            (clip, "run"),
+            (clip, "other run"),
+            (clip._replace(questions=clip.questions[:1]), "run"),
+            (clip._replace(questions=(dataclasses.replace(clip.questions[0], text="What?"),)), "run"),
+            (clip._replace(questions=()), "run"),
+            (clip._replace(labels=None), "run"),
+            (drawn._replace(questions=clip.questions), "run"),
+        )
+    ]
+    assert len(set(marks)) == len(marks)
+    assert laboratory.clip_mark(procedural_clips(benchmark, benchmark)[0], "run") == marks[0]
+
+
+def test_the_embedded_benchmark_has_the_frames_that_are_asked_for_and_the_size_of_the_tower(llm, tmp_path):
+    none = CostsChoice(clips=1, questions="none")
+    (clip,) = embedded_clips(llm, none, 9)
+    assert len(clip.load().frames) == 9
+    assert clip.labels is not None
+    assert clip.labels((4, 4)).shape == (9, 4, 4)
+    (clip,) = embedded_clips(llm, none)
+    assert clip.load().frames.shape[:2] == (Procedural.frames, clip_side(llm))
+    model = ModelChoice(str(llm.loaded.folder), fps=1.0)
+    with pytest.raises(JvidpruneError, match="say how many with --frames"):
+        compare_costs(None, tmp_path / "out", none, model, Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+    for vision, side in (({"image_size": 28}, 56), ({"image_size": 384}, 384), ({}, 392)):
+        config = SimpleNamespace(vision=SimpleNamespace(**vision))
+        assert clip_side(SimpleNamespace(loaded=SimpleNamespace(config=config))) == side  # pyright: ignore
