@@ -71,6 +71,10 @@ def verbs(place, out):
         [*reduce, out / "drawn.html", *model],
         [*reduce, out / "drawn.png", *model],
         [
+            *("costs", "--cost", "own", "--reducer", "aot(inter=False)", "--ratios", "0.2", "--clips", "1"),
+            *("--questions", "none", "--out", out / "costs"),
+        ],
+        [
             "sweep",
             "--methods",
             "random",
