@@ -186,7 +186,7 @@ def test_a_folders_settings_are_read_in_full(tmp_path):
     assert (plain.sampling, plain.max_new_tokens, plain.stop) == (Sampling(), 9, ("a",))
     # What transformers draws from where it samples and nothing else is said.
     assert read_generation(written(tmp_path, do_sample=True)).sampling == Sampling(1.0, 1.0, 50)
-    assert read_generation(written(tmp_path, num_return_sequences=3, num_beams=1)).samples == 3
+    assert read_generation(written(tmp_path, num_return_sequences=1, num_beams=1)) == read_generation(tmp_path / "none")
     assert read_generation(tmp_path / "nothing") == read_generation(written(tmp_path))
 
 
@@ -195,6 +195,7 @@ def test_a_folders_settings_are_read_in_full(tmp_path):
     [
         ({"num_beams": 4, "no_repeat_ngram_size": 3}, "num_beams 4, no_repeat_ngram_size 3, which is not supported"),
         ({"max_length": 20}, "max_length 20"),
+        ({"num_return_sequences": 3}, "num_return_sequences 3, which is not supported; give your own settings"),
         ({"a_new_one": 1}, "a_new_one 1"),
         ({"do_sample": "yes"}, "do_sample must be true or false"),
         ({"do_sample": True, "top_k": -2}, "top_k must be at least 0"),

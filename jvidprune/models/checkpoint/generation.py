@@ -16,6 +16,7 @@ _DEFAULT_TOP_K = 50
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "num_beam_groups": (1,),
+    "num_return_sequences": (1,),
     "diversity_penalty": (0,),
     "penalty_alpha": (0,),
     "dola_layers": (),
@@ -62,7 +63,7 @@ _KNOWN = frozenset(
         *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate"),
         # Followed, see `read_generation`; of max_length and max_new_tokens transformers reads the second.
         *("do_sample", "temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
-        *("max_new_tokens", "max_length", "stop_strings", "num_return_sequences"),
+        *("max_new_tokens", "max_length", "stop_strings"),
         *("transformers_version", "_from_model_config", "chat_format", "_commit_hash"),
     }
 )
@@ -77,13 +78,11 @@ class FolderGeneration:
       sampling: greedy without do_sample, whose penalty holds all the same.
       max_new_tokens: longest answer, None where the file says nothing.
       stop: texts that end an answer.
-      samples: answers to each question.
     """
 
     sampling: Sampling = GREEDY
     max_new_tokens: int | None = None
     stop: tuple[str, ...] = ()
-    samples: int = 1
 
 
 def read_generation(folder: str | Path) -> FolderGeneration:
@@ -118,11 +117,11 @@ def read_generation(folder: str | Path) -> FolderGeneration:
         if found.get("top_p") == 0:
             # The most probable token alone, as transformers has it.
             found = {"repetition_penalty": found["repetition_penalty"]}
-    counts = [given.get("max_new_tokens", 1), given.get("num_return_sequences", 1)]
-    if any(isinstance(one, bool) or not isinstance(one, int) or one < 1 for one in counts):
-        raise JvidpruneError(f"{path}: max_new_tokens and num_return_sequences must be at least 1.")
+    most = given.get("max_new_tokens", 1)
+    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
+        raise JvidpruneError(f"{path}: max_new_tokens must be at least 1.")
     try:
         sampling, stop = Sampling(**found), check_stops(given.get("stop_strings"))
     except (JvidpruneError, TypeError) as error:
         raise JvidpruneError(f"{path}: {error}") from error
-    return FolderGeneration(sampling, given.get("max_new_tokens"), stop, counts[1])
+    return FolderGeneration(sampling, given.get("max_new_tokens"), stop)
