@@ -16,7 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from jvidprune.errors import JvidpruneError, reason
+from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.texts import unknown
 
 _NAMED: dict[tuple[str, str], Any] = {}
@@ -49,8 +49,11 @@ def named(where: str, name: str, check: Callable[[Any], None], wanted: str) -> A
         that is not in it, or what `check` raises.
     """
     is_file = where.endswith(".py") or "/" in where or "\\" in where
-    path = Path(where).expanduser().resolve() if is_file else None
-    module = where if path is None else _module_name(path)
+    try:
+        path = Path(where).expanduser().resolve() if is_file else None
+        module = where if path is None else _module_name(path)
+    except (OSError, ValueError, RuntimeError) as error:  # no name that a file can have
+        raise JvidpruneError(f"cannot read {quoted(where)}: {reason(error)}.") from error
     known = _NAMED.get((module, name))
     if known is None and _REFUSED.get():
         raise JvidpruneError(

@@ -1,8 +1,10 @@
 """Arrays that a method reads beside the model's own weights: equal and hashed by their content, read from a file."""
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +13,18 @@ import numpy as np
 from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.fields import NO_SETTING
 from jvidprune.files import atomic_output
+
+_REFUSED: ContextVar[bool] = ContextVar("files_refused", default=False)
+
+
+@contextlib.contextmanager
+def files_refused() -> Iterator[None]:
+    """Inside, weights are read from no file: for texts of others, beside `own_code.code_refused`."""
+    token = _REFUSED.set(True)
+    try:
+        yield
+    finally:
+        _REFUSED.reset(token)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -42,8 +56,10 @@ class Weights:
         """The arrays of a safetensors file.
 
         Raises:
-          JvidpruneError: a file that is not there or is none.
+          JvidpruneError: a file that is not there or is none, or any inside of `files_refused`.
         """
+        if _REFUSED.get():
+            raise JvidpruneError(f"it names {quoted(str(path))}: weights are not read from files that a request names.")
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 

@@ -27,6 +27,7 @@ from jvidprune.video.limits import Limits
 from jvidprune.viz.decision import Decision, decision_of
 from jvidprune.viz.drawn import drawn_frames
 from jvidprune.viz.overlay import draw_frame, fit
+from jvidprune.weights import files_refused
 
 ALL_TOKENS = "none"
 """The method that keeps everything; it is asked at ratio 1 whatever the others are asked at."""
@@ -129,7 +130,7 @@ class SideBySide:
           max_new_tokens: longest answer.
           frames, fps: as for `VideoLLM.sample`.
           own: further methods to offer, as on the command line. Classes of the user's own are taken from these alone:
-            what a visitor of the page types imports nothing.
+            what a visitor of the page types imports nothing and reads no weights.
         """
         self.llm = llm
         self._source = source
@@ -154,7 +155,7 @@ class SideBySide:
         """A method and its title."""
         if name in self._own:
             return self._own[name]
-        with code_refused():
+        with code_refused(), files_refused():
             return self.llm.reducer(name), registry.title(name)
 
     def compare(
