@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import contextlib
 import dataclasses
 import hashlib
 import secrets
@@ -80,6 +81,7 @@ class ChatRequest:
       messages: the conversation.
       media: videos and pictures in the order of their places in it.
       generating: settings of the answer, for `llm.generation.generation_of`; the seed is always there.
+      longest: tokens of an answer at most, also where `generating` leaves its length out.
       samples: answers.
       stream: as server-sent events.
       usage: whether a stream ends with the counts of tokens.
@@ -91,6 +93,7 @@ class ChatRequest:
     messages: tuple[Message, ...]
     media: tuple[Media, ...]
     generating: Generating
+    longest: int
     samples: int = 1
     stream: bool = False
     usage: bool = False
@@ -153,6 +156,7 @@ def read_request(raw: Any, *, longest: int, defaults: str, files: Path | None) -
         messages=messages,
         media=media,
         generating=cast(Generating, generating),
+        longest=longest,
         samples=samples,
         stream=_truth(given.get("stream", False), "stream"),
         usage=_truth(options.get("include_usage") or False, "include_usage"),
@@ -183,16 +187,22 @@ def read_messages(raw: Any, files: Path | None = None) -> tuple[tuple[Message, .
         raise JvidpruneError("messages must be a list of messages.")
     messages, media = [], []
     for one in raw:
-        if not isinstance(one, dict) or one.get("role") not in _ROLES:
+        role = one.get("role") if isinstance(one, dict) else None
+        if not isinstance(role, str) or role not in _ROLES:
             raise JvidpruneError(f"a message has a role of {', '.join(_ROLES)}, got {quoted(one, 80)}.")
         if one.get("tool_calls") or one.get("function_call"):
             raise JvidpruneError("calls of tools are not supported.")
         parts = _parts(one.get("content"), media, files)
-        messages.append(Message(_ROLES[one["role"]], parts))
+        messages.append(Message(_ROLES[role], parts))
     if len(media) > MOST_MEDIA:
         raise JvidpruneError(f"{len(media)} videos and pictures, and a request has at most {MOST_MEDIA}.")
     if sum(len(message.text) for message in messages) > LONGEST_TEXT:
         raise JvidpruneError(f"the messages have more than {LONGEST_TEXT} characters.")
+    try:
+        for message in messages:
+            message.text.encode()
+    except UnicodeEncodeError:
+        raise JvidpruneError("the messages hold half of a character (a lone surrogate), which is no text.") from None
     check_messages(messages)
     return tuple(messages), tuple(media)
 
@@ -230,13 +240,18 @@ def _media(address: Any, files: Path | None) -> Media:
         except (binascii.Error, ValueError):
             raise JvidpruneError("a data: address holds no base64.") from None
         return Media(data, None, hashlib.sha256(data).hexdigest())
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError:
+        raise JvidpruneError(f"{quoted(address, 60)} is no address.") from None
     if parts.scheme == "file" and files is not None:
-        root, path = files.resolve(), Path(unquote(parts.path)).resolve()
-        if parts.netloc not in ("", "localhost") or root not in path.parents or not path.is_file():
-            raise JvidpruneError(f"there is no such file in the server's folder: {quoted(Path(parts.path).name, 80)}.")
-        state = path.stat()
-        return Media(None, path, f"{path}:{state.st_mtime_ns}:{state.st_size}")
+        # Names that no file can have (too long, or with a zero byte) are names of no file.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
+            root, path = files.resolve(), Path(unquote(parts.path)).resolve()
+            if parts.netloc in ("", "localhost") and root in path.parents and path.is_file():
+                state = path.stat()
+                return Media(None, path, f"{path}:{state.st_mtime_ns}:{state.st_size}")
+        raise JvidpruneError(f"there is no such file in the server's folder: {quoted(Path(parts.path).name, 80)}.")
     allowed = "data: addresses" if files is None else "data: addresses, and file:// in the server's folder"
     raise JvidpruneError(f"nothing is fetched: {allowed} are taken, got {quoted(address, 60)}.")
 
