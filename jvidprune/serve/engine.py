@@ -12,6 +12,7 @@ import queue
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, reason
 from jvidprune.fields import Count, checked
 from jvidprune.llm.asking import sample_seeds
 from jvidprune.llm.batch import decoding
@@ -35,6 +36,7 @@ from jvidprune.serve.chat_requests import ChatRequest, Media
 from jvidprune.tokens import QUESTION
 from jvidprune.video.decode import Clip
 from jvidprune.video.limits import Limits
+from jvidprune.weights import files_refused
 
 KEPT_VIDEOS = 4
 """Encoded videos that are kept for further requests about the same file."""
@@ -46,6 +48,10 @@ class Busy(JvidpruneError):
 
 class TooLate(JvidpruneError):
     """A request took longer than it may."""
+
+
+class Broken(JvidpruneError):
+    """The engine answers nothing any more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +139,9 @@ class Engine:
         self._jobs: queue.Queue[Job | None] = queue.Queue()
         self._pending: collections.deque[_Answering] = collections.deque()
         self._answering: dict[int, _Answering] = {}
-        self._videos: collections.OrderedDict[Any, EncodedVideo] = collections.OrderedDict()
+        self._videos: collections.OrderedDict[Any, tuple[EncodedVideo, frozenset[str]]] = collections.OrderedDict()
         self._open = 0
+        self._death: BaseException | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="jvidprune-engine", daemon=True)
         self._thread.start()
@@ -144,14 +151,25 @@ class Engine:
 
         Raises:
           Busy: too many wait.
+          Broken: nothing is answered any more.
         """
+        job = Job(request, tell, time.monotonic() + self.seconds)
         with self._lock:
+            if (broken := self.broken) is not None:
+                raise broken
             if self._open >= self._waiting:
                 raise Busy(f"{self._open} requests wait already, which is all that may: try again later.")
             self._open += 1
-        job = Job(request, tell, time.monotonic() + self.seconds)
-        self._jobs.put(job)
+            self._jobs.put(job)
         return job
+
+    @property
+    def broken(self) -> Broken | None:
+        """Why nothing is answered any more, None while requests are."""
+        if self._death is None:
+            return None
+        why = f"{type(self._death).__name__}: {reason(self._death)}"
+        return Broken(f"the model answers nothing any more, start the server again: {why}.")
 
     def close(self) -> None:
         """Ends the thread; requests that wait are not answered."""
@@ -165,27 +183,56 @@ class Engine:
         job.wanted = False
 
     def _run(self) -> None:
-        while True:
-            # One request is opened between two steps, so that those that answer go on.
-            with contextlib.suppress(queue.Empty):
-                job = self._jobs.get(block=not (self._answering or self._pending))
-                if job is None:
-                    return
-                self._guarded(job, lambda job=job: self._open_job(job))
-            try:
-                self._fill_rows()
-                if self._answering:
-                    self._step()
-            except Exception as error:
-                self._start_anew(error)
+        try:
+            while self._death is None and self._turn():
+                pass
+        except BaseException as error:
+            self._die(error)
+
+    def _turn(self) -> bool:
+        """What is done between two looks at the queue; whether there is a next time."""
+        # One request is opened between two steps, so that those that answer go on.
+        with contextlib.suppress(queue.Empty):
+            job = self._jobs.get(block=not (self._answering or self._pending))
+            if job is None:
+                return False
+            self._guarded(job, lambda job=job: self._open_job(job))
+        try:
+            self._fill_rows()
+            if self._answering:
+                self._step()
+        except Exception as error:
+            self._start_anew(error)
+        return True
 
     def _start_anew(self, error: Exception) -> None:
-        """Empty rows, after a step of all of them failed (no memory, for one); whose answers they were is told."""
-        for job in {id(one.job): one.job for one in self._answering.values()}.values():
+        """Empty rows, after something failed that all share (no memory, for one); whose answers they were is told."""
+        for job in dict.fromkeys(one.job for one in self._answering.values()):
             self._pending = collections.deque(one for one in self._pending if one.job is not job)
             job.tell(Piece(error=error))
         self._answering.clear()
-        self._lane = self._rows()
+        # There may be no memory for two caches: the old one goes first, which the error's frames hold as well.
+        del self._lane
+        held: BaseException | None = error
+        while held is not None:
+            traceback.clear_frames(held.__traceback__)
+            held = held.__cause__ or held.__context__
+        try:
+            self._lane = self._rows()
+        except Exception as problem:
+            self._die(problem)
+
+    def _die(self, error: BaseException) -> None:
+        """Nothing can be answered from here on: whoever waits is told, and `ask` refuses."""
+        with self._lock:
+            self._death = error
+            jobs = [one.job for one in (*self._answering.values(), *self._pending)]
+            while not self._jobs.empty():
+                jobs += [job for job in (self._jobs.get(),) if job is not None]
+        self._answering.clear()
+        self._pending.clear()
+        for job in dict.fromkeys(jobs):
+            job.tell(Piece(error=self.broken))
 
     def _rows(self) -> Lane:
         """Empty rows."""
@@ -200,8 +247,8 @@ class Engine:
             if job.wanted:
                 act()
         except Exception as error:
-            self._drop(job)
             job.tell(Piece(error=error))
+            self._drop(job)
 
     def _drop(self, job: Job) -> None:
         self._pending = collections.deque(one for one in self._pending if one.job is not job)
@@ -214,6 +261,9 @@ class Engine:
         """From a request to its prompts, which wait for rows then."""
         request, llm = job.request, self.llm
         generation = generation_of(llm, request.generating)
+        # What is longer was refused before, where the request named it.
+        most = min(generation.max_new_tokens, request.longest)
+        generation = dataclasses.replace(generation, max_new_tokens=most)
         videos = self._reduced(request)
         prompt = Prompt(videos, request.messages)
         (rows,) = batches(llm, [prompt], reserve=generation.max_new_tokens, batch=1, min_fill=0.0)
@@ -238,8 +288,8 @@ class Engine:
         if not request.media:
             return []
         llm = self.llm
-        with code_refused():
-            # What a stranger types imports nothing.
+        with code_refused(), files_refused():
+            # What a stranger types imports nothing and reads nothing.
             method = llm.chosen(request.reducer) or self._reducer
         own = None if llm.pruning is None or request.reducer is not None else llm.pruning.ratio
         ratio = check_ratio(request.ratio if request.ratio is not None else self._ratio if own is None else own)
@@ -272,11 +322,13 @@ class Engine:
 
     def _encoded(self, media: Media, request: ChatRequest, needs: frozenset[str]) -> EncodedVideo:
         key = (media.digest, *self._wish(request))
-        video = self._videos.get(key)
+        video, known = self._videos.get(key, (None, frozenset[str]()))
         if video is None or not needs <= video.tokens.evidence.keys():
             source = None if video is None else video.source
-            video = self.llm.encode(self._clip(media, request) if source is None else source, needs=needs)
-            self._videos[key] = video
+            # What was needed before stays, else methods that take turns would encode at every turn.
+            known |= needs
+            video = self.llm.encode(self._clip(media, request) if source is None else source, needs=known)
+            self._videos[key] = video, known
         self._videos.move_to_end(key)
         while len(self._videos) > KEPT_VIDEOS:
             self._videos.popitem(last=False)
@@ -321,7 +373,12 @@ class Engine:
         seen[row.text[row.text < len(seen)]] = True
         key = jax.random.key(one.generation.seed)
         new, sampling = one.generation.max_new_tokens, one.generation.sampling
-        number, token = self._lane.put(logits, cache, row.size, new, sampling, key, seen)
+        try:
+            number, token = self._lane.put(logits, cache, row.size, new, sampling, key, seen)
+        except Exception as error:
+            # Its row is taken, and the arrays of all rows may be gone.
+            self._start_anew(error)
+            raise
         self._answering[number] = one
         if self._push(one, [token]):
             self._end(number)
@@ -334,6 +391,9 @@ class Engine:
         """A few tokens for every row, and what has become of each."""
         tokens = self._lane.go_on()
         for row, one in list(self._answering.items()):
+            if self._answering.get(row) is not one:
+                # Another row of the same request has ended all of them.
+                continue
 
             def take(row: int = row, one: _Answering = one) -> None:
                 if self._push(one, tokens[row].tolist()):
