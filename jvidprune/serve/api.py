@@ -19,7 +19,7 @@ from jvidprune.extras import need
 from jvidprune.llm.generation import Defaults
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.serve.chat_requests import ChatRequest, chunk, read_request
-from jvidprune.serve.engine import Busy, Engine, Job, Piece, TooLate, context_of
+from jvidprune.serve.engine import Broken, Busy, Engine, Job, Piece, TooLate, context_of
 from jvidprune.serve.server import LIMITS, LOOPBACK, Address, check_page
 from jvidprune.video.limits import Limits
 
@@ -61,12 +61,55 @@ def serving(
       frames, fps: sampled from a video where a request names neither, as for `VideoLLM.sample`.
 
     Raises:
-      JvidpruneError: starlette or uvicorn is not installed, the port is taken, or a setting makes no sense.
+      JvidpruneError: starlette or uvicorn is not installed, the port is taken, the server does not start, or a setting
+        makes no sense.
     """
     check_page(host, port, body_mb)
     need("the endpoint", "starlette", "uvicorn")
     import uvicorn
 
+    with _bound(host, port) as bound, contextlib.ExitStack() as ends:
+        engine = Engine(
+            llm,
+            rows=rows,
+            context=context_of(context),
+            waiting=waiting,
+            seconds=seconds,
+            limits=limits,
+            reducer=reducer,
+            ratio=ratio,
+            frames=frames,
+            fps=fps,
+        )
+        ends.callback(engine.close)
+        way = _Endpoint(engine, name, int(body_mb * 1e6), max_new_tokens, defaults, files)
+        config = uvicorn.Config(
+            way.app(host in LOOPBACK),
+            log_level="warning",
+            lifespan="off",
+            timeout_keep_alive=30,
+            ws="none",
+            # Bodies that are still coming, and clients that wait between two requests, stand beside those that wait.
+            limit_concurrency=2 * waiting + 16,
+        )
+        server = uvicorn.Server(config)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        try:
+            while not server.started and thread.is_alive():
+                time.sleep(0.01)
+            if not server.started:
+                raise JvidpruneError(f"the server on {host}:{port} did not start; its log says why.")
+            at = bound.getsockname()[1]
+            shown = f"[{host}]" if ":" in host else {"0.0.0.0": "127.0.0.1"}.get(host, host)
+            yield Address(f"http://{shown}:{at}/v1", at)
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket of the address."""
     bound = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -74,36 +117,7 @@ def serving(
     except OSError as error:
         bound.close()
         raise JvidpruneError(f"cannot serve on {host}:{port}: {reason(error)}.") from error
-    engine = Engine(
-        llm,
-        rows=rows,
-        context=context_of(context),
-        waiting=waiting,
-        seconds=seconds,
-        limits=limits,
-        reducer=reducer,
-        ratio=ratio,
-        frames=frames,
-        fps=fps,
-    )
-    way = _Endpoint(engine, name, int(body_mb * 1e6), max_new_tokens, defaults, files)
-    config = uvicorn.Config(
-        way.app(host in LOOPBACK), log_level="warning", lifespan="off", timeout_keep_alive=30, ws="none"
-    )
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
-    thread.start()
-    try:
-        while not server.started and thread.is_alive():
-            time.sleep(0.01)
-        at = bound.getsockname()[1]
-        shown = f"[{host}]" if ":" in host else {"0.0.0.0": "127.0.0.1"}.get(host, host)
-        yield Address(f"http://{shown}:{at}/v1", at)
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join()
-        engine.close()
-        bound.close()
+    return bound
 
 
 class _Endpoint:
@@ -130,7 +144,9 @@ class _Endpoint:
         return Starlette(routes=routes, middleware=known, exception_handlers={404: _missing, 405: _missing})
 
     async def health(self, _: Any) -> Any:
-        """Whether the server runs."""
+        """Whether the server answers."""
+        if (broken := self._engine.broken) is not None:
+            return _failed(broken)
         return _json({"status": "ok"})
 
     def _described(self) -> dict[str, Any]:
@@ -153,14 +169,20 @@ class _Endpoint:
         if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
             # A page of another site can send other types without asking.
             return _error(415, "a request is application/json.", code="unsupported_media_type")
+        # At least a second: a limit below it is one for answers.
+        seconds = max(self._engine.seconds, 1.0)
         try:
-            body = await self._body(request)
+            async with asyncio.timeout(seconds):
+                body = await self._body(request)
             if body is None:
                 return _error(413, f"a request has at most {self._largest / 1e6:g} MB here.", code="too_large")
             raw = await asyncio.to_thread(_parsed, body)
             read = await asyncio.to_thread(
                 read_request, raw, longest=self._longest, defaults=self._defaults, files=self._files
             )
+        except TimeoutError:
+            said = f"the body did not come within the {seconds:g} seconds that a request may take."
+            return _error(408, said, kind="timeout_error", code="timeout")
         except JvidpruneError as error:
             return _error(400, str(error))
         if read.model not in ("", self._name):
@@ -175,6 +197,8 @@ class _Endpoint:
             job = self._engine.ask(read, tell)
         except Busy as error:
             return _error(429, str(error), kind="rate_limit_error", code="too_many_requests")
+        except Broken as error:
+            return _failed(error)
         answer = _Pieces(pieces, job, self._engine, request)
         head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._name}
         try:
@@ -318,6 +342,8 @@ def _unknown(asked: str, name: str) -> Any:
 def _failed(error: BaseException) -> Any:
     if isinstance(error, TooLate):
         return _error(504, str(error), kind="timeout_error", code="timeout")
+    if isinstance(error, Broken):
+        return _error(503, str(error), kind="server_error", code="broken")
     if isinstance(error, JvidpruneError):
         return _error(400, str(error))
     if not isinstance(error, Exception):

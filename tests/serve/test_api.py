@@ -4,25 +4,21 @@ import base64
 import concurrent.futures
 import io
 import json
+import socket
 import subprocess
 import sys
 import threading
 import urllib.error
 import urllib.request
 
-import jax
 import numpy as np
 import pytest
 from helpers import tiny_checkpoints
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.rows import Prompt, batches, read_rows
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models.generate import decode
-from jvidprune.models.lane import Lane
-from jvidprune.models.sampling import GREEDY
 from jvidprune.serve.api import serving
-from jvidprune.serve.chat_requests import read_messages, read_request
+from jvidprune.serve.compare import SideBySide
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.limits import Limits
 
@@ -191,6 +187,9 @@ def test_files_of_the_servers_folder_can_be_named(client, media, tmp_path):
     [
         ({"extra_body": {"reducer": "flashvit"}}, "Did you mean 'flashvid'"),
         ({"extra_body": {"reducer": "os:path"}}, "."),
+        ({"extra_body": {"reducer": "covipal(module='/etc/hostname')"}}, "weights are not read from files"),
+        ({"extra_body": {"reducer": "./a\0.py:Mine"}}, "."),
+        ({"extra_body": {"reducer": f"./{'a' * 400}/json.py:Mine"}}, "cannot read"),
         ({"extra_body": {"ratio": 0}}, r"ratio must lie in \(0, 1\], got 0"),
         ({"extra_body": {"sampler": 1}}, "unknown field sampler"),
         ({"max_tokens": 65}, "at most 64"),
@@ -282,62 +281,30 @@ def test_requests_beyond_those_that_may_wait_and_late_ones_are_refused(llm, medi
         assert any(isinstance(one, list) for one in found)
 
 
-def test_a_longer_prompt_waits_until_others_have_room_behind_it(llm):
-    """A row may still write 60 tokens: a prompt that moves the shared slot beyond that does not fit yet."""
-
-    def read(question, lane):
-        (rows,) = batches(llm, [Prompt([], question)], reserve=1, batch=1, min_fill=0.0)
-        size = rows.used[0].size
-        return *read_rows(llm, rows, lane.capacity - size), size
-
-    vocab = llm.loaded.config.text.vocab
-    lane = Lane(llm.loaded.model, rows=2, capacity=288, vocab=vocab, eos_ids=())
-    logits, cache, size = read("Who?", lane)
-    assert lane.fits(size, 100)
-    seen, key = np.zeros(vocab, bool), jax.random.key(0)
-    row, token = lane.put(logits, cache, size, 100, GREEDY, key, seen)
-    assert not lane.fits(192, 5)
-    found = [token]
-    while not lane.fits(192, 5):
-        found += lane.go_on()[row].tolist()
-    assert 12 <= len(found) < 100
-    other_logits, other_cache, wide = read("Who? " * 24, lane)
-    assert wide == 192
-    other, first = lane.put(other_logits, other_cache, wide, 5, GREEDY, key, seen)
-    rest = lane.go_on()
-    lane.free(other)
-    while len(found) + rest.shape[1] < 100:
-        rest = np.concatenate([rest, lane.go_on()], axis=1)
-    wanted = llm.loaded.model
-    again, cache, _ = read("Who?", lane)
-    expected = np.asarray(decode(wanted, again, cache, max_new_tokens=100)[0])[0]
-    assert [*found, *rest[row].tolist()][:100] == expected.tolist()
-    again, cache, _ = read("Who? " * 24, lane)
-    expected = np.asarray(decode(wanted, again, cache, max_new_tokens=5)[0])[0]
-    assert [first, *rest[other].tolist()[:4]] == expected.tolist()
-    with pytest.raises(JvidpruneError, match="do not fit the 288 slots"):
-        lane.fits(256, 50)
-
-
-def test_messages_are_read_in_order():
-    raw = [{"role": "developer", "content": "s"}, {"role": "user", "content": [{"type": "text", "text": "?"}]}]
-    messages, media = read_messages(raw)
-    assert [(message.role, message.text) for message in messages] == [("system", "s"), ("user", "?")]
-    assert media == ()
-    for odd, says in (
-        ([], "messages must be a list"),
-        ([{"role": "tool", "content": ""}], "a message has a role of"),
-        ([{"role": "user", "content": 3}], "must be a text or a list of parts"),
-        ([{"role": "user", "content": [{"type": "input_audio"}]}], "a part is text, image_url or video_url"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}], "must be base64"),
-        ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:;base64,*"}}]}], "no base64"),
+def test_nothing_stays_of_a_server_that_cannot_be_made(llm, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    # The error holds the frames, and so would hold the socket.
+    with (
+        pytest.raises(JvidpruneError, match="Did you mean 'flashvid'") as error,
+        serving(llm, port=port, reducer="flashvit"),
     ):
-        with pytest.raises(JvidpruneError, match=says):
-            read_messages(odd)
-    seeds = {
-        read_request({"messages": raw}, longest=9, defaults="greedy", files=None).generating["seed"] for _ in range(4)
-    }
-    assert len(seeds) > 1
+        pass
+    with socket.socket() as again:
+        again.bind(("127.0.0.1", port))
+    assert error.traceback
+    limits = []
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: limits.append(server.config.limit_concurrency))
+    with pytest.raises(JvidpruneError, match="did not start"), serving(llm, port=0, rows=3, context=1024, waiting=7):
+        pass
+    assert limits == [30]
+
+
+def test_a_visitor_of_the_page_names_no_files_of_weights(llm):
+    page = SideBySide(llm, source=None, limits=LIMITS)
+    with pytest.raises(JvidpruneError, match="weights are not read from files"):
+        page._named("covipal(module='/etc/hostname')")
 
 
 def test_the_verb_serves_until_it_is_stopped(llm):
