@@ -192,6 +192,7 @@ def test_any_json_is_read_or_refused(value, method, data):
     assert read_record(found.record()) == found
 
 
+@pytest.mark.slow
 def test_the_command_writes_settings_that_loading_and_asking_use(tmp_path, run):
     source = tiny_checkpoints.write("llava_onevision", tmp_path / "source")
 

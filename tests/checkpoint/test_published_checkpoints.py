@@ -304,6 +304,7 @@ def test_a_revision_belongs_to_a_hub_id(folder):
         ({}, np.float32, "float32"),
     ],
 )
+@pytest.mark.slow
 def test_the_type_is_that_of_the_checkpoint(folder, config, stored, loaded):
     tensors = load_file(folder / "model.safetensors")
     # A few numbers in another type do not decide.

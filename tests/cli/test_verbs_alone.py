@@ -142,6 +142,7 @@ def test_a_judge_without_its_client_is_told_before_it_is_asked(tmp_path):
 
 
 @pytest.mark.parametrize("module", ["optax", "orbax", "grain", "tensorboardX"])
+@pytest.mark.slow
 def test_each_package_of_training_is_told_by_itself(tmp_path, module):
     lines = [["train", "stts", "--folder", tmp_path / "run", "--tensorboard"]]
     ((_, found),) = run(tmp_path, lines, [module])

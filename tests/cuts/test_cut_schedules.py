@@ -207,6 +207,7 @@ def test_positions_of_three_axes_are_not_counted_anew(embeds):
 
 
 @pytest.mark.parametrize("positions", ["keep", "renumber"])
+@pytest.mark.slow
 def test_schedules_that_keep_everything_change_nothing(embeds, positions):
     decoder, where = decoder_of("qwen2"), positions_of("qwen2")
     stages = [dataclasses.replace(stage, kept=Kept(1.0)) for stage in schedule(positions)]
@@ -215,6 +216,7 @@ def test_schedules_that_keep_everything_change_nothing(embeds, positions):
 
 
 @pytest.mark.parametrize("compact", [True, False])
+@pytest.mark.slow
 def test_padding_on_either_side_changes_nothing(embeds, compact):
     """The shorter prompt padded in front and behind: draws go by the place in the prompt, so none is in this one."""
     decoder, stages = decoder_of("qwen2"), schedule("renumber", 2)

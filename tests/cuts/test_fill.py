@@ -52,6 +52,7 @@ def test_all_tokens_are_the_unpruned_model(decoder, embeds, plain):
     np.testing.assert_allclose(read_and_decode(decoder, embeds, create(fill(ALWAYS, 1.0)))[0], plain, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_moving_tokens_together_changes_nothing(decoder, embeds):
     """The first token is the host's, later ones differ, and deep layers read as many tokens at every step."""
     logits, cache, _ = read_and_decode(decoder, embeds, create(fill(ALWAYS)))
@@ -73,6 +74,7 @@ def test_moving_tokens_together_changes_nothing(decoder, embeds):
         assert sorted(held[held < S].tolist()) == np.flatnonzero((VALID & ~VISUAL | active)[row]).tolist()
 
 
+@pytest.mark.slow
 def test_a_prompt_alone_and_in_a_batch(decoder, embeds):
     inner = Inner.create([fill(ALWAYS)], VISUAL[:1], VALID[:1], layers=LAYERS)
 
@@ -91,6 +93,7 @@ def test_a_prompt_alone_and_in_a_batch(decoder, embeds):
     np.testing.assert_allclose(answer(embeds[:1], inner), both[1:, :1], atol=3e-5)
 
 
+@pytest.mark.slow
 def test_a_wholly_new_set_has_the_keys_of_recomputing(decoder, embeds):
     inner = create(fill(ALWAYS, swaps=20), compact=True)
     cache = read(decoder, embeds, inner)

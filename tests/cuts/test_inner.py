@@ -77,6 +77,7 @@ def test_masking_equals_compaction(decoder, embeds, plain, name):
     ],
     ids=lambda stages: ", ".join(type(stage.rule).__name__ for stage in stages),
 )
+@pytest.mark.slow
 def test_keeping_all_is_the_identity(decoder, embeds, plain, stages):
     np.testing.assert_allclose(read_and_decode(decoder, embeds, create(*stages))[0], plain, atol=1e-5)
 
@@ -156,6 +157,7 @@ def dynamic(layer=2, keep=0.3, threshold=0.9, mode="official"):
 
 
 @pytest.mark.parametrize("mode", ["official", "paper"])
+@pytest.mark.slow
 def test_deep_layers_read_what_the_policy_chose(decoder, embeds, plain, mode):
     """Against the same steps with the choice made in numpy; a threshold in between renews in some steps only."""
     threshold = 0.97

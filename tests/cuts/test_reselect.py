@@ -66,6 +66,7 @@ def by_hand(decoder, embeds):
     return np.stack(logits), choices
 
 
+@pytest.mark.slow
 def test_recomputing_gives_the_numbers_of_a_model_without_a_cache(decoder, embeds, by_hand):
     logits, _, _ = read_and_decode(decoder, embeds, create(top(2, KEEP, renewal=Renewal("recompute"))))
     expected, choices = by_hand

@@ -110,6 +110,7 @@ def test_a_task_of_open_answers_alone_ends_in_its_records_and_a_page_for_its_jud
     assert {row["aspect"] for row in record["judged"]} == {"events"}
 
 
+@pytest.mark.slow
 def test_spans_have_a_table_of_their_own_and_a_run_names_its_wording(run, model, tmp_path):
     charades_timelens(tmp_path / "data", render(ClipSpec(seed=1, frames=8, size=(48, 64))).frames)
     words = ["sweep", "--model", str(model), "--task", "charades-timelens", "--data", str(tmp_path / "data")]

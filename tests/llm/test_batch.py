@@ -130,6 +130,7 @@ def test_each_prompt_keeps_its_own_share_at_the_cuts(llm, video, stages):
     assert abs(other.log_likelihood - scores[0][0].log_likelihood) > 1e-3
 
 
+@pytest.mark.slow
 def test_prompts_with_other_stages_wait_for_a_batch_of_their_own(llm, video):
     cut, behind = (about(video, np.arange(36), (InnerStage(layer, LastQueryTopK(), Kept(0.5)),)) for layer in (1, 9))
     cut, behind, plain = (Prompt(one, "What?") for one in (cut, behind, about(video, np.arange(36))))

@@ -99,6 +99,7 @@ def test_the_unreduced_prompt_equals_the_models_own_embedding_of_it(llm, frames)
     assert answer.prompt == length - 5
 
 
+@pytest.mark.slow
 def test_two_questions_reuse_the_encoded_video_and_each_is_timed(llm, frames):
     video = llm.encode(frames, needs=frozenset({"attention_last"}))
     answers = [

@@ -71,6 +71,7 @@ def read_by_hand(llm, reduced):
     return [int(i) for i in expected if i >= 0 and i not in llm.eos_ids], keep, together[0]
 
 
+@pytest.mark.slow
 def test_the_prompt_equals_the_processors_with_tokens_left_out(llm, video):
     """Placeholders of pruned tokens leave, positions close up, times and markers stay, features are added."""
     config, ratio, ids = llm.loaded.config, 0.2, whole_prompt(llm, 3)
@@ -136,6 +137,7 @@ def test_a_frame_without_a_kept_token_keeps_its_time_and_two_videos_follow_each_
     assert "1.0 " in llm.tokenizer.decode(llm.lay_out([timed], "What?", 4)[1])
 
 
+@pytest.mark.slow
 def test_a_batch_gives_what_each_prompt_gives_alone(llm, video):
     ones = [llm.reduce(video, reducer=TOPK, ratio=ratio) for ratio in (0.1, 0.6)]
     prompts = [Prompt(one, question) for one, question in zip(ones, ("What?", "Where is it?"), strict=True)]

@@ -115,6 +115,7 @@ def test_the_tpu_kernel_is_differentiable_over_several_tiles():
         np.testing.assert_allclose(splash, plain, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_decoder_reads_prompts_alike_with_either(monkeypatch):
     """Prompts padded behind their ends reach the fused code, those padded before must not: both give equal numbers."""
     calls = []

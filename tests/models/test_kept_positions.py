@@ -200,6 +200,7 @@ def test_the_model_reads_and_answers_at_these_positions(llms, family, rule, monk
 
 
 @pytest.mark.parametrize("text", ["fastv:layer=1", "dycoke:decode_layer=1"])
+@pytest.mark.slow
 def test_stages_inside_the_model_and_decoding_policies_work_under_both_rules(llms, text):
     """Where nothing is left out before the model, both rules are one on a single axis; where it is, they differ."""
     llm, frames = llms["molmo2"], np.random.default_rng(0).integers(0, 256, (8, 48, 48, 3), np.uint8)
@@ -420,6 +421,7 @@ def test_the_embedded_model_was_made_for_original_positions():
     assert not any(plan["close_gaps"] for plan in plans if plan)
 
 
+@pytest.mark.slow
 def test_the_command_line(llms, tmp_path, monkeypatch, capsys):
     source = llms["llava_onevision"].loaded.folder
 

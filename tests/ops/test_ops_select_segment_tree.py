@@ -44,6 +44,7 @@ def test_ranks_and_extrema_take_the_lowest_index_of_equals(seed, k):
 @pytest.mark.parametrize("branch", ["cpu", "accelerator"])
 @seeds
 @given(SEED)
+@pytest.mark.slow
 def test_both_branches_rank_and_count_alike(branch, seed):
     rng = np.random.default_rng(seed)
     values = rng.choice(np.float32([-1.5, -0.0, 0.0, 1e-30, 2.0, np.inf, -np.inf, np.nan]), size=(T, N))

@@ -371,6 +371,7 @@ def test_dynamic_clips_cut_where_the_scene_changes():
     assert bool(clips.dynamic_starts(jnp.eye(12), jnp.ones(12, bool)).all())
 
 
+@pytest.mark.slow
 def test_a_medoid_key_frame_is_the_frame_nearest_to_its_clip_and_merges_like_one_that_comes_first():
     # Without a temporal term the order of the other frames is the one that a video with the medoid in front has.
     settings = {"window": 3, "clips": 3, "inter_transport": Transport(TokenCost(w_pos=0.0))}

@@ -95,6 +95,7 @@ def test_counts_hold_and_the_first_stage_takes_the_nearest_usable_rung():
     np.testing.assert_array_equal(np.sort(out.index[: int(out.count)]), np.sort(jv.reduce(TOP, video, 0.25).index[:16]))
 
 
+@pytest.mark.slow
 def test_three_stages_and_shares():
     video = make_video(7)
     three = chain(TOP, TOP, AttentionTopK(), shares=(1, 1, 2), ladder=(0.5, 1.0))
@@ -107,6 +108,7 @@ def test_three_stages_and_shares():
     assert int(jv.reduce(nested, video, 0.125).count) == round(0.125 * T * N)
 
 
+@pytest.mark.slow
 def test_stop_around_a_stage_and_around_the_chain():
     video = make_video(8)
     inside = jv.reduce(Sequential(SToP(ZIP, mu_s=0.5), TOP, ladder=(0.5,)), video, 0.2)

@@ -113,6 +113,7 @@ def test_counts():
 
 
 @pytest.mark.parametrize("tail", [1, 3])
+@pytest.mark.slow
 def test_a_short_question_gives_the_pivots_that_it_has(tail):
     kept, _, record = run(DART(), 0.5, tail=tail)
     assert int(np.asarray(record.diagnostics["there"]).sum()) == 4 + tail

@@ -44,6 +44,7 @@ def test_a_host_inside_the_model_keeps_its_cut():
 
 
 @pytest.mark.parametrize("host", ["divprune", "uniform", "zspaprune", "holov"])
+@pytest.mark.slow
 def test_a_host_before_the_model_marks_what_it_keeps(host):
     video = synthetic_tokens(frames=4, grid=(4, 4))
     question = np.ones((3, video.features.shape[-1]), np.float32)
@@ -64,6 +65,7 @@ def decoder():
     return Decoder(CONFIG, dtype=jnp.float32, rngs=nnx.Rngs(3))
 
 
+@pytest.mark.slow
 def test_marked_tokens_are_the_choice_of_the_prompt(decoder):
     """Of two videos of a prompt the second one's blocks go on at 2."""
     embeds = 3 * np.random.default_rng(0).normal(size=(2, S, CONFIG.width)).astype(np.float32)

@@ -19,6 +19,7 @@ def file(video, tmp_path_factory):
     return export_reducer(tmp_path_factory.mktemp("exported") / "flashvid.bin", reducers.get("flashvid"), video, 0.4)
 
 
+@pytest.mark.slow
 def test_one_file_serves_all_ratios_up_to_its_own(file, video):
     loaded = load_reducer(file)
     for ratio in (0.4, 0.15):

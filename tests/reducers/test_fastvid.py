@@ -143,6 +143,7 @@ def test_a_zero_peak_takes_the_tokens_of_its_segment():
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.slow
 def test_other_settings_follow_the_specification(variant):
     reducer = reducer_of(variant, context_share=0.7, beta=0.0, tau=-2.0, ignore=0.999, count_from="start")
     plan = compare(reducer, make_video(seed=3), 0.3)

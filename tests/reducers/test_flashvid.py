@@ -33,6 +33,7 @@ def files():
     return [path for path in checks.golden_files("flashvid") if path.stem not in CUT_FILES]
 
 
+@pytest.mark.slow
 def test_a_wrong_golden_value_is_noticed():
     golden = core.load_golden(next(path for path in files() if path.stem == "low_r03"))
     arrays = dict(golden.arrays)
@@ -267,6 +268,7 @@ def test_diversity_alone_needs_no_attention_and_zero_tokens_stay_finite():
     checks.refused(lambda: jvidprune.reduce(FlashVID(), video, 0.3), "attention_last")
 
 
+@pytest.mark.slow
 def test_a_sink_rule_lowers_the_attention_that_selection_uses():
     video = near_video(3)
     reducer = PLAIN["official"]

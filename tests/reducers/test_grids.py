@@ -56,6 +56,7 @@ def kinds(reducer):
 
 @pytest.mark.parametrize("ratio", RATIOS)
 @pytest.mark.parametrize("reducer", POOLS, ids=repr)
+@pytest.mark.slow
 def test_rows_are_means_of_the_cells(reducer, ratio):
     video = checks.make_video(frames=7, seed=5)
     (height, width), x = video.grid, np.asarray(video.features, np.float64)
@@ -95,6 +96,7 @@ def test_samples_are_the_first_of_their_cells(reducer, ratio):
 
 
 @pytest.mark.parametrize("ratio", [0.1, 0.3, 0.55])
+@pytest.mark.slow
 def test_a_random_token_of_every_cell_is_drawn_alike_often(ratio):
     video = checks.make_video(frames=15)
     height, width = video.grid

@@ -143,6 +143,7 @@ def test_counts_equal_those_of_python_floats(ratio, left):
 
 
 @pytest.mark.parametrize("n", [3, 49, 100, 196, 729])
+@pytest.mark.slow
 def test_counts_equal_those_of_python_floats_next_to_integers_and_halves(n):
     exact = np.arange(1, 2 * n) / (2 * n)
     values = np.concatenate([exact, np.nextafter(exact, 0), np.nextafter(exact, 1), [1.0]])
@@ -178,6 +179,7 @@ def test_a_static_set_that_rounds_to_nothing_vanishes_unless_kept():
     assert int((rows[True].mass > 1).sum()) >= 1
 
 
+@pytest.mark.slow
 def test_contextual_clusters_replace_attended_tokens_one_for_one():
     video = make_video()
     plain = jvidprune.reduce(HoliTom(tau=0.7), video, 0.5)
@@ -210,6 +212,7 @@ def test_bf16_features():
     np.testing.assert_array_equal(reduced.index, full.index)
 
 
+@pytest.mark.slow
 def test_a_sink_rule_leaves_windows_alone_and_moves_what_is_static():
     video = make_video()
     reducer, total = HoliTom(tau=0.7), video.layout().total

@@ -51,6 +51,7 @@ def float64_plan(cost, a, b, epsilon, iterations):
 
 
 @pytest.mark.parametrize(("epsilon", "iterations"), [(0.01, 203), (0.03, 37), (0.002, 60)])
+@pytest.mark.slow
 def test_log_domain_equals_float64_and_ott(epsilon, iterations):
     from ott.geometry.geometry import Geometry
     from ott.problems.linear.linear_problem import LinearProblem
@@ -162,6 +163,7 @@ def test_removals_are_split_as_by_hand(seed, removals, cap):
 @pytest.mark.parametrize(
     "reducer", [PAPER, OTTVid(transport=FAST, variant="llava", cost_threshold=None)], ids=["qwen", "llava"]
 )
+@pytest.mark.slow
 def test_counts_ids_and_mass(reducer):
     video = checks.make_video(frames=6, grid=(4, 5))
     for ratio in (0.1, 0.3, 1.0):
@@ -182,6 +184,7 @@ def test_counts_ids_and_mass(reducer):
         np.testing.assert_allclose(np.asarray(out.tokens)[:count], means, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_the_threshold_changes_tokens_but_not_the_count():
     video = checks.make_video(seed=3)
     strict = jvidprune.reduce(OTTVid(transport=FAST, cost_threshold=0.05), video, 0.2, capacity=60)

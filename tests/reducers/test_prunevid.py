@@ -186,6 +186,7 @@ def test_equal_frames_are_one_static_segment():
     assert int(reduced.count) == 21
 
 
+@pytest.mark.slow
 def test_bf16_features():
     half = VideoTokens.create(make_video().features.astype(jnp.bfloat16), grid=(6, 7))
     reduced = jvidprune.reduce(PruneVid(), half, 0.4)

@@ -35,6 +35,7 @@ class CountsRows:
         return compact.selection_plan(jnp.arange(frames * tokens) == video.evidence["text"].shape[0], capacity)
 
 
+@pytest.mark.slow
 def test_many_questions_are_one_reduction_each():
     together = jvidprune.reduce("cdpruner", VIDEO, 0.3, text=TEXT, text_mask=MASK)
     swept = jvidprune.sweep("cdpruner", VIDEO, [0.3, 0.1], text=TEXT, text_mask=MASK)

@@ -24,6 +24,7 @@ METHODS = ("visionzip", "fastvid", "holitom")
     share=st.sampled_from([0.0, 0.3, 0.6, 1.0]),
     neighbours=st.sampled_from([1, 5]),
 )
+@pytest.mark.slow
 def test_visionzip_equals_a_plain_version(seed, ratio, share, neighbours):
     video = checks.make_video(frames=3, seed=seed)
     kept = max(1, int(20 * ratio))
@@ -161,6 +162,7 @@ def test_rows_of_the_first_version_stand_at_other_places(method):
     checks.check_padding(reducer, video, 0.4)
 
 
+@pytest.mark.slow
 def test_chains_stop_and_refusals():
     chain = reducers.registry.from_text("qwen_norm+divprune")
     assert int(checks.reduce(chain, checks.make_video(), 0.1).count) == 12

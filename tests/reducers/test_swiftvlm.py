@@ -140,6 +140,7 @@ def test_tokens_as_lists(decoder, embeds):
     assert [part.capacity - STEPS_AND_TEXT for part in cache.segments] == [COUNT, *lengths]
 
 
+@pytest.mark.slow
 def test_a_group_for_each_token_is_one_cut_at_the_last_layer(decoder, embeds):
     """Restored states are then the unpruned ones."""
     alone = SwiftVLM(cut_layers=(1, 2, 3), numbers=(5, 7, 6), groups=COUNT, depth=LAYERS)
@@ -208,6 +209,7 @@ def test_grouping_of_few_tokens_and_of_zeros():
     assert zeros.group.tolist() == [0, 0, 0, 1, 3, 3]
 
 
+@pytest.mark.slow
 def test_gradients_reach_all_tokens(decoder, embeds):
     reducer = SwiftVLM(cut_layers=(1, 2, 3), numbers=(5, 7, 4), groups=3, depth=LAYERS)
     inner = Inner.create(reducer.inner(0.5), VISUAL[None], ONES, layers=LAYERS)

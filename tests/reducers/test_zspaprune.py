@@ -88,6 +88,7 @@ def test_every_frame_by_itself_equals_the_plain_version(rule):
     assert tokens(video.layout(), 0.3) == 6
 
 
+@pytest.mark.slow
 def test_cores_of_many_blocks_equal_the_plain_version():
     """The core is compared block by block; budgets end before, at and behind the ends of blocks."""
     video = asked(3, frames=5, grid=(7, 8))
@@ -157,6 +158,7 @@ def test_copies_come_last_and_zero_tokens_and_a_still_video_are_chosen_from():
     np.testing.assert_array_equal(checks.valid_rows(reduced)[0], np.arange(6))
 
 
+@pytest.mark.slow
 def test_questions_of_different_lengths_in_a_batch_equal_single_ones():
     text = np.random.default_rng(4).normal(size=(3, 6, 24)).astype(np.float32)
     mask = np.array([[1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0], [0, 1, 0, 1, 1, 0]], bool)

@@ -146,6 +146,7 @@ def test_refill_changes_what_kept_patches_see():
 
 
 @pytest.mark.parametrize("method", ["heuristic", "easy", "random"])
+@pytest.mark.slow
 def test_baselines_prune_behind_block_prune_at(method):
     config = dataclasses.replace(PLAIN, method=method, prune_at=1)
     options = {"kept": 9 * FRAMES - 31, "key": jax.random.key(0), "record": (1, 2)}
@@ -177,6 +178,7 @@ def random_segments(seed=0, slots=200, longest=37):
 
 
 @pytest.mark.parametrize("kind", ["plain", "xla", "splash"])
+@pytest.mark.slow
 def test_every_kind_of_packed_attention_gives_the_same_numbers(kind):
     q, k, v, segment, longest = random_segments()
     used = (segment[0] < 12)[None, :, None, None]

@@ -206,6 +206,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.slow
 def test_checkpoints_of_another_layout_are_refused_and_stay_where_they_are(kind, runs, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(runs[kind][0], folder)
