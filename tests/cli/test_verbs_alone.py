@@ -46,7 +46,7 @@ def place(tmp_path_factory):
     folder = tiny_checkpoints.write("llava_onevision", root / "model")
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "extra_special_tokens": {}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    template = "{% for m in messages %}{{ m['role'] }}<video>{% endfor %}"
+    template = "{% for m in messages %}{{ m['role'] }}<video>{{ m['content'][-1]['text'] }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(template)
     return root
 

@@ -69,7 +69,7 @@ def chat_texts(folder: Path, messages: Sequence[Message], *, placeholder: str, b
       between: text between two placeholders, where they go in as text.
 
     Raises:
-      JvidpruneError: the folder has no chat template, or one that cannot be rendered or leaves the videos out.
+      JvidpruneError: the folder has no chat template, or one that cannot be rendered or leaves videos or texts out.
     """
     source = chat_template(folder)
     if source is None:
@@ -77,7 +77,7 @@ def chat_texts(folder: Path, messages: Sequence[Message], *, placeholder: str, b
     if any(placeholder in message.text for message in messages):
         raise JvidpruneError(f"the question must not contain {placeholder}, which stands for the video.")
     visuals = sum(message.visuals for message in messages)
-    problem = "it leaves the videos out"
+    problem = ""
     # Parts for all, parts for the user alone, plain texts: what a template reads is known by trying.
     for listed in (("system", "user", "assistant"), ("user",), ()):
         turns = []
@@ -91,7 +91,11 @@ def chat_texts(folder: Path, messages: Sequence[Message], *, placeholder: str, b
             problem = reason(error)
             continue
         texts = rendered.split(placeholder)
-        if len(texts) == visuals + 1 and all(message.text.strip() in rendered for message in messages):
+        if len(texts) != visuals + 1:
+            problem = "it leaves the videos out"
+        elif any(message.text.strip() not in rendered for message in messages):
+            problem = "it leaves what is asked out"
+        else:
             return texts
     raise JvidpruneError(f"the chat template of {folder} cannot be used: {problem}.")
 
