@@ -154,7 +154,7 @@ class Laboratory:
             for _, names in groups
         ]
         flat = np.zeros(layout.total, np.int32) if labels is None else np.asarray(labels, np.int32).reshape(-1)
-        found = jax.device_get(_program(tuple(program for program, _ in groups), capacity)(video, budgets, flat))
+        found = jax.device_get(_all_groups(tuple(program for program, _ in groups), capacity, video, budgets, flat))
         measures: dict[str, Measured] = {}
         reductions: dict[str, list[Reduced]] = {}
         count = len(self.ratios)
@@ -197,17 +197,7 @@ class Laboratory:
         return [record for record, _ in known]
 
 
-def _program(programs: tuple[Reducer, ...], capacity: int) -> Any:
-    """The one jitted function of all groups; kept, so that every clip calls the same."""
-    key = programs, capacity
-    if key not in _PROGRAMS:
-        _PROGRAMS[key] = jax.jit(lambda *args: _all_groups(programs, capacity, *args))
-    return _PROGRAMS[key]
-
-
-_PROGRAMS: dict[Any, Any] = {}
-
-
+@partial(jax.jit, static_argnames=("programs", "capacity"))
 def _all_groups(
     programs: tuple[Any, ...], capacity: int, video: VideoTokens, budgets: list[Any], labels: Array
 ) -> list[tuple[Measured, Reduced]]:

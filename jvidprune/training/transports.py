@@ -235,8 +235,7 @@ def cost_step(loss: CostLoss, tx: Any) -> Callable[..., tuple[CostState, dict[st
     def step(state: CostState, model: Any, batch: CostBatch) -> tuple[CostState, dict[str, Array]]:
         (value, metrics), slopes = jax.value_and_grad(loss, has_aux=True)(state.parts, model, batch)
         change, moments = tx.update(slopes, state.moments, state.parts)
-        steepness = jnp.sqrt(sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(slopes)))
-        metrics |= {"loss": value, "slope": steepness}
+        metrics |= {"loss": value, "slope": optax.global_norm(slopes)}
         parts: Any = optax.apply_updates(state.parts, change)
         return CostState(parts, moments), metrics
 

@@ -94,12 +94,12 @@ def test_a_run_goes_on_and_answers_are_those_of_ask(llm, lab, tmp_path):
     benchmark = Procedural("test", clips=2, side=56, questions=2, difficulty=0.2)
     clips = procedural_clips(benchmark, benchmark)
     chosen = dataclasses.replace(lab, methods={k: lab.methods[k] for k in ("own eps 0.1", "other")}, ratios=(0.3,))
-    before = len(laboratory._PROGRAMS)
+    before = laboratory._all_groups._cache_size()
     stop = iter((False, True))
     part = run_laboratory(chosen, clips, tmp_path, until=lambda: next(stop))
     assert {record["clip"] for record in part} == {"test-0"}
     whole = run_laboratory(chosen, clips, tmp_path)
-    assert len(laboratory._PROGRAMS) == before + 1
+    assert laboratory._all_groups._cache_size() == before + 1
     assert [record for record in whole if record["clip"] == "test-0"] == part
     assert len(whole) == 4
     video = llm.encode(benchmark.clip(1), needs=chosen.needs)

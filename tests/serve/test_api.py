@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 
 import numpy as np
+import openai
 import pytest
 from helpers import tiny_checkpoints
 
@@ -21,8 +22,6 @@ from jvidprune.serve.api import serving
 from jvidprune.serve.compare import SideBySide
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.limits import Limits
-
-openai = pytest.importorskip("openai")
 
 LIMITS = Limits(pixels=200 * 200, frames=16, seconds=20.0)
 OURS = {"reducer": "uniform", "ratio": 0.5, "frames": 8}

@@ -85,7 +85,6 @@ def posted(app, parts):
 
 
 def test_a_body_that_does_not_come_is_given_up():
-    pytest.importorskip("starlette")
     engine: Any = SimpleNamespace(seconds=0.1)
     way = _Endpoint(engine, "tiny", 1000, 9, "greedy", None)
     status, body = posted(way.app(True), [b'{"messages": '])
