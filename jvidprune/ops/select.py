@@ -1,7 +1,8 @@
 """Choosing tokens: first extrema, ranks, top-k masks with a traced k. Ties always go to the lowest index.
 
 TPU compilers take seconds for every sort with a payload and for every scatter. On accelerators rows of up to `COMPARED`
-entries are therefore ranked and counted by comparing all pairs, in fused reductions that write no pair down.
+entries are therefore ranked and counted by comparing all pairs, in fused reductions that write no pair down, of rows
+filled up to whole tiles (`ops.layout`).
 """
 
 import math
@@ -11,6 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.layout import aligned, lengthen
 
 COMPARED = 1024
 """Entries of a row up to which accelerators compare all pairs."""
@@ -52,10 +54,14 @@ def _compared_rank(scores: Array) -> Int[Array, "... N"]:
         bits = lax.bitcast_convert_type(jnp.where(values == 0, 0.0, values), jnp.int32)
         bits = jnp.where(jnp.isnan(values), 0x7FC00000, bits)
         scores = jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    elif scores.dtype == bool:
+        scores = scores.astype(jnp.int32)
+    n = scores.shape[-1]
+    scores = lengthen(scores, jnp.iinfo(scores.dtype).max)
     place = jnp.arange(scores.shape[-1], dtype=jnp.int32)
     other, own = scores[..., None, :], scores[..., :, None]
     before = (other < own) | ((other == own) & (place[None] < place[:, None]))
-    return jnp.sum(before, axis=-1, dtype=jnp.int32)
+    return jnp.sum(before, axis=-1, dtype=jnp.int32)[..., :n]
 
 
 def order_descending(scores: Array) -> Int[Array, "... N"]:
@@ -66,8 +72,11 @@ def order_descending(scores: Array) -> Int[Array, "... N"]:
 def rank_of_order(order: Int[Array, "... N"]) -> Int[Array, "... N"]:
     """Inverse permutation: place of each index in `order`. A scatter, which costs a fraction of a second sort."""
     if _compares(order.shape[-1]):
+        n = order.shape[-1]
+        order = lengthen(order, n)
         entry = jnp.arange(order.shape[-1], dtype=jnp.int32)
-        return jnp.sum(jnp.where(order[..., None, :] == entry[:, None], entry, 0), axis=-1, dtype=jnp.int32)
+        places = jnp.sum(jnp.where(order[..., None, :] == entry[:, None], entry, 0), axis=-1, dtype=jnp.int32)
+        return places[..., :n]
     place = jnp.broadcast_to(jnp.arange(order.shape[-1], dtype=jnp.int32), order.shape)
     return jnp.put_along_axis(jnp.zeros(order.shape, jnp.int32), order, place, axis=-1, inplace=False)
 
@@ -99,8 +108,9 @@ def occurrences(index: Int[Array, "... K"], counted: Array, n: int) -> Int[Array
     """
     counted = jnp.broadcast_to(counted, index.shape)
     if _compares(max(n, index.shape[-1])):
-        named = (index[..., None, :] == jnp.arange(n, dtype=jnp.int32)[:, None]) & counted[..., None, :]
-        return jnp.sum(named, axis=-1, dtype=jnp.int32)
+        index, counted, places = lengthen(index, -1), lengthen(counted, False), jnp.arange(aligned(n), dtype=jnp.int32)
+        named = (index[..., None, :] == places[:, None]) & counted[..., None, :]
+        return jnp.sum(named, axis=-1, dtype=jnp.int32)[..., :n]
     rows = index.reshape(math.prod(index.shape[:-1]), index.shape[-1])
     row = jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None]
     named = counted.reshape(rows.shape).astype(jnp.int32)
@@ -117,19 +127,22 @@ def entries_at(values: Array, index: Int[Array, "... K"]) -> Array:
     """
     if not _compares(max(values.shape[-1], index.shape[-1])):
         return jnp.take_along_axis(values, index, axis=-1)
+    count = index.shape[-1]
+    index, values = lengthen(index, -1), lengthen(values, 0)
     named = index[..., :, None] == jnp.arange(values.shape[-1], dtype=jnp.int32)
     if values.dtype == bool:
-        return jnp.any(named & values[..., None, :], axis=-1)
-    return jnp.sum(jnp.where(named, values[..., None, :], 0), axis=-1, dtype=values.dtype)
+        return jnp.any(named & values[..., None, :], axis=-1)[..., :count]
+    return jnp.sum(jnp.where(named, values[..., None, :], 0), axis=-1, dtype=values.dtype)[..., :count]
 
 
 def first_occurrence(index: Int[Array, "... K"], n: int) -> Int[Array, "... n"]:
     """The first entry that names each of `n` places, K where none does; indices outside of 0..n-1 name nothing."""
     count = index.shape[-1]
-    entry = jnp.arange(count, dtype=jnp.int32)
     if _compares(max(n, count)):
-        named = index[..., None, :] == jnp.arange(n, dtype=jnp.int32)[:, None]
-        return jnp.min(jnp.where(named, entry, count), axis=-1, initial=count)
+        index, places = lengthen(index, -1), jnp.arange(aligned(n), dtype=jnp.int32)
+        entry = jnp.arange(index.shape[-1], dtype=jnp.int32)
+        return jnp.min(jnp.where(index[..., None, :] == places[:, None], entry, count), axis=-1, initial=count)[..., :n]
+    entry = jnp.arange(count, dtype=jnp.int32)
     rows = index.reshape(math.prod(index.shape[:-1]), count)
     row = jnp.arange(rows.shape[0], dtype=jnp.int32)[:, None]
     place = jnp.where(rows >= 0, rows, n)

@@ -13,6 +13,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.layout import one_by_one
 from jvidprune.ops.segment import segment_total
 from jvidprune.ops.select import first_argmax, occurrences
 from jvidprune.ops.similarity import dot_f32
@@ -233,7 +234,7 @@ def over_merged(
         )
         total = tokens.astype(jnp.float32) + handed
         # Frames without children keep their matrix, as they do on CPU.
-        return total, finish(jnp.where(rises.any(), dot_f32(total, total), own), *parts)
+        return total, finish(jnp.where(rises.any(), one_by_one(dot_f32, total, total), own), *parts)
 
     _, results = lax.scan(frame, jnp.zeros((n, width), jnp.float32), (x, gram, target, *arrays), reverse=True)
     return results

@@ -7,7 +7,7 @@ import pytest
 
 import jvidprune
 from jvidprune import reducers
-from jvidprune.ops import branch, compact
+from jvidprune.ops import branch, compact, layout
 from jvidprune.ops.branch import on_cpu, using
 from jvidprune.synthetic import synthetic_tokens
 
@@ -51,6 +51,28 @@ def test_the_branch_is_a_setting_and_part_of_the_jit_key():
     # Unsaid is a key of its own, which on a CPU means the same as saying so.
     assert traced == ["cpu", "accelerator", "cpu"]
     assert on_cpu()
+
+
+def test_one_by_one_is_the_same_in_turn():
+    a, b = jax.random.normal(jax.random.key(0), (2, 3, 4, 4))
+    kept = jnp.arange(3) > 0
+
+    def product(a, b, kept):
+        return jnp.where(kept, a @ b, 0.0)
+
+    def loss(product, a):
+        return (jax.vmap(product, (0, None, 0))(a, b[0], kept) ** 2).sum()
+
+    def in_turn(*args):
+        return layout.one_by_one(product, *args)
+
+    with using("tpu"):
+        assert "scan" in str(jax.make_jaxpr(lambda a: loss(in_turn, a))(a))
+        value, slope = jax.value_and_grad(lambda a: loss(in_turn, a))(a)
+    assert "scan" not in str(jax.make_jaxpr(lambda a: loss(in_turn, a))(a))
+    wanted = jax.value_and_grad(lambda a: loss(product, a))(a)
+    np.testing.assert_allclose(value, wanted[0], rtol=1e-6)
+    np.testing.assert_allclose(slope, wanted[1], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

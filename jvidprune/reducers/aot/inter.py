@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.ops.layout import one_by_one
 from jvidprune.ops.quarters import widen
 from jvidprune.ops.select import entry_of_rank
 from jvidprune.ops.similarity import cosine_from_gram, dot_f32, squared_norms
@@ -68,7 +69,7 @@ def step(anchors: Rows, sources: Rows, rules: ClipRules) -> Step:
     Tokens whose score is strictly below the entry of rank ceil(q (R - 1)) stay distinct, which equals the reference's
     interpolated quantile; all others are spread over all anchors with their whole normalised row.
     """
-    gram = dot_f32(sources.features, anchors.features)
+    gram = one_by_one(dot_f32, sources.features, anchors.features)
     cosines = cosine_from_gram(gram, squared_norms(sources.features), squared_norms(anchors.features), 1e-12)
     x = sources._replace(cosines=cosines)
     problem = rules.transport.problem(x, anchors)
@@ -81,7 +82,7 @@ def step(anchors: Rows, sources: Rows, rules: ClipRules) -> Step:
     merged = (x.mask & ~keep)[:, None] & anchors.mask[None]
     weight = jnp.where(merged, rules.transport.weights(result.plan), 0.0)
     own, taken = blend(weight, rules.scale)
-    moved = own[:, None] * anchors.features + weigh(taken.T, sources.features)
+    moved = own[:, None] * anchors.features + one_by_one(weigh, taken.T, sources.features)
     return Step(moved, taken, 1.0 / own, keep, score, result)
 
 

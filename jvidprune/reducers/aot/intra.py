@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from jvidprune.ops.layout import one_by_one
 from jvidprune.ops.select import first_argmax
 from jvidprune.ops.similarity import over_frames
 from jvidprune.ops.transport import Projection, Rows, Scaled, Transport, TransportResult, blend, normalise_plan
@@ -170,8 +171,8 @@ class Merge:
     ) -> tuple[Float[Array, "C"], Float[Array, "N C"]]:
         """Weights of a frame's anchors in themselves and of each other token in them."""
         own, taken = blend(normalise_plan(plan.plan(), self.projection), self.scale)
-        similar = jnp.where(active, cosines, -jnp.inf)
-        member = (first_argmax(similar)[:, None] == jnp.arange(active.shape[0])) & sources[:, None] & active
+        nearest = one_by_one(lambda active, near: first_argmax(jnp.where(active, near, -jnp.inf)), active, cosines)
+        member = (nearest[:, None] == jnp.arange(active.shape[0])) & sources[:, None] & active
         members = 1.0 + member.sum(0, dtype=jnp.float32)
         own = self.nearest / members + (1.0 - self.nearest) * own
         taken = self.nearest * member / members + (1.0 - self.nearest) * taken

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops import compact
 from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.layout import one_by_one
 from jvidprune.ops.select import entries_at, first_argmax, first_occurrence
 from jvidprune.ops.transport import strongest
 from jvidprune.reducers.aot.clips import Clips
@@ -62,23 +63,22 @@ def arrange(
     ids = jnp.where(valid, origin * cells + cell[origin, slot], t * cells).astype(jnp.int32)
 
     given = used & ~own & ~clips.key[:, None]
-    share = jnp.where(clips.key[:, None, None], jnp.eye(n), mix)
-    best = jnp.minimum(first_argmax(share), n - 1)
     goes = used & ~newline & merged[clips.end].any(1, keepdims=True) & (given | clips.key[:, None]) & inter
-    place = entries_at(before[clips.end, 1], best)
-    row = jnp.where(goes, jnp.minimum(place, capacity), capacity)
-    amount = jnp.where(goes, entries_at(mix, best[..., None])[..., 0], 0.0)
 
     # All other tokens of a frame are transported into its slots, and with these on into the anchors of the clip.
-    def most_of(args: tuple) -> tuple[Array, Array]:
-        number, own, mix, goes = args
+    def most_of(args: tuple) -> tuple[Array, ...]:
+        number, own, mix, goes, key = args
+        best = jnp.minimum(first_argmax(jnp.where(key, jnp.eye(n), mix)), n - 1)
+        amount = jnp.where(goes, entries_at(mix, best[:, None])[:, 0], 0.0)
         within = lax.stop_gradient(inside(number))
-        along = weigh(within, jnp.where(goes[:, None], mix, 0.0))
+        along = one_by_one(weigh, within, jnp.where(goes[:, None], mix, 0.0))
         weights = jnp.concatenate([jnp.where(own, within, 0.0), along], axis=1)
-        return jnp.minimum(first_argmax(weights), 2 * n - 1), jnp.max(weights, axis=1)
+        return best, amount, jnp.minimum(first_argmax(weights), 2 * n - 1), jnp.max(weights, axis=1)
 
     # A frame at a time on any machine: only numbers of tokens then exist for all frames.
-    largest, most = lax.map(most_of, (jnp.arange(t, dtype=jnp.int32), own, mix, goes))
+    numbers = jnp.arange(t, dtype=jnp.int32)
+    best, amount, largest, most = lax.map(most_of, (numbers, own, mix, goes, clips.key))
+    row = jnp.where(goes, jnp.minimum(entries_at(before[clips.end, 1], best), capacity), capacity)
     places = jnp.concatenate([before[:, 0], before[clips.end, 1]], axis=1)
     into = jnp.where(most > 0, jnp.minimum(entries_at(places, largest), capacity), capacity)
     taken = jnp.where(into < capacity, most, 0.0)

@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.ops.layout import one_by_one
 from jvidprune.ops.pool import pool_tokens, pooling_matrix
 from jvidprune.ops.select import first_occurrence
 from jvidprune.ops.similarity import dot_f32, widened
@@ -92,7 +93,7 @@ def pooled_weights(
             onto = weights[:, jnp.minimum(ids, n - 1)]
             keep = jnp.ones(n + 1).at[jnp.where(active, ids, n)].set(jnp.where(active, own, 1.0))[:n]
         keep = jnp.where(anchors, keep, 1.0)
-        return weights * keep + dot_f32(jnp.where(active, onto, 0.0), taken)
+        return weights * keep + one_by_one(dot_f32, jnp.where(active, onto, 0.0), taken)
 
     numbers = jnp.arange(chosen.shape[0], dtype=jnp.int32)
     arrays = numbers, chosen, selection.candidates, intra.anchors, intra.sources, intra.active
@@ -130,7 +131,7 @@ def frame_tokens(
     """
 
     def tokens(t: Array) -> Array:
-        y = weigh(weights[t], x[t].astype(widened(x.dtype)))
+        y = one_by_one(lambda weights, x: weigh(weights, x.astype(widened(x.dtype))), weights[t], x[t])
         return y if vector is None else jnp.where(newline[t][:, None], vector, y)
 
     return tokens
