@@ -19,8 +19,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, ClassVar, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
@@ -28,7 +30,7 @@ from jvidprune.fields import Count
 from jvidprune.ops import compact
 from jvidprune.ops.branch import on_cpu
 from jvidprune.ops.select import COMPARED, entries_at, first_argmax, first_occurrence, occurrences, rank_descending
-from jvidprune.ops.similarity import dot_f32, gram_norms, over_frames, squared_norms
+from jvidprune.ops.similarity import dot_f32, gram_norms, over_frames, squared_norms, widened
 from jvidprune.ops.sink import SinkRule
 from jvidprune.reducers.counting import Terms, sums
 from jvidprune.reducers.counts import half_even
@@ -200,20 +202,18 @@ def _levels(
 
     Sums stand for the means: a cosine does not see the difference.
     """
-    sums = tokens
 
-    def match(size: Array) -> tuple[Array, Array]:
+    def match(sums: Array, size: Array) -> tuple[Array, Array]:
         metric = _metric(sums, heads)
         norm = jnp.sqrt(squared_norms(metric))
         scale = jnp.where(norm > 0, 1.0 / jnp.where(norm > 0, norm, 1.0), 0.0)
         return _match(dot_f32(metric[0::2], metric[1::2]) * scale[0::2, None] * scale[1::2], size)
 
-    def merge(new: Array, left: int) -> None:
-        nonlocal sums
+    def merge(sums: Array, new: Array, left: int) -> Array:
         ones, none = jnp.ones((1, new.size)), jnp.full(left, new.size)
-        sums = jnp.asarray(compact.row_sums(new[None], ones, none, sums.astype(jnp.float32)))
+        return jnp.asarray(compact.row_sums(new[None], ones, none, sums.astype(widened(sums.dtype))))
 
-    return _halvings(tokens.shape[0], length, match, merge)
+    return _halvings(tokens, tokens.shape[0], length, match, merge)
 
 
 def _gram_levels(
@@ -224,46 +224,62 @@ def _gram_levels(
     Merging is a product with a matrix of zeros and ones from both sides, which is exact but for the order of its sums.
     """
     metric = _metric(tokens, heads)
-    gram = dot_f32(metric, metric)
 
-    def match(size: Array) -> tuple[Array, Array]:
+    def match(gram: Array, size: Array) -> tuple[Array, Array]:
         norm = jnp.sqrt(gram_norms(gram))
         scale = jnp.where(norm > 0, 1.0 / jnp.where(norm > 0, norm, 1.0), 0.0)
         return _match((gram * scale[:, None] * scale)[0::2, 1::2], size)
 
-    def merge(new: Array, left: int) -> None:
-        nonlocal gram
+    def merge(gram: Array, new: Array, left: int) -> Array:
         onto = (new == jnp.arange(left, dtype=jnp.int32)[:, None]).astype(jnp.float32)
-        gram = dot_f32(dot_f32(onto, gram), onto)
+        return dot_f32(dot_f32(onto, gram), onto)
 
-    return _halvings(tokens.shape[0], length, match, merge)
+    return _halvings(dot_f32(metric, metric), tokens.shape[0], length, match, merge)
+
+
+_SHORT = 16
+"""Entries of a list from which on its rounds are one loop over a list of that length: each costs a compiler as much as
+one of a long list."""
 
 
 def _halvings(
+    state: Array,
     n: int,
     length: Int[Array, ""],
-    match: Callable[[Array], tuple[Array, Array]],
-    merge: Callable[[Array, int], None],
+    match: Callable[[Array, Array], tuple[Array, Array]],
+    merge: Callable[[Array, Array, int], Array],
 ) -> tuple[Int[Array, "L n"], Int[Array, "L A"], Int[Array, "L A"]]:
-    """All levels: `match` ranks the pairs of a list of so many real entries, `merge` puts each into its new place."""
+    """All levels of a list of n, the first `length` of them real, from a state that tells their similarities.
+
+    `match` ranks the pairs of a state's list of so many real entries, `merge` puts each entry into its new place of a
+    list that has room for so many, or nowhere.
+    """
     half = -(-n // 2)
-    place = jnp.arange(n, dtype=jnp.int32)
-    rows, ranks, targets = [], [], []
-    size, static = length, n
-    while static > 1:
-        rank, into = match(size)
-        rows.append(place)
-        ranks.append(jnp.pad(rank, (0, half - rank.shape[0])))
-        targets.append(jnp.pad(into, (0, half - into.shape[0])))
+
+    def halve(state: Array, place: Array, size: Array, static: int, left: int) -> tuple[tuple, tuple]:
+        rank, into = match(state, size)
         index = jnp.arange(static, dtype=jnp.int32)
         new = _merged_place(index[None], rank[None], into[None], size[None], (size >> 1)[None])[0]
+        new = jnp.where(index < size, new, left)
+        level = place, *(jnp.pad(part, (0, half - part.shape[0])) for part in (rank, into))
+        place = jnp.where(place < size, entries_at(new, jnp.minimum(place, static - 1)), n)
+        return (merge(state, new, left), place, size - (size >> 1)), level
+
+    carry, static, found = (state, jnp.arange(n, dtype=jnp.int32), length), n, []
+    while static > _SHORT:
+        carry, level = halve(*carry, static, -(-static // 2))
+        found.append(level)
         static = -(-static // 2)
-        new = jnp.where(index < size, new, static)
-        merge(new, static)
-        place = jnp.where(place < size, entries_at(new, jnp.minimum(place, new.size - 1)), n)
-        size = size - (size >> 1)
-    nothing = jnp.zeros(half, jnp.int32)
-    return jnp.stack([*rows, place]), jnp.stack([*ranks, nothing]), jnp.stack([*targets, nothing])
+    levels = [jax.tree.map(lambda leaf: leaf[None], level) for level in found]
+    if static > 1:
+        start = carry[0].astype(widened(carry[0].dtype)), *carry[1:]
+        rounds = (static - 1).bit_length()
+        carry, rest = lax.scan(lambda carry, _: halve(*carry, static, static), start, None, length=rounds)
+        levels.append(rest)
+    nothing = jnp.zeros((1, half), jnp.int32)
+    levels.append((carry[1][None], nothing, nothing))
+    rows, ranks, targets = (jnp.concatenate(parts) for parts in zip(*levels, strict=True))
+    return rows, ranks, targets
 
 
 def _metric(tokens: Float[Array, "n D"], heads: int) -> Float[Array, "n d"]:
