@@ -22,6 +22,7 @@ EXTRAS: dict[str, str] = {
     "httpx2": "judge",
     "lmms_eval": "lmms-eval",
     "torch": "lmms-eval",
+    "qwix": "quantise",
 }
 """The extra that brings a package, by the package's top module."""
 

@@ -152,8 +152,11 @@ def check_sizes(family: str, units: Mapping[str, int], sizes: Mapping[str, int])
 
 
 def dotted(path: tuple[Any, ...]) -> str:
-    """A key path of JAX as module names joined by dots, without the `value` that nnx variables end in."""
-    return jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")
+    """A key path of JAX as module names joined by dots, without the `value` that nnx variables end in.
+
+    Values and scales of a quantised parameter both go by the parameter's name.
+    """
+    return re.sub(r"\.value(\.(qvalue|scale))?$", "", jax.tree_util.keystr(path, simple=True, separator="."))
 
 
 def axes_of(path: str, table: ShardingTable) -> Axes | None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Written again, so that help and completion come without the libraries below `inference` and `models`.
 ConventionName = Literal["released", "transformers", "lmms-eval"]
+QuantiseName = Literal["int8", "fp8"]
 MropeRuleName = Literal["released", "transformers-5", "transformers-4.57", "lmms-eval"]
 
 
@@ -70,6 +71,8 @@ class ModelChoice(CheckpointChoice):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of parameters and activations; "auto" is that of the checkpoint."""
+    quantise: QuantiseName | None = None
+    """Hold the language model's matrices in one byte a weight (docs/models.md); needs the extra quantise."""
     fps: float | None = None
     """Frames a second instead of a number, by the family's own rule and limits; --frames is the most then."""
     mesh: str = ""

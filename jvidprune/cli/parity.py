@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional
 
-from jvidprune.cli.options import OUTPUT, Common
+from jvidprune.cli.options import OUTPUT, Common, Output, QuantiseName, print_json
+from jvidprune.errors import JvidpruneError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,19 +15,53 @@ if TYPE_CHECKING:
     from jvidprune.parity.core import FileReport
 
 
-def parity(folder: Annotated[Path, Positional], /, *, model: bool = False, out: Common = OUTPUT) -> None:
+def parity(
+    folder: Annotated[Path, Positional],
+    /,
+    *,
+    model: bool = False,
+    quantise: QuantiseName | None = None,
+    out: Common = OUTPUT,
+) -> None:
     """Run a folder of golden .npz files through the port and compare.
 
     Args:
       folder: golden files; with `--model` a tiny checkpoint folder with io*.npz.
       model: the folder is a checkpoint.
+      quantise: with `--model`, measure how far bfloat16, and the language model's matrices in one byte a weight, are
+        from the float32 reference; no tolerance is claimed.
     """
     from jvidprune.parity import run
 
+    if quantise is not None:
+        if not model:
+            raise JvidpruneError("quantised weights are those of a model: add --model and its folder.")
+        return _deviations(folder, quantise, out)
     reports = run.reports(folder, model=model)
     passed = parity_tables(reports, as_json=out.json, quiet=out.quiet)
     if not passed:
         sys.exit(1)
+
+
+def _deviations(folder: Path, quantise: QuantiseName, out: Output) -> None:
+    """Prints how far quantised weights lead from the reference."""
+    from rich import box
+    from rich.table import Table
+
+    from jvidprune.parity.quantised import deviations
+
+    found = deviations(folder, quantise)
+    if out.json:
+        return print_json([row._asdict() for row in found])
+    caption = "logits: |ours - theirs| / |theirs| over all; tokens: of the greedy answers, in the same place"
+    table = Table(box=box.SIMPLE_HEAD, title="distance from the float32 reference", caption=caption)
+    for name in ("file", "model", "held in", "logits", "from bfloat16", "best tokens", "greedy tokens"):
+        table.add_column(name, justify="left" if name in ("file", "model", "held in") else "right", overflow="fold")
+    for row in found:
+        near = "" if row.from_bfloat16 is None else f"{row.from_bfloat16:.2%}"
+        tokens = f"{row.best:.1%}", "none" if row.tokens == 0 else f"{row.greedy} of {row.tokens}"
+        table.add_row(row.file, row.family, row.held, f"{row.logits:.2%}", near, *tokens)
+    out.console().print(table)
 
 
 def parity_tables(reports: "Iterable[FileReport]", *, as_json: bool, quiet: bool) -> bool:

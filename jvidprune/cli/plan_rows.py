@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from jvidprune.cli.options import ConventionName
+from jvidprune.cli.options import ConventionName, QuantiseName
 from jvidprune.errors import JvidpruneError, quoted
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class PlanChoice:
     """Prompts read together, each with a video of its own."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of parameters and activations."""
+    quantise: QuantiseName | None = None
+    """Hold the language model's matrices in one byte a weight (docs/models.md); needs the extra quantise."""
     compile: str = ""
     """Compile all programs for a slice of TPUs, such as v5e:2x4, and show what XLA says of them (extra tpu)."""
     train: bool = False
@@ -122,10 +124,11 @@ def planned(choice: PlanChoice, chips: int | None = None) -> Iterator[tuple[Any,
     from jvidprune.cli.paper import check_counts, config_named
     from jvidprune.costs.chips import chip
     from jvidprune.llm.conventions import settings_of
+    from jvidprune.models.quantised import with_quantise
     from jvidprune.parallel import AXES, read_mesh
     from jvidprune.reducers.protocol import check_ratio
 
-    config = config_named(choice.model)
+    config = with_quantise(config_named(choice.model), choice.quantise)
     default = settings_of(config.family, choice.convention).frames
     frames = [_count(part) for part in choice.frames.split(",")] if choice.frames else [default]
     ratios = [check_ratio(part.strip()) for part in choice.ratios.split(",") if part.strip()]  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ from typing import NamedTuple, TypedDict
 import jax
 
 from jvidprune.cli.console import Console
-from jvidprune.cli.options import CheckpointChoice, ModelChoice
+from jvidprune.cli.options import CheckpointChoice, ModelChoice, QuantiseName
 from jvidprune.costs.fits import check_encoding, check_question
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.encoded import EncodedVideo
@@ -43,6 +43,7 @@ def open_model(choice: CheckpointChoice, console: Console, *, dtype: str | None 
     return VideoLLM.load(
         EMBEDDED if choice.model is None else choice.model,
         dtype=dtype or devices.dtype,
+        quantise=devices.quantise,
         mesh=mesh,
         progress=lambda done, total, _: bar(done, total),
         template=choice.template,
@@ -101,6 +102,7 @@ class _Reading(TypedDict):
     frames: int | None
     fps: float | None
     dtype: str
+    quantise: QuantiseName | None
     mesh: str
     limits: Limits
     revision: str | None
@@ -125,6 +127,7 @@ def check_fits(path: Path | None, choice: ModelChoice, limits: Limits, asked: As
         "frames": choice.frames,
         "fps": choice.fps,
         "dtype": choice.dtype,
+        "quantise": choice.quantise,
         "mesh": choice.mesh,
         "limits": limits,
         "revision": choice.revision,

@@ -304,6 +304,7 @@ def check_prompt(choice: SweepChoice, model: ModelChoice) -> None:
         ratio=1.0,
         frames=Procedural.frames if procedural and model.frames is None else model.frames,
         dtype=model.dtype,
+        quantise=model.quantise,
         max_new_tokens=choice.longest(),
         size=(SIDE, SIDE) if procedural else None,
         mesh=model.mesh,

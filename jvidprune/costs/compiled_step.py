@@ -14,6 +14,7 @@ from jvidprune.costs.compiled import CompiledPlan, Slice, compile_program
 from jvidprune.costs.footprint import USABLE, Sizes
 from jvidprune.errors import JvidpruneError
 from jvidprune.models import family as families
+from jvidprune.models.quantised import refuse_quantised
 from jvidprune.ops.branch import using
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig
 from jvidprune.training.data import PackedRows
@@ -57,6 +58,7 @@ def compile_step(
     Raises:
       JvidpruneError: a family without such a tower, or a mesh that is not the slice or cuts heads.
     """
+    refuse_quantised(config, "a training step")
     family = families.get(config.family)
     if family.connection != "projector":
         raise JvidpruneError(f"STTS trains families whose tower a projector follows, not {config.family}.")

@@ -13,6 +13,7 @@ from jvidprune.costs.memory import Need, TowerShape, ask_need, check_fits, video
 from jvidprune.llm.folder import family_settings
 from jvidprune.models.checkpoint.load import planned_dtype, read_config
 from jvidprune.models.checkpoint.processor import image_processor, video_processor
+from jvidprune.models.quantised import Quantise, with_quantise
 from jvidprune.models.settings import FamilySettings
 from jvidprune.parallel import read_mesh
 from jvidprune.reducers.protocol import Reducer, inner_stages, with_defaults
@@ -51,8 +52,10 @@ def _plan(
     revision: str | None,
     dtype: Any,
     convention: str | None,
+    quantise: Quantise | None,
 ) -> _Planned:
     family, config, folder = read_config(source, revision)
+    config = with_quantise(config, quantise)
     dtype = planned_dtype(folder, dtype)
     settings = family_settings(family, folder, convention)
     wish = settings.wish(frames, fps)
@@ -91,6 +94,7 @@ def check_question(
     limits: Limits = DEFAULT,
     revision: str | None = None,
     convention: str | None = None,
+    quantise: Quantise | None = None,
 ) -> Need:
     """Refuses a question that cannot fit, before anything is loaded or compiled.
 
@@ -109,6 +113,7 @@ def check_question(
       limits: what is accepted of the file.
       revision: of a hub id.
       convention: that the video is read in, as for `VideoLLM.load`.
+      quantise: how the language model's matrices are held, as for `load_model`.
 
     Returns:
       What it needs.
@@ -116,7 +121,7 @@ def check_question(
     Raises:
       JvidpruneError: it does not fit, or the checkpoint, the file or the reducer is not what it should be.
     """
-    planned = _plan(source, video, frames, fps, size, limits, revision, dtype, convention)
+    planned = _plan(source, video, frames, fps, size, limits, revision, dtype, convention, quantise)
     settings, config, layout = planned.settings, planned.config, planned.layout
     method = for_model(reducer, config) if isinstance(reducer, str) else reducer
     seen = with_defaults(method).seen(layout, ratio)
@@ -149,16 +154,18 @@ def check_encoding(
     limits: Limits = DEFAULT,
     revision: str | None = None,
     convention: str | None = None,
+    quantise: Quantise | None = None,
 ) -> Need:
     """Refuses a video whose tokens cannot be made in the memory there is; nothing is asked about it.
 
     Args:
-      source, video, dtype, frames, fps, available, mesh, limits, revision, convention: as for `check_question`.
+      source, video, dtype, frames, fps, available, mesh, limits, revision, convention, quantise: as for
+        `check_question`.
 
     Raises:
       JvidpruneError: it does not fit, or the checkpoint or the file is not what it should be.
     """
-    planned = _plan(source, video, frames, fps, None, limits, revision, dtype, convention)
+    planned = _plan(source, video, frames, fps, None, limits, revision, dtype, convention, quantise)
     need = ask_need(
         planned.config, planned.shape, kept=0, text=0, max_new_tokens=1, mesh=read_mesh(mesh), dtype=planned.dtype
     )

@@ -1,7 +1,6 @@
 """What one device of a mesh holds when a question about a video is answered, from configs alone."""
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -31,16 +30,26 @@ class Weights(NamedTuple):
       tower: of the vision tower with its mergers or projector.
       layers: of the decoder's layers.
       words: embedding and head.
+      quantised: of `layers`, those that take one byte each.
     """
 
     tower: int
     layers: int
     words: int
+    quantised: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
         return self.tower + self.layers + self.words
+
+    def layer_bytes(self, size: int) -> int:
+        """Bytes of the layers, of whose other numbers each takes `size`."""
+        return (self.layers - self.quantised) * size + self.quantised
+
+    def bytes(self, size: int) -> int:
+        """Bytes of all."""
+        return (self.tower + self.words) * size + self.layer_bytes(size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,14 +76,14 @@ class Footprint(Need):
 
 def weights(config: Any, sizes: Sizes) -> Weights:
     """Numbers that one device of a mesh holds, by the family's sharding table."""
-    found = {"tower": 0, "layers": 0, "words": 0}
-    table = families.get(config.family).sharding
-    for path, shape in memory.parameter_shapes(config).items():
-        count = math.prod(shape) // parallel.share(path, shape, sizes, table, config.units)
+    found = {"tower": 0, "layers": 0, "words": 0, "quantised": 0}
+    for held in memory.parameter_arrays(config):
+        count, path = held.numbers(config, sizes), held.path
         part = (
             "layers" if path.startswith(("lm.layers.", "lm.norm.")) else "words" if path.startswith("lm.") else "tower"
         )
         found[part] += count
+        found["quantised"] += count if held.byte else 0
     return Weights(**found)
 
 
@@ -152,7 +161,7 @@ def footprint(
     rows = pieces(batch, sizes)
     frames = -(-shape.frames // pieces(shape.frames, sizes))
     mine = shape._replace(frames=frames, chunk=min(shape.chunk, frames))
-    held = weights(config, sizes).total * size
+    held = weights(config, sizes).bytes(size)
     if sizes.get("fsdp", 1) > 1:
         # Two layers: while one is computed, the next one is put together.
         held += 2 * part.text.layer_size * size

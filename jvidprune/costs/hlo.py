@@ -245,7 +245,7 @@ class _Counter:
         taken = 0.0
         for user in inside.values():
             for place in (number for number, operand in enumerate(user.operands) if operand == name):
-                if user.opcode == "bitcast":
+                if user.opcode == "bitcast" or self._is_view(user):
                     taken += self._taken(inside, user.name, whole)
                 elif user.opcode in _SLICES and place == 0:
                     taken += user.size.total
@@ -255,6 +255,13 @@ class _Counter:
                 elif user.opcode != "dynamic-update-slice" or place > 0:
                     return whole
         return min(taken, whole)
+
+    def _is_view(self, one: _Instruction) -> bool:
+        """Whether a fusion inside a fusion is an array in another layout, of which nothing is made but what is read."""
+        if one.opcode != "fusion" or "output_to_operand_aliasing" not in one.rest:
+            return False
+        nested = self.computations[_called(one, "calls")[0]]
+        return {step.opcode for step in nested.values()} <= {"parameter", "copy", "bitcast"}
 
     def _fusion(self, one: _Instruction, operands: list[_Instruction], inside: dict[str, _Instruction]) -> Traffic:
         moved = Traffic()

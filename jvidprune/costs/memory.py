@@ -10,7 +10,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -73,21 +72,45 @@ class Need:
         return self.parameters + self.features + max(self.encode, self.prompt)
 
 
+class Held(NamedTuple):
+    """An array that parameters are held in.
+
+    Attributes:
+      path: of the parameter, dotted; values and scales of a quantised one go by the same.
+      shape: of the array.
+      byte: whether a number takes one byte, whatever the model's type.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    byte: bool
+
+    def numbers(self, config: Any, mesh: Mapping[str, int]) -> int:
+        """Numbers of it that one device holds, by the family's sharding table and the sizes of a mesh's axes."""
+        table = families.get(config.family).sharding
+        return math.prod(self.shape) // parallel.share(self.path, self.shape, mesh, table, config.units)
+
+
 @functools.cache
-def parameter_shapes(config: Any) -> Mapping[str, tuple[int, ...]]:
-    """Shapes of a model's parameters by their dotted paths, from its abstract module."""
+def parameter_arrays(config: Any) -> tuple[Held, ...]:
+    """The arrays that hold a model's parameters, from its abstract module."""
     from flax import nnx
 
     family = families.get(config.family)
     state = nnx.state(nnx.eval_shape(lambda: family.model(config, dtype=jnp.bfloat16)))
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return MappingProxyType({parallel.dotted(path): tuple(leaf.shape) for path, leaf in leaves})
+    return tuple(Held(parallel.dotted(path), tuple(leaf.shape), leaf.dtype.itemsize == 1) for path, leaf in leaves)
 
 
 def parameter_count(config: Any, mesh: Mapping[str, int] | None = None) -> int:
     """Numbers that a model of this config holds; with the sizes of a mesh's axes, what one of its devices does."""
-    where: tuple[Any, ...] = (mesh or {}, families.get(config.family).sharding, config.units)
-    return sum(math.prod(s) // parallel.share(path, s, *where) for path, s in parameter_shapes(config).items())
+    return sum(held.numbers(config, mesh or {}) for held in parameter_arrays(config))
+
+
+def parameter_bytes(config: Any, dtype: Any, mesh: Mapping[str, int] | None = None) -> int:
+    """Bytes of the same: one for each number of a quantised matrix, those of the type for all else."""
+    size = jnp.dtype(dtype).itemsize
+    return sum(held.numbers(config, mesh or {}) * (1 if held.byte else size) for held in parameter_arrays(config))
 
 
 def tower_shape(config: Any, frames: int, grid: tuple[int, int, int] | None = None) -> TowerShape:
@@ -263,7 +286,7 @@ def ask_need(
         mutual=families.get(config.family).bidirectional,
     )
     reduced = batch * kept * (1 + shape.levels) * config.text.width * jnp.dtype(dtype).itemsize
-    parameters = parameter_count(config, mesh) * jnp.dtype(dtype).itemsize
+    parameters = parameter_bytes(config, dtype, mesh)
     return Need(parameters, features, encode_bytes(config, shape, dtype), prompt + reduced + held)
 
 

@@ -127,7 +127,11 @@ class _Work:
 
     def gathered(self, numbers: float, fsdp: int) -> float:
         """Bytes that a device sends when weights are put together from their slices in a ring."""
-        return (fsdp - 1) / fsdp * numbers * self.size
+        return self.sliced(numbers * self.size, fsdp)
+
+    def sliced(self, size: float, fsdp: int) -> float:
+        """The same of weights with so many bytes."""
+        return (fsdp - 1) / fsdp * size
 
 
 def _block(tokens: float, width: float, inner: float, mlp: float) -> float:
@@ -182,7 +186,8 @@ def _prefill(
     }
     terms = [stage.terms for stage in report.stages if stage.name == "prefill"]
     flops = rows * sum(found.get(name, 0.0) * share for found in terms for name, share in shares.items())
-    moved, sent = float((held.layers + _head(whole, held)) * work.size), work.gathered(held.layers, fsdp)
+    layers = held.layer_bytes(work.size)
+    moved, sent = float(layers + _head(whole, held) * work.size), work.sliced(layers, fsdp)
     for stretch in parts:
         depth, tokens = stretch.stop - stretch.start, rows * stretch.tokens
         if text.attention == "plain" and not mutual(whole):
@@ -203,10 +208,11 @@ def _token(
     dense = whole.text.layer_weights / whole.text.layer_size
     read = min(1.0, rows * dense) if whole.text.experts else 1.0
     numbers = held.layers * read + _head(whole, held)
+    weights = held.layer_bytes(work.size) * read + _head(whole, held) * work.size
     cached = sum((p.stop - p.start) * p.cached for p in parts) * rows
     flops = 2.0 * rows * numbers + 4.0 * cached * text.heads * text.head_dim
-    moved = work.size * (numbers + 2.0 * cached * text.kv_heads * text.head_dim)
-    sent = 2 * text.layers * work.reduced(rows * text.width, tensor) + work.gathered(numbers, fsdp)
+    moved = weights + work.size * 2.0 * cached * text.kv_heads * text.head_dim
+    sent = 2 * text.layers * work.reduced(rows * text.width, tensor) + work.sliced(weights, fsdp)
     return work.stage("token", flops, moved, sent)
 
 

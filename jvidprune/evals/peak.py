@@ -84,7 +84,11 @@ def _held(lowered: Any, weights: int) -> int | None:
 def _weights(model: Any) -> dict[str, int]:
     """Bytes of each parameter on one device, by its dotted path."""
     leaves = jax.tree_util.tree_flatten_with_path(nnx.state(model))[0]
-    return {parallel.dotted(path): _on_first(leaf) for path, leaf in leaves}
+    found: dict[str, int] = {}
+    for path, leaf in leaves:
+        # Values and scales of a quantised parameter go by one name.
+        found[parallel.dotted(path)] = found.get(parallel.dotted(path), 0) + _on_first(leaf)
+    return found
 
 
 def _on_first(leaf: jax.Array) -> int:

@@ -10,6 +10,7 @@ from jvidprune.llm.conventions import check_convention
 from jvidprune.models.checkpoint.dtypes import AUTO, DTypeName
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.positions import MropeRule, check_rule
+from jvidprune.models.quantised import Quantise, check_quantise
 from jvidprune.models.sampling import check_sampling
 from jvidprune.models.settings import Convention
 from jvidprune.reducers.prompt_rules import PositionRule, check_positions
@@ -36,6 +37,7 @@ class ModelArgs:
       max_frames_num: frames sampled from a video at most; by default what the family was evaluated with.
       fps: sample at this rate, by the family's own rule and limits, with `max_frames_num` as the most.
       dtype: of parameters and activations: float32, bfloat16, float16, or auto, the checkpoint's.
+      quantise: hold the language model's matrices in one byte a weight, int8 or fp8.
       revision: of a hub id.
       template: of prompts, see `VideoLLM.load`.
       pooling_head, text_tower: see `VideoLLM.load`.
@@ -60,6 +62,7 @@ class ModelArgs:
     max_frames_num: int | None = None
     fps: float | None = None
     dtype: str = AUTO
+    quantise: Quantise | None = None
     revision: str | None = None
     template: str | None = None
     pooling_head: str | None = None
@@ -103,6 +106,7 @@ class ModelArgs:
             if getattr(args, key) not in allowed:
                 raise JvidpruneError(f"{key} must be {' or '.join(allowed)}, got {getattr(args, key)!r}.")
         check_positions(args.positions)
+        check_quantise(args.quantise)
         for name, check in ((args.convention, check_convention), (args.mrope_rule, check_rule)):
             if name is not None:
                 check(name)

@@ -80,6 +80,7 @@ class Adapter:
         self.llm = VideoLLM.load(
             args.pretrained,
             dtype=args.dtype,
+            quantise=args.quantise,
             template=args.template,
             pooling_head=args.pooling_head,
             text_tower=args.text_tower,

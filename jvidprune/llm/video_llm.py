@@ -39,6 +39,7 @@ from jvidprune.models.checkpoint.processor import video_processor
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.positions import MropeRule, check_rule
+from jvidprune.models.quantised import Quantise
 from jvidprune.models.settings import Convention, FamilySettings
 from jvidprune.models.text_tower import TEXT_TOWER, TextTower, check_shared, load_text_tower
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
@@ -96,6 +97,7 @@ class VideoLLM:
         pooling_head: str | Path | None = None,
         text_tower: str | Path | None = None,
         attention: AttentionKind = "auto",
+        quantise: Quantise | None = None,
         revision: str | None = None,
         positions: PositionRule | None = None,
         convention: Convention | None = None,
@@ -123,6 +125,7 @@ class VideoLLM:
             space of its two towers (CDPruner with relevance="joint"): its text tower is loaded, and its pooling head
             unless `pooling_head` names another. By default the folder text_tower of a local checkpoint, if it has one.
           attention: which code computes attention, see `models.fused.AttentionKind`.
+          quantise: hold the language model's matrices in one byte each, "int8" or "fp8", see `models.quantised`.
           revision: branch, tag or commit of a hub id.
           positions: of kept tokens, for all methods: "renumbered" or "original"; by default each method's setting, else
             the folder's declaration, else the rule of the method's reference, see `prompt_rules.position_rule`.
@@ -162,6 +165,7 @@ class VideoLLM:
             progress=progress,
             pooling_head=pooling_head,
             attention=attention,
+            quantise=quantise,
             revision=revision,
         )
         settings = family_settings(loaded.family, loaded.folder, convention, mrope_rule)

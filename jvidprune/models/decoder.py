@@ -18,6 +18,7 @@ from jvidprune.models.attention import Past, Segments, row_weights
 from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.decoder_layer import DecoderLayer, LayerOutputs, Step
 from jvidprune.models.layers import RMSNorm, linear, scan_layers, stack
+from jvidprune.models.quantised import quantise_layers
 from jvidprune.models.rope import rope_tables
 from jvidprune.parallel import constrain
 
@@ -47,6 +48,8 @@ class Decoder(nnx.Module):
         self.config = config
         self.embed = nnx.Embed(config.vocab + config.extra_vocab, config.width, param_dtype=dtype, rngs=rngs)
         self.layers = stack(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), config.layers, rngs)
+        if config.quantise is not None:
+            quantise_layers(self.layers, config.quantise)
         self.norm = RMSNorm(config.width, config.eps, dtype=dtype)
         self.head = None if config.tied else linear(config.width, config.vocab, bias=False, dtype=dtype, rngs=rngs)
 

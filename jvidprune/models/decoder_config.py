@@ -6,6 +6,7 @@ from typing import Any
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.fused import AttentionKind
+from jvidprune.models.quantised import Quantise
 from jvidprune.models.rope import RopeConfig
 
 
@@ -34,6 +35,7 @@ class DecoderConfig:
       experts: gated MLPs of which a router picks some for each token; 0 for one MLP without a router.
       active: experts that a token passes.
       attention: which code computes attention, see `fused.AttentionKind`.
+      quantise: how the matrices of the layers are held, see `quantised.Quantise`; None for the model's type.
       remat: in training, layers are computed again in the backward pass instead of kept.
     """
 
@@ -57,6 +59,7 @@ class DecoderConfig:
     experts: int = 0
     active: int = 0
     attention: AttentionKind = "auto"
+    quantise: Quantise | None = None
     remat: bool = False
 
     @classmethod

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from jvidprune.models.layers import linear
+from jvidprune.models.quantised import matmul, ragged_dot
 from jvidprune.ops.branch import platform
 from jvidprune.parallel import summed_pieces
 
@@ -33,22 +34,22 @@ def route(logits: Float[Array, "N E"], active: int) -> tuple[Float[Array, "N k"]
 
 
 def grouped_dot(
-    rows: Float[Array, "R n"], matrices: Float[Array, "E n m"], sizes: Int[Array, "E"], *, ragged: bool
+    rows: Float[Array, "R n"], matrices: Any, sizes: Int[Array, "E"], *, ragged: bool
 ) -> Float[Array, "R m"]:
     """Each group of rows times its matrix; what rows behind the last group get means nothing.
 
     Args:
       rows: sorted by group.
-      matrices: one a group.
+      matrices: (E, n, m), one a group; they may be quantised.
       sizes: rows of each group; their sum is R at most.
       ragged: take `jax.lax.ragged_dot`; False loops over tiles.
     """
     if ragged:
-        return lax.ragged_dot(rows, matrices, sizes.astype(jnp.int32))
+        return ragged_dot(rows, matrices, sizes.astype(jnp.int32))
     return _tiled(rows, matrices, sizes)
 
 
-def _tiled(rows: Array, matrices: Array, sizes: Array) -> Array:
+def _tiled(rows: Array, matrices: Any, sizes: Array) -> Array:
     """Tiles of rows, none of which spans two groups: as many as there can be, of which empty ones are skipped."""
     count, groups = rows.shape[0], sizes.shape[0]
     tile = min(_TILE, max(8, count // groups))
@@ -63,7 +64,8 @@ def _tiled(rows: Array, matrices: Array, sizes: Array) -> Array:
 
     def one(x: tuple[Array, Array, Array]) -> Array:
         def product(place: Array, group: Array) -> Array:
-            return rows.at[place].get(mode="fill", fill_value=0) @ matrices[group]
+            matrix = jax.tree.map(lambda part: part[group], matrices)
+            return matmul(rows.at[place].get(mode="fill", fill_value=0), matrix)
 
         def nothing(place: Array, group: Array) -> Array:
             return jnp.zeros((tile, matrices.shape[-1]), rows.dtype)
@@ -79,6 +81,8 @@ def _tiled(rows: Array, matrices: Array, sizes: Array) -> Array:
 class Experts(nnx.Module):
     """Gated MLPs of which every token passes a few; their matrices stand in one array each."""
 
+    MATRICES = ("gate_up", "down")
+
     def __init__(self, width: int, hidden: int, experts: int, active: int, *, dtype: Any, rngs: nnx.Rngs):
         self.active = active
         self.router = linear(width, experts, bias=False, dtype=dtype, rngs=rngs)
@@ -89,23 +93,28 @@ class Experts(nnx.Module):
     def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
         """Acts on each token alone; with a mesh every device multiplies by the experts that it holds."""
         rows, held = ("batch", None, None), ("experts", None, None)
-        through = functools.partial(_through, active=self.active)
+        # Of quantised matrices the scales are arrays of their own.
+        matrices, held_as = jax.tree.flatten((self.gate_up[...], self.down[...]))
+        through = functools.partial(_through, active=self.active, held_as=held_as)
         # Each device routes its own rows: XLA would put them together to sort them.
-        run = summed_pieces(through, (rows, rows, ("experts",), held, held), "experts")
+        run = summed_pieces(through, (rows, rows, ("experts",), *[held] * len(matrices)), "experts")
         numbers = jnp.arange(self.router.out_features, dtype=jnp.int32)
-        return run(x, self.router(x), numbers, self.gate_up[...], self.down[...])
+        return run(x, self.router(x), numbers, *matrices)
 
 
 def _through(
     x: Float[Array, "B S D"],
     logits: Float[Array, "B S A"],
     numbers: Int[Array, "E"],
-    gate_up: Float[Array, "E D 2I"],
-    down: Float[Array, "E I D"],
-    *,
+    *matrices: Array,
     active: int,
+    held_as: Any,
 ) -> Float[Array, "B S D"]:
-    """What the experts `numbers` of all A, which follow each other, add to each token."""
+    """What the experts `numbers` of all A, which follow each other, add to each token.
+
+    `matrices` are the arrays (E, D, 2I) and (E, I, D) that gate, up and down are held as, `held_as` their structure.
+    """
+    gate_up, down = jax.tree.unflatten(held_as, matrices)
     flat = x.reshape(-1, x.shape[-1])
     # Where rows are fewer than experts, as in a decoding step, tiles read the matrices of few experts alone.
     ragged = platform() == "tpu" and len(flat) * active >= len(numbers)

@@ -36,19 +36,38 @@ def compare_model_folder(folder: str | Path) -> Iterator[FileReport]:
       JvidpruneError: no such folder, no `io*.npz` in it, a checkpoint that cannot be loaded, or a family without
         stage comparisons.
     """
+    files = io_files(folder)
+    with jax.default_matmul_precision("highest"):
+        loaded = load_model(folder, dtype=jnp.float32)
+        for path in files:
+            golden = load_golden(path)
+            stages, inputs = stages_of(loaded, golden)
+            rows = [_row(key, stages, golden) for key in golden.arrays if key not in inputs]
+            yield FileReport(path.name, loaded.family, tuple(rows))
+
+
+def io_files(folder: str | Path) -> list[Path]:
+    """The `io*.npz` files of a checkpoint folder, in order.
+
+    Raises:
+      JvidpruneError: no such folder, or none in it.
+    """
     folder = Path(folder)
     files = sorted(folder.glob("io*.npz")) if folder.is_dir() else []
     if not files:
         raise JvidpruneError(f"{folder} is no model folder with io*.npz files.")
-    with jax.default_matmul_precision("highest"):
-        loaded = load_model(folder, dtype=jnp.float32)
-        if loaded.family not in _STAGES:
-            raise JvidpruneError(f"{loaded.family} has no stage comparisons; there are: {', '.join(_STAGES)}.")
-        for path in files:
-            golden = load_golden(path)
-            stages, inputs = _STAGES[loaded.family](loaded, golden)
-            rows = [_row(key, stages, golden) for key in golden.arrays if key not in inputs]
-            yield FileReport(path.name, loaded.family, tuple(rows))
+    return files
+
+
+def stages_of(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozenset[str]]:
+    """What the arrays of a file are compared with, by key, and the keys that are inputs.
+
+    Raises:
+      JvidpruneError: a family without stage comparisons.
+    """
+    if loaded.family not in _STAGES:
+        raise JvidpruneError(f"{loaded.family} has no stage comparisons; there are: {', '.join(_STAGES)}.")
+    return _STAGES[loaded.family](loaded, golden)
 
 
 def _row(key: str, stages: Stages, golden: Golden) -> Row:

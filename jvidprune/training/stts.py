@@ -19,6 +19,7 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models import family as families
 from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.family import Family
+from jvidprune.models.quantised import refuse_quantised
 from jvidprune.reducers.prompt_rules import position_rule
 from jvidprune.reducers.serialise import FILE, with_reading
 from jvidprune.stts import ScoredModel, Scorer, STTSConfig, encode, encoder_of, one_video, pooling_windows, windows_kept
@@ -77,6 +78,7 @@ def open_run(
     Raises:
       JvidpruneError: a family without such a tower, settings that make no run, or files that are not there.
     """
+    refuse_quantised(llm.loaded.config, "training")
     llm, scorer = _parted(llm, choice.seed)
     family = llm.loaded.family
     if not _trains(families.get(family)):

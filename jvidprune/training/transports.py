@@ -27,6 +27,7 @@ from jvidprune.evals.identity import model_identity, plain
 from jvidprune.evals.items import Item, Task
 from jvidprune.fields import Count, Index, Positive, Ratio, Seed, check_fields
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.quantised import refuse_quantised
 from jvidprune.ops.rebuilt import dropped_tokens, reconstruction_error
 from jvidprune.ops.transport.modules import MahalanobisCost, NetworkCost, NetworkMasses, arrays_of
 from jvidprune.reducers.aot import AOT
@@ -265,6 +266,7 @@ class CostTrainer:
     def __init__(
         self, llm: VideoLLM, method: Any, choice: CostChoice, task: Task, held: Task | None = None, *, frames: int = 8
     ):
+        refuse_quantised(llm.loaded.config, "learning a cost")
         self.llm, self.choice, self.method = llm, choice, trainable(method)
         if len(task) < choice.clips:
             raise JvidpruneError(f"a step takes {choice.clips} clips, but there are {len(task)} to learn from.")

@@ -15,6 +15,7 @@ from jvidprune.evals.identity import model_identity, plain
 from jvidprune.evals.items import LeftOut, Task, left_out
 from jvidprune.files import write_table
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.quantised import refuse_quantised
 from jvidprune.training import checkpoints, loop
 from jvidprune.training.data import ExampleEncoder, PackedRows, Pipeline, Shape
 from jvidprune.training.loop import METRICS, TensorBoard
@@ -163,6 +164,7 @@ class Tuner:
         pace: Callable[[int], Params] | None = None,
     ):
         tuning.check()
+        refuse_quantised(llm.loaded.config, "training")
         self._loss, self._pace = loss, pace or (lambda step: {})
         self._reading: dict[str, Any] = {"strict": strict, "report": report}
         self.tuning, self.placing = tuning, placing or Placing()

@@ -18,6 +18,7 @@ from jvidprune.models.checkpoint.folder import INDEX, SINGLE, UNTRAINED_MARK, Ch
 from jvidprune.models.checkpoint.hub import resolve_folder
 from jvidprune.models.checkpoint.load import LoadedModel, check_supported, described, load_model, name_table
 from jvidprune.models.checkpoint.names import Binding, NameTable, bind, group_layers
+from jvidprune.models.quantised import refuse_quantised
 
 SHARD_BYTES = 5_000_000_000
 """Largest file of an export, as transformers cuts them (5 GB); a single tensor may be larger."""
@@ -93,13 +94,14 @@ def export_model(
 
     Raises:
       JvidpruneError: `out` exists and is not empty, cannot be written to, or a parameter would lose digits: it was
-        loaded with a narrower type than the one it is stored in.
+        loaded with a narrower type than the one it is stored in, or quantised.
     """
     target = Path(out)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise JvidpruneError(f"cannot export to {target}: it exists and is not empty.")
     if shard_bytes < 1:
         raise JvidpruneError(f"a file holds at least 1 byte, got {shard_bytes}.")
+    refuse_quantised(loaded.config, "an export")
     table = name_table(loaded.family, loaded.config)
     source = Checkpoint(loaded.folder, table.canonical)
     model = loaded.model.base

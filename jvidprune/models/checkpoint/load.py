@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -19,6 +18,7 @@ from jvidprune.models.checkpoint.names import NameTable, load_parameters
 from jvidprune.models.checkpoint.sizes import check_sections, check_sizes
 from jvidprune.models.family import Family
 from jvidprune.models.fused import AttentionKind
+from jvidprune.models.quantised import Quantise, check_quantise
 from jvidprune.parallel import check_mesh
 
 
@@ -42,8 +42,13 @@ class LoadedModel:
 
     @property
     def dtype(self) -> jnp.dtype:
-        """Type of the parameters."""
-        return jax.tree.leaves(self.model)[0].dtype
+        """Type of the parameters that are not quantised, and of activations."""
+        return self.model.lm.dtype
+
+    @property
+    def quantise(self) -> Quantise | None:
+        """How the matrices of the language model are held, where not in that type."""
+        return self.config.text.quantise
 
 
 def family_of(config: Mapping[str, Any]) -> str:
@@ -148,6 +153,7 @@ def load_model(
     revision: str | None = None,
     pooling_head: str | Path | None = None,
     attention: AttentionKind = "auto",
+    quantise: Quantise | None = None,
 ) -> LoadedModel:
     """Loads a checkpoint, safetensors only, shard by shard onto a device or a mesh.
 
@@ -161,11 +167,15 @@ def load_model(
       pooling_head: folder or hub id of the original SigLIP, whose attention-pooling head is put next to a LLaVA tower
         (LLaVA checkpoints lack it, FastVID needs it); None uses what the checkpoint itself holds.
       attention: which code computes attention in tower and language model.
+      quantise: hold the matrices of the language model's layers in one byte each, "int8" or "fp8", see
+        `models.quantised`; each layer's are quantised as they are read. Needs the extra `quantise`.
 
     Raises:
       JvidpruneError: unknown architecture, a quantised checkpoint or an adapter, pickles, missing or broken files, a
-        mesh that cuts heads, or tensors that do not fit, all of them in one message.
+        mesh that cuts heads, an unknown way to quantise or no qwix for it, or tensors that do not fit, all of them in
+        one message.
     """
+    check_quantise(quantise)
     dtype = dtype if is_auto(dtype) else read_dtype(dtype)
     folder = resolve_folder(source, revision, check=lambda folder: check_supported(folder, source))
     raw = read_json(folder / "config.json")
@@ -188,7 +198,7 @@ def load_model(
     config = dataclasses.replace(
         config,
         vision=dataclasses.replace(config.vision, attention=attention),
-        text=dataclasses.replace(config.text, attention=attention),
+        text=dataclasses.replace(config.text, attention=attention, quantise=quantise),
     )
     table = family.name_table(config)
     _check_family(family, checkpoint)
