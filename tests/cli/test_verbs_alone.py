@@ -120,6 +120,7 @@ def test_a_missing_extra_is_one_sentence_that_names_it(place, tmp_path):
         "serve": [["serve"], ["serve", "--json"], ["serve", "--host", "127.0.0.1", "--port", "0"]],
         "eval": [["sweep", "--quiet", "--task", "videomme", "--data", tmp_path / "data", "--out", tmp_path / "sweep"]],
     }
+    wanted["quantise"] = [["plan", "--quantise", "int8"], ["ask", "--quantise", "fp8", "--quiet"]]
     extras = [extra for extra, lines in wanted.items() for _ in lines]
     lines = [line for lines in wanted.values() for line in lines]
     helps = [[verb, "--help"] for verb in ("train", "serve", "sweep", "export", "bench", "ask")]

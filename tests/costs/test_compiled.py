@@ -55,6 +55,33 @@ ENTRY %main (x: f32[8,4]) -> f32[16,4] {
 """
 
 
+VIEWED = """HloModule viewed
+
+%turned (p: s8[28,64,32]) -> s8[28,64,32] {
+  %p = s8[28,64,32]{2,1,0:T(32,128)(4,1)} parameter(0)
+  ROOT %copied = s8[28,64,32]{2,1,0:T(8,128)(4,1)} copy(%p)
+}
+
+%product (w: s8[28,64,32], i: s32[], x: bf16[64]) -> bf16[32] {
+  %w = s8[28,64,32]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %i = s32[] parameter(1)
+  %x = bf16[64]{0} parameter(2)
+  %zero = s32[] constant(0)
+  %view = s8[28,64,32]{2,1,0:T(8,128)(4,1)} fusion(%w), output_to_operand_aliasing={{}: (0, {})}, calls=%turned
+  %one = s8[1,64,32]{2,1,0:T(8,128)(4,1)} dynamic-slice(%view, %i, %zero, %zero), dynamic_slice_sizes={1,64,32}
+  %wide = bf16[1,64,32]{2,1,0} convert(%one)
+  ROOT %y = bf16[32]{0} convolution(%x, %wide), dim_labels=bf_io->bf
+}
+
+ENTRY %main (w: s8[28,64,32], i: s32[], x: bf16[64]) -> bf16[32] {
+  %w = s8[28,64,32]{2,1,0:T(32,128)(4,1)} parameter(0)
+  %i = s32[] parameter(1)
+  %x = bf16[64]{0} parameter(2)
+  ROOT %y = bf16[32]{0} fusion(%w, %i, %x), kind=kOutput, calls=%product
+}
+"""
+
+
 def stage(name, *, temporaries=0, over=0):
     messages = (hlo.Message("all-reduce", "jit(f)/dot_general", 4, 2.0, 3e6, 3e6),)
     return CompiledStage(name, 0, 0, temporaries, 0, 1e9, messages, 1.0, over)
@@ -93,6 +120,13 @@ def test_what_compiles_is_named_where_it_is_missing(monkeypatch):
 def test_messages_in_loops_count_as_often_as_the_loops_run():
     array = 8 * 4 * 4
     assert hlo.collectives(LOOP) == {"all-reduce": (24.0, 24.0 * array), "all-gather": (1.0, float(array))}
+
+
+def test_a_layer_that_is_cut_out_of_an_array_in_another_layout_is_all_that_is_read():
+    assert hlo.traffic(VIEWED).main == 64 * 32 + 4 + 2 * 64 + 2 * 32
+    # A fusion that writes what it copies reads all of it.
+    written = VIEWED.replace(", output_to_operand_aliasing={{}: (0, {})}", "")
+    assert hlo.traffic(written).main == 28 * 64 * 32 + 4 + 2 * 64 + 2 * 32
 
 
 @pytest.mark.parametrize(
@@ -231,7 +265,7 @@ def test_the_training_step_compiles_for_a_slice_with_its_kernels_divided():
     (one,) = plan.stages
     assert plan.fits
     # Parameters and two moments in float32: the model's are cut in four, the scorer lies whole on every chip.
-    whole = 12 * sum(math.prod(shape) for shape in memory.parameter_shapes(config).values())
+    whole = 12 * memory.parameter_count(config)
     scorer = 12 * sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(nnx.state(scorer_of(config))))
     assert whole / 4 < plan.weights - scorer < 0.27 * whole
     assert "all-gather" in one.collectives
@@ -288,3 +322,20 @@ def test_experts_compile_for_a_slice_that_holds_an_eighth_of_them_a_chip():
     assert by_name["prefill"].temporaries < 1.5 * GIB
     # A step reads no more than every weight of a chip and the cache once.
     assert by_name["token"].moved < 1.3 * (by_name["token"].weights + by_name["token"].inputs)
+
+
+@pytest.mark.tpu_compile
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_step_of_a_quantised_model_reads_a_byte_for_each_weight(kind):
+    """A 7B on one chip of 16 GB, which it does not fit in bfloat16; no matrix is written in a wider type."""
+    pytest.importorskip("libtpu")
+    wish = PlanChoice("llava-onevision-7b", frames="4", ratios="0.25", reducer="random", compile="v5e:1x1")
+    (row,) = compiled_rows(dataclasses.replace(wish, quantise=kind))
+    plan, by_name = row.compiled, {stage.name: stage for stage in row.compiled.stages}
+    assert plan.fits
+    assert plan.weights == row.paper.memory.parameters
+    assert 0.8 < row.off < 1.2
+    matrices, head = 28 * (2 * 3584 * (3584 + 512) + 3 * 3584 * 18944), 2 * 3584 * 152064
+    assert by_name["token"].moved < 1.02 * (matrices + head) + by_name["token"].inputs
+    # Smaller than the smallest matrix of a layer would be in bfloat16.
+    assert by_name["token"].temporaries < 2 * 3584 * 512

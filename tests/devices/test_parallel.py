@@ -388,3 +388,46 @@ print("equal")
 def test_experts_lie_on_the_devices_of_a_mesh(tmp_path):
     """Each device holds and multiplies by its own alone, in both formulations, and answers stay the same."""
     assert run_on_eight(EXPERTS, tmp_path).strip() == "equal"
+
+
+QUANTISED = """
+import sys
+import jax, jax.numpy as jnp, numpy as np
+from pathlib import Path
+from helpers import tiny_checkpoints as tiny
+from jvidprune import parallel
+from jvidprune.costs.memory import parameter_bytes
+from jvidprune.models import load_model
+from jvidprune.ops.branch import using
+for family, kind in (("llava_onevision", "int8"), ("qwen3_vl_moe", "fp8")):
+    folder = tiny.write(family, Path(sys.argv[1]) / family)
+    found = []
+    for place in (None, parallel.make_mesh(data=2, fsdp=2, tensor=2)):
+        loaded = load_model(folder, dtype=jnp.float32, mesh=place, quantise=kind)
+        model, text = loaded.model, loaded.config.text
+        axes = (3,) if text.rope.sections else ()
+        given = jnp.asarray(np.random.default_rng(4).normal(size=(2, 11, text.width)), jnp.float32)
+        where = jnp.broadcast_to(jnp.arange(11), (*axes, 2, 11))
+        forward = jax.jit(lambda model: model.lm.forward(given, where, jnp.ones((2, 11), bool)).logits)
+        for branch in ("cpu", "tpu"):
+            with parallel.on_mesh_of(model), using(branch), jax.default_matmul_precision("highest"):
+                found.append(np.asarray(forward(model)))
+        held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(model))
+        assert held == parameter_bytes(loaded.config, jnp.float32, None if place is None else dict(place.shape))
+    for logits in found[1:]:
+        np.testing.assert_allclose(logits, found[0], atol=1e-4)
+    matrix = (model.lm.layers.mlp.down if family == "qwen3_vl_moe" else model.lm.layers.mlp.down.kernel).get_value()
+    if family == "qwen3_vl_moe":
+        assert matrix.qvalue.sharding.spec == jax.sharding.PartitionSpec(None, "tensor", None, "fsdp")
+        assert matrix.scale.sharding.spec == jax.sharding.PartitionSpec(None, "tensor", None, "fsdp")
+    else:
+        # A scale of a column that devices share is whole on each of them.
+        assert matrix.qvalue.sharding.spec == jax.sharding.PartitionSpec(None, "tensor", "fsdp")
+        assert matrix.scale.sharding.spec == jax.sharding.PartitionSpec(None, None, "fsdp")
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_quantised_matrices_and_their_scales_lie_on_the_devices_of_a_mesh(tmp_path):
+    assert run_on_eight(QUANTISED, tmp_path).strip() == "equal"

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers.places import MODELS
+from helpers import tiny_checkpoints
 
 from jvidprune.costs import memory
 from jvidprune.costs.footprint import weights
 from jvidprune.errors import JvidpruneError
 from jvidprune.integrations.lmms_args import ModelArgs
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models.checkpoint import names
+from jvidprune.models import family as families
+from jvidprune.models.checkpoint import placing
 from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.checkpoint.folder import Checkpoint
 from jvidprune.models.checkpoint.load import load_model
@@ -30,7 +31,6 @@ from jvidprune.training.stts import open_run
 from jvidprune.training.transports import CostChoice, CostTrainer
 from jvidprune.training.tuning import Tuner, Tuning
 
-FAMILIES = sorted(path.parent.name for path in MODELS.glob("*/model.safetensors"))
 LARGEST = {"int8": 127.5, "fp8": 448.0}
 
 
@@ -74,7 +74,7 @@ def test_every_output_channel_has_a_scale_of_its_largest_weight(kind, dtype):
 def test_a_load_holds_the_matrices_of_one_layer_alone_in_a_wider_type(monkeypatch):
     """At every read of a tensor there is, of the model, nothing but what it ends as and one layer of one matrix."""
     before, most, layers = sum(array.nbytes for array in jax.live_arrays()), [], []
-    read, made = Checkpoint.read, names.quantise_matrices
+    read, made = Checkpoint.read, placing.quantise_matrices
 
     def reading(self, name, index):
         most.append(sum(array.nbytes for array in jax.live_arrays()) - before)
@@ -85,7 +85,7 @@ def test_a_load_holds_the_matrices_of_one_layer_alone_in_a_wider_type(monkeypatc
         return made(matrices, *args)
 
     monkeypatch.setattr(Checkpoint, "read", reading)
-    monkeypatch.setattr(names, "quantise_matrices", quantising)
+    monkeypatch.setattr(placing, "quantise_matrices", quantising)
     loaded = load_model(EMBEDDED, dtype=jnp.float32, quantise="int8")
     text, final = loaded.config.text, sum(leaf.nbytes for leaf in jax.tree.leaves(loaded.model))
     assert layers.count((1, text.width, text.mlp)) == 2 * text.layers
@@ -133,10 +133,10 @@ def test_experts_multiply_by_what_their_matrices_stand_for(branch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_quantised_model_computes_what_its_matrices_stand_for(family, kind):
-    held, whole = load_model(MODELS / family, dtype=jnp.float32, quantise=kind), plain(MODELS / family, kind)
+@pytest.mark.parametrize("family", families.names())
+def test_a_quantised_model_computes_what_its_matrices_stand_for(family, tmp_path):
+    folder, kind = tiny_checkpoints.write(family, tmp_path / "model"), "fp8" if "qwen" in family else "int8"
+    held, whole = load_model(folder, dtype=jnp.float32, quantise=kind), plain(folder, kind)
     rng, text = np.random.default_rng(0), held.config.text
     embeds = jnp.asarray(rng.normal(size=(2, 7, text.width)), jnp.float32)
     axes = (3,) if text.rope.sections else ()
@@ -145,7 +145,7 @@ def test_a_quantised_model_computes_what_its_matrices_stand_for(family, kind):
     with jax.default_matmul_precision("highest"):
         ours, theirs = np.asarray(run(held.model)), np.asarray(run(whole))
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
-    exact = np.asarray(run(load_model(MODELS / family, dtype=jnp.float32).model))
+    exact = np.asarray(run(load_model(folder, dtype=jnp.float32).model))
     # It is another model, and no far one.
     assert 1e-4 < np.linalg.norm(ours - exact) / np.linalg.norm(exact) < 0.3
 

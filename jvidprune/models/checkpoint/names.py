@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding, SingleDeviceSharding
@@ -14,7 +13,7 @@ from jax.sharding import Mesh, Sharding, SingleDeviceSharding
 from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.models.checkpoint.folder import Checkpoint
 from jvidprune.models.checkpoint.formats import odd_tensors
-from jvidprune.models.quantised import is_quantised, quantise_matrices
+from jvidprune.models.checkpoint.placing import held_bytes, placed
 from jvidprune.parallel import ShardingTable, parameter_sharding
 
 _LISTED = 24
@@ -299,7 +298,8 @@ def load_parameters(
     bindings = bind({path: variable.shape for path, variable in leaves.items()}, table)
     if problems := _problems(bindings, table, source):
         raise JvidpruneError(f"{source.folder} does not fit the model its config describes: {'; '.join(problems)}.")
-    sizes = {path: _bytes(variable.get_value(), dtype) for path, variable in leaves.items()}
+    values = {path: variable.get_value() for path, variable in leaves.items()}
+    sizes = {path: held_bytes(value, dtype) for path, value in values.items()}
     total, done, arrays = sum(sizes.values()), 0, {}
     for binding in bindings:
 
@@ -308,65 +308,12 @@ def load_parameters(
                 return SingleDeviceSharding(jax.local_devices()[0])
             return parameter_sharding(path, shape, mesh, sharding, units)
 
-        value = leaves[binding.path].get_value()
-        if is_quantised(value):
-            arrays[binding.path] = _quantised(binding, source, value, dtype, place)
-        else:
-            arrays[binding.path] = _place(binding, source, dtype, place(binding.shape))
+        arrays[binding.path] = placed(binding, source, values[binding.path], dtype, place)
         done += sizes[binding.path]
         if progress is not None:
             progress(done, total, binding.path)
     filled = [(path, variable.replace(arrays[".".join(map(str, path))])) for path, variable in flat]
     return nnx.merge(graph, nnx.from_flat_state(filled))
-
-
-def _bytes(value: Any, dtype: Any) -> int:
-    """Bytes of a parameter; what a quantised one is held in is not what its scales are."""
-    wide = jnp.dtype(dtype).itemsize
-    return sum(leaf.size * min(leaf.dtype.itemsize, wide) for leaf in jax.tree.leaves(value))
-
-
-def _quantised(
-    binding: Binding, source: Checkpoint, like: Any, dtype: Any, place: Callable[[tuple[int, ...]], Sharding]
-) -> Any:
-    """The quantised parameter on its devices: each layer is read and quantised by itself, and forgotten.
-
-    The whole stack is on the host in one byte a number; wider numbers are there of one layer alone.
-
-    Args:
-      binding: of a stack of layers.
-      source: tensors.
-      like: `qwix.QArray` of shapes.
-      dtype: of the scales.
-      place: from the shape of values or scales to where they go.
-    """
-    stacks = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-    inner = (slice(None),) * (len(binding.shape) - 1)
-    for number in range(len(binding.sources)):
-        layer = binding.read(source, (slice(number, number + 1), *inner), dtype)
-        made = quantise_matrices(jnp.asarray(layer), like.qtype, jnp.dtype(dtype))
-        for stack, part in zip(jax.tree.leaves(stacks), jax.tree.leaves(made), strict=True):
-            stack[number] = np.asarray(part)[0]
-
-    def laid(stack: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(stack.shape, place(stack.shape), lambda index: stack[index])
-
-    return jax.tree.map(laid, stacks)
-
-
-def _place(binding: Binding, source: Checkpoint, dtype: Any, sharding: Sharding) -> jax.Array:
-    """The parameter on its devices: each distinct slice is read once, put where it is wanted, and forgotten."""
-    whole = tuple(slice(None) for _ in binding.shape)
-    places: dict[Any, tuple[tuple[slice, ...], list[jax.Device]]] = {}
-    for device, index in sharding.addressable_devices_indices_map(binding.shape).items():
-        index = whole if index is None else index
-        places.setdefault(tuple((s.start, s.stop) for s in index), (index, []))[1].append(device)
-    parts = []
-    for index, devices in places.values():
-        value = binding.read(source, index, dtype)
-        parts += [jax.device_put(value, device) for device in devices]
-        del value
-    return jax.make_array_from_single_device_arrays(binding.shape, sharding, parts)
 
 
 def bind(shapes: Mapping[str, tuple[int, ...]], table: NameTable) -> list[Binding]:
