@@ -1,7 +1,9 @@
 """Weights in one byte each: their values, what a load holds at once, products, meshes, costs, and what is refused."""
 
+import base64
 import dataclasses
 import importlib
+import json
 from typing import Any
 
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import tiny_checkpoints
+from helpers.places import GOLDEN, MODELS
 
 from jvidprune.costs import memory
 from jvidprune.costs.footprint import weights
@@ -27,9 +30,11 @@ from jvidprune.models.experts import Experts
 from jvidprune.models.quantised import is_quantised, quantise_layers, quantise_matrices, with_quantise
 from jvidprune.ops.branch import using
 from jvidprune.reducers.aot import AOT
+from jvidprune.serve.api import serving
 from jvidprune.training.stts import open_run
 from jvidprune.training.transports import CostChoice, CostTrainer
 from jvidprune.training.tuning import Tuner, Tuning
+from jvidprune.video.encode import write_mp4
 
 LARGEST = {"int8": 127.5, "fp8": 448.0}
 
@@ -150,6 +155,33 @@ def test_a_quantised_model_computes_what_its_matrices_stand_for(family, tmp_path
     assert 1e-4 < np.linalg.norm(ours - exact) / np.linalg.norm(exact) < 0.3
 
 
+@pytest.mark.slow
+def test_questions_conversations_and_the_endpoint_answer_alike(tmp_path):
+    """Each as the model answers whose matrices are what the quantised ones stand for."""
+    import openai
+
+    folder = tiny_checkpoints.write("qwen2_5_vl", tmp_path / "model")
+    llm = VideoLLM.load(folder, dtype="float32", quantise="int8")
+    whole = dataclasses.replace(llm, loaded=dataclasses.replace(llm.loaded, model=plain(folder, "int8")))
+    frames = np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), np.uint8)
+    write_mp4(tmp_path / "clip.mp4", frames, fps=4)
+    said = []
+    for one in (llm, whole):
+        video = one.reduce(one.encode(one.sample(tmp_path / "clip.mp4", frames=8)), reducer="uniform", ratio=0.5)
+        talk = one.chat(video)
+        rounds = [talk.ask(question, max_new_tokens=6).token_ids for question in ("What?", "And then?")]
+        said.append((one.ask(video, "What?", max_new_tokens=6).text, rounds))
+    assert said[0] == said[1]
+    url = "data:video/mp4;base64," + base64.b64encode((tmp_path / "clip.mp4").read_bytes()).decode()
+    content = [{"type": "video_url", "video_url": {"url": url}}, {"type": "text", "text": "What?"}]
+    with serving(llm, name="tiny", port=0, reducer="uniform", ratio=0.5, context=1024) as at:
+        client: Any = openai.OpenAI(base_url=at.url, api_key="none", max_retries=0, timeout=120)
+        messages, more = [{"role": "user", "content": content}], {"frames": 8}
+        found = client.chat.completions.create(model="tiny", messages=messages, max_tokens=6, extra_body=more)
+        client.close()
+    assert found.choices[0].message.content == said[0][0]
+
+
 # --- costs -----------------------------------------------------------------------------------------------------------
 
 
@@ -168,12 +200,35 @@ def test_a_plan_counts_a_byte_for_each_number_of_a_quantised_matrix():
     assert share.layers - share.quantised < 1.01 * (weights(small, {}).layers - matrices)
 
 
+# --- distances from the reference ------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_parity_tells_how_far_quantised_weights_lead(run):
+    code, out, _ = run("parity", MODELS / "llava_onevision", "--model", "--quantise", "int8", "--json")
+    rows = json.loads(out)
+    files = sorted(path.name for path in (MODELS / "llava_onevision").glob("io*.npz"))
+    assert code == 0
+    assert [(row["file"], row["held"]) for row in rows] == [
+        (file, held) for file in files for held in ("bfloat16", "bfloat16, int8")
+    ]
+    for near, far in zip(rows[::2], rows[1::2], strict=True):
+        assert 1e-4 < near["logits"] < far["logits"] < 0.1
+        assert 1e-4 < far["from_bfloat16"] < 0.1
+        assert near["from_bfloat16"] is None
+        assert near["tokens"] == far["tokens"] == np.load(MODELS / "llava_onevision" / near["file"])["greedy_ids"].size
+        assert 0.5 < far["best"] <= 1.0
+
+
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def test_unknown_kinds_and_a_missing_package_are_one_sentence(monkeypatch):
+def test_unknown_kinds_and_a_missing_package_are_one_sentence(monkeypatch, run):
     with pytest.raises(JvidpruneError, match=r"^weights are quantised to int8 or fp8, not to int4\.$"):
         VideoLLM.load(quantise="int4")  # type: ignore[arg-type]
+    assert run("parity", GOLDEN / "evs", "--quantise", "int8")[2].startswith(
+        "error: quantised weights are those of a mod"
+    )
     with pytest.raises(JvidpruneError, match="quantised to int8 or fp8, not to 8"):
         ModelArgs.read({"quantise": 8})
     assert ModelArgs.read({"quantise": "fp8"}).quantise == "fp8"
