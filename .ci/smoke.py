@@ -45,6 +45,13 @@ def smoke_export(out: Path) -> None:
     assert int(load_reducer(path).reduce(video.features, video.evidence, 0.5).count) == 9
 
 
+def smoke_quantise(out: Path) -> None:
+    """The embedded model answers with its matrices in one byte each."""
+    assert "--quantise" in verb("ask", "--help")
+    words = ["ask", "--quantise", "int8", "--reducer", "random", "--ratio", "0.1", "--max-new-tokens", "2", "--json"]
+    assert json.loads(verb(*words))["text"]
+
+
 def smoke_train(out: Path) -> None:
     """Two steps on the embedded model, with curves for TensorBoard, and a run that is done when started again."""
     assert "--topk" in verb("train", "stts", "--help")
