@@ -24,7 +24,7 @@ from experiments.tiny.record import write_record
 from experiments.tiny.vocabulary import word_tokenizer
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
-from jvidprune.procedural.templates import CATEGORIES
+from jvidprune.procedural.categories import CATEGORIES
 
 EYES = ("0.vision", "0.projector", "0.lm.embed", "1.")
 MIND = ("0.projector", "0.image_newline", "0.lm", "1.")

@@ -12,8 +12,9 @@ from jvidprune.llm.prompts.templates import template
 from jvidprune.models.tokenizer import Tokenizer
 from jvidprune.procedural import templates
 from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.categories import ALL_CATEGORIES
 from jvidprune.procedural.paint import paint
-from jvidprune.procedural.templates import CATEGORIES
+from jvidprune.procedural.world import Scene
 
 TEMPLATE = template("qwen_1_5")
 KINDS = ("choice", "short", "yes_no")
@@ -53,13 +54,25 @@ class ClipBatch(NamedTuple):
       mark: (B, Q) int32 slot of the question mark.
       content: (B, Q, 2) int32 first and last word of what the right answer says, -1 where there is no question.
       truth: (B, Q, S) int8 on the last token of each option 1 if it is right and 0 if not, -1 elsewhere.
-      category: (B, Q) int32 number in `CATEGORIES`, -1 where there is no question.
+      category: (B, Q) int32 number in `ALL_CATEGORIES`, -1 where there is no question.
     """
 
     frames: Any
     kept: Any
     positions: Any
     story: Any
+    ids: Any
+    length: Any
+    ask: Any
+    mark: Any
+    content: Any
+    truth: Any
+    category: Any
+
+
+class QuestionRows(NamedTuple):
+    """The questions of a `ClipBatch` alone, of one clip without the leading axis."""
+
     ids: Any
     length: Any
     ask: Any
@@ -153,11 +166,23 @@ def frame_batch(
         rng = np.random.default_rng([seed, index])
         scene, _ = task.scene(index)
         images, owner = paint(scene)
-        patches, cells = (clip_targets(scene, owner, side) for side in sides)
-        side, width = sides[0], owner.shape[1] // sides[0]
-        mask = owner.reshape(-1, side, width, side, width).transpose(0, 1, 3, 2, 4).reshape(-1, side**2, width**2) > 0
-        picked = rng.permutation(len(images))[:frames]
-        parts.append([part[picked] for part in (images, patches.seen, cells.seen, cells.offset, mask, patches.offset)])
+        parts.append(frame_rows(scene, images, owner, rng.permutation(len(images))[:frames], sides))
+    return joined(parts)
+
+
+def frame_rows(
+    scene: Scene, images: np.ndarray, owner: np.ndarray, picked: np.ndarray, sides: tuple[int, int]
+) -> FrameBatch:
+    """The picked frames of one clip with their targets; images and owner as from `paint`, sides as of `frame_batch`."""
+    patches, cells = (clip_targets(scene, owner, side) for side in sides)
+    side, width = sides[0], owner.shape[1] // sides[0]
+    mask = owner.reshape(-1, side, width, side, width).transpose(0, 1, 3, 2, 4).reshape(-1, side**2, width**2) > 0
+    parts = (images, patches.seen, cells.seen, cells.offset, mask, patches.offset)
+    return FrameBatch(*(part[picked] for part in parts))
+
+
+def joined(parts: Sequence[FrameBatch]) -> FrameBatch:
+    """The frames of several clips as one batch."""
     return FrameBatch(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -195,6 +220,24 @@ def _clip(
     kept = _keep(rng, targets.seen[..., 0].reshape(-1) > 0, plan)
     last = targets.seen[..., 0].size
     positions = np.arange(len(kept) + 1) if plan.close_gaps else np.append(kept, last)
+    story = targets.story.reshape(last, -1)[kept]
+    questions = question_rows(rng, task, scene, prompts, asked, kinds)
+    return (frames, kept.astype(np.int32), positions.astype(np.int32), story, *questions)
+
+
+def question_rows(
+    rng: np.random.Generator, task: Procedural, scene: Scene, prompts: Prompts, asked: int, kinds: tuple[str, ...]
+) -> QuestionRows:
+    """Questions about one clip as arrays.
+
+    Args:
+      rng: of the draw.
+      task: for its categories.
+      scene: what the clip shows.
+      prompts: encode questions.
+      asked: most questions.
+      kinds: of questions.
+    """
     questions = _questions(rng, task, scene, asked, kinds)
     ids = np.zeros((asked, prompts.longest), np.int32)
     length, ask = np.ones(asked, np.int32), np.zeros(asked, np.int32)
@@ -206,21 +249,8 @@ def _clip(
         ids[row, : len(encoded.ids)], length[row] = encoded.ids, len(encoded.ids)
         ask[row], mark[row], content[row] = encoded.ask, encoded.mark, encoded.content
         truth[row, list(encoded.options)] = list(encoded.options.values())
-        category[row] = CATEGORIES.index(question.category)
-    story = targets.story.reshape(last, -1)[kept]
-    return (
-        frames,
-        kept.astype(np.int32),
-        positions.astype(np.int32),
-        story,
-        ids,
-        length,
-        ask,
-        mark,
-        content,
-        truth,
-        category,
-    )
+        category[row] = ALL_CATEGORIES.index(question.category)
+    return QuestionRows(ids, length, ask, mark, content, truth, category)
 
 
 def _keep(rng: np.random.Generator, shown: np.ndarray, plan: Thinning) -> np.ndarray:
@@ -237,7 +267,7 @@ def _questions(
     drawn: dict[str, Question] = {}
     for _ in range(3 if kinds == KINDS else 6):
         for question in templates.questions(rng, scene, 8, task.categories, ""):
-            if question.kind in kinds:
+            if question.kind in kinds and question.category in task.categories:
                 drawn.setdefault(question.prompt(), question)
     # A draw begins with the story's questions; at most half of the batch is about them.
     own = [question for question in drawn.values() if question.category == scene.focus]

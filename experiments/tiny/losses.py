@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from experiments.tiny.batches import ClipBatch, FrameBatch
+from experiments.tiny.batches import ClipBatch, FrameBatch, QuestionRows
 from experiments.tiny.network import MIDDLE, Heads, Network
 from experiments.tiny.targets import IGNORE, SEEN, STORY
 from jvidprune.cuts.cache import CacheSegment
 from jvidprune.models.llava_onevision import LlavaOnevision
-from jvidprune.procedural.templates import CATEGORIES
+from jvidprune.procedural.categories import ALL_CATEGORIES
 
 OBJECT_WEIGHT = 4.0
 """Weight of a cell with an object against one of background."""
@@ -65,9 +65,29 @@ def frame_loss(
       words: "colour" and "shape", each (classes, 2) ids of the words without and with a space before them.
     """
     model, heads = network.merge(params)
-    half, blocks = network.config.vision.layers // 2, network.config.vision.layers
-    early, _ = model.vision.run(model.vision.patches(pixels(batch.frames)) + model.vision.pos_embed[...], 0, half)
-    hidden, _ = model.vision.run(early, half, blocks)
+    early, hidden = tower_states(model, batch.frames)
+    return shown_loss(network, model, heads, early, hidden, batch, words)
+
+
+def tower_states(
+    model: LlavaOnevision, frames: Array, dtype: Any = jnp.float32
+) -> tuple[Float[Array, "F M D"], Float[Array, "F M D"]]:
+    """Patches of uint8 frames half way up the tower and at its end."""
+    half, blocks = model.config.vision.layers // 2, model.config.vision.layers
+    early, _ = model.vision.run(model.vision.embed(pixels(frames).astype(dtype)), 0, half)
+    return early, model.vision.run(early, half, blocks)[0]
+
+
+def shown_loss(
+    network: Network,
+    model: LlavaOnevision,
+    heads: Heads,
+    early: Array,
+    hidden: Array,
+    batch: FrameBatch,
+    words: dict[str, Array],
+) -> tuple[Array, dict[str, Array]]:
+    """The loss of `frame_loss` from what the tower gave, see `tower_states`."""
     features = model.pool(model.projector(hidden))
     metrics: dict[str, Array] = {}
     colours = SEEN["colour"]
@@ -151,7 +171,12 @@ def clip_loss(
 
 
 def question_loss(
-    network: Network, model: LlavaOnevision, heads: Heads, batch: ClipBatch, past: CacheSegment, offset: Array
+    network: Network,
+    model: LlavaOnevision,
+    heads: Heads,
+    batch: ClipBatch | QuestionRows,
+    past: CacheSegment,
+    offset: Array,
 ) -> tuple[Array, dict[str, Array]]:
     """Loss of the questions of clips that were read, on answers alone, side by side.
 
@@ -186,7 +211,7 @@ def question_loss(
     content += _content_loss(model, heads, states[:, :, 0], batch.content)
     loss = answer + 0.2 * end + 0.5 * content + 0.5 * truth
     right = asked & (logits[..., 0, :].argmax(-1) == wanted[..., 0])
-    for number, name in enumerate(CATEGORIES):
+    for number, name in enumerate(ALL_CATEGORIES):
         here = batch.category == number
         metrics[f"hits/{name}"], metrics[f"asked/{name}"] = (right & here).sum(), here.sum()
     metrics["hits/all"], metrics["asked/all"] = right.sum(), asked.sum()

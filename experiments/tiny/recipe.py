@@ -90,10 +90,10 @@ class Recipe:
     task: Procedural = dataclasses.field(default_factory=lambda: Procedural("train", clips=1 << 30))
 
 
-def all_words() -> tuple[str, ...]:
-    """The benchmark's words and those of the prompt template, sorted."""
+def all_words(detail: bool = False) -> tuple[str, ...]:
+    """The benchmark's words, with `detail` those of all its categories, and those of the prompt template, sorted."""
     around = re.sub(r"<\|\w+\|>", " ", TEMPLATE.before + TEMPLATE.after.replace("{question}", ""))
-    return tuple(sorted({*vocabulary(), *re.findall(r"\w+|[^\w\s]", around)}))
+    return tuple(sorted({*vocabulary(detail), *re.findall(r"\w+|[^\w\s]", around)}))
 
 
 def word_pairs(tokenizer: Tokenizer, words: Any) -> list[tuple[int, int]]:
@@ -148,10 +148,10 @@ def config_json(sizes: ModelSizes, tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def write_tokenizer(folder: Path) -> tuple[Any, Tokenizer]:
+def write_tokenizer(folder: Path, detail: bool = False) -> tuple[Any, Tokenizer]:
     """Writes tokenizer.json for `all_words`; returns it as tokenizers' and as the package's own type."""
     folder.mkdir(parents=True, exist_ok=True)
-    inner = word_tokenizer(all_words())
+    inner = word_tokenizer(all_words(detail))
     inner.save(str(folder / "tokenizer.json"))
     return inner, load_tokenizer(folder)
 

@@ -12,7 +12,7 @@ IGNORE = -1
 """Class of a cell that a target says nothing about."""
 
 SEEN: dict[str, int] = {"colour": len(COLOURS) + 1, "shape": len(SHAPES) + 1, "role": 3}
-"""What one frame shows in a cell, and the number of classes; 0 is background, roles are main (1) and tiny (2)."""
+"""What one frame shows in a cell, and the number of classes; 0 is background, roles are main (1), tiny or small (2)."""
 
 STORY: dict[str, int] = {
     "direction": len(DIRECTION_IDS) + 1,
@@ -79,9 +79,12 @@ def clip_targets(scene: Scene, owner: Int16[np.ndarray, "T S S"], cells: int) ->
             table[number, :, :3] = 0
             continue
         colours = [COLOUR_IDS[thing.colour_at(t)] for t in range(frames)]
-        role = 2 if thing.role == "tiny" else 1
-        moved = np.where(times > thing.start, DIRECTION_IDS[thing.direction], IGNORE)
-        rows = [colours, SHAPE_IDS[thing.shape], role, moved, thing.start, COLOUR_IDS[thing.colour]]
+        role = 2 if thing.role in ("tiny", "small") else 1
+        ways = [DIRECTION_IDS[thing.direction_at(t)] for t in range(frames)]
+        moved = np.where(times > thing.start, ways, IGNORE)
+        # Letters are no shape of `SEEN`.
+        shape = SHAPE_IDS[thing.shape] if thing.shape in SHAPES else IGNORE
+        rows = [colours, shape, role, moved, thing.start, COLOUR_IDS[thing.colour]]
         for column, row in enumerate(rows):
             table[number, :, column] = row
         centre[number] = thing.centre

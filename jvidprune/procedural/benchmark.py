@@ -1,6 +1,8 @@
 """The procedural benchmark: seeded clips of shapes, and questions whose answers are known by construction."""
 
 import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -10,9 +12,10 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.evals import items
 from jvidprune.evals.items import Item, Question
 from jvidprune.procedural import templates
+from jvidprune.procedural.categories import ALL_CATEGORIES, ALL_FOCUS, CATEGORIES
 from jvidprune.procedural.paint import dense_labels, paint
 from jvidprune.procedural.scenario import stage
-from jvidprune.procedural.templates import CATEGORIES, FOCUS, LONGEST_SECOND
+from jvidprune.procedural.templates import LONGEST_SECOND
 from jvidprune.procedural.world import Knobs, Scene
 from jvidprune.video.decode import Clip
 
@@ -61,7 +64,9 @@ class Procedural:
       posts: most posts in front, which objects pass behind.
       crowding: share of its time that an object may touch another, 0 to 1.
       questions: most questions about a clip; the first is of the category it was made for.
-      categories: which are asked; clip i is made for categories[i % len(categories)].
+      size: factor of the radius of main objects, 0.5 to 1.3.
+      counted: most objects of a kind that are counted, 4 or 5.
+      categories: which of `categories.ALL_CATEGORIES` are asked; clip i is made for categories[i % len(categories)].
       grid: (rows, columns) of dense labels.
 
     Raises:
@@ -81,6 +86,8 @@ class Procedural:
     camera: float | None = None
     posts: int | None = None
     crowding: float | None = None
+    size: float = 1.0
+    counted: int = 4
     questions: int = 3
     categories: tuple[str, ...] = CATEGORIES
     grid: tuple[int, int] = (12, 12)
@@ -88,14 +95,16 @@ class Procedural:
     def __post_init__(self):
         if self.split not in SPLITS:
             raise JvidpruneError(f"a split is one of {', '.join(SPLITS)}, not {self.split}.")
-        if unknown := [name for name in self.categories if name not in CATEGORIES]:
-            raise JvidpruneError(f"there is no category {unknown[0]}; there are {', '.join(CATEGORIES)}.")
+        if unknown := [name for name in self.categories if name not in ALL_CATEGORIES]:
+            raise JvidpruneError(f"there is no category {unknown[0]}; there are {', '.join(ALL_CATEGORIES)}.")
         if not self.categories or self.questions < 1 or not 0 <= self.clips <= SPLIT_SEEDS:
             raise JvidpruneError("a benchmark needs a category, a question for each clip and 0 or more clips.")
         if self.frames < 8 or self.side < 56:
             raise JvidpruneError(f"clips have 8 frames of 56 pixels at least, not {self.frames} of {self.side}.")
         if not 0 <= self.difficulty <= 1:
             raise JvidpruneError(f"difficulty lies in 0..1, not {self.difficulty}.")
+        if not 0.5 <= self.size <= 1.3 or self.counted not in (4, 5):
+            raise JvidpruneError(f"size lies in 0.5..1.3 and 4 or 5 are counted, not {self.size} and {self.counted}.")
         if not all(1 <= cells <= self.side for cells in self.grid):
             raise JvidpruneError(f"a grid has 1 to {self.side} rows and columns, not {self.grid}.")
         knobs = self.knobs
@@ -125,7 +134,7 @@ class Procedural:
         }
         chosen = {name: getattr(self, name) for name in by_difficulty}
         filled = {name: by_difficulty[name] if value is None else value for name, value in chosen.items()}
-        return Knobs(self.frames, self.side, **filled)
+        return Knobs(self.frames, self.side, **filled, size=self.size, counted=self.counted)
 
     def chance(self, question: Question) -> float:
         """Accuracy of a uniform guess among the admitted answers."""
@@ -145,7 +154,7 @@ class Procedural:
         """What happens in a clip and what is asked about it, without drawing it."""
         rng = np.random.default_rng(self.seed(index))
         focus = self.categories[index % len(self.categories)]
-        choices = [name for name in FOCUS[focus] if not (name.endswith("second") and self.frames > LONGEST_SECOND)]
+        choices = [name for name in ALL_FOCUS[focus] if not (name.endswith("second") and self.frames > LONGEST_SECOND)]
         scene = stage(rng, self.knobs, focus, choices[int(rng.integers(len(choices)))])
         name = f"{self.split}-{index}"
         return scene, tuple(templates.questions(rng, scene, self.questions, self.categories, name))
@@ -179,6 +188,10 @@ class Procedural:
         """Everything that decides clips and questions."""
         settings = dataclasses.asdict(self) | dataclasses.asdict(self.knobs)
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+        # Settings that came later stand in no record of a benchmark without them.
+        for name, default in (("size", 1.0), ("counted", 4)):
+            if settings[name] == default:
+                del settings[name]
         return {"task": self.name, "version": VERSION, **settings}
 
 
@@ -187,6 +200,21 @@ def sample(split: Split, index: int, **settings: Any) -> Sample:
     return Procedural(split, clips=index + 1, **settings).sample(index)
 
 
-def vocabulary() -> tuple[str, ...]:
-    """Every word, letter and mark that prompts and answers are made of, sorted; a tokenizer needs no others."""
-    return templates.words()
+DETAILED: Mapping[str, Any] = MappingProxyType(
+    {"frames": 16, "side": 112, "clutter": 6, "size": 1.15, "counted": 5, "categories": ALL_CATEGORIES}
+)
+"""Settings under which evidence takes tokens: 16 frames, larger objects, small ones among clutter, letters, turns."""
+
+
+def detailed(split: Split, clips: int, **settings: Any) -> Procedural:
+    """The benchmark under `DETAILED`; settings as of `Procedural`, which they may replace."""
+    return Procedural(split, clips, **{**DETAILED, **settings})
+
+
+def vocabulary(detail: bool = False) -> tuple[str, ...]:
+    """Every word, letter and mark that prompts and answers are made of, sorted; a tokenizer needs no others.
+
+    Args:
+      detail: with those of the categories that only `detailed` asks about.
+    """
+    return templates.words(detail)

@@ -36,6 +36,19 @@ _POLYGONS: dict[str, np.ndarray] = {
     "star": _regular(10, 0.45),
     "cross": np.concatenate([_CROSS, -_CROSS]),
 }
+_STROKES: dict[str, tuple[tuple[float, float, float, float], ...]] = {
+    "F": ((-0.5, -0.75, -0.5, 0.75), (-0.5, -0.75, 0.5, -0.75), (-0.5, 0, 0.3, 0)),
+    "H": ((-0.5, -0.75, -0.5, 0.75), (0.5, -0.75, 0.5, 0.75), (-0.5, 0, 0.5, 0)),
+    "K": ((-0.5, -0.75, -0.5, 0.75), (-0.5, 0, 0.5, -0.75), (-0.5, 0, 0.5, 0.75)),
+    "L": ((-0.5, -0.75, -0.5, 0.75), (-0.5, 0.75, 0.5, 0.75)),
+    "T": ((0, -0.75, 0, 0.75), (-0.6, -0.75, 0.6, -0.75)),
+    "U": ((-0.5, -0.75, -0.5, 0.75), (0.5, -0.75, 0.5, 0.75), (-0.5, 0.75, 0.5, 0.75)),
+    "X": ((-0.5, -0.75, 0.5, 0.75), (-0.5, 0.75, 0.5, -0.75)),
+    "Z": ((-0.5, -0.75, 0.5, -0.75), (0.5, -0.75, -0.5, 0.75), (-0.5, 0.75, 0.5, 0.75)),
+}
+"""Letters as lines from x, y to x, y."""
+_STROKE = 0.17
+"""Half of a line's width."""
 DRAWN_SHAPES = ("circle", "ring", *_POLYGONS)
 
 
@@ -94,7 +107,7 @@ def stamp(
 
     Args:
       canvas: grey levels 0..255.
-      shape: one of `DRAWN_SHAPES`.
+      shape: one of `DRAWN_SHAPES`, or a letter.
       rgb: its colour.
       centre: x and y in pixels.
       radius: pixels, of the circle around the shape.
@@ -127,6 +140,8 @@ def _distance(shape: str, angle: float, u: np.ndarray, v: np.ndarray) -> np.ndar
         return np.hypot(u, v) - 1
     if shape == "ring":
         return np.abs(np.hypot(u, v) - 0.72) - 0.27
+    if shape in _STROKES:
+        return np.min([_to_line(u, v, *line) for line in _STROKES[shape]], axis=0) - _STROKE
     corners = _POLYGONS[shape].tolist()
     nearest, inside = np.full(u.shape, np.inf, np.float32), np.zeros(u.shape, bool)
     for (ax, ay), (bx, by) in zip(corners, corners[1:] + corners[:1], strict=True):
@@ -137,3 +152,10 @@ def _distance(shape: str, angle: float, u: np.ndarray, v: np.ndarray) -> np.ndar
         if ey:
             inside ^= ((ay > v) != (by > v)) & (u < ax + (v - ay) * (ex / ey))
     return np.where(inside, -1, 1) * np.sqrt(nearest) - 0.05
+
+
+def _to_line(u: np.ndarray, v: np.ndarray, ax: float, ay: float, bx: float, by: float) -> np.ndarray:
+    """Distance to the line from a to b."""
+    ex, ey = bx - ax, by - ay
+    along = np.clip(((u - ax) * ex + (v - ay) * ey) / (ex * ex + ey * ey), 0, 1)
+    return np.hypot(u - ax - along * ex, v - ay - along * ey)

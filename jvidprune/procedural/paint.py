@@ -71,6 +71,8 @@ def dense_labels(
             table[:, number] = COLOUR_IDS[thing.colour], SHAPE_IDS[thing.shape], DIRECTION_IDS[thing.direction]
             if thing.change is not None and thing.after is not None:
                 table[thing.change :, number, 0] = COLOUR_IDS[thing.after]
+            if thing.turn is not None:
+                table[:, number, 2] = [DIRECTION_IDS[thing.direction_at(frame)] for frame in range(frames)]
     return table[np.arange(frames)[:, None, None], votes.argmax(-1)]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from jvidprune.procedural.drawing import BACKDROPS, DIRECTIONS, GREY, STILL
+from jvidprune.procedural.stories import CASTS
 from jvidprune.procedural.world import COLOURS, SHAPES, Knobs, Scene, Thing
 
 _SKIES = ((206, 210, 214), (214, 206, 194), (150, 154, 162), (104, 108, 116), (58, 60, 70), (188, 198, 186))
@@ -46,8 +47,10 @@ def stage(rng: np.random.Generator, knobs: Knobs, focus: str, template: str) -> 
 
 # Stories that cuts would spoil: what appears, vanishes or is counted has to be told from what a cut replaces.
 _UNCUT = frozenset({"count_shape", "count_colour", "first", "last", "appear_second", "appear_quarter"}) | frozenset(
-    {"changed", "now", "before", "did_change", "vanished", "relation", "is_relation"}
+    {"changed", "now", "before", "did_change", "vanished", "relation", "is_relation", *CASTS}
 )
+# Roles of what is small or read: nothing touches it, and it stays where it is.
+_ALONE = ("tiny", "small", "glyph")
 
 
 def _cuts(rng: np.random.Generator, knobs: Knobs, template: str) -> tuple[int, ...]:
@@ -68,10 +71,12 @@ def _cast(
     frames = knobs.frames
     colours = [tuple(COLOURS)[i] for i in rng.permutation(len(COLOURS)).tolist()]
     shapes = [tuple(SHAPES)[i] for i in rng.permutation(len(SHAPES)).tolist()]
+    if template in CASTS:
+        return CASTS[template](rng, frames, colours, shapes), None
     if template == "tiny_colour" or template == "tiny_where":
         shapes.remove("circle")
     if template in ("count_shape", "count_colour"):
-        many = int(rng.integers(1, 5))
+        many = int(rng.integers(1, knobs.counted + 1))
         more = int(rng.integers(0, 2)) + (many < 3)
         if template == "count_shape":
             kinds = [(colours[i], shapes[0]) for i in range(many)]
@@ -196,27 +201,36 @@ def _place(
     frames, side, scale, count = knobs.frames, knobs.side, knobs.side / 84, len(cast)
     layouts = _LAYOUTS[min(count, len(_LAYOUTS) - 1)]
     small, big = (7.8, 11.0) if count <= 3 else (7.6, 9.6) if count == 4 else (7.2, 8.6)
-    radius = rng.uniform(small, big, count) * scale
+    radius = rng.uniform(small, big, count) * scale * knobs.size
     tiny = np.array([thing.role == "tiny" for thing in cast])
     radius = np.where(tiny, rng.uniform(4.2, 4.9) * scale, radius)
-    radius *= [SHAPES[thing.shape] for thing in cast]
+    if any(thing.role == "small" for thing in cast):
+        radius = np.where([thing.role == "small" for thing in cast], rng.uniform(4.0, 4.8, count) * scale, radius)
+    radius *= [SHAPES.get(thing.shape, 1.0) for thing in cast]
     start, stop = np.array([(thing.start, thing.stop) for thing in cast]).T
     # What is in view for less than four frames has no time to move.
-    still = (stop - start < 4) | tiny
+    apart = np.array([thing.role in _ALONE for thing in cast])
+    still = (stop - start < 4) | apart
     direction = [STILL if halt else thing.direction for thing, halt in zip(cast, still, strict=True)]
     way = np.array([DIRECTIONS.get(name, (0, 0)) for name in direction], np.float64)
+    turns = np.array([thing.turn is not None for thing in cast])
+    # Each half of a way that turns is more than half as long as a whole one, so that both can be seen.
+    then = np.array([DIRECTIONS.get(thing.turn or "", (0, 0)) for thing in cast], np.float64)
     progress = (np.arange(frames) - start[:, None]) / np.maximum(stop - start - 1, 1)[:, None] - 0.5
     best, layout = np.inf, np.zeros((count, frames, 2))
     for _ in range(_TRIES):
-        length = rng.uniform(20, 34, (layouts, count, 1)) * scale * np.abs(way)
+        length = rng.uniform(20, 34, (layouts, count, 1)) * scale * np.where(turns[:, None], 1.2, np.abs(way))
         low = radius[:, None] + 1 + slack + length / 2
         middle = low + rng.random((layouts, count, 2)) * (side - 2 * low)
         # A tiny dot keeps off the middle lines: it lies in one quarter of the image.
         corner = rng.choice([-1.0, 1.0], (layouts, count, 2)) * rng.uniform(0.13, 0.42, (layouts, count, 2)) * side
         middle = np.where(tiny[:, None], side / 2 + corner, middle)
-        path = middle[:, :, None] + (way * length)[:, :, None] * progress[:, :, None]
+        along = (way * length)[:, :, None] * np.where(turns[:, None], np.minimum(progress, 0), progress)[:, :, None]
+        path = middle[:, :, None] + along
+        if turns.any():
+            path += (then * length)[:, :, None] * np.maximum(progress, 0)[:, :, None]
         path = np.where(np.abs(progress[:, :, None]) <= 0.5, path, middle[:, :, None])
-        excess = _excess(knobs, path, radius, tiny, start, stop, template)
+        excess = _excess(knobs, path, radius, apart, start, stop, template)
         if excess.min() < best:
             best, layout = excess.min(), path[excess.argmin()]
         if best == 0:
@@ -231,7 +245,7 @@ def _excess(
     knobs: Knobs,
     path: Float64[np.ndarray, "layouts things frames 2"],
     radius: Float64[np.ndarray, "things"],
-    tiny: Bool[np.ndarray, "things"],
+    apart: Bool[np.ndarray, "things"],
     start: np.ndarray,
     stop: np.ndarray,
     template: str,
@@ -244,8 +258,8 @@ def _excess(
     both = shown[:, None] & shown[None] & ~np.eye(len(radius), dtype=bool)[:, :, None]
     touched = ((near < 1.08) & both).any(2).sum(-1) / shown.sum(-1)
     hidden = ((near < 0.5) & both).any(2).sum(-1) / shown.sum(-1)
-    # What is tiny, in view for a moment or counted is not touched.
-    alone = tiny | (stop - start < 3) | template.startswith("count")
+    # What is small or read, in view for a moment or counted is not touched.
+    alone = apart | (stop - start < 3) | template.startswith("count")
     allowed = np.where(alone, 0.0, knobs.crowding)
     excess = np.maximum(touched - allowed, 0).sum(-1) + np.maximum(hidden - allowed / 2, 0).sum(-1)
     if template in ("relation", "is_relation"):

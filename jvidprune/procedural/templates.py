@@ -12,68 +12,22 @@ from typing import TypeVar
 import numpy as np
 
 from jvidprune.evals.items import LETTERS, POST_PROMPTS, Kind, Question
+from jvidprune.procedural.categories import ALL_FOCUS, ALL_TEXTS, TEXTS
 from jvidprune.procedural.drawing import DIRECTIONS
 from jvidprune.procedural.scenario import moments, related
-from jvidprune.procedural.world import COLOURS, SHAPES, Scene, Thing
+from jvidprune.procedural.world import COLOURS, GLYPHS, SHAPES, Scene, Thing
 
 _T = TypeVar("_T")
 
 RELATIONS = ("left", "right", "above", "below")
 QUARTERS = ("first", "second", "third", "fourth")
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
-COUNTS = ("1", "2", "3", "4")
+COUNTS = ("1", "2", "3", "4", "5")
 LONGEST_SECOND = 16
 """Longest clip that seconds are asked in; longer ones are asked for quarters."""
 _PLURALS = {shape: f"{shape}es" if shape.endswith("s") else f"{shape}s" for shape in SHAPES}
 _PHRASES = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
 
-TEXTS: dict[str, str] = {
-    "colour_of": "what color is the {shape}?",
-    "shape_of": "what shape is the {colour} object?",
-    "count_shape": "how many {plural} are there?",
-    "count_colour": "how many {colour} objects are there?",
-    "relation": "where is the {a} relative to the {b}?",
-    "is_relation": "is the {a} {phrase} the {b}?",
-    "direction": "which way does the {a} move?",
-    "mover": "which object moves {direction}?",
-    "mover_colour": "what color is the object that moves {direction}?",
-    "first": "which object appeared first?",
-    "last": "which object appeared last?",
-    "first_colour": "which appeared first, {a} or {b}?",
-    "last_colour": "which appeared last, {a} or {b}?",
-    "flash_second": "in which second was the flash?",
-    "appear_second": "in which second did the {a} appear?",
-    "flash_quarter": "in which quarter was the flash?",
-    "appear_quarter": "in which quarter did the {a} appear?",
-    "tiny_colour": "what color is the tiny dot?",
-    "tiny_where": "where is the tiny dot?",
-    "exists": "is there {an} {a}?",
-    "was_flash": "was there a flash?",
-    "changed": "which object changed color?",
-    "now": "what color is the {shape} at the end?",
-    "before": "what color is the {shape} at the start?",
-    "did_change": "did the {a} change color?",
-    "vanished": "which object vanished?",
-    "vanished_colour": "what color was the object that vanished?",
-    "needle_colour": "what color was the object shown for one moment?",
-    "needle_shape": "what shape was the object shown for one moment?",
-}
-
-FOCUS: dict[str, tuple[str, ...]] = {
-    "attribute": ("colour_of", "shape_of"),
-    "counting": ("count_shape", "count_colour"),
-    "spatial": ("relation", "is_relation"),
-    "motion": ("direction", "mover"),
-    "order": ("first", "last"),
-    "localisation": ("flash_second", "appear_second", "flash_quarter", "appear_quarter"),
-    "rare": ("tiny_colour", "tiny_where"),
-    "hallucination": ("exists", "was_flash"),
-    "change": ("changed", "now", "before", "did_change", "vanished"),
-    "needle": ("needle_colour", "needle_shape"),
-}
-"""Categories, and the templates that a clip can be staged for."""
-
-CATEGORIES = tuple(FOCUS)
 _RIDERS: dict[str, tuple[str, ...]] = {
     "tiny_colour": ("tiny_where",),
     "tiny_where": ("tiny_colour",),
@@ -83,6 +37,18 @@ _RIDERS: dict[str, tuple[str, ...]] = {
     "now": ("changed", "before", "did_change"),
     "before": ("changed", "now", "did_change"),
     "did_change": ("changed", "now", "before"),
+    "small_colour": ("small_shape",),
+    "small_shape": ("small_colour",),
+    "letter_of": ("letter_colour",),
+    "letter_colour": ("letter_of",),
+    "turn_first": ("turn_last",),
+    "turn_last": ("turn_first",),
+    "middle": ("earlier",),
+    "earlier": ("middle",),
+    "alike_direction": ("alike_mover", "pair", "pair_other"),
+    "alike_mover": ("alike_direction", "pair", "pair_other"),
+    "pair": ("pair_other",),
+    "pair_other": ("pair",),
 }
 # Templates whose answers stay balanced in whatever clip they are asked.
 _ANYWHERE = ("colour_of", "shape_of", "relation", "is_relation", "direction", "exists", "exists")
@@ -92,7 +58,7 @@ def questions(
     rng: np.random.Generator, scene: Scene, count: int, categories: Sequence[str], item: str
 ) -> list[Question]:
     """Up to `count` questions about a scene: one of its focus first, then others that it can answer."""
-    riders = _RIDERS.get(scene.template, ())
+    riders = [name for name in _RIDERS.get(scene.template, ()) if _CATEGORY[name] in categories]
     later = [*(riders[i] for i in rng.permutation(len(riders)))][:1]
     anywhere = [name for name in _ANYWHERE if _CATEGORY[name] in categories]
     later += [anywhere[i] for i in rng.permutation(len(anywhere)).tolist()]
@@ -107,7 +73,7 @@ def questions(
     return asked
 
 
-_CATEGORY = {template: category for category, templates in FOCUS.items() for template in templates}
+_CATEGORY = {template: category for category, templates in ALL_FOCUS.items() for template in templates}
 
 
 def template_of(question: Question) -> str:
@@ -121,11 +87,11 @@ def _template(text: str) -> str:
 
 
 def _pattern(text: str) -> re.Pattern[str]:
-    text = re.sub(r"\\\{(a|b|phrase)\\\}", r"\\w+(?: \\w+)?", re.escape(text))
+    text = re.sub(r"\\\{(a|b|c|phrase)\\\}", r"\\w+(?: \\w+)?", re.escape(text))
     return re.compile(re.sub(r"\\\{\w+\\\}", r"\\w+", text))
 
 
-_PATTERNS = [(name, _pattern(text)) for name, text in TEXTS.items()]
+_PATTERNS = [(name, _pattern(text)) for name, text in ALL_TEXTS.items()]
 
 
 class _Ask:
@@ -150,7 +116,7 @@ class _Ask:
         category = _CATEGORY[self.template]
         if kind == "choice":
             answer = LETTERS[list(options).index(answer)]
-        text = TEXTS[text or self.template].format(**words)
+        text = ALL_TEXTS[text or self.template].format(**words)
         return Question(self.name, text, category, kind, tuple(options), answer)
 
     def _choice(self, pool: Sequence[str], answer: str, first: Sequence[str] = (), text: str = "", **words: str):
@@ -195,7 +161,9 @@ class _Ask:
         thing = self.mains[0]
         by_shape = self.template == "count_shape"
         many = sum(other.shape == thing.shape if by_shape else other.colour == thing.colour for other in self.mains)
-        return self._word(COUNTS, str(many), plural=_PLURALS[thing.shape], colour=thing.colour)
+        return self._word(
+            COUNTS[: self.scene.knobs.counted], str(many), plural=_PLURALS[thing.shape], colour=thing.colour
+        )
 
     def _related(self) -> list[tuple[Thing, Thing, str]]:
         things = self._named()
@@ -232,7 +200,7 @@ class _Ask:
     def _direction(self) -> Question | None:
         focus = self.template == self.scene.template
         named = [self.mains[0]] if focus else self._named()
-        thing = self._pick([thing for thing in named if thing.direction in DIRECTIONS])
+        thing = self._pick([thing for thing in named if thing.direction in DIRECTIONS and not thing.turn])
         return thing and self._word(tuple(DIRECTIONS), thing.direction, a=thing.name)
 
     def _mover(self) -> Question:
@@ -337,6 +305,58 @@ class _Ask:
     def _needle_shape(self) -> Question:
         return self._word(tuple(SHAPES), self.scene.only("needle").shape, self._shapes())
 
+    def _small_colour(self) -> Question:
+        thing = self.scene.only("small")
+        return self._word(tuple(COLOURS), thing.colour, self._colours(), shape=thing.shape)
+
+    def _small_shape(self) -> Question:
+        thing = self.scene.only("small")
+        return self._word(tuple(SHAPES), thing.shape, self._shapes(), colour=thing.colour)
+
+    def _letters(self) -> list[Thing]:
+        return [thing for thing in self.things if thing.role == "glyph"]
+
+    def _letter_of(self) -> Question:
+        thing = self._letters()[0]
+        return self._word(GLYPHS, thing.shape, [other.shape for other in self._letters()], colour=thing.colour)
+
+    def _letter_colour(self) -> Question:
+        thing = self._letters()[0]
+        return self._word(tuple(COLOURS), thing.colour, self._colours(), letter=thing.shape)
+
+    def _turn(self) -> Question:
+        thing = self.mains[0]
+        assert thing.turn is not None
+        way = thing.direction if self.template == "turn_first" else thing.turn
+        return self._word(tuple(DIRECTIONS), way, a=thing.name)
+
+    def _middle(self) -> Question:
+        thing = sorted(self.mains, key=lambda thing: thing.start)[1]
+        if self._coin():
+            return self._choice([other.name for other in self.mains], thing.name)
+        a, b, c = self._shuffled([other.colour for other in self.mains])
+        return self._make("short", (a, b, c), thing.colour, "middle_colour", a=a, b=b, c=c)
+
+    def _earlier(self) -> Question:
+        one, other = self._shuffled(self.mains)[:2]
+        return self._yes_no(one.start < other.start, a=one.name, b=other.name)
+
+    def _alike_direction(self) -> Question:
+        thing = self.mains[0]
+        return self._word(tuple(DIRECTIONS), thing.direction, a=thing.name)
+
+    def _alike_mover(self) -> Question:
+        thing = self.mains[2 * int(self._coin())]
+        return self._word(tuple(SHAPES), thing.shape, self._shapes(), colour=thing.colour, direction=thing.direction)
+
+    def _pair(self) -> Question:
+        """Of the two questions of a clip one is about what is there and one about what is not."""
+        there = bool(self.scene.noise % 2) == (self.template == "pair")
+        # Colour and shape are both there, but not of one object.
+        _, by_shape, by_colour = self.mains[:3]
+        name = self._shuffled(self.mains[:3])[0].name if there else f"{by_shape.colour} {by_colour.shape}"
+        return self._yes_no(there, an=_article(name), a=name)
+
 
 _MAKERS = {
     "count_shape": "count",
@@ -349,6 +369,9 @@ _MAKERS = {
     "appear_quarter": "quarter",
     "now": "colour_then",
     "before": "colour_then",
+    "turn_first": "turn",
+    "turn_last": "turn",
+    "pair_other": "pair",
 }
 
 
@@ -356,12 +379,18 @@ def _article(name: str) -> str:
     return "an" if name[0] in "aeiou" else "a"
 
 
-def words() -> tuple[str, ...]:
-    """Every word, letter and mark that prompts with `POST_PROMPTS` and answers are made of, sorted."""
+def words(detail: bool = False) -> tuple[str, ...]:
+    """Every word, letter and mark that prompts with `POST_PROMPTS` and answers are made of, sorted.
+
+    Args:
+      detail: with those of the categories that need many tokens.
+    """
     fillers = [*COLOURS, *SHAPES, *_PLURALS.values(), *DIRECTIONS, *RELATIONS, *_PHRASES.values()]
     fillers += [*QUARTERS, *CORNERS, *COUNTS, *(str(i + 1) for i in range(LONGEST_SECOND)), "yes", "no", "a", "an"]
-    texts = [re.sub(r"\{\w+\}", " ", text) for text in TEXTS.values()] + list(POST_PROMPTS.values())
-    letters = [f"{letter}." for letter in LETTERS[:4]]
+    texts = [re.sub(r"\{\w+\}", " ", text) for text in (ALL_TEXTS if detail else TEXTS).values()] + list(
+        POST_PROMPTS.values()
+    )
+    letters = [f"{letter}." for letter in LETTERS[:4]] + list(GLYPHS if detail else ())
     return tuple(sorted({word for text in [*fillers, *texts, *letters] for word in split(text)}))
 
 

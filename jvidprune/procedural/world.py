@@ -23,10 +23,12 @@ COLOURS: dict[str, RGB] = {
 # Of the shapes that are drawn, those that questions ask about: radius of the circle around one that makes all look
 # equally large.
 SHAPES: dict[str, float] = {"circle": 0.92, "square": 1.12, "triangle": 1.2, "cross": 1.08, "ring": 1.0}
+GLYPHS = ("F", "H", "K", "L", "T", "U", "X", "Z")
+"""Letters that are drawn and asked for; none is the letter of an option."""
 COLOUR_IDS = {name: i + 1 for i, name in enumerate(COLOURS)}
 """Ids of colours in dense labels; 0 is background."""
-SHAPE_IDS = {name: i + 1 for i, name in enumerate(SHAPES)}
-"""Ids of shapes in dense labels; 0 is background."""
+SHAPE_IDS = {name: i + 1 for i, name in enumerate((*SHAPES, *GLYPHS))}
+"""Ids of shapes in dense labels, those of letters last; 0 is background."""
 DIRECTION_IDS = {name: i + 1 for i, name in enumerate((*DIRECTIONS, STILL))}
 """Ids of directions in dense labels; 0 is background."""
 
@@ -46,6 +48,8 @@ class Knobs:
       camera: pixels that the camera moves over a clip.
       posts: most grey posts in front, which objects pass behind.
       crowding: share of its time that an object may touch or overlap another, 0 to 1.
+      size: factor of the radius of main objects.
+      counted: most objects of a kind that are counted, 4 or 5.
     """
 
     frames: int
@@ -58,6 +62,8 @@ class Knobs:
     camera: float
     posts: int
     crowding: float
+    size: float = 1.0
+    counted: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +72,9 @@ class Thing:
 
     Attributes:
       colour: name in `COLOURS`, "grey" for clutter.
-      shape: name in `SHAPES`.
-      role: "main", "tiny" (a dot of few pixels), "needle" (in view for one frame) or "clutter".
+      shape: name in `SHAPES`, of a glyph in `GLYPHS`.
+      role: "main", "tiny" (a dot of few pixels), "needle" (in view for one frame), "small" (one of many that are half
+        as wide as a main one), "glyph" (a letter) or "clutter".
       start: first frame in view.
       stop: frame after the last.
       direction: where it moves in the world: left, right, up, down or still.
@@ -75,6 +82,7 @@ class Thing:
       centre: (frames, 2) x and y in pixels of the image, also where it is not in view.
       change: frame from which its colour is `after`, None for no change.
       after: colour after the change.
+      turn: where it moves in the second half of its time, None for where it moved before.
     """
 
     colour: str
@@ -87,6 +95,7 @@ class Thing:
     centre: Float64[np.ndarray, "frames 2"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2)))
     change: int | None = None
     after: str | None = None
+    turn: str | None = None
 
     @property
     def name(self) -> str:
@@ -96,6 +105,10 @@ class Thing:
     def colour_at(self, frame: int) -> str:
         """Name of its colour in a frame."""
         return self.after if self.after and self.change is not None and frame >= self.change else self.colour
+
+    def direction_at(self, frame: int) -> str:
+        """Where it moves to reach its place in a frame."""
+        return self.turn if self.turn and 2 * frame > self.start + self.stop - 1 else self.direction
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +143,7 @@ class Scene:
 
     @property
     def mains(self) -> tuple[Thing, ...]:
-        """Objects that take part without being tiny or in view for one frame only."""
+        """Objects that take part without being tiny, small, a letter or in view for one frame only."""
         return tuple(thing for thing in self.things if thing.role == "main")
 
     def only(self, role: str) -> Thing:

@@ -15,8 +15,9 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.evals.items import LETTERS, Item, Question, chance
 from jvidprune.procedural.baselines import TextOnly, baselines, table
 from jvidprune.procedural.benchmark import SPLITS, Procedural, vocabulary
+from jvidprune.procedural.categories import CATEGORIES, FOCUS, TEXTS
 from jvidprune.procedural.export import export
-from jvidprune.procedural.templates import CATEGORIES, FOCUS, TEXTS, split, template_of
+from jvidprune.procedural.templates import split, template_of
 from jvidprune.procedural.world import COLOUR_IDS, COLOURS, DIRECTION_IDS, SHAPE_IDS
 from jvidprune.video.decode import read_frames
 

@@ -37,8 +37,8 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.load import load_model
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.categories import CATEGORIES
 from jvidprune.procedural.paint import paint
-from jvidprune.procedural.templates import CATEGORIES
 from jvidprune.procedural.world import COLOUR_IDS, SHAPE_IDS
 from jvidprune.training import loop
 
