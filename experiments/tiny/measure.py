@@ -1,7 +1,7 @@
 """Accuracy of a checkpoint on held-out clips, through the same path as any question."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers.protocol import Reducer
+from jvidprune.tokens import VideoTokens
 
 CLIPS = 16
 """Clips whose questions are asked together."""
@@ -55,20 +56,50 @@ def answers(
       progress: called as (clips done, clips in all).
     """
     method = reducers.get("none") if reducer is None else reducer
-    found = []
+
+    def dark(_: int, tokens: VideoTokens) -> VideoTokens:
+        return dataclasses.replace(tokens, features=tokens.features * 0)
+
+    ways = {"": (method, ratio)}
+    return answers_of(model, task, ways, see=dark if blind else None, progress=progress)[""]
+
+
+def answers_of(
+    model: VideoLLM,
+    task: Procedural,
+    ways: Mapping[str, tuple[Reducer, float]],
+    *,
+    see: Callable[[int, VideoTokens], VideoTokens] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[Result]]:
+    """Asks every question of a task in several ways; clips are encoded once.
+
+    Args:
+      model: with its tokenizer.
+      task: clips and questions.
+      ways: a reducer and its ratio by name.
+      see: (number of the clip, its tokens) to the tokens that are reduced.
+      progress: called as (clips done, clips in all).
+    """
+    needs = frozenset[Any]().union(*(method.needs for method, _ in ways.values())) - {"relevance"}
+    found: dict[str, list[Result]] = {name: [] for name in ways}
     for start in range(0, len(task), CLIPS):
-        items = [task[index] for index in range(start, min(start + CLIPS, len(task)))]
-        asked, prompts = [], []
-        for item in items:
-            video = model.encode(item.load(), needs=method.needs)
-            if blind:
-                tokens = dataclasses.replace(video.tokens, features=video.tokens.features * 0)
-                video = dataclasses.replace(video, tokens=tokens)
-            reduced = model.reduce(video, reducer=method, ratio=ratio)
-            asked += item.questions
-            prompts += [Prompt(reduced, question.prompt()) for question in item.questions]
-        replies = answer_many(model, prompts, max_new_tokens=3, batch=16, min_fill=0)
-        found += [Result(question, reply.text) for question, reply in zip(asked, replies, strict=True)]
+        numbers = range(start, min(start + CLIPS, len(task)))
+        items = [task[index] for index in numbers]
+        videos = [model.encode(item.load(), needs=needs) for item in items]
+        if see is not None:
+            videos = [
+                dataclasses.replace(video, tokens=see(number, video.tokens))
+                for number, video in zip(numbers, videos, strict=True)
+            ]
+        asked = [question for item in items for question in item.questions]
+        for name, (method, ratio) in ways.items():
+            prompts = []
+            for item, video in zip(items, videos, strict=True):
+                reduced = model.reduce(video, reducer=method, ratio=ratio)
+                prompts += [Prompt(reduced, question.prompt()) for question in item.questions]
+            replies = answer_many(model, prompts, max_new_tokens=3, batch=16, min_fill=0)
+            found[name] += [Result(question, reply.text) for question, reply in zip(asked, replies, strict=True)]
         if progress:
             progress(start + len(items), len(task))
     return found

@@ -1,5 +1,6 @@
 """The model in training: its parameters, and the linear heads of the auxiliary losses that are thrown away."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
@@ -9,6 +10,7 @@ from jax import lax
 
 from experiments.tiny.targets import SEEN, STORY
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.fused import AttentionKind
 from jvidprune.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfig
 
 MIDDLE = 4
@@ -49,7 +51,11 @@ class Network(NamedTuple):
 
 
 def create(
-    raw: dict[str, Any], seed: int, word_pairs: list[tuple[int, int]], heads_of: type[Heads] = Heads
+    raw: dict[str, Any],
+    seed: int,
+    word_pairs: list[tuple[int, int]],
+    heads_of: type[Heads] = Heads,
+    attention: AttentionKind = "auto",
 ) -> tuple[Network, Any]:
     """A network with seeded parameters in float32, and the parameters.
 
@@ -58,6 +64,7 @@ def create(
       seed: of the initial values.
       word_pairs: ids of a word without and with a space before it; both rows of the embedding begin equal.
       heads_of: which heads losses use.
+      attention: which code computes attention.
 
     Raises:
       JvidpruneError: an embedding that is not tied.
@@ -65,6 +72,8 @@ def create(
     config = LlavaOnevisionConfig.from_hf(raw).with_tensors(["vision_tower.vision_model.head.probe"])
     if not config.text.tied:
         raise JvidpruneError("training needs a language model with a tied embedding.")
+    parts = (dataclasses.replace(part, attention=attention) for part in (config.vision, config.text))
+    config = dataclasses.replace(config, **dict(zip(("vision", "text"), parts, strict=True)))
     model = LlavaOnevision(config, dtype=jnp.float32, rngs=nnx.Rngs(seed))
     heads = heads_of(config, rngs=nnx.Rngs(seed + 1))
     key = jax.random.split(jax.random.key(seed + 2), 3)

@@ -10,30 +10,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 
-from experiments.tiny import optimiser, variety
-from experiments.tiny.batches import KINDS, Prompts, Thinning, clip_batch
+from experiments.tiny import optimiser
+from experiments.tiny.batches import KINDS, Prompts, frame_batch
 from experiments.tiny.captions import caption_batch
+from experiments.tiny.features import Pool, pool
+from experiments.tiny.losses import frame_loss, pixels
 from experiments.tiny.network import Network, create
 from experiments.tiny.recipe import LONGEST, ModelSizes, all_words, config_json, word_pairs, write_tokenizer
-from experiments.tiny.regime_losses import AnswerBatch, RegimeHeads, answer_loss, look_loss
-from experiments.tiny.variety import Shown
+from experiments.tiny.regime_batches import answer_batch, held_batches
+from experiments.tiny.regime_losses import RegimeHeads, answer_loss, look_loss
 from jvidprune.models.tokenizer import Tokenizer
-from jvidprune.procedural.benchmark import Procedural
+from jvidprune.parallel import make_mesh, replicated, shard_batch
+from jvidprune.procedural.benchmark import Procedural, detailed
 from jvidprune.procedural.world import COLOURS, SHAPES
 from jvidprune.training import loop
 
-EYES = ("0.vision", "0.projector", "0.lm", "1.")
+WARM = ("0.vision", "0.projector", "0.lm.embed", "1.")
+EYES = ("0.vision", "0.projector", "0.image_newline", "0.lm", "1.")
 MIND = ("0.projector", "0.image_newline", "0.lm", "1.")
 ALL = ("0.", "1.")
+SIZES = ModelSizes(vision=(64, 192, 6, 4, 112, 7), text=(128, 256, 6, 4, 2))
+"""Sixteen patches a side, eight tokens behind the pooling; about 2.5 MB in bfloat16."""
 
-SIZES = ModelSizes(vision=(64, 192, 6, 4, 112, 7), text=(128, 256, 8, 4, 2))
-"""Sixteen patches a side, eight tokens behind the pooling; about 3 MB in bfloat16."""
-
-TASK = Procedural("train", clips=1 << 30, frames=16, side=112)
-"""An object is 19 to 29 pixels wide, 14 a token: it shows in 3.5 tokens of a frame in the mean, 4 in the median."""
+TASK = detailed("train", 1 << 30)
+"""A main object shows in 4.5 of a frame's 64 tokens in the mean, 4 in the median; a small one in 1.1."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +45,20 @@ class RegimeStage:
 
     Attributes:
       name: of its folder.
-      kind: "look" (`regime_losses.look_loss`) or "answer" (`regime_losses.answer_loss`).
+      kind: "frames" (`losses.frame_loss`, dense alone), "look" (`regime_losses.look_loss`) or "answer"
+        (`regime_losses.answer_loss`).
       steps: to train.
-      clips: in a batch.
+      clips: in a batch; of "answer" on cached features the fewest (`regime_batches.PACKED`).
       rate: peak learning rate.
-      trained: prefixes of the parameters that learn; the model is 0, the heads are 1. The tower learns from answers
-        where they name it.
+      trained: prefixes of the parameters that learn; the model is 0, the heads are 1. "answer" sees frames where the
+        tower is among them, and the pool's cached features where it is not.
       first: number of the first clip, so that stages see different ones.
       warmup: steps.
       anneal: whether the rate falls along a cosine; a stage without may be ended at any step.
-      frames: of a clip, of "look".
-      dense: weight of the dense losses at the first step, of a "look" that is a warm-up; it falls to 0 in a line.
+      frames: of a clip, of "frames" and "look".
+      dense: weight of the dense losses at the first step of a "look"; it falls in a line and is 0 from half way on.
       asked, longest, kinds, categories: as of `recipe.RecipeStage`.
-      all_tokens: share of the steps of "answer" in which all tokens are read.
+      shares: of the steps of "answer" in which all tokens are read, a half, a quarter and an eighth of them.
     """
 
     name: str
@@ -72,18 +76,37 @@ class RegimeStage:
     longest: int = LONGEST
     kinds: tuple[str, ...] = KINDS
     categories: tuple[str, ...] | None = None
-    all_tokens: float = 0.4
+    shares: tuple[float, float, float, float] = (0.4, 0.2, 0.2, 0.2)
+
+    @property
+    def tower(self) -> bool:
+        """Whether the tower learns."""
+        return any("0.vision".startswith(prefix) for prefix in self.trained)
 
 
 @dataclasses.dataclass(frozen=True)
 class Regime:
-    """A whole run."""
+    """A whole run.
+
+    Attributes:
+      stages: in order.
+      sizes: of the model.
+      task: clips.
+      seed: of everything that is drawn.
+      precision: of forward passes.
+      pool: clips whose features are cached, numbered from `POOLED` on.
+      held: clips of the validation split that accuracies are measured on.
+      measure: steps between measurements of "answer".
+    """
 
     stages: tuple[RegimeStage, ...]
     sizes: ModelSizes = SIZES
     task: Procedural = TASK
     seed: int = 0
     precision: str = "float32"
+    pool: int = 2400
+    held: int = 96
+    measure: int = 300
 
     def scaled(self, batch: float) -> "Regime":
         """The same with so many times the clips of every batch and as many fewer steps."""
@@ -95,54 +118,47 @@ class Regime:
         return dataclasses.replace(self, stages=tuple(stages))
 
 
+POOLED = 1 << 24
+"""Number of the pool's first clip."""
+
 REGIME = Regime(
     stages=(
-        RegimeStage("warm", "look", steps=800, clips=16, rate=2e-3, trained=EYES, dense=1.0),
-        RegimeStage("captions", "look", steps=2400, clips=24, rate=2e-3, trained=EYES, first=1 << 20),
+        # What single frames show, without language: colours come first, shapes take longest.
+        RegimeStage("warm", "frames", steps=1600, clips=8, rate=3e-3, trained=WARM),
+        # Captions, beside which the dense losses fade.
+        RegimeStage("captions", "look", steps=600, clips=12, rate=1e-3, trained=EYES, first=1 << 20, dense=1.0),
+        # Short questions on few tokens.
         RegimeStage(
             "words",
             "answer",
-            steps=1200,
+            steps=500,
             clips=4,
-            rate=2e-3,
+            rate=1.5e-3,
             trained=MIND,
-            first=1 << 22,
-            longest=22,
+            longest=24,
             kinds=("short", "yes_no"),
-            categories=("attribute", "hallucination"),
+            shares=(0.0, 0.0, 0.3, 0.7),
         ),
-        RegimeStage("questions", "answer", steps=3000, clips=4, rate=1.5e-3, trained=MIND, first=1 << 24),
-        RegimeStage("through", "answer", steps=2400, clips=4, rate=5e-4, trained=ALL, first=1 << 26, warmup=100),
-        RegimeStage("settle", "answer", steps=800, clips=4, rate=5e-4, trained=ALL, first=1 << 28, anneal=True),
+        # All questions, mostly on few tokens: a step on all of them takes twice as long and has a quarter of the clips.
+        RegimeStage("questions", "answer", steps=1800, clips=4, rate=1.5e-3, trained=MIND, shares=(0.1, 0.1, 0.3, 0.5)),
+        # Tower and language model together.
+        RegimeStage("through", "answer", steps=240, clips=4, rate=5e-4, trained=ALL, first=1 << 26),
+        RegimeStage("settle", "answer", steps=120, clips=4, rate=5e-4, trained=ALL, first=1 << 27, anneal=True),
     )
 )
 """Chosen by held-out unpruned accuracy and by what attention and norms do (`statistics`), never by how methods rank."""
 
-
-def answer_batch(
-    task: Procedural, step: int, stage: RegimeStage, prompts: Prompts, side: int, seed: int
-) -> AnswerBatch:
-    """Clips with questions, all read in one number of rows that is drawn for the step, each in a way of its own.
-
-    Args:
-      task: clips.
-      step: of the run, counted from the stage's first clip.
-      stage: for the numbers.
-      prompts: encode questions.
-      side: of a frame's grid of tokens.
-      seed: of the draws.
-    """
-    clips = clip_batch(
-        task, step, stage.clips, prompts, asked=stage.asked, cells=side, plan=Thinning(), seed=seed, kinds=stage.kinds
-    )
-    counts = variety.row_counts(task.frames, side)
-    rng = np.random.default_rng([seed, step, 2])
-    rows = counts[0] if rng.random() < stage.all_tokens else counts[1 + int(rng.integers(len(counts) - 1))]
-    shown = [variety.draw(rng, task.frames, side, rows) for _ in range(stage.clips)]
-    # What tokens show stays behind: no loss can use it.
-    nothing = np.zeros((stage.clips, 0), np.int8)
-    bare = clips._replace(story=nothing, kept=nothing, positions=nothing)
-    return AnswerBatch(bare, Shown(*(np.stack(column) for column in zip(*shown, strict=True))))
+_STEPS = {"warm": 300, "captions": 100, "words": 100, "questions": 200, "through": 20}
+PILOT = dataclasses.replace(
+    REGIME,
+    stages=tuple(
+        dataclasses.replace(stage, steps=_STEPS[stage.name]) for stage in REGIME.stages if stage.name in _STEPS
+    ),
+    pool=240,
+    held=32,
+    measure=50,
+)
+"""A tenth of it, to see that it learns."""
 
 
 def train_regime(
@@ -152,27 +168,30 @@ def train_regime(
     every: int = 200,
     log: int = 20,
     report: Callable[[str, dict[str, float]], None] | None = None,
+    after: Callable[[RegimeStage, Network, Any], None] | None = None,
 ) -> tuple[Network, Any, Tokenizer]:
     """Runs or resumes every stage below `folder`; see `recipe.train`.
 
     Args:
       regime: what to train.
-      folder: of the run, one folder a stage below it.
+      folder: of the run, one folder a stage below it, and of cached features.
       every: steps between checkpoints.
       log: steps between lines of the learning curves.
       report: called with the stage's name and each line of its curve.
+      after: called behind every stage with it, the network and the parameters.
 
     Returns:
       the network, its parameters (model and heads), the tokenizer.
     """
     folder = Path(folder)
-    inner, tokenizer = write_tokenizer(folder)
-    pairs = word_pairs(tokenizer, all_words())
-    network, params = create(config_json(regime.sizes, inner), regime.seed, pairs, RegimeHeads)
-    tables = (("colour", COLOURS), ("shape", SHAPES))
-    words = {name: jnp.asarray(word_pairs(tokenizer, table)) for name, table in tables}
+    network, params, tokenizer, words = begin(regime, folder)
     history: list[Any] = [dataclasses.asdict(regime.sizes), regime.seed, regime.precision, regime.task.fingerprint()]
+    take, pooled = held_accuracy(network, regime, tokenizer), None
     for stage in regime.stages:
+        told = None if report is None else lambda line, name=stage.name: report(name, line)
+        if stage.kind == "answer" and not stage.tower and pooled is None:
+            history.append({"pool": regime.pool})
+            pooled = _pool(regime, folder / "features", network, params, history, report)
         own = dataclasses.asdict(stage) | ({} if stage.anneal or stage.dense else {"steps": None})
         tx = optimiser.adamw(
             params, stage.trained, rate=stage.rate, warmup=stage.warmup, steps=stage.steps, anneal=stage.anneal
@@ -180,35 +199,60 @@ def train_regime(
         state = loop.fit(
             folder / stage.name,
             optimiser.OptimiserState(params, tx.init(params)),
-            optimiser.training_step(_loss(network, stage, words, tokenizer, regime.precision), tx),
-            _batches(network, stage, regime, tokenizer),
+            optimiser.training_step(stage_loss(network, stage, words, tokenizer, regime.precision), tx),
+            stage_batches(network, stage, regime, tokenizer, pooled),
             stage.steps,
             settings={"history": [*history, own]},
             every=every,
             log=log,
-            report=None if report is None else lambda line, name=stage.name: report(name, line),
+            report=told,
+            measure=loop.Measure(regime.measure, take) if stage.kind == "answer" and regime.held else None,
         )
         params = state.params
         history.append(dataclasses.asdict(stage))
+        if after is not None:
+            after(stage, network, params)
     return network, params, tokenizer
 
 
-def _loss(
+def spread(batch: Any) -> Any:
+    """A batch whose clips or frames lie on all devices."""
+    return shard_batch(batch, make_mesh()) if len(jax.devices()) > 1 else batch
+
+
+def begin(regime: Regime, folder: Path) -> tuple[Network, Any, Tokenizer, dict[str, Any]]:
+    """The network with its initial parameters, the tokenizer, and ids of the words of colours and shapes."""
+    inner, tokenizer = write_tokenizer(folder, detail=True)
+    pairs = word_pairs(tokenizer, all_words(detail=True))
+    network, params = create(config_json(regime.sizes, inner), regime.seed, pairs, RegimeHeads, "by_head")
+    if len(jax.devices()) > 1:
+        params = jax.device_put(params, replicated(make_mesh()))
+    tables = (("colour", COLOURS), ("shape", SHAPES))
+    return network, params, tokenizer, {name: jnp.asarray(word_pairs(tokenizer, table)) for name, table in tables}
+
+
+def stage_loss(
     network: Network, stage: RegimeStage, words: dict[str, Any], tokenizer: Tokenizer, precision: str
 ) -> optimiser.Loss:
+    """The loss of a stage as a function of parameters and batch."""
     before = jnp.asarray(Prompts(tokenizer, LONGEST).before)
-    tower = any(prefix.startswith("0.vision") or prefix == "0." for prefix in stage.trained)
 
     def look(params: Any, batch: Any) -> Any:
-        return look_loss(network, params, batch, words, dense=stage.dense > 0, precision=jnp.dtype(precision))
+        return look_loss(network, params, batch, words, before, dense=stage.dense > 0, precision=jnp.dtype(precision))
 
     def answer(params: Any, batch: Any) -> Any:
-        return answer_loss(network, params, batch, before, tower=tower, precision=jnp.dtype(precision))
+        return answer_loss(network, params, batch, before, precision=jnp.dtype(precision))
 
-    return {"look": look, "answer": answer}[stage.kind]
+    def frames(params: Any, batch: Any) -> Any:
+        return frame_loss(network, params, batch, words)
+
+    return {"frames": frames, "look": look, "answer": answer}[stage.kind]
 
 
-def _batches(network: Network, stage: RegimeStage, regime: Regime, tokenizer: Tokenizer) -> Callable[[int], Any]:
+def stage_batches(
+    network: Network, stage: RegimeStage, regime: Regime, tokenizer: Tokenizer, pooled: Pool | None
+) -> Callable[[int], Any]:
+    """The batches of a stage as a function of its step; `pooled` is read where the tower stays."""
     sides = network.config.vision.side, network.config.grid[0]
     skip, prompts = stage.first // stage.clips, Prompts(tokenizer, stage.longest)
     task = regime.task
@@ -216,12 +260,65 @@ def _batches(network: Network, stage: RegimeStage, regime: Regime, tokenizer: To
         task = dataclasses.replace(task, categories=stage.categories)
 
     def look(step: int) -> Any:
-        dense = stage.dense * (1 - step / stage.steps)
+        dense = stage.dense * max(0.0, 1 - 2 * step / stage.steps)
         return caption_batch(
             task, skip + step, stage.clips, stage.frames, sides, tokenizer, dense=dense, seed=regime.seed
         )
 
-    def answer(step: int) -> Any:
-        return answer_batch(task, skip + step, stage, prompts, sides[1], regime.seed)
+    def frames(step: int) -> Any:
+        return frame_batch(task, skip + step, stage.clips, stage.frames, sides, regime.seed)
 
-    return {"look": look, "answer": answer}[stage.kind]
+    def answer(step: int) -> Any:
+        source = None if stage.tower else pooled
+        return answer_batch(task, skip + step, stage, prompts, sides[1], regime.seed, source)
+
+    make = {"frames": frames, "look": look, "answer": answer}[stage.kind]
+    return lambda step: spread(make(step))
+
+
+def _pool(
+    regime: Regime,
+    folder: Path,
+    network: Network,
+    params: Any,
+    history: list[Any],
+    report: Callable[[str, dict[str, float]], None] | None,
+) -> Pool:
+    vision, see = network.config.vision, see_with(network, regime.precision)
+    shape = (regime.task.frames, vision.tokens, vision.width)
+    settings = {"history": history}
+    told = None if report is None else lambda line: report("pool", line)
+    return pool(folder, regime.task, POOLED, regime.pool, shape, lambda x: see(params, x), settings, told)
+
+
+def see_with(network: Network, precision: str) -> Callable[[Any, Any], Any]:
+    """(parameters, uint8 frames of a clip) to what the tower makes of them, in float16."""
+
+    @jax.jit
+    def see(params: Any, frames: Any) -> Any:
+        model, _ = network.merge(jax.tree.map(lambda x: x.astype(precision), params))
+        return model.vision(pixels(frames).astype(precision))[0].astype(jnp.float16)
+
+    return see
+
+
+def held_accuracy(network: Network, regime: Regime, tokenizer: Tokenizer) -> Callable[[Any], dict[str, float]]:
+    """State to accuracies on held-out clips of which all tokens are read, by category; all questions are asked."""
+    before, prompts = jnp.asarray(Prompts(tokenizer, LONGEST).before), Prompts(tokenizer, LONGEST)
+    task = dataclasses.replace(regime.task, split="validation")
+    side = network.config.grid[0]
+
+    @jax.jit
+    def ask(params: Any, batch: Any) -> Any:
+        return answer_loss(network, params, batch, before, precision=jnp.dtype(regime.precision))[1]
+
+    def take(state: Any) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        for batch in held_batches(task, regime.held, prompts, side):
+            for name, value in ask(state.params, spread(batch)).items():
+                if name.startswith(("hits/", "asked/")):
+                    sums[name] = sums.get(name, 0.0) + float(value)
+        names = [name.removeprefix("asked/") for name, value in sums.items() if name.startswith("asked/") and value]
+        return {f"held/{name}": sums[f"hits/{name}"] / sums[f"asked/{name}"] for name in names}
+
+    return take

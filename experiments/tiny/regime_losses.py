@@ -1,4 +1,4 @@
-"""Losses of the second recipe: captions by a sigmoid contrastive loss, and answers from whatever is read of a clip."""
+"""Losses of the second recipe: captions (sigmoid contrastive and written), and answers from what is read of a clip."""
 
 from typing import Any, NamedTuple
 
@@ -8,9 +8,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from experiments.tiny.batches import ClipBatch
+from experiments.tiny.batches import QuestionRows
 from experiments.tiny.captions import CaptionBatch
-from experiments.tiny.losses import frame_loss, pixels, question_loss
+from experiments.tiny.losses import pixels, question_loss, shown_loss, tower_states
 from experiments.tiny.network import Heads, Network
 from experiments.tiny.variety import Shown
 from jvidprune.cuts.cache import CacheSegment
@@ -18,14 +18,16 @@ from jvidprune.models.llava_onevision import LlavaOnevision, LlavaOnevisionConfi
 
 
 class AnswerBatch(NamedTuple):
-    """Clips with questions, and what is read of each.
+    """Clips with questions, and what is read of each; nothing says what a token shows.
 
     Attributes:
-      clips: without any target of what tokens show.
-      shown: rows (B, M) and positions (B, K + 1).
+      seen: (B, T, side, side, 3) uint8 frames, or (B, T, M, D) float16 what a tower that stays made of them.
+      questions: of the clips.
+      shown: rows (B, T * N) and positions (B, K + 1).
     """
 
-    clips: ClipBatch
+    seen: Any
+    questions: QuestionRows
     shown: Shown
 
 
@@ -72,72 +74,98 @@ def look_loss(
     params: Any,
     batch: CaptionBatch,
     words: dict[str, Array],
+    before: Array,
     *,
     dense: bool = False,
     precision: Any = jnp.float32,
 ) -> tuple[Array, dict[str, Array]]:
-    """Frames and their captions, through the pooling head and through the mean of the patches.
+    """Frames and their captions: contrastive through the pooling head and through the mean of the patches, and written.
 
-    A caption is what the language model's last token says behind it. In a warm-up the dense losses of single frames are
-    added with the weight of the batch, which is annealed away.
+    What a caption says in the contrastive loss is what the language model's last token says behind it; the language
+    model also writes the caption behind the frame's tokens, as SigLIP 2's decoder does (arXiv 2502.14786). In a warm-up
+    the dense losses of single frames are added with the weight of the batch, which is annealed away.
 
     Args:
       network: structure.
       params: parameters.
       batch: frames and captions.
       words: as for `losses.frame_loss`.
+      before: (P,) ids of the prompt in front of the frame.
       dense: whether this is the warm-up.
       precision: of the forward pass; parameters stay what they are.
     """
     model, heads = _merged(network, params, precision)
-    hidden, _ = model.vision(pixels(batch.frames.frames).astype(precision))
+    early, hidden = tower_states(model, batch.frames.frames, precision)
     assert model.vision.head is not None
     pooled, attention = model.vision.head(hidden)
-    layers = network.config.text.layers
-    slots = jnp.arange(batch.ids.shape[-1])
-    step = model.lm.step(jnp.broadcast_to(slots, batch.ids.shape), slots < batch.length[:, None])
-    states, _ = model.lm.run(model.embed_text(batch.ids), step, 0, layers)
-    last = jnp.take_along_axis(states, jnp.maximum(batch.length - 1, 0)[:, None, None], axis=1)[:, 0]
-    told = jnp.split(heads.caption(model.lm.norm(last)), 2, axis=-1)
+    told = jnp.split(heads.caption(_said(model, batch)), 2, axis=-1)
     loss, metrics = jnp.zeros(()), {}
     for number, (name, seen) in enumerate((("head", pooled), ("mean", hidden.mean(1)))):
         scale, bias = heads.scale[...][number], heads.bias[...][number]
         one, right = contrastive(seen, told[number], batch.same, scale, bias)
         loss, metrics[f"caption/{name}"] = loss + one, right
-    total = loss
+    written, metrics["caption/words"] = _written(model, batch, hidden, before)
+    total = loss + written
     if dense:
-        shown, seen = frame_loss(network, params, batch.frames, words)
-        total = loss + batch.dense * shown
-        metrics |= {name: value for name, value in seen.items() if name != "loss"}
+        shown, found = shown_loss(network, model, heads, early, hidden, batch.frames, words)
+        total += batch.dense * shown
+        metrics |= {name: value for name, value in found.items() if name != "loss"}
     # What the pooling head looks at is recorded, and learnt from captions alone behind the warm-up.
     metrics["head/attention"] = (attention * (batch.frames.patches[..., 0] > 0)).sum(-1).mean()
     metrics["head/area"] = (batch.frames.patches[..., 0] > 0).mean()
-    return total, {**metrics, "loss": total, "captions": loss}
+    return total, {**metrics, "loss": total, "captions": loss, "written": written}
+
+
+def _said(model: LlavaOnevision, batch: CaptionBatch) -> Float[Array, "F D"]:
+    """The language model's last state behind each caption, without a frame."""
+    slots = jnp.arange(batch.ids.shape[-1])
+    step = model.lm.step(jnp.broadcast_to(slots, batch.ids.shape), slots < batch.length[:, None])
+    states, _ = model.lm.run(model.embed_text(batch.ids), step, 0, model.config.text.layers)
+    last = jnp.take_along_axis(states, jnp.maximum(batch.length - 1, 0)[:, None, None], axis=1)[:, 0]
+    return model.lm.norm(last)
+
+
+def _written(model: LlavaOnevision, batch: CaptionBatch, hidden: Array, before: Array) -> tuple[Array, Array]:
+    """Mean loss of the words of captions behind their frames, and the share of words that are the likeliest."""
+    frames, length = batch.ids.shape
+    features = model.pool(model.projector(hidden))
+    text = model.embed_text(jnp.concatenate([jnp.broadcast_to(before, (frames, len(before))), batch.ids], axis=1))
+    newline = jnp.broadcast_to(model.newline, (frames, 1, features.shape[-1])).astype(features.dtype)
+    start = len(before)
+    embeds = jnp.concatenate([text[:, :start], features, newline, text[:, start:]], axis=1)
+    places = jnp.broadcast_to(jnp.arange(embeds.shape[1]), embeds.shape[:2])
+    known = jnp.arange(length) < batch.length[:, None]
+    valid = jnp.concatenate([jnp.ones((frames, embeds.shape[1] - length), bool), known], axis=1)
+    states, _ = model.lm.run(embeds, model.lm.step(places, valid), 0, model.config.text.layers)
+    logits = model.lm.logits(states[:, -length - 1 : -1])
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.ids)
+    many = jnp.maximum(known.sum(), 1)
+    return jnp.where(known, losses, 0).sum() / many, (known & (logits.argmax(-1) == batch.ids)).sum() / many
 
 
 def answer_loss(
-    network: Network, params: Any, batch: AnswerBatch, before: Array, *, tower: bool, precision: Any = jnp.float32
+    network: Network, params: Any, batch: AnswerBatch, before: Array, *, precision: Any = jnp.float32
 ) -> tuple[Array, dict[str, Array]]:
-    """Loss of questions about clips, on answers alone.
+    """Loss of questions about clips, on answers alone; frames are seen by the tower and teach it, features are not.
 
     Args:
       network: structure.
       params: parameters.
       batch: clips, what is read of them, questions.
       before: (P,) ids of the prompt in front of the video.
-      tower: whether gradients reach the tower.
       precision: of the forward pass.
     """
     model, heads = _merged(network, params, precision)
-    clips = batch.clips
-    frames = clips.frames.reshape(-1, *clips.frames.shape[2:])
-    hidden, _ = model.vision(pixels(frames).astype(precision))
-    hidden = hidden if tower else jax.lax.stop_gradient(hidden)
-    features = model.pool(model.projector(hidden)).reshape(clips.frames.shape[0], -1, network.config.text.width)
+    clips = len(batch.seen)
+    hidden = batch.seen.reshape(-1, *batch.seen.shape[2:])
+    if batch.seen.ndim == 5:
+        hidden, _ = model.vision(pixels(hidden).astype(precision))
+    features = model.pool(model.projector(hidden.astype(precision)))
+    features = features.reshape(clips, -1, network.config.text.width)
     rows = jax.vmap(averaged, (0, 0, None))(features, batch.shown.rows, batch.shown.positions.shape[-1] - 1)
     past = _prefix(model, rows, batch.shown.positions, before)
     offset = len(before) + batch.shown.positions[:, -1] + 1
-    loss, told = question_loss(network, model, heads, clips, past, offset)
+    loss, told = question_loss(network, model, heads, batch.questions, past, offset)
     return loss, {"loss": loss, **told}
 
 
@@ -158,5 +186,5 @@ def _prefix(model: LlavaOnevision, rows: Array, positions: Array, before: Array)
     places = jnp.concatenate([start, len(before) + positions], axis=1)
     valid = jnp.ones(places.shape, bool)
     layers = model.config.text.layers
-    _, out = model.lm.run(embeds, model.lm.step(places, valid), 0, layers, hidden=True)
+    _, out = model.lm.run(embeds, model.lm.step(places, valid), 0, layers)
     return CacheSegment(out.k, out.v, valid, jnp.int32(places.shape[1]), 0, layers)

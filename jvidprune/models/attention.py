@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.models.by_head import by_head
 from jvidprune.models.fused import AttentionKind, fused_attention, implementation
 
 _MASKED = -1e30
@@ -136,6 +137,8 @@ def attend(
       (B, S, H, d).
     """
     ordered = keys.segments is None and keys.bias is None and (keys.bidirectional is None or not causal)
+    if kind == "by_head" and ordered and (past is None or (past.bias is None and past.valid.ndim == 2)):
+        return by_head(q, keys.k, keys.v, keys.valid, None if past is None else past[:3], causal=causal)
     which = implementation(kind, q, simple=keys.packed and past is None and ordered)
     if which != "plain":
         lengths = None if causal else keys.valid.sum(axis=1, dtype=jnp.int32)
@@ -210,6 +213,8 @@ def attend_all(
       The output (T, M, H, d), and (T, H, M) float32 attention received by each token, mean over the valid queries, or
       None. Rows of filling tokens hold garbage.
     """
+    if kind == "by_head" and bias is None and not received:
+        return by_head(q, k, v, valid, causal=False), None
     which = implementation(kind, q, simple=valid is None and bias is None and not received)
     if which != "plain":
         return fused_attention(q, k, v, which=which, causal=False), None

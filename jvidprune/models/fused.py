@@ -10,9 +10,10 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.models.splash import splash_attention
 from jvidprune.ops.branch import platform
 
-AttentionKind = Literal["auto", "plain", "xla", "cudnn", "splash"]
+AttentionKind = Literal["auto", "plain", "by_head", "xla", "cudnn", "splash"]
 """How a model is told to compute attention. "auto": cuDNN's fused kernel or, on TPU, the splash kernel where they
-serve, the plain code elsewhere; "plain": always the plain code, chunked over queries; "xla" and "cudnn": this
+serve, the plain code elsewhere; "plain": always the plain code, chunked over queries; "by_head": `models.by_head`, for
+training on a CPU, wherever no map, row or bias is needed and no row holds several examples; "xla" and "cudnn": this
 implementation of `jax.nn.dot_product_attention` wherever no map, row or mask is needed that it does not give ("xla"
 holds whole maps); "splash": likewise the TPU kernel, interpreted on other devices (slow: for tests)."""
 
@@ -49,7 +50,7 @@ def choose(
     """
     if kind not in get_args(AttentionKind):
         raise JvidpruneError(f"unknown attention {kind!r}; known: {', '.join(get_args(AttentionKind))}.")
-    if kind == "plain" or not simple:
+    if kind in ("plain", "by_head") or not simple:
         return "plain"
     if kind in ("xla", "splash"):
         return kind

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,18 +12,23 @@ import pytest
 from experiments.tiny import variety
 from experiments.tiny.batches import Prompts
 from experiments.tiny.captions import caption_batch, named
+from experiments.tiny.features import Pool, pool
+from experiments.tiny.gates import RATIOS, gates
 from experiments.tiny.recipe import ModelSizes, write_tokenizer
-from experiments.tiny.regime import ALL, EYES, REGIME, TASK, Regime, RegimeStage, answer_batch, train_regime
+from experiments.tiny.regime import ALL, EYES, MIND, REGIME, TASK, Regime, RegimeStage, train_regime
+from experiments.tiny.regime_batches import PACKED, answer_batch
 from experiments.tiny.regime_losses import averaged, contrastive
 from experiments.tiny.statistics import auc
-from jvidprune.procedural.benchmark import Procedural
+from jvidprune.errors import JvidpruneError
+from jvidprune.procedural.benchmark import detailed
 from jvidprune.procedural.paint import paint
 
-SMALL = Procedural("train", clips=1 << 30, frames=8, side=56)
+SMALL = detailed("train", clips=1 << 30, frames=8, side=56)
 LOOK = RegimeStage("look", "look", steps=2, clips=2, rate=1e-3, trained=EYES, warmup=1, dense=1.0)
 ANSWER = RegimeStage(
-    "answer", "answer", steps=3, clips=2, rate=1e-3, trained=ALL, warmup=1, asked=2, all_tokens=0.0, first=64
+    "answer", "answer", steps=3, clips=2, rate=1e-3, trained=ALL, warmup=1, asked=2, shares=(0, 0.5, 0.5, 0), first=64
 )
+WHOLE = dataclasses.replace(ANSWER, shares=(1, 0, 0, 0))
 SIZES = ModelSizes(vision=(16, 16, 2, 2, 56, 7), text=(32, 32, 2, 2, 1))
 
 
@@ -31,12 +37,14 @@ def test_the_regime_is_the_one_that_was_asked_for():
     assert (TASK.frames, TASK.side, side // patch, side // patch // 2) == (16, side, 16, 8)
     assert variety.row_counts(16, 8) == (1024, 512, 256, 128)
     assert width == 64
-    assert [stage.kind for stage in REGIME.stages][:2] == ["look", "look"]
-    # Dense losses are a warm-up alone, and the tower learns from answers behind it.
-    assert [stage.dense > 0 for stage in REGIME.stages] == [True, *[False] * 5]
-    assert [stage.trained == ALL for stage in REGIME.stages][-2:] == [True, True]
+    assert [stage.kind for stage in REGIME.stages][:2] == ["frames", "look"]
+    # Dense losses are a warm-up alone, and the tower learns from answers at the end.
+    assert {stage.kind for stage in REGIME.stages if stage.dense} == {"look"}
+    assert [stage.tower for stage in REGIME.stages][-1]
+    assert {stage.tower for stage in REGIME.stages if stage.kind == "answer"} == {True, False}
+    assert all(sum(stage.shares) == pytest.approx(1) for stage in REGIME.stages)
     larger = REGIME.scaled(8)
-    assert [(a.clips, a.steps) for a in larger.stages] == [(8 * b.clips, b.steps // 8) for b in REGIME.stages]
+    assert [(a.clips, a.steps) for a in larger.stages] == [(8 * b.clips, round(b.steps / 8)) for b in REGIME.stages]
 
 
 @pytest.mark.parametrize("rows", variety.row_counts(8, 4))
@@ -88,7 +96,7 @@ def test_means_of_rows_are_means():
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    return write_tokenizer(tmp_path_factory.mktemp("words"))[1]
+    return write_tokenizer(tmp_path_factory.mktemp("words"), detail=True)[1]
 
 
 def test_captions_name_what_a_frame_shows(tokenizer):
@@ -99,7 +107,10 @@ def test_captions_name_what_a_frame_shows(tokenizer):
         owner = paint(scene)[1]
         objects = named(scene, owner, int(rng.permutation(8)[row % 2]))
         text = tokenizer.decode(batch.ids[row, : batch.length[row]].tolist())
-        assert sorted(part.strip() for part in text.split(",")) == (objects or ["no"])
+        assert (", ".join(objects) or "no").startswith(text)
+        assert text
+        places = [" ".join(part.split()[-2:]) for part in objects]
+        assert places == sorted(places, key=["top left", "top right", "bottom left", "bottom right"].index)
     assert batch.same.diagonal().all()
     assert (batch.same == batch.same.T).all()
     assert batch.dense == np.float32(0.5)
@@ -119,13 +130,70 @@ def test_the_contrastive_loss_is_that_of_its_formula():
 
 def test_nothing_of_what_tokens_show_reaches_the_language_model(tokenizer):
     prompts = Prompts(tokenizer, ANSWER.longest)
-    batch = answer_batch(SMALL, 5, ANSWER, prompts, 4, 0)
-    assert batch.clips.story.size == batch.clips.kept.size == batch.clips.positions.size == 0
-    # The same draw on other clips reads the same places.
-    other = answer_batch(dataclasses.replace(SMALL, difficulty=0.1), 5, ANSWER, prompts, 4, 0)
+    batch = answer_batch(SMALL, 5, ANSWER, prompts, 4, 0, None)
+    # What is read follows from the draw alone: the same on clips that look different.
+    other = answer_batch(dataclasses.replace(SMALL, noise=20.0), 5, ANSWER, prompts, 4, 0, None)
     np.testing.assert_array_equal(batch.shown.rows, other.shown.rows)
-    assert (batch.clips.frames != other.clips.frames).any()
-    assert batch.shown.positions.shape[1] - 1 in variety.row_counts(8, 4)[1:]
+    assert (batch.seen != other.seen).any()
+    assert batch.shown.positions.shape[1] - 1 in variety.row_counts(8, 4)[1:3]
+    assert set(batch._fields) == {"seen", "questions", "shown"}
+
+
+def test_more_clips_of_a_pool_are_read_where_fewer_tokens_are(tokenizer):
+    seen = np.random.default_rng(0).normal(size=(40, 8, 64, 16)).astype(np.float16)
+    pooled, prompts = Pool(SMALL, 7, seen), Prompts(tokenizer, ANSWER.longest)
+    for number, part in enumerate(PACKED):
+        stage = dataclasses.replace(ANSWER, shares=tuple(float(i == number) for i in range(4)))
+        batch = answer_batch(SMALL, 3, stage, prompts, 4, 0, pooled)
+        again = answer_batch(SMALL, 3, stage, prompts, 4, 0, pooled)
+        assert len(batch.seen) == stage.clips * PACKED[part]
+        np.testing.assert_array_equal(batch.questions.ids, again.questions.ids)
+        numbers = [int(np.flatnonzero((seen == one).all((1, 2, 3)))[0]) for one in batch.seen]
+        assert len(set(numbers)) == len(numbers)
+        # Questions are those of the pool's own clips.
+        assert (batch.questions.category >= 0).any()
+        assert pooled.scene(numbers[0]).noise == SMALL.scene(7 + numbers[0])[0].noise
+
+
+def test_a_pool_goes_on_where_it_stopped_and_refuses_other_settings(tmp_path):
+    done = []
+
+    def see(frames: np.ndarray) -> np.ndarray:
+        done.append(len(done))
+        if len(done) == 20:
+            raise KeyboardInterrupt
+        return frames[:, :8, :4, 0].reshape(8, 8, 4).astype(np.float16) / 255
+
+    options: dict[str, Any] = {"task": SMALL, "first": 3, "clips": 24, "shape": (8, 8, 4), "settings": {"a": (1, 2)}}
+    with pytest.raises(KeyboardInterrupt):
+        pool(tmp_path / "parts", see=see, **options)
+    parts = pool(tmp_path / "parts", see=see, **options)
+    # 16 clips were noted as done.
+    assert len(done) == 20 + 8
+    whole = pool(tmp_path / "whole", see=see, **options)
+    np.testing.assert_array_equal(parts.seen, whole.seen)
+    assert pool(tmp_path / "whole", see=see, **options).seen.shape == (24, 8, 8, 4)
+    assert len(done) == 28 + 24
+    with pytest.raises(JvidpruneError, match="other settings"):
+        pool(tmp_path / "whole", see=see, **{**options, "settings": {"a": 2}})
+
+
+def test_gates_tell_what_fails():
+    good = {
+        "mib": 2.5,
+        "frames": 16,
+        "grid": [8, 8],
+        "kept": ["attribute"],
+        "unpruned": 0.9,
+        "statistics": {"tokens": 4.4, "norm_auc": 0.7},
+        "random": dict(zip(map(str, RATIOS), (0.9, 0.88, 0.8, 0.7, 0.65, 0.6), strict=True)),
+        "original": {"0.25": 0.81, "0.1": 0.66},
+    }
+    assert all(gate.passed for gate in gates(good))
+    bad = good | {"mib": 9.0, "unpruned": 0.8, "statistics": {"tokens": 3.5, "norm_auc": 0.9}}
+    bad |= {"random": good["random"] | {"0.5": 0.95}, "original": {"0.25": 0.9, "0.1": 0.66}}
+    failed = [gate.name.split()[0] for gate in gates(bad) if not gate.passed]
+    assert failed == ["at", "an", "AUC", "85%", "random", "rules"]
 
 
 def test_an_area_under_the_curve_counts_pairs():
@@ -137,29 +205,31 @@ def test_an_area_under_the_curve_counts_pairs():
 def test_a_few_steps_train_tower_and_model_and_go_on_where_they_stopped(tmp_path):
     look = dataclasses.replace(LOOK, dense=0.0)
     train_regime(Regime((look,), SIZES, SMALL), tmp_path, every=1, log=1)
-    regime = Regime((look, dataclasses.replace(ANSWER, all_tokens=1.0)), SIZES, SMALL)
+    regime = Regime((look, WHOLE), SIZES, SMALL, held=4, measure=2)
     lines = []
     network, params, _ = train_regime(regime, tmp_path, every=1, log=1, report=lambda *one: lines.append(one))
     # The first stage was there.
     assert [stage for stage, _ in lines] == ["answer"] * 3
     assert np.isfinite([line["loss"] for _, line in lines]).all()
     assert "answer" in lines[-1][1]
-    assert "story" not in lines[-1][1]
+    assert ["held/all" in line for _, line in lines] == [False, True, True]
     model, _ = network.merge(params)
     assert np.isfinite(np.asarray(model.vision.pos_embed[...])).all()
     first = [json.loads(line) for line in (tmp_path / "look" / "curve.jsonl").read_text().splitlines()]
     assert [line["step"] for line in first] == [1, 2]
-    assert {"caption/head", "caption/mean", "head/attention"} <= set(first[0])
+    assert {"caption/head", "caption/mean", "caption/words", "head/attention"} <= set(first[0])
     assert not any(name.startswith("dense") for name in first[0])
 
 
 @pytest.mark.long
 def test_a_run_in_parts_gives_the_parameters_of_a_whole_one(tmp_path):
-    regime = Regime((LOOK, dataclasses.replace(ANSWER, all_tokens=1.0)), SIZES, SMALL)
+    cached = dataclasses.replace(WHOLE, name="cached", trained=MIND)
+    regime = Regime((LOOK, cached, WHOLE), SIZES, SMALL, pool=4, held=0)
     lines = []
     _, params, _ = train_regime(regime, tmp_path / "whole", every=1, log=1, report=lambda *one: lines.append(one))
     assert "dense/frame" in lines[0][1]
     train_regime(dataclasses.replace(regime, stages=(LOOK,)), tmp_path / "parts", every=1, log=1)
+    train_regime(dataclasses.replace(regime, stages=(LOOK, cached)), tmp_path / "parts", every=1, log=1)
     _, again, _ = train_regime(regime, tmp_path / "parts", every=1, log=1)
     for one, other in zip(jax.tree.leaves(params), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)

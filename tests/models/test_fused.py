@@ -56,7 +56,7 @@ def test_the_fused_kernel_is_chosen_where_it_serves(kind, changes, expected):
         ("cudnn", {"platform": "cpu", "capability": None}, r"no NVIDIA GPU of compute capability 8.0 or later \(cpu\)"),
         ("cudnn", {"dtype": jnp.float32}, "float32 is neither bfloat16 nor float16"),
         ("cudnn", {"head_dim": 300, "capability": 9.0}, "head dimension 300 is no multiple of 8 up to 256"),
-        ("flash", {}, "unknown attention 'flash'; known: auto, plain, xla, cudnn, splash"),
+        ("flash", {}, "unknown attention 'flash'; known: auto, plain, by_head, xla, cudnn, splash"),
     ],
 )
 def test_what_cannot_run_is_refused_when_asked_for_by_name(kind, changes, sentence):
