@@ -10,13 +10,10 @@ a checkpoint of two layers and two blocks at the sizes of InternVL3.5-8B and wha
 `jvidprune parity --model`. PyTorch and transformers >= 5.23 are needed here and nowhere else.
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-STEPS, TEXT_BEFORE, TEXT_AFTER = 5, 3, 4
 
 KINDS = {"model_type": "internvl", "architectures": ["InternVLForConditionalGeneration"]}
 FIRST: dict[str, Any] = KINDS | {
@@ -90,34 +87,22 @@ FULL: dict[str, Any] = KINDS | {
     "image_token_id": 1023,
     "tie_word_embeddings": False,
 }
+SETS = {"first": (FIRST, 2), "second": (SECOND, 3), "full": (FULL, 2)}
 SEEDS = {"first": 2, "second": 1, "full": 3}
 
 
-def build(folder: Path) -> Any:
-    """The reference model of a checkpoint folder in float32; its class has to take every tensor."""
-    import torch
-    from transformers import InternVLForConditionalGeneration
-
-    model, info = InternVLForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
-    )
-    odd = {key: value for key, value in info.items() if value}
-    if odd:
-        raise SystemExit(f"the class has other tensors: {odd}.")
-    return model.eval()
-
-
-def run(model: Any, raw: dict[str, Any], frames: int, seed: int) -> dict[str, np.ndarray]:
+def run(folder: Path, frames: int, seed: int) -> dict[str, np.ndarray]:
     """Inputs and stages of one video and prompt, and a greedy answer step by step.
 
     Args:
-      model: the reference.
-      raw: its config.json.
+      folder: of the checkpoint.
       frames: of the video.
       seed: of pixels and text.
     """
     import torch
+    from helpers import golden_models
 
+    model = golden_models.build("InternVLForConditionalGeneration", folder)
     rng, config = np.random.RandomState(seed), model.config
     side = config.vision_config.image_size[0]
     patches = side // config.vision_config.patch_size[0]
@@ -130,10 +115,10 @@ def run(model: Any, raw: dict[str, Any], frames: int, seed: int) -> dict[str, np
     )
     pixels = torch.tensor((levels.astype(np.float32) - mean) / std)
     text = config.image_token_id
-    ids = list(rng.randint(0, text, TEXT_BEFORE))
+    ids = list(rng.randint(0, text, golden_models.TEXT_BEFORE))
     for _ in range(frames):
         ids += [*rng.randint(0, text, 2), *[text] * tokens, int(rng.randint(0, text))]
-    ids = np.asarray([[*ids, *rng.randint(0, text, TEXT_AFTER)]], np.int64)
+    ids = np.asarray([[*ids, *rng.randint(0, text, golden_models.TEXT_AFTER)]], np.int64)
 
     def pooled(x: Any) -> np.ndarray:
         """Means over blocks of 2 x 2 patches of (frames, patches)."""
@@ -146,13 +131,7 @@ def run(model: Any, raw: dict[str, Any], frames: int, seed: int) -> dict[str, np
             pixels, vision_feature_layer=-1, vision_feature_select_strategy="default"
         ).pooler_output
         out = model(input_ids=torch.tensor(ids), pixel_values=pixels, output_attentions=True, use_cache=True)
-        logits, steps, answer, cache = out.logits[:, -1], [], [], out.cache
-        for _ in range(STEPS):
-            steps.append(logits[0].numpy())
-            answer.append(int(logits[0].argmax()))
-            more = model(input_ids=torch.tensor([[answer[-1]]]), cache=cache, use_cache=True)
-            logits, cache = more.logits[:, -1], more.cache
-    best = np.sort(np.stack(steps), axis=-1)
+    answer, steps, lead = golden_models.greedy(model, out)
     # Heads, queries and keys of the last block; place 0 is the class token.
     last = tower.attentions[-1]
     return {
@@ -164,33 +143,17 @@ def run(model: Any, raw: dict[str, Any], frames: int, seed: int) -> dict[str, np
         "projector": features.numpy(),
         "lm_last_query_attention": torch.stack(out.attentions)[:, :, :, -1].numpy(),
         "logits_tail": out.logits[:, -2:].numpy(),
-        "greedy_ids": np.asarray([answer], np.int32),
-        "greedy_logits": np.stack(steps)[None],
-        "greedy_margin": (best[:, -1] - best[:, -2])[None],
+        "greedy_ids": answer,
+        "greedy_logits": steps,
+        "greedy_margin": lead,
     }
 
 
 def main() -> None:
     """Writes all files."""
-    import tempfile
+    from helpers import golden_models
 
-    from helpers import seeded
-
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of the data of tests, or of the checkpoint at full width")
-    parser.add_argument("--full", action="store_true", help="two layers at the widths of InternVL3.5-8B")
-    given = parser.parse_args()
-    if given.full:
-        seeded.write(given.out, FULL, SEEDS["full"])
-        np.savez_compressed(given.out / "io.npz", **run(build(given.out), FULL, 2, SEEDS["full"]))
-        return
-    for name, raw, frames in (("first", FIRST, 2), ("second", SECOND, 3)):
-        with tempfile.TemporaryDirectory() as folder:
-            found = run(build(seeded.write(Path(folder), raw, SEEDS[name])), raw, frames, SEEDS[name])
-        path = given.out / f"internvl_{name}.npz"
-        np.savez_compressed(path, **found)
-        print(name, path.stat().st_size, found["greedy_ids"].tolist(), found["greedy_margin"].min())
-        assert len(set(found["greedy_ids"][0])) > 2
+    golden_models.write_files("internvl", SETS, SEEDS, run, __doc__)
 
 
 if __name__ == "__main__":
