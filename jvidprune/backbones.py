@@ -20,11 +20,12 @@ NAMES = (
     "video_llama_3",
     "internvl",
     "qwen3_vl_moe",
+    "qwen3_5",
 )
 """The families of this package."""
 
-_SETTINGS_OF = {"qwen3_vl_moe": "qwen3_vl"}
-"""Families that are another one but for their layers, whose settings of methods are theirs."""
+_SETTINGS_OF = {"qwen3_vl_moe": "qwen3_vl", "qwen3_5": "qwen3_vl"}
+"""Families that are another one but for their layers, whose settings of methods are theirs where they have no own."""
 
 Presets = Mapping[str, Mapping[str, Any]]
 """Method -> its settings on a family."""

@@ -35,6 +35,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "experts": ("tensor",),
+    "delta_heads": ("tensor",),
+    "delta_key_heads": ("tensor",),
     "vit_heads": ("tensor",),
     "vit_mlp": ("tensor",),
     "embed": ("fsdp",),
@@ -60,6 +62,16 @@ EXPERT_AXES: ShardingTable = (
     (r"lm\.layers\.mlp\.router\.kernel", (None, "embed", None)),
     (r"lm\.layers\.mlp\.gate_up", (None, "experts", "embed", None)),
     (r"lm\.layers\.mlp\.down", (None, "experts", None, "embed")),
+)
+DELTA_AXES: ShardingTable = (
+    (r"lm\.linear\.delta\.[qk]\.kernel", (None, "embed", "delta_key_heads")),
+    (r"lm\.linear\.delta\.[vzab]\.kernel", (None, "embed", "delta_heads")),
+    (r"lm\.linear\.delta\.taps_[qk]", (None, None, "delta_key_heads")),
+    (r"lm\.linear\.delta\.taps_v", (None, None, "delta_heads")),
+    (r"lm\.linear\.delta\.(a_log|dt_bias)", (None, "delta_heads")),
+    (r"lm\.linear\.delta\.o\.kernel", (None, "delta_heads", "embed")),
+    (r"lm\.linear\.mlp\.(gate|up)\.kernel", (None, "embed", "mlp")),
+    (r"lm\.linear\.mlp\.down\.kernel", (None, "mlp", "embed")),
 )
 TOWER_AXES: ShardingTable = (
     (r"vision\.blocks\.attn\.[qkv]\.kernel", (None, "vit_embed", "vit_heads")),

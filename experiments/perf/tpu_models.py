@@ -19,6 +19,7 @@ MODELS = (
     "llava-video-7b",
     "internvl3-8b",
     "qwen3-vl-30b-a3b",
+    "qwen3.5-9b",
 )
 """One of every family."""
 

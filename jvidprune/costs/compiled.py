@@ -23,7 +23,7 @@ from jvidprune.costs import hlo
 from jvidprune.costs.chips import CHIPS, Chip
 from jvidprune.costs.footprint import USABLE, Sizes
 from jvidprune.costs.memory import TowerShape
-from jvidprune.cuts.cache import KEY_AXES, VALID_AXES
+from jvidprune.cuts.cache import KEY_AXES, VALID_AXES, Cache, CacheSegment, state_axes
 from jvidprune.cuts.inner import Inner
 from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.extras import need
@@ -343,4 +343,12 @@ def _abstract_cache(
     """An empty cache as shapes with their places."""
     shapes = jax.eval_shape(functools.partial(model.lm.empty_cache, batch, room, boundaries, dtype=dtype))
     axes = {5: KEY_AXES, 2: VALID_AXES}
-    return jax.tree.map(lambda leaf: whole(leaf.shape, leaf.dtype, *axes.get(leaf.ndim, ())), shapes)
+
+    def placed(segment: CacheSegment) -> CacheSegment:
+        keys = dataclasses.replace(segment, state=None)
+        keys = jax.tree.map(lambda leaf: whole(leaf.shape, leaf.dtype, *axes.get(leaf.ndim, ())), keys)
+        carried = jax.tree.map(lambda leaf: whole(leaf.shape, leaf.dtype, *state_axes(leaf.ndim)), segment.state)
+        return dataclasses.replace(keys, state=carried)
+
+    position = whole(shapes.position.shape, shapes.position.dtype)
+    return Cache(tuple(placed(segment) for segment in shapes.segments), position, shapes.policy)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jvidprune.costs.flops_model import Segment, decode, prefill, segments, vision_terms
 from jvidprune.costs.flops_papers import CONVENTIONS, paper_prefill
+from jvidprune.cuts.attended import check_attended
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.prompt_cuts import newlines_compete
 from jvidprune.llm.prompts.registry import builder_of
@@ -258,8 +259,12 @@ def prompt_segments(
       kept: visual tokens that enter, newlines not counted.
       newlines: newline embeddings, which are cut like visual tokens where the references do so.
       prompt: all tokens.
+
+    Raises:
+      JvidpruneError: cuts that the model cannot have, see `cuts.attended`.
     """
     stages, layers = inner_stages(reducer, ratio), config.text.layers
+    check_attended(stages, layers, config.text.attending)
     acting = [stage for stage in stages if stage.boundary < layers]
     competing = kept + newlines * newlines_compete(acting, newline_kind(config, reducer))
     return segments(stages, layers, tokens=prompt, visual=competing)

@@ -12,7 +12,8 @@ import numpy as np
 from jvidprune.cuts.protocol import AHEAD, CutRule
 from jvidprune.cuts.routing import RouteRule
 from jvidprune.models import family as families
-from jvidprune.models.decoder_config import DecoderConfig
+from jvidprune.models.decoder_config import DecoderConfig, DeltaConfig
+from jvidprune.models.delta import CHUNK
 from jvidprune.models.internvl.tower import InternVitConfig
 from jvidprune.models.qwen.tower import QwenVisionConfig
 from jvidprune.models.siglip import SiglipConfig
@@ -125,7 +126,11 @@ def prefill(text: DecoderConfig, parts: Sequence[Segment], *, causal: bool = Tru
         attention = _attention(n, n, width, half=causal)
         if causal and mutual:
             attention += _attention(part.visual, part.visual, width, half=True)
-        out.append({"matrices": 2.0 * depth * text.layer_weights * n, "attention": depth * attention})
+        attending = text.attending_in(part.start, part.stop)
+        matrices = 2.0 * text.weights_in(part.start, part.stop) * n
+        out.append({"matrices": matrices, "attention": attending * attention})
+        if text.delta is not None:
+            out[-1]["recurrence"] = (depth - attending) * recurrence(text.delta, n, CHUNK)
         if part.unfed:
             out[-1]["matrices"] -= 2.0 * 3 * text.width * text.mlp * part.unfed
         if part.keys_ahead:
@@ -143,16 +148,33 @@ def decode(text: DecoderConfig, parts: Sequence[Segment], new_tokens: int) -> Te
     tokens at every step count whole squares of attention.
     """
     steps = max(new_tokens - 1, 0)
-    runs, pairs = 0.0, 0.0
+    runs, pairs, carried = 0.0, 0.0, 0.0
     for part in parts:
-        depth, lengths = part.stop - part.start, [part.cached + i for i in range(1, steps + 1)]
-        runs += depth * (sum(lengths) if part.again else steps)
-        pairs += depth * sum(n**2 if part.again else n for n in lengths)
-    return {
-        "matrices": 2.0 * text.layer_weights * runs,
+        attending, lengths = text.attending_in(part.start, part.stop), [part.cached + i for i in range(1, steps + 1)]
+        runs += text.weights_in(part.start, part.stop) * (sum(lengths) if part.again else steps)
+        pairs += attending * sum(n**2 if part.again else n for n in lengths)
+        if text.delta is not None:
+            carried += (part.stop - part.start - attending) * recurrence(text.delta, steps, 1)
+    found = {
+        "matrices": 2.0 * runs,
         "attention": _attention(1, pairs, text.heads * text.head_dim),
         "head": 2.0 * text.width * text.vocab * steps,
     }
+    return found | ({} if text.delta is None else {"recurrence": carried})
+
+
+def recurrence(delta: DeltaConfig, tokens: float, chunk: int) -> float:
+    """FLOPs of the gated delta rule in one layer: reads and writes of the states, and the systems of chunks.
+
+    Args:
+      delta: sizes.
+      tokens: that pass the layer.
+      chunk: of how many a system consists, 1 for tokens that come one by one.
+    """
+    key, value = delta.key_dim, delta.value_dim
+    states = 3 * 2.0 * key * value
+    systems = chunk * (2 * 2.0 * key + key + value + 2.0 * value) if chunk > 1 else 0.0
+    return tokens * delta.value_heads * (states + systems)
 
 
 def siglip(vision: SiglipConfig, frames: int) -> Terms:

@@ -74,14 +74,15 @@ class Footprint(Need):
         return self.peak <= self.available
 
 
+_LAYERS = ("lm.layers.", "lm.linear.", "lm.norm.")
+
+
 def weights(config: Any, sizes: Sizes) -> Weights:
     """Numbers that one device of a mesh holds, by the family's sharding table."""
     found = {"tower": 0, "layers": 0, "words": 0, "quantised": 0}
     for held in memory.parameter_arrays(config):
         count, path = held.numbers(config, sizes), held.path
-        part = (
-            "layers" if path.startswith(("lm.layers.", "lm.norm.")) else "words" if path.startswith("lm.") else "tower"
-        )
+        part = "layers" if path.startswith(_LAYERS) else "words" if path.startswith("lm.") else "tower"
         found[part] += count
         found["quantised"] += count if held.byte else 0
     return Weights(**found)
@@ -121,6 +122,8 @@ def divided(config: Any, sizes: Sizes) -> Any:
         return dataclasses.replace(part, **{n: v // tensor if v % tensor == 0 else v for n, v in whole.items()})
 
     text = cut(config.text, "heads", "kv_heads", "mlp", "vocab")
+    if text.delta is not None:
+        text = dataclasses.replace(text, delta=cut(text.delta, "key_heads", "value_heads"))
     return dataclasses.replace(config, vision=cut(config.vision, "heads", "mlp"), text=text)
 
 

@@ -21,7 +21,8 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.models import family as families
 from jvidprune.models.attention import FRAME_QUERIES, QUERY_CHUNK
-from jvidprune.models.decoder_config import DecoderConfig
+from jvidprune.models.decoder_config import DecoderConfig, DeltaConfig
+from jvidprune.models.delta import CHUNK, TOGETHER
 from jvidprune.models.fused import implementation
 from jvidprune.models.layers import LONGEST_RUN, chunk_frames
 from jvidprune.models.llava_onevision.modules import FRAME_CHUNK
@@ -176,8 +177,25 @@ def feature_bytes(config: Any, shape: TowerShape, dtype: Any) -> int:
 
 
 def cache_bytes(text: DecoderConfig, batch: int, slots: int, dtype: Any) -> int:
-    """Keys and values of all layers."""
-    return 2 * text.layers * batch * slots * text.kv_heads * text.head_dim * jnp.dtype(dtype).itemsize
+    """Keys and values of all layers that have them, and the states of the others."""
+    size, keys = jnp.dtype(dtype).itemsize, len(text.attending)
+    states = 0
+    if (delta := text.delta) is not None:
+        inputs = (delta.taps - 1) * sum(delta.channels) * size
+        states = (text.layers - keys) * batch * (4 * delta.state_size + inputs)
+    return 2 * keys * batch * slots * text.kv_heads * text.head_dim * size + states
+
+
+def _recurrence_bytes(delta: DeltaConfig, batch: int, length: int, size: int) -> int:
+    """What a layer with a recurrent state holds beside its residual while it reads a prompt."""
+    heads, wide = delta.value_heads, 2 * delta.key_dim + delta.value_dim
+    # Projections and what convolutions make of them; queries, keys and values by head, and outputs, in float32.
+    row = 2 * size * (sum(delta.channels) + delta.channels[2]) + 4 * heads * (wide + delta.value_dim)
+    # Chunks whose systems are solved at once: their parts, right sides and solutions, decays and scores.
+    together = (
+        min(length, CHUNK * TOGETHER) * heads * 4 * (2 * wide + 2 * (delta.key_dim + delta.value_dim) + 3 * CHUNK)
+    )
+    return batch * (length * row + together)
 
 
 def prefill_bytes(
@@ -204,7 +222,10 @@ def prefill_bytes(
     wide = batch * min(length, LONGEST_RUN) * (text.mlp + text.active * text.width)
     mlp = (rows * text.width + 2 * wide) * size
     copied = (rows * text.width + wide) * size + text.layer_size * size
-    layer = rows * (2 + levels) * text.width * size + max(attention, mlp, copied)
+    mixed = attention
+    if text.delta is not None:
+        mixed = max(attention, _recurrence_bytes(text.delta, batch, length, size))
+    layer = rows * (2 + levels) * text.width * size + max(mixed, mlp, copied)
     # Keys and values are written where the cache keeps them; those of runs around a cut or a DeepStack level first
     # lie beside it.
     kept = cache_bytes(text, batch, length + room, dtype) + (cache_bytes(text, batch, length, dtype) if levels else 0)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jvidprune.costs.chips import Chip
 from jvidprune.costs.flops import FlopReport
-from jvidprune.costs.flops_model import Segment
+from jvidprune.costs.flops_model import Segment, recurrence
 from jvidprune.costs.footprint import Sizes, divided, mutual, on_chip, pieces, weights
 from jvidprune.costs.memory import TowerShape
 from jvidprune.errors import JvidpruneError
@@ -184,6 +184,8 @@ def _prefill(
         "attention": text.heads / whole.text.heads,
         "head": text.vocab / whole.text.vocab,
     }
+    if text.delta is not None:
+        shares["recurrence"] = text.delta.value_heads / whole.text.delta.value_heads
     terms = [stage.terms for stage in report.stages if stage.name == "prefill"]
     flops = rows * sum(found.get(name, 0.0) * share for found in terms for name, share in shares.items())
     layers = held.layer_bytes(work.size)
@@ -192,10 +194,11 @@ def _prefill(
         depth, tokens = stretch.stop - stretch.start, rows * stretch.tokens
         if text.attention == "plain" and not mutual(whole):
             # A mask hides the upper half; it is computed.
-            flops += depth * 2.0 * tokens * stretch.tokens * text.heads * text.head_dim
+            attending = text.attending_in(stretch.start, stretch.stop)
+            flops += attending * 2.0 * tokens * stretch.tokens * text.heads * text.head_dim
         inner = (text.heads + text.kv_heads) / 2 * text.head_dim
         moved += depth * work.size * _block(tokens, text.width, inner, text.mlp)
-        moved += depth * _scores(text, tokens, stretch.tokens)
+        moved += text.attending_in(stretch.start, stretch.stop) * _scores(text, tokens, stretch.tokens)
         sent += 2 * depth * work.reduced(tokens * text.width, tensor)
     return work.stage("prefill", flops, moved, sent)
 
@@ -209,9 +212,14 @@ def _token(
     read = min(1.0, rows * dense) if whole.text.experts else 1.0
     numbers = held.layers * read + _head(whole, held)
     weights = held.layer_bytes(work.size) * read + _head(whole, held) * work.size
-    cached = sum((p.stop - p.start) * p.cached for p in parts) * rows
+    cached = sum(text.attending_in(p.start, p.stop) * p.cached for p in parts) * rows
     flops = 2.0 * rows * numbers + 4.0 * cached * text.heads * text.head_dim
     moved = weights + work.size * 2.0 * cached * text.kv_heads * text.head_dim
+    if (delta := text.delta) is not None:
+        states = rows * (text.layers - len(text.attending))
+        flops += states * recurrence(delta, 1, 1)
+        # Read and written.
+        moved += 2 * 4.0 * states * delta.state_size
     sent = 2 * text.layers * work.reduced(rows * text.width, tensor) + work.sliced(weights, fsdp)
     return work.stage("token", flops, moved, sent)
 

@@ -1,6 +1,7 @@
 """The KV cache: a plain pytree, one buffer for each segment of decoder layers."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +13,10 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.parallel import Axes, constrain, sharding_of
 
+Held = Callable[[int, int], tuple[int, Any]]
+"""Layers with keys and values among [start, stop), and the shapes of what one row of the others carries, or None: a
+tree of arrays whose first axis are those layers."""
+
 KEY_AXES: Axes = (None, "batch", None, "kv_heads", None)
 VALID_AXES: Axes = ("batch", None)
 
@@ -22,7 +27,7 @@ class CacheSegment:
     """Keys and values of the layers [start, stop), all with the same slots.
 
     Attributes:
-      k: (stop - start, B, M, K, d) keys after rotary.
+      k: (L, B, M, K, d) keys after rotary; L is stop - start, less the layers that carry a state instead.
       v: the values alike.
       valid: (B, M) bool; attention reads this, never `length`, so a pruned prompt may be compacted or masked.
       length: () int32, the slot written next.
@@ -32,6 +37,7 @@ class CacheSegment:
       stop: one past the last layer, static.
       route: of a routed layer whose rule routes generated tokens too (`cuts.routing.Route`), or None.
       bias: (B, M) float32 added to the attention scores of each slot, or None.
+      state: what layers without keys and values carry (`models.delta.Carried`), each array (layers, B, ...), or None.
     """
 
     k: Float[Array, "L B M K d"]
@@ -43,14 +49,15 @@ class CacheSegment:
     shift: Int[Array, "B"] | None = None
     route: Any = None
     bias: Float[Array, "B M"] | None = None
+    state: Any = None
 
     @property
     def capacity(self) -> int:
         """Slots of a row."""
         return self.valid.shape[1]
 
-    def append(self, k: Array, v: Array, valid: Bool[Array, "B S"]) -> "CacheSegment":
-        """Writes S slots of every layer of the segment; k and v are (stop - start, B, S or more, K, d)."""
+    def append(self, k: Array, v: Array, valid: Bool[Array, "B S"], state: Any = None) -> "CacheSegment":
+        """Writes S slots of all layers; k and v are (L, B, S or more, K, d), `state` what is carried."""
         at = (0, 0, self.length, 0, 0)
         return dataclasses.replace(
             self,
@@ -58,6 +65,7 @@ class CacheSegment:
             v=constrain(lax.dynamic_update_slice(self.v, v.astype(self.v.dtype), at), *KEY_AXES),
             valid=constrain(lax.dynamic_update_slice(self.valid, valid, (0, self.length)), *VALID_AXES),
             length=self.length + valid.shape[1],
+            state=self.state if state is None else jax.tree.map(lambda x: constrain(x, *state_axes(x.ndim)), state),
         )
 
 
@@ -82,6 +90,7 @@ def empty_cache(
     *,
     batch: int,
     layers: int,
+    held: Held,
     kv_heads: int,
     head_dim: int,
     capacity: int | tuple[int, ...],
@@ -94,6 +103,7 @@ def empty_cache(
     Args:
       batch: B.
       layers: decoder layers.
+      held: what of them has keys and values, and what the others carry.
       kv_heads: K.
       head_dim: d.
       capacity: slots of a row, or one number for each segment.
@@ -112,12 +122,23 @@ def empty_cache(
         raise JvidpruneError(f"{len(edges) - 1} cache segments need as many capacities, got {len(capacities)}.")
     segments = []
     for start, stop, slots in zip(edges[:-1], edges[1:], capacities, strict=True):
-        shape = (stop - start, batch, slots, kv_heads, head_dim)
+        count, carried = held(start, stop)
+        shape = (count, batch, slots, kv_heads, head_dim)
         valid = _zeros((batch, slots), bool, VALID_AXES, mesh)
         k, v = (_zeros(shape, dtype, KEY_AXES, mesh) for _ in "kv")
-        empty = CacheSegment(k, v, valid, jnp.int32(0), start, stop)
-        segments.append(empty)
+        state = jax.tree.map(lambda one: _carried(one, batch, mesh), carried)
+        segments.append(CacheSegment(k, v, valid, jnp.int32(0), start, stop, state=state))
     return Cache(tuple(segments), jnp.zeros(batch, jnp.int32))
+
+
+def state_axes(ndim: int) -> Axes:
+    """Logical axes of what layers carry: (layers, rows, heads, ...) of states, (layers, rows, ...) of a convolution."""
+    return (None, "batch", "delta_heads" if ndim == 5 else None, *(None,) * (ndim - 3))
+
+
+def _carried(one: jax.ShapeDtypeStruct, batch: int, mesh: Mesh | None) -> Array:
+    shape = (one.shape[0], batch, *one.shape[1:])
+    return _zeros(shape, one.dtype, state_axes(len(shape)), mesh)
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any, axes: Axes, mesh: Mesh | None) -> Array:

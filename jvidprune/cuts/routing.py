@@ -120,12 +120,16 @@ class RouteRecord(NamedTuple):
 
 
 class Ran(NamedTuple):
-    """What a routed layer leaves: keys and values (1, B, C, K, d), which slots are in use and their bias (B, C)."""
+    """What a routed layer leaves: keys and values (1, B, C, K, d), which slots are in use and their bias (B, C).
+
+    A layer without keys and values leaves what it carries, `state`.
+    """
 
     k: Float[Array, "1 B C K d"]
     v: Float[Array, "1 B C K d"]
     valid: Bool[Array, "B C"]
     bias: Any = None
+    state: Any = None
 
 
 @jax.tree_util.register_dataclass
@@ -207,12 +211,12 @@ class Route:
         leaving = jnp.where(runs[..., None], x, by)
         count = runs.sum(axis=1, dtype=jnp.int32)
         record = RouteRecord(score, runs, gate, state.source, count, state.hidden, leaving)
-        return leaving, Ran(outputs.k, outputs.v, part.valid, part.bias), record
+        return leaving, Ran(outputs.k, outputs.v, part.valid, part.bias, outputs.state), record
 
     def read_on(
         self, decoder: Any, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment: CacheSegment
-    ) -> tuple[Array, Array, Array, Bool[Array, "B L"]]:
-        """The layer on generated tokens, of a rule that routes these too: states, keys, values, and which ran.
+    ) -> tuple[Array, Any, Bool[Array, "B L"]]:
+        """The layer on generated tokens, of a rule that routes these too: states, what it leaves, and which ran.
 
         Args:
           decoder: of any family.
@@ -226,7 +230,7 @@ class Route:
             positions = held + jnp.maximum(jnp.cumsum(ran, axis=1, dtype=positions.dtype) - 1, 0)
         out, outputs = decoder.mix(x, decoder.step(positions, ran), self.layer, past=segment)
         out = decoder.feed(out, self.layer, gate)
-        return jnp.where(ran[..., None], out, x), outputs.k, outputs.v, ran
+        return jnp.where(ran[..., None], out, x), outputs, ran
 
 
 def check_route(stage: InnerStage) -> None:

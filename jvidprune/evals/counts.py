@@ -29,6 +29,7 @@ from jvidprune.evals.store import Record
 from jvidprune.llm.batch import Reply
 from jvidprune.llm.prompt_cuts import newlines_compete
 from jvidprune.llm.video_llm import VideoLLM
+from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.reducers.protocol import Reducer, inner_stages, prompt_rules
 from jvidprune.tokens import StageRule
 
@@ -133,11 +134,20 @@ def stretches(config: Any, reducer: Reducer, ratio: float, reply: Reply) -> tupl
     """
     stages = [stage for stage in inner_stages(reducer, ratio) if stage.boundary < config.text.layers]
     if not any(stage.rule.trims or _hides(stage.rule) for stage in stages):
-        return reply.cached, reply.cached
+        return reply.cached, _with_keys(config.text, reply.cached)
     sizes = {"kept": reply.kept, "newlines": reply.newlines, "prompt": reply.prompt}
     parts = prompt_segments(config, reducer, ratio, **sizes)
     read = tuple((part.stop - part.start, part.tokens) for part in parts)
-    return read, tuple((part.stop - part.start, part.cached) for part in parts)
+    return read, _with_keys(config.text, tuple((part.stop - part.start, part.cached) for part in parts))
+
+
+def _with_keys(text: DecoderConfig, parts: Stretches) -> Stretches:
+    """Stretches of layers in their order, of which only those with keys and values count."""
+    found, start = [], 0
+    for count, tokens in parts:
+        found.append((text.attending_in(start, start + count), tokens))
+        start += count
+    return tuple(found)
 
 
 def _hides(rule: StageRule) -> bool:

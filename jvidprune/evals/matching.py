@@ -116,12 +116,13 @@ class Costing:
         # Some methods spend a budget of tokens times layers, whatever their cuts leave on the way.
         spent = [share for stage in acting if (share := stage.kept.layer_share) is not None]
         if spent:
-            whole = layers * (min(spent) * (kept + newlines * competes) + newlines * (not competes))
+            whole = self._layers(0, layers) * (min(spent) * (kept + newlines * competes) + newlines * (not competes))
         else:
             entries = [part.cached if self.match == "kv" else part.tokens for part in parts]
-            whole = sum((part.stop - part.start) * (n - words) for part, n in zip(parts, entries, strict=True))
+            depths = [self._layers(part.start, part.stop) for part in parts]
+            whole = sum(depth * (n - words) for depth, n in zip(depths, entries, strict=True))
         if self.match == "kv":
-            return self.entry * (whole + layers * words)
+            return self.entry * (whole + self._layers(0, layers) * words)
         return whole / layers * kept / max(1, kept + newlines) if competes else whole / layers - newlines
 
     def reached(self, layout: Layout, reducer: Reducer, ratio: float, replies: Sequence[Reply]) -> float:
@@ -146,11 +147,15 @@ class Costing:
             text = reply.prompt - reply.kept - reply.newlines
             whole = sum(count * (tokens - text) for count, tokens in (cached if self.match == "kv" else read))
             if self.match == "kv":
-                found.append(self.entry * (whole + layers * words))
+                found.append(self.entry * (whole + self._layers(0, layers) * words))
             else:
                 part = reply.kept / max(1, reply.kept + reply.newlines)
                 found.append(whole / layers * part if competes else whole / layers - reply.newlines)
         return math.fsum(found) / len(found)
+
+    def _layers(self, start: int, stop: int) -> int:
+        """Layers of [start, stop) that count: with "kv" those that have keys and values."""
+        return self.config.text.attending_in(start, stop) if self.match == "kv" else stop - start
 
     @property
     def entry(self) -> float:

@@ -21,7 +21,7 @@ from jvidprune.llm.prompts.messages import asked as one_question
 from jvidprune.llm.rows import Prompt, Rows, batches, read_rows
 from jvidprune.llm.stages import StageClock
 from jvidprune.models.generate import decode_pieces
-from jvidprune.models.go_on import held_back, read_on
+from jvidprune.models.go_on import held_back, read_on, states_of
 
 if TYPE_CHECKING:
     from jvidprune.llm.video_llm import VideoLLM
@@ -109,6 +109,7 @@ class Chat:
         with clock("prefill") as stage:
             logits, cache, stage.tokens = self._read(rows, tail, generation)
         length, position = int(cache.segments[0].length), np.asarray(cache.position)
+        states = states_of(cache) if self.reuses else None
         text = AnswerText(llm.tokenizer, llm.eos_ids, generation)
         how = decoding(llm, rows, logits, generation, [jax.random.key(generation.seed)])
         with clock("generate") as stage:
@@ -122,11 +123,12 @@ class Chat:
         ended = text.answer
         said = [id for id in ended.ids if id not in llm.eos_ids]
         # The token taken last is not read yet: an end of sequence is written by what follows, others are read then.
-        read = len(ended.ids) - 1
+        # A recurrent state goes back to where it was copied, so that the whole answer is read once more.
+        read = len(ended.ids) - 1 if states is None else 0
         self._messages = [*messages, Message("assistant", (ended.text,))]
         self._first, self._tail = first, [*tail, *said]
         self._held = len(tail) + min(read, len(said))
-        self._cache = held_back(cache, length + read, position + read) if self.reuses else None
+        self._cache = held_back(cache, length + read, position + read, states) if self.reuses else None
         reply = reply_of(llm, rows.used[0], ended)
         self.answers.append(answer_of(llm, self.videos, question, [reply], clock))
 

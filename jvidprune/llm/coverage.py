@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jvidprune.cuts.attended import check_attended
+from jvidprune.cuts.protocol import CutRule
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.family import families, get
@@ -47,7 +49,16 @@ def cell(family: str, method: str) -> str:
     needs = frozenset() if inside else reducer.needs
     if missing := lacking(config, needs):
         return "needs " + ", ".join(f"`{name}`" for name in missing)
-    notes = ["in the LLM"] * bool(inner_stages(reducer, 0.5))
+    stages = inner_stages(reducer, 0.5)
+    try:
+        check_attended(stages, config.text.layers, config.text.attending)
+    except JvidpruneError:
+        return "no, " + (
+            "its choice is renewed while decoding"
+            if any(isinstance(stage.rule, CutRule) and stage.rule.renewal is not None for stage in stages)
+            else "it reads attention in layers without any"
+        )
+    notes = ["in the LLM"] * bool(stages)
     notes += ["with SigLIP's pooling head"] * (not needs <= config.provides | QUESTION)
     notes += [_WEIGHTS[method]] if method in _WEIGHTS else []
     return f"yes ({', '.join(notes)})" if notes else "yes"

@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from jvidprune.cuts.attended import check_attended
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, checked
 from jvidprune.llm.asking import Answer, Stream, answer_of, reduced_source, sample_seeds
@@ -46,7 +47,7 @@ from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.reducers.own import check_given
 from jvidprune.reducers.prompt_rules import PositionRule, check_positions
-from jvidprune.reducers.protocol import Reducer, of_frames, with_defaults
+from jvidprune.reducers.protocol import Reducer, inner_stages, of_frames, with_defaults
 from jvidprune.reducers.registry import for_model
 from jvidprune.reducers.serialise import SavedPruning, load_pruning
 from jvidprune.stts.attach import attach, attach_released
@@ -327,13 +328,15 @@ class VideoLLM:
           positions: of the kept tokens in prompts, before all other settings of it; see `load`.
 
         Raises:
-          JvidpruneError: an impossible ratio or budget, missing evidence, or no reducer or ratio given where the folder
-            names none.
+          JvidpruneError: an impossible ratio or budget, missing evidence, cuts that the language model cannot have, or
+            no reducer or ratio given where the folder names none.
         """
         method = self.chosen(reducer)
         ratio = self.pruning.ratio if ratio is None and self.pruning is not None else ratio
         if method is None or ratio is None:
             raise JvidpruneError("encoded tokens need a reducer and a ratio.")
+        text = self.loaded.config.text
+        check_attended(inner_stages(method, ratio), text.layers, text.attending)
         if not isinstance(video, EncodedVideo):
             check_positions(positions)
             source = open_source(self, video, None, None)

@@ -16,8 +16,8 @@ from jvidprune.cuts.reselection import Reselection
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.attention import Past, Segments, row_weights
 from jvidprune.models.decoder_config import DecoderConfig
-from jvidprune.models.decoder_layer import DecoderLayer, LayerOutputs, Step
-from jvidprune.models.layers import RMSNorm, linear, scan_layers, stack
+from jvidprune.models.decoder_layer import DecoderLayer, LayerOutputs, Step, decoder_norm, joined
+from jvidprune.models.layers import linear, scan_layers, stack
 from jvidprune.models.quantised import quantise_layers
 from jvidprune.models.rope import rope_tables
 from jvidprune.parallel import constrain
@@ -47,10 +47,10 @@ class Decoder(nnx.Module):
     def __init__(self, config: DecoderConfig, *, dtype: Any, rngs: nnx.Rngs):
         self.config = config
         self.embed = nnx.Embed(config.vocab + config.extra_vocab, config.width, param_dtype=dtype, rngs=rngs)
-        self.layers = stack(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), config.layers, rngs)
+        self.layers = stack(lambda r: DecoderLayer(config, dtype=dtype, rngs=r), len(config.attending), rngs)
         if config.quantise is not None:
             quantise_layers(self.layers, config.quantise)
-        self.norm = RMSNorm(config.width, config.eps, dtype=dtype)
+        self.norm = decoder_norm(config, config.width, dtype=dtype)
         self.head = None if config.tied else linear(config.width, config.vocab, bias=False, dtype=dtype, rngs=rngs)
 
     @property
@@ -142,7 +142,7 @@ class Decoder(nnx.Module):
             if stretched is not None:
                 own = step._replace(cos=step.cos[extra["table"]], sin=step.sin[extra["table"]])
             x, keys, weights = layer(x, own, before, causal=causal, rows=rows)
-            k, v = (_widened(part, room) for part in (keys.k, keys.v))
+            k, v = (widened(part, room) for part in (keys.k, keys.v))
             outputs = LayerOutputs(k, v, x if hidden else None, weights)
             return (x if deepstack is None else x + extra["deepstack"].astype(x.dtype)), outputs
 
@@ -245,6 +245,7 @@ class Decoder(nnx.Module):
         return empty_cache(
             batch=batch,
             layers=self.config.layers,
+            held=self.held,
             kv_heads=self.config.kv_heads,
             head_dim=self.config.head_dim,
             capacity=capacity,
@@ -253,6 +254,10 @@ class Decoder(nnx.Module):
             mesh=mesh,
         )
 
+    def held(self, start: int, stop: int) -> tuple[int, Any]:
+        """Layers with keys and values among [start, stop), and the shapes of what one row of the others carries."""
+        return stop - start, None
+
     def decode(self, tokens: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
         """One decoding step: (B,) token ids in, (B, V) float32 logits of the next token and the longer cache out."""
         x = self.embed_text(tokens)[:, None]
@@ -260,11 +265,11 @@ class Decoder(nnx.Module):
         segments, policy = [], cache.policy
         for segment, step in self._steps(cache, cache.position[:, None], valid):
             if segment.route is not None:
-                x, k, v, ran = segment.route.read_on(self, x, cache.position[:, None], segment)
-                segments.append(segment.append(k, v, ran))
+                x, outputs, ran = segment.route.read_on(self, x, cache.position[:, None], segment)
+                segments.append(segment.append(outputs.k, outputs.v, ran, outputs.state))
                 continue
-            x, k, v, policy, segment = self._decode_segment(x, step, segment, policy, cache.position)
-            segments.append(segment.append(k, v, valid))
+            x, outputs, policy, segment = self._decode_segment(x, step, segment, policy, cache.position)
+            segments.append(segment.append(outputs.k, outputs.v, valid, outputs.state))
         return self.logits(x[:, 0]), Cache(tuple(segments), cache.position + 1, policy)
 
     def look_ahead(self, tokens: Int[Array, "B L"], cache: Cache) -> Float[Array, "B L D"]:
@@ -296,23 +301,26 @@ class Decoder(nnx.Module):
         x, segments = self.embed_text(tokens), []
         for segment, step in self._steps(cache, positions, valid):
             x, outputs = self.run(x, step, segment.start, segment.stop, past=segment)
-            segments.append(segment.append(outputs.k, outputs.v, valid))
+            segments.append(segment.append(outputs.k, outputs.v, valid, outputs.state))
         return x, Cache(tuple(segments), cache.position + valid.sum(axis=1, dtype=jnp.int32))
 
     def _steps(self, cache: Cache, positions: Array, valid: Array) -> Iterator[tuple[CacheSegment, Step]]:
-        """Each segment of a cache with what its layers read; tables are made again only where positions shift."""
+        """Each segment of a cache with what its layers read; tables are made again only where positions shift.
+
+        Rows are filled up behind their tokens alone.
+        """
         plain = None
         for segment in cache.segments:
             if segment.shift is not None:
-                yield segment, self.step(positions - segment.shift[:, None], valid)
+                yield segment, self.step(positions - segment.shift[:, None], valid, packed=True)
                 continue
-            plain = self.step(positions, valid) if plain is None else plain
+            plain = self.step(positions, valid, packed=True) if plain is None else plain
             yield segment, plain
 
     def _decode_segment(
         self, x: Array, step: Step, segment: CacheSegment, policy: Any, position: Array
-    ) -> tuple[Array, Array, Array, Any, CacheSegment]:
-        """The layers of one segment in a decoding step: hidden states, fresh keys and values, the policy's new state.
+    ) -> tuple[Array, LayerOutputs, Any, CacheSegment]:
+        """The layers of one segment in a decoding step: hidden states, what they leave, the policy's new state.
 
         The segment comes back with what the policy changed in it, without the fresh keys and values.
 
@@ -320,9 +328,10 @@ class Decoder(nnx.Module):
         """
         if policy is None:
             x, outputs = self.run(x, step, segment.start, segment.stop, past=segment)
-            return x, outputs.k, outputs.v, None, segment
+            return x, outputs, None, segment
         if segment.start == policy.layer and isinstance(policy, Reselection):
-            return policy.run_deep(self, x, step, position, segment)
+            x, k, v, policy, segment = policy.run_deep(self, x, step, position, segment)
+            return x, LayerOutputs(k, v), policy, segment
         found, read = [], None
         for start, stop in itertools.pairwise(sorted({0, policy.layer - 1, policy.layer, segment.stop})):
             rows = jnp.zeros((x.shape[0], 1), jnp.int32) if stop == policy.layer else None
@@ -335,8 +344,7 @@ class Decoder(nnx.Module):
                 else:
                     policy, chosen = policy.step(attention)
                     read = segment.valid & chosen
-        k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))
-        return x, k, v, policy, segment
+        return x, joined(found), policy, segment
 
     def check_length(self, length: int) -> None:
         """JvidpruneError when a sequence is longer than the model's positions."""
@@ -346,6 +354,7 @@ class Decoder(nnx.Module):
             )
 
 
-def _widened(part: Float[Array, "B S K d"], room: int) -> Float[Array, "B M K d"]:
+def widened(part: Float[Array, "B S K d"], room: int) -> Float[Array, "B M K d"]:
+    """Keys or values with as many slots as `room`, those behind S zeros; as they are where there are more."""
     more = room - part.shape[1]
     return jnp.pad(part, ((0, 0), (0, more), (0, 0), (0, 0))) if more > 0 else part

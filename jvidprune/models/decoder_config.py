@@ -11,8 +11,44 @@ from jvidprune.models.rope import RopeConfig
 
 
 @dataclasses.dataclass(frozen=True)
+class DeltaConfig:
+    """Layers with a recurrent state in place of keys and values (Gated DeltaNet, arXiv 2412.06464).
+
+    Attributes:
+      attending: layers with attention, ascending; all others carry a state.
+      key_heads: heads of queries and keys, a divisor of `value_heads`.
+      value_heads: heads of values, each with a state of its own.
+      key_dim, value_dim: of a head.
+      taps: tokens that the convolution in front of the recurrence reads, the token's own included.
+    """
+
+    attending: tuple[int, ...]
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    taps: int
+
+    @property
+    def channels(self) -> tuple[int, int, int]:
+        """Widths of queries, keys and values."""
+        key = self.key_heads * self.key_dim
+        return key, key, self.value_heads * self.value_dim
+
+    def matrices(self, width: int) -> int:
+        """Numbers in the matrices of one such layer, without its MLP's."""
+        q, k, v = self.channels
+        return width * (q + k + 3 * v + 2 * self.value_heads)
+
+    @property
+    def state_size(self) -> int:
+        """Numbers of one layer's float32 state for one row."""
+        return self.value_heads * self.key_dim * self.value_dim
+
+
+@dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of a Qwen2, Qwen2.5, Qwen3 or OLMo 3 decoder.
+    """Sizes of a Qwen2, Qwen2.5, Qwen3, Qwen3.5 or OLMo 3 decoder.
 
     Attributes:
       vocab: ids that can be answered with, the rows of the head.
@@ -37,6 +73,9 @@ class DecoderConfig:
       attention: which code computes attention, see `fused.AttentionKind`.
       quantise: how the matrices of the layers are held, see `quantised.Quantise`; None for the model's type.
       remat: in training, layers are computed again in the backward pass instead of kept.
+      gated: attention's output is multiplied by the sigmoid of a gate, which the query projection gives (Qwen3.5).
+      centred: weights of the RMSNorms are what is added to 1 (Qwen3.5).
+      delta: layers without attention, or None where all have it.
     """
 
     vocab: int
@@ -61,6 +100,9 @@ class DecoderConfig:
     attention: AttentionKind = "auto"
     quantise: Quantise | None = None
     remat: bool = False
+    gated: bool = False
+    centred: bool = False
+    delta: DeltaConfig | None = None
 
     @classmethod
     def from_hf(
@@ -101,14 +143,32 @@ class DecoderConfig:
         )
 
     @property
-    def layer_weights(self) -> int:
-        """Numbers in the matrices of one layer that a token passes; a router's are among them."""
+    def attending(self) -> tuple[int, ...]:
+        """Layers with attention, keys and values, ascending."""
+        return tuple(range(self.layers)) if self.delta is None else self.delta.attending
+
+    def attending_in(self, start: int, stop: int) -> int:
+        """How many of the layers [start, stop) have attention."""
+        return sum(start <= layer < stop for layer in self.attending)
+
+    def weights_in(self, start: int, stop: int) -> int:
+        """Numbers in the matrices of the layers [start, stop) that a token passes; a router's are among them."""
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
-        return self.width * (2 * q + 2 * kv + self.experts) + 3 * self.width * self.mlp
+        mixer = self.width * ((3 if self.gated else 2) * q + 2 * kv + self.experts)
+        attending = self.attending_in(start, stop)
+        total = attending * mixer + 3 * (stop - start) * self.width * self.mlp
+        if self.delta is not None:
+            total += (stop - start - attending) * self.delta.matrices(self.width)
+        return total
+
+    @property
+    def layer_weights(self) -> int:
+        """Numbers in the matrices of one layer that a token passes, of the largest kind of layer."""
+        return max(self.weights_in(layer, layer + 1) for layer in range(self.layers))
 
     @property
     def layer_size(self) -> int:
-        """Numbers in all matrices of one layer."""
+        """Numbers in all matrices of one layer, of the largest kind."""
         return self.layer_weights + 3 * self.width * (self.experts - self.active) * self.expert_mlp
 
     @property

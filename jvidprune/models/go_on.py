@@ -44,16 +44,31 @@ def _read_on(model: Any, tokens: Array, valid: Array, cache: Cache) -> tuple[Arr
     return model.lm.logits(hidden[jnp.arange(len(tokens)), valid.sum(axis=1) - 1]), cache
 
 
-def held_back(cache: Cache, length: int, position: Int[np.ndarray, "1"]) -> Cache:
+def states_of(cache: Cache) -> tuple[Any, ...] | None:
+    """Copies of what layers without keys and values carry, one tree a segment; None where all layers have them."""
+    if all(one.state is None for one in cache.segments):
+        return None
+    return tuple(jax.tree.map(jnp.copy, one.state) for one in cache.segments)
+
+
+def held_back(
+    cache: Cache, length: int, position: Int[np.ndarray, "1"], states: tuple[Any, ...] | None = None
+) -> Cache:
     """The cache up to a slot; what stands behind it is gone.
 
     Args:
       cache: of one row and one segment of layers.
       length: slots that stay.
       position: of the next token.
+      states: from `states_of` when the cache was so long, where layers carry any: a state forgets no token.
     """
     segments = tuple(
-        dataclasses.replace(one, valid=one.valid & (jnp.arange(one.capacity) < length), length=jnp.int32(length))
-        for one in cache.segments
+        dataclasses.replace(
+            one,
+            valid=one.valid & (jnp.arange(one.capacity) < length),
+            length=jnp.int32(length),
+            state=one.state if states is None else states[number],
+        )
+        for number, one in enumerate(cache.segments)
     )
     return Cache(segments, jnp.asarray(position, jnp.int32), cache.policy)

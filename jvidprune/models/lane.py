@@ -168,6 +168,7 @@ def _put(
         v=there.v.at[:, row].set(here.v[:, 0]),
         valid=there.valid.at[row].set(here.valid[0]),
         length=length,
+        state=jax.tree.map(lambda rows, one: rows.at[:, row].set(one[:, 0]), there.state, here.state),
     )
     cache = Cache((segment,), cache.position.at[row].set(new.position[0]))
     return going, how, cache, on_every_device(token)

@@ -61,6 +61,20 @@ class RMSNorm(nnx.Module):
         return wide.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+class CentredRMSNorm(nnx.Module):
+    """x * rsqrt(mean(x^2) + eps) * (1 + weight), all in float32, cast to the input dtype (Qwen3.5)."""
+
+    def __init__(self, width: int, eps: float, *, dtype: Any):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.zeros(width, dtype))
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """Normalises the last axis."""
+        wide = x.astype(jnp.float32)
+        wide = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return (wide * (1.0 + self.scale[...].astype(jnp.float32))).astype(x.dtype)
+
+
 class Mlp(nnx.Module):
     """fc2(activation(fc1(x))) with biases."""
 

@@ -9,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jvidprune.cuts.attended import check_attended, check_read
 from jvidprune.cuts.cache import Cache, CacheSegment
 from jvidprune.cuts.cut import Cut, CutRecord, Moved
+from jvidprune.cuts.decoding import DecodePolicy
 from jvidprune.cuts.inner import Inner, last_valid
 from jvidprune.cuts.protocol import AHEAD, TokenState
 from jvidprune.cuts.reselection import Reselection
 from jvidprune.cuts.routing import Ran, Route, RouteRecord
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.decoder import Decoder
+from jvidprune.models.decoder_layer import LayerOutputs, joined
 from jvidprune.parallel import on_every_device, on_mesh_of
 
 
@@ -171,7 +174,7 @@ def read_prompt(
         nothing = np.zeros(valid.shape, bool)
         inner = Inner.create((), nothing, nothing, layers=0)
     decoder.check_length(embeds.shape[1])
-    _check_stages(inner, cache, levels=0 if levels is None else levels.shape[0])
+    _check_stages(decoder, inner, cache, levels=0 if levels is None else levels.shape[0])
     following = _next_positions(valid, positions) if next_position is None else jnp.asarray(next_position)
     following = following.astype(jnp.int32)
     cuts, routes = {cut.boundary: cut for cut in inner.cuts}, {route.layer: route for route in inner.routes}
@@ -192,17 +195,16 @@ def read_prompt(
                 renumbered = route.positions == "renumber"
                 own = following - part.valid.sum(axis=1, dtype=jnp.int32) if renumbered else shift
                 follows = route if route.rule.routes_answers else None
-                written.append(_Written(part.k, part.v, part.valid, own, follows, part.bias))
+                written.append(_Written(part.k, part.v, part.valid, own, follows, part.bias, part.state))
                 routed.append(found)
             else:
                 rows = None if cut is None or cut.rule.probe in AHEAD else inner.rows(cut, state)
                 causal, middle = cut is None or cut.rule.causal, cut is not None and cut.where == "middle"
                 room = 0 if cuts or routes else segment.capacity
                 how: dict[str, Any] = {"causal": causal, "packed": packed, "middle": middle, "room": room}
-                hidden, keys, values, attention = _run_layers(
-                    decoder, state, segment.start, layer, deepstack, rows, **how
-                )
-                written.append(_Written(keys, values, state.valid, shift, bias=state.bias))
+                hidden, left, attention = _run_layers(decoder, state, segment.start, layer, deepstack, rows, **how)
+                keys = left.k
+                written.append(_Written(keys, left.v, state.valid, shift, bias=state.bias, state=left.state))
                 state = state._replace(hidden=hidden)
         if cut is None:
             continue
@@ -251,7 +253,8 @@ class _Written(NamedTuple):
 
     Where nothing is cut there are as many slots as the cache has, those behind S empty.
 
-    `route` is what routes generated tokens in these layers, or None; `bias` (B, S) that of their keys, or None.
+    `route` is what routes generated tokens in these layers, or None; `bias` (B, S) that of their keys, or None;
+    `state` what layers without keys and values carry, or None.
     """
 
     k: Array
@@ -260,6 +263,7 @@ class _Written(NamedTuple):
     shift: Array | None
     route: Route | None = None
     bias: Array | None = None
+    state: Any = None
 
     def trimmed(self, record: CutRecord, moved: Moved | None) -> "_Written":
         """Without the tokens that a cut behind these layers dropped."""
@@ -278,7 +282,7 @@ class _Written(NamedTuple):
         bias = self.bias
         if bias is not None:
             bias = jnp.pad(bias, ((0, 0), (0, segment.capacity - length)))
-        written = segment.append(self.k, self.v, self.valid)
+        written = segment.append(self.k, self.v, self.valid, self.state)
         return dataclasses.replace(written, shift=self.shift, route=self.route, bias=bias)
 
 
@@ -339,8 +343,8 @@ def _run_layers(
     packed: bool,
     middle: bool,
     room: int,
-) -> tuple[Array, Array, Array, Array | None]:
-    """Layers [start, stop): hidden states, keys, values, and the last layer's attention of `rows` if given.
+) -> tuple[Array, LayerOutputs, Array | None]:
+    """Layers [start, stop): hidden states, what they leave, and the last layer's attention of `rows` if given.
 
     The last layer runs on its own where it is probed or not causal. With `middle` its MLP is left out, and what is
     added behind it. `room` as in `Decoder.run`, where no layer runs on its own.
@@ -361,15 +365,18 @@ def _run_layers(
             x, outputs = decoder.run(x, step, at, edge, deepstack=extra, rows=probed, causal=seen, room=room)
         found.append(outputs)
         weights, at = outputs.attention, edge
-    k, v = (jnp.concatenate([part[i] for part in found]) for i in (0, 1))
-    return x, k, v, None if weights is None else weights[-1]
+    return x, joined(found), None if weights is None else weights[-1]
 
 
-def _check_stages(inner: Inner, cache: Cache, *, levels: int) -> None:
+def _check_stages(decoder: Decoder, inner: Inner, cache: Cache, *, levels: int) -> None:
+    attending = decoder.config.attending
+    check_attended(inner.cuts, decoder.config.layers, attending)
     starts = tuple(segment.start for segment in cache.segments)
     if missing := sorted(set(inner.boundaries) - set(starts)):
         raise JvidpruneError(f"the cache has no boundary at layer {missing[0]}, before which the prompt is cut.")
     policy = inner.policy
+    if isinstance(policy, DecodePolicy):
+        check_read("the decoding stage", policy.layer - 1, 1, attending)
     if isinstance(policy, Reselection):
         if len(starts) != 2:
             raise JvidpruneError("a cut that is renewed while decoding needs a cache of two segments.")

@@ -26,8 +26,8 @@ Quantise = Literal["int8", "fp8"]
 """How weights are held: whole numbers, or floats of 4 bits of exponent and 3 of mantissa."""
 
 _TYPES: dict[str, Any] = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
-_KEPT = frozenset({"router"})
-"""Linear layers that are small and decide much."""
+_KEPT = frozenset({"router", "a", "b"})
+"""Linear layers that are small and decide much: of experts, and of decay and strength in a recurrence."""
 
 Config = TypeVar("Config")
 

@@ -80,12 +80,14 @@ class RopeConfig:
       sections: how many of the d/2 frequencies belong to time, height and width, or None for ordinary rotary.
       interleaved: whether height and width take every third frequency instead of consecutive blocks.
       yarn: stretched frequencies, or None.
+      partial: share of a head's channels that turn, the first ones; the others stay as they are (Qwen3.5).
     """
 
     theta: float = 10000.0
     sections: tuple[int, int, int] | None = None
     interleaved: bool = False
     yarn: Yarn | None = None
+    partial: float = 1.0
 
     @classmethod
     def from_hf(cls, text: Mapping[str, Any], default_theta: float = 10000.0) -> "RopeConfig":
@@ -119,23 +121,29 @@ class RopeConfig:
         """The same without stretched frequencies."""
         return dataclasses.replace(self, yarn=None)
 
+    def turning(self, head_dim: int) -> int:
+        """How many channels of a head turn."""
+        return int(head_dim * self.partial)
+
     def frequencies(self, head_dim: int) -> np.ndarray:
-        """(head_dim / 2,) float64 radians a position."""
-        inverse = self.theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
+        """(turning / 2,) float64 radians a position."""
+        turning = self.turning(head_dim)
+        inverse = self.theta ** (-np.arange(0, turning, 2, dtype=np.float64) / turning)
         return inverse if self.yarn is None else self.yarn.stretch(inverse, self.theta)
 
     def axis_of(self, head_dim: int) -> np.ndarray:
-        """(head_dim / 2,) which position axis (0 time, 1 height, 2 width) turns each frequency.
+        """(turning / 2,) which position axis (0 time, 1 height, 2 width) turns each frequency.
 
         Raises:
-          JvidpruneError: sections that do not add up to half the head dimension.
+          JvidpruneError: sections that do not add up to half the channels that turn.
         """
-        half = head_dim // 2
+        half = self.turning(head_dim) // 2
         axis = np.zeros(half, np.int32)
         if self.sections is None:
             return axis
         if sum(self.sections) != half:
-            raise JvidpruneError(f"rope sections {self.sections} must add up to half the head dimension, {half}.")
+            which = "half the head dimension" if self.partial == 1 else "half the channels of a head that turn"
+            raise JvidpruneError(f"rope sections {self.sections} must add up to {which}, {half}.")
         if self.interleaved:
             for k in (1, 2):
                 axis[k : 3 * self.sections[k] : 3] = k
@@ -146,11 +154,13 @@ class RopeConfig:
 def rope_tables(
     config: RopeConfig, head_dim: int, positions: Int[Array, "... B S"], dtype: Any
 ) -> tuple[Float[Array, "B S d"], Float[Array, "B S d"]]:
-    """cos and sin of every position, d = head_dim, frequencies duplicated on both halves, YaRN's factor included.
+    """cos and sin of every position, frequencies duplicated on both halves, YaRN's factor included.
+
+    d are the channels of a head that turn, by default all `head_dim`.
 
     Args:
       config: kind of rotary.
-      head_dim: d, even.
+      head_dim: even.
       positions: (B, S), or (3, B, S) time, height, width; (B, S) counts as equal ids on all axes.
       dtype: dtype of the result; angles are float32 whatever it is.
     """
@@ -167,9 +177,11 @@ def rope_tables(
 
 
 def rotate(
-    x: Float[Array, "B S H d"], cos: Float[Array, "B S d"], sin: Float[Array, "B S d"]
+    x: Float[Array, "B S H d"], cos: Float[Array, "B S r"], sin: Float[Array, "B S r"]
 ) -> Float[Array, "B S H d"]:
-    """x cos + rot(x) sin with rot(x) = (-second half, first half)."""
+    """x cos + rot(x) sin with rot(x) = (-second half, first half), of the first r channels where r is less than d."""
+    if (turning := cos.shape[-1]) < x.shape[-1]:
+        return jnp.concatenate([rotate(x[..., :turning], cos, sin), x[..., turning:]], axis=-1)
     half = x.shape[-1] // 2
     turned = jnp.concatenate([-x[..., half:], x[..., :half]], axis=-1)
     return x * cos[:, :, None, :] + turned * sin[:, :, None, :]

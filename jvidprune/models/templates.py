@@ -59,7 +59,12 @@ class PromptTemplate:
     @property
     def closing(self) -> str:
         """What ends a turn."""
-        return self.after.partition("{question}")[2].removesuffix(ASSISTANT)
+        return self.after.partition("{question}")[2].partition(ASSISTANT)[0]
+
+    @property
+    def answering(self) -> str:
+        """What stands before an answer: the assistant's turn opens, and thoughts close where there are none."""
+        return self.after.partition("{question}")[2].removeprefix(self.closing)
 
     @property
     def opening(self) -> str:

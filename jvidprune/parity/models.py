@@ -26,6 +26,7 @@ _STAGES: dict[str, Callable[[LoadedModel, Golden], tuple[Stages, frozenset[str]]
     "video_llama_3": video_llama_3_stages,
     "internvl": internvl_stages,
     "qwen3_vl_moe": qwen_vl_stages,
+    "qwen3_5": qwen_vl_stages,
 }
 
 

@@ -81,8 +81,9 @@ class DART(Full):
         """Cosines of all tokens with every pivot, and their norms."""
         return {"cosines with pivots": 2.0 * (self.image_pivots + self.text_pivots + 1) * layout.total * width}
 
-    # The settings of the released scripts for LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL, which are those of the class.
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}}
+    # The settings of the released scripts for LLaVA-1.5, LLaVA-NeXT and Qwen2.5-VL, which are those of the class; for
+    # Qwen3.5 the first layer behind one with keys, which is ours.
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_5": {"layer": 4}}
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="dart",

@@ -101,7 +101,11 @@ class EVS(PositionedReducer):
         """Cosines with the frame before, of the DeepStack levels too where those take part."""
         return {"neighbour cosines": neighbours(layout, width) * (1 + levels_of(width) * self.deepstack)}
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {"deepstack": True}}
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "qwen2_5_vl": {},
+        "qwen3_vl": {"deepstack": True},
+        "qwen3_5": {},
+    }
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="evs",

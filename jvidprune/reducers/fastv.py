@@ -90,7 +90,13 @@ class FastV(Full):
         renewal = None if again == "never" else Renewal(again, self.shift if again == "bank" else None)
         return (InnerStage(layer, LastQueryTopK(renewal=renewal), kept),)
 
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}, "llava_video": {}, "qwen2_5_vl": {}}
+    # Of Qwen3.5's layers every fourth has attention to read; ours.
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
+        "llava_onevision": {},
+        "llava_video": {},
+        "qwen2_5_vl": {},
+        "qwen3_5": {"layer": 4},
+    }
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="fastv",

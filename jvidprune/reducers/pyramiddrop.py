@@ -90,6 +90,8 @@ class PyramidDrop(Full):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "qwen2_5_vl": {"cut_positions": "keep"},
         "qwen3_vl": {"cut_positions": "keep"},
+        # The layers nearest to the quarters of 32 that have attention; ours.
+        "qwen3_5": {"cut_layers": (7, 15, 23), "cut_positions": "keep"},
     }
 
     info: ClassVar[MethodInfo] = MethodInfo(

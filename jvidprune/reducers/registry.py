@@ -5,11 +5,12 @@ import importlib
 from typing import Any, cast
 
 from jvidprune.backbones import added_settings, backbones, check_backbone
+from jvidprune.cuts.attended import check_attended
 from jvidprune.errors import JvidpruneError, quoted, reason
 from jvidprune.expressions import Chain, Written, check_colon, own_reference, parse
 from jvidprune.fields import settings_of
 from jvidprune.reducers.own import check_made, installed, installed_class, own_class
-from jvidprune.reducers.protocol import MethodInfo, Reducer, class_with_defaults, with_defaults
+from jvidprune.reducers.protocol import MethodInfo, Reducer, class_with_defaults, inner_stages, with_defaults
 from jvidprune.texts import unknown
 
 _METHODS: dict[str, tuple[str, str]] = {
@@ -224,11 +225,23 @@ def for_model(text: str, config: Any) -> Reducer:
         defaults.
 
     Raises:
-      JvidpruneError: as for `from_text`, or a method that has no meaning on such a model.
+      JvidpruneError: as for `from_text`, or a method that has no meaning on such a model, or stages inside it that it
+        cannot have (`cuts.attended`).
     """
     made = from_text(text, config.family if config.family in backbones() else None, config.text.layers)
     with_defaults(made).check_model(config)
+    if len(config.text.attending) < config.text.layers:
+        try:
+            stages = inner_stages(made, _ANY_RATIO)
+        except JvidpruneError:
+            # It tells which ratios it takes when it is given one.
+            return made
+        check_attended(stages, config.text.layers, config.text.attending)
     return made
+
+
+_ANY_RATIO = 0.5
+"""Layers and rules of a method's stages are those of any other ratio."""
 
 
 def from_text(text: str, backbone: str | None = None, layers: int | None = None) -> Reducer:

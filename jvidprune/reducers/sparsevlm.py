@@ -129,6 +129,8 @@ class SparseVLM(Full):
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "qwen2_5_vl": {"cut_positions": "keep"},
         "qwen3_vl": {"cut_positions": "keep"},
+        # Behind the layers nearest to the published ones that have attention; ours.
+        "qwen3_5": {"cut_layers": (4, 8, 16), "cut_positions": "keep"},
     }
 
     info: ClassVar[MethodInfo] = MethodInfo(

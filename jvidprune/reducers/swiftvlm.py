@@ -146,7 +146,8 @@ class SwiftVLM(Full):
         }
 
     # Published for LLaVA-1.5 and LLaVA-NeXT with 32 layers alone.
-    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {}
+    # Layers with attention nearest to those of the class; ours.
+    PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen3_5": {"cut_layers": (3, 11, 15)}}
 
     info: ClassVar[MethodInfo] = MethodInfo(
         name="swiftvlm",

@@ -67,7 +67,7 @@ def broken(kind, folder, clip):
     if kind == "architecture":
         (folder / "config.json").write_text('{"model_type": "qwen4_vl"}')
         families = "llava_onevision, llava_video, qwen2_5_vl, qwen3_vl, molmo2, video_llama_3, internvl, qwen3_vl_moe"
-        return f"unknown architecture (qwen4_vl); supported: {families}."
+        return f"unknown architecture (qwen4_vl); supported: {families}, qwen3_5."
     if kind == "tokenizer":
         (folder / "tokenizer.json").unlink()
         return "has neither tokenizer_config.json nor tokenizer.json."

@@ -24,6 +24,7 @@ from jvidprune.models.llava_onevision import Model as Llava
 from jvidprune.models.molmo2 import Model as Molmo2
 from jvidprune.models.prefill import read_prompt
 from jvidprune.models.qwen.model import QwenVL
+from jvidprune.models.qwen3_5 import Model as Qwen35
 from jvidprune.models.video_llama_3 import Model as VideoLlama3
 from jvidprune.ops import compact
 from jvidprune.reducers import registry
@@ -227,6 +228,13 @@ PARAMETERS = {
     # The language model's published number, and Qwen3-VL's tower with mergers of its width.
     "qwen3-vl-30b-a3b": 30.5321 + 0.5386,
     "qwen3-vl-235b-a22b": 235.0936 + 0.5764,
+    # Worked out by hand: embedding and head, of four layers three recurrent ones and one with a gate, their MLPs and
+    # norms; Qwen3-VL's tower with one merger.
+    "qwen3.5-0.8b": 0.7524 + 0.1006,
+    "qwen3.5-2b": 1.8818 + 0.3314,
+    "qwen3.5-4b": 4.2058 + 0.3335,
+    "qwen3.5-9b": 8.9538 + 0.4560,
+    "qwen3.5-27b": 26.8960 + 0.4607,
 }
 
 
@@ -235,6 +243,7 @@ def test_published_configs_have_the_published_number_of_parameters():
     for name, billions in PARAMETERS.items():
         config = published(name)
         model = {"llava": Llava, "molmo": Molmo2, "video": VideoLlama3, "inter": InternVL}.get(name[:5], QwenVL)
+        model = Qwen35 if name.startswith("qwen3.5") else model
         state = nnx.state(nnx.eval_shape(lambda model=model, config=config: model(config, dtype=jnp.bfloat16)))
         assert sum(leaf.size for leaf in jax.tree.leaves(state)) / 1e9 == pytest.approx(billions, rel=2e-4), name
 

@@ -384,6 +384,41 @@ print("equal")
 """
 
 
+RECURRENT = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp, numpy as np
+from helpers import tiny_checkpoints as tiny
+from jvidprune import parallel
+from jvidprune.models import load_model
+
+folder = tiny.write("qwen3_5", Path(sys.argv[1]) / "m")
+given = jnp.asarray(np.random.default_rng(4).normal(size=(2, 70, tiny.WIDTH)), jnp.float32)
+where = jnp.broadcast_to(jnp.arange(70), (3, 2, 70))
+forward = jax.jit(lambda model: model.lm.forward(given, where, jnp.ones((2, 70), bool)).logits)
+logits = []
+for place in (None, parallel.make_mesh(data=2, fsdp=2, tensor=2)):
+    model = load_model(folder, dtype=jnp.float32, mesh=place).model
+    with parallel.on_mesh_of(model), jax.default_matmul_precision("highest"):
+        logits.append(np.asarray(forward(model)))
+delta, spec = model.lm.linear.delta, jax.sharding.PartitionSpec
+for kernel in (delta.q, delta.v, delta.z, delta.a):
+    assert kernel.kernel[...].sharding.spec == spec(None, "fsdp", "tensor"), kernel.kernel[...].sharding
+assert delta.taps_v[...].sharding.spec == spec(None, None, "tensor"), delta.taps_v[...].sharding
+cache = model.lm.empty_cache(4, 8, mesh=place)
+state = cache.segments[0].state
+assert state.state.sharding.spec == spec(None, ("data", "fsdp"), "tensor", None, None), state.state.sharding
+np.testing.assert_allclose(*logits, atol=1e-4)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_recurrent_layers_lie_on_the_devices_of_a_mesh(tmp_path):
+    """Heads of the states are divided, and answers stay the same."""
+    assert run_on_eight(RECURRENT, tmp_path).strip() == "equal"
+
+
 @pytest.mark.slow
 def test_experts_lie_on_the_devices_of_a_mesh(tmp_path):
     """Each device holds and multiplies by its own alone, in both formulations, and answers stay the same."""

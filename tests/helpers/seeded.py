@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from helpers.whole import whole_tensors
 from safetensors.numpy import save_file
 
 from jvidprune.models import family as families
@@ -31,16 +32,22 @@ def tensors(raw: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     shapes: dict[str, tuple[int, ...]] = {}
     for path, variable in nnx.to_flat_state(state):
         rule, shape = rules[".".join(map(str, path))], variable.shape
-        stacked = "{L}" in rule.source
-        inner = shape[1:] if stacked else shape
+        inner = shape[1:] if "{L}" in rule.source else shape
         if rule.transform == "conv":
             # The one stored shape that a parameter does not tell.
             side, pair = config.vision.patch_size, getattr(config.vision, "pair", 1)
             inner = (inner[1], config.vision.channels, *[pair] * (pair > 1), side, side)
+        elif rule.transform == "taps":
+            inner = (inner[1], 1, inner[0])
         elif rule.transform == "transpose":
             inner = inner[::-1]
-        for layer in range(shape[0] if stacked else 1):
-            shapes[rule.source.replace("{L}", str(layer))] = inner
+        for name in rule.sources(shape):
+            shapes[name] = inner
+    shapes = whole_tensors(
+        shapes,
+        package.name_table(config).splits,
+        lambda parts: (sum(part[0] for part in parts), *parts[0][1:]),
+    )
     rng, found = np.random.RandomState(seed), {}
     for name in sorted(shapes):
         shape = shapes[name]

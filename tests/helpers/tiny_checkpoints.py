@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from helpers.tiny import SPECIAL, tokenizer
+from helpers.whole import whole_tensors
 from safetensors.numpy import save_file
 
 from jvidprune.models import family as families
@@ -104,6 +105,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "vision_config": _VIT | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
         **_IDS,
     },
+    "qwen3_5": {
+        "model_type": "qwen3_5",
+        "text_config": _TEXT
+        | {
+            # With attention in every second layer a cut can stand behind one that has it.
+            "num_hidden_layers": 4,
+            "full_attention_interval": 2,
+            "head_dim": 16,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 4,
+            "linear_value_head_dim": 6,
+            "rope_parameters": {"mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5},
+        },
+        "vision_config": _VIT | {"num_position_embeddings": 16},
+        **_IDS,
+    },
     "internvl": {
         "model_type": "internvl",
         "text_config": _TEXT | {"model_type": "qwen3", "head_dim": 8},
@@ -131,7 +149,7 @@ def write(family: str, folder: Path, *, pooling_head: bool = False) -> Path:
     for path, variable in nnx.to_flat_state(state):
         rule = rules[".".join(map(str, path))]
         stacked = "{L}" in rule.source
-        for layer in range(variable.shape[0] if stacked else 1):
+        for name in rule.sources(variable.shape):
             shape = variable.shape[1:] if stacked else variable.shape
             scale = 1.0 if rule.target.endswith("scale") else 0.0
             value = scale + rng.standard_normal(shape) * (0.1 if len(shape) == 1 else shape[0] ** -0.5)
@@ -139,14 +157,18 @@ def write(family: str, folder: Path, *, pooling_head: bool = False) -> Path:
                 # The one stored shape that a parameter does not tell: a patch's channels, frames, rows and columns.
                 side = config.vision.patch_size
                 value = value.T.reshape(shape[1], 3, *[2] * (getattr(config.vision, "pair", 1) > 1), side, side)
+            elif rule.transform == "taps":
+                value = value.T[:, None]
             elif rule.transform == "transpose":
                 value = value.T
-            tensors[rule.source.replace("{L}", str(layer))] = np.ascontiguousarray(value, np.float32)
+            tensors[name] = np.ascontiguousarray(value, np.float32)
     for join in package.name_table(config).joins:
         # Stored apart, as in the published checkpoints.
         if family == "video_llama_3":
             parts = np.split(tensors.pop(join.target), len(join.sources))
             tensors |= {name: np.ascontiguousarray(part) for name, part in zip(join.sources, parts, strict=True)}
+    if family == "qwen3_5":
+        tensors = whole_tensors(tensors, package.name_table(config).splits, np.concatenate)
     folder.mkdir(parents=True)
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(CONFIGS[family]))

@@ -144,6 +144,7 @@ def test_every_family_has_a_way_in_every_convention_or_a_sentence(family, conven
         ("molmo2", "lmms-eval"): "no model class for",
         ("video_llama_3", "lmms-eval"): "no model class for",
         ("internvl", "lmms-eval"): "no model class for",
+        ("qwen3_5", "lmms-eval"): "no model class for",
     }
     if (family, convention) in missing:
         with pytest.raises(JvidpruneError, match=missing[family, convention]):

@@ -13,7 +13,7 @@ import pytest
 from helpers import pruners
 from helpers import tiny_checkpoints as tiny
 
-from jvidprune import reducers
+from jvidprune import JvidpruneError, backbones, reducers
 from jvidprune.llm import coverage, rows
 from jvidprune.llm.prompts import slots as sequence
 from jvidprune.llm.video_llm import VideoLLM
@@ -47,6 +47,16 @@ CUT = {
     # It has nothing to choose by without.
     "covipal": {"module": pruners.file(tiny.WIDTH)},
 }
+
+# Of four layers the second and the fourth have attention to read.
+HYBRID_CUT = CUT | {
+    "fastv": {"layer": 2},
+    "dart": {"layer": 2},
+    "sparsevlm": {"cut_layers": (2,), "numbers": (35,)},
+    "swiftvlm": {"cut_layers": (1, 3), "numbers": (30, 20), "groups": 3},
+    "flashvid": {"pruning_layer": 2},
+}
+REFUSED = {"qwen3_5": {"framefusion": "reads layer 0", "dstp": "renews its choice while decoding"}}
 
 KEPT = {
     "none": 96,
@@ -171,7 +181,7 @@ def trimmed(video, needs):
 
 
 def method_on(family, name):
-    settings = dict(CUT.get(name, {}))
+    settings = dict((HYBRID_CUT if family == "qwen3_5" else CUT).get(name, {}))
     if name == "holitom" and family.startswith("llava"):
         settings["inner_layer"] = 1
     return reducers.get(name, family, **settings)
@@ -194,6 +204,11 @@ def run_family(family, folder, read, monkeypatch, names):
 
     for name, method in methods.items():
         cell = coverage.cell(family, name)
+        if says := REFUSED.get(family, {}).get(name):
+            check(name, cell=(cell.startswith("no, "), True))
+            with pytest.raises(JvidpruneError, match=says):
+                llm.reduce(video, reducer=method, ratio=RATIO)
+            continue
         expected = {"aot": lambda m: aot_kept(video.tokens, m), "stop": lambda m: stop_kept(family)}
         kept = expected[name](method) if name in expected else KEPT[name]
         shown = dataclasses.replace(video, tokens=trimmed(video.tokens, method.needs))
@@ -202,7 +217,7 @@ def run_family(family, folder, read, monkeypatch, names):
         text, newlines = text_tokens(llm, one), newline_tokens(family, name, one)
         # One length for all prompts, one for all that is left behind cuts: a family's methods share their programs.
         monkeypatch.setattr(sequence, "_BUCKETS", (text + 15, text + FRAMES * (TOKENS + 6)))
-        marked = name == "flashvid" and family.startswith("qwen3_vl")
+        marked = name == "flashvid" and backbones.settings_of(family) == "qwen3_vl"
         if marked:
             text -= 2 * FRAMES  # vision markers
         answer = llm.ask(one, QUESTION, max_new_tokens=2)
@@ -215,6 +230,10 @@ def run_family(family, folder, read, monkeypatch, names):
             after = prompt - competing + keep(competing)
             # FrameFusion's merge before the first layer; SwiftVLM's first cut, behind which three merged tokens go on.
             before = {"framefusion": after, "swiftvlm": prompt - competing + 33}.get(name, prompt)
+        lengths = [before, after] if inside else [before]
+        if family == "qwen3_5" and inside:
+            # Layers in front of SwiftVLM's first cut, and behind the routed ones.
+            lengths = [prompt] * (name == "swiftvlm") + lengths + [prompt] * name.endswith("mod")
         check(
             name,
             cell=(cell.startswith("yes"), True),
@@ -222,7 +241,7 @@ def run_family(family, folder, read, monkeypatch, names):
             kept=(answer.kept, kept),
             visual=(answer.visual, FRAMES * TOKENS),
             prompt=(answer.prompt, prompt),
-            cached=(read.pop(), [before, after] if inside else [before]),
+            cached=(read.pop(), lengths),
             generated=(answer.stages[-1].tokens in (1, 2), True),
         )
     return wrong

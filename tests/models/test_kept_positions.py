@@ -122,7 +122,7 @@ def whole_prompt(llm, one):
         # A second between grid frames, two ids of the time axis a second.
         shown(range(FRAMES), 2)
         write(texts[1], "text")
-    elif family in ("qwen3_vl", "qwen3_vl_moe"):
+    elif family in ("qwen3_vl", "qwen3_vl_moe", "qwen3_5"):
         for t, text in enumerate(texts[1:]):
             shown([t], 0)
             write(text, "text")

@@ -13,7 +13,7 @@ from jvidprune.llm.prompts.messages import Message, Visual
 from jvidprune.models import family as families
 from jvidprune.video.decode import Clip
 
-QWEN = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+QWEN = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 READ = (*QWEN, "video_llama_3")
 
 

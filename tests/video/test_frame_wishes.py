@@ -142,6 +142,7 @@ def test_every_convention_answers_every_length(family, convention):
         ("molmo2", "lmms-eval"),
         ("video_llama_3", "lmms-eval"),
         ("internvl", "lmms-eval"),
+        ("qwen3_5", "lmms-eval"),
     ):
         return
     settings = settings_of(family, convention)
@@ -183,6 +184,7 @@ def test_limits_of_rates_are_those_of_the_processors():
         "qwen2_5_vl": [4, 768, 768],
         "qwen3_vl": [4, 768, 768],
         "qwen3_vl_moe": [4, 768, 768],
+        "qwen3_5": [4, 768, 768],
         "molmo2": [2, 128, 128],
         "video_llama_3": [4, 180, 180],
         "internvl": [1, 800, 16000],

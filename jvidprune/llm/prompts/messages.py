@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.models.templates import ASSISTANT, PromptTemplate
+from jvidprune.models.templates import PromptTemplate
 
 Role = Literal["system", "user", "assistant"]
 
@@ -110,4 +110,4 @@ def _add_user(found: list[str], template: PromptTemplate, message: Message) -> N
             found.append("")
         else:
             found[-1] += part
-    found[-1] += template.closing + ASSISTANT
+    found[-1] += template.closing + template.answering

@@ -19,7 +19,7 @@ from jvidprune.parallel import ShardingTable, parameter_sharding
 _LISTED = 24
 """Tensors (layers together) that an error names of each kind, all of a model's where only a part is wrong."""
 
-Transform = Literal["copy", "transpose", "conv"]
+Transform = Literal["copy", "transpose", "conv", "taps"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +29,21 @@ class Rule:
     Attributes:
       source: canonical tensor name; `{L}` stands for the layer and means that the parameter is a stack of layers.
       target: module path joined by dots.
-      transform: copy; transpose (out, in) -> (in, out); conv (out, ...) -> (prod of the rest, out).
+      transform: copy; transpose (out, in) -> (in, out); conv (out, ...) -> (prod of the rest, out); taps, of a
+        convolution a channel, (out, 1, width) -> (width, out).
+      layers: numbers of the layers in the stack; by default 0, 1, ...
     """
 
     source: str
     target: str
     transform: Transform = "copy"
+    layers: tuple[int, ...] | None = None
+
+    def sources(self, shape: tuple[int, ...]) -> tuple[str, ...]:
+        """Names of the tensors that a parameter of this shape is made of, one a layer of a stack."""
+        count = shape[0] if "{L}" in self.source else 1
+        layers = range(count) if self.layers is None else self.layers
+        return tuple(self.source.replace("{L}", str(layer)) for layer in layers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,20 +163,33 @@ def decoder_rules(
     """
     layer, to = f"{model}.layers.{{L}}", "lm.layers"
     rules = [Rule(f"{model}.embed_tokens.weight", "lm.embed.embedding"), *norm(f"{model}.norm", "lm.norm")]
-    rules += norm(f"{layer}.input_layernorm", f"{to}.norm1") + norm(f"{layer}.post_attention_layernorm", f"{to}.norm2")
+    rules += feed_rules(layer, to, experts=experts)
     for part in "qkvo":
         biased = qkv_bias and part != "o"
         rules += affine(f"{layer}.self_attn.{part}_proj", f"{to}.attn.{part}", bias=biased)
     if qk_norm:
         for part in "qk":
             rules += norm(f"{layer}.self_attn.{part}_norm", f"{to}.attn.{part}_norm")
+    return (*rules, *(() if tied else affine(head, "lm.head", bias=False)))
+
+
+def feed_rules(layer: str, to: str, *, experts: bool = False) -> list[Rule]:
+    """Norms and MLP of the language model's layers, whatever stands in front of the MLP.
+
+    Args:
+      layer: canonical prefix of a layer, with `{L}`.
+      to: module path of the stack.
+      experts: see `decoder_rules`.
+    """
+    rules = [*norm(f"{layer}.input_layernorm", f"{to}.norm1")]
+    rules += norm(f"{layer}.post_attention_layernorm", f"{to}.norm2")
     if experts:
         rules += affine(f"{layer}.mlp.gate", f"{to}.mlp.router", bias=False)
         # As published, (experts, in, out); transformers turns them when it loads and saves.
         rules += [Rule(f"{layer}.mlp.experts.{part}_proj", f"{to}.mlp.{part}") for part in ("gate_up", "down")]
     for part in () if experts else ("gate", "up", "down"):
         rules += affine(f"{layer}.mlp.{part}_proj", f"{to}.mlp.{part}", bias=False)
-    return (*rules, *(() if tied else affine(head, "lm.head", bias=False)))
+    return rules
 
 
 def siglip_rules(model: str, *, pooling_head: bool) -> tuple[Rule, ...]:
@@ -222,6 +244,8 @@ class Binding:
     def expected(self) -> tuple[int, ...] | None:
         """Stored shape of each source tensor; None for a convolution, of which only two numbers are known."""
         inner = self.shape[1:] if self.stacked else self.shape
+        if self.rule.transform == "taps":
+            return inner[1], 1, inner[0]
         return {"copy": inner, "transpose": inner[::-1], "conv": None}[self.rule.transform]
 
     def fits(self, shape: tuple[int, ...]) -> bool:
@@ -250,6 +274,8 @@ class Binding:
         if self.rule.transform == "copy":
             return part
         part = part.T
+        if self.rule.transform == "taps":
+            part = part[:, None]
         if self.rule.transform == "conv":
             if shape is None:
                 raise AssertionError(f"the stored shape of {self.sources[number]} is not known")
@@ -261,6 +287,8 @@ class Binding:
             return source.read(name, index)
         if self.rule.transform == "transpose":
             return source.read(name, index[::-1]).T
+        if self.rule.transform == "taps":
+            return source.read(name, (index[1], slice(None), index[0]))[:, 0].T
         shape = source.shape(name)
         rows = source.read(name, (index[1], *(slice(None),) * (len(shape) - 1)))
         return rows.reshape(rows.shape[0], -1)[:, index[0]].T
@@ -330,9 +358,7 @@ def bind(shapes: Mapping[str, tuple[int, ...]], table: NameTable) -> list[Bindin
     bindings = []
     for path, shape in shapes.items():
         rule = rules[path]
-        count = shape[0] if "{L}" in rule.source else 1
-        sources = tuple(rule.source.replace("{L}", str(layer)) for layer in range(count))
-        bindings.append(Binding(path, tuple(shape), sources, rule))
+        bindings.append(Binding(path, tuple(shape), rule.sources(tuple(shape)), rule))
     return bindings
 
 

@@ -36,6 +36,9 @@ _VIT3_SMALL: dict[str, Any] = {
 }
 
 
+_VIT3_5_SMALL: dict[str, Any] = {"depth": 12, "hidden_size": 768, "num_heads": 12, "intermediate_size": 3072}
+
+
 def _qwen2_5(text: dict[str, Any], width: int) -> dict[str, Any]:
     rope = {"type": "mrope", "mrope_section": [16, 24, 24]}
     common = {"rms_norm_eps": 1e-6, "max_position_embeddings": 128000, "rope_scaling": rope}
@@ -61,6 +64,25 @@ def _qwen3_moe(width: int, hidden: int, layers: int, heads: int) -> dict[str, An
     raw = _qwen3(width, 8 * hidden, layers, heads, {}, False)
     counts = {"num_key_value_heads": 4, "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": hidden}
     return raw | {"model_type": "qwen3_vl_moe", "text_config": raw["text_config"] | counts | {"rope_theta": 5e6}}
+
+
+def _qwen3_5(
+    width: int, mlp: int, layers: int, heads: int, kv_heads: int, value_heads: int, tied: bool, vision: dict[str, Any]
+) -> dict[str, Any]:
+    """Every fourth layer has attention."""
+    rope = {"rope_theta": 1e7, "mrope_section": [11, 11, 10], "partial_rotary_factor": 0.25}
+    text = {
+        "hidden_size": width,
+        "intermediate_size": mlp,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "linear_num_value_heads": value_heads,
+        "max_position_embeddings": 262144,
+        "rope_parameters": rope,
+        "tie_word_embeddings": tied,
+    }
+    return {"model_type": "qwen3_5", "text_config": text, "vision_config": vision | {"out_hidden_size": width}}
 
 
 def _molmo2(width: int, mlp: int, layers: int, **text: Any) -> dict[str, Any]:
@@ -161,6 +183,11 @@ PUBLISHED: dict[str, dict[str, Any]] = {
     "qwen3-vl-8b": _qwen3(4096, 12288, 36, 32, {}, False),
     "qwen3-vl-30b-a3b": _qwen3_moe(2048, 768, 48, 32),
     "qwen3-vl-235b-a22b": _qwen3_moe(4096, 1536, 94, 64),
+    "qwen3.5-0.8b": _qwen3_5(1024, 3584, 24, 8, 2, 16, True, _VIT3_5_SMALL),
+    "qwen3.5-2b": _qwen3_5(2048, 6144, 24, 8, 2, 16, True, _VIT3_SMALL),
+    "qwen3.5-4b": _qwen3_5(2560, 9216, 32, 16, 4, 32, True, _VIT3_SMALL),
+    "qwen3.5-9b": _qwen3_5(4096, 12288, 32, 16, 4, 32, False, {}),
+    "qwen3.5-27b": _qwen3_5(5120, 17408, 64, 24, 4, 48, False, {}),
     "molmo2-4b": _molmo2(2560, 9728, 36, num_key_value_heads=8, rope_theta=5e6),
     "molmo2-8b": _molmo2(4096, 12288, 36, num_key_value_heads=8, rope_theta=1e6),
     "molmo2-o-7b": _molmo2(4096, 11008, 32, **_OLMO3),

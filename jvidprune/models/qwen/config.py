@@ -23,6 +23,7 @@ class QwenTable(NamedTuple):
       interleaved: rotary sections alternate instead of standing one behind the other, whatever config.json says.
       sections: rotary sections by default; None where config.json must give them.
       rms: the tower has RMSNorms, else LayerNorms.
+      partial: share of a head's channels that turn, by default.
     """
 
     title: str
@@ -32,6 +33,7 @@ class QwenTable(NamedTuple):
     interleaved: bool
     sections: tuple[int, int, int] | None
     rms: bool
+    partial: float = 1.0
 
 
 def read_config(raw: Mapping[str, Any], table: QwenTable) -> dict[str, Any]:
@@ -46,7 +48,9 @@ def read_config(raw: Mapping[str, Any], table: QwenTable) -> dict[str, Any]:
     sections = text.rope.sections or table.sections
     if sections is None:
         raise JvidpruneError(f"config.json of a {table.title} model must give mrope_section in its rope settings.")
-    rope = dataclasses.replace(text.rope, interleaved=table.interleaved, sections=sections)
+    partial = given if table.partial == 1 else {**given, **(given.get("rope_parameters") or {})}
+    partial = float(partial.get("partial_rotary_factor", table.partial))
+    rope = dataclasses.replace(text.rope, interleaved=table.interleaved, sections=sections, partial=partial)
     rope.axis_of(text.head_dim)
     found = dict(raw.get("vision_config") or {})
     sizes = {key: found.get(key, default) for key, default in table.vision.items()}

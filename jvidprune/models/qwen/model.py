@@ -164,11 +164,13 @@ class PatchModel(VideoModel):
 class QwenVL(PatchModel):
     """Qwen2.5-VL (arXiv 2502.13923) or Qwen3-VL (arXiv 2511.21631), by config; every method is pure."""
 
+    decoder: ClassVar[type[Decoder]] = Decoder
+
     def __init__(self, config: QwenVLConfig, *, dtype: Any, rngs: nnx.Rngs | None = None):
         rngs = nnx.Rngs(0) if rngs is None else rngs
         self.config = config
         self.vision = QwenVit(config.vision, dtype=dtype, rngs=rngs)
-        self.lm = Decoder(config.text, dtype=dtype, rngs=rngs)
+        self.lm = self.decoder(config.text, dtype=dtype, rngs=rngs)
 
 
 def spread_levels(levels: Float[Array, "K S D"], rows: Int[Array, "B L"]) -> Float[Array, "S B L D"]:

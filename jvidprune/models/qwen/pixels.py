@@ -29,6 +29,7 @@ _PICTURES: dict[str, QwenPixels] = {
     "qwen2_5_vl": QWEN2_5_VL_PICTURE,
     "qwen3_vl": QWEN3_VL_PICTURE,
     "qwen3_vl_moe": QWEN3_VL_PICTURE,
+    "qwen3_5": QWEN3_VL_PICTURE,
     "video_llama_3": VIDEO_LLAMA_3_PICTURE,
 }
 
@@ -36,6 +37,7 @@ _PIXELS: dict[str, QwenPixels] = {
     "qwen2_5_vl": QWEN2_5_VL,
     "qwen3_vl": QWEN3_VL,
     "qwen3_vl_moe": QWEN3_VL,
+    "qwen3_5": QWEN3_VL,
     "video_llama_3": VIDEO_LLAMA_3,
 }
 
