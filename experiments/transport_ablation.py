@@ -80,11 +80,16 @@ def answerable(llm: VideoLLM, clips: int) -> Subset:
     return answerable_part(llm.loaded.folder / "accuracy.csv", clips)
 
 
-def clips_of(llm: VideoLLM, split: Any, count: int) -> list[Any]:
+def part_of(llm: VideoLLM, split: Any, count: int) -> tuple[Subset, Procedural]:
     """Clips of a split with the questions that the model answers above chance, as `answerable_part` has of the test."""
     part = answerable(llm, 1)
     whole = Procedural(split, clips=20 * count, categories=part.categories)
-    return procedural_clips(Subset(whole, part.pairs, count), whole)
+    return Subset(whole, part.pairs, count), whole
+
+
+def clips_of(llm: VideoLLM, split: Any, count: int) -> list[Any]:
+    """The clips of `part_of` for a laboratory."""
+    return procedural_clips(*part_of(llm, split, count))
 
 
 def draw(path: Path, changes: Mapping[str, Sequence[Mean]]) -> None:
@@ -210,11 +215,16 @@ def write(args: Any, records: Sequence[Mapping[str, Any]]) -> None:
             ],
         ),
     ]
+    write_pages(args.out / "transport_ablation", table, lines)
+
+
+def write_pages(path: Path, table: Sequence[Mapping[str, Any]], lines: Sequence[str]) -> None:
+    """Table and page beside each other; what a person wrote behind `READING` stays."""
     blank = [{k: "" if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()} for row in table]
-    write_table(args.out / "transport_ablation.csv", blank)
-    path = args.out / "transport_ablation.md"
-    known = path.read_text(encoding="utf8").partition(READING)[2] if path.exists() else ""
-    path.write_text("\n".join(lines) + "\n" + (f"\n{READING}{known}" if known else ""), encoding="utf8")
+    write_table(path.with_suffix(".csv"), blank)
+    page = path.with_suffix(".md")
+    known = page.read_text(encoding="utf8").partition(READING)[2] if page.exists() else ""
+    page.write_text("\n".join(lines) + "\n" + (f"\n{READING}{known}" if known else ""), encoding="utf8")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def of(records: Records, setting: str, ratio: float) -> list[Mapping[str, Any]]:
 
 
 def pooled(records: Records, settings: Sequence[str], ratio: float) -> list[dict[str, Any]]:
-    """Records of several settings, as of several seeds, as one a clip: means of measures, all answers side by side."""
+    """Records of several settings, as of several seeds, as one a clip: means of measures and of answers by question."""
     found = []
     for clip in dict.fromkeys(record["clip"] for record in records):
         own = [r for r in records if r["clip"] == clip and r["setting"] in settings and r["ratio"] == ratio]
@@ -76,7 +76,7 @@ def pooled(records: Records, settings: Sequence[str], ratio: float) -> list[dict
             values = [r[measure] for r in own if r.get(measure) is not None]
             if measure != "accuracy":
                 whole[measure] = float(np.mean(values)) if values else None
-        whole["right"] = {f"{q}#{i}": right for i, r in enumerate(own) for q, right in r["right"].items()}
+        whole["right"] = {q: float(np.mean([r["right"][q] for r in own])) for q in own[0]["right"]}
         found.append(whole)
     return found
 

@@ -30,6 +30,7 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.quantised import refuse_quantised
 from jvidprune.ops.rebuilt import dropped_tokens, reconstruction_error
 from jvidprune.ops.transport.modules import MahalanobisCost, NetworkCost, NetworkMasses, arrays_of
+from jvidprune.parallel import replicated
 from jvidprune.reducers.aot import AOT
 from jvidprune.reducers.aot.sizes import clip_lengths
 from jvidprune.tokens import Layout, Reduced, VideoTokens, stack_budgets
@@ -248,6 +249,12 @@ def stacked_budgets(method: AOT, layout: Layout, ratios: Sequence[float]) -> Any
     return stack_budgets([method.budget(layout, ratio)._replace(intra=(), inter=()) for ratio in ratios])
 
 
+def _replicated(model: Any) -> jax.sharding.Sharding:
+    """The sharding of what every device of a model holds."""
+    place = jax.tree.leaves(model)[0].sharding
+    return replicated(place.mesh) if isinstance(place, jax.sharding.NamedSharding) else place
+
+
 class CostTrainer:
     """A run: method, clips, loss.
 
@@ -353,6 +360,9 @@ class CostTrainer:
         options: dict[str, Any] = {"settings": self._settings, "every": choice.every, "log": choice.log}
         options |= {"report": report, "stop_at": stop_at, "note": note, "measure": measure}
         state = CostState(self._parts, tx.init(self._parts))
+        if self._model is not None:
+            # On the model's devices, where the first step leaves it: the second would compile the program again.
+            state = jax.device_put(state, _replicated(self._model))
         state = loop.fit(folder, state, update, self.batch, choice.steps, **options)
         return saved_parts(self.method, state.parts, folder)
 

@@ -167,7 +167,8 @@ def test_tables_are_means_over_clips_and_pairs():
     assert change(first, second, "accuracy").value == 0.0
     both = pooled(records, ["x", "y"], 0.1)
     assert [one["error"] for one in both] == [0.75, 1.5]
-    assert both[0]["right"] == {"q#0": False, "p#0": True, "q#1": True, "p#1": True}
+    assert both[0]["right"] == {"q": 0.25, "p": 1.0}
+    assert change(first, both, "accuracy").value == -0.0625
     assert [row["setting"] for row in rows(records, ["x", "y"], [0.1])] == ["x", "y"]
 
 
