@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=60, help="held-out test clips")
     parser.add_argument("--train-clips", type=int, default=48, help="clips to learn from")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--batch", type=int, default=2, help="clips of a step, at two ratios each")
     parser.add_argument("--log", type=int, default=5, help="steps between lines of the curve")
     parser.add_argument("--costs", nargs="+", choices=COSTS, default=["network", "Mahalanobis"])
@@ -204,9 +204,9 @@ def write(args: Any, kinds: Sequence[Learned], records: Sequence[Mapping[str, An
         f"on {args.train_clips} training clips; {args.seeds} seeds of first weights and of draws. Measured on "
         f"{args.clips} test clips with {asked} questions that the model answers above chance, at equal tokens (the "
         "anchors are the same). Changes are paired by clip; answers and errors of a clip are means over the seeds; "
-        "95 % bootstrap intervals over clips, bold where zero lies outside. The error is that of dropped tokens rebuilt "
-        "as their nearest output token, as a share of their variance: a fall is a gain. In the second method the "
-        "anchors become means of what they receive, and nothing but the plan decides them. Written by `python -m "
+        "95 % bootstrap intervals over clips, bold where zero lies outside. The error is that of dropped tokens "
+        "rebuilt as their nearest output token, as a share of their variance: a fall is a gain. In the second method "
+        "the anchors become means of what they receive, and nothing but the plan decides them. Written by `python -m "
         "experiments.learned_cost`.\n",
         "![Losses in training, and changes against the method's own cost](learned_cost.svg)\n",
         "\n## Against the method's own cost: answers, points\n",
