@@ -35,8 +35,9 @@ class CostsChoice:
     """The method whose transports are exchanged: aot or ottvid with any settings."""
     clips: int = 20
     """Clips of the embedded benchmark, or of the folder at most."""
-    questions: Literal["answerable", "all", "none"] = "answerable"
-    """Of the embedded benchmark: those that the model answers above chance, all, or none."""
+    questions: Literal["answerable", "all", "none"] | None = None
+    """Of the embedded benchmark: those that the model answers above chance (the default), all, or none. Of a folder
+    that `jvidprune bench export` wrote: all (the default), or none. Other folders have none."""
     timed: bool = False
     """Also measure the time of one reduction by each setting alone, which compiles a program for each."""
 
@@ -58,7 +59,8 @@ def costs(
     Reconstruction of what is dropped, objects recalled, right answers, marginal errors.
 
     Args:
-      videos: folder of clips; by default the embedded benchmark, which alone has objects and questions.
+      videos: folder of clips, or what `jvidprune bench export` wrote, which has questions; by default the embedded
+        benchmark, which alone has objects.
       folder: of records, table (costs.md, costs.csv) and figure (costs.svg).
     """
     console = out.console()
@@ -78,8 +80,8 @@ def compare_costs(
     """Measures, writes table and figure, and says where they are.
 
     Raises:
-      JvidpruneError: parts that are none, a method without transport, a folder without videos, a rate of frames of the
-        embedded benchmark.
+      JvidpruneError: parts that are none, a method without transport, a folder without videos, questions that it does
+        not have, a rate of frames of the embedded benchmark.
     """
     from jvidprune.cli.reading import check_reading, open_model
     from jvidprune.evals.laboratory import Laboratory, run_laboratory, times_of
@@ -103,19 +105,22 @@ def compare_costs(
         raise JvidpruneError(f"there must be at least 1 clip, got {choice.clips}.")
     if videos is None and model.fps is not None:
         raise JvidpruneError("clips of the procedural benchmark have a frame a second: say how many with --frames.")
-    files = None if videos is None else video_files(videos)[: choice.clips]
+    exported = videos is not None and has_questions(videos, choice.questions)
+    files = None if videos is None or exported else video_files(videos)[: choice.clips]
     with console.working():
         llm = open_model(model, console)
         methods = settings(llm.reducer(choice.reducer), **options)
         lab = Laboratory(llm, methods, ratios)
-        if files is None:
+        if videos is None:
             clips = embedded_clips(llm, choice, model.frames)
+        elif files is None:
+            clips = exported_clips(llm, videos, choice, model, console)
         else:
             clips = [_file_clip(llm, path, model, limits) for path in files]
         bar = console.task(f"{len(methods)} transports at {len(ratios)} ratios", len(clips))
         records = run_laboratory(lab, clips, folder, progress=bar)
         times = times_of(lab, clips[0]) if choice.timed else None
-        what = "clips of the embedded benchmark" if files is None else f"clips of {videos}"
+        what = "clips of the embedded benchmark" if videos is None else f"clips of {videos}"
         title = f"Transports of {choice.reducer} on {len(clips)} {what}"
         written = write_laboratory(folder, records, list(methods), ratios, title=title, times=times)
     found = rows(records, list(methods), ratios)
@@ -140,6 +145,50 @@ def video_files(folder: Path) -> list[Path]:
     if not found:
         raise JvidpruneError(f"the folder {folder} has no video ({', '.join(_VIDEOS)}).")
     return found
+
+
+ANNOTATIONS = "annotations.json"
+"""What `jvidprune bench export` writes beside its clips."""
+
+
+def has_questions(folder: Path, wanted: Literal["answerable", "all", "none"] | None) -> bool:
+    """Whether a folder is one with questions.
+
+    Args:
+      folder: of clips.
+      wanted: of its questions.
+
+    Raises:
+      JvidpruneError: questions are wanted that the folder does not have.
+    """
+    there = (folder / ANNOTATIONS).is_file()
+    if wanted in ("answerable", "all") and not there:
+        raise JvidpruneError(
+            f"{folder} has no questions ({ANNOTATIONS}, as jvidprune bench export writes it): leave out --questions."
+        )
+    if wanted == "answerable":
+        raise JvidpruneError(
+            f"which questions of {folder} the model answers above chance is not known: ask --questions all or none."
+        )
+    return there
+
+
+def exported_clips(llm: Any, folder: Path, choice: CostsChoice, model: ModelChoice, console: "Console") -> list[Any]:
+    """Clips of what `jvidprune bench export` wrote, with their questions or without; what cannot be used is named.
+
+    Raises:
+      JvidpruneError: annotations that are none, or no video that is there.
+    """
+    from jvidprune.cli.left_out import note_left_out
+    from jvidprune.cli.reading import check_reading
+    from jvidprune.evals.items import left_out
+    from jvidprune.evals.laboratory import task_clips
+    from jvidprune.evals.tasks import open_task
+
+    options: dict[str, Any] = {"clips": choice.clips, "frames": model.frames, "fps": model.fps}
+    task = open_task("exported", folder, llm, limits=check_reading(model), **options)
+    note_left_out(left_out(task), console)
+    return [clip._replace(questions=()) if choice.questions == "none" else clip for clip in task_clips(task)]
 
 
 _VIDEOS = (".mp4", ".webm", ".mkv", ".mov", ".avi", ".gif")
@@ -172,7 +221,7 @@ def embedded_clips(llm: Any, choice: CostsChoice, frames: int | None = None) -> 
     size: dict[str, Any] = {"side": clip_side(llm), "frames": Procedural.frames if frames is None else frames}
     measured = llm.loaded.folder / "accuracy.csv"
     whole = Procedural("test", clips=choice.clips, **size)
-    if choice.questions == "answerable" and measured.exists():
+    if choice.questions in (None, "answerable") and measured.exists():
         part = answerable_part(measured, choice.clips, **size)
         whole = dataclasses.replace(whole, clips=20 * choice.clips, categories=part.categories)
         return procedural_clips(part, whole)

@@ -44,6 +44,10 @@ KEY = ("clip", "setting", "ratio", "mark")
 mark of what it is made from, what is asked about it and by whom (`clip_mark`)."""
 
 
+ANSWER_TOKENS = 8
+"""Longest answer, as in a sweep of the procedural benchmark."""
+
+
 class LabClip(NamedTuple):
     """A clip to measure on.
 
@@ -77,13 +81,13 @@ def procedural_clips(task: Any, benchmark: Procedural) -> list[LabClip]:
         there = (found[..., 0] > 0) & (found[..., 1] > 0)
         return np.where(there, found[..., 0] * 128 + found[..., 1], 0)
 
-    made = []
-    for place in range(len(task)):
-        item = task[place]
-        number = int(item.id.rpartition("-")[2])
-        labels = partial(seen, number)
-        made.append(LabClip(item.id, item.load, partial(source_of_item, task, item), item.questions, labels))
-    return made
+    return [clip._replace(labels=partial(seen, int(clip.name.rpartition("-")[2]))) for clip in task_clips(task)]
+
+
+def task_clips(task: Any) -> list[LabClip]:
+    """The clips of a task with its questions; what is seen in them is not known."""
+    items = [task[place] for place in range(len(task))]
+    return [LabClip(item.id, item.load, partial(source_of_item, task, item), item.questions) for item in items]
 
 
 class Measured(NamedTuple):
@@ -187,7 +191,7 @@ class Laboratory:
                 made = ReducedVideo(encoded, reductions[name][place], self.methods[name], ratio, ())
                 known.append((record, made))
         prompts = [Prompt(made, question.prompt()) for _, made in known for question in clip.questions]
-        replies = iter(answer_many(self.llm, prompts, max_new_tokens=4, batch=16, min_fill=0.3))
+        replies = iter(answer_many(self.llm, prompts, max_new_tokens=ANSWER_TOKENS, batch=16, min_fill=0.3))
         for record, _ in known:
             right = {
                 question.id: is_correct(next(replies).text, question.answer, question.kind, question.options)

@@ -1,6 +1,7 @@
 """Transports side by side: measures are those of each method alone, by brute force; runs go on; own costs enter."""
 
 import dataclasses
+import json
 import math
 from types import SimpleNamespace
 from typing import Any
@@ -18,16 +19,21 @@ from jvidprune.cli.options import ModelChoice
 from jvidprune.evals import laboratory
 from jvidprune.evals.laboratory import LabClip, Laboratory, procedural_clips, run_laboratory
 from jvidprune.evals.laboratory_table import change, mean, of, pooled, rows, shown
-from jvidprune.evals.tasks import clip_side
+from jvidprune.evals.plan import SweepPlan
+from jvidprune.evals.runner import run_sweep
+from jvidprune.evals.tasks import clip_side, open_task
 from jvidprune.evals.transport_settings import settings, with_epsilon
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.ops.transport import Dustbin, Sinkhorn, Transport
 from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.export import export
 from jvidprune.reducers import AOT, DivPrune, OTTVid
 from jvidprune.synthetic import synthetic_tokens
 from jvidprune.video.encode import write_mp4
 
 RATIOS = (0.2, 0.4)
+GONE = ModelChoice("/nowhere/at/all")
+"""A model that cannot be opened."""
 MINE = """
 import dataclasses
 import jax
@@ -194,6 +200,40 @@ def test_a_folder_of_clips_and_an_own_cost_become_a_table_and_a_figure(llm, tmp_
         video_files(tmp_path / "out")
     with pytest.raises(JvidpruneError, match="unknown cost"):
         compare_costs(None, tmp_path / "new", CostsChoice(cost="Toke"), model, Console(quiet=True))
+
+
+def test_questions_that_a_folder_does_not_have_are_refused_before_anything_is_loaded(tmp_path):
+    for wanted in ("all", "answerable"):
+        with pytest.raises(JvidpruneError, match="has no questions"):
+            compare_costs(tmp_path, tmp_path / "out", CostsChoice(questions=wanted), GONE, Console(quiet=True))
+    (tmp_path / "annotations.json").write_text("{}")
+    with pytest.raises(JvidpruneError, match="is not known: ask --questions all or none"):
+        compare_costs(tmp_path, tmp_path / "out", CostsChoice(questions="answerable"), GONE, Console(quiet=True))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_questions_of_an_exported_folder_are_asked_as_a_sweep_asks_them(tmp_path):
+    export(Procedural("test", clips=2, questions=2), tmp_path / "bench")
+    model, llm = ModelChoice(), VideoLLM.load()
+    choice = CostsChoice(cost="own", ratios=(0.4,), reducer="aot(inter=False)")
+    compare_costs(tmp_path / "bench", tmp_path / "out", choice, model, Console(quiet=True))
+    (records,) = (tmp_path / "out").glob("transports-*.jsonl")
+    found = {one["clip"]: one["right"] for one in map(json.loads, records.read_text().splitlines())}
+    task = open_task("exported", tmp_path / "bench", llm)
+    swept = run_sweep(llm, task, SweepPlan({"aot": llm.reducer("aot(inter=False)")}, (0.4,)), tmp_path / "swept")
+    wanted = {}
+    for one in swept.samples:
+        if one["method"] == "aot":
+            wanted.setdefault(one["clip"], {})[one["question"]] = one["correct"]
+    assert found == wanted
+    answers = [right for one in found.values() for right in one.values()]
+    assert len(answers) == 4
+    assert any(answers)
+    choice = dataclasses.replace(choice, questions="none")
+    compare_costs(tmp_path / "bench", tmp_path / "none", choice, model, Console(quiet=True))
+    (records,) = (tmp_path / "none").glob("transports-*.jsonl")
+    assert [json.loads(line)["right"] for line in records.read_text().splitlines()] == [{}, {}]
 
 
 @pytest.mark.slow
