@@ -75,11 +75,11 @@ def trained(llm: VideoLLM, args: Any, kinds: Sequence[Learned], say: Any) -> tup
     shared = {"stage": "intra", "steps": args.steps, "clips": args.batch, "log": args.log, "every": 4 * args.log}
     methods, curves = {}, {}
     for kind in kinds:
+        choice = CostChoice(objective=kind.objective, **COSTS[kind.cost], **shared)  # pyright: ignore[reportArgumentType]
+        trainer = CostTrainer(llm, bases[kind.base], choice, task)
         for seed in range(args.seeds):
-            choice = CostChoice(objective=kind.objective, seed=seed, **COSTS[kind.cost], **shared)  # pyright: ignore[reportArgumentType]
             folder = args.folder / "train" / kind.run(seed)
-            trainer = CostTrainer(llm, bases[kind.base], choice, task)
-            methods[kind.run(seed)] = trainer.run(folder, stop_at=args.late)
+            methods[kind.run(seed)] = trainer.with_seed(seed).run(folder, stop_at=args.late)
             curves[kind.run(seed)] = read_curve(folder)
             say(f"{kind.run(seed)}: loss {curves[kind.run(seed)][-1]['loss']:.4f}")
             if args.late():
@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=60, help="held-out test clips")
     parser.add_argument("--train-clips", type=int, default=48, help="clips to learn from")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--batch", type=int, default=2, help="clips of a step, at two ratios each")
     parser.add_argument("--log", type=int, default=5, help="steps between lines of the curve")
     parser.add_argument("--costs", nargs="+", choices=COSTS, default=["network", "Mahalanobis"])

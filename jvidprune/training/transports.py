@@ -10,6 +10,7 @@ are one vmapped program. Clips are encoded once and kept. What is learned from:
 The draws of a step are a function of its number, so that a run that was killed goes on to the same bits.
 """
 
+import copy
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
@@ -284,7 +285,8 @@ class CostTrainer:
         first = self._video(False, 0)
         self._layout = first.layout()
         self.capacity = self.method.capacity(self._layout, choice.ratios[1])
-        self._parts = choice.begin(first.features.shape[-1], self.method, self._layout.frames)
+        self._width = first.features.shape[-1]
+        self._parts = choice.begin(self._width, self.method, self._layout.frames)
         self._prompts: ReducedPrompts | None = None
         merge: Callable[[Any], Any] | None = None
         self._model = None
@@ -315,6 +317,15 @@ class CostTrainer:
                 "frames": frames,
             }
         )
+
+    def with_seed(self, seed: int) -> "CostTrainer":
+        """The run of another seed: other first weights and draws, the same compiled step and encoded clips."""
+        _ = self._compiled  # Goes along.
+        other = copy.copy(self)
+        other.choice = dataclasses.replace(self.choice, seed=seed)
+        other._parts = other.choice.begin(self._width, self.method, self._layout.frames)
+        other._settings = self._settings | {"choice": self._settings["choice"] | {"seed": seed}}
+        return other
 
     def batch(self, step: int) -> CostBatch:
         """What a step learns from: clips that differ, and ratios drawn evenly, by the seed and the step."""

@@ -131,6 +131,16 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits_and_is_used_by_its_text
     other = CostTrainer(llm, trainer.method, dataclasses.replace(CHOICE, rate=1e-3), TASK, frames=FRAMES)
     with pytest.raises(JvidpruneError, match="other settings"):
         other.run(tmp_path / "whole")
+    # The run of another seed is that of a trainer of its own, by the program that is there.
+    _, step = trainer._compiled
+    programs = step._cache_size()
+    seeded = trainer.with_seed(1)
+    first = seeded.run(tmp_path / "seeded")
+    assert step._cache_size() == programs == 1
+    alone = CostTrainer(llm, trainer.method, dataclasses.replace(CHOICE, seed=1), TASK, frames=FRAMES)
+    assert (seeded._settings, seeded.choice) == (alone._settings, alone.choice)
+    jax.tree.map(np.testing.assert_array_equal, (seeded._parts, seeded.batch(3)), (alone._parts, alone.batch(3)))
+    assert first.intra_transport != whole.intra_transport
 
 
 def test_what_cannot_be_learned_is_said_before_anything_is_compiled(llm):
