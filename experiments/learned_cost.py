@@ -38,9 +38,9 @@ from jvidprune.training.loop import read_curve
 from jvidprune.training.transports import CostChoice, CostTrainer
 
 COSTS: dict[str, dict[str, Any]] = {
-    "network": {"cost": "network"},
-    "Mahalanobis": {"cost": "mahalanobis"},
-    "network and masses": {"cost": "network", "masses": True},
+    "network": {"cost": "network", "rate": 1e-2},
+    "Mahalanobis": {"cost": "mahalanobis", "rate": 1e-3},
+    "network and masses": {"cost": "network", "masses": True, "rate": 1e-2},
 }
 OBJECTIVES = {"reconstruction": "reconstruction", "kl": "what the unpruned model says (KL)", "answer": "answers"}
 BASES = (AOT_ITSELF, MEANS)

@@ -52,7 +52,7 @@ def lowered(choice: CostChoice, width: int, frames: int, side: int, pooled: int,
     video = VideoTokens(features, given, mask, (pooled, pooled), (side, side))  # pyright: ignore[reportArgumentType]
     layout = video.layout()
     parts = choice.begin(width, method, frames)
-    tx = cost_optimiser(choice.steps, choice.rate)
+    tx = cost_optimiser(choice.steps, choice.peak)
     ratios = np.linspace(*choice.ratios, choice.draws)
     budgets = stack_budgets([stacked_budgets(method, layout, list(ratios))] * choice.clips)
     videos = jax.tree.map(lambda x: jax.ShapeDtypeStruct((choice.clips, *x.shape), x.dtype, sharding=place), video)

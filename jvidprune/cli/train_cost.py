@@ -37,8 +37,8 @@ class CostTrainChoice:
     """Clips of a step."""
     steps: int = 100
     """Steps of the optimiser."""
-    rate: float = 1e-2
-    """Peak learning rate of Adam."""
+    rate: float | None = None
+    """Peak learning rate of Adam; by default 0.01, and 0.001 of a Mahalanobis distance."""
     hidden: int = 16
     """Width of a network's hidden layer."""
     rank: int = 32

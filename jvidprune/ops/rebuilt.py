@@ -20,7 +20,8 @@ def reconstruction_error(
 ) -> Float[Array, ""]:
     """Squared error of tokens that are rebuilt as their nearest output token, as a share of their variance.
 
-    0 rebuilds them exactly, 1 is what their own mean does. Differentiable in `kept` wherever the nearest one is unique.
+    0 rebuilds them exactly, 1 is what their own mean does; output tokens that are no numbers give NaN. Differentiable
+    in `kept` wherever the nearest one is unique.
 
     Args:
       tokens: all tokens of a video.
@@ -31,7 +32,7 @@ def reconstruction_error(
     tokens = tokens.astype(widened(tokens.dtype))
     kept = kept.astype(tokens.dtype)
     nearest = jnp.min(jnp.where(valid, squared_distances(tokens, kept), jnp.inf), axis=1)
-    nearest = jnp.where(wanted & jnp.isfinite(nearest), nearest, 0.0)
+    nearest = jnp.where(wanted & valid.any(), nearest, 0.0)
     share = wanted.astype(tokens.dtype)
     mean = (share[:, None] * tokens).sum(0) / jnp.maximum(share.sum(), 1.0)
     spread = (share * squared_norms(tokens - mean)).sum()

@@ -60,7 +60,8 @@ class CostChoice:
       draws: ratios of each clip in a step.
       clips: of a step.
       steps: of the optimiser.
-      rate: peak learning rate of Adam, after a tenth of the steps; it ends at a tenth of it along a cosine.
+      rate: peak learning rate of Adam, after a tenth of the steps; it ends at a tenth of it along a cosine. By default
+        0.01, and 0.001 of a Mahalanobis distance, whose costs grow with the square of its matrix.
       hidden: width of a network's hidden layer.
       rank: of a Mahalanobis distance.
       seed: of first weights and of draws.
@@ -79,7 +80,7 @@ class CostChoice:
     draws: Count = 2
     clips: Count = 4
     steps: Count = 100
-    rate: Positive = 1e-2
+    rate: Positive | None = None
     hidden: Count = 16
     rank: Count = 32
     seed: Seed = 0
@@ -95,6 +96,11 @@ class CostChoice:
             raise JvidpruneError("nothing learns: choose the cost network or mahalanobis, or learn masses.")
         if self.every % self.log or self.measure % self.log:
             raise JvidpruneError(f"log must divide every and measure, but {self.log} does not.")
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate."""
+        return self.rate or (1e-3 if self.cost == "mahalanobis" else 1e-2)
 
     def begin(self, width: int, method: AOT, frames: int) -> Parts:
         """The parts before the first step.
@@ -356,10 +362,21 @@ class CostTrainer:
           The method with the learned parts, as it is used.
 
         Raises:
-          JvidpruneError: the folder holds another run, or damaged checkpoints alone.
+          JvidpruneError: the folder holds another run, or damaged checkpoints alone; or a loss or a derivative that is
+            no number, with the steps that it lies between. The checkpoint before stays.
         """
         choice, folder = self.choice, Path(folder)
         tx, step = self._compiled
+
+        def checked(line: dict[str, float]) -> None:
+            if not np.isfinite([line["loss"], line["slope"]]).all():
+                raise JvidpruneError(
+                    f"by step {int(line['step'])} the loss or its derivative is no number, as where costs have "
+                    "outgrown the temperature of a solver that forms exp(-cost / epsilon): learn at a lower rate, or "
+                    "through a solver in the log domain, aot(intra_transport=Transport(solver=LogSinkhorn(0.1)))."
+                )
+            if report is not None:
+                report(line)
 
         def update(state: CostState, batch: CostBatch, number: Any) -> tuple[CostState, dict[str, Any]]:
             state, metrics = step(state, self._model, batch)
@@ -369,7 +386,7 @@ class CostTrainer:
 
         measure = loop.Measure(choice.measure, self._measure()) if choice.measure else None
         options: dict[str, Any] = {"settings": self._settings, "every": choice.every, "log": choice.log}
-        options |= {"report": report, "stop_at": stop_at, "note": note, "measure": measure}
+        options |= {"report": checked, "stop_at": stop_at, "note": note, "measure": measure}
         state = CostState(self._parts, tx.init(self._parts))
         if self._model is not None:
             # On the model's devices, where the first step leaves it: the second would compile the program again.
@@ -379,7 +396,7 @@ class CostTrainer:
 
     @functools.cached_property
     def _compiled(self) -> tuple[Any, Callable[..., tuple[CostState, dict[str, Array]]]]:
-        tx = cost_optimiser(self.choice.steps, self.choice.rate)
+        tx = cost_optimiser(self.choice.steps, self.choice.peak)
         return tx, cost_step(self.loss, tx)
 
     def _measure(self) -> Callable[[CostState], dict[str, float]]:
