@@ -18,6 +18,21 @@ PANELS = (
 """Measure, label and scale of each panel."""
 
 
+LEGEND = """\
+Means over clips with 95 % bootstrap intervals; a dash where nothing is known of these clips.
+
+- transport: the part that differs; "own" is what the method itself has in its place.
+- error: dropped tokens rebuilt as their nearest output token, as a share of their variance. 0 is exact, 1 what their
+  mean does.
+- objects: of the tokens on an object those whose nearest output token stands on one of the same colour and shape.
+- answers: right ones of {asked} questions.
+- marginal error: mass that plans send or take too much or too little, of 1 on each side; iterations: updates of the
+  solver; both are means over a method's transports. An early stop leaves an error.
+- tokens: that are left, mean over clips.
+"""
+"""What the columns of a page are."""
+
+
 def write_laboratory(
     folder: Path,
     records: Sequence[Mapping[str, Any]],
@@ -62,7 +77,8 @@ def page(
     times: Mapping[str, float] | None = None,
 ) -> str:
     """The page: means with intervals over clips, then each setting against the first."""
-    parts = [f"# {title}\n"]
+    asked = sum(len(record["right"]) for record in of(records, settings[0], ratios[0]))
+    parts = [f"# {title}\n", LEGEND.format(asked=asked)]
     for ratio in ratios:
         lines = []
         for setting in settings:
