@@ -189,7 +189,8 @@ def write(args: Any, kinds: Sequence[Learned], records: Sequence[Mapping[str, An
 
     found = {(kind, m): changes(kind.base, kind, m) for kind in kinds for m in ("error", "accuracy")}
     own_cost = [(kind.title, kind.base, kind) for kind in kinds]
-    others = [(f"{name} → {kind.title}", name, kind) for kind in kinds for name in REFERENCES]
+    others: list[tuple[str, Any, Any]] = [(f"{name} → {base}", name, base) for base in BASES for name in REFERENCES]
+    others += [(f"{name} → {kind.title}", name, kind) for kind in kinds for name in REFERENCES]
     single = [(kind.run(seed), kind.base, kind.run(seed)) for kind in kinds for seed in seeds]
     lines_of = {kind: curve_of(curves, kind, args.seeds) for kind in kinds}
     args.out.mkdir(parents=True, exist_ok=True)

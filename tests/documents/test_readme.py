@@ -77,6 +77,7 @@ def test_documented_command_lines_are_understood(page, line, tmp_path, monkeypat
     app.main()
     assert begun == [words[1]]
     (tmp_path / "my_reducer.py").write_text(SNIPPETS["docs/adding-a-method.md-0"])
+    (tmp_path / "my_cost.py").write_text(SNIPPETS["docs/transport-costs.md-0"])
     for name in ("covipal/pruner", "routers/router"):
         (tmp_path / "runs" / name).parent.mkdir(parents=True)
         pruners.weights(16).write(tmp_path / "runs" / f"{name}.safetensors")

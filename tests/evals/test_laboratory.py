@@ -173,8 +173,9 @@ def test_tables_are_means_over_clips_and_pairs():
     assert change(first, second, "accuracy").value == 0.0
     both = pooled(records, ["x", "y"], 0.1)
     assert [one["error"] for one in both] == [0.75, 1.5]
-    assert both[0]["right"] == {"q": 0.25, "p": 1.0}
-    assert change(first, both, "accuracy").value == -0.0625
+    assert [one["right"] for one in both] == [{"q": 0.5, "p": 1.0}] * 2
+    gained = change(first, both, "accuracy")
+    assert (gained.value, gained.low, gained.high) == (0.0, -0.25, 0.25)
     assert [row["setting"] for row in rows(records, ["x", "y"], [0.1])] == ["x", "y"]
 
 

@@ -87,9 +87,9 @@ def test_memory_of_a_step_is_that_of_its_program():
     choice = CostChoice(cost="mahalanobis", clips=1, draws=1, rank=2)
     sizes = []
     for width in (8, 16):
-        program = lowered(choice, width, 8, 9, 3, jax.local_devices(backend="cpu")[0]).compile()
+        program = lowered(choice, width, 8, 9, 5, jax.local_devices(backend="cpu")[0]).compile()
         memory = program.memory_analysis()
         assert memory.temp_size_in_bytes > 0
         sizes.append(memory.argument_size_in_bytes)
     # Features before and behind pooling, and three times (weights, two moments) the projection.
-    assert sizes[1] - sizes[0] == pytest.approx(4 * 8 * (8 * (81 + 9) + 3 * 2), abs=64)
+    assert sizes[1] - sizes[0] == pytest.approx(4 * 8 * (8 * (81 + 25) + 3 * 2), abs=64)
