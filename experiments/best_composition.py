@@ -30,10 +30,11 @@ from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.ops import compact
 from jvidprune.ops.sink import sink_scores
 from jvidprune.ops.transport import LogSinkhorn, Rows, TokenCost, Transport, Uniform, blend
-from jvidprune.reducers import Sequential
+from jvidprune.reducers import Sequential, registry
 from jvidprune.reducers.aot.intra import positions
 from jvidprune.reducers.protocol import Reducer
 from jvidprune.tokens import Budget, Layout, Plan, VideoTokens
+from jvidprune.viz.sweep_style import CONTROLS
 
 RATIO = 0.05
 MOST = 20
@@ -133,6 +134,14 @@ def accuracy(cell: Cell) -> str:
     return f"{100 * cell.accuracy:.1f} [{100 * cell.low:.1f}, {100 * cell.high:.1f}]"
 
 
+def titled(name: str) -> str:
+    """A method's title for people; compositions are named by theirs."""
+    known = {*registry.names(), *registry.framed(), *registry.learned()}
+    return (
+        (f"{registry.title(name)} (control)" if name in CONTROLS else registry.title(name)) if name in known else name
+    )
+
+
 def committed(path: Path) -> list[dict[str, str]]:
     """Rows of the committed table at this ratio, the best first."""
     with path.open(newline="", encoding="utf8") as file:
@@ -204,10 +213,10 @@ def write(
         grid(
             ["method", "answers", "tokens"],
             [
-                *([name, accuracy(cell), f"{cell.kept:.1f}"] for name, cell in on_test.items()),
+                *([titled(name), accuracy(cell), f"{cell.kept:.1f}"] for name, cell in on_test.items()),
                 *(
                     [
-                        f"{row['method']} (from the committed table)",
+                        f"{titled(row['method'])}, from the committed table",
                         f"{100 * float(row['accuracy']):.1f} [{100 * float(row['low']):.1f}, "
                         f"{100 * float(row['high']):.1f}]",
                         f"{float(row['kept']):.1f}",
@@ -218,7 +227,7 @@ def write(
         ),
         f"\nPoints of accuracy from a method to {best}, paired; bold where zero lies outside. McNemar's p, corrected "
         f"for {len(again)} comparisons: {', '.join(tests)}.\n",
-        difference_table([f"{name} → {best}" for name in again], [[one] for one in found]),
+        difference_table([f"{titled(name)} → {best}" for name in again], [[one] for one in found]),
     ]
     both = (("validation", on_validation), ("test", on_test))
     rows = [{"clips": where} | dataclasses.asdict(cell) for where, cells in both for cell in cells.values()]
