@@ -97,12 +97,17 @@ def rows(records: Records, settings: Sequence[str], ratios: Sequence[float]) -> 
     return found
 
 
+def _number(x: float, mark: str, digits: int) -> str:
+    """With so many decimals, or with an exponent where these would leave nothing of it."""
+    return f"{x:{mark}.{digits}f}" if x == 0 or abs(x) >= 0.5 * 10**-digits else f"{x:{mark}.0e}"
+
+
 def shown(made: Mean, percent: bool = False, sign: bool = False) -> str:
     """As text, bold where a change leaves out zero; a dash where nothing was measured."""
     if np.isnan(made.value):
         return "–"
     scale, digits = (100.0, 1) if percent else (1.0, 3)
     mark = "+" if sign else ""
-    value, low, high = (f"{scale * x:{mark}.{digits}f}" for x in made)
+    value, low, high = (_number(scale * x, mark, digits) for x in made)
     text = f"{value} [{low}, {high}]"
     return f"**{text}**" if sign and made.clear else text

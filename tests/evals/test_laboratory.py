@@ -18,7 +18,7 @@ from jvidprune.cli.costs import CostsChoice, compare_costs, embedded_clips, vide
 from jvidprune.cli.options import ModelChoice
 from jvidprune.evals import laboratory
 from jvidprune.evals.laboratory import LabClip, Laboratory, procedural_clips, run_laboratory
-from jvidprune.evals.laboratory_table import change, mean, of, pooled, rows, shown
+from jvidprune.evals.laboratory_table import Mean, change, mean, of, pooled, rows, shown
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.runner import run_sweep
 from jvidprune.evals.tasks import clip_side, open_task
@@ -170,6 +170,8 @@ def test_tables_are_means_over_clips_and_pairs():
     moved = change(first, second, "error")
     assert (moved.value, moved.low, moved.high) == (-0.75, -1.0, -0.5)
     assert shown(moved, sign=True) == "**-0.750 [-1.000, -0.500]**"
+    assert shown(Mean(-4.2e-5, -0.0011, -1e-6), sign=True) == "**-4e-05 [-0.001, -1e-06]**"
+    assert shown(Mean(0.0, 0.0, 0.0), sign=True) == "+0.000 [+0.000, +0.000]"
     assert change(first, second, "accuracy").value == 0.0
     both = pooled(records, ["x", "y"], 0.1)
     assert [one["error"] for one in both] == [0.75, 1.5]
