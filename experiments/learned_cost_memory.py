@@ -1,7 +1,7 @@
-"""Memory of a training step of a learned cost, as XLA compiles it for this CPU and for one chip of a TPU slice.
+"""Memory of a training step of a learned cost, as XLA compiles it for this CPU or for one chip of a TPU slice.
 
-    python -m experiments.learned_cost_memory                 CPU alone
-    python -m experiments.learned_cost_memory --slice v5e:2x2 also a TPU chip (pip install libtpu; no TPU is needed)
+    python -m experiments.learned_cost_memory                   for this CPU
+    python -m experiments.learned_cost_memory --slice v5e:2x2   for one such chip (pip install libtpu, without a TPU)
 
 AOT with both transports learned from reconstruction, at 32 frames of 729 tokens before pooling (196 behind it), as
 LLaVA-OneVision has them. Nothing runs: shapes are compiled, and what XLA says of the memory is printed.
@@ -63,17 +63,17 @@ def lowered(choice: CostChoice, width: int, frames: int, side: int, pooled: int,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slice", default=None, help="TPU slice, of which one chip runs the step, as in v5e:2x2")
+    parser.add_argument("--slice", default=None, help="TPU slice of which one chip runs the step")
     parser.add_argument("--widths", type=int, nargs="+", default=(1152, 3584))
     parser.add_argument("--clips", type=int, default=1, help="clips of a step")
     parser.add_argument("--draws", type=int, nargs="+", default=(1, 2), help="ratios of each clip")
     parser.add_argument("--costs", nargs="+", default=("network", "mahalanobis"))
     args = parser.parse_args()
-    places: list[tuple[str, Any, Any]] = [("CPU", jax.local_devices(backend="cpu")[0], "cpu")]
+    where, kind, device = "CPU", "cpu", jax.local_devices(backend="cpu")[0]
     if args.slice is not None:
-        places.append((f"one chip of {args.slice}", slice_named(args.slice).devices[0], "tpu"))
+        where, kind, device = f"one chip of {args.slice}", "tpu", slice_named(args.slice).devices[0]
     rows = []
-    for (where, device, kind), width, cost, draws in itertools.product(places, args.widths, args.costs, args.draws):
+    for width, cost, draws in itertools.product(args.widths, args.costs, args.draws):
         choice = CostChoice(cost=cost, clips=args.clips, draws=draws)
         with using(kind):
             lower = functools.partial(lowered, choice, width, FRAMES, SIDE, POOLED, device)
