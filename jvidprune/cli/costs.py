@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class CostsChoice:
     """What is compared, every combination of it."""
 
-    cost: str = "own,TokenCost,LocalityCost"
-    """Costs, separated by commas: "own" for the method's, the library's, or one of yours: "my_cost.py:MyCost(2)"."""
+    cost: str = "own,TokenCost(1.0, 0.0),LocalityCost"
+    """Costs, separated by commas: "own" for the method's, the library's (by default features without places, and that
+    of OTT-Vid), or one of yours: "my_cost.py:MyCost(2)"."""
     masses: str = "own"
     """Masses likewise, as in "own,Saliency(sources=-1.0)"."""
     solvers: str = "own"

@@ -117,7 +117,8 @@ def sweep_table(table: "SweepTable", *, intervals: bool) -> "Table":
     out = Table(
         box=box.SIMPLE_HEAD, caption=" · ".join(caption), caption_justify="left", collapse_padding=True, pad_edge=False
     )
-    out.add_column("method", no_wrap=True)
+    # A long name folds before numbers are cut.
+    out.add_column("method", overflow="fold")
     for ratio in table.ratios:
         out.add_column(f"{100 * ratio:g} %", justify="right", no_wrap=True)
     counted = _counted(table, wide=intervals)

@@ -199,6 +199,19 @@ def test_the_terminal_table_tells_tokens_and_times_of_the_smallest_ratio():
         assert row.split()[-4:] == ["5", "%", "40", "11.0"]
 
 
+def test_a_long_name_folds_before_numbers_are_cut():
+    from rich.console import Console
+
+    table = small_table({1.0: 50.0, 0.05: 11.0, 0.25: 22.0})
+    long = "AOT (intra_transport=Transport(cost=my_cost.py:MyCost(0.5)), inter=False, keep_ratio=0.2)"
+    console = Console(width=60)
+    with console.capture() as seen:
+        console.print(sweep_table(dataclasses.replace(table, titles={"random": long}), intervals=False))
+    assert "…" not in seen.get()
+    row = next(line for line in seen.get().splitlines() if line.startswith("AOT"))
+    assert row.split()[-4:] == ["5", "%", "40", "11.0"]
+
+
 def test_a_ratio_without_a_time_is_left_out_of_the_plot_over_time():
     """Ratios nearest to 10 % stand in the plot with a name; here that one was never asked alone."""
     nan = float("nan")
