@@ -6,7 +6,11 @@ Runs (or resumes) two sweeps of the embedded model on the procedural test split,
 at the positions that the model was made for, and of some at the others, and writes retention_curves.csv and
 retention_curves.md. Neither holds times. Controls and reconstructions are marked.
 
-    python experiments/retention_curves.py --clips 30 --methods all --moved "" --name retention_all
+    python experiments/retention_curves.py --clips 60 --methods all --moved "" --name retention_all \
+        --covipal runs/train_pruners/covipal/pruner.safetensors
+
+CoViPAL is run with a trained module alone; `experiments/train_pruners.py` trains that one. With `--onto` the rows that
+both files hold stay, and only methods that they lack are run, beside `random`.
 """
 
 import argparse
@@ -15,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from added_rows import joined_csv, joined_markdown, methods_in
 
 from jvidprune.cli.console import Console
 from jvidprune.cli.options import ModelChoice
@@ -36,10 +41,14 @@ parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.R
 parser.add_argument("--clips", type=int, default=60)
 parser.add_argument("--methods", default=METHODS, help='names, or "all"')
 parser.add_argument("--moved", default=METHODS, help="methods that are also run at the other positions")
+parser.add_argument("--onto", action="store_true", help="add the methods that the files lack; what is there stays")
+parser.add_argument("--covipal", type=Path, default=None, help="file of a trained module for covipal")
 parser.add_argument("--model", default=None)
 parser.add_argument("--out", type=Path, default=Path("experiments"))
 parser.add_argument("--name", default="retention_curves", help="of the two files")
 args = parser.parse_args()
+written, sheet = args.out / f"{args.name}.md", args.out / f"{args.name}.csv"
+there = methods_in(sheet.read_text(encoding="utf8")) if args.onto else []
 
 console = Console()
 with console.working():
@@ -49,10 +58,11 @@ with console.working():
     asked = everything if args.methods == "all" else args.methods.split(",")
     methods, refused = {}, {}
     for name in asked:
-        if name == "none":
+        if name == "none" or (name in there and name != "random"):
             continue
         try:
-            methods[name] = llm.reducer(name)
+            typed = f"covipal(module='{args.covipal}')" if name == "covipal" and args.covipal else name
+            methods[name] = llm.reducer(typed)
         except JvidpruneError as error:
             refused[name] = str(error)
     moving = [name for name in args.moved.split(",") if name in methods]
@@ -129,13 +139,18 @@ def by_positions() -> list[str]:
     ]
 
 
+trained = (
+    " CoViPAL chooses by a module that `experiments/train_pruners.py` trained on other clips."
+    if "covipal" in names
+    else ""
+)
 rows = sorted((collapse(category) for category in table.categories), key=lambda row: row[-1].rjust(4))
 parts = [
     "# Accuracy at few tokens\n",
     f"{table.clips} clips of the procedural test split, {len(found.samples) // len(table.runs)} questions of the kinds "
     "that the embedded model answers above chance; accuracy in per cent with 95 % bootstrap intervals over clips. "
     "Written by `experiments/retention_curves.py`; "
-    f"model files {found.identity['model']['files']}.\n",
+    f"model files {found.identity['model']['files']}.{trained}\n",
     accuracy_table(table),
     "\n## Against tokens chosen at random\n",
     "Points of accuracy over `random` at the same nominal ratio, paired; bold where zero lies outside. Methods read a "
@@ -157,6 +172,20 @@ args.out.mkdir(parents=True, exist_ok=True)
 cells = [{"positions": own or "reference"} | dataclasses.asdict(cell) for cell in table.cells.values()]
 if moving:
     cells += [{"positions": other} | dataclasses.asdict(cell) for cell in other_table.cells.values()]
-write_table(args.out / f"{args.name}.csv", cells)
-(args.out / f"{args.name}.md").write_text("\n".join(parts) + "\n", encoding="utf8")
-print(args.out / f"{args.name}.md")
+text, before = "\n".join(parts) + "\n", sheet.read_text(encoding="utf8") if args.onto else ""
+write_table(sheet, cells)
+if args.onto:
+    # What was run again must not have changed: rows of two models or benchmarks do not belong into one table.
+    new = sheet.read_text(encoding="utf8")
+    again = [line for line in new.splitlines() if line.split(",")[1] in there]
+    same = set(again) <= set(before.splitlines())
+    sheet.write_text(joined_csv(before, new, everything) if same else before, encoding="utf8")
+    if not same:
+        raise SystemExit(f"{sheet} was not made with this model and these clips: its rows of random are others now.")
+    added = [marked(name) for name in names if name not in there]
+    said = f"Without {', '.join(added)}, which were added later."
+    kept_sections = dict.fromkeys(("Clips that it takes", "Categories that collapse first"), said)
+    titles = [marked(name) for name in everything]
+    text = joined_markdown(written.read_text(encoding="utf8"), text, titles, kept_sections)
+written.write_text(text, encoding="utf8")
+print(written)
