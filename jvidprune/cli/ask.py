@@ -168,7 +168,10 @@ def answered(
         for piece in stream:
             (write or _write)(piece)
         answer = stream.answer
-    return priced(answer, llm.loaded.config, reduced.whole or reduced.video.tokens.layout(), method)
+    # What several maps of a picture cost is not counted.
+    return (
+        answer if reduced.beside else priced(answer, llm.loaded.config, reduced.whole or reduced.video.layout, method)
+    )
 
 
 def priced(answer: "Answer", config: Any, layout: "Layout", reducer: "Reducer") -> "Answer":

@@ -153,7 +153,8 @@ def read_video(
     clip = read_clip(path, model, choice, clock, console)
     with clock("encode") as stage:
         video = model.encode(clip, needs=needs, question=question if needs & QUESTION else None)
-        stage.tokens = jax.block_until_ready(video.tokens).layout().total
+        jax.block_until_ready(video.tokens)
+        stage.tokens = video.total
     return video
 
 

@@ -12,7 +12,7 @@ from jvidprune.errors import JvidpruneError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from jvidprune.tokens import Layout
+    from jvidprune.models.settings import PictureShape
     from jvidprune.video.decode import Clip, VideoInfo
 
 
@@ -49,7 +49,7 @@ class Look:
       rule: name of this rule.
       clip: the frames that a question would be asked about, None for a still picture that the family cannot read.
       wished: whether frames or a rate were asked for.
-      layout: grid frames and tokens that these frames become, with a clip.
+      shape: grid frames and tokens that these frames become, with a clip.
     """
 
     path: Path
@@ -59,7 +59,7 @@ class Look:
     rule: str
     clip: "Clip | None"
     wished: bool
-    layout: "Layout | None" = None
+    shape: "PictureShape | None" = None
 
     def record(self) -> dict[str, Any]:
         """Plain values for JSON: times are seconds by the file's own clock, sizes width and height as shown."""
@@ -85,8 +85,9 @@ class Look:
 
     def sampled(self) -> dict[str, Any] | None:
         """Numbers and times of the sampled frames, seconds from the first frame, and the tokens that these become."""
-        if self.clip is None or self.layout is None:
+        if self.clip is None or self.shape is None:
             return None
+        first = self.shape.layouts[0]
         seconds = self.clip.timestamps.tolist()
         return {
             "family": self.family,
@@ -95,8 +96,9 @@ class Look:
             "numbers": self.clip.indices.tolist(),
             "times": [round(self.clip.start + time, 6) for time in seconds],
             "seconds": [round(time, 6) for time in seconds],
-            "grid": [self.layout.frames, *self.layout.grid],
-            "tokens": self.layout.total,
+            "grid": [first.frames, *first.grid],
+            "maps": [[one.frames, *one.grid] for one in self.shape.layouts],
+            "tokens": self.shape.total,
         }
 
 
@@ -120,6 +122,7 @@ def look(path: Path | None, *, model: ModelChoice, save: Path | None = None) -> 
     from jvidprune.models.checkpoint.load import read_config
     from jvidprune.models.checkpoint.processor import image_processor, video_processor
     from jvidprune.models.embedded import EMBEDDED
+    from jvidprune.models.settings import PictureShape
     from jvidprune.procedural.clips import default_clip
     from jvidprune.video.container import existing_file
     from jvidprune.video.decode import probe, read_frames
@@ -136,15 +139,15 @@ def look(path: Path | None, *, model: ModelChoice, save: Path | None = None) -> 
     clip = read_frames(path, wish=wish, limits=limits) if wished or not info.picture or wish.pictures else None
     if save is not None and clip is not None:
         _save(clip, save)
-    layout = None
+    shape = None
     if clip is not None:
         height, width = clip.frames.shape[1:3]
         given = video_processor(folder)
         if clip.picture:
-            layout = settings.picture_layout(config, (height, width), given, image_processor(folder))
+            shape = settings.shape_of_picture(config, (height, width), given, image_processor(folder))
         else:
-            layout = settings.layout(config, len(clip.frames), (height, width), given)
-    return Look(path, info, family, settings.convention, rule, clip, wished, layout)
+            shape = PictureShape((settings.layout(config, len(clip.frames), (height, width), given),))
+    return Look(path, info, family, settings.convention, rule, clip, wished, shape)
 
 
 def look_table(seen: Look) -> "Table":
@@ -180,9 +183,9 @@ def look_table(seen: Look) -> "Table":
         asked = "" if seen.wished else ", without a wish"
         rows["sampled"] = f"{len(shown)} of {info.frames} by {seen.family}'s rule {seen.rule}{asked}"
         rows[""] = "  ".join(shown)
-    if seen.layout is not None:
-        steps, (down, across), total = seen.layout.frames, seen.layout.grid, seen.layout.total
-        rows["tokens"] = f"{total:,}, {steps} x {down} x {across}, in the convention {seen.convention}"
+    if seen.shape is not None:
+        maps = " and ".join(f"{one.frames} x {one.grid[0]} x {one.grid[1]}" for one in seen.shape.layouts)
+        rows["tokens"] = f"{seen.shape.total:,}, {maps}, in the convention {seen.convention}"
     for name, text in rows.items():
         table.add_row(name, Text(text))
     return table

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from jvidprune.costs.flops import newline_tokens
 from jvidprune.costs.memory import Need, TowerShape, ask_need, check_fits, video_shape
+from jvidprune.llm.encoded import check_in_time
 from jvidprune.llm.folder import family_settings
 from jvidprune.models.checkpoint.load import planned_dtype, read_config
 from jvidprune.models.checkpoint.processor import image_processor, video_processor
@@ -21,6 +22,7 @@ from jvidprune.reducers.registry import for_model
 from jvidprune.tokens import Layout
 from jvidprune.video.decode import probe
 from jvidprune.video.limits import DEFAULT, Limits
+from jvidprune.video.tiles import slots_of
 
 _WORDS, _STAMP = 64, 12
 """Tokens of a template, and of a time stamp with its markers."""
@@ -30,15 +32,16 @@ NOMINAL = (720, 1280)
 
 
 class _Planned(NamedTuple):
-    """A video as a model will read it: the model's family, its settings and config, frames sampled, its tower's shape,
-    grid, type."""
+    """A video or picture as a model will read it: the model's family, its settings and config, frames sampled, its
+    tower's shape, layouts of its maps, type."""
 
     family: str
     settings: FamilySettings
     config: Any
     frames: int
     shape: TowerShape
-    layout: Layout
+    layouts: tuple[Layout, ...]
+    picture: bool
     dtype: Any
 
 
@@ -69,12 +72,15 @@ def _plan(
             wish.check_picture(Path(video or ""))
         count = len(wish.indices(info.frames, info.fps))
     pixels = (info.height, info.width) if info is not None else size or NOMINAL
-    if info is not None and info.picture:
-        layout = settings.picture_layout(config, pixels, video_processor(folder), image_processor(folder))
-        config = settings.config_of_pictures(config)
+    picture = info is not None and info.picture
+    if picture:
+        made = settings.shape_of_picture(config, pixels, video_processor(folder), image_processor(folder))
+        config, layouts = settings.config_of_pictures(config), made.layouts
+        shape = video_shape(config, slots_of(made.frames), layouts[0])
     else:
-        layout = settings.layout(config, count, pixels, video_processor(folder))
-    return _Planned(family, settings, config, count, video_shape(config, count, layout), layout, dtype)
+        layouts = (settings.layout(config, count, pixels, video_processor(folder)),)
+        shape = video_shape(config, count, layouts[0])
+    return _Planned(family, settings, config, count, shape, layouts, picture, dtype)
 
 
 def check_question(
@@ -122,10 +128,14 @@ def check_question(
       JvidpruneError: it does not fit, or the checkpoint, the file or the reducer is not what it should be.
     """
     planned = _plan(source, video, frames, fps, size, limits, revision, dtype, convention, quantise)
-    settings, config, layout = planned.settings, planned.config, planned.layout
+    settings, config, layout = planned.settings, planned.config, planned.layouts[0]
     method = for_model(reducer, config) if isinstance(reducer, str) else reducer
+    check_in_time(planned.picture, layout.frames, method)
     seen = with_defaults(method).seen(layout, ratio)
     kept = method.capacity(layout, ratio) + newline_tokens(config, seen, method, settings)
+    for more in planned.layouts[1:]:
+        # Every row of a further map of a picture may end with a newline.
+        kept += method.capacity(more, ratio) + more.grid[0]
     words = _WORDS + len(question.encode()) // 2 + _STAMP * seen.frames * settings.writes_times
     need = ask_need(
         config,
@@ -137,7 +147,7 @@ def check_question(
         mesh=read_mesh(mesh),
         stages=inner_stages(method, ratio),
     )
-    what = f"{planned.family} reading {planned.frames} frames at ratio {ratio:g}"
+    what = f"{planned.family} reading {_read(planned)} at ratio {ratio:g}"
     check_fits(need, what=what, dtype=planned.dtype, available=available)
     return need
 
@@ -170,6 +180,10 @@ def check_encoding(
         planned.config, planned.shape, kept=0, text=0, max_new_tokens=1, mesh=read_mesh(mesh), dtype=planned.dtype
     )
     need = dataclasses.replace(need, prompt=0)
-    what = f"{planned.family} encoding {planned.frames} frames"
+    what = f"{planned.family} encoding {_read(planned)}"
     check_fits(need, what=what, dtype=planned.dtype, available=available)
     return need
+
+
+def _read(planned: _Planned) -> str:
+    return "a picture" if planned.picture else f"{planned.frames} frames"

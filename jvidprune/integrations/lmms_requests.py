@@ -333,7 +333,7 @@ class Adapter:
             raise type(error)(f"{called(args)}: {error}") from error
 
     def _video(self, visuals: Any, question: str) -> ReducedVideo | list[ReducedVideo]:
-        """The reduced video of what doc_to_visual gives: paths of videos, or the frames of one as pictures."""
+        """What doc_to_visual gives, reduced: paths of videos, the frames of one as pictures, or a picture."""
         parts = [visuals] if isinstance(visuals, str | Path) else list(visuals or ())
         if parts and all(isinstance(part, str | Path) for part in parts):
             videos = [self._reduced(self._file(str(part)), question) for part in parts]
@@ -341,6 +341,8 @@ class Adapter:
         if len(parts) > 1 and all(hasattr(part, "convert") for part in parts):
             clip = frames_of(parts, self.llm.settings.wish(self.args.max_frames_num, self.args.fps))
             return self._reduced(self._ready(clip), question)
+        if len(parts) == 1 and hasattr(parts[0], "convert") and self.llm.settings.pictures:
+            return self._reduced(self._ready(Clip.of_picture(parts[0].convert("RGB"))), question)
         kinds = ", ".join(sorted({type(part).__name__ for part in parts})) or "nothing"
         raise UnsupportedTask(f"jvidprune reads videos (paths, or several pictures as frames), the task gives {kinds}.")
 

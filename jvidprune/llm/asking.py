@@ -10,7 +10,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.batch import Reply, decoding, reply_of
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
 from jvidprune.llm.generation import AnswerText, Finish, Generation
-from jvidprune.llm.opening import Source, encode_frames, open_source
+from jvidprune.llm.opening import Source, check_method, encode_frames, open_source
 from jvidprune.llm.prompts.messages import Asked
 from jvidprune.llm.rows import Prompt, batches, read_rows
 from jvidprune.llm.stages import Stage, StageClock
@@ -91,6 +91,7 @@ def reduced_source(
         with clock("decode", "frames") as stage:
             source = open_source(llm, video, fps, times)
             stage.tokens = len(source.frames if isinstance(source, Clip) else source)
+        check_method(llm, source, method)
         if of_frames(method):
             # What it makes is what is encoded.
             with clock("encode") as stage:
@@ -99,7 +100,8 @@ def reduced_source(
             return reduced
         with clock("encode") as stage:
             video = encode_frames(llm, source, method.needs, question)
-            stage.tokens = jax.block_until_ready(video.tokens).layout().total
+            jax.block_until_ready(video.tokens)
+            stage.tokens = video.total
     elif fps is not None or times is not None:
         raise JvidpruneError("an encoded video has its times: leave fps= and times= out.")
     with clock("reduce") as stage:

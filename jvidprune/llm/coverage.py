@@ -65,14 +65,22 @@ def cell(family: str, method: str) -> str:
 
 
 def markdown() -> str:
-    """A row a method, a column a family."""
+    """A row a method, a column a family, and one of pictures that are cut into tiles."""
     columns = [family.name for family in families() if family.representative is not None]
-    head = ["method", *(f"`{name}`" for name in columns)]
+    head = ["method", *(f"`{name}`" for name in columns), "tiles of a picture"]
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for name in (*registry.names(), *registry.framed(), *registry.learned()):
         cells = (cell(family, name) for family in columns)
-        lines.append(" | ".join([f"`{name}` {registry.info(name).label}", *cells]))
+        lines.append(" | ".join([f"`{name}` {registry.info(name).label}", *cells, _tiled(name)]))
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def _tiled(method: str) -> str:
+    """Whether a method runs on the tiles of a picture, where these are its frames (InternVL)."""
+    own = with_defaults(registry.get(method))
+    if own.tokens_from in ("tower", "frames"):
+        return "no, its own tokens"
+    return "no, in time" if own.in_time else "yes"
 
 
 def _with_head(config: Any) -> Any:

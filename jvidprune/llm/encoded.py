@@ -21,7 +21,7 @@ from jvidprune.video.decode import Clip
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EncodedVideo:
-    """The tokens of a video together with what they were made of, from `VideoLLM.encode`.
+    """The tokens of a video or picture together with what they were made of, from `VideoLLM.encode`.
 
     Tokens of one's own go in as `EncodedVideo(tokens)`; evidence that they lack cannot be computed then, and families
     that write times into their prompts cannot be asked about them.
@@ -33,12 +33,37 @@ class EncodedVideo:
       question: what the evidence "text" holds the embeddings of, if it is there.
       again: encodes other frames of the source, as a layout says, for methods that make tokens of these; None where the
         source was not kept.
+      beside: further maps of the same picture, which stand behind this one in a prompt and are reduced by themselves.
+      newline: layout of newline embeddings among the tokens of a picture; None leaves it to the reducer and the family.
     """
 
     tokens: VideoTokens
     source: Clip | np.ndarray | None = dataclasses.field(default=None, repr=False)
     question: str | None = None
     again: Callable[[Layout], "EncodedVideo"] | None = dataclasses.field(default=None, repr=False)
+    beside: tuple["EncodedVideo", ...] = ()
+    newline: NewlineKind | None = None
+
+    @property
+    def maps(self) -> tuple["EncodedVideo", ...]:
+        """This map and those beside it, each by itself: a video is one."""
+        return dataclasses.replace(self, beside=()), *self.beside
+
+    @property
+    def layout(self) -> Layout:
+        """Of this map, frames that fill up not counted."""
+        real, slots = int(self.tokens.frame_mask.sum()), self.tokens.features.shape[0]
+        return self.tokens.layout(None if real == slots else real)
+
+    @property
+    def total(self) -> int:
+        """Tokens, of all maps."""
+        return sum(one.layout.total for one in self.maps)
+
+    @property
+    def picture(self) -> bool:
+        """Whether it is a still picture, no video."""
+        return self.clip is not None and self.clip.picture
 
     @property
     def clip(self) -> Clip | None:
@@ -64,6 +89,7 @@ class ReducedVideo:
       positions: rule of the kept tokens' positions that was asked for, whatever the method; None leaves it to the
         model and the method, see `reducers.prompt_rules.position_rule`.
       whole: layout of the whole video, where `video` holds other frames of it.
+      beside: the further maps of the same picture, reduced by themselves.
     """
 
     video: EncodedVideo
@@ -73,27 +99,35 @@ class ReducedVideo:
     inner: tuple[InnerStage, ...]
     positions: PositionRule | None = None
     whole: Layout | None = None
+    beside: tuple["ReducedVideo", ...] = ()
+
+    @property
+    def maps(self) -> tuple["ReducedVideo", ...]:
+        """This map and those beside it, each by itself: a video is one."""
+        return dataclasses.replace(self, video=self.video.maps[0], beside=()), *self.beside
 
     @property
     def rules(self) -> PromptRules:
         """How the reducer's tokens stand in a prompt."""
         return prompt_rules(self.reducer)
 
+    def newline_layout(self, kind: NewlineKind) -> NewlineKind:
+        """Where newline embeddings stand: a picture's own way, else what the reducer declares, else the family's."""
+        return self.video.newline or self.rules.newline_layout(kind)
+
     @property
     def kept(self) -> int:
-        """Tokens kept."""
-        return int(self.reduced.count)
+        """Tokens kept, of all maps."""
+        return int(self.reduced.count) + sum(one.kept for one in self.beside)
 
     @property
     def visual(self) -> int:
-        """Tokens there were, or would have been."""
-        if self.whole is not None:
-            return self.whole.total
-        return int(self.video.tokens.frame_mask.sum()) * self.video.tokens.features.shape[1]
+        """Tokens there were, or would have been, of all maps."""
+        return self.video.total if self.whole is None else self.whole.total
 
     @property
     def capacity(self) -> int:
-        """Rows of the reduced tokens, padding included."""
+        """Rows of the reduced tokens of this map, padding included."""
         return self.reduced.tokens.shape[0]
 
     @property
@@ -130,9 +164,13 @@ def sweep_video(
 
     Raises:
       JvidpruneError: an impossible ratio or budget, missing evidence, a rule of positions that is none, or a method of
-        other frames for a video whose frames were not kept.
+        other frames for a video whose frames were not kept, or a method of time for a picture of several tiles.
     """
     check_positions(positions)
+    check_in_time(video.picture, video.layout.frames, reducer)
+    if video.beside:
+        each = [sweep_video(one, reducer, ratios, diagnostics=diagnostics, positions=positions) for one in video.maps]
+        return [dataclasses.replace(first, video=video, beside=tuple(rest)) for first, *rest in zip(*each, strict=True)]
     if of_frames(reducer):
         return _encoded_again(video, reducer, ratios, positions)
     stages = [inner_stages(reducer, ratio) for ratio in ratios]
@@ -142,6 +180,29 @@ def sweep_video(
         ReducedVideo(video, jax.tree.map(operator.itemgetter(i), swept), reducer, float(ratio), inner, positions)
         for i, (ratio, inner) in enumerate(zip(ratios, stages, strict=True))
     ]
+
+
+def check_in_time(picture: bool, tiles: int, reducer: Reducer) -> None:
+    """Refuses a method of time for a picture whose tiles are frames.
+
+    Args:
+      picture: it is a still picture.
+      tiles: its frames.
+      reducer: the method.
+
+    Raises:
+      JvidpruneError: tiles of a picture stand beside each other.
+    """
+    if picture and tiles > 1 and with_defaults(reducer).in_time:
+        raise JvidpruneError(
+            f"{title_of(reducer)} compares frames in time, but the {tiles} tiles of a picture stand beside each other: "
+            "take a method of single frames, such as visionzip or divprune."
+        )
+
+
+def maps_of(videos: Sequence[ReducedVideo]) -> list[ReducedVideo]:
+    """All maps of all videos and pictures of a prompt, in its order."""
+    return [one for video in videos for one in video.maps]
 
 
 def shows_diagnostics(reducer: Reducer, inner: Sequence[InnerStage]) -> bool:

@@ -63,6 +63,8 @@ def trace(llm: "VideoLLM", video: ReducedVideo, question: str, *, steps: int = S
       JvidpruneError: a method without a stage that acts in this model, or a prompt longer than the model's positions.
     """
     layers = llm.loaded.config.text.layers
+    if video.beside:
+        raise JvidpruneError("stages are followed on videos, not yet on pictures of several maps.")
     if not any(stage.boundary < layers for stage in video.inner):
         raise JvidpruneError(f"{video.title} does nothing inside the {layers} layers of this language model.")
     laid, (embeds, positions, valid), capacity, parts = laid_out(llm, Prompt(video, question), steps)

@@ -12,15 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, all_tokens
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, all_tokens, check_in_time
 from jvidprune.models.checkpoint.processor import image_processor
 from jvidprune.models.evidence import NO_QUESTION, NO_TEXT_TOWER
+from jvidprune.models.settings import PictureMap, PictureShape
 from jvidprune.parallel import on_every_device, on_mesh_of
 from jvidprune.reducers.controls import spread
 from jvidprune.reducers.frames import one_size
 from jvidprune.reducers.protocol import Reducer, title_of, with_defaults
 from jvidprune.tokens import QUESTION, Layout, VideoTokens
 from jvidprune.video.decode import Clip, as_frames
+from jvidprune.video.tiles import Tiles
 
 if TYPE_CHECKING:
     from jvidprune.llm.video_llm import VideoLLM
@@ -83,8 +85,7 @@ def encode_frames(
     asked = needs & QUESTION
     if asked and question is None:
         raise JvidpruneError(NO_QUESTION)
-    again = functools.partial(encode_seen, llm, source)
-    video = EncodedVideo(_tokens(llm, source, None, needs - QUESTION), source, again=again)
+    video = _encoded(llm, source, None, needs - QUESTION)
     # Attached here, so that the tower does not compile anew for every length of a question.
     return video if question is None else _with_question(llm, video, question, asked)
 
@@ -104,9 +105,7 @@ def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question
                 "carry, and its frames were not kept: encode it with this reducer."
             )
         whole = video.frames if video.clip is None else video.clip
-        added = _tokens(llm, whole, None, missing).evidence
-        tokens = dataclasses.replace(video.tokens, evidence=added | video.tokens.evidence)
-        video = dataclasses.replace(video, tokens=tokens)
+        video = _joined(video, _encoded(llm, whole, None, missing).maps)
     asked, known = method.needs & QUESTION, video.tokens.evidence.keys() & QUESTION
     if not asked or (asked <= known and question in (None, video.question)):
         return video
@@ -127,9 +126,9 @@ def lower_encode(
       needs: names of `tokens.EVIDENCE`.
       grid: (h, w) of tokens of a frame where the frames are resized to one, see `encode_seen`.
     """
-    pixels = jax.tree.map(jnp.asarray, _pixels(llm, source, grid))
+    pixels, mask = _read(_pixels(llm, source, grid))
     with on_mesh_of(llm.loaded.model):
-        return encode_tokens.lower(_model(llm, source), pixels, needs - QUESTION)
+        return encode_tokens.lower(_model(llm, source), pixels, needs - QUESTION, mask)
 
 
 def _pixels(llm: "VideoLLM", source: Clip | np.ndarray, grid: tuple[int, int] | None) -> Any:
@@ -156,13 +155,31 @@ def _model(llm: "VideoLLM", source: Clip | np.ndarray | None) -> Any:
     return llm.picture_model if is_picture(llm, source) else llm.loaded.model
 
 
-def layout_of(llm: "VideoLLM", source: Clip | np.ndarray) -> Layout:
-    """Grid frames and tokens that the tower would make of frames; nothing is encoded."""
+def shape_of(llm: "VideoLLM", source: Clip | np.ndarray) -> PictureShape:
+    """Grid frames and tokens that the tower would make of frames, of each map of a picture; nothing is encoded."""
     frames = source.frames if isinstance(source, Clip) else source
     config, size = llm.loaded.config, frames[0].shape[:2]
     if isinstance(source, Clip) and source.picture:
-        return llm.settings.picture_layout(config, size, llm.processor, image_processor(llm.loaded.folder))
-    return llm.settings.layout(config, len(frames), size, llm.processor)
+        return llm.settings.shape_of_picture(config, size, llm.processor, image_processor(llm.loaded.folder))
+    layout = llm.settings.layout(config, len(frames), size, llm.processor)
+    return PictureShape((layout,), layout.frames)
+
+
+def check_method(llm: "VideoLLM", source: Clip | np.ndarray, method: Reducer) -> None:
+    """Refuses a method that has no meaning on a picture of this size, before anything is encoded.
+
+    Raises:
+      JvidpruneError: a method of time and several tiles, or one that makes its own tokens where pictures are tiles.
+    """
+    if not is_picture(llm, source):
+        return
+    shape, own = shape_of(llm, source), with_defaults(method)
+    check_in_time(True, shape.layouts[0].frames, method)
+    if shape.frames > 1 and own.tokens_from in ("tower", "frames"):
+        raise JvidpruneError(
+            f"{title_of(method)} makes tokens of frames itself, which it cannot of the {shape.frames} tiles of a "
+            "picture: take a method of tokens, such as visionzip or divprune."
+        )
 
 
 def encode_seen(llm: "VideoLLM", source: Clip | np.ndarray, seen: Layout) -> EncodedVideo:
@@ -177,13 +194,12 @@ def encode_seen(llm: "VideoLLM", source: Clip | np.ndarray, seen: Layout) -> Enc
     Raises:
       JvidpruneError: another grid than the source's where the tower reads frames of one size.
     """
-    whole = layout_of(llm, source)
+    (whole,) = shape_of(llm, source).layouts
     if seen.frames < whole.frames:
         source = _fewer(source, seen.frames * getattr(llm.loaded.config.vision, "pair", 1))
     if llm.settings.sized is None and seen.grid != whole.grid:
         raise JvidpruneError(one_size(llm.loaded.family))
-    tokens = _tokens(llm, source, seen.grid, frozenset())
-    return EncodedVideo(tokens, source, again=functools.partial(encode_seen, llm, source))
+    return _encoded(llm, source, seen.grid, frozenset())
 
 
 def reduce_frames(llm: "VideoLLM", source: Clip | np.ndarray, method: Reducer, ratio: float) -> ReducedVideo:
@@ -192,7 +208,8 @@ def reduce_frames(llm: "VideoLLM", source: Clip | np.ndarray, method: Reducer, r
     Raises:
       JvidpruneError: an impossible ratio, or a method that has no meaning on this model.
     """
-    own, whole = with_defaults(method), layout_of(llm, source)
+    check_method(llm, source, method)
+    own, (whole,) = with_defaults(method), shape_of(llm, source).layouts
     own.check_model(llm.loaded.config)
     seen = own.seen(whole, ratio)
     video = encode_frames(llm, source, frozenset(), None) if seen == whole else encode_seen(llm, source, seen)
@@ -208,16 +225,41 @@ def _fewer(source: Clip | np.ndarray, count: int) -> Clip | np.ndarray:
     return dataclasses.replace(source, frames=source.frames[picks], indices=indices, timestamps=times)
 
 
-def _tokens(
+def _encoded(
     llm: "VideoLLM", source: Clip | np.ndarray, grid: tuple[int, int] | None, needs: frozenset[str]
-) -> VideoTokens:
-    pixels = jax.tree.map(jnp.asarray, _pixels(llm, source, grid))
+) -> EncodedVideo:
+    """Tokens of a source, of a picture those of its maps beside each other."""
+    read, model, again = _pixels(llm, source, grid), _model(llm, source), functools.partial(encode_seen, llm, source)
     with on_mesh_of(llm.loaded.model):
-        return encode_tokens(_model(llm, source), pixels, needs)
+        pixels, mask = _read(read)
+        made = (PictureMap(encode_tokens(model, pixels, needs, mask)),)
+        if isinstance(read, Tiles) and llm.settings.picture_maps is not None:
+            made = llm.settings.picture_maps(model, made[0].tokens, read)
+    first, *rest = (EncodedVideo(one.tokens, source, again=again, newline=one.newline) for one in made)
+    return dataclasses.replace(first, beside=tuple(rest))
+
+
+def _read(pixels: Any) -> tuple[Any, jax.Array | None]:
+    """Pixels as the tower's program takes them, and which of them are tiles of a picture."""
+    if isinstance(pixels, Tiles):
+        return jnp.asarray(pixels.values), jnp.asarray(pixels.mask)
+    return jax.tree.map(jnp.asarray, pixels), None
+
+
+def _joined(video: EncodedVideo, added: Sequence[EncodedVideo]) -> EncodedVideo:
+    """The video with the evidence of others of the same maps, its own first."""
+    found = []
+    for own, other in zip(video.maps, added, strict=True):
+        evidence = other.tokens.evidence | own.tokens.evidence
+        found.append(dataclasses.replace(own, tokens=dataclasses.replace(own.tokens, evidence=evidence)))
+    return dataclasses.replace(found[0], beside=tuple(found[1:]))
 
 
 def _with_question(llm: "VideoLLM", video: EncodedVideo, question: str, asked: frozenset[str]) -> EncodedVideo:
     """The video with the evidence of a question, that of another one left out."""
+    if video.beside:
+        first, *rest = (_with_question(llm, one, question, asked) for one in video.maps)
+        return dataclasses.replace(first, beside=tuple(rest))
     tokens = video.tokens
     tokens = dataclasses.replace(tokens, evidence={n: v for n, v in tokens.evidence.items() if n not in QUESTION})
     if "joint_text" in asked:
@@ -242,6 +284,10 @@ def _with_text(llm: "VideoLLM", video: EncodedVideo, question: str) -> EncodedVi
 
 
 @functools.partial(jax.jit, static_argnames="needs")
-def encode_tokens(model: Any, pixels: Any, needs: frozenset[str]) -> VideoTokens:
-    """The jitted tower: tokens and evidence of one video, held whole by every device."""
-    return on_every_device(model.encode(pixels, needs))
+def encode_tokens(model: Any, pixels: Any, needs: frozenset[str], frame_mask: Any = None) -> VideoTokens:
+    """The jitted tower: tokens and evidence of one video, held whole by every device; a mask marks tiles of a picture.
+
+    A model that reads no tiles need not know of masks.
+    """
+    masked = {} if frame_mask is None else {"frame_mask": frame_mask}
+    return on_every_device(model.encode(pixels, needs, **masked))

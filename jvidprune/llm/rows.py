@@ -16,7 +16,14 @@ from jaxtyping import Int
 from jvidprune.cuts.cache import Cache
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.deepstack import kept_levels
-from jvidprune.llm.encoded import ReducedVideo, shared_blocks, shared_frames, shared_places, shared_stages
+from jvidprune.llm.encoded import (
+    ReducedVideo,
+    maps_of,
+    shared_blocks,
+    shared_frames,
+    shared_places,
+    shared_stages,
+)
 from jvidprune.llm.prompt_cuts import join_inner, prompt_inner
 from jvidprune.llm.prompts.messages import Asked
 from jvidprune.llm.prompts.slots import SlotMap
@@ -52,7 +59,7 @@ class Prompt:
 
 
 class Row(NamedTuple):
-    """A prompt laid out: its place among the prompts, its videos, slots and text ids."""
+    """A prompt laid out: its place among the prompts, its videos (of pictures all maps), slots and text ids."""
 
     number: int
     videos: list[ReducedVideo]
@@ -97,7 +104,7 @@ def batches(llm: "VideoLLM", prompts: Sequence[Prompt], *, reserve: int, batch: 
         videos = prompt.videos
         # Text alone has neither stages nor levels: it shares no batch with videos.
         stages = (bool(videos), _alike(shared_stages(videos), llm.loaded.config.text.layers))
-        row = Row(number, videos, *llm.lay_out(videos, prompt.question, reserve, prompt.tail))
+        row = Row(number, maps_of(videos), *llm.lay_out(videos, prompt.question, reserve, prompt.tail))
         groups.setdefault(stages, []).append(row)
     made = []
     for group in groups.values():
@@ -160,8 +167,9 @@ def lay_out_rows(
         if not videos:
             inners.append(None)
             continue
-        # The first video's layout decides which newlines compete at a cut.
-        newline = videos[0].rules.newline_layout(llm.newline)
+        # The first layout with newlines decides which compete at a cut.
+        layouts = [one.newline_layout(llm.newline) for one in videos]
+        newline = next((kind for kind in layouts if kind != "no_token"), "no_token")
         group = _groups(videos, newline)
         found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=group)
         inners.append(found)

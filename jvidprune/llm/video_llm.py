@@ -22,10 +22,10 @@ from jvidprune.llm.asking import Answer, Stream, answer_of, reduced_source, samp
 from jvidprune.llm.batch import answer_many
 from jvidprune.llm.chat import Chat
 from jvidprune.llm.conventions import check_convention
-from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, prompt_positions, reduce_video
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, maps_of, prompt_positions, reduce_video
 from jvidprune.llm.folder import family_settings
 from jvidprune.llm.generation import Generating, generation_of
-from jvidprune.llm.opening import Source, add_evidence, encode_frames, open_source, reduce_frames
+from jvidprune.llm.opening import Source, add_evidence, check_method, encode_frames, open_source, reduce_frames
 from jvidprune.llm.prompts.builder import PromptBuilder
 from jvidprune.llm.prompts.messages import Asked, asked_of
 from jvidprune.llm.prompts.registry import builder_of
@@ -203,7 +203,8 @@ class VideoLLM:
         if own == config:
             return self.loaded.model
         made = nnx.merge(*nnx.split(self.loaded.model))
-        made.config, made.vision.config = own, own.vision
+        # Beside a scorer it is the model inside that encodes.
+        made.base.config, made.base.vision.config = own, own.vision
         return made
 
     @functools.cached_property
@@ -274,7 +275,10 @@ class VideoLLM:
         method = self.chosen(reducer) if needs is None else None if reducer is None else self.reducer(reducer)
         if method is not None:
             wanted |= method.needs if question is not None else method.needs - QUESTION
-        return encode_frames(self, open_source(self, source, fps, times), wanted, question)
+        opened = open_source(self, source, fps, times)
+        if method is not None:
+            check_method(self, opened, method)
+        return encode_frames(self, opened, wanted, question)
 
     def chosen(self, reducer: Method | None) -> Reducer | None:
         """The reducer asked for, else the folder's own; None where it names none."""
@@ -381,7 +385,8 @@ class VideoLLM:
         """
         ids = self.prompts.ids(videos, question)
         ids[-1] = [*ids[-1], *tail]
-        slots = self.prompts.lay_out(videos, ids, reserve=reserve, positions=self.position_rule(videos))
+        maps, rule = maps_of(videos), self.position_rule(videos)
+        slots = self.prompts.lay_out(maps, ids, reserve=reserve, positions=rule)
         return slots, np.concatenate([np.asarray(part, np.int32) for part in ids])
 
     @property

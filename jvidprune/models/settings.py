@@ -3,18 +3,22 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from jvidprune.models.checkpoint.processor import BICUBIC, BILINEAR, channels, resizes, square
 from jvidprune.models.positions import MropeRule
 from jvidprune.ops.newline import NewlineKind, NewlineRows
-from jvidprune.tokens import Layout
+from jvidprune.tokens import Layout, VideoTokens
 from jvidprune.video.preprocess import HALF, Channels, Patches, llava_pixels
 from jvidprune.video.resize import Filter
 from jvidprune.video.sampling import RATE_RULES, Rule
+from jvidprune.video.tiles import Tiles
 from jvidprune.video.wish import FrameWish
+
+PicturePixels = Callable[[np.ndarray], np.ndarray | Patches | Tiles]
+"""From a still picture, (1, H, W, 3) uint8, to what the tower reads."""
 
 Convention = Literal["released", "transformers", "lmms-eval"]
 """Whose way from a file to a model, see `llm.conventions`."""
@@ -25,6 +29,36 @@ training), or besides around all of them, where the template has them and transf
 
 Positions = Literal["renumbered", "original"]
 """A rule of kept tokens' positions, see `reducers.prompt_rules.PositionRule`."""
+
+
+class PictureShape(NamedTuple):
+    """What a family makes of a still picture.
+
+    Attributes:
+      layouts: of the tokens, in the order of the prompt: of one grid frame, of tiles of one size that are frames, or of
+        several maps that stand behind each other, each reduced by itself.
+      frames: that the tower reads.
+    """
+
+    layouts: tuple[Layout, ...]
+    frames: int = 1
+
+    @property
+    def total(self) -> int:
+        """Tokens."""
+        return sum(layout.total for layout in self.layouts)
+
+
+class PictureMap(NamedTuple):
+    """Tokens of a still picture that are reduced by themselves.
+
+    Attributes:
+      tokens: with evidence.
+      newline: layout of newline embeddings among them, None leaves it to the reducer and the family.
+    """
+
+    tokens: VideoTokens
+    newline: NewlineKind | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,12 +88,13 @@ class FamilySettings:
       begins: a prompt starts with the tokenizer's token for the beginning of a text, or of its end if it has none.
       fps: rate that the family or its folder's video processor samples at, before `frames`; None for a number of
         frames.
-      pictures: still pictures are read, which families whose towers take frames of any size read as one grid frame;
-        the others cut pictures into tiles, which is not supported.
+      pictures: still pictures are read: as one grid frame where towers take frames of any size, else as tiles.
       picture_pixels: like `pixels`, for still pictures, (1, H, W, 3), and the settings of the folder's image processor;
         None reads a picture as a video of one frame.
-      picture_grid: rows and columns of tokens of a picture, from the model's config, height and width in pixels and the
-        settings of the folder's image processor, with `picture_pixels`.
+      picture_shape: what becomes of a picture, from the model's config, height and width in pixels and the settings of
+        the folder's image processor, with `picture_pixels`.
+      picture_maps: the model, tokens of tiles and the tiles to the maps of a picture, where these are not the tiles
+        themselves.
       picture_config: the model's config to that which pictures are encoded with, where it is another one (VideoLLaMA3,
         where every patch of a picture is a token); None where it is the same.
       fewest, most, fastest: limits that a folder's video processor sets, see `FrameWish`.
@@ -85,8 +120,9 @@ class FamilySettings:
     own_chat: bool = False
     begins: bool = False
     pictures: bool = False
-    picture_pixels: Callable[[Any, Mapping[str, Any]], Callable[[np.ndarray], np.ndarray | Patches]] | None = None
-    picture_grid: Callable[[Any, int, int, Mapping[str, Any]], tuple[int, int]] | None = None
+    picture_pixels: Callable[[Any, Mapping[str, Any]], PicturePixels] | None = None
+    picture_shape: Callable[[Any, int, int, Mapping[str, Any]], PictureShape] | None = None
+    picture_maps: Callable[[Any, VideoTokens, Tiles], tuple[PictureMap, ...]] | None = None
     picture_config: Callable[[Any], Any] | None = None
     fps: float | None = None
     fewest: int | None = None
@@ -141,10 +177,10 @@ class FamilySettings:
             return Layout(frames, config.grid, config.unpooled_grid)
         return Layout(-(-frames // config.vision.pair), self.grid(config, frames, *size, given))
 
-    def picture_layout(
+    def shape_of_picture(
         self, config: Any, size: tuple[int, int], video: Mapping[str, Any], image: Mapping[str, Any]
-    ) -> Layout:
-        """Tokens that the tower makes of a still picture.
+    ) -> PictureShape:
+        """What the tower makes of a still picture.
 
         Args:
           config: of the model.
@@ -154,9 +190,9 @@ class FamilySettings:
         Raises:
           JvidpruneError: a size that the family's rule refuses.
         """
-        if self.picture_grid is None:
-            return self.layout(config, 1, size, video)
-        return Layout(1, self.picture_grid(self.config_of_pictures(config), *size, image))
+        if self.picture_shape is None:
+            return PictureShape((self.layout(config, 1, size, video),))
+        return self.picture_shape(self.config_of_pictures(config), *size, image)
 
     def config_of_pictures(self, config: Any) -> Any:
         """The config that pictures are encoded with."""

@@ -49,24 +49,42 @@ def find_pooling(grid: tuple[int, int], pooled: tuple[int, int]) -> PoolKind:
 def pooling_matrix(side: int, kind: PoolKind) -> np.ndarray:
     """(pooled side, side) float32 weights of one axis, for the linear kinds.
 
-    bilinear: half-pixel centres, no antialiasing, edges clamped; average: mean of two neighbours, an odd last row is
-    dropped.
+    bilinear: see `bilinear_matrix`; average: mean of two neighbours, an odd last row is dropped.
     """
     out = pooled_side(side, kind)
+    if kind == "bilinear":
+        return bilinear_matrix(side, out)
     weights = np.zeros((out, side), np.float64)
     if kind == "none":
         np.fill_diagonal(weights, 1.0)
-    elif kind == "average":
-        for i in range(out):
-            weights[i, 2 * i : 2 * i + 2] = 0.5
     else:
         for i in range(out):
-            source = max((i + 0.5) * side / out - 0.5, 0.0)
-            low = int(source)
-            high = min(low + 1, side - 1)
-            weights[i, low] += 1.0 - (source - low)
-            weights[i, high] += source - low
+            weights[i, 2 * i : 2 * i + 2] = 0.5
     return weights.astype(np.float32)
+
+
+@functools.lru_cache
+def bilinear_matrix(side: int, out: int) -> np.ndarray:
+    """(out, side) float32 weights of one axis: half-pixel centres, no antialiasing, edges clamped."""
+    weights = np.zeros((out, side), np.float64)
+    for i in range(out):
+        source = max((i + 0.5) * side / out - 0.5, 0.0)
+        low = int(source)
+        high = min(low + 1, side - 1)
+        weights[i, low] += 1.0 - (source - low)
+        weights[i, high] += source - low
+    return weights.astype(np.float32)
+
+
+def resize_tokens(x: Float[Array, "h w ..."], size: tuple[int, int]) -> Float[Array, "a b ..."]:
+    """A grid of tokens resized bilinearly, see `bilinear_matrix`; float32 arithmetic, input dtype out."""
+    if x.shape[:2] == size:
+        return x
+    rows, columns = (bilinear_matrix(side, out) for side, out in zip(x.shape[:2], size, strict=True))
+    wide = x.astype(jnp.float32)
+    for axis, weights in enumerate((rows, columns)):
+        wide = jnp.moveaxis(jnp.tensordot(weights, wide, (1, axis), precision=lax.Precision.HIGHEST), 0, axis)
+    return wide.astype(x.dtype)
 
 
 def pool_tokens(x: Float[Array, "T M ..."], grid: tuple[int, int], kind: PoolKind) -> Float[Array, "T N ..."]:

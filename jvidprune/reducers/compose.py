@@ -277,6 +277,11 @@ class Sequential(registry.HoldsMethods, PositionedReducer):
         return inner_stages(self.second, _ANY)
 
     @property
+    def in_time(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether a stage is."""
+        return any(with_defaults(one).in_time for one in (self.first, self.second))
+
+    @property
     def reads_text_mask(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Whether each stage that reads the question knows its padding."""
         return all(with_defaults(one).reads_text_mask for one in (self.first, self.second) if "text" in one.needs)

@@ -199,6 +199,8 @@ class FrameDrop(PositionedReducer):
         """Kept frames times tokens of a frame."""
         return half_up(layout.frames, check_ratio(ratio)) * layout.tokens
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         "frame_drop", "Frame drop", "-", "Keeps evenly spaced frames whole.", nested=False, merges=False, exact=True
     )

@@ -140,6 +140,11 @@ class DSTP(registry.HoldsMethods, PositionedReducer):
         return isinstance(self.host, StagedReducer) and self._host.reads_sink
 
     @property
+    def in_time(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the host."""
+        return self._host.in_time
+
+    @property
     def tokens_from(self) -> TokensFrom:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the host, where its tokens enter."""
         return self._host.tokens_from if self._inside else "features"

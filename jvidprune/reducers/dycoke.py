@@ -155,6 +155,8 @@ class DyCoke(PositionedReducer):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"llava_onevision": {}}
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="dycoke",
         title="DyCoke",

@@ -107,6 +107,8 @@ class EVS(PositionedReducer):
         "qwen3_5": {},
     }
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="evs",
         title="EVS",

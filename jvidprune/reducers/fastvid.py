@@ -436,6 +436,8 @@ class FastVID(PositionedReducer):
         "internvl": {"variant": "qwen2_5_vl", "tau": 0.84, "attention": "attention_pooling_head"},
     }
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="fastvid",
         title="FastVID",

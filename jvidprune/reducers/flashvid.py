@@ -421,6 +421,8 @@ class FlashVID(PositionedReducer):
         keep = settings.get("llm_retention_ratio", cls.llm_retention_ratio)
         return {} if own else {"expansion": layers / (layer + keep * (layers - layer))}
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="flashvid",
         title="FlashVID",

@@ -99,6 +99,8 @@ class FrameFusion(Full):
         "qwen3_vl": {"similarity": 0.5, "rows": 4},
     }
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="framefusion",
         title="FrameFusion",

@@ -102,6 +102,8 @@ class FewerFrames(_OtherFrames):
         """A share of the frames."""
         return layout._replace(frames=half_even(layout.frames, check_ratio(ratio)), padded_frames=None)
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         "fewer_frames", "Fewer frames", "-", "Encodes fewer frames, evenly spread.", False, False, True
     )

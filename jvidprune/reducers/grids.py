@@ -193,6 +193,7 @@ class PoolTime(_Pooled):
     cells: CellKind = "partition"
 
     axes: ClassVar[Literal["space", "time", "both"]] = "time"
+    in_time: ClassVar[bool] = True
 
     info: ClassVar[MethodInfo] = MethodInfo(
         "pool_time", "Temporal pooling", "-", "Averages neighbouring frames.", False, True, True
@@ -210,6 +211,7 @@ class PoolSpaceTime(_Pooled):
     cells: CellKind = "adaptive"
 
     axes: ClassVar[Literal["space", "time", "both"]] = "both"
+    in_time: ClassVar[bool] = True
 
     info: ClassVar[MethodInfo] = MethodInfo(
         "pool_spacetime",
@@ -244,6 +246,7 @@ class SampleTime(_Sampled):
     """Keeps the first frame of each cell of neighbouring frames, whole."""
 
     axes: ClassVar[Literal["space", "time", "both"]] = "time"
+    in_time: ClassVar[bool] = True
 
     info: ClassVar[MethodInfo] = MethodInfo(
         "sample_time", "Frame sampling", "-", "Keeps the first of neighbouring frames whole.", False, False, True
@@ -255,6 +258,7 @@ class SampleSpaceTime(_Sampled):
     """Keeps the top left token of each cell of the grid, in the first of neighbouring frames."""
 
     axes: ClassVar[Literal["space", "time", "both"]] = "both"
+    in_time: ClassVar[bool] = True
 
     info: ClassVar[MethodInfo] = MethodInfo(
         "sample_spacetime",

@@ -342,6 +342,8 @@ class HoliTom(PositionedReducer):
         "llava_video": {"layout": "grid", "inner_layer": 18},
     }
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="holitom",
         title="HoliTom",

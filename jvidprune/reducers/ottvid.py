@@ -442,6 +442,8 @@ class OTTVid(PositionedReducer):
         "qwen3_vl": {"variant": "qwen"},
     }
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="ottvid",
         title="OTT-Vid",

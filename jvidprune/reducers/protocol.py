@@ -146,6 +146,7 @@ class BaseReducer:
       reads_text_mask: a method that reads "text" reads "text_mask" too; else it is given a question without padding, in
         a program for each length.
       plan_gradient: see `PlanGradient`.
+      in_time: frames are compared with those before or behind them, so that tiles of a picture are no frames to it.
     """
 
     info: ClassVar[MethodInfo] = cast(MethodInfo, _Described())
@@ -158,6 +159,7 @@ class BaseReducer:
     wide_decisions: bool = False
     reads_text_mask: bool = False
     plan_gradient: PlanGradient = "stop"
+    in_time: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -298,6 +300,7 @@ class _Filled(BaseReducer):
             "wide_decisions",
             "reads_text_mask",
             "plan_gradient",
+            "in_time",
         ),
         *("tokens_from", "at_depth", "bind", "apply", "run_budgets", "inner", "flops", "warning"),
         *("check_model", "seen", "expected", "without_numbers"),

@@ -308,6 +308,8 @@ class PruneVid(PositionedReducer):
         "llava_video": {"budgeting": "retention", "newline": "no_token"},
     }
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="prunevid",
         title="PruneVid",

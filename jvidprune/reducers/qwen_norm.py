@@ -101,6 +101,11 @@ class QwenNorm(PositionedReducer):
     wide_decisions = True
 
     @property
+    def in_time(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those that cut the video into segments or windows."""
+        return self.method != "visionzip"
+
+    @property
     def needs(self) -> frozenset[str]:
         """Attention of patches for the first version, else nothing."""
         return frozenset({"attention_columns"} if self.version == "first" else ())

@@ -219,6 +219,11 @@ class SToP(PositionedReducer):
         return with_defaults(self.base).reads_text_mask
 
     @property
+    def in_time(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """As the base."""
+        return with_defaults(self.base).in_time
+
+    @property
     def tokens_from(self) -> TokensFrom:  # pyright: ignore[reportIncompatibleVariableOverride]
         """As the base."""
         return with_defaults(self.base).tokens_from

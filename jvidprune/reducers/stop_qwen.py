@@ -217,6 +217,8 @@ class VisionZipQwen(PositionedReducer):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen2_5_vl": {}, "qwen3_vl": {}}
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="visionzip_qwen",
         title="VisionZip (SToP's Qwen2.5-VL wrapper)",

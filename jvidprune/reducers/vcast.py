@@ -138,6 +138,8 @@ class VCAST(PositionedReducer):
 
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"qwen3_vl": {}}
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         name="vcast",
         title="V-CAST",

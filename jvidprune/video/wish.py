@@ -81,8 +81,8 @@ class FrameWish:
         """
         if not self.pictures:
             raise JvidpruneError(
-                f"{path} is a picture, not a video, and this model's own way to read pictures is not supported: give a "
-                "video, which may have one frame."
+                f"{path} is a picture, not a video, and this model has no way to read pictures: give a video, which "
+                "may have one frame."
             )
 
     def indices(self, total: int, rate: float) -> Indices:

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.llm.encoded import ReducedVideo
 from jvidprune.llm.inside import InsideStage, StageKind
 from jvidprune.reducers.controls import spread
@@ -131,7 +132,12 @@ def decision_of(one: ReducedVideo, method: str) -> Decision:
     Args:
       one: with diagnostics where it has lines or rings to show.
       method: shown name.
+
+    Raises:
+      JvidpruneError: a picture of several maps, which are no frames.
     """
+    if one.beside:
+        raise JvidpruneError("what is kept of a picture of several maps cannot be drawn; that of videos can.")
     tokens, whole = one.video.tokens, one.whole
     frames, grid = tokens.features.shape[0], tokens.grid
     made = Decision.from_reduced(one.reduced, method=method, ratio=one.ratio, frames=frames, grid=grid)

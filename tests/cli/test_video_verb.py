@@ -100,11 +100,12 @@ def test_damage_is_told_as_ask_tells_it(run, tmp_path):
         code, out, err = run("video", tmp_path / name)
         assert (code, out) == (2, ""), name
         assert err == run("ask", tmp_path / name, "What?", "--quiet")[2], name
-    asked = run("ask", tmp_path / "still.png", "What?", "--quiet")
-    assert (asked[0], "is a picture, not a video" in asked[2]) == (2, True)
-    assert run("video", tmp_path / "still.png", "--frames", 2)[2] == asked[2]
-    code, out, _ = run("video", tmp_path / "still.png", "--json")
-    assert (code, json.loads(out)["picture"], json.loads(out)["sampled"]) == (0, True, None)
+    code, out, _ = run("video", tmp_path / "still.png", "--json", "--frames", 2)
+    sampled = json.loads(out)["sampled"]
+    assert (code, json.loads(out)["picture"], sampled["numbers"]) == (0, True, [0])
+    # The whole as one tile, then the map of its tiles.
+    assert (len(sampled["maps"]), sampled["maps"][0]) == (2, [1, 12, 12])
+    assert sampled["tokens"] == sum(h * w for _, h, w in sampled["maps"])
 
 
 @pytest.mark.parametrize(

@@ -140,8 +140,8 @@ def test_a_method_that_refuses_a_ratio_on_some_clips_only_has_a_report(model, tm
 @pytest.mark.slow
 def test_a_method_that_reads_the_question_encodes_a_clip_once(model, tmp_path, monkeypatch):
     llm, runs = VideoLLM.load(model), []
-    tokens = opening._tokens
-    monkeypatch.setattr(opening, "_tokens", lambda *args: runs.append(args) or tokens(*args))
+    encode = opening._encoded
+    monkeypatch.setattr(opening, "_encoded", lambda *args: runs.append(args) or encode(*args))
     task, plan = Procedural(clips=2), SweepPlan({"cdpruner": llm.reducer("cdpruner")}, (0.1, 0.3), max_new_tokens=3)
     found = run_sweep(llm, task, plan, tmp_path)
     assert len(runs) == 2

@@ -27,6 +27,7 @@ from jvidprune.procedural.benchmark import Procedural
 from jvidprune.procedural.export import export
 from jvidprune.reducers import registry
 from jvidprune.reducers.serialise import SavedPruning, save_pruning
+from jvidprune.video.decode import Clip
 from jvidprune.video.encode import write_mp4
 
 
@@ -198,11 +199,18 @@ def test_samples_of_one_request_differ_and_are_the_same_again(adapter, documents
     assert len({answer.text for answer in first}) > 1
 
 
-@pytest.mark.parametrize(("doc", "message"), [(3, "gives Image"), (4, "gives nothing")])
-def test_what_is_no_video_is_refused_by_the_document(adapter, documents, doc, message):
-    with pytest.raises(JvidpruneError, match=message) as caught:
-        list(adapter.generate([ask("What?", doc)], documents))
-    assert str(caught.value).startswith(f"document {doc} of task: ")
+def test_what_is_no_video_is_refused_by_the_document(adapter, documents):
+    with pytest.raises(JvidpruneError, match="gives nothing") as caught:
+        list(adapter.generate([ask("What?", 4)], documents))
+    assert str(caught.value).startswith("document 4 of task: ")
+
+
+@pytest.mark.slow
+def test_one_picture_is_read_as_a_picture(adapter, documents):
+    (found,) = adapter.generate([ask("What?", 3, max_new_tokens=3)], documents)
+    clip = Clip.of_picture(np.asarray(documents["task"]["test"][3]["visual"][0]))
+    single = adapter.llm.ask(clip, "What?", reducer=registry.get("random"), ratio=0.25, max_new_tokens=3)
+    assert (found.text, found.prompt) == (single.text, single.prompt)
 
 
 def test_an_unreadable_video_is_an_empty_answer_that_is_counted_and_tried_again(

@@ -7,14 +7,14 @@ import pytest
 from helpers import tiny_checkpoints
 from PIL import Image
 
-from jvidprune import JvidpruneError, VideoLLM
-from jvidprune.costs.fits import check_question
+from jvidprune import VideoLLM
 from jvidprune.llm.prompts.messages import Message, Visual
 from jvidprune.models import family as families
 from jvidprune.video.decode import Clip
 
 QWEN = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")
 READ = (*QWEN, "video_llama_3")
+"""Families whose towers read frames of any size; the others cut pictures into tiles (`test_tiles`)."""
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +111,3 @@ def test_every_patch_of_a_picture_is_a_token_of_video_llama_3(folders):
     np.testing.assert_allclose(found.features, tokens, atol=1e-5)
     assert (llm.loaded.model.config.vision.merge, llm.picture_model.config.vision.merge) == (2, 1)
     assert llm.encode(Clip.from_frames(clip.frames, fps=2.0)).tokens.grid[0] < 16
-
-
-@pytest.mark.parametrize("family", [name for name in families.names() if name not in READ])
-def test_families_that_cut_pictures_into_tiles_refuse_them_in_one_sentence(folders, tmp_path, family):
-    path = tmp_path / "one.png"
-    Image.fromarray(picture(48, 64)).save(path)
-    with pytest.raises(JvidpruneError, match="is a picture, not a video"):
-        VideoLLM.load(folders[family]).encode(path)
-    with pytest.raises(JvidpruneError, match="is a picture, not a video"):
-        check_question(folders[family], path, "?", reducer="none", ratio=1.0, dtype="float32")

@@ -379,7 +379,7 @@ def test_pictures_are_read_as_by_the_processors(family, convention, size, kind):
     settings = settings_of(family, convention)
     found = settings.picture_pixels(config, {})(shown)
     assert tuple(expected["image_grid_thw"][0].tolist()) == found.grid
-    assert settings.picture_grid(config, *size, {}) == (found.grid[1] // 2, found.grid[2] // 2)
+    assert settings.picture_shape(config, *size, {}).layouts[0].grid == (found.grid[1] // 2, found.grid[2] // 2)
     np.testing.assert_allclose(found.values, expected["pixel_values"].numpy(), atol=1e-5)
 
 

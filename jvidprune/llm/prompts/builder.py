@@ -31,6 +31,8 @@ class PromptBuilder:
       folder: of the checkpoint.
       tokenizer: of its folder.
       placeholder: what a chat template writes for a video.
+      picture_placeholder: what it writes for a still picture; None asks the template for a video in its place, around
+        which it writes the same.
       between: text between two of them.
     """
 
@@ -40,6 +42,7 @@ class PromptBuilder:
     tokenizer: Tokenizer
 
     placeholder: ClassVar[str] = "<video>"
+    picture_placeholder: ClassVar[str | None] = None
     between: ClassVar[str] = " "
 
     def check(self) -> None:
@@ -51,12 +54,17 @@ class PromptBuilder:
         """
         self.texts("?")
 
-    def texts(self, question: Asked, videos: int = 1) -> list[str]:
+    def texts_around(self, question: Asked, videos: Sequence[ReducedVideo]) -> list[str]:
+        """`texts` of a question or a conversation about these videos and pictures."""
+        return self.texts(question, len(videos), [one.video.picture for one in videos])
+
+    def texts(self, question: Asked, videos: int = 1, pictures: Sequence[bool] = ()) -> list[str]:
         """The texts around and between visuals, without what is written around each.
 
         Args:
           question: behind so many videos, or a conversation that says where its visuals stand.
           videos: before a question.
+          pictures: which of the visuals are still pictures; by default none.
 
         Raises:
           JvidpruneError: no conversation, an unknown template, or a chat template that is not there or cannot be used.
@@ -71,7 +79,15 @@ class PromptBuilder:
             else:
                 texts = written(known, messages)
         else:
-            texts = chat_texts(self.folder, messages, placeholder=self.stands_for, between=self.between)
+            kinds = [] if self.picture_placeholder is None else list(pictures)
+            texts = chat_texts(
+                self.folder,
+                messages,
+                placeholder=self.stands_for,
+                between=self.between,
+                picture=self.picture_placeholder if any(kinds) else None,
+                pictures=kinds,
+            )
         start = beginning(self.folder) if self.settings.begins else ""
         return texts if texts[0].startswith(start) else [start + texts[0], *texts[1:]]
 
@@ -94,7 +110,7 @@ class PromptBuilder:
 
     def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
         """Token ids of the texts between runs of visual tokens, with what is written around these."""
-        return [self.tokenizer.encode(text) for text in self.texts(question, len(videos))]
+        return [self.tokenizer.encode(text) for text in self.texts_around(question, videos)]
 
     def lay_out(
         self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule

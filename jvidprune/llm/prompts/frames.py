@@ -18,15 +18,17 @@ def lay_out(
     *,
     reserve: int,
     positions: PositionRule | None = None,
+    by_row: bool = False,
 ) -> SlotMap:
     """The slots of a prompt; what is written around every frame stays, also where none of its tokens is kept.
 
     Args:
       videos: in the order of the prompt.
-      texts: token ids, one more text than there are frames.
+      texts: token ids, one more text than there are frames (or rows of pictures).
       config: of the model.
       reserve: tokens that will be generated.
       positions: rule of the prompt; None takes the methods' settings, else the rule of their references.
+      by_row: something is written between the rows of pictures too.
 
     Raises:
       JvidpruneError: prompt and answer do not fit into the model's positions.
@@ -34,7 +36,10 @@ def lay_out(
     runs, first_row = [], 0
     for one in videos:
         index = np.asarray(one.reduced.index)[np.asarray(one.reduced.valid)]
-        blocks = frame_blocks(one.video.tokens.features.shape[0], *one.video.tokens.grid)
+        frames, (height, width) = one.video.layout.frames, one.video.tokens.grid
+        if by_row and one.video.picture:
+            frames, height = frames * height, 1
+        blocks = frame_blocks(frames, height, width)
         runs += block_runs(index, blocks, first_row)
         first_row += one.capacity
     whole = interleave(texts, runs)

@@ -1,4 +1,4 @@
-"""Prompts in which every frame stands behind its number, between markers (InternVL)."""
+"""Prompts in which every frame stands behind its number, between markers, pictures without one (InternVL)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,12 +40,16 @@ class NumberedPrompts(PromptBuilder):
 
     def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
         """See `PromptBuilder.ids`: one text more than there are frames."""
-        texts, around = self.texts(question, len(videos)), marks(self.folder)
+        texts, around = self.texts_around(question, videos), marks(self.folder)
         found, waiting = [], texts[0]
         for one, text in zip(videos, texts[1:], strict=True):
-            for number in range(one.video.tokens.features.shape[0]):
-                found.append(f"{waiting}Frame{number + 1}: {around.start}")
-                waiting = f"{around.end}\n"
+            frames = one.video.layout.frames
+            if one.video.picture:
+                # Its tiles follow each other between one pair of markers.
+                found += [waiting + around.start, *[""] * (frames - 1)]
+            else:
+                lines = [f"Frame{number + 1}: {around.start}" for number in range(frames)]
+                found += [waiting + lines[0], *(f"{around.end}\n{line}" for line in lines[1:])]
             waiting = around.end + text
         return [self.tokenizer.encode(text) for text in [*found, waiting]]
 

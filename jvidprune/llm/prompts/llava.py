@@ -8,6 +8,7 @@ import numpy as np
 
 from jvidprune.llm.encoded import ReducedVideo, prompt_positions
 from jvidprune.llm.prompts.builder import PromptBuilder
+from jvidprune.llm.prompts.messages import Asked
 from jvidprune.llm.prompts.slots import Run, SlotMap, interleave, laid_out, original_slots
 from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange, full_length, unreduced_places
 from jvidprune.reducers.prompt_rules import PositionRule
@@ -24,7 +25,7 @@ def newline_run(one: ReducedVideo, kind: NewlineKind, rows: NewlineRows, first_r
       rows: the family's rule for rows of a grid.
       first_row: of this video among the reduced tokens of all videos.
     """
-    kind, rows = one.rules.newline_layout(kind), one.rules.newline_rows or rows
+    kind, rows = one.newline_layout(kind), one.rules.newline_rows or rows
     grid, frames = one.video.tokens.grid, one.video.tokens.features.shape[0]
     real = int(one.video.tokens.frame_mask.sum())
     reduced = one.reduced
@@ -71,7 +72,15 @@ def lay_out(
 
 
 class NewlinePrompts(PromptBuilder):
-    """Every video is one run of tokens, with the newline embeddings of its layout among them."""
+    """Every video, and every map of a picture, is one run of tokens with the newline embeddings of its layout."""
+
+    def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
+        """See `PromptBuilder.ids`: one text more than there are maps, nothing between those of one picture."""
+        first, *behind = super().ids(videos, question)
+        found = [first]
+        for one, text in zip(videos, behind, strict=True):
+            found += [*([] for _ in one.beside), text]
+        return found
 
     def lay_out(
         self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule

@@ -22,10 +22,16 @@ from jvidprune.video.decode import Clip
 
 
 class Marks(NamedTuple):
-    """Ids before and behind the placeholders of a frame."""
+    """Ids before and behind the placeholders of a frame, or of a map of a picture.
+
+    Attributes:
+      start, end: of the whole.
+      column: behind every row, None for none.
+    """
 
     start: int
     end: int
+    column: int | None = None
 
 
 def marks(config: Molmo2Config, folder: Path) -> Marks:
@@ -46,28 +52,53 @@ def marks(config: Molmo2Config, folder: Path) -> Marks:
     return Marks(tokens.image_start, tokens.image_end)
 
 
+def picture_marks(config: Molmo2Config, folder: Path) -> tuple[Marks, Marks]:
+    """The markers of the whole picture and of its crops, as a folder's processor_config.json asks for them."""
+    path = folder / "processor_config.json"
+    given = {key: value for key, value in (read_json(path) if path.exists() else {}).items() if value is not None}
+    tokens, rows = config.tokens, given.get("image_use_col_tokens", True)
+    start = tokens.low_res_start if given.get("use_single_crop_start_token", True) else tokens.image_start
+    columns = given.get("use_single_crop_col_tokens", rows), rows
+    first, second = (tokens.image_column if one else None for one in columns)
+    return Marks(start, tokens.image_end, first), Marks(tokens.image_start, tokens.image_end, second)
+
+
 def stamps(clip: Clip) -> list[str]:
     """The seconds that stand before each frame."""
     return [f"{seconds:.1f} " for seconds in clip.timestamps.tolist()]
 
 
 def prompt_ids(
-    texts: Sequence[str], videos: Sequence[ReducedVideo], around: Marks, encode: Callable[[str], list[int]]
+    texts: Sequence[str],
+    videos: Sequence[ReducedVideo],
+    around: Marks,
+    encode: Callable[[str], list[int]],
+    shown: Sequence[Marks] = (),
 ) -> list[list[int]]:
-    """The texts of a prompt as ids, cut further, one more than there are frames.
+    """The texts of a prompt as ids, cut further, one more than there are frames, and rows of pictures.
 
     Before a frame stand its time and a marker, behind it another, and a space before every time but the first
-    (the text that transformers' processor writes). Frames of which no token is kept leave all of these.
+    (the text that transformers' processor writes). Frames of which no token is kept leave all of these. Pictures have
+    markers around each map and one behind every row, which stay as well.
 
     Args:
       texts: before, between and behind the videos.
       videos: with their clips.
       around: from `marks`.
       encode: text to ids.
+      shown: from `picture_marks`, where there are pictures.
     """
-    first, last = around
+    first, last = around.start, around.end
     found, waiting, head = [], texts[0], list[int]()
     for one, text in zip(videos, texts[1:], strict=True):
+        if one.video.picture:
+            head = [*head, *encode(waiting)]
+            for part, own in zip(one.maps, shown, strict=True):
+                behind = [] if own.column is None else [own.column]
+                found += [[*head, own.start], *[behind] * (part.video.layout.grid[0] - 1)]
+                head = [*behind, own.end]
+            waiting = text
+            continue
         for number, stamped in enumerate(stamps(clip_of(one.video))):
             found.append([*head, *encode(waiting + " " * (number > 0) + stamped), first])
             waiting, head = "", [last]
@@ -91,6 +122,7 @@ class FramePrompts(PromptBuilder):
     """Frame by frame behind its time, markers around each; frames and markers see each other."""
 
     placeholder: ClassVar[str] = "<|video|>"
+    picture_placeholder: ClassVar[str | None] = "<|image|>"
 
     def check(self) -> None:
         """See `PromptBuilder.check`."""
@@ -99,14 +131,14 @@ class FramePrompts(PromptBuilder):
 
     def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
         """See `PromptBuilder.ids`."""
-        around = marks(self.config, self.folder)
-        return prompt_ids(self.texts(question, len(videos)), videos, around, self.tokenizer.encode)
+        around, shown = marks(self.config, self.folder), picture_marks(self.config, self.folder)
+        return prompt_ids(self.texts_around(question, videos), videos, around, self.tokenizer.encode, shown)
 
     def lay_out(
         self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule
     ) -> SlotMap:
         """See `PromptBuilder.lay_out`."""
-        return lay_out(videos, ids, self.config, reserve=reserve, positions=positions)
+        return lay_out(videos, ids, self.config, reserve=reserve, positions=positions, by_row=True)
 
     def bidirectional(self, slots: SlotMap, text: np.ndarray) -> np.ndarray | None:
         """See `PromptBuilder.bidirectional`."""

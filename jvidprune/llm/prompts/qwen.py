@@ -126,7 +126,7 @@ class MropePrompts(PromptBuilder):
 
     def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
         """See `PromptBuilder.ids`."""
-        texts = video_texts(self.texts(question, len(videos)), videos, self.config, self.settings.markers)
+        texts = video_texts(self.texts_around(question, videos), videos, self.config, self.settings.markers)
         return [self.tokenizer.encode(text) for text in texts]
 
     def lay_out(

@@ -3,6 +3,7 @@
 The latter are Jinja texts, which transformers renders.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,15 @@ def chat_template(folder: Path) -> str | None:
     return None
 
 
-def chat_texts(folder: Path, messages: Sequence[Message], *, placeholder: str, between: str) -> list[str]:
+def chat_texts(
+    folder: Path,
+    messages: Sequence[Message],
+    *,
+    placeholder: str,
+    between: str,
+    picture: str | None = None,
+    pictures: Sequence[bool] = (),
+) -> list[str]:
     """The texts around and between the visuals of a conversation, an answer expected next.
 
     Templates that know videos get them as parts of the message; those of plain language models (lmms-lab folders) get
@@ -67,32 +76,43 @@ def chat_texts(folder: Path, messages: Sequence[Message], *, placeholder: str, b
       messages: the conversation.
       placeholder: what the template writes for a video, vision markers included.
       between: text between two placeholders, where they go in as text.
+      picture: what the template writes for a still picture; None where all visuals are videos to it.
+      pictures: which of the visuals are pictures.
 
     Raises:
-      JvidpruneError: the folder has no chat template, or one that cannot be rendered or leaves videos or texts out.
+      JvidpruneError: the folder has no chat template, or one that cannot be rendered, leaves videos or texts out, or
+        puts pictures and videos into another order.
     """
     source = chat_template(folder)
     if source is None:
         raise JvidpruneError(f"{folder} carries no chat template; leave the template out, or name one.")
-    if any(placeholder in message.text for message in messages):
-        raise JvidpruneError(f"the question must not contain {placeholder}, which stands for the video.")
+    marks = [placeholder] if picture is None else [placeholder, picture]
+    for mark in marks:
+        if any(mark in message.text for message in messages):
+            raise JvidpruneError(f"the question must not contain {mark}, which stands for the video.")
     visuals = sum(message.visuals for message in messages)
+    kinds = [*pictures, *[False] * (visuals - len(pictures))]
     problem = ""
     # Parts for all, parts for the user alone, plain texts: what a template reads is known by trying.
     for listed in (("system", "user", "assistant"), ("user",), ()):
-        turns = []
+        turns, left = [], iter(kinds)
         for message in messages:
-            as_parts = message.role in listed
-            content = _as_parts(message) if as_parts else _as_text(message, placeholder, between)
+            shown = [next(left) for _ in range(message.visuals)]
+            if message.role in listed:
+                content: Any = _as_parts(message, shown)
+            else:
+                content = _as_text(message, [marks[one] for one in shown], between)
             turns.append({"role": message.role, "content": content})
         try:
             rendered = _render(source, turns, folder)
         except Exception as error:
             problem = reason(error)
             continue
-        texts = rendered.split(placeholder)
+        texts, found = _around(rendered, marks)
         if len(texts) != visuals + 1:
             problem = "it leaves the videos out"
+        elif found != kinds:
+            problem = "it puts pictures and videos into another order than they are given in"
         elif any(message.text.strip() not in rendered for message in messages):
             problem = "it leaves what is asked out"
         else:
@@ -100,17 +120,27 @@ def chat_texts(folder: Path, messages: Sequence[Message], *, placeholder: str, b
     raise JvidpruneError(f"the chat template of {folder} cannot be used: {problem}.")
 
 
-def _as_parts(message: Message) -> list[dict[str, str]]:
-    parts = message.parts
-    return [{"type": "video"} if part is Visual.HERE else {"type": "text", "text": str(part)} for part in parts]
+def _around(rendered: str, marks: Sequence[str]) -> tuple[list[str], list[bool]]:
+    """The texts around placeholders, and which of these stand for pictures."""
+    pieces = re.split("(" + "|".join(map(re.escape, marks)) + ")", rendered)
+    return pieces[::2], [mark != marks[0] for mark in pieces[1::2]]
 
 
-def _as_text(message: Message, placeholder: str, between: str) -> str:
+def _as_parts(message: Message, pictures: Sequence[bool]) -> list[dict[str, str]]:
+    kinds = iter(pictures)
+    return [
+        {"type": "image" if next(kinds) else "video"} if part is Visual.HERE else {"type": "text", "text": str(part)}
+        for part in message.parts
+    ]
+
+
+def _as_text(message: Message, marks: Sequence[str], between: str) -> str:
     """The message as text: placeholders in front are divided as the family does, and stand on a line of their own."""
     leading = next((n for n, part in enumerate(message.parts) if part is not Visual.HERE), len(message.parts))
-    after = "\n" if placeholder == "<video>" and leading else ""
-    rest = "".join(placeholder if part is Visual.HERE else part for part in message.parts[leading:])
-    return between.join([placeholder] * leading) + after + rest
+    after = "\n" if leading and marks[0] == "<video>" else ""
+    behind = iter(marks[leading:])
+    rest = "".join(next(behind) if part is Visual.HERE else part for part in message.parts[leading:])
+    return between.join(marks[:leading]) + after + rest
 
 
 def _render(source: str, messages: list[dict[str, Any]], folder: Path) -> str:

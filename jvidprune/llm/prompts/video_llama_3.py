@@ -44,7 +44,7 @@ class TimePrompts(PromptBuilder):
 
     def ids(self, videos: Sequence[ReducedVideo], question: Asked) -> list[list[int]]:
         """See `PromptBuilder.ids`: one text more than there are frames."""
-        texts = self.texts(question, len(videos))
+        texts = self.texts_around(question, videos)
         found = [texts[0]]
         for one, text in zip(videos, texts[1:], strict=True):
             clip = clip_of(one.video)

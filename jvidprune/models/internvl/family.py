@@ -3,6 +3,7 @@
 import functools
 
 from jvidprune.models.family import Family
+from jvidprune.models.internvl import pictures
 from jvidprune.models.internvl.config import InternVLConfig
 from jvidprune.models.internvl.modules import InternVL
 from jvidprune.models.internvl.params import name_table
@@ -21,6 +22,9 @@ _WAY = FamilySettings(
     functools.partial(squashed, mean=IMAGENET_MEAN, std=IMAGENET_STD),
     prompt="numbered",
     own_chat=True,
+    pictures=True,
+    picture_pixels=pictures.pixels,
+    picture_shape=pictures.shape,
 )
 
 FAMILY = Family(

@@ -1,6 +1,7 @@
 """Sizes and token ids of a LLaVA-OneVision checkpoint, read from any layout of its config.json."""
 
 import dataclasses
+import json
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, get_args
 
@@ -47,6 +48,9 @@ class LlavaOnevisionConfig:
       newline: where the newline embedding goes ("one_token": once, after the last frame; "no_token": nowhere).
       image_token: placeholder id of an image in prompts.
       video_token: placeholder id of a video; -200 in the lmms-lab format.
+      aspect: how pictures are cut into tiles, "anyres_max_9".
+      pinpoints: heights and widths in pixels that pictures are resized into, as the text of a list or in LLaVA-NeXT's
+        own form; empty for up to 6 x 6 tiles.
     """
 
     vision: SiglipConfig
@@ -57,6 +61,8 @@ class LlavaOnevisionConfig:
     newline: str = "one_token"
     image_token: int = 151646
     video_token: int = 151647
+    aspect: str = "anyres_max_9"
+    pinpoints: str = ""
 
     family: ClassVar[str] = "llava_onevision"
 
@@ -85,6 +91,7 @@ class LlavaOnevisionConfig:
             projector_activation=check_activation(raw.get("projector_hidden_act", "gelu")),
             image_token=raw.get("image_token_index", raw.get("image_token_id", 151646)),
             video_token=raw.get("video_token_index", raw.get("video_token_id", 151647)),
+            **picture_fields(raw, "vision_aspect_ratio"),
         )
 
     def with_tensors(self, names: Collection[str]) -> "LlavaOnevisionConfig":
@@ -142,7 +149,20 @@ def flat_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
         "stored_blocks": vision.layers,
         "image_token": -200,
         "video_token": -200,
+        **picture_fields(raw, "image_aspect_ratio"),
     }
+
+
+def picture_fields(raw: Mapping[str, Any], aspect: str) -> dict[str, Any]:
+    """What a config.json says about pictures, read no further before there is one.
+
+    Args:
+      raw: config.json.
+      aspect: its key for the way that they are cut.
+    """
+    found = raw.get("image_grid_pinpoints") or ""
+    text = found if isinstance(found, str) else json.dumps(found)
+    return {"aspect": str(raw.get(aspect) or LlavaOnevisionConfig.aspect), "pinpoints": text}
 
 
 def stored_pool(raw: Mapping[str, Any]) -> PoolKind:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jvidprune.models.family import LMMS_LAB, Family, named
+from jvidprune.models.llava_onevision import pictures
 from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
 from jvidprune.models.llava_onevision.modules import LlavaOnevision
 from jvidprune.models.llava_onevision.params import HEAD_TENSORS, name_table
@@ -36,7 +37,27 @@ LLAVA_TEMPLATES = {
 PILLOW = functools.partial(squashed, filter="pillow")
 """LLaVA-NeXT resizes with Pillow."""
 
-_RELEASED = FamilySettings("qwen_1_5", "one_token", "all", 32, "uniform", squashed)
+
+def _unpooled(config: LlavaOnevisionConfig) -> LlavaOnevisionConfig:
+    """Without the spatial pooling, which is for videos."""
+    return dataclasses.replace(config, pool="none")
+
+
+PICTURES: dict[str, Any] = {
+    "pictures": True,
+    "picture_pixels": pictures.pixels,
+    "picture_shape": pictures.shape,
+    "picture_maps": pictures.maps,
+    "picture_config": _unpooled,
+}
+"""Fields of `FamilySettings` for still pictures."""
+
+PILLOW_PIXELS: dict[str, Any] = {
+    "pixels": PILLOW,
+    "picture_pixels": functools.partial(pictures.pixels, filter="pillow"),
+}
+
+_RELEASED = FamilySettings("qwen_1_5", "one_token", "all", 32, "uniform", squashed, **PICTURES)
 
 
 def has_video_layout(raw: Mapping[str, Any]) -> bool:
@@ -68,7 +89,7 @@ FAMILY = Family(
         "lmms-eval": dataclasses.replace(_RELEASED, template="llava_hf", own_chat=True),
     },
     # LLaVA-NeXT resizes with Pillow; lmms-eval runs it with its own template.
-    lmms_lab={name: dataclasses.replace(_RELEASED, pixels=PILLOW) for name in ("released", "lmms-eval")},
+    lmms_lab={name: dataclasses.replace(_RELEASED, **PILLOW_PIXELS) for name in ("released", "lmms-eval")},
     templates=LLAVA_TEMPLATES,
     kind="a LLaVA model",
     telltales=LLAVA_TELLTALES,

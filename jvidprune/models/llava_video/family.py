@@ -7,7 +7,8 @@ from jvidprune.models.llava_onevision.family import (
     LLAVA_SHARDING,
     LLAVA_TELLTALES,
     LLAVA_TEMPLATES,
-    PILLOW,
+    PICTURES,
+    PILLOW_PIXELS,
     has_video_layout,
 )
 from jvidprune.models.llava_onevision.params import HEAD_TENSORS, name_table
@@ -15,7 +16,7 @@ from jvidprune.models.llava_video.config import LlavaVideoConfig
 from jvidprune.models.llava_video.modules import LlavaVideo
 from jvidprune.models.settings import FamilySettings
 
-_RELEASED = FamilySettings("qwen_1_5", "grid", "all", 64, "llava_video_force", PILLOW)
+_RELEASED = FamilySettings("qwen_1_5", "grid", "all", 64, "llava_video_force", **PICTURES | PILLOW_PIXELS)
 
 _SETTINGS = {
     "released": _RELEASED,

@@ -26,6 +26,10 @@ _TOKENS: dict[str, tuple[str, int]] = {
 """Field -> key of config.json, and its place behind the base vocabulary where the key is absent."""
 
 
+TILES = 1
+"""`ConnectorConfig.pool` of pictures, whose windows reach over tiles and are pooled behind the tower."""
+
+
 @dataclasses.dataclass(frozen=True)
 class VisualTokens:
     """Ids behind the base vocabulary that see each other in a prompt, all others are read causally.
@@ -60,7 +64,7 @@ class ConnectorConfig:
       width: of the pooling attention.
       heads: of the pooling attention.
       mlp: hidden width of the projector.
-      pool: side of a window of a video frame in patches.
+      pool: side of a window of a video frame in patches, `TILES` where patches leave as they are.
       masked: whether places of a window outside the frame are hidden; if not they count as zero vectors.
       activation: of the projector's gate, by its name in config.json.
     """

@@ -14,9 +14,11 @@ from jvidprune.models.molmo2.config import ConnectorConfig
 _MASKED = -1e30
 
 
-def window_means(
-    x: Float[Array, "T M ..."], patches: Int32[np.ndarray, "N P"], *, masked: bool = True
-) -> Float[Array, "T N ..."]:
+Windows = Int32[np.ndarray, "N P"] | Int32[Array, "N P"]
+"""Patches of windows, -1 for none: static of frames, traced of pictures, which have them in every size."""
+
+
+def window_means(x: Float[Array, "T M ..."], patches: Windows, *, masked: bool = True) -> Float[Array, "T N ..."]:
     """The mean of what the patches of each window carry.
 
     Args:
@@ -25,8 +27,8 @@ def window_means(
       masked: over the patches that are there; False counts missing ones as zeros.
     """
     there = jnp.asarray(patches >= 0).reshape(*patches.shape, *(1,) * (x.ndim - 2))
-    values = jnp.where(there, x[:, np.maximum(patches, 0)], 0)
-    count = np.maximum((patches >= 0).sum(axis=1), 1) if masked else np.full(len(patches), patches.shape[1])
+    values = jnp.where(there, x[:, patches.clip(0)], 0)
+    count = (patches >= 0).sum(axis=1).clip(1) if masked else np.full(len(patches), patches.shape[1])
     return values.sum(axis=2) / jnp.asarray(count, x.dtype).reshape(-1, *(1,) * (x.ndim - 2))
 
 
@@ -42,7 +44,7 @@ class Connector(nnx.Module):
         self.o = linear(width, width, dtype=dtype, rngs=rngs)
         self.mlp = GatedMlp(width, config.mlp, config.activation, out=out, dtype=dtype, rngs=rngs)
 
-    def pool(self, x: Float[Array, "T M W"], patches: Int32[np.ndarray, "N P"]) -> Float[Array, "T N Dc"]:
+    def pool(self, x: Float[Array, "T M W"], patches: Windows) -> Float[Array, "T N Dc"]:
         """What the pooling attention makes of each window.
 
         Without the mask a missing patch is a zero vector, of which the projections leave their biases.
@@ -54,7 +56,7 @@ class Connector(nnx.Module):
         heads, there = self.config.heads, jnp.asarray(patches >= 0)
         query = self.q(window_means(x, patches, masked=self.config.masked))
         query = query.reshape(*query.shape[:2], heads, -1)
-        windows = jnp.where(there[..., None], x[:, np.maximum(patches, 0)], 0)
+        windows = jnp.where(there[..., None], x[:, patches.clip(0)], 0)
         keys, values = (
             part(windows).reshape(*windows.shape[:3], heads, -1)  # pyright: ignore
             for part in (self.k, self.v)
@@ -67,6 +69,6 @@ class Connector(nnx.Module):
         found = jnp.einsum("tnhp,tnphd->tnhd", weights, values)
         return self.o(found.reshape(*found.shape[:2], -1))
 
-    def __call__(self, x: Float[Array, "T M W"], patches: Int32[np.ndarray, "N P"]) -> Float[Array, "T N D"]:
+    def __call__(self, x: Float[Array, "T M W"], patches: Windows) -> Float[Array, "T N D"]:
         """Tokens in the width of the language model."""
         return self.mlp(self.pool(x, patches))

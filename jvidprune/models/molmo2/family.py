@@ -4,12 +4,19 @@ import dataclasses
 import functools
 
 from jvidprune.models.family import Family
-from jvidprune.models.molmo2.config import Molmo2Config
+from jvidprune.models.molmo2 import pictures
+from jvidprune.models.molmo2.config import TILES, Molmo2Config
 from jvidprune.models.molmo2.modules import Molmo2
 from jvidprune.models.molmo2.params import name_table
 from jvidprune.models.settings import FamilySettings, squashed
 from jvidprune.models.templates import PromptTemplate
 from jvidprune.parallel import DECODER_AXES, TOWER_AXES
+
+
+def _tiled(config: Molmo2Config) -> Molmo2Config:
+    """With patches as they leave the tower, to be pooled over tiles."""
+    return dataclasses.replace(config, connector=dataclasses.replace(config.connector, pool=TILES))
+
 
 _RELEASED = FamilySettings(
     "molmo2",
@@ -22,6 +29,11 @@ _RELEASED = FamilySettings(
     writes_times=True,
     own_chat=True,
     begins=True,
+    pictures=True,
+    picture_pixels=pictures.pixels,
+    picture_shape=pictures.shape,
+    picture_maps=pictures.maps,
+    picture_config=_tiled,
 )
 
 FAMILY = Family(

@@ -10,7 +10,7 @@ from jvidprune.models.base import VideoModel
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.evidence import check_evidence
 from jvidprune.models.layers import map_chunks
-from jvidprune.models.molmo2.config import Molmo2Config
+from jvidprune.models.molmo2.config import TILES, Molmo2Config
 from jvidprune.models.molmo2.connector import Connector, window_means
 from jvidprune.models.molmo2.windows import window_patches
 from jvidprune.models.siglip import Siglip
@@ -92,7 +92,9 @@ class Molmo2(VideoModel):
         return out
 
     def connect(self, joined: Float[Array, "T M W"]) -> Float[Array, "T N D"]:
-        """Tokens from the joined outputs of the blocks `config.connector.blocks`."""
+        """Tokens from the joined outputs of the blocks `config.connector.blocks`; these themselves of tiles."""
+        if self.config.connector.pool == TILES:
+            return joined
         return self.connector(joined, window_patches(self.config.vision.side, self.config.connector.pool))
 
     def pool(self, x: Float[Array, "T M ..."]) -> Float[Array, "T N ..."]:

@@ -13,17 +13,21 @@ def pooled_side(side: int, pool: int) -> int:
 
 @functools.lru_cache(maxsize=16)
 def window_patches(side: int, pool: int) -> Int32[np.ndarray, "N P"]:
-    """(windows, pool^2) patch of each place of each window, raster order, -1 outside the frame.
+    """(windows, pool^2) patches of the windows of a frame of `side` x `side` patches, see `grid_windows`."""
+    return grid_windows(np.arange(side * side, dtype=np.int32).reshape(side, side), (pool, pool))
 
-    A side that is no multiple of `pool` is filled up on both ends, an odd place more below and on the right.
+
+def grid_windows(grid: Int32[np.ndarray, "h w"], pool: tuple[int, int]) -> Int32[np.ndarray, "N P"]:
+    """(windows, places) of a grid of patches, raster order, -1 outside the grid.
+
+    A side that is no multiple of the window's is filled up on both ends, an odd place more below and on the right.
 
     Args:
-      side: patches on a side of the frame.
-      pool: patches on a side of a window.
+      grid: number of each patch.
+      pool: rows and columns of a window.
     """
-    missing = -side % pool
-    room = (missing // 2, missing - missing // 2)
-    grid = np.pad(np.arange(side * side, dtype=np.int32).reshape(side, side), (room, room), constant_values=-1)
-    count = pooled_side(side, pool)
-    cut = grid.reshape(count, pool, count, pool).transpose(0, 2, 1, 3)
-    return cut.reshape(count * count, pool * pool)
+    missing = [-side % step for side, step in zip(grid.shape, pool, strict=True)]
+    filled = np.pad(grid, [(one // 2, one - one // 2) for one in missing], constant_values=-1)
+    rows, columns = (side // step for side, step in zip(filled.shape, pool, strict=True))
+    cut = filled.reshape(rows, pool[0], columns, pool[1]).transpose(0, 2, 1, 3)
+    return cut.reshape(rows * columns, pool[0] * pool[1])

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from jvidprune.models.checkpoint.processor import qwen_limits
-from jvidprune.models.settings import FamilySettings
+from jvidprune.models.settings import FamilySettings, PictureShape
+from jvidprune.tokens import Layout
 from jvidprune.video.preprocess import (
     QWEN2_5_VL,
     QWEN2_5_VL_PICTURE,
@@ -119,8 +120,8 @@ def grid_of(
 
 def with_pictures(settings: FamilySettings, steps: PixelSteps) -> FamilySettings:
     """The settings with still pictures read by the same steps: one grid frame, sized by the limits of pictures."""
-    pixels, grid = (functools.partial(of, steps=steps) for of in (picture_patches, picture_grid))
-    return dataclasses.replace(settings, picture_pixels=pixels, picture_grid=grid)
+    pixels, shape = (functools.partial(of, steps=steps) for of in (picture_patches, picture_shape))
+    return dataclasses.replace(settings, picture_pixels=pixels, picture_shape=shape)
 
 
 def picture_patches(config: Any, given: Mapping[str, Any], *, steps: PixelSteps) -> Callable[[np.ndarray], Patches]:
@@ -142,13 +143,11 @@ def picture_patches(config: Any, given: Mapping[str, Any], *, steps: PixelSteps)
     return made
 
 
-def picture_grid(
-    config: Any, height: int, width: int, given: Mapping[str, Any], *, steps: PixelSteps
-) -> tuple[int, int]:
-    """(rows, columns) of tokens that `picture_patches` makes of a picture of this size in pixels."""
+def picture_shape(config: Any, height: int, width: int, given: Mapping[str, Any], *, steps: PixelSteps) -> PictureShape:
+    """The grid frame that `picture_patches` makes of a picture of this size in pixels."""
     family = _rules(config, given, steps, _PICTURES)
     rows, columns = qwen_picture_size(height, width, family, utils=_picture_utils(steps))
-    return rows // family.factor, columns // family.factor
+    return PictureShape((Layout(1, (rows // family.factor, columns // family.factor)),))
 
 
 def _picture_utils(steps: PixelSteps) -> PictureUtils | None:

@@ -455,6 +455,8 @@ class AOT(PositionedReducer):
         "internvl": {"pooling": "none"},
     }
 
+    in_time: ClassVar[bool] = True
+
     info: ClassVar[MethodInfo] = MethodInfo(
         "aot",
         "AOT",
