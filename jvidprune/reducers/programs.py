@@ -10,6 +10,7 @@ from jax import lax
 from jaxtyping import Array, Int
 
 from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.layout import row_major
 from jvidprune.ops.similarity import squared_norms
 from jvidprune.reducers.protocol import (
     Reducer,
@@ -65,9 +66,9 @@ def run_budgets(
             return reducer.plan(held(video), held(budget), capacity=capacity)
 
     def one(budget: Budget) -> Reduced:
-        return apply(decide(budget))
+        return apply(decide(budget), video)
 
-    def apply(plan: Plan) -> Reduced:
+    def apply(plan: Plan, video: VideoTokens) -> Reduced:
         return _finish(with_defaults(reducer).apply(plan, video), diagnostics)
 
     if single:
@@ -76,7 +77,12 @@ def run_budgets(
         reduced = lax.map(one, budgets)
     else:
         # Decisions of all budgets side by side are small; D-wide arithmetic would make scatters and wide temporaries.
-        reduced = lax.map(apply, jax.vmap(decide)(budgets))
+        plans = jax.vmap(decide)(budgets)
+        # Rows of tokens outside of the loop and frames of them inside: else a TPU's loop holds the video in both forms.
+        rows = row_major(video.features.reshape(-1, video.features.shape[-1]))
+        reduced = lax.map(
+            lambda plan: apply(plan, dataclasses.replace(video, features=rows.reshape(video.features.shape))), plans
+        )
     if not checked:
         return reduced
     found = _suspects(reducer, video)

@@ -171,9 +171,11 @@ class Scissor(PositionedReducer):
     def flops(self, layout: Layout, width: int, ratio: float) -> Terms:
         """Similarities in frames and of components, for every threshold that a ratio tries, and the means."""
         tries = 1 if self.tau is not None else STEPS + 1
+        # Each pair of tiles once, a tile with itself whole.
+        compared = layout.total * (layout.total + _sizes(layout.total)[0])
         return {
             "similarities in frames": layout.frames * gram(layout, width),
-            "similarities of components (at most)": 2.0 * tries * layout.total**2 * width,
+            "similarities of components (at most)": 1.0 * tries * compared * width,
             "similarities to centres (at most)": 2.0 * layout.total * self.capacity(layout, ratio) * width,
             "weighted sums": (tries + 2) * sums(layout, width),
         }
@@ -290,20 +292,22 @@ def _over_time(means: Float[Array, "L D"], tau: Array, number: Int[Array, ""]) -
 
     norm = lax.fori_loop(0, tiles, norms, jnp.zeros(length))
 
-    def over_pairs(fn: Any, start: Any) -> Any:
-        return lax.fori_loop(0, tiles, lambda i, s: lax.fori_loop(0, tiles, lambda j, s: fn(i, j, s), s), start)
+    def over_pairs(fn: Any, start: Any, first: Any = lambda i: 0) -> Any:
+        return lax.fori_loop(0, tiles, lambda i, s: lax.fori_loop(first(i), tiles, lambda j, s: fn(i, j, s), s), start)
 
     def connect(i: Array, j: Array, adjacent: Array) -> Array:
         scale = part(norm, i)[:, None] * part(norm, j)
         known = scale > 0
         cosine = jnp.where(known, dot_f32(part(means, i), part(means, j)) / jnp.where(known, scale, 1.0), -1.0)
         edge = (cosine > tau) & part(listed_entry, i)[:, None] & part(listed_entry, j)
+        adjacent = lax.dynamic_update_slice(adjacent, edge.T, (j * side, i * side))
         return lax.dynamic_update_slice(adjacent, edge, (i * side, j * side))
 
     def tile(adjacent: Array, i: Array, j: Array) -> Array:
         return lax.dynamic_slice(adjacent, (i * side, j * side), (side, side))
 
-    adjacent = over_pairs(connect, jnp.zeros((length, length), bool))
+    # Edges have no direction: each pair of tiles is compared once.
+    adjacent = over_pairs(connect, jnp.zeros((length, length), bool), first=lambda i: i)
 
     def spread(label: Array) -> Array:
         def fold(i: Array, j: Array, new: Array) -> Array:
