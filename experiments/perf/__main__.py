@@ -1,12 +1,12 @@
 """The performance suite: one command, one table, one JSON.
 
-python -m experiments.perf [--cells quick|base|scaling|full] [--parts start reducers memory model stts]
+python -m experiments.perf [--cells quick|base|scaling|full] [--parts start reducers calls memory model stts]
                            [--methods flashvid ...] [--model llava-onevision-0.5b] [--json-file perf.json]
                            [--compare old.json]
 
 Every time stands beside its floor: the larger of its FLOPs over the matmul rate and its bytes over the copy rate, both
-measured in the same run. Rows are saved as they come; a rerun measures what is missing. Runs unchanged on CPU and
-accelerators; only dtype, model and sizes have other defaults there.
+measured in the same run. Rows are saved as they come; a rerun measures what is missing, with `--again` all rows of its
+parts and methods. Runs unchanged on CPU and accelerators; only dtype, model and sizes have other defaults there.
 """
 
 import dataclasses
@@ -22,11 +22,14 @@ from jvidprune import reducers
 from jvidprune.errors import JvidpruneError
 from jvidprune.files import atomic_output
 
-from . import memory_cells, model_cells, reducer_cells, start_cells, stts_cells
+from . import call_cells, memory_cells, model_cells, reducer_cells, start_cells, stts_cells
 from .measure import Rates, measure_rates
 from .table import compare, in_short, tables
 
-Part = Literal["start", "reducers", "memory", "model", "stts"]
+Part = Literal["start", "reducers", "calls", "memory", "model", "stts"]
+
+UNTIMED = {"start", "calls", "memory"}
+"""Parts whose rows stand beside no floor of this machine."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Config:
     """What to measure."""
 
     cells: Literal["quick", "base", "scaling", "full"] = "scaling"
-    parts: tuple[Part, ...] = ("start", "reducers", "memory", "model", "stts")
+    parts: tuple[Part, ...] = ("start", "reducers", "calls", "memory", "model", "stts")
     methods: tuple[str, ...] = ()
     """Registry names; all by default."""
     model: str = ""
@@ -54,9 +57,12 @@ class Config:
 
 def measured_rates(dtype: Any) -> dict[str, Any]:
     """The machine's rates and what it is."""
-    rates = measure_rates(dtype)
-    device = jax.devices()[0]
-    return dataclasses.asdict(rates) | {"device": device.device_kind, "jax": jax.__version__, "dtype": dtype.__name__}
+    return dataclasses.asdict(measure_rates(dtype)) | this_machine(dtype)
+
+
+def this_machine(dtype: Any) -> dict[str, Any]:
+    """What rows of one file share."""
+    return {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "dtype": dtype.__name__}
 
 
 def resolved(config: Config) -> tuple[Config, Any]:
@@ -76,19 +82,19 @@ def resolved(config: Config) -> tuple[Config, Any]:
 class Store:
     """Rows on disk, by section and key."""
 
-    def __init__(self, path: Path, machine: dict[str, Any]):
-        self.path, self.content = path, {"machine": machine, "rows": {}}
+    def __init__(self, path: Path, machine: dict[str, Any], again: bool = False):
+        self.path, self.content, self.again = path, {"machine": machine, "rows": {}}, again
         if path.exists():
             earlier = json.loads(path.read_text())
             same = all(earlier["machine"].get(k) == machine[k] for k in ("device", "jax", "dtype"))
             if not same:
                 raise JvidpruneError(f"{path} holds rows of another machine, jax or dtype; name another --json-file.")
-            self.content["rows"] = earlier["rows"]
+            self.content = {"machine": earlier["machine"] | machine, "rows": earlier["rows"]}
 
     def row(self, section: str, key: str, make: Any) -> dict[str, Any]:
-        """The row, measured if it is not there yet."""
+        """The row, measured if it is not there yet or all are measured again."""
         rows = self.content["rows"].setdefault(section, {})
-        if key not in rows:
+        if key not in rows or self.again:
             rows[key] = make()
             with atomic_output(self.path) as part:
                 part.write_text(json.dumps(self.content, indent=1))
@@ -122,6 +128,7 @@ def main(
     json_file: Path = Path("perf.json"),
     markdown: Path | None = None,
     compare_with: Annotated[Path | None, tyro.conf.arg(name="compare")] = None,
+    again: bool = False,
 ) -> None:
     """Measures what the JSON does not hold yet and prints the tables.
 
@@ -130,11 +137,13 @@ def main(
       json_file: where rows are kept.
       markdown: also write the tables there.
       compare_with: an earlier JSON; prints what got slower or faster by more than a tenth.
+      again: measure rows that are there once more.
     """
     config, dtype = resolved(config)
-    machine = measured_rates(dtype)
-    rates = Rates(machine["flops"], machine["bytes"])
-    store = Store(json_file, machine)
+    # A file keeps the rates that its floors come from where no new row has one.
+    machine = this_machine(dtype) if json_file.exists() and UNTIMED.issuperset(config.parts) else measured_rates(dtype)
+    rates = Rates(machine.get("flops", 0.0), machine.get("bytes", 0.0))
+    store = Store(json_file, machine, again)
     if "start" in config.parts:
         for name in start_cells.COMMANDS:
             store.row("start", name, lambda n=name: start_cells.run_cell(n, config.repeats))
@@ -142,6 +151,10 @@ def main(
         for cell in reducer_cells.cells(config.cells, config.methods, 1e9 * config.gigabytes):
             options: dict[str, Any] = {"repeats": config.repeats, "seconds": config.seconds}
             store.row("reducers", cell.key, lambda c=cell, o=options: reducer_cells.run_cell(c, rates, dtype, **o))
+    if "calls" in config.parts:
+        for cell in call_cells.cells(config.cells, config.methods):
+            options = {"rounds": config.repeats, "seconds": config.seconds}
+            store.row("calls", cell.key, lambda c=cell, o=options: call_cells.run_cell(c, **o))
     if "memory" in config.parts:
         for cell in memory_cells.cells(config.cells, config.methods):
             store.row("memory", cell.key, lambda c=cell: memory_cells.run_cell(c, dtype))

@@ -153,6 +153,22 @@ def test_memory_of_full_size_programs_is_told_without_running_them(suite):
     assert "3.00x  memory: evs" in table.compare(content, grown).partition("better:")[0]
 
 
+@pytest.mark.slow
+def test_calls_of_one_and_of_eight_ratios_stand_in_one_row(suite):
+    cells, table = suite("call_cells"), suite("table")
+    found = cells.cells("quick", {"divprune"})
+    assert [cell.method for cell in found] == ["divprune", "divprune(scope='frame')"]
+    row = cells.run_cell(found[1], rounds=1, seconds=0.0)
+    assert row["original_s"] is None, "the originals were measured at full size"
+    assert all(0 < row[name]["cpu_ms"] < float("inf") for name in ("plan", "plans", "reduce", "sweep"))
+    amounts = {"plan": 10, "plans": 11, "reduce": 30, "sweep": 90, "written reduce": 10, "written sweep": 60}
+    row = {name: {"cpu_ms": amount, "wall_ms": amount} for name, amount in amounts.items()} | {"original_s": 0.5}
+    content = {"machine": {"device": "x", "jax": "1", "dtype": "float32", "flops": 1e9, "bytes": 1e9}}
+    line = table.tables(content | {"rows": {"calls": {"one": row}}}).splitlines()[-1]
+    # 11 / 10, 90 / 30, and without the writing (90 - 60) / (30 - 10).
+    assert line == ("| one | 10.0 | 11.0 | 1.10 | 30.0 | 90.0 | 3.00 | 10.0 | 60.0 | 1.50 | 30.0 | 90.0 | 0.5 |")
+
+
 @pytest.mark.parametrize("method", sorted(set(reducers.names()) - {"visionzip_qwen", "scissor"}))
 def test_no_copy_of_the_features_is_made(method):
     """Decisions read the features frame by frame; `visionzip_qwen` and `scissor` average first."""
