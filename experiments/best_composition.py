@@ -115,10 +115,9 @@ def candidates(llm: VideoLLM) -> dict[str, Reducer]:
         found[f"{name}, then transport, s 0.1"] = Transported(base, 0.1)
         found[f"{name}, then transport, s 1"] = Transported(base)
         found[f"{name}, then transport, s 1, sinks stay"] = Transported(base, sinks=1.0)
-    half = {"ladder": (0.5,)}
     attended, covered = llm.reducer("attention_topk(scope='frame')"), llm.reducer("ottvid(temporal=False)")
-    found["Attention top-k, then VidCom2"] = Sequential(attended, llm.reducer("vidcom2"), **half)
-    found["OTT-Vid's selection, then VidCom2"] = Sequential(covered, llm.reducer("vidcom2"), **half)
+    found["Attention top-k, then VidCom2"] = Sequential(attended, llm.reducer("vidcom2"), ladder=(0.5,))
+    found["OTT-Vid's selection, then VidCom2"] = Sequential(covered, llm.reducer("vidcom2"), ladder=(0.5,))
     return found
 
 
