@@ -107,14 +107,6 @@ def test_jumps_beyond_the_scalings_fall_back_to_the_log_domain():
     np.testing.assert_allclose(ours, float64_plan(cost, a, b, 0.01, 41), atol=2e-3)
 
 
-def test_each_kind_of_update_is_compiled_once():
-    text = jax.jit(lambda cost, a, b: sinkhorn_log(cost, a, b, 0.01, 200)).lower(*problem(4)).as_text()
-    # Those of a column, of a row, of a kernel and of the plan.
-    assert text.count("stablehlo.exponential") == 4
-    # Stretches, and the two kinds of updates in them.
-    assert text.count("stablehlo.while") == 3
-
-
 def greedy(cosine, weight, steps):
     order, covered = [], np.zeros(len(weight))
     for _ in range(steps):

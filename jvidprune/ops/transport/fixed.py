@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -123,10 +122,12 @@ def _solve_log(cost: Array, a: Array, b: Array, epsilon: Any, iterations: Any) -
         first = min(iterations, _FIRST)
         last = min(iterations - first, _LAST)
         blocks, rest = divmod(iterations - first - last, _BLOCK)
-        counts = np.array([first, rest, *[_BLOCK] * blocks, last], np.int32)
-        scaled = np.array([False, *[True] * (1 + blocks), False])
-        # As a loop over all stretches, so that each kind of update is compiled once.
-        (u, v), _ = lax.scan(lambda uv, args: (_stretch(problem, *uv, *args), None), (u, v), (counts, scaled))
+        u, v = _log_updates(problem, u, v, first)
+        if rest:
+            u, v = _block(problem, u, v, rest)
+        if blocks:
+            (u, v), _ = lax.scan(lambda uv, _: (_block(problem, *uv, _BLOCK), None), (u, v), None, length=blocks)
+        u, v = _log_updates(problem, u, v, last)
     if isinstance(iterations, int):
         u, v = solved_by(_masked_update, iterations, params, start, (u, v), iterations)
     pairs = (a > 0)[..., :, None] & (b > 0)[..., None, :]
@@ -160,32 +161,32 @@ def _log_updates(problem: tuple, u: Array, v: Array, iterations: int | Array) ->
     return lax.fori_loop(0, iterations, update, (u, v))
 
 
-def _stretch(problem: tuple, u: Array, v: Array, count: Array, scaled: Array) -> tuple[Array, Array]:
+def _block(problem: tuple, u: Array, v: Array, iterations: int) -> tuple[Array, Array]:
     """Updates as scalings of exp(u + v - cost / epsilon), an order of magnitude fewer exponentials.
 
-    Entries that underflow in that kernel stay negligible as long as the scalings are moderate; where they are not, or
-    where the stretch is not to be `scaled`, it is run in the log domain.
+    Entries that underflow in that kernel stay negligible as long as the scalings are moderate; where they are not, the
+    block is run in the log domain after all.
     """
     log_kernel, _, a, b = problem
+    kernel = jnp.exp(u[..., :, None] + v[..., None, :] + log_kernel)
     product = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
 
     def divide(mass: Array, received: Array) -> Array:
         return jnp.where(mass > 0, mass / jnp.where(mass > 0, received, 1.0), 1.0)
 
-    def scale() -> tuple[Array, Array, Array]:
-        kernel = jnp.exp(u[..., :, None] + v[..., None, :] + log_kernel)
+    def update(_, pq):
+        p, _ = pq
+        q = divide(b, product("...n,...nm->...m", p, kernel))
+        return divide(a, product("...nm,...m->...n", kernel, q)), q
 
-        def update(_, pq):
-            p, _ = pq
-            q = divide(b, product("...n,...nm->...m", p, kernel))
-            return divide(a, product("...nm,...m->...n", kernel, q)), q
-
-        p, q = lax.fori_loop(0, count, update, (jnp.ones_like(a), jnp.ones_like(b)))
-        log_p, log_q = jnp.log(p), jnp.log(q)
-        return u + log_p, v + log_q, jnp.max(jnp.abs(log_p)) + jnp.max(jnp.abs(log_q))
-
-    *found, reach = lax.cond(scaled, scale, lambda: (u, v, jnp.asarray(jnp.inf, u.dtype)))
-    return lax.cond(reach < 40.0, lambda: tuple(found), lambda: _log_updates(problem, u, v, count))
+    p, q = lax.fori_loop(0, iterations, update, (jnp.ones_like(a), jnp.ones_like(b)))
+    log_p, log_q = jnp.log(p), jnp.log(q)
+    reach = jnp.max(jnp.abs(log_p)) + jnp.max(jnp.abs(log_q))
+    return lax.cond(
+        reach < 40.0,
+        lambda: (u + log_p, v + log_q),
+        lambda: _log_updates(problem, u, v, iterations),
+    )
 
 
 def sinkhorn_scaling(
