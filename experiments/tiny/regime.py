@@ -135,7 +135,7 @@ REGIME = Regime(
             clips=4,
             rate=1.5e-3,
             trained=MIND,
-            longest=24,
+            longest=28,
             kinds=("short", "yes_no"),
             shares=(0.0, 0.0, 0.3, 0.7),
         ),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.tiny import variety
-from experiments.tiny.batches import Prompts
+from experiments.tiny.batches import Prompts, question_rows
 from experiments.tiny.captions import caption_batch, named
 from experiments.tiny.features import Pool, pool
 from experiments.tiny.gates import RATIOS, gates
@@ -21,6 +21,7 @@ from experiments.tiny.regime_losses import averaged, contrastive
 from experiments.tiny.statistics import auc
 from jvidprune.errors import JvidpruneError
 from jvidprune.procedural.benchmark import detailed
+from jvidprune.procedural.categories import ALL_CATEGORIES
 from jvidprune.procedural.paint import paint
 
 SMALL = detailed("train", clips=1 << 30, frames=8, side=56)
@@ -137,6 +138,15 @@ def test_nothing_of_what_tokens_show_reaches_the_language_model(tokenizer):
     assert (batch.seen != other.seen).any()
     assert batch.shown.positions.shape[1] - 1 in variety.row_counts(8, 4)[1:3]
     assert set(batch._fields) == {"seen", "questions", "shown"}
+
+
+def test_every_stage_has_room_for_its_questions(tokenizer):
+    scenes = [TASK.scene(number)[0] for number in range(len(ALL_CATEGORIES) * 4)]
+    for longest, kinds in {(stage.longest, stage.kinds) for stage in REGIME.stages if stage.kind == "answer"}:
+        prompts = Prompts(tokenizer, longest)
+        for number, scene in enumerate(scenes):
+            rows = question_rows(np.random.default_rng(number), TASK, scene, prompts, 8, kinds)
+            assert rows.length.max() <= longest
 
 
 def test_more_clips_of_a_pool_are_read_where_fewer_tokens_are(tokenizer):
