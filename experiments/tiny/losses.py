@@ -48,7 +48,7 @@ def word_rows(table: Array, pairs: Array) -> Float[Array, "C D"]:
 
 
 def frame_loss(
-    network: Network, params: Any, batch: FrameBatch, words: dict[str, Array]
+    network: Network, params: Any, batch: FrameBatch, words: dict[str, Array], *, head: bool = True
 ) -> tuple[Array, dict[str, Array]]:
     """Loss of single frames.
 
@@ -63,10 +63,11 @@ def frame_loss(
       params: parameters.
       batch: frames and targets.
       words: "colour" and "shape", each (classes, 2) ids of the words without and with a space before them.
+      head: whether the pooling head learns, too.
     """
     model, heads = network.merge(params)
     early, hidden = tower_states(model, batch.frames)
-    return shown_loss(network, model, heads, early, hidden, batch, words)
+    return shown_loss(network, model, heads, early, hidden, batch, words, head)
 
 
 def tower_states(
@@ -86,6 +87,7 @@ def shown_loss(
     hidden: Array,
     batch: FrameBatch,
     words: dict[str, Array],
+    head: bool = True,
 ) -> tuple[Array, dict[str, Array]]:
     """The loss of `frame_loss` from what the tower gave, see `tower_states`."""
     features = model.pool(model.projector(hidden))
@@ -113,6 +115,8 @@ def shown_loss(
         wanted = jnp.broadcast_to(target, cell.shape[:2])
         loss += 0.3 * _classes(cell[..., at : at + size], wanted, "place", metrics, background=False)
     loss += _miss(cell[..., 3:5], batch.offset, "offset", metrics)
+    if not head:
+        return loss, {"loss": loss, **metrics}
     assert model.vision.head is not None
     pooled, attention = model.vision.head(hidden)
     shown = [(batch.patches[..., i, None] == jnp.arange(1, n)).any(1) for i, n in enumerate(list(SEEN.values())[:2])]

@@ -104,7 +104,7 @@ class Regime:
     task: Procedural = TASK
     seed: int = 0
     precision: str = "float32"
-    pool: int = 2400
+    pool: int = 4000
     held: int = 96
     measure: int = 300
 
@@ -244,7 +244,8 @@ def stage_loss(
         return answer_loss(network, params, batch, before, precision=jnp.dtype(precision))
 
     def frames(params: Any, batch: Any) -> Any:
-        return frame_loss(network, params, batch, words)
+        # The pooling head learns from captions alone: what it attends to is evidence of methods, and no label.
+        return frame_loss(network, params, batch, words, head=False)
 
     return {"frames": frames, "look": look, "answer": answer}[stage.kind]
 

@@ -107,10 +107,10 @@ def look_loss(
     written, metrics["caption/words"] = _written(model, batch, hidden, before)
     total = loss + written
     if dense:
-        shown, found = shown_loss(network, model, heads, early, hidden, batch.frames, words)
+        shown, found = shown_loss(network, model, heads, early, hidden, batch.frames, words, head=False)
         total += batch.dense * shown
         metrics |= {name: value for name, value in found.items() if name != "loss"}
-    # What the pooling head looks at is recorded, and learnt from captions alone behind the warm-up.
+    # What the pooling head looks at is recorded, and learnt from captions alone.
     metrics["head/attention"] = (attention * (batch.frames.patches[..., 0] > 0)).sum(-1).mean()
     metrics["head/area"] = (batch.frames.patches[..., 0] > 0).mean()
     return total, {**metrics, "loss": total, "captions": loss, "written": written}

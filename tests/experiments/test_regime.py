@@ -237,7 +237,7 @@ def test_a_run_in_parts_gives_the_parameters_of_a_whole_one(tmp_path):
     regime = Regime((LOOK, cached, WHOLE), SIZES, SMALL, pool=4, held=0)
     lines = []
     _, params, _ = train_regime(regime, tmp_path / "whole", every=1, log=1, report=lambda *one: lines.append(one))
-    assert "dense/frame" in lines[0][1]
+    assert "dense/shape" in lines[0][1]
     train_regime(dataclasses.replace(regime, stages=(LOOK,)), tmp_path / "parts", every=1, log=1)
     train_regime(dataclasses.replace(regime, stages=(LOOK, cached)), tmp_path / "parts", every=1, log=1)
     _, again, _ = train_regime(regime, tmp_path / "parts", every=1, log=1)
