@@ -15,12 +15,18 @@ from jvidprune.llm.prompts.messages import Asked
 from jvidprune.llm.rows import Prompt, batches, read_rows
 from jvidprune.llm.stages import Stage, StageClock
 from jvidprune.models.generate import decode_pieces
-from jvidprune.reducers.prompt_rules import PositionRule
+from jvidprune.reducers.prompt_rules import PositionRule, check_positions
 from jvidprune.reducers.protocol import Reducer, of_frames
 from jvidprune.video.decode import Clip
 
 if TYPE_CHECKING:
     from jvidprune.llm.video_llm import VideoLLM
+
+Video = Source | EncodedVideo | ReducedVideo
+"""What a question can be asked about."""
+
+Videos = Video | list[Video] | tuple[Video, ...] | None
+"""One, several, or none for text alone."""
 
 SAMPLE_STEP = 1 << 20
 """Between the seeds of two samples of one question; the first has the seed itself."""
@@ -108,6 +114,31 @@ def reduced_source(
         reduced = llm.reduce(video, reducer=method, ratio=ratio, question=question)
         stage.tokens = reduced.kept
     return reduced
+
+
+def reduced_videos(
+    llm: "VideoLLM",
+    video: Videos,
+    question: str,
+    reducer: Any,
+    ratio: float | None,
+    fps: float | None,
+    times: Sequence[float] | None,
+    clock: StageClock,
+    positions: PositionRule | None,
+) -> list[ReducedVideo]:
+    """All videos of a prompt, reduced; see `VideoLLM.ask`.
+
+    Raises:
+      JvidpruneError: see `reduced_source`, or an unknown rule of positions.
+    """
+    check_positions(positions)
+    videos = [] if video is None else list(video) if isinstance(video, list | tuple) else [video]
+    made = [
+        one if isinstance(one, ReducedVideo) else reduced_source(llm, one, question, reducer, ratio, fps, times, clock)
+        for one in videos
+    ]
+    return made if positions is None else [dataclasses.replace(one, positions=positions) for one in made]
 
 
 def answer_of(

@@ -18,38 +18,36 @@ from jax.sharding import Mesh
 from jvidprune.cuts.attended import check_attended
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import Count, checked
-from jvidprune.llm.asking import Answer, Stream, answer_of, reduced_source, sample_seeds
+from jvidprune.llm.asking import Answer, Stream, Videos, answer_of, reduced_videos, sample_seeds
 from jvidprune.llm.batch import answer_many
 from jvidprune.llm.chat import Chat
-from jvidprune.llm.conventions import check_convention
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, maps_of, prompt_positions, reduce_video
-from jvidprune.llm.folder import family_settings
 from jvidprune.llm.generation import Generating, generation_of
+from jvidprune.llm.loading import check_ways, folder_pruning, loaded_settings, shared_text_tower
 from jvidprune.llm.opening import Source, add_evidence, check_method, encode_frames, open_source, reduce_frames
 from jvidprune.llm.prompts.builder import PromptBuilder
 from jvidprune.llm.prompts.messages import Asked, asked_of
 from jvidprune.llm.prompts.registry import builder_of
 from jvidprune.llm.prompts.slots import SlotMap
-from jvidprune.llm.prompts.templates import CHAT, chat_template
 from jvidprune.llm.rows import Prompt
 from jvidprune.llm.stages import StageClock, enable_compilation_cache
 from jvidprune.models.checkpoint.dtypes import AUTO
 from jvidprune.models.checkpoint.folder import UNTRAINED_MARK
-from jvidprune.models.checkpoint.load import LoadedModel, load_model, read_config
+from jvidprune.models.checkpoint.load import LoadedModel, load_model
 from jvidprune.models.checkpoint.processor import video_processor
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.fused import AttentionKind
-from jvidprune.models.positions import MropeRule, check_rule
+from jvidprune.models.positions import MropeRule
 from jvidprune.models.quantised import Quantise
 from jvidprune.models.settings import Convention, FamilySettings
-from jvidprune.models.text_tower import TEXT_TOWER, TextTower, check_shared, load_text_tower
+from jvidprune.models.text_tower import TextTower
 from jvidprune.models.tokenizer import Tokenizer, end_ids, load_tokenizer
 from jvidprune.ops.newline import NewlineKind
 from jvidprune.reducers.own import check_given
 from jvidprune.reducers.prompt_rules import PositionRule, check_positions
 from jvidprune.reducers.protocol import Reducer, inner_stages, of_frames, with_defaults
 from jvidprune.reducers.registry import for_model
-from jvidprune.reducers.serialise import SavedPruning, load_pruning
+from jvidprune.reducers.serialise import SavedPruning
 from jvidprune.stts.attach import attach, attach_released
 from jvidprune.stts.saved import read_stts
 from jvidprune.tokens import QUESTION
@@ -59,12 +57,6 @@ from jvidprune.video.preprocess import Patches
 
 Method = Reducer | str
 """A reducer, or its text for `VideoLLM.reducer`, such as "flashvid" or "flashvid:alpha=0.5"."""
-
-Video = Source | EncodedVideo | ReducedVideo
-"""What a question can be asked about."""
-
-Videos = Video | list[Video] | tuple[Video, ...] | None
-"""One, several, or none for text alone."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +100,9 @@ class VideoLLM:
         """Loads a checkpoint folder or hub id; from here on compiled programs are kept on disk between runs.
 
         A scorer among the tensors of the checkpoint (STTS's released ones) or beside them (`jvidprune train stts`) is
-        attached, see `stts.attach`. A
-        jvidprune_config.json in the folder (`jvidprune export --reducer ...`, `reducers.serialise`) is read as its
-        `pruning`, and the positions of kept tokens that it declares hold for methods that are not told others.
+        attached, see `stts.attach`. A jvidprune_config.json in the folder (`jvidprune export --reducer ...`,
+        `reducers.serialise`) is read as its `pruning`, and the positions of kept tokens that it declares hold for
+        methods that are not told others.
 
         Args:
           source: folder or hub id; None for the embedded model, a tiny LLaVA-OneVision trained on generated clips.
@@ -144,21 +136,11 @@ class VideoLLM:
         """
         source = EMBEDDED if source is None else source
         check_positions(positions)
-        for name, check in ((convention, check_convention), (mrope_rule, check_rule)):
-            if name is not None:
-                check(name)
-        if convention is not None or mrope_rule is not None:
-            # One that the family does not have is refused before any weights are read.
-            family, _, folder = read_config(source, revision)
-            family_settings(family, folder, convention, mrope_rule)
+        check_ways(source, revision, convention, mrope_rule)
         enable_compilation_cache()
-        tower = None
-        if text_tower is None and (Path(source) / TEXT_TOWER).is_dir():
-            text_tower = Path(source) / TEXT_TOWER
-        if text_tower is not None:
-            check_shared(*read_config(source, revision)[:2], text_tower)
-            tower = load_text_tower(text_tower)
-            pooling_head = tower.folder if pooling_head is None else pooling_head
+        tower = shared_text_tower(source, revision, text_tower)
+        if tower is not None and pooling_head is None:
+            pooling_head = tower.folder
         loaded = load_model(
             source,
             dtype=dtype,
@@ -169,17 +151,10 @@ class VideoLLM:
             quantise=quantise,
             revision=revision,
         )
-        settings = family_settings(loaded.family, loaded.folder, convention, mrope_rule)
-        settings = dataclasses.replace(settings, positions=positions)
-        if template is None and settings.own_chat and chat_template(loaded.folder) is not None:
-            template = CHAT
-        if template is not None:
-            settings = dataclasses.replace(settings, template=template)
-        pruning = load_pruning(loaded.folder, allow_code=allow_code)
-        if pruning is not None and pruning.backbone not in (None, loaded.family):
-            raise JvidpruneError(
-                f"{loaded.folder} is a {loaded.family} checkpoint with pruning settings made for {pruning.backbone}."
-            )
+        settings = loaded_settings(
+            loaded, convention=convention, mrope_rule=mrope_rule, positions=positions, template=template
+        )
+        pruning = folder_pruning(loaded, allow_code=allow_code)
         llm = cls(loaded, load_tokenizer(loaded.folder), settings, pruning, tower)
         # Settings of the folder that make no sense and missing templates are refused here, not at the first video.
         _ = llm.pixels
@@ -431,7 +406,7 @@ class VideoLLM:
         generation = generation_of(self, generating)
         checked(samples, Count, "samples")
         clock = clock or StageClock()
-        videos = self._videos(video, question, reducer, ratio, fps, times, clock, positions)
+        videos = reduced_videos(self, video, question, reducer, ratio, fps, times, clock, positions)
         sampling = generation.sampling
         replies = answer_many(
             self,
@@ -471,7 +446,7 @@ class VideoLLM:
         """
         generation = generation_of(self, generating)
         clock = clock or StageClock()
-        videos = self._videos(video, question, reducer, ratio, fps, times, clock, positions)
+        videos = reduced_videos(self, video, question, reducer, ratio, fps, times, clock, positions)
         return Stream(self, videos, asked_of(question, videos, system), generation, clock, question)
 
     def chat(
@@ -494,27 +469,5 @@ class VideoLLM:
         Raises:
           JvidpruneError: what `encode` and `reduce` raise.
         """
-        videos = self._videos(video, question, reducer, ratio, None, None, StageClock(), None)
+        videos = reduced_videos(self, video, question, reducer, ratio, None, None, StageClock(), None)
         return Chat(self, videos, system=system, reuse=reuse)
-
-    def _videos(
-        self,
-        video: Videos,
-        question: str,
-        reducer: Method | None,
-        ratio: float | None,
-        fps: float | None,
-        times: Sequence[float] | None,
-        clock: StageClock,
-        positions: PositionRule | None,
-    ) -> list[ReducedVideo]:
-        """All videos of a prompt, reduced."""
-        check_positions(positions)
-        videos = [] if video is None else list(video) if isinstance(video, list | tuple) else [video]
-        made = [
-            one
-            if isinstance(one, ReducedVideo)
-            else reduced_source(self, one, question, reducer, ratio, fps, times, clock)
-            for one in videos
-        ]
-        return made if positions is None else [dataclasses.replace(one, positions=positions) for one in made]
