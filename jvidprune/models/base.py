@@ -1,11 +1,36 @@
 """What all families have in common behind the tower: a decoder that reads text and visual tokens."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Collection
+from typing import Any, Self
 
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from jvidprune.models.decoder import Decoder
+from jvidprune.models.decoder_config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class VideoConfig:
+    """Base of the families' configs: a subclass adds `from_hf`, `provides` and fields of its own.
+
+    Attributes:
+      vision: the tower.
+      text: the language model.
+    """
+
+    vision: Any
+    text: DecoderConfig
+
+    def with_tensors(self, names: Collection[str]) -> Self:
+        """The config that fits the tensors at hand: the presence of a head decides, not the flags."""
+        return dataclasses.replace(self, text=dataclasses.replace(self.text, tied="lm_head.weight" not in names))
+
+    @property
+    def units(self) -> dict[str, int]:
+        """Pieces of the logical axes that sharding must not cut."""
+        return {"heads": self.text.heads, "kv_heads": self.text.kv_heads, "vit_heads": self.vision.heads}
 
 
 class VideoModel(nnx.Module):

@@ -1,10 +1,13 @@
-"""What a model checks before it encodes: can it give the evidence a reducer asks for?"""
+"""What models do before and behind a tower: check the evidence asked for, and put it beside the tokens."""
 
 from collections.abc import Set
 from typing import Any
 
+import jax.numpy as jnp
+from jaxtyping import Array
+
 from jvidprune.errors import JvidpruneError
-from jvidprune.tokens import EVIDENCE, QUESTION
+from jvidprune.tokens import EVIDENCE, QUESTION, VideoTokens
 
 NO_QUESTION = (
     "the evidence text is the question, and none was passed: give it as question= where the video is encoded or "
@@ -34,3 +37,28 @@ def check_evidence(family: str, needs: Set[str], provides: Set[str], text: Any) 
         )
     if "text" in needs and text is None:
         raise JvidpruneError(NO_QUESTION)
+
+
+def video_tokens(
+    arrays: dict[str, Array],
+    grid: tuple[int, int],
+    *,
+    text: Array | None,
+    frame_mask: Array | None,
+    unpooled_grid: tuple[int, int] | None = None,
+) -> VideoTokens:
+    """The tokens of a video from what a tower gave.
+
+    Args:
+      arrays: "features" (T, N, D) and evidence by name.
+      grid: (h, w) of the tokens of a frame, static.
+      text: (L, D) embeddings of the question where evidence "text" is asked for, else None.
+      frame_mask: (T,) bool, False on padding frames; None for all True.
+      unpooled_grid: (h, w) of `features_unpooled`, static.
+    """
+    evidence = {name: value for name, value in arrays.items() if name != "features"}
+    if text is not None:
+        evidence["text"] = text
+    features = arrays["features"]
+    mask = jnp.ones(features.shape[0], bool) if frame_mask is None else frame_mask
+    return VideoTokens(features, evidence, mask, grid, unpooled_grid)

@@ -1,10 +1,11 @@
 """Sizes and token ids of an InternVL checkpoint, read from the config.json of transformers' class."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jvidprune.errors import JvidpruneError, quoted
+from jvidprune.models.base import VideoConfig
 from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.internvl.tower import InternVitConfig
 from jvidprune.models.layers import check_activation
@@ -20,7 +21,7 @@ _NORMS = {"layer_norm": False, "rms_norm": True}
 
 
 @dataclasses.dataclass(frozen=True)
-class InternVLConfig:
+class InternVLConfig(VideoConfig):
     """Everything static about a model.
 
     Attributes:
@@ -66,10 +67,6 @@ class InternVLConfig:
             video_token=raw.get("image_token_id", cls.video_token),
         )
 
-    def with_tensors(self, names: Collection[str]) -> "InternVLConfig":
-        """The config that fits the tensors at hand: the presence of a head decides, not the flags."""
-        return dataclasses.replace(self, text=dataclasses.replace(self.text, tied="lm_head.weight" not in names))
-
     @property
     def provides(self) -> frozenset[str]:
         """Evidence that a model of this config can attach."""
@@ -85,11 +82,6 @@ class InternVLConfig:
     def unpooled_grid(self) -> None:
         """None: patches are joined before they are projected, so that no features of theirs exist."""
         return None
-
-    @property
-    def units(self) -> dict[str, int]:
-        """Pieces of the logical axes that sharding must not cut."""
-        return {"heads": self.text.heads, "kv_heads": self.text.kv_heads, "vit_heads": self.vision.heads}
 
 
 def _there(section: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from jvidprune.models.base import VideoModel
 from jvidprune.models.decoder import Decoder
-from jvidprune.models.evidence import check_evidence
+from jvidprune.models.evidence import check_evidence, video_tokens
 from jvidprune.models.internvl.config import InternVLConfig
 from jvidprune.models.internvl.tower import InternVit
 from jvidprune.models.layers import Mlp, layer_norm, map_chunks
@@ -76,11 +76,8 @@ class InternVL(VideoModel):
         """
         check_evidence(self.config.family, needs, self.provides, text)
         arrays = map_chunks(lambda part: self._encode_chunk(part, needs), pixels, chunk)
-        features = arrays.pop("features")
-        if text is not None and "text" in needs:
-            arrays["text"] = text
-        mask = jnp.ones(pixels.shape[0], bool) if frame_mask is None else frame_mask
-        return VideoTokens(features, arrays, mask, self.config.grid)
+        text = text if "text" in needs else None
+        return video_tokens(arrays, self.config.grid, text=text, frame_mask=frame_mask)
 
     def _encode_chunk(self, pixels: Array, needs: frozenset[str]) -> dict[str, Array]:
         vision = self.config.vision

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar, get_args
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.base import VideoConfig
 from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.layers import check_activation
 from jvidprune.models.siglip import SiglipConfig
@@ -36,7 +37,7 @@ HEAD_EVIDENCE = frozenset({"attention_pooling_head", "frame_embedding", "joint_i
 
 
 @dataclasses.dataclass(frozen=True)
-class LlavaOnevisionConfig:
+class LlavaOnevisionConfig(VideoConfig):
     """Everything static about a model.
 
     Attributes:
@@ -118,11 +119,6 @@ class LlavaOnevisionConfig:
     def unpooled_grid(self) -> tuple[int, int]:
         """(h, w) of the tower's patches."""
         return self.vision.side, self.vision.side
-
-    @property
-    def units(self) -> dict[str, int]:
-        """Pieces of the logical axes that sharding must not cut."""
-        return {"heads": self.text.heads, "kv_heads": self.text.kv_heads, "vit_heads": self.vision.heads}
 
 
 def flat_fields(raw: Mapping[str, Any]) -> dict[str, Any]:

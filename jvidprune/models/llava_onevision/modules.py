@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from jvidprune.models.base import VideoModel
 from jvidprune.models.decoder import Decoder
-from jvidprune.models.evidence import check_evidence
+from jvidprune.models.evidence import check_evidence, video_tokens
 from jvidprune.models.layers import Mlp, map_chunks
 from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
 from jvidprune.models.siglip import Siglip
@@ -66,7 +66,7 @@ class LlavaOnevision(VideoModel):
           JvidpruneError: evidence this checkpoint cannot give, or pixels of the wrong size.
         """
         check_evidence(self.config.family, needs, self.provides, text)
-        vision, frames = self.config.vision, pixels.shape[0]
+        vision = self.config.vision
         blocks = {
             "attention_last": vision.layers - 1,
             "keys": vision.layers - 1,
@@ -75,13 +75,10 @@ class LlavaOnevision(VideoModel):
         }
         taps = tuple(sorted({block for name, block in blocks.items() if name in needs}))
         arrays = map_chunks(lambda part: self._encode_chunk(part, needs, taps, blocks), pixels, chunk)
-        features = arrays.pop("features")
-        if text is not None and "text" in needs:
-            arrays["text"] = text
         if "newline" in needs:
             arrays["newline"] = self.newline
-        mask = jnp.ones(frames, bool) if frame_mask is None else frame_mask
-        return VideoTokens(features, arrays, mask, self.config.grid, self.config.unpooled_grid)
+        config, text = self.config, text if "text" in needs else None
+        return video_tokens(arrays, config.grid, text=text, frame_mask=frame_mask, unpooled_grid=config.unpooled_grid)
 
     def _encode_chunk(
         self, pixels: Array, needs: frozenset[str], taps: tuple[int, ...], blocks: dict[str, int]

@@ -1,10 +1,11 @@
 """Sizes and token ids of a Molmo2 checkpoint, read from the released config.json or that of transformers' own class."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.base import VideoConfig
 from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.layers import check_activation
 from jvidprune.models.molmo2.windows import pooled_side
@@ -79,20 +80,20 @@ class ConnectorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Molmo2Config:
+class Molmo2Config(VideoConfig):
     """Everything static about a model.
 
     Attributes:
       vision: the tower, as deep as the connector reads.
-      connector: pooling and projector.
       text: the language model.
+      connector: pooling and projector.
       tokens: ids of the visual tokens.
       stored_blocks: tower blocks that config.json declares; released weights end with the deepest one that is read.
     """
 
     vision: SiglipConfig
-    connector: ConnectorConfig
     text: DecoderConfig
+    connector: ConnectorConfig
     tokens: VisualTokens
     stored_blocks: int
 
@@ -132,11 +133,7 @@ class Molmo2Config:
             rows = text.vocab + text.extra_vocab
             raise JvidpruneError(f"the id of {outside[0]}, {ids[outside[0]]}, is outside the {rows} embeddings.")
         used = max(blocks) + 1
-        return cls(dataclasses.replace(vision, layers=used), connector, text, VisualTokens(**ids), stored)
-
-    def with_tensors(self, names: Collection[str]) -> "Molmo2Config":
-        """The config that fits the tensors at hand: the presence of a head decides, not the flags."""
-        return dataclasses.replace(self, text=dataclasses.replace(self.text, tied="lm_head.weight" not in names))
+        return cls(dataclasses.replace(vision, layers=used), text, connector, VisualTokens(**ids), stored)
 
     @property
     def placeholder(self) -> int:
@@ -158,11 +155,6 @@ class Molmo2Config:
     def unpooled_grid(self) -> None:
         """None: patches are pooled before they are projected, so that no features of theirs exist."""
         return None
-
-    @property
-    def units(self) -> dict[str, int]:
-        """Pieces of the logical axes that sharding must not cut."""
-        return {"heads": self.text.heads, "kv_heads": self.text.kv_heads, "vit_heads": self.vision.heads}
 
 
 def _first(raw: Mapping[str, Any], keys: tuple[str, ...], default: Any) -> Any:

@@ -1,7 +1,7 @@
 """Models whose towers read frames of any size: what all share, and the class of both Qwen-VL families."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -9,11 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from jvidprune.models.base import VideoModel
+from jvidprune.models.base import VideoConfig, VideoModel
 from jvidprune.models.checkpoint.names import NameTable, Rule, affine, decoder_rules, norm
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.decoder_config import DecoderConfig
-from jvidprune.models.evidence import check_evidence
+from jvidprune.models.evidence import check_evidence, video_tokens
 from jvidprune.models.layers import map_chunks
 from jvidprune.models.positions import MropeRule, PromptPositions, VideoBlock, frame_blocks, prompt_positions
 from jvidprune.models.qwen.tower import Grid, QwenVisionConfig, QwenVit
@@ -28,7 +28,7 @@ _EVIDENCE = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class QwenVLConfig:
+class QwenVLConfig(VideoConfig):
     """Everything static about a model.
 
     Attributes:
@@ -49,19 +49,10 @@ class QwenVLConfig:
 
     family: ClassVar[str]
 
-    def with_tensors(self, names: Collection[str]) -> Any:
-        """The config that fits the tensors at hand: the presence of a head decides, not the flags."""
-        return dataclasses.replace(self, text=dataclasses.replace(self.text, tied="lm_head.weight" not in names))
-
     @property
     def provides(self) -> frozenset[str]:
         """Evidence that a model of this config can attach."""
         return _EVIDENCE | (frozenset({"features_deepstack"}) if self.vision.taps else frozenset())
-
-    @property
-    def units(self) -> dict[str, int]:
-        """Pieces of the logical axes that sharding must not cut."""
-        return {"heads": self.text.heads, "kv_heads": self.text.kv_heads, "vit_heads": self.vision.heads}
 
     def token_grid(self, grid: Grid) -> Grid:
         """(T, h, w) tokens of a grid of patches."""
@@ -127,11 +118,8 @@ class PatchModel(VideoModel):
         frames, height, width = self.config.token_grid(grid)
         rows = patches.values.reshape(frames, grid[1] * grid[2], -1)
         arrays = map_chunks(lambda part: self._encode_chunk(part, grid, needs), rows, chunk or vision.chunk(grid))
-        features = arrays.pop("features")
-        if text is not None and "text" in needs:
-            arrays["text"] = text
-        mask = jnp.ones(frames, bool) if frame_mask is None else frame_mask
-        return VideoTokens(features, arrays, mask, (height, width))
+        text = text if "text" in needs else None
+        return video_tokens(arrays, (height, width), text=text, frame_mask=frame_mask)
 
     def _encode_chunk(self, patches: Array, grid: Grid, needs: frozenset[str]) -> dict[str, Array]:
         vision = self.config.vision

@@ -1,10 +1,11 @@
 """Sizes and token ids of a VideoLLaMA3 checkpoint, read from the config.json of transformers' class."""
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.models.base import VideoConfig
 from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.layers import check_activation
 from jvidprune.models.qwen.tower import Grid, QwenVisionConfig
@@ -18,7 +19,7 @@ _THETA = 1e4
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoLlama3Config:
+class VideoLlama3Config(VideoConfig):
     """Everything static about a model.
 
     Attributes:
@@ -74,19 +75,10 @@ class VideoLlama3Config:
         tied = bool(raw.get("tie_word_embeddings") or text.tied)
         return cls(vision, dataclasses.replace(text, tied=tied), **ids)
 
-    def with_tensors(self, names: Collection[str]) -> "VideoLlama3Config":
-        """The config that fits the tensors at hand: the presence of a head decides, not the flags."""
-        return dataclasses.replace(self, text=dataclasses.replace(self.text, tied="lm_head.weight" not in names))
-
     @property
     def provides(self) -> frozenset[str]:
         """Evidence that a model of this config can attach."""
         return _EVIDENCE
-
-    @property
-    def units(self) -> dict[str, int]:
-        """Pieces of the logical axes that sharding must not cut."""
-        return {"heads": self.text.heads, "kv_heads": self.text.kv_heads, "vit_heads": self.vision.heads}
 
     def token_grid(self, grid: Grid) -> Grid:
         """(T, h, w) tokens of a grid of patches."""
