@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jvidprune.errors import JvidpruneError
 from jvidprune.models.generate import generate
 from jvidprune.models.prefill import PromptParts, prefill
 from jvidprune.parity.core import Golden, Row
@@ -62,6 +63,25 @@ def _embedded(model: Any, ids: Any) -> Any:
 
 def embed_text(model: Any, ids: np.ndarray) -> np.ndarray:
     return np.asarray(_embedded(model, ids))
+
+
+def prompt_embeds(model: Any, ids: np.ndarray, visual: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """(1, L, D) embeddings of a prompt with visual tokens at its placeholders.
+
+    Args:
+      model: with `embed_text`.
+      ids: (1, L) of the prompt.
+      visual: (1, L) bool, where the placeholders are.
+      tokens: (T, N, D) of the video.
+
+    Raises:
+      JvidpruneError: not as many placeholders as tokens.
+    """
+    tokens = tokens.reshape(-1, tokens.shape[-1])
+    if visual.sum() != len(tokens):
+        raise JvidpruneError(f"input_ids hold {visual.sum()} placeholders for {len(tokens)} video tokens.")
+    rows = np.maximum(visual.cumsum(axis=1) - 1, 0)
+    return np.where(visual[..., None], tokens[rows], embed_text(model, ids))
 
 
 @jax.jit

@@ -16,8 +16,8 @@ from jvidprune.parity.model_stages import (
     Stages,
     cached_logits,
     decoder_stages,
-    embed_text,
     encoded,
+    prompt_embeds,
 )
 from jvidprune.video.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalise
 
@@ -40,14 +40,7 @@ def internvl_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozen
     needs = frozenset({"attention_last", "attention_pooling_head", "frame_embedding"})
     video = functools.cache(lambda: jax.device_get(encoded(model, pixels, needs)))
     visual = ids == config.video_token
-
-    @functools.cache
-    def embeds() -> np.ndarray:
-        tokens = video().features.reshape(-1, config.text.width)
-        if visual.sum() != len(tokens):
-            raise JvidpruneError(f"input_ids hold {visual.sum()} placeholders for {len(tokens)} video tokens.")
-        rows = np.maximum(visual.cumsum(axis=1) - 1, 0)
-        return np.where(visual[..., None], tokens[rows], embed_text(model, ids))
+    embeds = functools.cache(lambda: prompt_embeds(model, ids, visual, video().features))
 
     positions = np.arange(ids.shape[1])[None]
     stages = decoder_stages(model, embeds, positions, golden) | {

@@ -17,7 +17,7 @@ from jvidprune.parity.model_stages import (
     Stages,
     cached_logits,
     decoder_stages,
-    embed_text,
+    prompt_embeds,
     tower_stages,
 )
 from jvidprune.video.preprocess import llava_pixels
@@ -45,18 +45,11 @@ def molmo2_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, frozense
     pixels = llava_pixels(frames, size=size, filter="bilinear")
     encoded = functools.cache(lambda: jax.device_get(_encode(model, pixels)))
     placeholder, visual = ids == config.tokens.image_patch, np.isin(ids, config.tokens.ids)
+    embeds = functools.cache(lambda: prompt_embeds(model, ids, placeholder, encoded()[1]))
 
     def windows() -> np.ndarray:
         one = window_patches(config.vision.side, config.connector.pool)
         return np.concatenate([np.where(one >= 0, one + t * config.vision.tokens, -1) for t in range(len(frames))])
-
-    @functools.cache
-    def embeds() -> np.ndarray:
-        tokens = encoded()[1].reshape(-1, config.text.width)
-        if placeholder.sum() != len(tokens):
-            raise JvidpruneError(f"input_ids hold {placeholder.sum()} placeholders for {len(tokens)} video tokens.")
-        rows = np.maximum(placeholder.cumsum(axis=1) - 1, 0)
-        return np.where(placeholder[..., None], tokens[rows], embed_text(model, ids))
 
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
 

@@ -8,7 +8,7 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.load import LoadedModel
 from jvidprune.parity.core import Golden
-from jvidprune.parity.model_stages import LOGITS, ModelStage, Stages, cached_logits, decoder_stages, embed_text
+from jvidprune.parity.model_stages import LOGITS, ModelStage, Stages, cached_logits, decoder_stages, prompt_embeds
 from jvidprune.parity.models_qwen import encoded, vision_stages
 from jvidprune.video.preprocess import normalise
 
@@ -32,14 +32,7 @@ def video_llama_3_stages(loaded: LoadedModel, golden: Golden) -> tuple[Stages, f
     grid, needs = (t, h, w), frozenset({"attention_last"})
     video = functools.cache(lambda: jax.device_get(encoded(model, patches, grid, needs)))
     visual = ids == config.video_token
-
-    @functools.cache
-    def embeds() -> np.ndarray:
-        tokens = video().features.reshape(-1, config.text.width)
-        if visual.sum() != len(tokens):
-            raise JvidpruneError(f"input_ids hold {visual.sum()} placeholders for {len(tokens)} video tokens.")
-        rows = np.maximum(visual.cumsum(axis=1) - 1, 0)
-        return np.where(visual[..., None], tokens[rows], embed_text(model, ids))
+    embeds = functools.cache(lambda: prompt_embeds(model, ids, visual, video().features))
 
     positions = np.arange(ids.shape[1])[None]
     stages = vision_stages(loaded, patches, grid, video) | decoder_stages(model, embeds, positions, golden)

@@ -1,11 +1,12 @@
 """What prompts share that show a video frame by frame on one axis of positions."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from jvidprune.llm.encoded import ReducedVideo, prompt_positions
+from jvidprune.llm.prompts.builder import PromptBuilder
 from jvidprune.llm.prompts.slots import SlotMap, block_runs, interleave, laid_out, original_slots
 from jvidprune.models.positions import frame_blocks
 from jvidprune.reducers.prompt_rules import PositionRule
@@ -45,3 +46,19 @@ def lay_out(
     whole = interleave(texts, runs)
     where = original_slots(whole, positions or prompt_positions(videos))
     return laid_out(whole, max_positions=config.text.max_positions, reserve=reserve, **where)
+
+
+class FrameByFrame(PromptBuilder):
+    """Base of the ways that write something before every frame: its `ids` are one text more than there are frames.
+
+    Attributes:
+      by_row: something is written between the rows of pictures too, see `lay_out`.
+    """
+
+    by_row: ClassVar[bool] = False
+
+    def lay_out(
+        self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule
+    ) -> SlotMap:
+        """See `PromptBuilder.lay_out`."""
+        return lay_out(videos, ids, self.config, reserve=reserve, positions=positions, by_row=self.by_row)

@@ -5,12 +5,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from jvidprune.llm.encoded import ReducedVideo
-from jvidprune.llm.prompts.builder import PromptBuilder
-from jvidprune.llm.prompts.frames import lay_out
+from jvidprune.llm.prompts.frames import FrameByFrame
 from jvidprune.llm.prompts.messages import Asked
-from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.models.checkpoint.folder import read_json
-from jvidprune.reducers.prompt_rules import PositionRule
 from jvidprune.reducers.protocol import Reducer
 from jvidprune.tokens import Layout
 
@@ -33,7 +30,7 @@ def marks(folder: Path) -> Marks:
     return Marks(start or "<img>", end or "</img>")
 
 
-class NumberedPrompts(PromptBuilder):
+class NumberedPrompts(FrameByFrame):
     """Frame by frame behind "Frame1: ", markers around each, a line for each; numbers begin anew with every video."""
 
     between: ClassVar[str] = "\n"
@@ -52,12 +49,6 @@ class NumberedPrompts(PromptBuilder):
                 found += [waiting + lines[0], *(f"{around.end}\n{line}" for line in lines[1:])]
             waiting = around.end + text
         return [self.tokenizer.encode(text) for text in [*found, waiting]]
-
-    def lay_out(
-        self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule
-    ) -> SlotMap:
-        """See `PromptBuilder.lay_out`."""
-        return lay_out(videos, ids, self.config, reserve=reserve, positions=positions)
 
     @staticmethod
     def marker_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:

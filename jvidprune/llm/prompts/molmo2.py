@@ -9,13 +9,11 @@ from jaxtyping import Bool, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.encoded import ReducedVideo, clip_of
-from jvidprune.llm.prompts.builder import PromptBuilder
-from jvidprune.llm.prompts.frames import lay_out
+from jvidprune.llm.prompts.frames import FrameByFrame
 from jvidprune.llm.prompts.messages import Asked
 from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.models.checkpoint.folder import read_json
 from jvidprune.models.molmo2.config import Molmo2Config
-from jvidprune.reducers.prompt_rules import PositionRule
 from jvidprune.reducers.protocol import Reducer
 from jvidprune.tokens import Layout
 from jvidprune.video.decode import Clip
@@ -118,10 +116,11 @@ def seen_both_ways(slots: SlotMap, text: Int[np.ndarray, "L"], config: Molmo2Con
     return slots.valid & ((slots.source > len(text)) | np.isin(ids, config.tokens.ids))
 
 
-class FramePrompts(PromptBuilder):
+class FramePrompts(FrameByFrame):
     """Frame by frame behind its time, markers around each; frames and markers see each other."""
 
     placeholder: ClassVar[str] = "<|video|>"
+    by_row: ClassVar[bool] = True
     picture_placeholder: ClassVar[str | None] = "<|image|>"
 
     def check(self) -> None:
@@ -133,12 +132,6 @@ class FramePrompts(PromptBuilder):
         """See `PromptBuilder.ids`."""
         around, shown = marks(self.config, self.folder), picture_marks(self.config, self.folder)
         return prompt_ids(self.texts_around(question, videos), videos, around, self.tokenizer.encode, shown)
-
-    def lay_out(
-        self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule
-    ) -> SlotMap:
-        """See `PromptBuilder.lay_out`."""
-        return lay_out(videos, ids, self.config, reserve=reserve, positions=positions, by_row=True)
 
     def bidirectional(self, slots: SlotMap, text: np.ndarray) -> np.ndarray | None:
         """See `PromptBuilder.bidirectional`."""

@@ -5,12 +5,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from jvidprune.llm.encoded import ReducedVideo, clip_of
-from jvidprune.llm.prompts.builder import PromptBuilder
-from jvidprune.llm.prompts.frames import lay_out
+from jvidprune.llm.prompts.frames import FrameByFrame
 from jvidprune.llm.prompts.messages import Asked
-from jvidprune.llm.prompts.slots import SlotMap
 from jvidprune.models.checkpoint.folder import read_json
-from jvidprune.reducers.prompt_rules import PositionRule
 from jvidprune.reducers.protocol import Reducer
 from jvidprune.tokens import Layout
 from jvidprune.video.decode import Clip
@@ -32,7 +29,7 @@ def stamps(clip: Clip) -> list[str]:
     return [f"{',' * (number > 0)}Time {seconds:.1f}s:" for number, seconds in enumerate(clip.timestamps.tolist())]
 
 
-class TimePrompts(PromptBuilder):
+class TimePrompts(FrameByFrame):
     """Frame by frame behind "Time 1.0s:", a comma between two frames, no markers."""
 
     between: ClassVar[str] = "\n"
@@ -53,12 +50,6 @@ class TimePrompts(PromptBuilder):
             found[-1] += times[0]
             found += [*times[1:], text]
         return [self.tokenizer.encode(text) for text in found]
-
-    def lay_out(
-        self, videos: Sequence[ReducedVideo], ids: Sequence[Any], *, reserve: int, positions: PositionRule
-    ) -> SlotMap:
-        """See `PromptBuilder.lay_out`."""
-        return lay_out(videos, ids, self.config, reserve=reserve, positions=positions)
 
     @staticmethod
     def marker_tokens(config: Any, layout: Layout, reducer: Reducer) -> int:
