@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jvidprune.models.attention import attend_all
 from jvidprune.models.fused import AttentionKind
-from jvidprune.models.layers import map_chunks
 from jvidprune.models.qwen.tower import AttentionWindows, Grid, GridTables, GridVit
 from jvidprune.stts.tower import Blocks, PackedAttend
 
@@ -43,43 +42,36 @@ class GridTower(Blocks):
         x = self.vision.embed(patches)
         return x + self.vision.positions(self.grid).astype(x.dtype)
 
-    def run_frames(
-        self,
-        x: Float[Array, "F N D"],
-        start: int,
-        stop: int,
-        *,
-        active: Bool[Array, "F N"] | None = None,
-        bias: Float[Array, "F N"] | None = None,
-    ) -> Float[Array, "F N D"]:
-        """Blocks [start, stop) on whole frames, chunk by chunk; in blocks of windows keys count inside these."""
-        tables, chunk = self.tables, self.vision.config.chunk(self.grid)
+    @property
+    def frames_at_once(self) -> int:
+        """See `Blocks.frames_at_once`."""
+        return self.vision.config.chunk(self.grid)
+
+    def run_chunk(
+        self, x: Array, start: int, stop: int, *, active: Array | None = None, bias: Array | None = None
+    ) -> Array:
+        """See `Blocks.run_chunk`."""
+        tables = self.tables
         if active is None and bias is None:
-            return map_chunks(lambda part: self.vision.run(part, tables, start, stop)[0], x, chunk)
+            return self.vision.run(x, tables, start, stop)[0]
         kind: AttentionKind = self.vision.config.attention
 
-        def run(parts: dict[str, Array]) -> Array:
-            def over_frames(q: Array, k: Array, v: Array) -> Array:
-                return attend_all(q, k, v, valid=parts.get("active"), bias=parts.get("bias"), kind=kind)[0]
+        def over_frames(q: Array, k: Array, v: Array) -> Array:
+            return attend_all(q, k, v, valid=active, bias=bias, kind=kind)[0]
 
-            def over_windows(q: Array, k: Array, v: Array) -> Array:
-                cut = tables.windows
-                valid = cut.valid(q.shape[0])
-                if "active" in parts:
-                    # Filled-up places of border windows are False here, too.
-                    valid = cut.split(parts["active"])
-                added = cut.split(parts["bias"]) if "bias" in parts else None
-                return cut.join(attend_all(*map(cut.split, (q, k, v)), valid=valid, bias=added, kind=kind)[0])
+        def over_windows(q: Array, k: Array, v: Array) -> Array:
+            cut = tables.windows
+            # Filled-up places of border windows are False either way.
+            valid = cut.valid(q.shape[0]) if active is None else cut.split(active)
+            added = None if bias is None else cut.split(bias)
+            return cut.join(attend_all(*map(cut.split, (q, k, v)), valid=valid, bias=added, kind=kind)[0])
 
-            def attend(q: Array, k: Array, v: Array, whole: Any) -> Array:
-                if isinstance(whole, bool):
-                    return (over_frames if whole else over_windows)(q, k, v)
-                return lax.cond(whole, over_frames, over_windows, q, k, v)
+        def attend(q: Array, k: Array, v: Array, whole: Any) -> Array:
+            if isinstance(whole, bool):
+                return (over_frames if whole else over_windows)(q, k, v)
+            return lax.cond(whole, over_frames, over_windows, q, k, v)
 
-            return self.vision.run(parts["x"], tables, start, stop, attend=attend)[0]
-
-        given = {"x": x, "active": active, "bias": bias}
-        return map_chunks(run, {name: part for name, part in given.items() if part is not None}, chunk)
+        return self.vision.run(x, tables, start, stop, attend=attend)[0]
 
     def run_packed(
         self, y: Float[Array, "R S D"], start: int, stop: int, *, patches: Int[Array, "R S"], attend: PackedAttend

@@ -3,11 +3,10 @@
 import dataclasses
 
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from jvidprune.models.attention import attend_all
 from jvidprune.models.fused import AttentionKind
-from jvidprune.models.layers import map_chunks
 from jvidprune.models.siglip import Siglip
 from jvidprune.stts.tower import Blocks, PackedAttend
 
@@ -33,29 +32,23 @@ class SiglipTower(Blocks):
         """Patches with positions."""
         return self.vision.embed(pixels)
 
-    def run_frames(
-        self,
-        x: Float[Array, "F N D"],
-        start: int,
-        stop: int,
-        *,
-        active: Bool[Array, "F N"] | None = None,
-        bias: Float[Array, "F N"] | None = None,
-    ) -> Float[Array, "F N D"]:
-        """Blocks [start, stop) on whole frames, chunk by chunk."""
-        if active is None and bias is None:
-            return map_chunks(lambda part: self.vision.run(part, start, stop)[0], x, self.chunk)
+    @property
+    def frames_at_once(self) -> int:
+        """See `Blocks.frames_at_once`."""
+        return self.chunk
 
+    def run_chunk(
+        self, x: Array, start: int, stop: int, *, active: Array | None = None, bias: Array | None = None
+    ) -> Array:
+        """See `Blocks.run_chunk`."""
+        if active is None and bias is None:
+            return self.vision.run(x, start, stop)[0]
         kind: AttentionKind = self.vision.config.attention
 
-        def run(parts: dict[str, Array]) -> Array:
-            def attend(q: Array, k: Array, v: Array) -> Array:
-                return attend_all(q, k, v, valid=parts.get("active"), bias=parts.get("bias"), kind=kind)[0]
+        def attend(q: Array, k: Array, v: Array) -> Array:
+            return attend_all(q, k, v, valid=active, bias=bias, kind=kind)[0]
 
-            return self.vision.run(parts["x"], start, stop, attend=attend)[0]
-
-        given = {"x": x, "active": active, "bias": bias}
-        return map_chunks(run, {name: part for name, part in given.items() if part is not None}, self.chunk)
+        return self.vision.run(x, start, stop, attend=attend)[0]
 
     def run_packed(
         self, y: Float[Array, "R S D"], start: int, stop: int, *, patches: Int[Array, "R S"], attend: PackedAttend

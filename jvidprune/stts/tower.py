@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.models.fused import implementation
+from jvidprune.models.layers import map_chunks
 from jvidprune.stts.attention import flat_attention, rows_attention
 from jvidprune.stts.baselines import random_keep, similarity_keep
 from jvidprune.stts.bias import key_bias
@@ -48,6 +49,31 @@ class Blocks:
         """Those of the tower, as in the released models."""
         config = self.vision.config
         return ScorerSizes(config.width, config.heads, config.mlp)
+
+    @property
+    def frames_at_once(self) -> int:
+        """Whole frames that go through at once, static; a subclass says how many."""
+        raise NotImplementedError
+
+    def run_chunk(
+        self, x: Array, start: int, stop: int, *, active: Array | None = None, bias: Array | None = None
+    ) -> Array:
+        """`run_frames` of the frames of a chunk; a subclass gives it."""
+        raise NotImplementedError
+
+    def run_frames(
+        self,
+        x: Float[Array, "F N D"],
+        start: int,
+        stop: int,
+        *,
+        active: Bool[Array, "F N"] | None = None,
+        bias: Float[Array, "F N"] | None = None,
+    ) -> Float[Array, "F N D"]:
+        """Blocks [start, stop) on whole frames, chunk by chunk; in blocks of windows keys count inside these."""
+        given = {"x": x, "active": active, "bias": bias}
+        parts = {name: part for name, part in given.items() if part is not None}
+        return map_chunks(lambda chunk: self.run_chunk(start=start, stop=stop, **chunk), parts, self.frames_at_once)
 
 
 class Tower(Protocol):

@@ -26,14 +26,7 @@ def video_processor(folder: Path) -> dict[str, Any]:
     Raises:
       JvidpruneError: a file that is no JSON object.
     """
-    if (folder / _NESTED).exists():
-        nested = read_json(folder / _NESTED).get("video_processor")
-        if isinstance(nested, dict):
-            return nested
-    for name in (_VIDEO, _IMAGE):
-        if (folder / name).exists():
-            return read_json(folder / name)
-    return {}
+    return _first_settings(folder, "video_processor", (_VIDEO, _IMAGE))
 
 
 def image_processor(folder: Path) -> dict[str, Any]:
@@ -44,11 +37,16 @@ def image_processor(folder: Path) -> dict[str, Any]:
     Raises:
       JvidpruneError: a file that is no JSON object.
     """
+    return _first_settings(folder, "image_processor", (_IMAGE,))
+
+
+def _first_settings(folder: Path, part: str, files: tuple[str, ...]) -> dict[str, Any]:
+    """A part of processor_config.json where that is one, else the first of the files that is there."""
     if (folder / _NESTED).exists():
-        nested = read_json(folder / _NESTED).get("image_processor")
+        nested = read_json(folder / _NESTED).get(part)
         if isinstance(nested, dict):
             return nested
-    return read_json(folder / _IMAGE) if (folder / _IMAGE).exists() else {}
+    return next((read_json(folder / name) for name in files if (folder / name).exists()), {})
 
 
 def qwen_limits(given: Mapping[str, Any], family: QwenPixels) -> QwenPixels:
