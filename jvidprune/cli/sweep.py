@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from jvidprune.cli.console import Console
     from jvidprune.evals.counts import Against
     from jvidprune.evals.hosts import Host
+    from jvidprune.evals.items import Task
+    from jvidprune.evals.plan import SweepPlan
     from jvidprune.evals.results import SweepTable
     from jvidprune.evals.runner import SweepRecords
     from jvidprune.llm.video_llm import VideoLLM
+    from jvidprune.video.limits import Limits
 
 METHODS = "random,uniform,attention_topk,visionzip,fastvid,flashvid,holitom,aot,stop,ottvid,dycoke,prunevid"
 """What is compared unless the user says otherwise."""
@@ -190,27 +193,12 @@ def swept(
         asked, or with `strict` anything that cannot.
     """
     from jvidprune.cli.left_out import listed, note_left_out, nothing_answered
-    from jvidprune.cli.reading import check_reading, open_model
+    from jvidprune.cli.reading import open_model
     from jvidprune.evals.items import left_out
-    from jvidprune.evals.plan import BASELINES, SweepPlan
-    from jvidprune.evals.records import counted
-    from jvidprune.evals.results import make_table
     from jvidprune.evals.runner import run_sweep
     from jvidprune.evals.tasks import open_task
-    from jvidprune.evals.throughput import check_limit, measure_throughput, read_throughput
-    from jvidprune.files import check_folder
-    from jvidprune.reducers import registry
-    from jvidprune.viz.sweep_files import write_outputs
 
-    methods, controls, ratios = choice.names(), choice.control_names(), choice.read_ratios()
-    for text in (*methods, *controls):
-        registry.from_text(text)
-    limits = check_reading(model)
-    check_limit(choice.largest_batch)
-    if choice.task == "procedural" and model.fps is not None:
-        raise JvidpruneError("clips of the procedural benchmark have a frame a second: say how many with --frames.")
-    if choice.save is not None:
-        check_folder(choice.save)
+    limits = _checked(choice, model)
     host, grace = open_host(launch)
     with console.working():
         check_prompt(choice, model)
@@ -228,16 +216,7 @@ def swept(
             prompts=choice.prompts,
         )
         note_left_out(left_out(task), console)
-        names = [name for name in dict.fromkeys(methods) if name not in BASELINES]
-        controls = choice.controls_for(llm)
-        plan = SweepPlan(
-            {name: llm.reducer(name) for name in names},
-            ratios,
-            choice.longest(),
-            controls={name: llm.reducer(name) for name in controls if name not in BASELINES},
-            match=choice.match,
-            single=choice.one_frame == "yes" or (choice.one_frame == "auto" and choice.task == "procedural"),
-        )
+        plan = _plan(choice, llm)
         found = run_sweep(
             llm,
             task,
@@ -254,17 +233,74 @@ def swept(
             return None, record | {"left_out": listed(found.left_out)}
         if not found.samples:
             raise JvidpruneError(nothing_answered(task.name, found.left_out))
-        titles = {name: registry.title(name) for name in plan.reducers}
-        if choice.throughput:
-            measure_throughput(llm, task, plan, found, limit=choice.largest_batch, progress=console.bars())
-        if not counted(found.samples):
-            return None, _to_be_judged(found, titles) | {"left_out": listed(found.left_out)}
-        console.start("writing the report")
-        limit = choice.largest_batch if choice.throughput else None
-        table = make_table(found, task, titles)
-        table = dataclasses.replace(table, throughput=read_throughput(llm, task, plan, found, limit=limit))
-        shown = "the embedded model" if model.model is None else llm.loaded.folder.name
-        record = write_outputs(llm, task, plan, found, table, shown, choice.drawn_against())
+        return _written(choice, llm, task, plan, found, embedded=model.model is None, console=console)
+
+
+def _checked(choice: SweepChoice, model: ModelChoice) -> "Limits":
+    """What is accepted of files; whatever can be refused without the model is refused here."""
+    from jvidprune.cli.reading import check_reading
+    from jvidprune.evals.throughput import check_limit
+    from jvidprune.files import check_folder
+    from jvidprune.reducers import registry
+
+    methods, controls = choice.names(), choice.control_names()
+    choice.read_ratios()
+    for text in (*methods, *controls):
+        registry.from_text(text)
+    limits = check_reading(model)
+    check_limit(choice.largest_batch)
+    if choice.task == "procedural" and model.fps is not None:
+        raise JvidpruneError("clips of the procedural benchmark have a frame a second: say how many with --frames.")
+    if choice.save is not None:
+        check_folder(choice.save)
+    return limits
+
+
+def _plan(choice: SweepChoice, llm: "VideoLLM") -> "SweepPlan":
+    """Methods and controls with a model's settings, and the ratios."""
+    from jvidprune.evals.plan import BASELINES, SweepPlan
+
+    methods = [name for name in dict.fromkeys(choice.names()) if name not in BASELINES]
+    controls = [name for name in choice.controls_for(llm) if name not in BASELINES]
+    return SweepPlan(
+        {name: llm.reducer(name) for name in methods},
+        choice.read_ratios(),
+        choice.longest(),
+        controls={name: llm.reducer(name) for name in controls},
+        match=choice.match,
+        single=choice.one_frame == "yes" or (choice.one_frame == "auto" and choice.task == "procedural"),
+    )
+
+
+def _written(
+    choice: SweepChoice,
+    llm: "VideoLLM",
+    task: "Task",
+    plan: "SweepPlan",
+    found: "SweepRecords",
+    *,
+    embedded: bool,
+    console: "Console",
+) -> "tuple[SweepTable | None, dict[str, Any]]":
+    """Table and record of a finished run, its files written; no table where a judge has to read all answers."""
+    from jvidprune.cli.left_out import listed
+    from jvidprune.evals.records import counted
+    from jvidprune.evals.results import make_table
+    from jvidprune.evals.throughput import measure_throughput, read_throughput
+    from jvidprune.reducers import registry
+    from jvidprune.viz.sweep_files import write_outputs
+
+    titles = {name: registry.title(name) for name in plan.reducers}
+    if choice.throughput:
+        measure_throughput(llm, task, plan, found, limit=choice.largest_batch, progress=console.bars())
+    if not counted(found.samples):
+        return None, _to_be_judged(found, titles) | {"left_out": listed(found.left_out)}
+    console.start("writing the report")
+    limit = choice.largest_batch if choice.throughput else None
+    table = make_table(found, task, titles)
+    table = dataclasses.replace(table, throughput=read_throughput(llm, task, plan, found, limit=limit))
+    shown = "the embedded model" if embedded else llm.loaded.folder.name
+    record = write_outputs(llm, task, plan, found, table, shown, choice.drawn_against())
     return table, record | {"left_out": listed(table.left_out)}
 
 

@@ -34,7 +34,7 @@ from jvidprune.models.prefill import run_prefill
 from jvidprune.ops.branch import using
 from jvidprune.reducers.programs import run_budgets
 from jvidprune.reducers.protocol import Reducer, check_weighs_features, inner_stages, with_defaults
-from jvidprune.tokens import Layout, VideoTokens, stack_budgets
+from jvidprune.tokens import InnerStage, Layout, VideoTokens, stack_budgets
 from jvidprune.video.preprocess import Patches
 
 STAGES = ("encode", "reduce", "prefill", "token")
@@ -208,7 +208,6 @@ def compile_answer(
     check_weighs_features(reducer, "the compiled plan cannot show")
     mesh = parallel.make_mesh(**sizes, devices=where.devices)
     parallel.check_mesh(config.family, config.units, mesh)
-    family = families.get(config.family)
     model = _abstract_model(config, mesh, dtype)
     tower, words = _held(model, lambda path: not path.startswith("lm.")), _held(model, lambda p: p.startswith("lm."))
 
@@ -231,35 +230,61 @@ def compile_answer(
             "encode": (lambda: encode_tokens.lower(model, pixels, needs), tower),
             "reduce": (lambda: run_budgets.lower(program, video, budgets, capacity=capacity), 0),
         }
-        length = bucket_length(prompt)
-        slots = np.arange(length)[None].repeat(batch, 0)
-        valid, seen = slots < prompt, slots < visual
-        inner: Inner | None = None
-        room: int | tuple[int, ...] = length + new_tokens - 1
-        boundaries: tuple[int, ...] = ()
+        lengths = {"visual": visual, "prompt": prompt, "new_tokens": new_tokens, "batch": batch}
         acting = [stage for stage in inner_stages(reducer, ratio) if stage.layer < config.text.layers]
-        if acting:
-            inner = Inner.create(acting, seen, valid, layers=config.text.layers)
-            room, boundaries = inner.capacities(length, new_tokens - 1), inner.boundaries
-        cache = _abstract_cache(model, batch, room, boundaries, dtype, whole)
-        embeds = whole((batch, length, config.text.width), dtype, "batch", None, None)
-        axes = (3,) if config.text.rope.sections else ()
-        positions = whole((*axes, batch, length), jnp.int32)
-        parts: dict[str, Any] = {"inner": inner}
-        if shape.levels:
-            parts["deepstack"] = whole((shape.levels, batch, length, config.text.width), dtype)
-        if family.bidirectional:
-            parts["bidirectional"] = whole((batch, length), jnp.bool_)
-        there = whole((batch, length), jnp.bool_)
-        programs["prefill"] = (
-            lambda: run_prefill.lower(model, embeds, positions, there, cache, parts, packed=True),
-            words,
-        )
-        token = whole((batch,), jnp.int32)
-        programs["token"] = lambda: _step.lower(model, token, cache), words
+        prefill, token = _reading(model, config, shape.levels, acting, dtype, whole, **lengths)
+        programs |= {"prefill": (prefill, words), "token": (token, words)}
         stages = [compile_program(name, *programs[name]) for name in STAGES if name in only]
     available = int(USABLE * where.chip.memory)
     return CompiledPlan(where.name, dict(mesh.shape), tower + words, tuple(stages), available)
+
+
+def _reading(
+    model: Any,
+    config: Any,
+    levels: int,
+    acting: Sequence[InnerStage],
+    dtype: Any,
+    whole: Callable[..., Any],
+    *,
+    visual: int,
+    prompt: int,
+    new_tokens: int,
+    batch: int,
+) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    """The prefill of prompts of so many tokens, and one token more, each as what makes its lowered program.
+
+    Args:
+      model: from `_abstract_model`.
+      config: of the model.
+      levels: DeepStack levels.
+      acting: cuts inside the language model.
+      dtype: of activations.
+      whole: makes shapes with their places.
+      visual, prompt, new_tokens, batch: see `compile_answer`.
+    """
+    length, width = bucket_length(prompt), config.text.width
+    room: int | tuple[int, ...] = length + new_tokens - 1
+    boundaries: tuple[int, ...] = ()
+    parts: dict[str, Any] = {"inner": None}
+    if acting:
+        slots = np.arange(length)[None].repeat(batch, 0)
+        inner = Inner.create(acting, slots < visual, slots < prompt, layers=config.text.layers)
+        room, boundaries = inner.capacities(length, new_tokens - 1), inner.boundaries
+        parts["inner"] = inner
+    if levels:
+        parts["deepstack"] = whole((levels, batch, length, width), dtype)
+    if families.get(config.family).bidirectional:
+        parts["bidirectional"] = whole((batch, length), jnp.bool_)
+    axes = (3,) if config.text.rope.sections else ()
+    positions, there = whole((*axes, batch, length), jnp.int32), whole((batch, length), jnp.bool_)
+    embeds = whole((batch, length, width), dtype, "batch", None, None)
+    cache = _abstract_cache(model, batch, room, boundaries, dtype, whole)
+    token = whole((batch,), jnp.int32)
+    return (
+        lambda: run_prefill.lower(model, embeds, positions, there, cache, parts, packed=True),
+        lambda: _step.lower(model, token, cache),
+    )
 
 
 @functools.partial(jax.jit, donate_argnames="cache")

@@ -15,6 +15,9 @@ from jvidprune.viz.decision import Decision
 from jvidprune.viz.drawn import drawn_frames
 from jvidprune.viz.overlay import draw_frame, fit
 
+Decide = Callable[[Clip, str, Sequence[str], float], dict[str, Decision]]
+"""(Clip, question as the model is asked, methods, ratio) to the decision of each method on it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Disagreement:
@@ -104,7 +107,7 @@ def _in_turn(records: dict[str, Record], most: int) -> dict[str, Record]:
 def draw_examples(
     found: Sequence[Disagreement],
     task: Any,
-    decide: Callable[[Clip, str, Sequence[str], float], dict[str, Decision]],
+    decide: Decide,
     *,
     width: int = 132,
     columns: int = 8,
@@ -114,7 +117,7 @@ def draw_examples(
     Args:
       found: what to show.
       task: where the clips come from.
-      decide: (item's clip, question as the model is asked, methods, ratio) to the decision of each method on it.
+      decide: see `Decide`.
       width: pixels of one frame.
       columns: most frames shown, evenly spaced.
     """

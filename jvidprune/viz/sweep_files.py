@@ -26,7 +26,7 @@ from jvidprune.tokens import QUESTION
 from jvidprune.video.decode import Clip
 from jvidprune.viz.decision import Decision, decision_of
 from jvidprune.viz.sweep_counts import shown_axis
-from jvidprune.viz.sweep_examples import disagreements, draw_examples
+from jvidprune.viz.sweep_examples import Decide, disagreements, draw_examples
 from jvidprune.viz.sweep_plots import nearest_ratio, retention_plot, standalone, time_plot
 from jvidprune.viz.sweep_report import sweep_page
 
@@ -63,6 +63,19 @@ def write_outputs(
     write_difficulty(table.difficulty, folder)
     write_throughput(table.throughput, folder)
 
+    shown = disagreements(counted(found.samples), nearest_ratio(table))
+    examples = draw_examples(shown, task, _decider(llm, plan, table.titles))
+    page = sweep_page(table, examples, model=model, note=_note(llm, task, plan, table), against=against)
+    drawn = retention_plot(table, shown_axis(table, against))
+    files = {"retention.svg": standalone(drawn), "time.svg": standalone(time_plot(table))}
+    for name, text in (files | {"report.html": page}).items():
+        with atomic_output(folder / name) as part:
+            part.write_text(text, encoding="utf8")
+    return _record(llm, found, table)
+
+
+def _decider(llm: VideoLLM, plan: SweepPlan, titles: dict[str, str]) -> Decide:
+    """What methods decide about a clip and a question at a ratio, for `draw_examples`."""
     ratios, matcher = {name: some for name, _, some in plan.groups()}, matcher_of(llm, plan)
 
     def decide(clip: Clip, question: str, methods: Sequence[str], ratio: float) -> dict[str, Decision]:
@@ -73,10 +86,14 @@ def write_outputs(
             # Those of this clip, as the run asked for them: its compiled program serves again.
             job = make_job(name, plan.reducers[name], video.tokens, ratios[name], matcher)
             reduced = sweep_video(video, job.reducer, job.asked)[job.ratios.index(ratio)]
-            out[name] = decision_of(reduced, table.titles[name])
+            out[name] = decision_of(reduced, titles[name])
         return out
 
-    examples = draw_examples(disagreements(counted(found.samples), nearest_ratio(table)), task, decide)
+    return decide
+
+
+def _note(llm: VideoLLM, task: Any, plan: SweepPlan, table: SweepTable) -> str:
+    """What a reader has to know before the numbers; empty where there is nothing."""
     note = ""
     if llm.untrained:
         note = "The weights of this model are random: accuracies are noise, token counts and times are real."
@@ -87,12 +104,12 @@ def write_outputs(
     rebuilt = [table.titles[name] for name in plan.methods if "(reconstruction)" in table.titles[name]]
     if rebuilt:
         note += f" No code is public of {', '.join(rebuilt)}: what is shown was written after its description."
-    page = sweep_page(table, examples, model=model, note=note.strip(), against=against)
-    drawn = retention_plot(table, shown_axis(table, against))
-    files = {"retention.svg": standalone(drawn), "time.svg": standalone(time_plot(table))}
-    for name, text in (files | {"report.html": page}).items():
-        with atomic_output(folder / name) as part:
-            part.write_text(text, encoding="utf8")
+    return note.strip()
+
+
+def _record(llm: VideoLLM, found: SweepRecords, table: SweepTable) -> dict[str, Any]:
+    """What is told to machines; see `write_outputs`."""
+    folder = found.files.folder
     return {
         "folder": str(folder),
         "complete": True,
