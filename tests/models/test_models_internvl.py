@@ -1,64 +1,41 @@
 """InternVL: golden parity at two sizes, checkpoints, tower, evidence and prompts."""
 
-import importlib.util
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import seeded
 from helpers import tiny_checkpoints as tiny
+from helpers.families import all_agree, exported_again, prompt, same_parameters, script, seeded_folders, source
 from helpers.folders import parameters, write
-from helpers.places import REPOSITORY, TESTS
-from safetensors.numpy import load_file
 
 from jvidprune import JvidpruneError, reducers
 from jvidprune.llm.conventions import settings_of
-from jvidprune.llm.encoded import EncodedVideo
 from jvidprune.llm.prompts.internvl import marks
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models import load_model
-from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.internvl import Config
-from jvidprune.parity.models import compare_model_folder
-from jvidprune.reducers import registry
 from jvidprune.stts import encoder_of
-from jvidprune.tokens import VideoTokens
 from jvidprune.video.decode import Clip
 
 INPUTS = {"pixels_uint8", "input_ids"}
 
 
-def script():
-    """The script that made the golden files; at import it needs numpy alone."""
-    spec = importlib.util.spec_from_file_location("golden_internvl", REPOSITORY / "experiments" / "golden_internvl.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MADE = script()
+MADE = script("internvl")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Both golden sets as checkpoint folders with their io files."""
-    root, found = tmp_path_factory.mktemp("internvl"), {}
-    for name, raw in (("first", MADE.FIRST), ("second", MADE.SECOND)):
-        found[name] = seeded.write(root / name, raw, MADE.SEEDS[name])
-        (found[name] / "io.npz").write_bytes((TESTS / "data" / f"internvl_{name}.npz").read_bytes())
-    return found
+    sets = {"first": MADE.FIRST, "second": MADE.SECOND}
+    return seeded_folders(tmp_path_factory.mktemp("internvl"), "internvl", sets, MADE.SEEDS)
 
 
 @pytest.fixture(scope="module")
 def model(folders):
     return load_model(folders["second"], dtype=jnp.float32).model
-
-
-def source(folder):
-    return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
 
 
 # --- golden parity ---------------------------------------------------------------------------------------------------
@@ -67,11 +44,8 @@ def source(folder):
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_every_array_of_the_reference_run_agrees(folders, name):
     """Qwen2 behind the 300M tower's blocks; Qwen3 behind the 6B tower's, with a norm behind them and a tied head."""
-    (report,) = compare_model_folder(folders[name])
-    rows = {row.what: row for row in report.rows}
-    assert rows.keys() == set(np.load(folders[name] / "io.npz").files) - INPUTS
-    assert {"projector", "class_attention", "saliency", "logits_tail", "greedy_ids", "greedy_logits"} <= rows.keys()
-    assert [row for row in rows.values() if row.verdict != "ok"] == []
+    shown = {"projector", "class_attention", "saliency", "logits_tail", "greedy_ids", "greedy_logits"}
+    all_agree(folders[name], INPUTS, shown)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -86,19 +60,12 @@ def test_other_prefixes_fill_the_same_parameters(folders, tmp_path):
     renamed["vision_tower.embeddings.mask_token"] = np.zeros((1, 1, 8), np.float16)
     found = parameters(load_model(write(tmp_path / "m", renamed, config), dtype=jnp.float32).model)
     expected = parameters(load_model(folders["first"], dtype=jnp.float32).model)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    same_parameters(found, expected)
 
 
 def test_an_export_is_the_checkpoint_again(folders, tmp_path):
     loaded = load_model(folders["second"], dtype=jnp.float32)
-    export_model(loaded, tmp_path / "same")
-    before, after = source(folders["second"])[0], load_file(tmp_path / "same" / "model.safetensors")
-    assert after.keys() == before.keys()
-    for name, value in before.items():
-        assert after[name].dtype == value.dtype
-        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    exported_again(loaded, folders["second"], tmp_path / "same")
 
 
 def test_bad_checkpoints_are_one_sentence(folders, tmp_path):
@@ -243,23 +210,6 @@ def test_levels_are_those_of_imagenet_unless_the_folder_says():
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
     return VideoLLM.load(tiny.write("internvl", tmp_path_factory.mktemp("m") / "internvl"))
-
-
-def prompt(llm, *clips, reducer="none", ratio=1.0):
-    """The text of a prompt about videos of 2 x 2 tokens a frame, "*" for a visual token."""
-    videos = []
-    for clip in clips:
-        tokens = VideoTokens.create(np.zeros((len(clip.frames), 4, tiny.WIDTH), np.float32))
-        videos.append(llm.reduce(EncodedVideo(tokens, clip), reducer=registry.get(reducer), ratio=ratio))
-    slots, text = llm.lay_out(videos, "What?", 1)
-    found, waiting = "", []
-    for row in slots.source[: slots.length]:
-        if row < len(text):
-            waiting.append(int(text[row]))
-            continue
-        found += llm.tokenizer.decode(waiting) + "*"
-        waiting = []
-    return found + llm.tokenizer.decode(waiting)
 
 
 def test_every_frame_stands_behind_its_number(llm):

@@ -1,15 +1,13 @@
 """Molmo2: golden parity of both decoders, both layouts of checkpoints, connector and mask against dense arithmetic."""
 
-import importlib.util
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.families import all_agree, script, source
 from helpers.folders import parameters, write
-from helpers.places import MODELS, REPOSITORY
+from helpers.places import MODELS
 from safetensors.numpy import load_file
 
 from jvidprune import JvidpruneError
@@ -23,23 +21,9 @@ from jvidprune.models.molmo2.connector import Connector
 from jvidprune.models.molmo2.params import SCORER, name_table
 from jvidprune.models.molmo2.windows import window_patches
 from jvidprune.models.rope import Yarn
-from jvidprune.parity.models import compare_model_folder
 
 FLAVOURS = ("molmo2", "molmo2_olmo3")
 INPUTS = {"frames_uint8", "input_ids"}
-
-
-def script():
-    """The script that made the golden files; at import it needs numpy alone."""
-    path = REPOSITORY / "experiments" / "golden_molmo2.py"
-    spec = importlib.util.spec_from_file_location("golden_molmo2", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def source(flavour):
-    return load_file(MODELS / flavour / "model.safetensors"), json.loads((MODELS / flavour / "config.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +36,7 @@ def models():
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
 def test_every_array_of_the_reference_run_agrees(flavour):
-    (report,) = compare_model_folder(MODELS / flavour)
-    rows = {row.what: row for row in report.rows}
-    assert rows.keys() == set(np.load(MODELS / flavour / "io.npz").files) - INPUTS
-    assert [row for row in rows.values() if row.verdict != "ok"] == []
+    all_agree(MODELS / flavour, INPUTS)
 
 
 def test_frames_see_later_frames_and_answers_are_causal(models):
@@ -83,8 +64,8 @@ def same(loaded, other):
 
 def test_released_names_fill_the_same_parameters(tmp_path, models):
     """Joined projections and split embeddings, blocks that are declared and not run, and the scorer of STTS."""
-    tensors, config = source("molmo2")
-    made = script()
+    tensors, config = source(MODELS / "molmo2")
+    made = script("molmo2")
     renamed = made.released_names(tensors, config["text_config"]["vocab_size"])
     assert "model.transformer.blocks.1.self_attn.att_proj.weight" in renamed
     assert not renamed.keys() & (tensors.keys() - {"lm_head.weight"})
@@ -99,7 +80,7 @@ def test_released_names_fill_the_same_parameters(tmp_path, models):
 
 def test_names_of_transformers_class_fill_the_same_parameters(tmp_path, models):
     """The other way round, from the stored released names: halves of ff_proj are up and gate, in this order."""
-    tensors, config = source("molmo2_olmo3")
+    tensors, config = source(MODELS / "molmo2_olmo3")
     text, table = config["text_config"], name_table(models["molmo2_olmo3"].config)
     plain, width = {}, text["num_attention_heads"] * text["head_dim"]
     base = "model.language_model"
@@ -125,7 +106,7 @@ def test_an_export_writes_joined_tensors_with_what_changed(tmp_path):
     gate.set_value(gate[...].at[1].add(1.0))
     rows.set_value(rows[...].at[70].add(1.0))
     export_model(loaded, tmp_path / "out")
-    before, after = source("molmo2_olmo3")[0], load_file(tmp_path / "out" / "model.safetensors")
+    before, after = source(MODELS / "molmo2_olmo3")[0], load_file(tmp_path / "out" / "model.safetensors")
     assert before.keys() == after.keys()
     changed = {name: after[name] - before[name] for name in before if not np.array_equal(before[name], after[name])}
     embedding, joined = "model.transformer.wte.new_embedding", "model.transformer.blocks.1.mlp.ff_proj.weight"
@@ -135,7 +116,7 @@ def test_an_export_writes_joined_tensors_with_what_changed(tmp_path):
 
 
 def test_bf16_and_a_missing_head(tmp_path):
-    tensors, config = source("molmo2_olmo3")
+    tensors, config = source(MODELS / "molmo2_olmo3")
     del tensors["lm_head.weight"]
     loaded = load_model(write(tmp_path / "m", tensors, config), dtype=jnp.bfloat16)
     assert loaded.config.text.tied
@@ -145,7 +126,7 @@ def test_bf16_and_a_missing_head(tmp_path):
 
 
 def test_bad_checkpoints_are_one_sentence(tmp_path):
-    tensors, config = source("molmo2_olmo3")
+    tensors, config = source(MODELS / "molmo2_olmo3")
     name = "model.transformer.blocks.2.self_attn.att_proj.weight"
     with pytest.raises(JvidpruneError, match=r"blocks\.2\.self_attn\.att_proj\.weight has 95 rows instead of 32"):
         load_model(write(tmp_path / "a", tensors | {name: tensors[name][:95]}, config))
@@ -175,7 +156,7 @@ def test_bad_checkpoints_are_one_sentence(tmp_path):
     ],
 )
 def test_configs_that_the_port_does_not_have_are_refused(part, changed, says):
-    _, config = source("molmo2_olmo3")
+    _, config = source(MODELS / "molmo2_olmo3")
     with pytest.raises(JvidpruneError, match=says):
         Config.from_hf(config | {part: config[part] | changed})
 

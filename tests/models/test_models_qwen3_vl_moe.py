@@ -2,19 +2,15 @@
 
 import dataclasses
 import functools
-import importlib.util
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import seeded
 from helpers import tiny_checkpoints as tiny
+from helpers.families import all_agree, exported_again, script, seeded_folders, source
 from helpers.folders import parameters, write
-from helpers.places import REPOSITORY, TESTS
-from safetensors.numpy import load_file
 
 from jvidprune import JvidpruneError, reducers
 from jvidprune.costs import flops_model
@@ -22,41 +18,23 @@ from jvidprune.costs.memory import parameter_count
 from jvidprune.llm.conventions import settings_of
 from jvidprune.models import family as families
 from jvidprune.models import load_model
-from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.decoder_layer import DecoderLayer
 from jvidprune.models.qwen3_vl_moe import Config
-from jvidprune.parity.models import compare_model_folder
 from jvidprune.stts import STTSConfig, encode, encoder_of, one_video
 from jvidprune.video.preprocess import Patches
 
 INPUTS = {"pixel_values_videos", "video_grid_thw", "input_ids"}
 
 
-def script():
-    """The script that made the golden files; at import it needs numpy alone."""
-    path = REPOSITORY / "experiments" / "golden_qwen3_vl_moe.py"
-    spec = importlib.util.spec_from_file_location("golden_qwen3_vl_moe", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MADE = script()
+MADE = script("qwen3_vl_moe")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Both golden sets as checkpoint folders with their io files."""
-    root, found = tmp_path_factory.mktemp("qwen3_vl_moe"), {}
-    for name in ("first", "second"):
-        found[name] = seeded.write(root / name, MADE.SETS[name][0], MADE.SEEDS[name])
-        (found[name] / "io.npz").write_bytes((TESTS / "data" / f"qwen3_vl_moe_{name}.npz").read_bytes())
-    return found
-
-
-def source(folder):
-    return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    root, sets = tmp_path_factory.mktemp("qwen3_vl_moe"), {name: MADE.SETS[name][0] for name in ("first", "second")}
+    return seeded_folders(root, "qwen3_vl_moe", sets, MADE.SEEDS)
 
 
 # --- golden parity ---------------------------------------------------------------------------------------------------
@@ -64,11 +42,8 @@ def source(folder):
 
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_every_array_of_the_reference_run_agrees(folders, name):
-    (report,) = compare_model_folder(folders[name])
-    rows = {row.what: row for row in report.rows}
-    assert rows.keys() == set(np.load(folders[name] / "io.npz").files) - INPUTS
-    assert {"projector", "deepstack_features", "position_ids_tf5", "logits_tail_tf5", "greedy_ids_tf5"} <= rows.keys()
-    assert [row for row in rows.values() if row.verdict != "ok"] == []
+    shown = {"projector", "deepstack_features", "position_ids_tf5", "logits_tail_tf5", "greedy_ids_tf5"}
+    all_agree(folders[name], INPUTS, shown)
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -76,12 +51,7 @@ def test_every_array_of_the_reference_run_agrees(folders, name):
 
 def test_an_export_is_the_checkpoint_again(folders, tmp_path):
     loaded = load_model(folders["first"], dtype=jnp.float32)
-    export_model(loaded, tmp_path / "same")
-    before, after = source(folders["first"])[0], load_file(tmp_path / "same" / "model.safetensors")
-    assert after.keys() == before.keys()
-    for name, value in before.items():
-        assert after[name].dtype == value.dtype
-        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    before = exported_again(loaded, folders["first"], tmp_path / "same")
     # As published: experts, in, out.
     assert before["model.language_model.layers.0.mlp.experts.gate_up_proj"].shape == (5, 10, 12)
 

@@ -1,6 +1,5 @@
 """VideoLLaMA3: golden parity at two sizes, checkpoints, tower, evidence, sizes of frames and prompts."""
 
-import importlib.util
 import json
 import math
 
@@ -10,8 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import tiny_checkpoints as tiny
+from helpers.families import all_agree, exported_again, prompt, same_parameters, script, shown, source
 from helpers.folders import parameters, write
-from helpers.places import MODELS, REPOSITORY, TESTS
+from helpers.places import MODELS, TESTS
 from safetensors.numpy import load_file
 
 from jvidprune import JvidpruneError
@@ -22,7 +22,6 @@ from jvidprune.models import load_model
 from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.video_llama_3 import Config
-from jvidprune.parity.models import compare_model_folder
 from jvidprune.reducers import registry
 from jvidprune.tokens import VideoTokens
 from jvidprune.video.decode import Clip
@@ -30,20 +29,8 @@ from jvidprune.video.preprocess import VIDEO_LLAMA_3, Patches
 
 FOLDER = MODELS / "video_llama_3"
 INPUTS = {"pixels_uint8", "video_grid_thw", "input_ids"}
+SHOWN = {"projector", "saliency", "logits_tail", "greedy_ids", "greedy_logits"}
 GRID = (3, 4, 6)
-
-
-def script():
-    """The script that made the golden files; at import it needs numpy alone."""
-    path = REPOSITORY / "experiments" / "golden_video_llama_3.py"
-    spec = importlib.util.spec_from_file_location("golden_video_llama_3", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def source():
-    return load_file(FOLDER / "model.safetensors"), json.loads((FOLDER / "config.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -59,29 +46,21 @@ def llm(tmp_path_factory):
 # --- golden parity ---------------------------------------------------------------------------------------------------
 
 
-def agree(folder, io):
-    (report,) = compare_model_folder(folder)
-    rows = {row.what: row for row in report.rows}
-    assert rows.keys() == set(np.load(io).files) - INPUTS
-    assert {"projector", "saliency", "logits_tail", "greedy_ids", "greedy_logits"} <= rows.keys()
-    assert [row for row in rows.values() if row.verdict != "ok"] == []
-
-
 def test_every_array_of_the_reference_run_agrees():
-    agree(FOLDER, FOLDER / "io.npz")
+    all_agree(FOLDER, INPUTS, SHOWN)
 
 
 def test_the_second_set_agrees_at_other_sizes(tmp_path):
     """Three heads, three blocks, another patch and grid, grouped queries and a tied head."""
-    made, io = script(), TESTS / "data" / "video_llama_3_second.npz"
+    made, io = script("video_llama_3"), TESTS / "data" / "video_llama_3_second.npz"
     folder = write(tmp_path / "second", made.tensors(made.SECOND, 7), made.KINDS | made.SECOND)
     (folder / "io.npz").write_bytes(io.read_bytes())
     assert load_model(folder, dtype=jnp.float32).config.text.tied
-    agree(folder, io)
+    all_agree(folder, INPUTS, SHOWN)
 
 
 def test_the_script_makes_the_committed_weights():
-    made, (tensors, config) = script(), source()
+    made, (tensors, config) = script("video_llama_3"), source(FOLDER)
     assert config == made.KINDS | made.FIRST
     again = made.tensors(made.FIRST, 22)
     assert again.keys() == tensors.keys()
@@ -94,27 +73,20 @@ def test_the_script_makes_the_committed_weights():
 
 @pytest.mark.parametrize("prefix", ["", "model.model."])
 def test_other_prefixes_fill_the_same_parameters(tmp_path, model, prefix):
-    tensors, config = source()
+    tensors, config = source(FOLDER)
     renamed = {
         prefix + name.removeprefix("model."): value for name, value in tensors.items() if name != "lm_head.weight"
     }
     renamed["language_model.lm_head.weight"] = tensors["lm_head.weight"]
     found = parameters(load_model(write(tmp_path / "m", renamed, config), dtype=jnp.float32).model)
     expected = parameters(model)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        np.testing.assert_array_equal(found[name], value, err_msg=name)
+    same_parameters(found, expected)
 
 
 def test_an_export_writes_queries_keys_and_values_apart(tmp_path):
     loaded = load_model(FOLDER, dtype=jnp.float32)
     same, changed = tmp_path / "same", tmp_path / "changed"
-    export_model(loaded, same)
-    before, after = source()[0], load_file(same / "model.safetensors")
-    assert after.keys() == before.keys()
-    for name, value in before.items():
-        assert after[name].dtype == value.dtype
-        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    before = exported_again(loaded, FOLDER, same)
     kernel = loaded.model.vision.blocks.attn.qkv.kernel
     # Of width 8, channel 9 is the second one of the keys.
     kernel.set_value(kernel[...].at[1, :, 9].add(1.0))
@@ -127,7 +99,7 @@ def test_an_export_writes_queries_keys_and_values_apart(tmp_path):
 
 
 def test_bad_checkpoints_are_one_sentence(tmp_path):
-    tensors, config = source()
+    tensors, config = source(FOLDER)
     name = "model.vision_model.encoder.layers.1.self_attn.v_proj.weight"
     with pytest.raises(JvidpruneError, match=r"tensors that belong together have different rows: .*v_proj\.weight"):
         load_model(write(tmp_path / "a", tensors | {name: np.zeros((8, 9), np.float16)}, config))
@@ -156,7 +128,7 @@ def test_bad_checkpoints_are_one_sentence(tmp_path):
     ],
 )
 def test_configs_that_the_port_does_not_have_are_refused(part, changed, says):
-    _, config = source()
+    _, config = source(FOLDER)
     with pytest.raises(JvidpruneError, match=says):
         Config.from_hf(config | {part: config[part] | changed})
 
@@ -279,27 +251,6 @@ def test_pixels_are_patches_of_single_frames(llm):
         y, x = 4 * (2 * row + i), 4 * (2 * column + j)
         np.testing.assert_array_equal(levels[t, row, column, i, j], frames[t, y : y + 4, x : x + 4].transpose(2, 0, 1))
     assert VIDEO_LLAMA_3.pair == 1
-
-
-def prompt(llm, *clips):
-    """The text of a prompt about unreduced videos of 2 x 2 tokens a frame, "*" for a visual token."""
-    videos = []
-    for clip in clips:
-        tokens = VideoTokens.create(np.zeros((len(clip.frames), 4, tiny.WIDTH), np.float32))
-        videos.append(llm.reduce(EncodedVideo(tokens, clip), reducer=registry.get("none"), ratio=1.0))
-    slots, text = llm.lay_out(videos, "What?", 1)
-    return shown(llm, slots, text)
-
-
-def shown(llm, slots, text):
-    found, waiting = "", []
-    for row in slots.source[: slots.length]:
-        if row < len(text):
-            waiting.append(int(text[row]))
-            continue
-        found += llm.tokenizer.decode(waiting) + "*"
-        waiting = []
-    return found + llm.tokenizer.decode(waiting)
 
 
 def test_every_frame_stands_behind_its_time(llm):
