@@ -2,21 +2,30 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from jvidprune.costs.flops import tera
-from jvidprune.evals.controls import OUTCOMES, base_name, sentence
+from jvidprune.evals.controls import OUTCOMES, base_name
 from jvidprune.evals.counts import Against
 from jvidprune.evals.effect import flagged
 from jvidprune.evals.extract import option_letter
 from jvidprune.evals.items import LETTERS
+from jvidprune.evals.joined import PARTS_HEAD, Part, part_rows
 from jvidprune.evals.metrics import ALL, FULL, Cell
 from jvidprune.evals.paired import apart
-from jvidprune.evals.plan import BASELINES, BLIND, SINGLE
+from jvidprune.evals.plan import BASELINES, BLIND
 from jvidprune.evals.results import STILL, SweepTable
 from jvidprune.evals.spans import GROUNDING_HEAD, grounding_rows
-from jvidprune.viz.benchmarks_part import benchmarks_part
+from jvidprune.evals.throughput import Throughput
+from jvidprune.evals.throughput_table import (
+    EXPLAINED,
+    HEAD,
+    SPEED_HEAD,
+    gain,
+    throughput_notes,
+    throughput_rows,
+)
 from jvidprune.viz.difficulty_part import difficulty_part
 from jvidprune.viz.judged_report import judged_part
 from jvidprune.viz.overlay import LEGEND
@@ -25,8 +34,20 @@ from jvidprune.viz.report import data_url
 from jvidprune.viz.sweep_counts import counts_part
 from jvidprune.viz.sweep_examples import ClipExample
 from jvidprune.viz.sweep_plots import HALO, nearest_ratio, swept, time_plot
-from jvidprune.viz.sweep_style import CONTROLS, css_colour, css_variables, series_styles
-from jvidprune.viz.throughput_part import throughput_part
+from jvidprune.viz.sweep_style import CONTROLS, css_variables
+from jvidprune.viz.sweep_tables import (
+    CategoryTable,
+    RatioColumn,
+    amount,
+    baseline_rows,
+    category_rows,
+    control_rows,
+    headline_rows,
+    interval,
+    matrix,
+    percent,
+    shown_name,
+)
 
 _SHOWN = 12
 """Of what is left out; longer lists are opened by a click."""
@@ -49,89 +70,12 @@ _COSTS_HEAD = (
 _EFFECTS_HEAD = ("method", "retention", "kept %", "merged %", "dropped %", "logits differ", "answers differ", "")
 
 
-class _Ratio(NamedTuple):
-    """A column, and the button of a table by categories."""
-
-    key: str
-    text: str
-    shown: bool
-
-
 class _Card(NamedTuple):
     """A large number."""
 
     name: str
     value: str
     text: str
-
-
-class _Shown(NamedTuple):
-    """A cell of a table; without an accuracy the tip says why there is none."""
-
-    accuracy: str | None
-    bounds: str = ""
-    tokens: str = ""
-    tip: str = ""
-    tint: str = ""
-    best: bool = False
-    mark: str = ""
-
-
-class _Baseline(NamedTuple):
-    """A row of one number, at no ratio."""
-
-    name: str
-    cell: _Shown
-
-
-class _Method(NamedTuple):
-    """A row of the table of methods by ratios."""
-
-    method: str
-    name: str
-    colour: str
-    cells: list[_Shown]
-
-
-class _Held(NamedTuple):
-    """A method against the best control at one ratio: change, interval, control, tokens of both, and who is ahead."""
-
-    change: str
-    bounds: str
-    control: str
-    tokens: str
-    outcome: str
-    tip: str
-
-
-class _Against(NamedTuple):
-    """A row of the table against the controls; None where a method has no answers."""
-
-    name: str
-    cells: list[_Held | None]
-
-
-class _Matrix(NamedTuple):
-    """Any two methods at one ratio: points of the row's method over the column's."""
-
-    ratio: _Ratio
-    names: list[str]
-    rows: list[tuple[str, list[_Shown | None]]]
-
-
-class _Categories(NamedTuple):
-    """A row of a table by categories."""
-
-    name: str
-    base: bool
-    cells: list[_Shown | None]
-
-
-class _CategoryTable(NamedTuple):
-    """Methods by categories at one ratio."""
-
-    ratio: _Ratio
-    rows: list[_Categories]
 
 
 class _Option(NamedTuple):
@@ -184,7 +128,7 @@ def sweep_page(
       against: what accuracies are drawn against at first.
     """
     first = nearest_ratio(table)
-    ratios = [_Ratio(f"{ratio:g}", _percent(ratio), ratio == first) for ratio in table.ratios]
+    ratios = [RatioColumn(f"{ratio:g}", percent(ratio), ratio == first) for ratio in table.ratios]
     columns = [ALL, *table.categories]
     peak = max((cost.memory for cost in table.costs.values()), default=0)
     return render(
@@ -192,16 +136,16 @@ def sweep_page(
         "sweep.html",
         palette=css_variables(),
         halo=HALO,
-        title=f"Accuracy at few tokens: {_count(len(swept(table)), 'method')} on {model}",
+        title=f"Accuracy at few tokens: {amount(len(swept(table)), 'method')} on {model}",
         subtitle=_subtitle(table),
         note=note,
         left_out=table.left_out,
         listed=_SHOWN,
         cards=_cards(table),
         ratios=ratios,
-        baselines=_baselines(table),
-        headline=_headline(table),
-        against=_against(table),
+        baselines=baseline_rows(table),
+        headline=headline_rows(table),
+        against=control_rows(table),
         outcomes=list(dict.fromkeys(standing.outcome for standing in table.standings.values())),
         words=OUTCOMES,
         **counts_part(table, against),
@@ -210,7 +154,7 @@ def sweep_page(
         frozen=table.frozen,
         still=f"{100 * STILL:g}",
         categories=[
-            _CategoryTable(shown, _category_rows(table, ratio, columns))
+            CategoryTable(shown, category_rows(table, ratio, columns))
             for shown, ratio in zip(ratios, table.ratios, strict=True)
         ],
         chance=[*(f"{100 * table.chance.get(name, 0.0):.0f}" for name in columns), ""],
@@ -218,7 +162,7 @@ def sweep_page(
         examples=[_shot(table, example) for example in examples],
         apart=[apart(best, table.titles) for r in table.ratios if (best := table.best_two(r)) is not None],
         needed=[str(one) for r in table.ratios if (one := table.resolution(r)) is not None],
-        matrices=[_matrix(table, shown, r) for shown, r in zip(ratios, table.ratios, strict=True)],
+        matrices=[matrix(table, shown, r) for shown, r in zip(ratios, table.ratios, strict=True)],
         unmoved=flagged(table.effects.values(), table.titles),
         effects=_effects(table),
         effects_head=_EFFECTS_HEAD,
@@ -226,8 +170,8 @@ def sweep_page(
         grounding_head=GROUNDING_HEAD,
         judged=judged_part(table.opened, BASELINES | table.titles),
         difficulty=difficulty_part(table),
-        benchmarks=benchmarks_part(table.parts),
-        throughput=throughput_part(table.throughput, BASELINES | table.titles),
+        benchmarks=_benchmarks(table.parts),
+        throughput=_throughput(table.throughput, BASELINES | table.titles),
         peak=f"{peak / 2**20:,.0f}",
         costs_head=_COSTS_HEAD,
         costs=_costs(table),
@@ -236,25 +180,12 @@ def sweep_page(
     )
 
 
-def shown_name(table: SweepTable, method: str) -> str:
-    """How a method is written for people."""
-    return BASELINES.get(method, table.titles.get(method, method))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def _subtitle(table: SweepTable) -> str:
     full = table.cell(FULL, 1.0)
     questions = full.questions if full else 0
-    parts = [f"task {table.identity['task']['name']}", _count(table.clips, "clip"), _count(questions, "question")]
-    parts += [f"retention {', '.join(_percent(ratio) for ratio in table.ratios)}"]
+    parts = [f"task {table.identity['task']['name']}", amount(table.clips, "clip"), amount(questions, "question")]
+    parts += [f"retention {', '.join(percent(ratio) for ratio in table.ratios)}"]
     return " · ".join([*parts, "brackets are 95 % bootstrap intervals over clips"])
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:g} %"
 
 
 def _cards(table: SweepTable) -> list[_Card]:
@@ -263,7 +194,7 @@ def _cards(table: SweepTable) -> list[_Card]:
     cards = []
     full = table.cell(FULL, 1.0)
     if full is not None:
-        text = f"of {_count(full.questions, 'question')} right with all {full.kept:,.0f} visual tokens"
+        text = f"of {amount(full.questions, 'question')} right with all {full.kept:,.0f} visual tokens"
         cards.append(_Card(BASELINES[FULL], f"{100 * full.accuracy:.1f} %", text))
     cells = {method: cell for method in swept(table) if (cell := table.cell(method, ratio))}
     idle = {method for (method, at), effect in table.effects.items() if at == ratio and effect.idle}
@@ -271,11 +202,11 @@ def _cards(table: SweepTable) -> list[_Card]:
     if published:
         best = max(published, key=lambda m: (published[m].accuracy, -published[m].kept))
         cell = published[best]
-        text = f"best at {_percent(ratio)}: {_bounds(cell)}, {cell.kept:,.0f} tokens{_kept_share(cell)}"
+        text = f"best at {percent(ratio)}: {interval(cell)}, {cell.kept:,.0f} tokens{_kept_share(cell)}"
         cards.append(_Card(shown_name(table, best), f"{100 * cell.accuracy:.1f} %", text))
     if "random" in cells:
         cell = cells["random"]
-        text = f"at {_percent(ratio)}: {_bounds(cell)}, {cell.kept:,.0f} tokens{_kept_share(cell)}"
+        text = f"at {percent(ratio)}: {interval(cell)}, {cell.kept:,.0f} tokens{_kept_share(cell)}"
         cards.append(_Card("random tokens", f"{100 * cell.accuracy:.1f} %", text))
     blind = table.cell(BLIND, 0.0)
     if blind is not None:
@@ -288,107 +219,6 @@ def _kept_share(cell: Cell) -> str:
     return "" if math.isnan(cell.relative) else f", {100 * cell.relative:.0f} % of unpruned"
 
 
-def _bounds(cell: Cell) -> str:
-    return f"[{100 * cell.low:.0f}, {100 * cell.high:.0f}]"
-
-
-def _baselines(table: SweepTable) -> list[_Baseline]:
-    rows = []
-    for name, ratio in ((FULL, 1.0), (SINGLE, 1.0), (BLIND, 0.0)):
-        cell = table.cell(name, ratio)
-        if cell is not None:
-            rows.append(_Baseline(shown_name(table, name), _number(cell)))
-    return rows
-
-
-def _headline(table: SweepTable) -> list[_Method]:
-    """Methods by ratios: accuracy and its interval, tinted by the accuracy relative to the unpruned model."""
-    ratios, methods = table.ratios, swept(table)
-    styles = series_styles(methods)
-    best = {r: max((c.accuracy for m in methods if (c := table.cell(m, r))), default=-1.0) for r in ratios}
-    rows = []
-    for method in methods:
-        cells = []
-        for ratio in ratios:
-            cell = table.cell(method, ratio)
-            if cell is None:
-                cells.append(_Shown(None, tip=table.refused.get(method, {}).get(ratio, "")))
-            else:
-                tip = f"{_relative(cell)} of unpruned · {cell.kept:,.1f} tokens · prompt {cell.prompt:,.0f}"
-                standing = table.standings.get((method, ratio))
-                mark = "" if standing is None or standing.outcome == "beats" else "†"
-                effect = table.effects.get((method, ratio))
-                mark += "‡" if effect is not None and effect.flags else ""
-                tip += "" if standing is None else f" · {OUTCOMES[standing.outcome]}"
-                shown = {"tip": tip, "tint": _tint(cell), "best": cell.accuracy == best[ratio], "mark": mark}
-                cells.append(_number(cell)._replace(**shown))
-        rows.append(_Method(method, shown_name(table, method), css_colour(styles[method]), cells))
-    return rows
-
-
-def _against(table: SweepTable) -> list[_Against]:
-    """Methods by ratios: the change from the best control at as many tokens."""
-    rows = []
-    for method in swept(table):
-        standings = [table.standings.get((method, ratio)) for ratio in table.ratios]
-        cells: list[_Held | None] = []
-        for standing in standings:
-            if standing is None:
-                cells.append(None)
-                continue
-            rival, found = standing.rival, standing.rival.difference
-            at = "" if rival.run[1] == standing.run[1] else f" at {_percent(rival.run[1])}"
-            bounds = f"[{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-            tokens = f"{standing.kept:,.0f} : {rival.kept:,.0f} tokens"
-            control = shown_name(table, rival.run[0]) + at
-            tip = f"{sentence(standing, table.titles)}: {OUTCOMES[standing.outcome]}"
-            cells.append(_Held(f"{100 * found.change:+.1f}", bounds, control, tokens, standing.outcome, tip))
-        if any(cells):
-            rows.append(_Against(shown_name(table, method), cells))
-    return rows
-
-
-def _number(cell: Cell) -> _Shown:
-    return _Shown(f"{100 * cell.accuracy:.1f}", _bounds(cell), f"{cell.kept:,.0f} tokens")
-
-
-def _relative(cell: Cell) -> str:
-    return "–" if math.isnan(cell.relative) else f"{100 * cell.relative:.0f} %"
-
-
-def _tint(cell: Cell) -> str:
-    """Background by relative accuracy: nothing at 100 %, warm below, cool above; strongest at 50 % and 150 %."""
-    if math.isnan(cell.relative):
-        return ""
-    strength = min(1.0, abs(1.0 - cell.relative) / 0.5)
-    colour = "warm" if cell.relative < 1 else "cool"
-    return f"background:color-mix(in srgb,var(--{colour}) {70 * strength:.0f}%,transparent)"
-
-
-def _category_rows(table: SweepTable, ratio: float, columns: Sequence[str]) -> list[_Categories]:
-    rows = []
-    for method, at in [(FULL, 1.0), *((m, ratio) for m in swept(table)), (SINGLE, 1.0), (BLIND, 0.0)]:
-        cells = [table.cell(method, at, name) for name in columns]
-        if cells[0] is None:
-            continue
-        base = method in BASELINES
-        shown = [
-            None
-            if cell is None
-            else _Shown(
-                f"{100 * cell.accuracy:.0f}",
-                tip=f"{_bounds(cell)}, {_relative(cell)} of unpruned, {_count(cell.questions, 'question')}",
-                tint="" if base else _tint(cell),
-            )
-            for cell in cells
-        ]
-        mean = table.category_mean(method, at)
-        tip = "mean over the categories, each counting alike"
-        shown.append(None if mean is None else _Shown(f"{100 * mean:.0f}", tip=tip))
-        rows.append(_Categories(shown_name(table, method), base, shown))
-    return rows
-
-
 def _shot(table: SweepTable, example: ClipExample) -> _Shot:
     rows = [_Strip("video", data_url(example.strip, 88), f"frames of {example.clip}")]
     for method, said, right, kept, strip in example.rows:
@@ -396,7 +226,7 @@ def _shot(table: SweepTable, example: ClipExample) -> _Shot:
         small, words = f"{kept} tokens", _said(said, example.options)
         rows.append(_Strip(name, data_url(strip, 88), f"tokens kept by {name}", small, words, right))
     options = [_Option(text, LETTERS[i] == example.answer) for i, text in enumerate(example.options)]
-    category, ratio = example.category.replace("_", " "), _percent(example.ratio)
+    category, ratio = example.category.replace("_", " "), percent(example.ratio)
     return _Shot(example.clip, example.question, category, ratio, options, example.answer, rows)
 
 
@@ -408,35 +238,13 @@ def _said(text: str, options: Sequence[str]) -> str:
     return text if len(text) <= 40 else text[:39] + "…"
 
 
-def _matrix(table: SweepTable, shown: _Ratio, ratio: float) -> _Matrix:
-    """Any two methods at a ratio; a difference that interval and corrected test establish is bold."""
-    methods = [method for method in swept(table) if table.cell(method, ratio) is not None]
-    found = {}
-    for pair in table.pairs.get(ratio, ()):
-        found[pair.second[0], pair.first[0]], found[pair.first[0], pair.second[0]] = pair, pair.turned()
-    rows = []
-    for method in methods:
-        cells = []
-        for other in methods:
-            pair = found.get((method, other))
-            if pair is None:
-                cells.append(None)
-                continue
-            bounds = f"[{100 * pair.low:+.1f}, {100 * pair.high:+.1f}]"
-            tip = f"{shown_name(table, method)} over {shown_name(table, other)}: {bounds}, right alone {pair.gained:,} "
-            tip += f"and {pair.lost:,} of {pair.questions:,}, p = {pair.p:.2g}, corrected {pair.adjusted or 0.0:.2g}"
-            cells.append(_Shown(f"{100 * pair.change:+.1f}", tip=tip, best=pair.established))
-        rows.append((shown_name(table, method), cells))
-    return _Matrix(shown, [shown_name(table, method) for method in methods], rows)
-
-
 def _effects(table: SweepTable) -> list[list[str]]:
     """What every method at every ratio did to the tokens and to the answers."""
     rows = []
     for (method, ratio), effect in table.effects.items():
         shares = [effect.mean(name) for name in ("kept", "merged", "dropped")]
         asked, by_logits = effect.count("questions"), effect.count("by_logits")
-        texts = [shown_name(table, method), _percent(ratio)]
+        texts = [shown_name(table, method), percent(ratio)]
         texts += ["–" if math.isnan(share) else f"{100 * share:.1f}" for share in shares]
         texts += [f"{effect.count('differ'):,} of {asked:,}" if asked and by_logits == asked else "–"]
         texts += [f"{effect.count('answers'):,} of {asked:,}" if asked else "–"]
@@ -453,9 +261,39 @@ def _costs(table: SweepTable) -> list[list[str]]:
         if cell is None:
             continue
         seconds = (cost.encode, cost.reduce, cost.prefill, cost.generate)
-        texts = [shown_name(table, run[0]), _percent(run[1]), f"{cell.kept:,.1f}", f"{cell.prompt:,.1f}"]
+        texts = [shown_name(table, run[0]), percent(run[1]), f"{cell.kept:,.1f}", f"{cell.prompt:,.1f}"]
         texts += ["" if math.isnan(value) else f"{1000 * value:,.1f}" for value in seconds]
         texts += [tera(1e12 * cost.tflops), tera(1e12 * cost.prefill_tflops)]
         texts += [f"{cost.compile:.1f}" if cost.compile else ""]
         rows.append(texts)
     return rows
+
+
+def _benchmarks(parts: Sequence[Part]) -> str:
+    """The benchmarks of a joined run; empty in the report of one benchmark.
+
+    Args:
+      parts: of the joined run; none for that of one benchmark.
+    """
+    return render("jvidprune.viz", "benchmarks.html", head=PARTS_HEAD, rows=part_rows(parts) if parts else [])
+
+
+def _throughput(found: Sequence[Throughput], titles: Mapping[str, str]) -> str:
+    """Speed and memory; empty where nothing was measured.
+
+    Args:
+      found: what was measured of a run.
+      titles: names of methods as they are shown.
+    """
+    gains = [gain(one, found) for one in found]
+    return render(
+        "jvidprune.viz",
+        "throughput.html",
+        head=HEAD,
+        speed_head=SPEED_HEAD,
+        rows=throughput_rows(found, titles),
+        gains=["–" if times != times else f"{times:.2f} ×" for times in gains],
+        notes=throughput_notes(found),
+        explained=EXPLAINED,
+        cpu=any(one.platform == "cpu" for one in found),
+    )
