@@ -26,8 +26,8 @@ import numpy as np
 from jvidprune import JvidpruneError, VideoLLM
 from jvidprune.evals.markdown import grid
 from jvidprune.files import write_table
-from jvidprune.llm.deepstack import kept_levels
 from jvidprune.llm.encoded import ReducedVideo
+from jvidprune.llm.rows import kept_levels
 from jvidprune.parallel import on_mesh_of
 
 READING = "## What it shows\n"

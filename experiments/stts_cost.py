@@ -20,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from experiments.timing import in_turns
 from jvidprune.costs.flops_model import Segment, prefill, vision_terms
 from jvidprune.costs.flops_stts import stts_projector, stts_tower
-from jvidprune.costs.timing import in_turns
 from jvidprune.evals.markdown import grid
 from jvidprune.files import write_table
 from jvidprune.llm.video_llm import VideoLLM

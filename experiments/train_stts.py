@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.timing import in_turns
 from jvidprune.cli.train import TrainChoice, describe, read_rates
-from jvidprune.costs.timing import in_turns
 from jvidprune.evals.answering import BATCH, MIN_FILL
 from jvidprune.evals.extract import is_correct
 from jvidprune.evals.identity import model_fingerprint, run_hash

@@ -115,9 +115,9 @@ def answered(
     from jvidprune.cli import reading
     from jvidprune.errors import JvidpruneError
     from jvidprune.fields import Count, Seed, checked
-    from jvidprune.llm.clock import with_times
     from jvidprune.llm.encoded import clip_of
     from jvidprune.llm.generation import MAX_NEW_TOKENS
+    from jvidprune.llm.prompts.llava import with_times
     from jvidprune.llm.stages import StageClock
     from jvidprune.models.checkpoint.load import read_config
     from jvidprune.models.sampling import Sampling, check_stops

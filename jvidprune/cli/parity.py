@@ -31,14 +31,14 @@ def parity(
       quantise: with `--model`, measure how far bfloat16, and the language model's matrices in one byte a weight, are
         from the float32 reference; no tolerance is claimed.
     """
-    from jvidprune.parity import run
+    from jvidprune.parity.registry import reports
 
     if quantise is not None:
         if not model:
             raise JvidpruneError("quantised weights are those of a model: add --model and its folder.")
         return _deviations(folder, quantise, out)
-    reports = run.reports(folder, model=model)
-    passed = parity_tables(reports, as_json=out.json, quiet=out.quiet)
+    found = reports(folder, model=model)
+    passed = parity_tables(found, as_json=out.json, quiet=out.quiet)
     if not passed:
         sys.exit(1)
 

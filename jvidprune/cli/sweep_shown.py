@@ -3,12 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from rich.table import Table
 
     from jvidprune.cli.console import Console
     from jvidprune.evals.counts import Against, Counts
     from jvidprune.evals.metrics import Cell
     from jvidprune.evals.results import Cost, SweepTable
+    from jvidprune.evals.throughput import Throughput
 
 MARK = "†"
 """Behind an accuracy that is not shown to beat the best control."""
@@ -19,7 +22,6 @@ def show_sweep(console: "Console", table: "SweepTable", record: dict[str, Any]) 
     from jvidprune.cli.console import marked
     from jvidprune.cli.judge import show_judged, waiting
     from jvidprune.cli.left_out import show_left_out
-    from jvidprune.cli.throughput import show_throughput
     from jvidprune.evals.controls import told
     from jvidprune.evals.difficulty import told_hard
     from jvidprune.evals.matching import unreached
@@ -198,3 +200,34 @@ def _accuracy(cell: "Cell", interval: bool, *, bold: bool = False) -> str:
     number = f"{100 * cell.accuracy:.1f}"
     text = f"[bold]{number}[/bold]" if bold else number
     return f"{text} [dim]{100 * cell.low:.0f}–{100 * cell.high:.0f}[/dim]" if interval else text
+
+
+def show_throughput(console: "Console", found: "Sequence[Throughput]", titles: "Mapping[str, str]") -> None:
+    """Speed and memory of methods, and what has to be known of it; nothing where nothing was measured."""
+    from jvidprune.cli.console import marked
+    from jvidprune.evals.throughput_table import throughput_notes
+
+    if not found:
+        return
+    console.print(throughput_table(found, titles))
+    for note in throughput_notes(found):
+        console.print(f"[dim]{marked(note)}[/dim]", plain=True)
+
+
+def throughput_table(found: "Sequence[Throughput]", titles: "Mapping[str, str]") -> "Table":
+    """One question alone, and under it the largest batch that fits: rates, decoded tokens and peak memory."""
+    from rich import box
+    from rich.table import Table
+
+    from jvidprune.cli.console import marked
+    from jvidprune.evals.throughput_table import HEAD, SPEED_HEAD, throughput_rows
+
+    caption = "answers a second from frames, and from tokens that are there; * memory of the compiled programs"
+    out = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", padding=(0, 1))
+    for number, name in enumerate((*HEAD, *SPEED_HEAD)):
+        out.add_column(name, justify="right" if number else "left", no_wrap=not number)
+    for row in throughput_rows(found, titles):
+        first, alone, largest = row[: len(HEAD)], row[len(HEAD) :][: len(SPEED_HEAD)], row[-len(SPEED_HEAD) :]
+        out.add_row(*map(marked, first), *map(marked, alone))
+        out.add_row(*[""] * len(HEAD), *map(marked, largest), style="dim", end_section=True)
+    return out

@@ -1,8 +1,11 @@
-"""All comparers, asked in this order whether they recognise a file."""
+"""All comparers, asked in this order whether they recognise a file, and the reports of a folder."""
 
 import importlib
+from collections.abc import Iterator
+from pathlib import Path
 
-from jvidprune.parity.core import Comparer
+from jvidprune.errors import JvidpruneError
+from jvidprune.parity.core import Comparer, FileReport, run_folder
 
 _MODULES = (
     "visionzip",
@@ -45,3 +48,23 @@ def comparers() -> list[Comparer]:
     for name in _MODULES:
         found += importlib.import_module(f"jvidprune.parity.{name}").COMPARERS
     return found
+
+
+def reports(folder: Path, *, model: bool = False) -> Iterator[FileReport]:
+    """Yields one report a file, as each is done.
+
+    Args:
+      folder: golden files, or with `model` a checkpoint folder holding io*.npz.
+      model: which of the two.
+
+    Raises:
+      JvidpruneError: no such folder, or nothing in it to compare.
+    """
+    if not folder.is_dir():
+        raise JvidpruneError(f"no folder {folder}.")
+    if model:
+        from jvidprune.parity.models import compare_model_folder
+
+        yield from compare_model_folder(folder)
+        return
+    yield from run_folder(folder, comparers())

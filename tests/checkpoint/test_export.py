@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from helpers import tiny_checkpoints
+from helpers.folders import export_checkpoint
 from helpers.places import MODELS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +19,7 @@ from jvidprune import backbones, cli
 from jvidprune.errors import JvidpruneError
 from jvidprune.fields import settings_of
 from jvidprune.llm.video_llm import VideoLLM
-from jvidprune.models.checkpoint.export import exact_dtype, export_checkpoint, export_model
+from jvidprune.models.checkpoint.export import exact_dtype, export_model
 from jvidprune.models.checkpoint.load import load_model
 from jvidprune.ops.transport import Dustbin, FixedSinkhorn, TokenCost, Transport
 from jvidprune.reducers import registry

@@ -7,8 +7,8 @@ import pytest
 from helpers.tiny import PAD, write_checkpoint
 
 from jvidprune import reducers
-from jvidprune.llm.deepstack import kept_levels
 from jvidprune.llm.prompts.templates import template
+from jvidprune.llm.rows import kept_levels
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.generate import generate
 from jvidprune.models.positions import prompt_pieces

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny_checkpoints as tiny
+from helpers.folders import export_checkpoint
 
 from jvidprune import JvidpruneError, cli, reducers
 from jvidprune.cli.train import TrainChoice
@@ -19,7 +20,6 @@ from jvidprune.llm import rows
 from jvidprune.llm.encoded import EncodedVideo, ReducedVideo
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models import family as families
-from jvidprune.models.checkpoint.export import export_checkpoint
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.models.generate import generate
 from jvidprune.models.prefill import prefill

@@ -8,7 +8,7 @@ import pytest
 from helpers.places import GOLDEN
 
 from jvidprune import JvidpruneError
-from jvidprune.llm.clock import time_instruction, with_times
+from jvidprune.llm.prompts.llava import time_instruction, with_times
 from jvidprune.models import family as families
 from jvidprune.models.checkpoint.load import family_of
 from jvidprune.models.llava_video import Config

@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.datasets.videos import read_clip
-from jvidprune.llm.clock import time_instruction
 from jvidprune.llm.prompts import molmo2, qwen
+from jvidprune.llm.prompts.llava import time_instruction
 from jvidprune.video import decode, display, index
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.timing import timing

@@ -1,4 +1,4 @@
-"""Prompts with newline embeddings between the tokens of a video (LLaVA)."""
+"""Prompts with newline embeddings between the tokens of a video, and LLaVA-Video's time instruction (LLaVA)."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +12,8 @@ from jvidprune.llm.prompts.messages import Asked
 from jvidprune.llm.prompts.slots import Run, SlotMap, interleave, laid_out, original_slots
 from jvidprune.ops.newline import NewlineKind, NewlineRows, arrange, full_length, unreduced_places
 from jvidprune.reducers.prompt_rules import PositionRule
+from jvidprune.video.decode import Clip
+from jvidprune.video.sampling import llava_times, time_string
 
 _arrange = jax.jit(arrange, static_argnames=("kind", "grid", "frames", "rows"))
 
@@ -95,3 +97,26 @@ class NewlinePrompts(PromptBuilder):
             reserve=reserve,
             positions=positions,
         )
+
+
+def time_instruction(clip: Clip, *, rule: str = "llava_video_force") -> str:
+    """Sentences that LLaVA-Video's training put before a question: a clip's length, its number of frames, their times.
+
+    Args:
+      clip: what was sampled.
+      rule: how; with "llava_video_upto" one-a-second frames of a constant rate are timed by the rounded rate, a quirk
+        of the reference.
+    """
+    count = len(clip.indices)
+    times, seconds = time_string(clip.timestamps), f"{clip.duration:.2f}"
+    if rule == "llava_video_upto" and clip.regular:
+        times, seconds = llava_times(clip.total, clip.fps, count, force=False)
+    return (
+        f"The video lasts for {seconds} seconds, and {count} frames are uniformly sampled from it. These frames are "
+        f"located at {times}.Please answer the following questions related to this video."
+    )
+
+
+def with_times(question: str, clip: Clip, *, rule: str = "llava_video_force") -> str:
+    """The question behind the time instruction; the published evaluations of LLaVA-Video leave the instruction out."""
+    return f"{time_instruction(clip, rule=rule)}\n{question}"

@@ -16,7 +16,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.models.checkpoint.dtypes import DTypeName
 from jvidprune.models.checkpoint.folder import INDEX, SINGLE, UNTRAINED_MARK, Checkpoint, read_json, unwrapped
 from jvidprune.models.checkpoint.hub import resolve_folder
-from jvidprune.models.checkpoint.load import LoadedModel, check_supported, described, load_model, name_table
+from jvidprune.models.checkpoint.load import LoadedModel, check_supported, described, name_table
 from jvidprune.models.checkpoint.names import Binding, NameTable, bind, group_layers
 from jvidprune.models.quantised import refuse_quantised
 
@@ -127,24 +127,6 @@ def export_model(
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target
-
-
-def export_checkpoint(
-    source: str | Path, out: str | Path, *, pooling_head: str | Path | None = None, **options: Any
-) -> LoadedModel:
-    """Loads a checkpoint with the type it is stored in and exports it; see `export_model` for the options.
-
-    Args:
-      source: folder or hub id.
-      out: folder to create.
-      pooling_head: as for `load_model`; the head becomes part of the export.
-
-    Raises:
-      JvidpruneError: as `load_model` and `export_model`.
-    """
-    loaded = load_model(source, dtype=exact_dtype(source), pooling_head=pooling_head)
-    export_model(loaded, out, **options)
-    return loaded
 
 
 def _entries(
