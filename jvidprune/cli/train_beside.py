@@ -169,7 +169,7 @@ def _train(
     from jvidprune.evals.items import left_out
     from jvidprune.files import check_folder
     from jvidprune.reducers.writing import expression
-    from jvidprune.training.data import clips_to_learn, frames_of
+    from jvidprune.training.clips import clips_to_learn, frames_of
     from jvidprune.training.loop import read_curve
 
     model, learned = choice.model, choice.learned

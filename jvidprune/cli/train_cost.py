@@ -92,7 +92,7 @@ def train_cost(what: Cost, console: "Console") -> dict[str, Any]:
     from jvidprune.reducers.protocol import check_ratio
     from jvidprune.reducers.registry import from_text
     from jvidprune.reducers.writing import expression
-    from jvidprune.training.data import open_clips
+    from jvidprune.training.clips import open_clips
     from jvidprune.training.loop import read_curve
     from jvidprune.training.transport_parts import check_published, publish, trainable
     from jvidprune.training.transports import CostChoice, CostTrainer

@@ -24,7 +24,8 @@ from jvidprune.reducers.prompt_rules import position_rule
 from jvidprune.reducers.serialise import FILE, with_reading
 from jvidprune.stts import ScoredModel, Scorer, STTSConfig, encode, encoder_of, one_video, pooling_windows, windows_kept
 from jvidprune.stts.saved import TrainedSTTS, write_stts
-from jvidprune.training.data import frames_of, open_clips, rows_for
+from jvidprune.training.clips import frames_of, open_clips
+from jvidprune.training.data import rows_for
 from jvidprune.training.loss import ClipTokens
 from jvidprune.training.step import Params, Placing
 from jvidprune.training.tuning import Trained, Tuner, Tuning

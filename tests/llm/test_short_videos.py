@@ -20,7 +20,7 @@ from jvidprune.models import family as families
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.procedural.export import export
 from jvidprune.serve.compare import SideBySide
-from jvidprune.training.data import open_clips
+from jvidprune.training.clips import open_clips
 from jvidprune.video.encode import write_mp4
 from jvidprune.video.limits import Limits
 

@@ -28,7 +28,8 @@ from jvidprune.procedural.clips import ClipSpec, render
 from jvidprune.reducers.serialise import FILE, FolderSettings
 from jvidprune.stts import Scorer, SiglipTower, STTSConfig, attach
 from jvidprune.training import loop, step
-from jvidprune.training.data import ExampleEncoder, Pipeline, Shape, open_clips, rows_for
+from jvidprune.training.clips import open_clips
+from jvidprune.training.data import ExampleEncoder, Pipeline, Shape, rows_for
 from jvidprune.training.loss import Trainee, rows_loss
 from jvidprune.training.step import Placing
 from jvidprune.training.stts import Pruned, open_run, prune_at, publish
