@@ -221,10 +221,7 @@ def read_prompt(
             deepstack = jnp.take_along_axis(levels, state.source[None, :, :, None], axis=2)
         if cut.where == "middle":
             states[-1] = state = _finish_layer(decoder, cut.layer, state, deepstack)
-        if cut.positions == "renumber_prompt":
-            shift = None
-        elif cut.positions == "renumber":
-            shift = following - state.valid.sum(axis=1, dtype=jnp.int32)
+        shift = _shift_behind(cut, state, following, shift)
         # A cut that only marks what it drops leaves holes, until a later one moves the tokens together.
         packed = dense and cut.capacity is not None
     if policy is not None and not isinstance(policy, Reselection):
@@ -233,6 +230,13 @@ def read_prompt(
     logits = decoder.logits(state.hidden[jnp.arange(valid.shape[0]), last_valid(state.valid)])
     cache, fits = Cache(segments, following, policy), _all_fit(inner, records, routed)
     return Read(logits, cache, tuple(records), state.hidden, fits, tuple(states), tuple(routed))
+
+
+def _shift_behind(cut: Cut, state: TokenState, following: Array, before: Array | None) -> Array | None:
+    """(B,) what layers behind a cut subtract from the position of a new token, or None; `before` of those before it."""
+    if cut.positions == "renumber_prompt":
+        return None
+    return following - state.valid.sum(axis=1, dtype=jnp.int32) if cut.positions == "renumber" else before
 
 
 def _all_fit(inner: Inner, cuts: list[CutRecord], routes: list[RouteRecord]) -> Array | None:
