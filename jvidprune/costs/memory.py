@@ -21,11 +21,11 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.llm.prompts.slots import bucket_length
 from jvidprune.models import family as families
 from jvidprune.models.attention import FRAME_QUERIES, QUERY_CHUNK
+from jvidprune.models.base import FRAME_CHUNK
 from jvidprune.models.decoder_config import DecoderConfig, DeltaConfig
 from jvidprune.models.delta import CHUNK, TOGETHER
 from jvidprune.models.fused import implementation
 from jvidprune.models.layers import LONGEST_RUN, chunk_frames
-from jvidprune.models.llava_onevision.modules import FRAME_CHUNK
 from jvidprune.tokens import InnerStage, Layout
 
 _GIB = 2**30

@@ -5,10 +5,16 @@ from collections.abc import Collection
 from typing import Any, Self
 
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.decoder_config import DecoderConfig
+from jvidprune.models.evidence import check_evidence, video_tokens
+from jvidprune.models.layers import map_chunks
+from jvidprune.tokens import VideoTokens
+
+FRAME_CHUNK = 8
+"""Square frames that go through a tower at once: bounds its attention weights to 8 x heads x M x M float32."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,3 +70,48 @@ class VideoModel(nnx.Module):
     def embed_text(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
         """Embeddings of token ids, see `Decoder.embed_text`."""
         return self.lm.embed_text(ids)
+
+
+class FrameModel(VideoModel):
+    """A model whose tower reads square frames of one size; a subclass gives `encode_frames`."""
+
+    def encode(
+        self,
+        pixels: Float[Array, "T 3 S S"],
+        needs: frozenset[str] = frozenset(),
+        *,
+        frame_mask: Bool[Array, "T"] | None = None,
+        text: Float[Array, "L D"] | None = None,
+        chunk: int = FRAME_CHUNK,
+    ) -> VideoTokens:
+        """The tokens of a video and the evidence asked for; `encode_frames` says what each evidence is.
+
+        Args:
+          pixels: (T, 3, S, S) normalised frames.
+          needs: names of evidence, static.
+          frame_mask: (T,) bool, False on padding frames; by default all True.
+          text: (L, D) embeddings of the question, for reducers that need "text".
+          chunk: frames at once, static.
+
+        Raises:
+          JvidpruneError: evidence this checkpoint cannot give, or pixels of the wrong size.
+        """
+        config = self.config
+        check_evidence(config.family, needs, self.provides, text)
+        arrays = map_chunks(lambda part: self.encode_frames(part, needs), pixels, chunk)
+        if "newline" in needs:
+            arrays["newline"] = self.newline
+        text = text if "text" in needs else None
+        return video_tokens(arrays, config.grid, text=text, frame_mask=frame_mask, unpooled_grid=config.unpooled_grid)
+
+    def encode_frames(self, pixels: Float[Array, "F 3 S S"], needs: frozenset[str]) -> dict[str, Array]:
+        """Arrays by name: the "features" (F, N, D) of some frames, and the evidence asked for.
+
+        Args:
+          pixels: (F, 3, S, S) normalised frames, few enough to go through at once.
+          needs: names of evidence, static.
+
+        Raises:
+          JvidpruneError: pixels of the wrong size.
+        """
+        raise NotImplementedError

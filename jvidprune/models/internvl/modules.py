@@ -4,18 +4,13 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from jvidprune.models.base import VideoModel
+from jvidprune.models.base import FrameModel
 from jvidprune.models.decoder import Decoder
-from jvidprune.models.evidence import check_evidence, video_tokens
 from jvidprune.models.internvl.config import InternVLConfig
 from jvidprune.models.internvl.tower import InternVit
-from jvidprune.models.layers import Mlp, layer_norm, map_chunks
-from jvidprune.tokens import VideoTokens
-
-FRAME_CHUNK = 8
-"""Frames that go through the tower at once."""
+from jvidprune.models.layers import Mlp, layer_norm
 
 _NORM_EPS = 1e-5
 """Of the projector's norm, which no config names."""
@@ -34,7 +29,7 @@ class Projector(nnx.Module):
         return self.mlp(self.norm(x))
 
 
-class InternVL(VideoModel):
+class InternVL(FrameModel):
     """InternVL3 (arXiv 2504.10479) and InternVL3.5 (arXiv 2508.18265); every method is pure."""
 
     def __init__(self, config: InternVLConfig, *, dtype: Any, rngs: nnx.Rngs | None = None):
@@ -44,16 +39,8 @@ class InternVL(VideoModel):
         self.projector = Projector(config, dtype=dtype, rngs=rngs)
         self.lm = Decoder(config.text, dtype=dtype, rngs=rngs)
 
-    def encode(
-        self,
-        pixels: Float[Array, "T 3 S S"],
-        needs: frozenset[str] = frozenset(),
-        *,
-        frame_mask: Bool[Array, "T"] | None = None,
-        text: Float[Array, "L D"] | None = None,
-        chunk: int = FRAME_CHUNK,
-    ) -> VideoTokens:
-        """The tokens of a video and the evidence asked for.
+    def encode_frames(self, pixels: Float[Array, "F 3 S S"], needs: frozenset[str]) -> dict[str, Array]:
+        """See `FrameModel.encode_frames`.
 
         No reference exists for evidence of this model, which follows what the other towers give, over patches alone:
         what falls on the class token is left out and nothing renormalised. `attention_last` is the attention received
@@ -63,23 +50,7 @@ class InternVL(VideoModel):
         `vision.deep_block` (AOT with pooling="none"). The class token stands where SigLIP has its pooling head:
         `attention_pooling_head` is what it pays in the last block, mean over heads and the patches of a token, and
         `frame_embedding` what the last block makes of it (FastVID).
-
-        Args:
-          pixels: (T, 3, S, S) normalised frames.
-          needs: names of evidence, static.
-          frame_mask: (T,) bool, False on padding frames; by default all True.
-          text: (L, D) embeddings of the question, for reducers that need "text".
-          chunk: frames at once, static.
-
-        Raises:
-          JvidpruneError: evidence this model cannot give, or pixels of the wrong size.
         """
-        check_evidence(self.config.family, needs, self.provides, text)
-        arrays = map_chunks(lambda part: self._encode_chunk(part, needs), pixels, chunk)
-        text = text if "text" in needs else None
-        return video_tokens(arrays, self.config.grid, text=text, frame_mask=frame_mask)
-
-    def _encode_chunk(self, pixels: Array, needs: frozenset[str]) -> dict[str, Array]:
         vision = self.config.vision
         blocks = {
             "attention_last": vision.layers - 1,

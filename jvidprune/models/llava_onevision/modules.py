@@ -4,22 +4,17 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from jvidprune.models.base import VideoModel
+from jvidprune.models.base import FrameModel
 from jvidprune.models.decoder import Decoder
-from jvidprune.models.evidence import check_evidence, video_tokens
-from jvidprune.models.layers import Mlp, map_chunks
+from jvidprune.models.layers import Mlp
 from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
 from jvidprune.models.siglip import Siglip
 from jvidprune.ops.pool import pool_tokens
-from jvidprune.tokens import VideoTokens
-
-FRAME_CHUNK = 8
-"""Frames that go through the tower at once: bounds its attention weights to 8 x heads x M x M float32."""
 
 
-class LlavaOnevision(VideoModel):
+class LlavaOnevision(FrameModel):
     """LLaVA-OneVision (arXiv 2408.03326); every method is pure and may be jitted with the module as an argument."""
 
     def __init__(self, config: LlavaOnevisionConfig, *, dtype: Any, rngs: nnx.Rngs | None = None):
@@ -36,16 +31,8 @@ class LlavaOnevision(VideoModel):
         """The embedding that ends a video."""
         return self.image_newline[...]
 
-    def encode(
-        self,
-        pixels: Float[Array, "T 3 S S"],
-        needs: frozenset[str] = frozenset(),
-        *,
-        frame_mask: Bool[Array, "T"] | None = None,
-        text: Float[Array, "L D"] | None = None,
-        chunk: int = FRAME_CHUNK,
-    ) -> VideoTokens:
-        """The tokens of a video and the evidence asked for.
+    def encode_frames(self, pixels: Float[Array, "F 3 S S"], needs: frozenset[str]) -> dict[str, Array]:
+        """See `FrameModel.encode_frames`.
 
         Frames go through tower, projector and pooling in chunks, and of an attention map only its column means leave a
         block. Attention is float32 and not renormalised after pooling: `attention_last` is the mean over heads and
@@ -54,18 +41,7 @@ class LlavaOnevision(VideoModel):
         `vision.shallow_block` and `vision.deep_block`; `keys` are the last block's, unscaled, mean over heads, pooled
         (VisionZip); `attention_pooling_head` and `frame_embedding` come from SigLIP's own head (FastVID), and so does
         `joint_image`, what the head makes of each token alone (CDPruner; no reference exists for SigLIP).
-
-        Args:
-          pixels: (T, 3, S, S) normalised frames.
-          needs: names of evidence, static.
-          frame_mask: (T,) bool, False on padding frames; by default all True.
-          text: (L, D) embeddings of the question, for reducers that need "text".
-          chunk: frames at once, static.
-
-        Raises:
-          JvidpruneError: evidence this checkpoint cannot give, or pixels of the wrong size.
         """
-        check_evidence(self.config.family, needs, self.provides, text)
         vision = self.config.vision
         blocks = {
             "attention_last": vision.layers - 1,
@@ -74,15 +50,6 @@ class LlavaOnevision(VideoModel):
             "attention_deep": vision.deep_block,
         }
         taps = tuple(sorted({block for name, block in blocks.items() if name in needs}))
-        arrays = map_chunks(lambda part: self._encode_chunk(part, needs, taps, blocks), pixels, chunk)
-        if "newline" in needs:
-            arrays["newline"] = self.newline
-        config, text = self.config, text if "text" in needs else None
-        return video_tokens(arrays, config.grid, text=text, frame_mask=frame_mask, unpooled_grid=config.unpooled_grid)
-
-    def _encode_chunk(
-        self, pixels: Array, needs: frozenset[str], taps: tuple[int, ...], blocks: dict[str, int]
-    ) -> dict[str, Array]:
         hidden, tapped = self.vision(pixels, taps)
         projected = self.projector(hidden)
         out = {"features": self.pool(projected)}

@@ -4,23 +4,17 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
-from jvidprune.models.base import VideoModel
+from jvidprune.models.base import FrameModel
 from jvidprune.models.decoder import Decoder
-from jvidprune.models.evidence import check_evidence, video_tokens
-from jvidprune.models.layers import map_chunks
 from jvidprune.models.molmo2.config import TILES, Molmo2Config
 from jvidprune.models.molmo2.connector import Connector, window_means
 from jvidprune.models.molmo2.windows import window_patches
 from jvidprune.models.siglip import Siglip
-from jvidprune.tokens import VideoTokens
-
-FRAME_CHUNK = 8
-"""Frames that go through the tower at once."""
 
 
-class Molmo2(VideoModel):
+class Molmo2(FrameModel):
     """Molmo2 (arXiv 2601.10611); every method is pure and may be jitted with the module as an argument."""
 
     def __init__(self, config: Molmo2Config, *, dtype: Any, rngs: nnx.Rngs | None = None):
@@ -30,16 +24,8 @@ class Molmo2(VideoModel):
         self.connector = Connector(config.connector, config.vision.width, config.text.width, dtype=dtype, rngs=rngs)
         self.lm = Decoder(config.text, dtype=dtype, rngs=rngs)
 
-    def encode(
-        self,
-        pixels: Float[Array, "T 3 S S"],
-        needs: frozenset[str] = frozenset(),
-        *,
-        frame_mask: Bool[Array, "T"] | None = None,
-        text: Float[Array, "L D"] | None = None,
-        chunk: int = FRAME_CHUNK,
-    ) -> VideoTokens:
-        """The tokens of a video and the evidence asked for; the placeholder's embedding is not added yet.
+    def encode_frames(self, pixels: Float[Array, "F 3 S S"], needs: frozenset[str]) -> dict[str, Array]:
+        """See `FrameModel.encode_frames`; the placeholder's embedding is not added to tokens yet.
 
         No reference exists for evidence of this model, which follows what the other towers give. `attention_last` is
         the attention received in the last block that runs, mean over heads and queries, then over the patches of a
@@ -48,23 +34,7 @@ class Molmo2(VideoModel):
         heads and the patches of a window, of the blocks `vision.shallow_block` and `vision.deep_block` (AOT with
         pooling="none"); `frame_embedding` is the mean token (FastVID). Patches are pooled before they are projected:
         `features_unpooled` does not exist, nor does SigLIP's pooling head, whose blocks the released weights lack.
-
-        Args:
-          pixels: (T, 3, S, S) normalised frames.
-          needs: names of evidence, static.
-          frame_mask: (T,) bool, False on padding frames; by default all True.
-          text: (L, D) embeddings of the question, for reducers that need "text".
-          chunk: frames at once, static.
-
-        Raises:
-          JvidpruneError: evidence this checkpoint cannot give, or pixels of the wrong size.
         """
-        check_evidence(self.config.family, needs, self.provides, text)
-        arrays = map_chunks(lambda part: self._encode_chunk(part, needs), pixels, chunk)
-        text = text if "text" in needs else None
-        return video_tokens(arrays, self.config.grid, text=text, frame_mask=frame_mask)
-
-    def _encode_chunk(self, pixels: Array, needs: frozenset[str]) -> dict[str, Array]:
         vision, read = self.config.vision, self.config.connector.blocks
         blocks = {
             "attention_last": vision.layers - 1,
