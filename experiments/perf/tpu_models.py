@@ -4,11 +4,10 @@ import dataclasses
 import time
 from typing import Any
 
+from jvidprune.cli.plan_compiled import compiled_answer
 from jvidprune.cli.plan_rows import PlanChoice, planned
-from jvidprune.costs.compiled import CompiledPlan, CompiledStage, Slice, compile_answer, slice_named
+from jvidprune.costs.compiled import CompiledPlan, CompiledStage, Slice, slice_named
 from jvidprune.costs.compiled_step import compile_step
-from jvidprune.costs.memory import video_shape
-from jvidprune.reducers.registry import for_model
 
 MODELS = (
     "llava-onevision-7b",
@@ -107,20 +106,7 @@ def run_model(cell: ModelCell) -> dict[str, Any]:
     if cell.stage == "step":
         plan = compile_step(config, where, sizes, frames=FRAMES, ratio=cell.ratio, text=TEXT)
     else:
-        plan = compile_answer(
-            config,
-            where,
-            sizes,
-            shape=video_shape(config, paper.frames, paper.layout),
-            layout=paper.layout,
-            reducer=for_model(cell.reducer, config),
-            ratio=paper.ratio,
-            visual=paper.kept + paper.newlines,
-            prompt=paper.prompt,
-            new_tokens=choice.new_tokens,
-            batch=batch,
-            only=(cell.stage,),
-        )
+        plan = compiled_answer(choice, config, where, sizes, paper, only=(cell.stage,))
     (stage,) = plan.stages
     return _row(plan, stage, paper.prompt, batch) | {"compile_cpu_s": time.process_time() - worked}
 

@@ -8,7 +8,8 @@ from jvidprune.cli.plan_rows import PlanChoice, PlanRow, mesh_text, planned
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from jvidprune.costs.compiled import CompiledPlan
+    from jvidprune.costs.compiled import CompiledPlan, Slice
+    from jvidprune.costs.footprint import Sizes
 
 _GIB = 2**30
 
@@ -54,10 +55,8 @@ def compiled_rows(choice: PlanChoice) -> list[CompiledRow]:
     """
     import jax.numpy as jnp
 
-    from jvidprune.costs.compiled import compile_answer, slice_named
+    from jvidprune.costs.compiled import slice_named
     from jvidprune.costs.compiled_step import compile_step
-    from jvidprune.costs.memory import video_shape
-    from jvidprune.reducers.registry import for_model
 
     where = slice_named(choice.compile)
     found = []
@@ -67,22 +66,45 @@ def compiled_rows(choice: PlanChoice) -> list[CompiledRow]:
             plan = compile_step(config, where, sizes, **size, dtype=jnp.dtype(choice.dtype))
             found.append(CompiledRow(paper, plan))
             continue
-        plan = compile_answer(
-            config,
-            where,
-            sizes,
-            shape=video_shape(config, paper.frames, paper.layout),
-            layout=paper.layout,
-            reducer=for_model(choice.reducer, config),
-            ratio=paper.ratio,
-            visual=paper.kept + paper.newlines,
-            prompt=paper.prompt,
-            new_tokens=choice.new_tokens,
-            batch=choice.batch,
-            dtype=jnp.dtype(choice.dtype),
-        )
-        found.append(CompiledRow(paper, plan))
+        found.append(CompiledRow(paper, compiled_answer(choice, config, where, sizes, paper)))
     return found
+
+
+def compiled_answer(
+    choice: PlanChoice, config: Any, where: "Slice", sizes: "Sizes", paper: PlanRow, **only: Any
+) -> "CompiledPlan":
+    """The programs of an answer as it was planned on paper.
+
+    Args:
+      choice: what to plan.
+      config, sizes, paper: from `planned`.
+      where: the slice.
+      **only: which programs, see `compile_answer`.
+
+    Raises:
+      JvidpruneError: see `compile_answer`.
+    """
+    import jax.numpy as jnp
+
+    from jvidprune.costs.compiled import compile_answer
+    from jvidprune.costs.memory import video_shape
+    from jvidprune.reducers.registry import for_model
+
+    return compile_answer(
+        config,
+        where,
+        sizes,
+        shape=video_shape(config, paper.frames, paper.layout),
+        layout=paper.layout,
+        reducer=for_model(choice.reducer, config),
+        ratio=paper.ratio,
+        visual=paper.kept + paper.newlines,
+        prompt=paper.prompt,
+        new_tokens=choice.new_tokens,
+        batch=choice.batch,
+        dtype=jnp.dtype(choice.dtype),
+        **only,
+    )
 
 
 def remedy(row: CompiledRow, choice: PlanChoice, chips: int) -> str:
