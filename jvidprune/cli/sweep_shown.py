@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jvidprune.cli.console import Console
     from jvidprune.evals.counts import Against, Counts
     from jvidprune.evals.metrics import Cell
-    from jvidprune.evals.results import Cost, SweepTable
+    from jvidprune.evals.results import RunCost, SweepTable
     from jvidprune.evals.throughput import Throughput
 
 MARK = "†"
@@ -192,7 +192,7 @@ def grounding_table(table: "SweepTable") -> "Table":
     return out
 
 
-def _milliseconds(cost: "Cost") -> str:
+def _milliseconds(cost: "RunCost") -> str:
     return f"{1000 * cost.answer:,.1f}" if cost.answer == cost.answer else ""
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, OmitSubcommandPrefixes, subcommand
 
 from jvidprune.cli.options import CHECKPOINT, OUTPUT, Checkpoint, CheckpointChoice, Common, print_json
-from jvidprune.cli.train_beside import Covipal, Routers, show_trained, train_covipal, train_routers
-from jvidprune.cli.train_cost import Cost, show_learned, train_cost
+from jvidprune.cli.train_beside import TrainCovipal, TrainRouters, show_trained, train_covipal, train_routers
+from jvidprune.cli.train_cost import TrainCost, show_learned, train_cost
 from jvidprune.errors import JvidpruneError
 from jvidprune.extras import need
 
@@ -91,7 +91,7 @@ CHOICE = TrainChoice()
 
 
 @dataclasses.dataclass(frozen=True)
-class Stts:
+class TrainStts:
     """Train a scorer that prunes tokens inside the vision tower (STTS), and the model with it."""
 
     folder: Path = Path("runs/stts")
@@ -103,10 +103,10 @@ class Stts:
 
 
 Trainable = Annotated[
-    Annotated[Stts, subcommand("stts")]
-    | Annotated[Covipal, subcommand("covipal")]
-    | Annotated[Routers, subcommand("routers")]
-    | Annotated[Cost, subcommand("cost")],
+    Annotated[TrainStts, subcommand("stts")]
+    | Annotated[TrainCovipal, subcommand("covipal")]
+    | Annotated[TrainRouters, subcommand("routers")]
+    | Annotated[TrainCost, subcommand("cost")],
     OmitArgPrefixes,
     OmitSubcommandPrefixes,
 ]
@@ -116,14 +116,14 @@ def train(what: Trainable) -> None:
     """Train what reduces tokens: a scorer in the tower, a module, routers, or the cost of AOT's transports."""
     need("training", "grain", "optax", "orbax.checkpoint", *["tensorboardX"] * _boards(what))
     console = what.out.console()
-    if isinstance(what, Stts):
+    if isinstance(what, TrainStts):
         record = train_stts(what.settings, what.folder, model=what.model, console=console)
         file, show = record["model"], show_training
-    elif isinstance(what, Cost):
+    elif isinstance(what, TrainCost):
         record = train_cost(what, console)
         file, show = record["model"], show_learned
     else:
-        record = train_covipal(what, console) if isinstance(what, Covipal) else train_routers(what, console)
+        record = train_covipal(what, console) if isinstance(what, TrainCovipal) else train_routers(what, console)
         file, show = record["file"], show_trained
     if what.out.json:
         print_json(record)
@@ -133,8 +133,8 @@ def train(what: Trainable) -> None:
         show(console, record)
 
 
-def _boards(what: Stts | Covipal | Routers | Cost) -> bool:
-    return isinstance(what, Stts) and what.settings.tensorboard
+def _boards(what: TrainStts | TrainCovipal | TrainRouters | TrainCost) -> bool:
+    return isinstance(what, TrainStts) and what.settings.tensorboard
 
 
 def read_rates(text: str) -> dict[str, float]:

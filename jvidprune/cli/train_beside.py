@@ -43,7 +43,7 @@ LEARNED = Learned()
 
 
 @dataclasses.dataclass(frozen=True)
-class Covipal:
+class TrainCovipal:
     """Train the module of CoViPAL (reconstruction), which chooses visual tokens; the model stays as it is."""
 
     folder: Path = Path("runs/covipal")
@@ -76,7 +76,7 @@ class Covipal:
 
 
 @dataclasses.dataclass(frozen=True)
-class Routers:
+class TrainRouters:
     """Train the routers of a mixture of depths (mod, videollm_mod); the model stays as it is."""
 
     folder: Path = Path("runs/routers")
@@ -94,7 +94,7 @@ class Routers:
     out: Common = OUTPUT
 
 
-def train_covipal(choice: Covipal, console: "Console") -> dict[str, Any]:
+def train_covipal(choice: TrainCovipal, console: "Console") -> dict[str, Any]:
     """Trains or resumes both stages, and says where the module lies and how it is used.
 
     Raises:
@@ -117,7 +117,7 @@ def train_covipal(choice: Covipal, console: "Console") -> dict[str, Any]:
     return _train(choice, run, stages, sum(choice.steps), console)
 
 
-def train_routers(choice: Routers, console: "Console") -> dict[str, Any]:
+def train_routers(choice: TrainRouters, console: "Console") -> dict[str, Any]:
     """Trains or resumes the routers of a method, and says where they lie and how they are used.
 
     Raises:
@@ -148,7 +148,7 @@ def train_routers(choice: Routers, console: "Console") -> dict[str, Any]:
 
 
 def _train(
-    choice: Covipal | Routers,
+    choice: TrainCovipal | TrainRouters,
     run: "Callable[..., tuple[Reducer, Weights]]",
     stages: list[Path],
     steps: int,

@@ -69,7 +69,7 @@ CHOICE = CostTrainChoice()
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class TrainCost:
     """Learn the cost of AOT's transports beside a frozen model."""
 
     folder: Path = Path("runs/cost")
@@ -80,7 +80,7 @@ class Cost:
     out: Common = OUTPUT
 
 
-def train_cost(what: Cost, console: "Console") -> dict[str, Any]:
+def train_cost(what: TrainCost, console: "Console") -> dict[str, Any]:
     """Trains or resumes, writes parts and model folder, and says what came out.
 
     Raises:

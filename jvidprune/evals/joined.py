@@ -17,7 +17,7 @@ from jvidprune.evals.store import Record
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class JoinedPart:
     """One benchmark of a joined run.
 
     Attributes:
@@ -77,7 +77,7 @@ class JoinedTask:
 
 def join_runs(
     found: Mapping[str, SweepRecords], tasks: Mapping[str, Any], folder: Path, failed: Mapping[str, str] | None = None
-) -> tuple[SweepRecords, list[Part]]:
+) -> tuple[SweepRecords, list[JoinedPart]]:
     """The records of several runs of the same methods as those of one, open answers left out.
 
     Args:
@@ -100,7 +100,7 @@ def join_runs(
         batches += [record | {"clip": f"{name}/{record['clip']}"} for record in run.batches]
         bad += [LeftOut(f"{name}: {one.item}", one.file, one.reason, one.missing) for one in run.left_out]
         parts.append(_part(name, run, getattr(tasks[name], "prompts", "")))
-    parts += [Part(name, "", 0, 0, 0, 0, 1, None) for name in failed]
+    parts += [JoinedPart(name, "", 0, 0, 0, 0, 1, None) for name in failed]
     first = next(iter(found.values()))
     runs = list(dict.fromkeys(one for run in found.values() for one in run.runs))
     own = {"tasks": {name: run.identity["task"] for name, run in found.items()}}
@@ -112,18 +112,18 @@ def join_runs(
     return joined, parts
 
 
-def _part(name: str, run: SweepRecords, prompts: str) -> Part:
+def _part(name: str, run: SweepRecords, prompts: str) -> JoinedPart:
     whole = [record for record in counted(run.samples) if record["method"] == FULL]
     asked = {(record["clip"], record["question"]) for record in opened(run.samples)}
     clips = len({record["clip"] for record in run.samples})
     right = sum(record["correct"] for record in whole)
-    return Part(name, prompts, clips, len(whole), len(asked), right, len(run.left_out), run.files.folder)
+    return JoinedPart(name, prompts, clips, len(whole), len(asked), right, len(run.left_out), run.files.folder)
 
 
 PARTS_HEAD = ("benchmark", "wording", "clips", "questions", "unpruned %", "open answers", "left out")
 
 
-def part_rows(parts: Sequence[Part]) -> list[list[str]]:
+def part_rows(parts: Sequence[JoinedPart]) -> list[list[str]]:
     """Texts under `PARTS_HEAD`, a row a benchmark, and their sums."""
     rows = []
     for one in parts:

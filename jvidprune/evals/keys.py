@@ -35,7 +35,7 @@ def question_mark(question: Question, rule: str = "letters") -> str:
     return run_hash({"question": question, "prompt": question.prompt(), "rule": rule})
 
 
-class Keys:
+class RecordKeys:
     """The records that a sweep asks for.
 
     Args:

@@ -24,7 +24,7 @@ from jvidprune.reducers.protocol import Reducer, inner_stages, of_frames
 from jvidprune.tokens import QUESTION, VideoTokens
 
 
-class Job(NamedTuple):
+class MethodJob(NamedTuple):
     """A method on a clip: the ratios it can be asked for, and why not the others.
 
     Attributes:
@@ -51,7 +51,7 @@ class Job(NamedTuple):
 
 def make_job(
     name: str, reducer: Reducer, video: VideoTokens, ratios: tuple[float, ...], matcher: Matcher | None = None
-) -> Job:
+) -> MethodJob:
     """A method on a clip at the ratios, or at the settings that cost as much as a plain selection at these.
 
     Args:
@@ -62,7 +62,7 @@ def make_job(
       matcher: finds settings of equal cost; None asks for the ratios.
     """
     if matcher is None or name in BASELINES:
-        return Job(name, reducer, *possible_ratios(reducer, video, ratios))
+        return MethodJob(name, reducer, *possible_ratios(reducer, video, ratios))
     settings: dict[float, Setting] = {}
     refused: dict[float, str] = {}
     for ratio in ratios:
@@ -76,7 +76,7 @@ def make_job(
             refused[ratio] = why[found.ratio]
         else:
             settings[ratio] = found
-    return Job(name, reducer, tuple(settings), refused, tuple(settings.values()))
+    return MethodJob(name, reducer, tuple(settings), refused, tuple(settings.values()))
 
 
 def possible_ratios(
@@ -99,7 +99,7 @@ def answer_job(
     llm: VideoLLM,
     item: Item,
     video: EncodedVideo,
-    job: Job,
+    job: MethodJob,
     *,
     longest: int,
     rule: str,
@@ -176,7 +176,9 @@ def _encoded(video: EncodedVideo, reducer: Reducer, ratio: float, clock: StageCl
         return reduce_video(video, reducer, ratio)
 
 
-def _tflops(llm: VideoLLM, video: VideoTokens, job: Job, ratio: float, replies: Sequence[Reply]) -> dict[str, float]:
+def _tflops(
+    llm: VideoLLM, video: VideoTokens, job: MethodJob, ratio: float, replies: Sequence[Reply]
+) -> dict[str, float]:
     """TFLOPs of an answer of mean length, and of its prefill; nothing for a method that cannot be counted."""
     names = "kept", "newlines", "prompt", "generated"
     means = {name: round(sum(getattr(r, name) for r in replies) / len(replies)) for name in names}

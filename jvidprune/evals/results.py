@@ -14,7 +14,7 @@ from jvidprune.evals.counts import Counts, counts_of
 from jvidprune.evals.difficulty import Difficulty, difficulty, own_lengths
 from jvidprune.evals.effect import Effect, effects
 from jvidprune.evals.items import LeftOut
-from jvidprune.evals.joined import Part
+from jvidprune.evals.joined import JoinedPart
 from jvidprune.evals.judge.scores import JudgedRun, judged_run
 from jvidprune.evals.matching import MATCHED_FIELDS, Matched, matched_runs
 from jvidprune.evals.metrics import ALL, Cell, summarise
@@ -32,7 +32,7 @@ STILL = 0.9
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class RunCost:
     """What one method at one ratio cost.
 
     Attributes:
@@ -99,7 +99,7 @@ class SweepTable:
     runs: list[tuple[str, float]]
     categories: list[str]
     cells: dict[tuple[str, float, str], Cell]
-    costs: dict[tuple[str, float], Cost]
+    costs: dict[tuple[str, float], RunCost]
     refused: dict[str, dict[float, str]]
     chance: dict[str, float]
     clips: int
@@ -115,7 +115,7 @@ class SweepTable:
     matched: dict[Run, Matched] = dataclasses.field(default_factory=dict)
     throughput: list[Throughput] = dataclasses.field(default_factory=list)
     difficulty: Difficulty = dataclasses.field(default_factory=Difficulty)
-    parts: list[Part] = dataclasses.field(default_factory=list)
+    parts: list[JoinedPart] = dataclasses.field(default_factory=list)
 
     @property
     def methods(self) -> list[str]:
@@ -228,7 +228,7 @@ def _refusals(batches: Sequence[Record]) -> dict[str, dict[float, str]]:
     }
 
 
-def _cost(run: tuple[str, float], batches: Sequence[Record]) -> Cost:
+def _cost(run: tuple[str, float], batches: Sequence[Record]) -> RunCost:
     mine = [b for b in batches if (b["method"], b["ratio"]) == run and not b["refused"]]
     seconds = {
         name: float(np.median([b[name] for b in mine if name in b] or [np.nan]))
@@ -236,7 +236,7 @@ def _cost(run: tuple[str, float], batches: Sequence[Record]) -> Cost:
     }
     counted = {name: float(np.mean([b[name] for b in mine])) for name in ("tflops", "prefill_tflops")}
     compiled, memory = math.fsum(b["compile"] for b in mine), max(b["memory"] for b in mine)
-    return Cost(method=run[0], ratio=run[1], compile=compiled, memory=memory, **seconds, **counted)
+    return RunCost(method=run[0], ratio=run[1], compile=compiled, memory=memory, **seconds, **counted)
 
 
 def _chance(task: Any) -> dict[str, float]:
@@ -252,7 +252,7 @@ def _chance(task: Any) -> dict[str, float]:
 def write_csv(table: SweepTable, path: Path) -> None:
     """One line a method, ratio and category; costs and controls stand on the lines of all categories together."""
     fields = [field.name for field in dataclasses.fields(Cell)]
-    costs = [field.name for field in dataclasses.fields(Cost) if field.name not in fields]
+    costs = [field.name for field in dataclasses.fields(RunCost) if field.name not in fields]
     with atomic_output(path) as part, part.open("w", newline="", encoding="utf8") as file:
         writer = csv.DictWriter(
             file, [*fields, "chance", *costs, *WRITTEN, *EFFECTS, *COUNTED, *MATCHED_FIELDS[2:]], restval=""

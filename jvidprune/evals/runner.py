@@ -27,9 +27,9 @@ from jvidprune.evals.hosts import (
 from jvidprune.evals.identity import plain, run_hash
 from jvidprune.evals.items import Item, LeftOut, left_out
 from jvidprune.evals.judge.cases import write_open
-from jvidprune.evals.keys import BATCH_KEY, FAILURE_KEY, SAMPLE_KEY, Keys, Stores
+from jvidprune.evals.keys import BATCH_KEY, FAILURE_KEY, SAMPLE_KEY, RecordKeys, Stores
 from jvidprune.evals.matching import Costing, Matcher
-from jvidprune.evals.pairs import Job, answer_job, make_job
+from jvidprune.evals.pairs import MethodJob, answer_job, make_job
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.records import is_batch, is_failure, is_sample
 from jvidprune.evals.store import Record, RecordStore, unusable_lines
@@ -154,7 +154,7 @@ def run_sweep(
     progress = progress or (lambda text, done, total: None)
     if plan.needs:
         check_evidence(llm.loaded.family, plan.needs - QUESTION, llm.loaded.model.provides, None)
-    keys = Keys(task, plan, {name: identity.get(name) for name in plans.MODEL})
+    keys = RecordKeys(task, plan, {name: identity.get(name) for name in plans.MODEL})
     with only_writer(files.folder, host):
         with contextlib.ExitStack() as closing:
             with one_at_a_time(files.folder):
@@ -191,7 +191,7 @@ def _stores(files: RunFiles) -> Iterator[Stores]:
         yield stores[0], stores[1], stores[2]
 
 
-def _joined(files: RunFiles, keys: Keys) -> bool:
+def _joined(files: RunFiles, keys: RecordKeys) -> bool:
     """Whether nothing is missing; if so, all records are in the files of a single process afterwards."""
     with one_at_a_time(files.folder), _stores(files) as stores:
         for number in range(len(keys.items)):
@@ -241,7 +241,7 @@ def _write_settings(files: RunFiles, identity: dict[str, Any], controls: dict[st
 
 def _run_missing(
     llm: VideoLLM,
-    keys: Keys,
+    keys: RecordKeys,
     stores: Stores,
     progress: Progress,
     report: Report | None,
@@ -319,7 +319,9 @@ def matcher_of(llm: VideoLLM, plan: SweepPlan) -> Matcher | None:
     return Matcher(Costing(llm.loaded.config, plan.match, llm.loaded.dtype.itemsize))
 
 
-def _compiled(llm: VideoLLM, item: Item, jobs: list[Job], video: EncodedVideo, progress: Progress) -> dict[str, float]:
+def _compiled(
+    llm: VideoLLM, item: Item, jobs: list[MethodJob], video: EncodedVideo, progress: Progress
+) -> dict[str, float]:
     """Seconds of compiling the reductions of a clip's methods, by name."""
     progress("compiling the reducers", 0, len(jobs))
     names: list[str] = []

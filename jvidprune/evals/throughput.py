@@ -22,7 +22,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.evals.hosts import one_at_a_time
 from jvidprune.evals.identity import run_hash
 from jvidprune.evals.items import Item
-from jvidprune.evals.keys import Keys
+from jvidprune.evals.keys import RecordKeys
 from jvidprune.evals.metrics import FULL
 from jvidprune.evals.pairs import make_job
 from jvidprune.evals.peak import PeakWatch, Source, programs_peak
@@ -140,7 +140,7 @@ class _Asked(NamedTuple):
     number: int
     item: Item
     question: str
-    keys: Keys
+    keys: RecordKeys
     device: str
 
 
@@ -254,7 +254,7 @@ def _throughput(alone: Record, largest: Record) -> Throughput:
 
 def _asked(llm: VideoLLM, task: Any, plan: SweepPlan, found: SweepRecords) -> _Asked | None:
     """The first clip with answers and its first question; None where nothing was answered."""
-    keys = Keys(task, plan, {name: found.identity.get(name) for name in MODEL})
+    keys = RecordKeys(task, plan, {name: found.identity.get(name) for name in MODEL})
     answered = {record["clip"] for record in found.samples}
     number = next((i for i, item in enumerate(keys.items) if item.id in answered), None)
     if number is None:

@@ -115,7 +115,7 @@ class ModelArgs:
         return args
 
 
-class Generation(NamedTuple):
+class LmmsGeneration(NamedTuple):
     """How an answer is generated: `answer_many`'s settings, and texts that end it."""
 
     max_new_tokens: int
@@ -124,7 +124,7 @@ class Generation(NamedTuple):
     until: tuple[str, ...]
 
     @classmethod
-    def read(cls, given: Mapping[str, Any], max_new_tokens: int) -> "Generation":
+    def read(cls, given: Mapping[str, Any], max_new_tokens: int) -> "LmmsGeneration":
         """From a task's generation_kwargs; without do_sample or a temperature the answer is greedy.
 
         Args:

@@ -14,7 +14,7 @@ from jvidprune.evals.answering import MIN_FILL
 from jvidprune.evals.hosts import only_writer
 from jvidprune.evals.identity import model_identity, plain, run_hash
 from jvidprune.evals.store import RecordStore
-from jvidprune.integrations.lmms_args import Generation, ModelArgs
+from jvidprune.integrations.lmms_args import LmmsGeneration, ModelArgs
 from jvidprune.integrations.lmms_documents import (
     Answered,
     Failed,
@@ -121,7 +121,7 @@ class Adapter:
             names its document), or, at the end, no document that could be answered.
         """
         asked = [checked(request.args) for request in requests]
-        ways = [Generation.read(args[1], self.args.max_new_tokens) for args in asked]
+        ways = [LmmsGeneration.read(args[1], self.args.max_new_tokens) for args in asked]
         # Samples of one request (repeats) differ in their seeds, and each is known by its own.
         named = [{"request": [args[0], *args[3:]], "way": way} for args, way in zip(asked, ways, strict=True)]
         seeds = occurrences([run_hash(one) for one in named])

@@ -9,7 +9,7 @@ from jvidprune.viz.pages import render
 from jvidprune.viz.sweep_style import css_variables
 
 
-class Column(NamedTuple):
+class ProbeColumn(NamedTuple):
     """A column of the table: one measure, or kept and merged tokens of a kind of object."""
 
     head: str
@@ -33,10 +33,10 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("object", ("object_kept", "object_merged")),
-    Column("rare", ("rare_kept", "rare_merged")),
-    Column("needle", ("needle_kept", "needle_merged")),
-    *(Column(one.short, (name,)) for name, one in MEASURES.items() if not name.endswith(("_kept", "_merged"))),
+    ProbeColumn("object", ("object_kept", "object_merged")),
+    ProbeColumn("rare", ("rare_kept", "rare_merged")),
+    ProbeColumn("needle", ("needle_kept", "needle_merged")),
+    *(ProbeColumn(one.short, (name,)) for name, one in MEASURES.items() if not name.endswith(("_kept", "_merged"))),
 )
 """Columns of the tables in terminals and pages."""
 

@@ -11,7 +11,7 @@ from jvidprune.evals.counts import Against
 from jvidprune.evals.effect import flagged
 from jvidprune.evals.extract import option_letter
 from jvidprune.evals.items import LETTERS
-from jvidprune.evals.joined import PARTS_HEAD, Part, part_rows
+from jvidprune.evals.joined import PARTS_HEAD, JoinedPart, part_rows
 from jvidprune.evals.metrics import ALL, FULL, Cell
 from jvidprune.evals.paired import apart
 from jvidprune.evals.plan import BASELINES, BLIND
@@ -269,7 +269,7 @@ def _costs(table: SweepTable) -> list[list[str]]:
     return rows
 
 
-def _benchmarks(parts: Sequence[Part]) -> str:
+def _benchmarks(parts: Sequence[JoinedPart]) -> str:
     """The benchmarks of a joined run; empty in the report of one benchmark.
 
     Args:

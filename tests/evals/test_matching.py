@@ -11,7 +11,7 @@ from helpers.sweeps import results, sweep
 from jvidprune.costs.flops import count_ratio
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.controls import against_controls, told
-from jvidprune.evals.keys import Keys
+from jvidprune.evals.keys import RecordKeys
 from jvidprune.evals.matching import TEXT, Costing, Matcher, matched_runs, unreached
 from jvidprune.evals.metrics import summarise
 from jvidprune.evals.plan import SweepPlan
@@ -119,7 +119,7 @@ def test_at_equal_cost_the_controls_of_the_same_ratio_are_the_rivals():
 
 def test_records_are_filed_apart_but_for_the_baselines():
     task, plan = Procedural("test", clips=1), SweepPlan({"random": Random()}, (0.1,))
-    keys = [Keys(task, dataclasses.replace(plan, match=match), {}) for match in (None, "tokens", "flops")]
+    keys = [RecordKeys(task, dataclasses.replace(plan, match=match), {}) for match in (None, "tokens", "flops")]
     assert len({key.batch(0, "random") for key in keys}) == 3
     assert len({key.batch(0, "none") for key in keys}) == 1
     with pytest.raises(JvidpruneError, match="costs are matched by tokens, flops, kv, got 'time'"):

@@ -12,7 +12,7 @@ from helpers.command import one_sentence
 import jvidprune
 from jvidprune import JvidpruneError, VideoLLM, reducers
 from jvidprune.evals.probe import MEASURES
-from jvidprune.evals.probe.measures import Rows, kept_and_merged, measure, nearest, token_of
+from jvidprune.evals.probe.measures import ProbedRows, kept_and_merged, measure, nearest, token_of
 from jvidprune.evals.probe.oracle import Oracle, told
 from jvidprune.evals.probe.readouts import Fitting, Moments, middles, shown_by
 from jvidprune.evals.probe.run import before_the_model
@@ -112,7 +112,7 @@ def rows_of(weights, slot, tokens, features):
     weights = np.asarray(weights, np.float32)
     index = weights.argmax(1)
     off = nearest(jnp.asarray(features), jnp.asarray(tokens)[None], jnp.ones((1, len(tokens)), bool))[0]
-    return Rows(np.asarray(tokens, np.float32), index, np.asarray(slot), weights, np.asarray(off))
+    return ProbedRows(np.asarray(tokens, np.float32), index, np.asarray(slot), weights, np.asarray(off))
 
 
 def test_measures_are_those_of_a_sum_done_by_hand():

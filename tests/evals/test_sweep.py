@@ -26,7 +26,7 @@ from jvidprune.errors import JvidpruneError
 from jvidprune.evals.metrics import Cell, bootstrap_ratio, clip_draws, summarise
 from jvidprune.evals.paired import paired_difference
 from jvidprune.evals.plan import SweepPlan
-from jvidprune.evals.results import Cost, SweepTable, make_table
+from jvidprune.evals.results import RunCost, SweepTable, make_table
 from jvidprune.evals.runner import run_sweep
 from jvidprune.evals.store import RecordStore
 from jvidprune.llm import opening
@@ -178,7 +178,8 @@ def small_table(times, ratios=(0.05, 0.25)):
     """A table of one method with 40 tokens at 5 %, 200 at 25 %; `times` are milliseconds by ratio."""
     runs = [("none", 1.0), *(("random", ratio) for ratio in ratios)]
     costs = {
-        (name, ratio): Cost(name, ratio, 0.0, 0.0, times[ratio] / 1000, 0.0, 0.0, 1, 0.0, 0.0) for name, ratio in runs
+        (name, ratio): RunCost(name, ratio, 0.0, 0.0, times[ratio] / 1000, 0.0, 0.0, 1, 0.0, 0.0)
+        for name, ratio in runs
     }
     cells = {
         (name, ratio, "all"): Cell(name, ratio, "all", 9, ratio, 0.0, 1.0, ratio, 0.0, 1.0, 800 * ratio, 9.0)

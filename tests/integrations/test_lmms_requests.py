@@ -19,7 +19,7 @@ from PIL import Image
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.datasets import open_dataset
 from jvidprune.integrations import lmms_requests
-from jvidprune.integrations.lmms_args import Generation, ModelArgs
+from jvidprune.integrations.lmms_args import LmmsGeneration, ModelArgs
 from jvidprune.integrations.lmms_requests import Adapter, Responses
 from jvidprune.llm.batch import Prompt, score_many
 from jvidprune.procedural import lmms_task
@@ -79,15 +79,15 @@ def test_arguments_are_read_and_wrong_ones_refused():
 
 
 def test_generation_settings_follow_the_task():
-    assert Generation.read({"temperature": 0.7, "top_p": 0.9, "do_sample": False}, 9) == (9, 0.0, 1.0, ())
-    assert Generation.read({"temperature": 0.7, "top_p": 0.9}, 9) == (9, 0.7, 0.9, ())
-    assert Generation.read({"do_sample": True, "max_new_tokens": 3}, 9) == (3, 1.0, 1.0, ())
-    assert Generation.read({"until": ["\n\n", ""], "num_beams": 1, "image_aspect_ratio": "pad"}, 9)[3] == ("\n\n",)
-    assert Generation(9, 0.0, 1.0, ("\n\n", "END")).cut(" yes END\n\nno") == "yes"
+    assert LmmsGeneration.read({"temperature": 0.7, "top_p": 0.9, "do_sample": False}, 9) == (9, 0.0, 1.0, ())
+    assert LmmsGeneration.read({"temperature": 0.7, "top_p": 0.9}, 9) == (9, 0.7, 0.9, ())
+    assert LmmsGeneration.read({"do_sample": True, "max_new_tokens": 3}, 9) == (3, 1.0, 1.0, ())
+    assert LmmsGeneration.read({"until": ["\n\n", ""], "num_beams": 1, "image_aspect_ratio": "pad"}, 9)[3] == ("\n\n",)
+    assert LmmsGeneration(9, 0.0, 1.0, ("\n\n", "END")).cut(" yes END\n\nno") == "yes"
     with pytest.raises(JvidpruneError, match="num_beams 4 of the task is not supported"):
-        Generation.read({"num_beams": 4}, 9)
+        LmmsGeneration.read({"num_beams": 4}, 9)
     with pytest.raises(JvidpruneError, match="top_k"):
-        Generation.read({"temperature": 1.0, "top_k": 50}, 9)
+        LmmsGeneration.read({"temperature": 1.0, "top_k": 50}, 9)
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import jvidprune
 from jvidprune import JvidpruneError
 from jvidprune.cli.console import Console
 from jvidprune.cli.options import CheckpointChoice
-from jvidprune.cli.train_cost import Cost, train_cost
+from jvidprune.cli.train_cost import TrainCost, train_cost
 from jvidprune.llm.batch import Prompt, score_many
 from jvidprune.llm.encoded import reduce_video
 from jvidprune.llm.video_llm import VideoLLM
@@ -164,7 +164,7 @@ def test_the_model_that_is_linked_to_stays(llm, tmp_path):
     shutil.copytree(llm.loaded.folder, copy)
     before = {path: path.read_bytes() for path in copy.iterdir()}
     with pytest.raises(JvidpruneError, match=r"files of the model .* lie there; name another one"):
-        train_cost(Cost(tmp_path / "run", model=CheckpointChoice(model=str(copy))), Console(quiet=True))
+        train_cost(TrainCost(tmp_path / "run", model=CheckpointChoice(model=str(copy))), Console(quiet=True))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
     other = VideoLLM.load(copy)
     (tmp_path / "alias").symlink_to(copy)

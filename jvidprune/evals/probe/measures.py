@@ -21,7 +21,7 @@ HALF = 0.5
 """Share of a row's weight from which on it is said to show an object."""
 
 
-class Measure(NamedTuple):
+class ProbeMeasure(NamedTuple):
     """A number of the probe.
 
     Attributes:
@@ -33,35 +33,39 @@ class Measure(NamedTuple):
     text: str
 
 
-MEASURES: Mapping[str, Measure] = {
-    "object_kept": Measure("objects kept", "Share of the tokens that show an object which are rows of their own."),
-    "object_merged": Measure("objects merged", "Share of these that went into rows with others."),
-    "rare_kept": Measure("rare kept", "The same of the tokens of tiny objects: rows of their own."),
-    "rare_merged": Measure("rare merged", "The same of the tokens of tiny objects: merged."),
-    "needle_kept": Measure("needle kept", "The same of the tokens of an object shown in one frame: rows of their own."),
-    "needle_merged": Measure("needle merged", "The same of the tokens of an object shown in one frame: merged."),
-    "found": Measure("found", "Share of the objects that hold at least half of the weight of some row."),
-    "purity": Measure(
+MEASURES: Mapping[str, ProbeMeasure] = {
+    "object_kept": ProbeMeasure("objects kept", "Share of the tokens that show an object which are rows of their own."),
+    "object_merged": ProbeMeasure("objects merged", "Share of these that went into rows with others."),
+    "rare_kept": ProbeMeasure("rare kept", "The same of the tokens of tiny objects: rows of their own."),
+    "rare_merged": ProbeMeasure("rare merged", "The same of the tokens of tiny objects: merged."),
+    "needle_kept": ProbeMeasure(
+        "needle kept", "The same of the tokens of an object shown in one frame: rows of their own."
+    ),
+    "needle_merged": ProbeMeasure("needle merged", "The same of the tokens of an object shown in one frame: merged."),
+    "found": ProbeMeasure("found", "Share of the objects that hold at least half of the weight of some row."),
+    "purity": ProbeMeasure(
         "purity", "Mean over merged rows of the largest share of weight of one object or the background."
     ),
-    "object_purity": Measure("objects' purity", "The same over the merged rows with some weight in an object."),
-    "reconstruction": Measure(
+    "object_purity": ProbeMeasure("objects' purity", "The same over the merged rows with some weight in an object."),
+    "reconstruction": ProbeMeasure(
         "rebuilt",
         "Share of the features' variance that the nearest row explains: 1 - sum |x - nearest row|^2 / sum |x - mean|^2 "
         "over the tokens of a clip, Euclidean, no fitting; below 0 the mean token would do better.",
     ),
-    "object_reconstruction": Measure("objects rebuilt", "The same over the tokens that show an object."),
-    "attribute": Measure(
+    "object_reconstruction": ProbeMeasure("objects rebuilt", "The same over the tokens that show an object."),
+    "attribute": ProbeMeasure(
         "what",
         "Share of right answers to: which shape does the object of this colour have, and which colour that of this "
         "shape; read from the row that shows the colour (or shape) most. Asked where one object alone has it.",
     ),
-    "position": Measure(
+    "position": ProbeMeasure(
         "where",
         "Share of the objects whose place, read from the row that shows their colour most, is off by a fifth of the "
         "image's side at most.",
     ),
-    "count": Measure("count", "Share of the clips whose number of objects the read-out of the rows tells exactly."),
+    "count": ProbeMeasure(
+        "count", "Share of the clips whose number of objects the read-out of the rows tells exactly."
+    ),
 }
 """Everything that the probe measures, in the order of its tables; shares lie in 0..1."""
 
@@ -69,7 +73,7 @@ Sums = dict[str, tuple[float, float]]
 """Measure -> what is counted, and of how many; nothing of what a clip does not have."""
 
 
-class Rows(NamedTuple):
+class ProbedRows(NamedTuple):
     """The rows of one reduction.
 
     Attributes:
@@ -103,7 +107,9 @@ def token_of(grid: tuple[int, int], tokens: tuple[int, int], steps: int) -> Int[
     return (np.arange(steps)[:, None] * (high * wide) + inside).ravel()
 
 
-def kept_and_merged(rows: Rows, place: Int[np.ndarray, "S"]) -> tuple[Bool[np.ndarray, "M"], Bool[np.ndarray, "M"]]:
+def kept_and_merged(
+    rows: ProbedRows, place: Int[np.ndarray, "S"]
+) -> tuple[Bool[np.ndarray, "M"], Bool[np.ndarray, "M"]]:
     """Tokens that some row is a copy of, and those that went into rows with others.
 
     Args:
@@ -118,7 +124,7 @@ def kept_and_merged(rows: Rows, place: Int[np.ndarray, "S"]) -> tuple[Bool[np.nd
 
 
 def measure(
-    features: Float32[np.ndarray, "M D"], rows: Rows, coarse: Masks, fine: Masks, place: Int[np.ndarray, "S"]
+    features: Float32[np.ndarray, "M D"], rows: ProbedRows, coarse: Masks, fine: Masks, place: Int[np.ndarray, "S"]
 ) -> Sums:
     """The measures that need no read-out.
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
-from jvidprune.evals.probe.measures import Rows, Sums
+from jvidprune.evals.probe.measures import ProbedRows, Sums
 from jvidprune.procedural.masks import Masks
 from jvidprune.procedural.world import COLOURS, SHAPES, Thing
 
@@ -161,7 +161,7 @@ class Readouts:
     many: Ridge
     usual: float
 
-    def read(self, rows: Rows, found: Masks, side: int) -> Sums:
+    def read(self, rows: ProbedRows, found: Masks, side: int) -> Sums:
         """Measures of what the rows still tell.
 
         Args:

@@ -10,7 +10,7 @@ import numpy as np
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.pairs import possible_ratios
 from jvidprune.evals.plan import RATIOS
-from jvidprune.evals.probe.measures import Rows, Sums, measure, nearest, token_of
+from jvidprune.evals.probe.measures import ProbedRows, Sums, measure, nearest, token_of
 from jvidprune.evals.probe.oracle import Oracle, told
 from jvidprune.evals.probe.readouts import Fitting, Readouts
 from jvidprune.evals.probe.table import ALL_TOKENS, GUESS, ProbeTable, Run, summarised
@@ -265,12 +265,12 @@ def _measured(
     return out
 
 
-def _rows(found: Composition, features: jax.Array) -> list[Rows]:
+def _rows(found: Composition, features: jax.Array) -> list[ProbedRows]:
     """The valid rows of every ratio, on the host."""
     near = nearest(features.reshape(-1, features.shape[-1]), found.reduced.tokens, found.reduced.valid)
     reduced, weights, off = jax.device_get((found.reduced, found.weights, near))
     out = []
     for i, valid in enumerate(reduced.valid):
         tokens = np.asarray(reduced.tokens[i], np.float32)[valid]
-        out.append(Rows(tokens, reduced.index[i][valid], reduced.slot[i], weights[i][valid], off[i]))
+        out.append(ProbedRows(tokens, reduced.index[i][valid], reduced.slot[i], weights[i][valid], off[i]))
     return out
