@@ -10,11 +10,11 @@ from jaxtyping import Array, Float, Int
 from jvidprune.models.attention import attend_all
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.qwen.tower import AttentionWindows, Grid, GridTables, GridVit
-from jvidprune.stts.tower import Blocks, PackedAttend
+from jvidprune.stts.tower import PackedAttend, Tower
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class GridTower(Blocks):
+class GridTower(Tower):
     """The blocks of a tower for frames of any size as `tower.run_tower` needs them; a frame is a grid frame.
 
     Attributes:
@@ -44,13 +44,13 @@ class GridTower(Blocks):
 
     @property
     def frames_at_once(self) -> int:
-        """See `Blocks.frames_at_once`."""
+        """See `Tower.frames_at_once`."""
         return self.vision.config.chunk(self.grid)
 
     def run_chunk(
         self, x: Array, start: int, stop: int, *, active: Array | None = None, bias: Array | None = None
     ) -> Array:
-        """See `Blocks.run_chunk`."""
+        """See `Tower.run_chunk`."""
         tables = self.tables
         if active is None and bias is None:
             return self.vision.run(x, tables, start, stop)[0]

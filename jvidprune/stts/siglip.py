@@ -2,17 +2,16 @@
 
 import dataclasses
 
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from jvidprune.models.attention import attend_all
 from jvidprune.models.fused import AttentionKind
 from jvidprune.models.siglip import Siglip
-from jvidprune.stts.tower import Blocks, PackedAttend
+from jvidprune.stts.tower import PackedAttend, Tower
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class SiglipTower(Blocks):
+class SiglipTower(Tower):
     """The blocks of a SigLIP tower as `tower.run_tower` needs them.
 
     Attributes:
@@ -23,24 +22,19 @@ class SiglipTower(Blocks):
     vision: Siglip
     chunk: int = 8
 
-    @property
-    def groups(self) -> Int[np.ndarray, "N"] | None:
-        """None: every block sees whole frames."""
-        return None
-
     def embed(self, pixels: Float[Array, "F C S S"]) -> Float[Array, "F N D"]:
         """Patches with positions."""
         return self.vision.embed(pixels)
 
     @property
     def frames_at_once(self) -> int:
-        """See `Blocks.frames_at_once`."""
+        """See `Tower.frames_at_once`."""
         return self.chunk
 
     def run_chunk(
         self, x: Array, start: int, stop: int, *, active: Array | None = None, bias: Array | None = None
     ) -> Array:
-        """See `Blocks.run_chunk`."""
+        """See `Tower.run_chunk`."""
         if active is None and bias is None:
             return self.vision.run(x, start, stop)[0]
         kind: AttentionKind = self.vision.config.attention

@@ -1,7 +1,7 @@
 """A vision tower with STTS inside: dense up to the scores, one biased block, then kept patches alone."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,8 +34,13 @@ PackedAttend = Callable[[Array, Array, Array, Any], Array]
 """(q, k, v, whole) of packed tokens to outputs; `whole` says whether the block sees frames or its own windows."""
 
 
-class Blocks:
-    """What towers of this package have in common under STTS: both are told by the config of `vision`."""
+class Tower:
+    """A vision tower as `run_tower` needs it; `siglip.SiglipTower` and `grid_tower.GridTower` are two.
+
+    Positions must be in the tokens before the first block, or be told by the place of a patch in its frame alone
+    (rotary): a packed block finds them through `patches`. A subclass gives `frames_at_once`, `run_chunk`, `run_packed`
+    and, where blocks see windows, `groups`.
+    """
 
     vision: Any
 
@@ -46,19 +51,18 @@ class Blocks:
 
     @property
     def sizes(self) -> ScorerSizes:
-        """Those of the tower, as in the released models."""
+        """Sizes of a scorer that fits: those of the tower, as in the released models."""
         config = self.vision.config
         return ScorerSizes(config.width, config.heads, config.mlp)
 
     @property
-    def frames_at_once(self) -> int:
-        """Whole frames that go through at once, static; a subclass says how many."""
-        raise NotImplementedError
+    def groups(self) -> Int[np.ndarray, "N"] | None:
+        """Attention window of each patch for blocks that do not see whole frames; None where all blocks do."""
+        return None
 
-    def run_chunk(
-        self, x: Array, start: int, stop: int, *, active: Array | None = None, bias: Array | None = None
-    ) -> Array:
-        """`run_frames` of the frames of a chunk; a subclass gives it."""
+    @property
+    def frames_at_once(self) -> int:
+        """Whole frames that go through at once, static."""
         raise NotImplementedError
 
     def run_frames(
@@ -70,51 +74,25 @@ class Blocks:
         active: Bool[Array, "F N"] | None = None,
         bias: Float[Array, "F N"] | None = None,
     ) -> Float[Array, "F N D"]:
-        """Blocks [start, stop) on whole frames, chunk by chunk; in blocks of windows keys count inside these."""
+        """Blocks [start, stop) on whole frames, chunk by chunk; keys that are not active are not seen.
+
+        `bias` is added to keys. In blocks of windows keys count inside these.
+        """
         given = {"x": x, "active": active, "bias": bias}
         parts = {name: part for name, part in given.items() if part is not None}
         return map_chunks(lambda chunk: self.run_chunk(start=start, stop=stop, **chunk), parts, self.frames_at_once)
 
-
-class Tower(Protocol):
-    """What `run_tower` asks of a vision tower; `siglip.SiglipTower` and `grid_tower.GridTower` are two.
-
-    Positions must be in the tokens before the first block, or be told by the place of a patch in its frame alone
-    (rotary): a packed block finds them through `patches`.
-    """
-
-    @property
-    def layers(self) -> int:
-        """Blocks that run."""
-        ...
-
-    @property
-    def sizes(self) -> ScorerSizes:
-        """Sizes of a scorer that fits."""
-        ...
-
-    @property
-    def groups(self) -> Int[np.ndarray, "N"] | None:
-        """Attention window of each patch for blocks that do not see whole frames; None where all blocks do."""
-        ...
-
-    def run_frames(
-        self,
-        x: Float[Array, "F N D"],
-        start: int,
-        stop: int,
-        *,
-        active: Bool[Array, "F N"] | None = None,
-        bias: Float[Array, "F N"] | None = None,
-    ) -> Float[Array, "F N D"]:
-        """Blocks [start, stop) on whole frames; keys that are not active are not seen, `bias` is added to keys."""
-        ...
+    def run_chunk(
+        self, x: Array, start: int, stop: int, *, active: Array | None = None, bias: Array | None = None
+    ) -> Array:
+        """`run_frames` of the frames of a chunk."""
+        raise NotImplementedError
 
     def run_packed(
         self, y: Float[Array, "R S D"], start: int, stop: int, *, patches: Int[Array, "R S"], attend: PackedAttend
     ) -> Float[Array, "R S D"]:
         """Blocks [start, stop) on any tokens; `patches` tells the place of each in its frame."""
-        ...
+        raise NotImplementedError
 
 
 class Scored(NamedTuple):
