@@ -39,6 +39,13 @@ def check_evidence(family: str, needs: Set[str], provides: Set[str], text: Any) 
         raise JvidpruneError(NO_QUESTION)
 
 
+def evidence_blocks(vision: Any) -> dict[str, int]:
+    """Blocks of a tower that evidence comes from, by the name of the evidence."""
+    last = vision.layers - 1
+    shallow, deep = vision.shallow_block, vision.deep_block
+    return {"attention_last": last, "keys": last, "attention_shallow": shallow, "attention_deep": deep}
+
+
 def video_tokens(
     arrays: dict[str, Array],
     grid: tuple[int, int],

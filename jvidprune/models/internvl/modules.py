@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jvidprune.models.base import FrameModel
 from jvidprune.models.decoder import Decoder
+from jvidprune.models.evidence import evidence_blocks
 from jvidprune.models.internvl.config import InternVLConfig
 from jvidprune.models.internvl.tower import InternVit
 from jvidprune.models.layers import Mlp, layer_norm
@@ -52,13 +53,7 @@ class InternVL(FrameModel):
         `frame_embedding` what the last block makes of it (FastVID).
         """
         vision = self.config.vision
-        blocks = {
-            "attention_last": vision.layers - 1,
-            "attention_pooling_head": vision.layers - 1,
-            "keys": vision.layers - 1,
-            "attention_shallow": vision.shallow_block,
-            "attention_deep": vision.deep_block,
-        }
+        blocks = evidence_blocks(vision) | {"attention_pooling_head": vision.layers - 1}
         asked = needs & blocks.keys()
         hidden, found = self.vision(pixels, tuple(sorted({blocks[name] for name in asked})))
         hidden = self.vision.leave(hidden)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jvidprune.models.base import FrameModel
 from jvidprune.models.decoder import Decoder
+from jvidprune.models.evidence import evidence_blocks
 from jvidprune.models.layers import Mlp
 from jvidprune.models.llava_onevision.config import LlavaOnevisionConfig
 from jvidprune.models.siglip import Siglip
@@ -42,13 +43,7 @@ class LlavaOnevision(FrameModel):
         (VisionZip); `attention_pooling_head` and `frame_embedding` come from SigLIP's own head (FastVID), and so does
         `joint_image`, what the head makes of each token alone (CDPruner; no reference exists for SigLIP).
         """
-        vision = self.config.vision
-        blocks = {
-            "attention_last": vision.layers - 1,
-            "keys": vision.layers - 1,
-            "attention_shallow": vision.shallow_block,
-            "attention_deep": vision.deep_block,
-        }
+        blocks = evidence_blocks(self.config.vision)
         taps = tuple(sorted({block for name, block in blocks.items() if name in needs}))
         hidden, tapped = self.vision(pixels, taps)
         projected = self.projector(hidden)

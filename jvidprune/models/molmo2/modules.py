@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jvidprune.models.base import FrameModel
 from jvidprune.models.decoder import Decoder
+from jvidprune.models.evidence import evidence_blocks
 from jvidprune.models.molmo2.config import TILES, Molmo2Config
 from jvidprune.models.molmo2.connector import Connector, window_means
 from jvidprune.models.molmo2.windows import window_patches
@@ -36,12 +37,7 @@ class Molmo2(FrameModel):
         `features_unpooled` does not exist, nor does SigLIP's pooling head, whose blocks the released weights lack.
         """
         vision, read = self.config.vision, self.config.connector.blocks
-        blocks = {
-            "attention_last": vision.layers - 1,
-            "keys": vision.layers - 1,
-            "attention_shallow": vision.shallow_block,
-            "attention_deep": vision.deep_block,
-        }
+        blocks = evidence_blocks(vision)
         asked = needs & blocks.keys()
         taps = tuple(sorted({blocks[name] for name in asked}))
         _, found = self.vision(pixels, taps, hidden=tuple(sorted(set(read))))

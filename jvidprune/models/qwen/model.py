@@ -13,7 +13,7 @@ from jvidprune.models.base import VideoConfig, VideoModel
 from jvidprune.models.checkpoint.names import NameTable, Rule, affine, decoder_rules, norm
 from jvidprune.models.decoder import Decoder
 from jvidprune.models.decoder_config import DecoderConfig
-from jvidprune.models.evidence import check_evidence, video_tokens
+from jvidprune.models.evidence import check_evidence, evidence_blocks, video_tokens
 from jvidprune.models.layers import map_chunks
 from jvidprune.models.positions import MropeRule, PromptPositions, VideoBlock, frame_blocks, prompt_positions
 from jvidprune.models.qwen.tower import Grid, QwenVisionConfig, QwenVit
@@ -123,13 +123,7 @@ class PatchModel(VideoModel):
 
     def _encode_chunk(self, patches: Array, grid: Grid, needs: frozenset[str]) -> dict[str, Array]:
         vision = self.config.vision
-        blocks = {
-            "attention_last": vision.layers - 1,
-            "attention_mean_query": vision.layers - 1,
-            "keys": vision.layers - 1,
-            "attention_shallow": vision.shallow_block,
-            "attention_deep": vision.deep_block,
-        }
+        blocks = evidence_blocks(vision) | {"attention_mean_query": vision.layers - 1}
         asked = needs & blocks.keys()
         found = self.vision(patches, grid, tuple(sorted({blocks[name] for name in asked})))
         features = self.vision.merge(found.hidden)
