@@ -13,9 +13,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jvidprune.errors import JvidpruneError
 from jvidprune.parallel import Axes, constrain, sharding_of
 
-Held = Callable[[int, int], tuple[int, Any]]
-"""Layers with keys and values among [start, stop), and the shapes of what one row of the others carries, or None: a
-tree of arrays whose first axis are those layers."""
+Held = Callable[[int, int, Any], tuple[int, Any]]
+"""Layers with keys and values among [start, stop), and the shapes of what one row of the others carries in a type, or
+None: a tree of arrays whose first axis are those layers."""
 
 KEY_AXES: Axes = (None, "batch", None, "kv_heads", None)
 VALID_AXES: Axes = ("batch", None)
@@ -65,7 +65,7 @@ class CacheSegment:
             v=constrain(lax.dynamic_update_slice(self.v, v.astype(self.v.dtype), at), *KEY_AXES),
             valid=constrain(lax.dynamic_update_slice(self.valid, valid, (0, self.length)), *VALID_AXES),
             length=self.length + valid.shape[1],
-            state=self.state if state is None else jax.tree.map(lambda x: constrain(x, *state_axes(x.ndim)), state),
+            state=self.state if state is None else jax.tree.map(_carried_on, self.state, state),
         )
 
 
@@ -90,7 +90,7 @@ def empty_cache(
     *,
     batch: int,
     layers: int,
-    held: Held,
+    held: Held | None = None,
     kv_heads: int,
     head_dim: int,
     capacity: int | tuple[int, ...],
@@ -103,7 +103,7 @@ def empty_cache(
     Args:
       batch: B.
       layers: decoder layers.
-      held: what of them has keys and values, and what the others carry.
+      held: what of them has keys and values, and what the others carry; by default all have.
       kv_heads: K.
       head_dim: d.
       capacity: slots of a row, or one number for each segment.
@@ -122,7 +122,7 @@ def empty_cache(
         raise JvidpruneError(f"{len(edges) - 1} cache segments need as many capacities, got {len(capacities)}.")
     segments = []
     for start, stop, slots in zip(edges[:-1], edges[1:], capacities, strict=True):
-        count, carried = held(start, stop)
+        count, carried = (stop - start, None) if held is None else held(start, stop, dtype)
         shape = (count, batch, slots, kv_heads, head_dim)
         valid = _zeros((batch, slots), bool, VALID_AXES, mesh)
         k, v = (_zeros(shape, dtype, KEY_AXES, mesh) for _ in "kv")
@@ -134,6 +134,10 @@ def empty_cache(
 def state_axes(ndim: int) -> Axes:
     """Logical axes of what layers carry: (layers, rows, heads, ...) of states, (layers, rows, ...) of a convolution."""
     return (None, "batch", "delta_heads" if ndim == 5 else None, *(None,) * (ndim - 3))
+
+
+def _carried_on(old: Array, new: Array) -> Array:
+    return constrain(new.astype(old.dtype), *state_axes(new.ndim))
 
 
 def _carried(one: jax.ShapeDtypeStruct, batch: int, mesh: Mesh | None) -> Array:

@@ -254,7 +254,7 @@ class Decoder(nnx.Module):
             mesh=mesh,
         )
 
-    def held(self, start: int, stop: int) -> tuple[int, Any]:
+    def held(self, start: int, stop: int, dtype: Any) -> tuple[int, Any]:
         """Layers with keys and values among [start, stop), and the shapes of what one row of the others carries."""
         return stop - start, None
 

@@ -171,10 +171,10 @@ class HybridDecoder(Decoder):
         x, after = self._layer(layer).mix(x, order, carried)
         return x, self._outputs(x, [([], jax.tree.map(lambda part: part[None], after), None)], 0, False)
 
-    def held(self, start: int, stop: int) -> tuple[int, Any]:
+    def held(self, start: int, stop: int, dtype: Any) -> tuple[int, Any]:
         """Layers with keys and values among [start, stop), and the shapes of what one row of the others carries."""
         count = self.config.attending_in(start, stop)
-        return count, empty_carried(self.config, (stop - start - count,), self.dtype)
+        return count, empty_carried(self.config, (stop - start - count,), dtype)
 
     def _layer(self, layer: int) -> Any:
         full, attends = self._before(layer), layer in self.config.attending
