@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+from jvidprune import reducers
 from jvidprune.cli.plan_compiled import CompiledRow, compiled_rows, remedy
 from jvidprune.cli.plan_rows import PlanChoice, planned
 from jvidprune.costs import compiled, hlo, memory
@@ -329,13 +330,26 @@ def test_experts_compile_for_a_slice_that_holds_an_eighth_of_them_a_chip():
 def test_a_step_of_a_quantised_model_reads_a_byte_for_each_weight(kind):
     """A 7B on one chip of 16 GB, which it does not fit in bfloat16; no matrix is written in a wider type."""
     pytest.importorskip("libtpu")
-    wish = PlanChoice("llava-onevision-7b", frames="4", ratios="0.25", reducer="random", compile="v5e:1x1")
-    (row,) = compiled_rows(dataclasses.replace(wish, quantise=kind))
-    plan, by_name = row.compiled, {stage.name: stage for stage in row.compiled.stages}
-    assert plan.fits
-    assert plan.weights == row.paper.memory.parameters
-    assert 0.8 < row.off < 1.2
+    wish = PlanChoice("llava-onevision-7b", chip="v5e", frames="4", ratios="0.25", reducer="random")
+    ((_, _, whole),) = planned(wish)
+    ((config, sizes, paper),) = planned(dataclasses.replace(wish, quantise=kind))
+    assert (whole.memory.fits, paper.memory.fits) == (False, True)
+    plan = compiled.compile_answer(
+        config,
+        slice_named("v5e:1x1"),
+        sizes,
+        shape=memory.video_shape(config, paper.frames, paper.layout),
+        layout=paper.layout,
+        reducer=reducers.get("random"),
+        ratio=paper.ratio,
+        visual=paper.kept + paper.newlines,
+        prompt=paper.prompt,
+        new_tokens=wish.new_tokens,
+        only=("token",),
+    )
+    (token,) = plan.stages
+    assert plan.weights == paper.memory.parameters
     matrices, head = 28 * (2 * 3584 * (3584 + 512) + 3 * 3584 * 18944), 2 * 3584 * 152064
-    assert by_name["token"].moved < 1.02 * (matrices + head) + by_name["token"].inputs
+    assert token.moved < 1.02 * (matrices + head) + token.inputs
     # Smaller than the smallest matrix of a layer would be in bfloat16.
-    assert by_name["token"].temporaries < 2 * 3584 * 512
+    assert token.temporaries < 2 * 3584 * 512
