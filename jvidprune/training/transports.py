@@ -258,8 +258,8 @@ def stacked_budgets(method: AOT, layout: Layout, ratios: Sequence[float]) -> Any
 
 def _replicated(model: Any) -> jax.sharding.Sharding:
     """The sharding of what every device of a model holds."""
-    place = jax.tree.leaves(model)[0].sharding
-    return replicated(place.mesh) if isinstance(place, jax.sharding.NamedSharding) else place
+    place: Any = jax.tree.leaves(model)[0].sharding
+    return replicated(place.mesh) if hasattr(place, "mesh") else place
 
 
 class CostTrainer:

@@ -2,6 +2,7 @@
 
 import csv
 import sys
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -88,7 +89,7 @@ def test_memory_of_a_step_is_that_of_its_program():
     sizes = []
     for width in (8, 16):
         program = lowered(choice, width, 8, 9, 5, jax.local_devices(backend="cpu")[0]).compile()
-        memory = program.memory_analysis()
+        memory: Any = program.memory_analysis()
         assert memory.temp_size_in_bytes > 0
         sizes.append(memory.argument_size_in_bytes)
     # Features before and behind pooling, and three times (weights, two moments) the projection.
