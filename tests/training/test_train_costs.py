@@ -55,6 +55,8 @@ def test_the_error_is_that_of_the_nearest_row_by_brute_force():
     assert float(found) == pytest.approx(apart / spread, rel=1e-5)
     nothing = reconstruction_error(*(jnp.asarray(x) for x in (tokens, kept, valid, there & ~there)))
     assert float(nothing) == 0.0
+    broken = reconstruction_error(*(jnp.asarray(x) for x in (tokens, kept * np.nan, valid, wanted)))
+    assert np.isnan(float(broken))
 
 
 @pytest.mark.slow
