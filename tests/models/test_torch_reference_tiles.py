@@ -67,6 +67,29 @@ def test_llava_cuts_pictures_as_its_processor(size, kind):
     assert counted == shape.total + shape.layouts[1].grid[0]
 
 
+@pytest.mark.parametrize("kind", ["noise", "shapes"])
+@pytest.mark.parametrize("size", SIZES)
+def test_molmo2_cuts_pictures_as_its_processor(size, kind):
+    """Overlapping crops, and which patches of which crop make a token."""
+    torch, *_ = modules()
+    import transformers
+
+    picture = film(1, size, kind)[0]
+    image = torch.from_numpy(picture.transpose(2, 0, 1).copy())
+    expected = transformers.Molmo2ImageProcessor()(images=[image], return_tensors="pt")
+    config, settings = published("molmo2-8b"), settings_of("molmo2")
+    found = settings.picture_pixels(config, {})(picture[None])
+    cut = expected["pixel_values"].numpy().reshape(-1, 27, 27, 14, 14, 3).transpose(0, 5, 1, 3, 2, 4)
+    crops = cut.reshape(-1, 3, 378, 378)
+    # A rounding tie of the filter is a level of 255.
+    away = np.abs(found.values[: found.count] - crops)
+    assert away.max() <= 2.1 / 255
+    assert (away > 2e-6).mean() <= 0.005
+    np.testing.assert_array_equal(found.plan.windows(), expected["image_token_pooling"].numpy())
+    whole, map = settings.picture_shape(config, *size, {}).layouts
+    assert [*whole.grid, *map.grid] == expected["image_grids"][0].tolist()
+
+
 class _Counting:
     """What the processor's own count of tokens reads of it."""
 
