@@ -43,7 +43,8 @@ def pixels(
     _sizes(config, given)
 
     def made(frames: np.ndarray) -> Tiles:
-        plan = _plan(config, *frames[0].shape[:2], given)
+        height, width = frames[0].shape[:2]
+        plan = _plan(config, height, width, given)
         return anyres_tiles(frames[0], plan, side=side, mean=mean, std=std, filter=filter)
 
     return made

@@ -98,7 +98,8 @@ def pixels(config: Molmo2Config, given: Mapping[str, Any]) -> Callable[[np.ndarr
 
     def made(frames: np.ndarray) -> Tiles:
         check_frames(frames)
-        plan = _plan(config, *frames[0].shape[:2], given)
+        height, width = frames[0].shape[:2]
+        plan = _plan(config, height, width, given)
         rows, columns = plan.patches
         canvas = resize_planes(frames[0], (rows * patch, columns * patch), filter="bilinear")
         crops = [resize_planes(frames[0], (side, side), filter="bilinear")]
@@ -169,7 +170,7 @@ def select_tiles(height: int, width: int, step: int, most: int) -> tuple[int, in
       step: from one crop to the next in pixels.
       most: crops.
     """
-    known = [pair for pair in itertools.product(range(1, most + 1), repeat=2) if pair[0] * pair[1] <= most]
+    known = [(rows, columns) for rows in range(1, most + 1) for columns in range(1, most // rows + 1)]
     known.sort(key=lambda pair: (pair[0] * pair[1], pair[0]))
     with np.errstate(divide="ignore"):
         scales = (np.asarray(known, np.float32) * np.float32(step)) / np.asarray([height, width], np.float32)
@@ -185,10 +186,9 @@ def _limits(config: Molmo2Config, given: Mapping[str, Any]) -> tuple[int, tuple[
     Raises:
       JvidpruneError: values that make no sense, or patches that are not the model's.
     """
-    most, margins, pool = (
-        given.get(name) or value
-        for name, value in (("max_crops", 8), ("overlap_margins", (4, 4)), ("pooling_size", (2, 2)))
-    )
+    most: Any = given.get("max_crops") or 8
+    margins: Any = given.get("overlap_margins") or (4, 4)
+    pool: Any = given.get("pooling_size") or (2, 2)
     pairs = [tuple(one) if isinstance(one, list | tuple) else () for one in (margins, pool)]
     numbers = [most, *pairs[0], *pairs[1]]
     whole = all(isinstance(one, int) and not isinstance(one, bool) and 0 <= one <= 1024 for one in numbers)
