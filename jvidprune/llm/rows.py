@@ -169,7 +169,7 @@ def lay_out_rows(
             continue
         # The first layout with newlines decides which compete at a cut.
         layouts = [one.newline_layout(llm.newline) for one in videos]
-        newline: NewlineKind = next((kind for kind in layouts if kind != "no_token"), layouts[0])
+        newline = max(layouts, key=lambda kind: kind != "no_token")
         group = _groups(videos, newline)
         found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=group)
         inners.append(found)
