@@ -334,7 +334,7 @@ class Adapter:
 
     def _video(self, visuals: Any, question: str) -> ReducedVideo | list[ReducedVideo]:
         """What doc_to_visual gives, reduced: paths of videos, the frames of one as pictures, or a picture."""
-        parts = [visuals] if isinstance(visuals, str | Path) else list(visuals or ())
+        parts: list[Any] = [visuals] if isinstance(visuals, str | Path) else list(visuals or ())
         if parts and all(isinstance(part, str | Path) for part in parts):
             videos = [self._reduced(self._file(str(part)), question) for part in parts]
             return videos[0] if len(videos) == 1 else videos

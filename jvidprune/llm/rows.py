@@ -168,8 +168,9 @@ def lay_out_rows(
             inners.append(None)
             continue
         # The first layout with newlines decides which compete at a cut.
-        layouts = [one.newline_layout(llm.newline) for one in videos]
-        newline = max(layouts, key=lambda kind: kind != "no_token")
+        newline = videos[0].newline_layout(llm.newline)
+        for one in videos[1:]:
+            newline = one.newline_layout(llm.newline) if newline == "no_token" else newline
         group = _groups(videos, newline)
         found = prompt_inner(videos[0].inner, wide, count, newline=newline, layers=layers, block=group)
         inners.append(found)

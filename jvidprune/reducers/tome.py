@@ -256,7 +256,9 @@ def _halvings(
     """
     half = -(-n // 2)
 
-    def halve(state: Array, place: Array, size: Array, static: int, left: int) -> tuple[tuple, tuple]:
+    def halve(
+        state: Array, place: Array, size: Array, static: int, left: int
+    ) -> tuple[tuple[Array, Array, Array], tuple]:
         rank, into = match(state, size)
         index = jnp.arange(static, dtype=jnp.int32)
         new = _merged_place(index[None], rank[None], into[None], size[None], (size >> 1)[None])[0]
@@ -265,14 +267,15 @@ def _halvings(
         place = jnp.where(place < size, entries_at(new, jnp.minimum(place, static - 1)), n)
         return (merge(state, new, left), place, size - (size >> 1)), level
 
-    carry, static, found = (state, jnp.arange(n, dtype=jnp.int32), length), n, []
+    static, found = n, []
+    carry: tuple[Array, Array, Array] = state, jnp.arange(n, dtype=jnp.int32), length
     while static > _SHORT:
         carry, level = halve(*carry, static, -(-static // 2))
         found.append(level)
         static = -(-static // 2)
     levels = [jax.tree.map(lambda leaf: leaf[None], level) for level in found]
     if static > 1:
-        start = carry[0].astype(widened(carry[0].dtype)), *carry[1:]
+        start = carry[0].astype(widened(carry[0].dtype)), carry[1], carry[2]
         rounds = (static - 1).bit_length()
         carry, rest = lax.scan(lambda carry, _: halve(*carry, static, static), start, None, length=rounds)
         levels.append(rest)
