@@ -47,9 +47,9 @@ def towers(monkeypatch):
     """The evidence that each run of the tower is asked for."""
     runs, encode = [], opening.encode_tokens
 
-    def counted(model, pixels, needs):
+    def counted(model, pixels, needs, frame_mask=None):
         runs.append(needs)
-        return encode(model, pixels, needs)
+        return encode(model, pixels, needs, frame_mask)
 
     monkeypatch.setattr(opening, "encode_tokens", counted)
     return runs
