@@ -105,7 +105,7 @@ class FrameFusion(Full):
         name="framefusion",
         title="FrameFusion",
         paper="2501.01986",
-        summary="Merges tokens of one place over time in the first layers of the language model, then prunes once.",
+        summary="Merges same-position tokens over time in the first layers of the language model, then prunes once.",
         nested=False,
         merges=True,
         exact=True,

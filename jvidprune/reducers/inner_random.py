@@ -52,7 +52,7 @@ class InnerRandom(Full):
         name="inner_random",
         title="Random, deep",
         paper="2512.07580",
-        summary="Drops visual tokens at random inside the language model, the control beyond its information horizon.",
+        summary="Drops visual tokens at random inside the language model: the control for the information horizon.",
         nested=True,
         merges=False,
         exact=True,

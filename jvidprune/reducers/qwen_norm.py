@@ -280,7 +280,7 @@ class QwenNorm(PositionedReducer):
         title="Qwen3-VL baselines by norms",
         # The repository is that of VidCom2; no paper describes what it calls by these names.
         paper="2505.14454",
-        summary="Three baselines of tables on Qwen3-VL under other methods' names, ranked by feature norms.",
+        summary="Ranks tokens by feature norms: three baselines listed under other methods' names for Qwen3-VL.",
         nested=False,
         merges=True,
         exact=False,

@@ -291,7 +291,7 @@ class SToP(PositionedReducer):
         name="stop",
         title="SToP",
         paper="2604.20937",
-        summary="Makes another reducer ignore attention sinks; wraps any base, VisionZip unless told otherwise.",
+        summary="Makes another reducer ignore attention sinks; wraps any base, VisionZip by default.",
         nested=False,
         merges=True,
         exact=False,

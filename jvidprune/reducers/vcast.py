@@ -1,4 +1,4 @@
-"""V-CAST: frames where the video bends get more tokens, outliers of each frame stay (arXiv 2603.27650).
+"""V-CAST: frames where the mean feature changes direction get more tokens, outliers stay (arXiv 2603.27650).
 
 g_t is the mean token of frame t, made a unit vector.
 
@@ -144,7 +144,7 @@ class VCAST(PositionedReducer):
         name="vcast",
         title="V-CAST",
         paper="2603.27650",
-        summary="Gives frames where the video bends more tokens and keeps the outliers of every frame.",
+        summary="Gives more tokens to frames where the mean feature changes direction; keeps outliers of each frame.",
         nested=False,
         merges=False,
         exact=True,

@@ -229,7 +229,7 @@ class ZSPAPrune(CountedReducer):
         name="zspaprune",
         title="ZSPAPrune",
         paper="2510.17197",
-        summary="Keeps the tokens most relevant to the question, then those least like any that was kept.",
+        summary="Keeps the tokens most relevant to the question, then the tokens least similar to those already kept.",
         nested=False,
         merges=False,
         exact=True,
