@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jvidprune.costs.flops import newline_tokens
 from jvidprune.costs.memory import Need, TowerShape, ask_need, check_fits, video_shape
-from jvidprune.llm.encoded import check_in_time
+from jvidprune.llm.encoded import check_picture
 from jvidprune.llm.folder import family_settings
 from jvidprune.models.checkpoint.load import planned_dtype, read_config
 from jvidprune.models.checkpoint.processor import image_processor, video_processor
@@ -130,7 +130,8 @@ def check_question(
     planned = _plan(source, video, frames, fps, size, limits, revision, dtype, convention, quantise)
     settings, config, layout = planned.settings, planned.config, planned.layouts[0]
     method = for_model(reducer, config) if isinstance(reducer, str) else reducer
-    check_in_time(planned.picture, layout.frames, method)
+    if planned.picture:
+        check_picture(planned.layouts, method)
     seen = with_defaults(method).seen(layout, ratio)
     kept = method.capacity(layout, ratio) + newline_tokens(config, seen, method, settings)
     for more in planned.layouts[1:]:

@@ -164,10 +164,11 @@ def sweep_video(
 
     Raises:
       JvidpruneError: an impossible ratio or budget, missing evidence, a rule of positions that is none, or a method of
-        other frames for a video whose frames were not kept, or a method of time for a picture of several tiles.
+        other frames for a video whose frames were not kept, or one that `check_picture` refuses.
     """
     check_positions(positions)
-    check_in_time(video.picture, video.layout.frames, reducer)
+    if video.picture:
+        check_picture([one.layout for one in video.maps], reducer)
     if video.beside:
         each = [sweep_video(one, reducer, ratios, diagnostics=diagnostics, positions=positions) for one in video.maps]
         return [dataclasses.replace(first, video=video, beside=tuple(rest)) for first, *rest in zip(*each, strict=True)]
@@ -182,21 +183,27 @@ def sweep_video(
     ]
 
 
-def check_in_time(picture: bool, tiles: int, reducer: Reducer) -> None:
-    """Refuses a method of time for a picture whose tiles are frames.
+def check_picture(layouts: Sequence[Layout], reducer: Reducer) -> None:
+    """Refuses a method that has no meaning on the tiles of a picture.
 
     Args:
-      picture: it is a still picture.
-      tiles: its frames.
+      layouts: of its maps; of a map whose tiles are frames, with so many of these.
       reducer: the method.
 
     Raises:
-      JvidpruneError: tiles of a picture stand beside each other.
+      JvidpruneError: a method of time where several tiles are frames, which stand beside each other, or one that makes
+        its own tokens of frames where there are several tiles or maps.
     """
-    if picture and tiles > 1 and with_defaults(reducer).in_time:
+    tiles, own = layouts[0].frames, with_defaults(reducer)
+    if tiles > 1 and own.in_time:
         raise JvidpruneError(
             f"{title_of(reducer)} compares frames in time, but the {tiles} tiles of a picture stand beside each other: "
             "take a method of single frames, such as visionzip or divprune."
+        )
+    if (tiles > 1 or len(layouts) > 1) and own.tokens_from in ("tower", "frames"):
+        raise JvidpruneError(
+            f"{title_of(reducer)} makes tokens of frames itself, which it cannot of the tiles of a picture: take a "
+            "method of tokens, such as visionzip or divprune."
         )
 
 

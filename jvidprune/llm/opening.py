@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvidprune.errors import JvidpruneError
-from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, all_tokens, check_in_time
+from jvidprune.llm.encoded import EncodedVideo, ReducedVideo, all_tokens, check_picture
 from jvidprune.models.checkpoint.processor import image_processor
 from jvidprune.models.evidence import NO_QUESTION, NO_TEXT_TOWER
 from jvidprune.models.settings import PictureMap, PictureShape
@@ -95,8 +95,10 @@ def add_evidence(llm: "VideoLLM", video: EncodedVideo, method: Reducer, question
 
     Raises:
       JvidpruneError: evidence that is missing where the frames were not kept, that this checkpoint cannot give, or no
-        question where the method reads it.
+        question where the method reads it; or a method that `check_picture` refuses.
     """
+    if video.picture:
+        check_picture([one.layout for one in video.maps], method)
     missing = frozenset(method.needs - video.tokens.evidence.keys() - QUESTION)
     if missing:
         if video.frames is None:
@@ -169,17 +171,10 @@ def check_method(llm: "VideoLLM", source: Clip | np.ndarray, method: Reducer) ->
     """Refuses a method that has no meaning on a picture of this size, before anything is encoded.
 
     Raises:
-      JvidpruneError: a method of time and several tiles, or one that makes its own tokens where pictures are tiles.
+      JvidpruneError: see `check_picture`.
     """
-    if not is_picture(llm, source):
-        return
-    shape, own = shape_of(llm, source), with_defaults(method)
-    check_in_time(True, shape.layouts[0].frames, method)
-    if shape.frames > 1 and own.tokens_from in ("tower", "frames"):
-        raise JvidpruneError(
-            f"{title_of(method)} makes tokens of frames itself, which it cannot of the {shape.frames} tiles of a "
-            "picture: take a method of tokens, such as visionzip or divprune."
-        )
+    if is_picture(llm, source):
+        check_picture(shape_of(llm, source).layouts, method)
 
 
 def encode_seen(llm: "VideoLLM", source: Clip | np.ndarray, seen: Layout) -> EncodedVideo:

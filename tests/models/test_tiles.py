@@ -191,6 +191,22 @@ def test_methods_of_time_refuse_tiles_before_anything_is_encoded(loaded, tmp_pat
     assert llm.reduce(one, reducer="flashvid", ratio=0.5).visual == 16
 
 
+def test_methods_that_make_tokens_of_frames_refuse_pictures_of_several_maps(loaded, tmp_path):
+    """Also where the picture is encoded already, and where only the plan is asked."""
+    llm, clip = loaded("llava_onevision"), Clip.of_picture(shown(70, 100))
+    tokens = VideoTokens.create(np.zeros((1, 16, tiny_checkpoints.WIDTH), np.float32))
+    video = EncodedVideo(tokens, clip, beside=(EncodedVideo(tokens, clip),))
+    path = tmp_path / "one.png"
+    Image.fromarray(clip.frames[0]).save(path)
+    says = "Fewer frames makes tokens of frames itself, which it cannot of the tiles of a picture"
+    with pytest.raises(JvidpruneError, match=says):
+        llm.reduce(video, reducer="fewer_frames", ratio=0.5)
+    with pytest.raises(JvidpruneError, match=says):
+        llm.ask(clip, "What?", reducer="fewer_frames", ratio=0.5)
+    with pytest.raises(JvidpruneError, match=says):
+        check_question(llm.loaded.folder, path, "?", reducer="fewer_frames", ratio=0.5, dtype="float32")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_methods_of_single_frames_keep_what_their_budgets_say(loaded, family):
