@@ -149,6 +149,13 @@ def committed(path: Path) -> list[dict[str, str]]:
     return sorted(rows, key=lambda row: -float(row["accuracy"]))
 
 
+def line_of(row: dict[str, str]) -> list[str]:
+    """What the page shows of a row of the committed table."""
+    accuracy, low, high = (100 * float(row[name]) for name in ("accuracy", "low", "high"))
+    title = f"{titled(row['method'])}, from the committed table"
+    return [title, f"{accuracy:.1f} [{low:.1f}, {high:.1f}]", f"{float(row['kept']):.1f}"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--validation", type=int, default=40, help="validation clips to choose on")
@@ -171,7 +178,8 @@ def main() -> None:
     _, on_validation = measured(llm, task, tried, args.folder / "validation", say)
     order = sorted(tried, key=lambda name: (-on_validation[name].accuracy, on_validation[name].kept))
     known = committed(args.table)
-    published: dict[str, Reducer] = {row["method"]: llm.reducer(row["method"]) for row in known[: args.published]}
+    again = [row["method"] for row in known if row["method"] not in CONTROLS][: args.published]
+    published: dict[str, Reducer] = {name: llm.reducer(name) for name in again}
     methods = {order[0]: tried[order[0]], **published}
     test, _ = part_of(llm, "test", args.clips)
     samples, on_test = measured(llm, test, methods, args.folder / "test", say)
@@ -213,15 +221,7 @@ def write(
             ["method", "answers", "tokens"],
             [
                 *([titled(name), accuracy(cell), f"{cell.kept:.1f}"] for name, cell in on_test.items()),
-                *(
-                    [
-                        f"{titled(row['method'])}, from the committed table",
-                        f"{100 * float(row['accuracy']):.1f} [{100 * float(row['low']):.1f}, "
-                        f"{100 * float(row['high']):.1f}]",
-                        f"{float(row['kept']):.1f}",
-                    ]
-                    for row in others
-                ),
+                *map(line_of, others),
             ],
         ),
         f"\nPoints of accuracy from a method to {best}, paired; bold where zero lies outside. McNemar's p, corrected "

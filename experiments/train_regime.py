@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--pilot", action="store_true", help="a tenth of the recipe, without its last stage")
     parser.add_argument("--stages", type=int, default=None, help="run the first so many alone")
     parser.add_argument("--clips", type=int, default=400, help="held-out clips that are asked at the end")
-    parser.add_argument("--dry-run", action="store_true", help="two steps of every stage, and no measuring")
+    parser.add_argument("--dry-run", action="store_true", help="two steps of every stage; no model is published")
     parser.add_argument("--pace", action="store_true", help="time a few steps of every stage")
     parser.add_argument("--gates", action="store_true", help="measure what the trained model passes")
     choice = parser.parse_args()

@@ -363,7 +363,7 @@ class CostTrainer:
 
         Raises:
           JvidpruneError: the folder holds another run, or damaged checkpoints alone; or a loss or a derivative that is
-            no number, with the steps that it lies between. The checkpoint before stays.
+            no number, with the step by which it came. Checkpoints before that stay.
         """
         choice, folder = self.choice, Path(folder)
         tx, step = self._compiled

@@ -7,17 +7,21 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.places import REPOSITORY
 
 import jvidprune
 from experiments import learned_cost
-from experiments.best_composition import MOVED, Transported
+from experiments.best_composition import CONTROLS, MOVED, Transported, committed, line_of, titled
 from experiments.learned_cost_memory import lowered
 from experiments.transport_ablation import AOT_ITSELF, MEANS, READING
+from jvidprune.evals.markdown import grid
 from jvidprune.ops.transport import Rows
 from jvidprune.reducers import VidCom2
 from jvidprune.reducers.aot.intra import positions
 from jvidprune.synthetic import synthetic_tokens
 from jvidprune.training.transports import CostChoice, CostTrainer
+
+EXPERIMENTS = REPOSITORY / "experiments"
 
 
 @pytest.mark.slow
@@ -49,6 +53,17 @@ def test_a_small_run_ends_in_table_curve_figure_and_page_and_goes_on(tmp_path, m
     monkeypatch.setattr(learned_cost.Laboratory, "records", None)
     learned_cost.main()
     assert (tmp_path / "out" / "learned_cost.md").read_text() == f"{page}\n{READING}mine\n"
+
+
+def test_the_page_of_compositions_has_every_row_of_the_committed_table():
+    page = (EXPERIMENTS / "best_composition.md").read_text()
+    again = page.partition("## The comparison, on test clips")[2]
+    known = committed(EXPERIMENTS / "retention_all.csv")
+    best = [row for row in known if row["method"] not in CONTROLS][:4]
+    for row in best:
+        assert f"\n| {titled(row['method'])} | {line_of(row)[1].partition(' ')[0]} " in again
+    others = [line_of(row) for row in known if row not in best]
+    assert "\n".join(grid(["method", "answers", "tokens"], others).splitlines()[2:]) in again
 
 
 @pytest.mark.slow

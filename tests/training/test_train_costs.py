@@ -19,11 +19,13 @@ from jvidprune.llm.encoded import reduce_video
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.tokenizer import END_TOKENS
 from jvidprune.ops.rebuilt import dropped_tokens, reconstruction_error
+from jvidprune.ops.transport import LogSinkhorn
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers import AOT
 from jvidprune.reducers.registry import from_text
 from jvidprune.reducers.writing import expression
 from jvidprune.training.inside import FirstQuestions
+from jvidprune.training.loop import read_curve
 from jvidprune.training.transport_parts import check_published, publish, with_parts
 from jvidprune.training.transports import CostChoice, CostTrainer
 
@@ -143,6 +145,24 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bits_and_is_used_by_its_text
     assert (seeded._settings, seeded.choice) == (alone._settings, alone.choice)
     jax.tree.map(np.testing.assert_array_equal, (seeded._parts, seeded.batch(3)), (alone._parts, alone.batch(3)))
     assert first.intra_transport != whole.intra_transport
+
+
+@pytest.mark.slow
+def test_a_derivative_that_is_no_number_ends_the_run_in_a_sentence(llm, tmp_path):
+    """The solver's kernel exp(-cost / epsilon) is 0 everywhere; the loss itself is a number."""
+    choice = CostChoice(clips=1, draws=1, steps=2, hidden=2, log=1, every=1)
+    method, told = llm.reducer("aot(intra_transport=Transport(solver=Sinkhorn(0.001, stop='never')))"), []
+    with pytest.raises(JvidpruneError, match="by step 1 the loss or its derivative is no number") as caught:
+        CostTrainer(llm, method, choice, TASK, frames=FRAMES).run(tmp_path, report=told.append)
+    (line,) = read_curve(tmp_path)
+    assert np.isfinite(line["loss"])
+    assert np.isnan(line["slope"])
+    assert told == []
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()]
+    assert not list(tmp_path.glob("*.safetensors"))
+    # The way out that it names is one.
+    wayout = from_text(str(caught.value).rpartition(", ")[2].removesuffix("."))
+    assert wayout.intra_transport.solver == LogSinkhorn(0.1)
 
 
 def test_what_cannot_be_learned_is_said_before_anything_is_compiled(llm):
