@@ -41,6 +41,15 @@ def test_eight_ratios_cost_at_most_three_of_one_and_their_outputs(cells, method,
     assert eight <= 3 * one + outputs
 
 
+def test_one_ratio_of_aot_reads_its_frames_three_times(cells):
+    """Cosines of all frames (68 MB) lie beside the arithmetic, in one layout for all stages."""
+    compiled = cells.lowered(cells.TPUCell("aot")).compile()
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes <= 16 * MEBI
+    frames = 2 * 32 * 729 * 3584
+    assert hlo.traffic(compiled.as_text()).main <= 3 * frames + 1.2 * memory.output_size_in_bytes
+
+
 @pytest.mark.parametrize("sizes", [(4, 16, 4), (64, 1, 4), (8, 8, 4), (1, 128, 2)])
 def test_a_mesh_may_split_the_sides_of_a_slice(cells, sizes):
     """jax.make_mesh refuses all of these on 16 x 16 chips."""

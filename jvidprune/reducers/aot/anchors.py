@@ -7,6 +7,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jvidprune.ops.branch import on_cpu
+from jvidprune.ops.layout import row_major
 from jvidprune.ops.select import first_occurrence, order_descending, rank_descending, rank_of_order
 from jvidprune.ops.similarity import cosine_from_gram, dot_f32, gram_norms, squared_norms
 from jvidprune.reducers.aot.sizes import Geometry, Limits
@@ -76,7 +77,9 @@ def select(
         return cosine_from_gram(dot_f32(frame, frame[inside]), norms, norms[inside], 1e-8)
 
     # One after the other on any machine: a frame is large, and lies beside the arithmetic while it is read thrice.
-    return Selection(local_rank, order, rank, candidates, lax.map(lambda pair: cosines(*pair), (x, candidates)))
+    # In one layout for all stages: a TPU's compiler chose three, and copied all frames' between them through HBM.
+    similar = row_major(lax.map(lambda pair: cosines(*pair), (x, candidates)))
+    return Selection(local_rank, order, rank, candidates, similar)
 
 
 def anchor_mask(
