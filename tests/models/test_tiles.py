@@ -18,6 +18,7 @@ from jvidprune.llm.opening import encode_tokens
 from jvidprune.llm.prompts.messages import Message, Visual
 from jvidprune.llm.rows import Prompt, batches, read_rows
 from jvidprune.models.checkpoint.published import published
+from jvidprune.models.llava_onevision import pictures as llava_pictures
 from jvidprune.reducers import registry
 from jvidprune.reducers.full import Full
 from jvidprune.reducers.protocol import with_defaults
@@ -133,6 +134,17 @@ def test_pictures_of_many_sizes_share_few_programs(loaded):
             assert [one.layout.total for one in video.maps] == [one.total for one in made.layouts]
             counts.add(slots_of(made.frames))
         assert encode_tokens._cache_size() == len(counts) <= len(SLOTS)
+
+
+@pytest.mark.slow
+def test_pictures_whose_map_is_the_same_share_its_program(loaded):
+    llm, settings = loaded("llava_onevision"), loaded("llava_onevision").settings
+    sizes = [(100, side) for side in range(70, 76)]
+    shapes = {settings.shape_of_picture(llm.loaded.config, size, llm.processor, {}) for size in sizes}
+    llava_pictures._maps.clear_cache()
+    for size in sizes:
+        llm.encode(Clip.of_picture(shown(*size)))
+    assert llava_pictures._maps._cache_size() == len(shapes) < len(sizes)
 
 
 @pytest.mark.slow

@@ -69,7 +69,8 @@ def maps(model: Any, tokens: VideoTokens, tiles: Tiles) -> tuple[PictureMap, ...
       tiles: from `pixels`.
     """
     del model
-    base, map = _maps(tokens, tiles.plan)
+    # The map does not depend on the pixels that are resized to, which nearly every picture has others of.
+    base, map = _maps(tokens, tiles.plan._replace(resized=(0, 0)))
     return PictureMap(base, "no_token"), PictureMap(map, "grid")
 
 
