@@ -18,8 +18,14 @@ from jvidprune.tokens import VideoTokens
 
 def script(name):
     """The script that made the golden files of a family; at import it needs numpy alone."""
-    path = REPOSITORY / "experiments" / f"golden_{name}.py"
+    return module_at(REPOSITORY / "experiments" / f"golden_{name}.py")
+
+
+def module_at(path):
+    """A file as a module."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -39,12 +45,12 @@ def source(folder):
     return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
 
 
-def all_agree(folder, inputs, shown=frozenset()):
+def all_agree(folder, inputs, shown=()):
     """Every array of a folder's io file but its inputs is compared, those of `shown` among them, and agrees."""
     (report,) = compare_model_folder(folder)
     rows = {row.what: row for row in report.rows}
     assert rows.keys() == set(np.load(folder / "io.npz").files) - inputs
-    assert shown <= rows.keys()
+    assert set(shown) <= rows.keys()
     assert [row for row in rows.values() if row.verdict != "ok"] == []
 
 

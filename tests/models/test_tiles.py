@@ -1,14 +1,14 @@
 """Pictures cut into tiles: what the reference makes of them, what reducers see, how many programs there are."""
 
 import dataclasses
-import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny_checkpoints
-from helpers.places import REPOSITORY, TESTS
+from helpers.families import script
+from helpers.places import TESTS
 from PIL import Image
 
 from jvidprune import JvidpruneError, VideoLLM
@@ -26,16 +26,7 @@ from jvidprune.tokens import VideoTokens
 from jvidprune.video.decode import Clip
 from jvidprune.video.tiles import SLOTS, anyres, internvl_grid, slots_of
 
-
-def script():
-    """The script that made the golden files; at import it needs numpy alone."""
-    spec = importlib.util.spec_from_file_location("golden_tiles", REPOSITORY / "experiments" / "golden_tiles.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MADE = script()
+MADE = script("tiles")
 FAMILIES = tuple(MADE.CASES)
 
 

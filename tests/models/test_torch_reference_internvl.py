@@ -1,7 +1,6 @@
 """InternVL: frames, pixels, prompts and the model against transformers; see `test_torch_reference`."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from helpers import seeded
 from helpers import tiny_checkpoints as tiny
-from helpers.places import REPOSITORY
+from helpers.families import script
 from helpers.tiny import SPECIAL, tokenizer
 from helpers.torch_processors import film, modules, tensor
 
@@ -119,9 +118,7 @@ def test_prompts_are_those_of_the_processor(tmp_path, videos):
 def test_the_model_is_that_of_transformers(tmp_path, name):
     """Live, on weights and pixels of another seed than the golden files."""
     modules()
-    spec = importlib.util.spec_from_file_location("golden_internvl", REPOSITORY / "experiments" / "golden_internvl.py")
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
+    made = script("internvl")
     folder = seeded.write(tmp_path / "m", made.SETS[name][0], 101)
     expected = made.run(folder, 2, 102)
     from jvidprune.parity.models import compare_model_folder

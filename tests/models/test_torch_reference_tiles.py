@@ -1,10 +1,9 @@
 """Tiled pictures, live against transformers' processors and models; see `test_torch_reference`."""
 
-import importlib.util
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.families import module_at, script
 from helpers.places import REPOSITORY
 from helpers.torch_processors import film, modules
 
@@ -15,15 +14,8 @@ from jvidprune.models.checkpoint.published import published
 pytestmark = pytest.mark.torch_reference
 
 
-def module(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    return made
-
-
-MADE = module(REPOSITORY / "experiments" / "golden_tiles.py")
-TESTS = module(REPOSITORY / "tests" / "models" / "test_tiles.py")
+MADE = script("tiles")
+TESTS = module_at(REPOSITORY / "tests" / "models" / "test_tiles.py")
 SIZES = [(97, 131), (240, 320), (448, 448), (720, 1280), (1000, 333), (1, 700), (1500, 2100)]
 OTHERS = ((13, 31), (29, 11), (40, 40), (7, 9))
 """Sizes of pictures for models of tiny tiles, at which Molmo2's bilinear filter has no rounding ties."""
