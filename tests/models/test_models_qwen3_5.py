@@ -1,58 +1,36 @@
 """Qwen3.5: golden parity at two sizes, checkpoints, configs, sizes and costs; its recurrence is in `test_delta`."""
 
 import functools
-import importlib.util
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import seeded
 from helpers import tiny_checkpoints as tiny
+from helpers.families import all_agree, exported_again, script, seeded_folders, source
 from helpers.folders import parameters, write
-from helpers.places import REPOSITORY, TESTS
-from safetensors.numpy import load_file
 
 from jvidprune import JvidpruneError, reducers
 from jvidprune.costs import flops_model, memory
 from jvidprune.llm import coverage
 from jvidprune.models import load_model
-from jvidprune.models.checkpoint.export import export_model
 from jvidprune.models.checkpoint.load import described
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.qwen3_5 import Config
-from jvidprune.parity.models import compare_model_folder
 from jvidprune.stts import STTSConfig, encode, encoder_of, one_video
 from jvidprune.video.preprocess import Patches
 
 INPUTS = {"pixel_values_videos", "video_grid_thw", "input_ids"}
 
 
-def script():
-    """The script that made the golden files; at import it needs numpy alone."""
-    path = REPOSITORY / "experiments" / "golden_qwen3_5.py"
-    spec = importlib.util.spec_from_file_location("golden_qwen3_5", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-MADE = script()
+MADE = script("qwen3_5")
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Both golden sets as checkpoint folders with their io files."""
-    root, found = tmp_path_factory.mktemp("qwen3_5"), {}
-    for name in ("first", "second"):
-        found[name] = seeded.write(root / name, MADE.SETS[name][0], MADE.SEEDS[name])
-        (found[name] / "io.npz").write_bytes((TESTS / "data" / f"qwen3_5_{name}.npz").read_bytes())
-    return found
-
-
-def source(folder):
-    return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())
+    sets = {name: MADE.SETS[name][0] for name in ("first", "second")}
+    return seeded_folders(tmp_path_factory.mktemp("qwen3_5"), "qwen3_5", sets, MADE.SEEDS)
 
 
 # --- golden parity ---------------------------------------------------------------------------------------------------
@@ -61,11 +39,7 @@ def source(folder):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_every_array_of_the_reference_run_agrees(folders, name):
-    (report,) = compare_model_folder(folders[name])
-    rows = {row.what: row for row in report.rows}
-    assert rows.keys() == set(np.load(folders[name] / "io.npz").files) - INPUTS
-    assert {"projector", "lm_last_query_attention_tf5", "logits_tail_tf5", "greedy_ids_tf5"} <= rows.keys()
-    assert [row for row in rows.values() if row.verdict != "ok"] == []
+    all_agree(folders[name], INPUTS, {"projector", "lm_last_query_attention_tf5", "logits_tail_tf5", "greedy_ids_tf5"})
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
@@ -75,16 +49,11 @@ def test_an_export_is_the_checkpoint_again(folders, tmp_path):
     """What the name table takes apart is whole again, and layers that predict several tokens are copied."""
     tensors, config = source(folders["first"])
     tensors["mtp.fc.weight"] = np.ones((2, 3), np.float16)
-    loaded = load_model(write(tmp_path / "m", tensors, config), dtype=jnp.float32)
-    export_model(loaded, tmp_path / "same")
-    after = load_file(tmp_path / "same" / "model.safetensors")
-    assert after.keys() == tensors.keys()
-    for name, value in tensors.items():
-        assert after[name].dtype == value.dtype
-        np.testing.assert_array_equal(after[name], value, err_msg=name)
+    folder = write(tmp_path / "m", tensors, config)
+    same = exported_again(load_model(folder, dtype=jnp.float32), folder, tmp_path / "same")
     mixer = "model.language_model.layers.0.linear_attn"
-    assert after[f"{mixer}.in_proj_qkv.weight"].shape == (2 * 6 + 2 * 4, 10)
-    assert after[f"{mixer}.conv1d.weight"].shape == (2 * 6 + 2 * 4, 1, 4)
+    assert same[f"{mixer}.in_proj_qkv.weight"].shape == (2 * 6 + 2 * 4, 10)
+    assert same[f"{mixer}.conv1d.weight"].shape == (2 * 6 + 2 * 4, 1, 4)
 
 
 def test_layers_fill_the_stack_of_their_kind(folders):
@@ -118,6 +87,14 @@ def test_a_missing_tensor_is_named(folders, tmp_path):
         ({"linear_key_head_dim": True}, "linear_key_head_dim = True"),
         ({"linear_conv_kernel_dim": 1}, "linear_conv_kernel_dim = 1, which must be 2 to"),
         ({"attention_bias": True}, "attention_bias is true"),
+        (
+            {"rope_parameters": {"partial_rotary_factor": "0.5"}},
+            r"partial_rotary_factor = .*, which must be in \(0, 1\]",
+        ),
+        (
+            {"rope_parameters": {"partial_rotary_factor": -0.25}},
+            r"partial_rotary_factor = .*, which must be in \(0, 1\]",
+        ),
         ({"rope_parameters": {"mrope_section": [3, 3, 2]}}, "must add up to half the channels of a head that turn, 2"),
     ],
 )
@@ -125,6 +102,19 @@ def test_configs_that_the_port_does_not_have_are_refused(changed, says):
     raw = tiny.CONFIGS["qwen3_5"]
     with pytest.raises(JvidpruneError, match=says):
         Config.from_hf(raw | {"text_config": raw["text_config"] | changed})
+
+
+@pytest.mark.parametrize("place", ["rope_parameters", "rope_scaling", None])
+def test_the_share_that_turns_stands_in_either_rope_layout(place):
+    raw = tiny.CONFIGS["qwen3_5"]
+    text = {key: value for key, value in raw["text_config"].items() if key != "rope_parameters"}
+    rope = {"mrope_section": [2, 1, 1]}
+    for factor in (0.5, None):
+        given = {"partial_rotary_factor": factor}
+        changed = {"rope_scaling": rope, **given} if place is None else {place: rope | given}
+        # Without a share it is a quarter of 32 channels.
+        wide = {"head_dim": 32 if factor is None else 16}
+        assert Config.from_hf(raw | {"text_config": text | changed | wide}).text.rope.partial == (factor or 0.25)
 
 
 def test_the_one_with_experts_is_refused_by_name():

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jvidprune.errors import JvidpruneError
+from jvidprune.errors import JvidpruneError, quoted
 from jvidprune.models.decoder_config import DecoderConfig
 from jvidprune.models.layers import check_activation
 from jvidprune.models.qwen.model import token_ids
@@ -48,8 +48,7 @@ def read_config(raw: Mapping[str, Any], table: QwenTable) -> dict[str, Any]:
     sections = text.rope.sections or table.sections
     if sections is None:
         raise JvidpruneError(f"config.json of a {table.title} model must give mrope_section in its rope settings.")
-    partial = given if table.partial == 1 else {**given, **(given.get("rope_parameters") or {})}
-    partial = float(partial.get("partial_rotary_factor", table.partial))
+    partial = table.partial if table.partial == 1 else _partial(given, table.partial)
     rope = dataclasses.replace(text.rope, interleaved=table.interleaved, sections=sections, partial=partial)
     rope.axis_of(text.head_dim)
     found = dict(raw.get("vision_config") or {})
@@ -78,6 +77,15 @@ def read_config(raw: Mapping[str, Any], table: QwenTable) -> dict[str, Any]:
         "tokens_per_second": sizes.get("tokens_per_second", 0.0),
         **token_ids(raw),
     }
+
+
+def _partial(text: Mapping[str, Any], default: float) -> float:
+    """Share of a head's channels that turn, from either rope layout."""
+    places = (text.get("rope_parameters") or {}, text.get("rope_scaling") or {}, text)
+    value = next((found for place in places if (found := place.get("partial_rotary_factor")) is not None), default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise JvidpruneError(f"config.json gives partial_rotary_factor = {quoted(value)}, which must be in (0, 1].")
+    return float(value)
 
 
 def _side(positions: int) -> int:
