@@ -204,13 +204,13 @@ def write(
     lines = [
         "# The best composition at 5 % of the tokens\n",
         f"{len(order)} compositions of a selection, a transport and a sink rule were compared on {args.validation} "
-        f"validation clips ({asked[0]} questions that the embedded model answers above chance). The one with most "
-        "right answers, or of equals the one with fewer tokens, was then compared once on "
-        f"{args.clips} test clips ({asked[1]} questions) with the {len(again)} published methods that are best there "
-        "in [retention_all.md](retention_all.md) (the same clips). Methods count as equal in tokens if they keep at "
-        f"most {MOST} of 288 in front of the language model; those that prune inside it read all tokens in its first "
-        "layers. Per cent, 95 % bootstrap intervals over clips. Written by `python -m "
-        "experiments.best_composition`.\n",
+        f"validation clips ({asked[0]} questions that the embedded model answers above chance). The composition with "
+        "the most right answers was chosen; in a tie, the one with fewer tokens. It was then compared once, on "
+        f"{args.clips} test clips ({asked[1]} questions), with the {len(again)} published methods that are best on "
+        "these clips in [retention_all.md](retention_all.md). Only methods that keep at most "
+        f"{MOST} of 288 tokens before the language model are compared. Methods that prune inside it are left out, "
+        "because its first layers read all tokens. Values are per cent, with 95 % bootstrap intervals over clips. "
+        "Written by `python -m experiments.best_composition`.\n",
         "## The choice, on validation clips\n",
         grid(
             ["composition", "answers", "tokens"],

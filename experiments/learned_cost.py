@@ -200,15 +200,16 @@ def write(args: Any, kinds: Sequence[Learned], records: Sequence[Mapping[str, An
     everything = [*fixed, *((kind.title, [own(kind, ratio) for ratio in RATIOS]) for kind in kinds)]
     lines = [
         "# Costs that were learned\n",
-        "Costs of AOT's transport inside frames, trained beside the embedded model by the code of `jvidprune train "
-        f"cost` for {args.steps} steps of {args.batch} clips at two retention ratios each, drawn between 5 and 25 %, "
-        f"on {args.train_clips} training clips; {args.seeds} seeds of first weights and of draws. Measured on "
-        f"{args.clips} test clips with {asked} questions that the model answers above chance, at equal tokens (the "
-        "anchors are the same). Changes are paired by clip; answers and errors of a clip are means over the seeds; "
-        "95 % bootstrap intervals over clips, bold where zero lies outside. The error is that of dropped tokens "
-        "rebuilt as their nearest output token, as a share of their variance: a fall is a gain. In the second method "
-        "the anchors become means of what they receive, and nothing but the plan decides them. Written by `python -m "
-        "experiments.learned_cost`.\n",
+        "Costs of AOT's transport inside frames were trained for the frozen embedded model, with the code of "
+        f"`jvidprune train cost`: {args.steps} steps of {args.batch} clips on {args.train_clips} training clips, with "
+        f"two retention ratios for each clip, drawn between 5 and 25 %. {args.seeds} seeds set the first weights and "
+        f"the draws. The costs were measured on {args.clips} test clips with {asked} questions that the model answers "
+        "above chance, at equal tokens (the anchors are the same). Changes are paired by clip. Answers and errors of a "
+        "clip are means over the seeds. Intervals are 95 % bootstrap intervals over clips, bold if they do not contain "
+        "zero. The error is the squared error when each dropped token is replaced by its nearest output token, divided "
+        'by the variance of the dropped tokens: lower is better. In the second method ("anchors as means") every '
+        "anchor becomes the mean of what it receives, so only the plan decides what the anchors are. Written by "
+        "`python -m experiments.learned_cost`.\n",
         "![Losses in training, and changes against the method's own cost](learned_cost.svg)\n",
         "\n## Against the method's own cost: answers, points\n",
         table(own_cost, "accuracy"),

@@ -69,11 +69,11 @@ CALLED: list[Column] = [
     ("original, CPU s", lambda row: "–" if row["original_s"] is None else f"{row['original_s']:g}"),
 ]
 CALLS = (
-    "Milliseconds of CPU time of the process unless told otherwise, the fastest of interleaved rounds. One is the "
-    "largest of the eight ratios, 0.4: what eight contain. `decisions` form no tokens; a `call` is `jvidprune.reduce` "
-    "or `jvidprune.sweep` with its check for NaN; `writing` is the same call by `uniform`, which decides next to "
-    "nothing and writes as many bytes. The originals are the reference implementations in PyTorch at one ratio on two "
-    "threads of another day. Both were measured beside other work on the machine."
+    "Milliseconds of CPU time of the process unless a column says otherwise; the fastest of interleaved rounds. `one` "
+    "is one call at the ratio 0.4, the largest of the eight ratios. `decisions` form no tokens. A `call` is "
+    "`jvidprune.reduce` or `jvidprune.sweep` with its check for NaN. `writing` is the same call with `uniform`, which "
+    "computes almost nothing and writes as many bytes. The originals are the reference implementations in PyTorch at "
+    "one ratio, on two threads, measured on another day. Other work ran on the machine during both measurements."
 )
 """What stands above the table of calls."""
 
