@@ -157,7 +157,7 @@ parts = [
     "ratio differently: the tokens they really keep stand in the table below.\n",
     difference_table([table.titles[m] for m in published], [over_random(m) for m in published]),
     *by_positions(),
-    "\n## Clips that it takes\n",
+    "\n## How many clips are needed\n",
     *(f"- {one}." for ratio in table.ratios if (one := table.resolution(ratio)) is not None),
     "\n## Tokens kept of 288\n",
     grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [kept(m) for m in names]),
@@ -184,7 +184,7 @@ if args.onto:
         raise SystemExit(f"{sheet} was not made with this model and these clips: its rows of random are others now.")
     added = [marked(name) for name in names if name not in there]
     said = f"Without {', '.join(added)}, which were added later."
-    kept_sections = dict.fromkeys(("Clips that it takes", "Categories that collapse first"), said)
+    kept_sections = dict.fromkeys(("How many clips are needed", "Categories that collapse first"), said)
     titles = [marked(name) for name in everything]
     text = joined_markdown(written.read_text(encoding="utf8"), text, titles, kept_sections)
 written.write_text(text, encoding="utf8")

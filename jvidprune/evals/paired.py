@@ -146,9 +146,9 @@ class Resolution:
 
     def __str__(self) -> str:
         return (
-            f"at {100 * self.ratio:g} % it takes about {self.clips:,} clips ({self.questions:,} questions) to tell "
-            f"{100 * self.change:g} points apart, here are {self.here:,}: of two methods one alone is right on "
-            f"{100 * self.discordant:.0f} % of the questions (median pair; paired test, power 80 %)"
+            f"at {100 * self.ratio:g} % about {self.clips:,} clips ({self.questions:,} questions) are needed to detect "
+            f"a difference of {100 * self.change:g} points; this run has {self.here:,}. In the median pair of methods, "
+            f"only one of the two is right on {100 * self.discordant:.0f} % of the questions (paired test, power 80 %)"
         )
 
 

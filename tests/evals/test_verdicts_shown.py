@@ -140,7 +140,7 @@ def test_the_terminal_says_it_too(table):
     assert "beats only controls that keep fewer tokens: Idle at 10 %" in said
     assert re.search(r"middle frame alone\s+86.7", said)
     assert "one frame answers nearly as much as all of them in: colour" in said
-    assert "to tell 5 points apart, here are 30" in " ".join(said.split())
+    assert "to detect a difference of 5 points; this run has 30." in " ".join(said.split())
     assert "Idle at 10 % did not act" in said
     assert "the two best are Good and Weak" in said
     assert sweep_table(table, intervals=False).caption.count("†") == 1
