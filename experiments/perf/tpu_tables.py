@@ -36,17 +36,19 @@ def table(content: dict[str, Any], wanted: list[str]) -> str:
     batches = {key: row for key, row in rows.items() if "batch=" in key}
     lines = [
         f"# Programs compiled for TPUs and not run (jax {content['jax']})\n",
-        "`python -m experiments.perf.tpu` makes this file. Bytes are read and written: of HBM, and of HBM and VMEM "
-        "together, with bodies of loops counted as often as they run, and as XLA's cost analysis counts them, each "
-        "body once. Where data decide how often a loop runs, the program names a number; a star marks programs with "
-        "loops that do not, counted once. CPU seconds are those of the compiler's threads on a machine of two cores "
-        "that ran other work as well: the same program took up to 1.35 times as many where that was more. Seconds of "
-        "the clock are of the same machine.\n",
+        "`python -m experiments.perf.tpu` makes this file. Bytes are the sum of bytes read and written. Three "
+        "columns count them: HBM, HBM and VMEM together, and XLA's cost analysis. The first two count the body of a "
+        "loop as often as it runs; XLA's analysis counts each body once. If data decide how often a loop runs, the "
+        "program gives a number. A star marks programs with loops without such a number, which are counted once. CPU "
+        "seconds are those of the compiler's threads, on a machine of two cores that ran other work as well. With "
+        "more other work the same program took up to 1.35 times as many. Wall-clock seconds are from the same "
+        "machine.\n",
         "## Reducers on one v5e chip\n",
-        "T=32, N=196, D=3584, bfloat16, batch 1; eight ratios 0.05 to 0.40, one is 0.30. In brackets: commit 287fd3c, "
-        "whose output had room for the tokens asked for and not for the next eighth of the video that `reduce` makes "
-        "room for. Eight / one: HBM bytes of eight ratios without their outputs, over all bytes of one. Methods that "
-        "prune inside the language model alone form no tokens in front of it and have no row.\n",
+        "T=32, N=196, D=3584, bfloat16, batch 1. The eight ratios are 0.05 to 0.40, and one ratio is 0.30. Numbers "
+        "in brackets are from commit 287fd3c: there the output had room only for the tokens asked for, while "
+        "`reduce` now rounds the room up to the next eighth of the video. Eight / one: HBM bytes of eight ratios "
+        "without their outputs, divided by all HBM bytes of one. Methods that prune only inside the language model "
+        "form no tokens before it and have no row.\n",
         *_reducers(singles, content["before"]),
         *_above(singles),
     ]
