@@ -183,7 +183,7 @@ class CoViPAL(Full):
         exact=True,
         quirks=(
             "size, losses and schedule of the module are ours, since the paper's are not public (no option)",
-            "to the module the question is a bag of tokens; visual tokens have places unless it was made with "
+            "to the module the question is a bag of tokens; visual tokens have positions unless it was made with "
             "grid=False (no option of the method)",
         ),
         provenance="reconstruction",

@@ -209,7 +209,7 @@ class CDPruner(CountedReducer):
         quirks=(
             "without a text tower the relevance and the kernel are OpenVINO GenAI's, from the question's embeddings "
             "(variant='official', relevance='joint' for the authors')",
-            "each half of a frame is pruned by itself (split=False)",
+            "each half of a frame is pruned separately (split=False)",
             "the authors' relevance is minus the cosine, scaled over all frames together (range='each')",
         ),
     )

@@ -98,6 +98,6 @@ class DART(Full):
             "pivots are visited in the order of a hash table, which depends on where the video starts "
             "(pivot_order='norm')",
             "states of an early layer go through the last norm of the model before they are compared (variant='exact')",
-            "the ratio is the share kept behind the cut; the layers before it read everything (no option)",
+            "the ratio is the share kept after the cut; the layers before it read all tokens (no option)",
         ),
     )

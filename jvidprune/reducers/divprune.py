@@ -128,9 +128,9 @@ class DivPrune(CountedReducer):
         merges=False,
         exact=True,
         quirks=(
-            "tokens are taken again where only equal ones are left in the released code; here never "
+            "if only equal tokens are left, the released code selects tokens twice; here never "
             "(distinct=False repeats them)",
-            "nothing is kept for every frame (scope='frame' shares the budget equally)",
+            "a frame may keep no token (scope='frame' shares the budget equally)",
         ),
     )
 

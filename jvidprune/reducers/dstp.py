@@ -217,7 +217,7 @@ class DSTP(registry.HoldsMethods, PositionedReducer):
         quirks=(
             "the paper's detector, layer, threshold, interval and number of swaps are not known (shift, layer, every, "
             "swaps)",
-            "dropped tokens have deep keys that were made without each other (serve='recompute', serve='fill')",
+            "dropped tokens have deep keys computed without other dropped tokens (serve='recompute', serve='fill')",
         ),
         provenance="reconstruction",
     )

@@ -107,7 +107,7 @@ class FastV(Full):
         merges=False,
         exact=True,
         quirks=(
-            "the ratio is the share kept behind the cut; the layers before it read everything (no option)",
+            "the ratio is the share kept after the cut; the layers before it read all tokens (no option)",
             "the released evaluation wrapper rounds down and cuts a layer later (variant='lmms')",
         ),
     )

@@ -235,7 +235,7 @@ class HoloV(PositionedReducer):
         merges=False,
         exact=False,
         quirks=(
-            "quota above the size of a band is lost (redistribute=True hands it on)",
+            "quota above the size of a band is lost (redistribute=True gives it to other bands)",
             "a band of one token is scored 1000 times lower than larger ones (no option)",
             "selection by attention with weight 0.09 (rank_by='holistic', alpha=1.0 as the paper says)",
         ),

@@ -187,7 +187,7 @@ class InformationHorizon(PositionedReducer):
         merges=False,
         exact=True,
         quirks=(
-            "positions are counted anew behind every cut (cut_positions='keep')",
+            "positions are numbered again after every cut (cut_positions='keep')",
             "the scripts named 192 and 64 that drop everything process 177.5 and 64.3 tokens a layer "
             "(numbers=(284, 0) is the first of them)",
         ),

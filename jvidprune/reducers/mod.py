@@ -203,7 +203,7 @@ class MoD(Full):
         exact=True,
         quirks=(
             "the curve ends at layer 31 whatever the model's depth (span='model')",
-            "tokens that pass a layer by are multiplied by their gate as well (scale_skipped=False)",
+            "tokens that skip a layer are multiplied by their gate as well (scale_skipped=False)",
             "without a trained router the first tokens of the video run in all routed layers (router=, or "
             "choice='uniform')",
             "the router learns through the gate alone: the choice has no gradient (no option)",

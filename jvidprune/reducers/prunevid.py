@@ -321,7 +321,7 @@ class PruneVid(PositionedReducer):
         quirks=(
             "static tokens are clustered once per segment, not per frame as the paper says (no option)",
             "inside a clustered set rows follow the score of the cluster, not its place (no option)",
-            "the ratio is that of SToP's version; the original's counts clusters, no tokens (budgeting='clusters')",
+            "the ratio is that of SToP's version; the original's counts clusters, not tokens (budgeting='clusters')",
         ),
     )
 

@@ -103,7 +103,7 @@ class PyramidDrop(Full):
         merges=False,
         exact=True,
         quirks=(
-            "positions are counted anew behind every cut (cut_positions='keep')",
+            "positions are numbered again after every cut (cut_positions='keep')",
             "all layers before the first cut read everything, so that a mean share below theirs is refused "
             "(cut_layers=(2, 7, 14) cuts earlier)",
         ),

@@ -285,8 +285,8 @@ class QwenNorm(PositionedReducer):
         merges=True,
         exact=False,
         quirks=(
-            "norms of features stand for attention (the methods themselves are visionzip, fastvid and holitom)",
-            "HoliTom's rows stand at evenly spaced places, whatever tokens they came from (spread=False)",
+            "norms of features replace attention (the methods themselves are visionzip, fastvid and holitom)",
+            "HoliTom's rows get evenly spaced positions, whatever tokens they came from (spread=False)",
             "the first version pools attention in a wrong order and puts rows at wrong places (version='norm')",
         ),
     )

@@ -191,7 +191,7 @@ class Scissor(PositionedReducer):
         merges=True,
         exact=False,
         quirks=(
-            "the released model has no budget but a fixed threshold; here it is found for the ratio (tau=0.9 fixes it)",
+            "the released model has a fixed threshold, no budget; here it is searched for the ratio (tau=0.9 fixes it)",
             "centres are means of means, whatever the sizes (no option)",
             "the random search of the released code, inexact above 3233 components, is exact here (no option)",
             "no newline tokens at all (no option)",

@@ -144,7 +144,7 @@ class SparseVLM(Full):
         quirks=(
             "counts come from fixed lists, not from the rank that the paper describes (flavor='rank')",
             "the number asked for is a mean of tokens that leave a layer; layers read more (no option)",
-            "at least one token goes at every cut, also when the list asks for all (no option)",
-            "positions are counted anew behind every cut but in SparseVLM+ (cut_positions='keep')",
+            "at least one token is dropped at every cut, also if the list keeps all (no option)",
+            "positions are numbered again after every cut, except in SparseVLM+ (cut_positions='keep')",
         ),
     )

@@ -159,7 +159,7 @@ class SwiftVLM(Full):
         exact=True,
         quirks=(
             "a token that comes back has no keys in the layers that it bypassed (no option)",
-            "layers before the first cut read everything, so that a mean share below theirs is refused (cut_layers)",
+            "layers before the first cut read everything, so a smaller mean share than theirs is refused (cut_layers)",
             "the paper's wording lets the layer that ranks run on everything, its costs do not (place='after')",
         ),
         provenance="reconstruction",

@@ -184,7 +184,7 @@ class ToMe(PositionedReducer):
         nested=False,
         merges=True,
         exact=True,
-        quirks=("rows come unmerged ones first, by falling similarity (order='position' sorts them)",),
+        quirks=("unmerged rows come first, by decreasing similarity (order='position' sorts them)",),
     )
 
 

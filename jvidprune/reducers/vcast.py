@@ -149,7 +149,7 @@ class VCAST(PositionedReducer):
         merges=False,
         exact=True,
         quirks=(
-            "what rounding leaves over goes to one frame, mostly the first (leftover='spread' shares it out)",
+            "tokens left over by rounding go to one frame, mostly the first (leftover='spread' distributes them)",
             "a video of one frame is not pruned (no option)",
         ),
     )

@@ -117,7 +117,7 @@ class VideoLLMMoD(Full):
         exact=True,
         quirks=(
             "router, gate and positions are p-MoD's, since the paper's are not public (no option)",
-            "tokens that pass a layer by stay as they are (scale_skipped=True is p-MoD's)",
+            "tokens that skip a layer do not change (scale_skipped=True is p-MoD's)",
             "without a trained router the first tokens of each frame run (router=, or choice='uniform')",
         ),
         provenance="reconstruction",

@@ -275,7 +275,7 @@ class VisionZip(PositionedReducer):
         quirks=(
             "a contextual token is seed + mean of members, about twice the norm of an ordinary token (no option)",
             "the published ratio table gives 20 of 169 tokens for 10 % (tower='none' for int(N * ratio))",
-            "grid layout files dominant tokens under wrong places (official_permutation=False orders them by position)",
+            "dominant tokens get wrong positions in the grid layout (official_permutation=False sorts by position)",
         ),
     )
 
