@@ -4,8 +4,9 @@ Nothing passes or fails here: a weight of one byte is another weight. Shown are 
 many tokens come out the same.
 """
 
+import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +17,9 @@ from jvidprune.models.quantised import Quantise
 from jvidprune.parity.core import load_golden
 from jvidprune.parity.models import io_files, stages_of
 
-_LOGITS = ("logits", "logits_tail")
-"""Keys of a reference's logits: those of the whole prompt, or of its end."""
+_LOGITS = re.compile(r"logits(_tail)?(?P<how>_\w+)?")
+"""Keys of a reference's logits, of the whole prompt or of its end; behind them how the prompt was made, where a file
+has several ways or names its one. The greedy answer of the same way ends alike."""
 
 
 class Deviation(NamedTuple):
@@ -60,26 +62,23 @@ def deviations(folder: str | Path, quantise: Quantise) -> list[Deviation]:
     found = []
     for path in files:
         golden = load_golden(path)
-        key = next((key for key in _LOGITS if golden.has(key)), None)
-        if key is None:
+        told = [match for key in sorted(golden.arrays, key=len) if (match := _LOGITS.fullmatch(key))]
+        if not told:
             raise JvidpruneError(f"{path} holds no logits to compare with.")
+        key, answer = told[0].group(), "greedy_ids" + (told[0]["how"] or "")
         before = None
         for loaded, held in ((plain, "bfloat16"), (small, f"bfloat16, {quantise}")):
             stages, _ = stages_of(loaded, golden)
             logits = np.asarray(stages[key].ours(), np.float64)
             same = total = 0
-            if golden.has("greedy_ids"):
-                total, same = golden["greedy_ids"].size, int((_ids(stages) == golden["greedy_ids"]).sum())
+            if golden.has(answer):
+                total, same = golden[answer].size, int((np.asarray(stages[answer].ours()) == golden[answer]).sum())
             best = float((logits.argmax(-1) == golden[key].argmax(-1)).mean())
             distance = None if before is None else _relative(logits, before)
             name = path.name, loaded.family, held
             found.append(Deviation(*name, _relative(logits, golden[key]), distance, best, same, total))
             before = logits
     return found
-
-
-def _ids(stages: Any) -> np.ndarray:
-    return np.asarray(stages["greedy_ids"].ours())
 
 
 def _relative(ours: np.ndarray, theirs: np.ndarray) -> float:

@@ -17,6 +17,7 @@ from jvidprune.models import load_model
 from jvidprune.models.checkpoint.load import described
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.qwen3_5 import Config
+from jvidprune.parity.quantised import deviations
 from jvidprune.stts import STTSConfig, encode, encoder_of, one_video
 from jvidprune.video.preprocess import Patches
 
@@ -40,6 +41,18 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("name", ["first", "second"])
 def test_every_array_of_the_reference_run_agrees(folders, name):
     all_agree(folders[name], INPUTS, {"projector", "lm_last_query_attention_tf5", "logits_tail_tf5", "greedy_ids_tf5"})
+
+
+@pytest.mark.slow
+def test_parity_tells_how_far_quantised_weights_lead(folders):
+    """Of files that name how a prompt was made, too."""
+    near, far = deviations(folders["first"], "int8")
+    assert (near.held, far.held) == ("bfloat16", "bfloat16, int8")
+    assert 1e-4 < near.logits < 0.2
+    assert 1e-4 < far.logits < 0.2
+    assert far.from_bfloat16 is not None
+    assert 1e-4 < far.from_bfloat16 < 0.2
+    assert near.tokens == far.tokens == np.load(folders["first"] / "io.npz")["greedy_ids_tf5"].size
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------
