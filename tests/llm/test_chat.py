@@ -104,9 +104,10 @@ def test_a_round_that_does_not_fit_the_cache_reads_anew(folders, monkeypatch):
     assert kept.ask("On?", max_new_tokens=5).token_ids == fresh.ask("On?", max_new_tokens=5).token_ids
 
 
-def test_an_answer_cut_by_a_stop_text_goes_on_from_there(folders):
-    """Ids behind the stop text stand in the cache until they are taken out of it."""
-    llm = VideoLLM.load(folders["llava_onevision"])
+@pytest.mark.parametrize("family", ["llava_onevision", pytest.param("qwen3_5", marks=pytest.mark.slow)])
+def test_an_answer_cut_by_a_stop_text_goes_on_from_there(folders, family):
+    """Ids behind the stop text stand in the cache, or in a state, until they are taken out of it."""
+    llm = VideoLLM.load(folders[family])
     video = llm.reduce(clip(0), reducer="uniform", ratio=0.4)
     how = {"max_new_tokens": 20, "temperature": 3.0, "seed": 1}
     whole = llm.ask(video, ROUNDS[0], **how)
