@@ -29,7 +29,7 @@ class Forward(NamedTuple):
     Attributes:
       logits: (B, S, V) float32.
       hidden: (layers + 1, B, S, D): the input, every layer's output, the last one after the final norm; or None.
-      attention: (layers, B, H, R, S) weights of the probed rows, or None.
+      attention: (layers that have any, B, H, R, S) weights of the probed rows, or None.
     """
 
     logits: Float[Array, "B S V"]

@@ -1,10 +1,11 @@
 """Weights of the language model in one byte each, through qwix: int8 or float8_e4m3fn with scales, for small devices.
 
-The matrices of all decoder layers (attention, MLP, experts) are `qwix.QArray`s: values of one byte and a scale for each
-output channel, the largest magnitude of the channel over that of the type, as qwix quantises weights by default
-("absmax"). Embedding, head, norms, biases, routers and the tower stay as they are. Activations are never quantised: a
-product takes a matrix back to the type of its scales where it is read (`qwix.dot_general`), which XLA makes part of
-the product, so that decoding reads one byte for each weight.
+The matrices of all decoder layers (attention, recurrence, MLP, experts) are `qwix.QArray`s: values of one byte and a
+scale for each output channel, the largest magnitude of the channel over that of the type, as qwix quantises weights by
+default ("absmax"). Embedding, head, norms, biases, convolutions, routers, what gives a recurrence its decay and
+strength, and the tower stay as they are. Activations are never quantised: a product takes a matrix back to the type of
+its scales where it is read (`qwix.dot_general`), which XLA makes part of the product, so that decoding reads one byte
+for each weight.
 
 `qwix.quantize_model` is not used: it replaces the parameters of the modules that one method of a model calls, whereas
 these layers are stacked, cut out of the stack inside a scan, and entered by many methods.
