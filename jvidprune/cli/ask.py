@@ -149,11 +149,10 @@ def answered(
         # The loaded settings are bound to the model, where a method needs its weights.
         method = llm.reducer(chosen) if isinstance(chosen, str) else llm.pruning.reducer if llm.pruning else chosen
         clock = StageClock(console.start)
-        if of_frames(method):
-            # What it makes is what is encoded.
-            video = reading.read_clip(path, llm, model, clock, console)
-        else:
-            video = reading.read_video(path, llm, method.needs, model, clock, console, question)
+        video: Any = reading.read_clip(path, llm, model, clock, console)
+        # Of a method of other frames, what it makes is what is encoded.
+        if not of_frames(method):
+            video = reading.encode_clip(video, llm, method.needs, clock, question)
         with clock("encode" if of_frames(method) else "reduce") as stage:
             # Methods that read the question read it without the times.
             reduced = llm.reduce(video, reducer=method, ratio=ratio)

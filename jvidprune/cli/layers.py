@@ -45,7 +45,7 @@ def draw_layers(
     from jvidprune.llm.stages import StageClock
     from jvidprune.reducers.registry import title
     from jvidprune.viz.decision import stage_decision
-    from jvidprune.viz.drawn import drawn_frames
+    from jvidprune.viz.drawn import check_drawn, drawn_frames
     from jvidprune.viz.overlay import write_picture
     from jvidprune.viz.report import inside_page
 
@@ -58,7 +58,9 @@ def draw_layers(
         reading.check_fits(path, model, limits, reading.Asked(question, name, ratio, STEPS))
         llm = reading.open_model(model, console)
         method, clock = llm.reducer(name), StageClock(console.start)
-        encoded = reading.read_video(path, llm, method.needs, model, clock, console, question)
+        clip = reading.read_clip(path, llm, model, clock, console)
+        check_drawn(llm, clip)
+        encoded = reading.encode_clip(clip, llm, method.needs, clock, question)
         with clock("reduce") as stage:
             reduced = llm.reduce(encoded, reducer=method, ratio=ratio)
             stage.tokens = reduced.kept

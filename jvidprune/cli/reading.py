@@ -140,17 +140,10 @@ def check_fits(path: Path | None, choice: ModelChoice, limits: Limits, asked: As
         check_question(source, video, question, reducer=reducer, ratio=ratio, max_new_tokens=longest, **reading)
 
 
-def read_video(
-    path: Path | None,
-    model: VideoLLM,
-    needs: frozenset[str],
-    choice: ModelChoice,
-    clock: StageClock,
-    console: Console,
-    question: str | None = None,
+def encode_clip(
+    clip: Clip, model: VideoLLM, needs: frozenset[str], clock: StageClock, question: str | None = None
 ) -> EncodedVideo:
-    """Decodes and encodes a video (the generated clip without a path), timing both; methods may read the question."""
-    clip = read_clip(path, model, choice, clock, console)
+    """Encodes a video, timed; methods may read the question."""
     with clock("encode") as stage:
         video = model.encode(clip, needs=needs, question=question if needs & QUESTION else None)
         jax.block_until_ready(video.tokens)

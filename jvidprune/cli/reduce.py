@@ -80,12 +80,12 @@ def draw_reduction(
 
     from jvidprune.cli import reading
     from jvidprune.files import atomic_output, check_writable
-    from jvidprune.llm.encoded import clip_of, reduce_video
+    from jvidprune.llm.encoded import reduce_video
     from jvidprune.llm.stages import StageClock
     from jvidprune.reducers.registry import title
     from jvidprune.tokens import QUESTION
     from jvidprune.viz.decision import decision_of
-    from jvidprune.viz.drawn import drawn_frames
+    from jvidprune.viz.drawn import check_drawn, drawn_frames
     from jvidprune.viz.overlay import write_picture
     from jvidprune.viz.report import reduction_page
 
@@ -109,7 +109,9 @@ def draw_reduction(
         methods = {name: llm.reducer(name) for name in names}
         needs = frozenset().union(*(method.needs for method in methods.values()))
         clock = StageClock(console.start)
-        encoded = reading.read_video(path, llm, needs - QUESTION, model, clock, console)
+        clip = reading.read_clip(path, llm, model, clock, console)
+        check_drawn(llm, clip)
+        encoded = reading.encode_clip(clip, llm, needs - QUESTION, clock)
         video = encoded.tokens
         decisions, refused = [], {}
         for name, method in methods.items():
@@ -130,7 +132,7 @@ def draw_reduction(
         if not decisions:
             raise JvidpruneError(next(iter(refused.values())))
         console.start("drawing")
-        frames, labels = drawn_frames(clip_of(encoded), video.features.shape[0])
+        frames, labels = drawn_frames(clip, video.features.shape[0])
         with atomic_output(out) as part:
             if out.suffix.lower() == ".html":
                 page = reduction_page(

@@ -25,7 +25,7 @@ from jvidprune.tokens import QUESTION
 from jvidprune.video.container import existing_file
 from jvidprune.video.limits import Limits
 from jvidprune.viz.decision import Decision, decision_of
-from jvidprune.viz.drawn import drawn_frames
+from jvidprune.viz.drawn import check_drawn, drawn_frames
 from jvidprune.viz.overlay import draw_frame, fit
 from jvidprune.weights import files_refused
 
@@ -241,6 +241,7 @@ class SideBySide:
         with clock("decode", "frames") as stage:
             clip = self.llm.sample(path, frames=self._frames, fps=self._fps, limits=self._limits)
             stage.tokens = len(clip.frames)
+        check_drawn(self.llm, clip)
         with clock("encode") as stage:
             video = self.llm.encode(clip, needs=needs)
             stage.tokens = jax.block_until_ready(video.tokens).layout().total

@@ -6,6 +6,8 @@ from jaxtyping import UInt8
 from numpy import ndarray
 
 from jvidprune.errors import JvidpruneError
+from jvidprune.llm.opening import shape_of
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.video.decode import Clip
 
 
@@ -21,13 +23,19 @@ class Drawn(NamedTuple):
     labels: tuple[str, ...]
 
 
-def drawn_frames(clip: Clip, steps: int) -> Drawn:
-    """The frames that `steps` token grids are drawn on: a grid of Qwen stands for a pair, drawn on its first frame.
+def check_drawn(llm: VideoLLM, clip: Clip) -> None:
+    """Refuses what cannot be drawn, before it is encoded.
 
     Raises:
-      JvidpruneError: a picture of several tiles, which are no frames of it.
+      JvidpruneError: a picture of several tiles or maps, which are no frames of it.
     """
-    if clip.picture and steps > 1:
-        raise JvidpruneError(f"what is kept of a picture of {steps} tiles cannot be drawn; videos and others can.")
+    if clip.picture and shape_of(llm, clip).frames > 1:
+        raise JvidpruneError(
+            f"what is kept of a picture that {llm.loaded.family} cuts into tiles cannot be drawn; that of videos can."
+        )
+
+
+def drawn_frames(clip: Clip, steps: int) -> Drawn:
+    """The frames that `steps` token grids are drawn on: a grid of Qwen stands for a pair, drawn on its first frame."""
     every = -(-len(clip.frames) // steps)
     return Drawn(clip.frames[::every], tuple(f"{time:.2f} s" for time in clip.timestamps[::every]))

@@ -12,6 +12,9 @@ from helpers.places import TESTS
 from PIL import Image
 
 from jvidprune import JvidpruneError, VideoLLM
+from jvidprune.cli.console import Console
+from jvidprune.cli.options import ModelChoice
+from jvidprune.cli.reduce import ReduceChoice, draw_reduction
 from jvidprune.costs.fits import check_question
 from jvidprune.llm.encoded import EncodedVideo
 from jvidprune.llm.opening import encode_tokens
@@ -234,6 +237,20 @@ def test_methods_of_single_frames_keep_what_their_budgets_say(loaded, family):
             assert 0 < part.kept <= method.capacity(part.video.layout, 0.4) <= part.video.layout.total
             if own.info.exact:
                 assert part.kept == own.expected(part.video.layout, 0.4)
+
+
+@pytest.mark.parametrize("layers", [False, True])
+def test_drawings_refuse_tiles_before_anything_is_encoded(loaded, tmp_path, layers):
+    clip, path = Clip.of_picture(shown(70, 100)), tmp_path / "one.png"
+    Image.fromarray(clip.frames[0]).save(path)
+    for family in ("internvl", "llava_onevision"):
+        model = ModelChoice(model=str(loaded(family).loaded.folder))
+        choice = ReduceChoice(reducer="fastv(layer=1)", save=tmp_path / "out.png", layers=layers)
+        encode_tokens.clear_cache()
+        with pytest.raises(JvidpruneError, match=f"a picture that {family} cuts into tiles cannot be drawn"):
+            draw_reduction(path, choice, model=model, console=Console(quiet=True))
+        assert encode_tokens._cache_size() == 0
+    assert not (tmp_path / "out.png").exists()
 
 
 # --- prompts ---------------------------------------------------------------------------------------------------------
