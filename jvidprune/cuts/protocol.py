@@ -73,8 +73,8 @@ class CutInputs(NamedTuple):
         the last valid position.
       keys: (S, K, d) of the probed layer, or None.
       normed: (S, D) the states under the norm in front of the model's head, for a rule that reads them, or None.
-      rotary: (cos, sin), each (S, d), by which the model turns keys at the tokens' positions, for a rule that reads
-        them, or None.
+      rotary: (cos, sin), each (S, r), by which the model turns the first r channels of keys at the tokens' positions
+        (all of them but in Qwen3.5), for a rule that reads them, or None.
       weights: arrays of the stage's `weights` by name, {} where it has none.
     """
 
