@@ -1,4 +1,4 @@
-"""Every family in every way it is used: asked by `ask`, through lmms-eval's adapter and at the endpoint: one answer."""
+"""Every family gives one answer by `ask`, through the adapter of lmms-eval and at the endpoint."""
 
 import base64
 
