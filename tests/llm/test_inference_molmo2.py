@@ -197,7 +197,7 @@ def test_markers_of_images_around_frames_where_the_processor_says_so(llm, video,
     config = llm.loaded.config
     (tmp_path / "processor_config.json").write_text('{"use_frame_special_tokens": false}')
     around = molmo2.marks(config, tmp_path)
-    assert around == (config.tokens.image_start, config.tokens.image_end)
+    assert around == molmo2.Marks(config.tokens.image_start, config.tokens.image_end)
     one = llm.reduce(video, reducer=TOPK, ratio=0.5)
     ids = molmo2.prompt_ids(["", "?"], [one], around, llm.tokenizer.encode)
     assert [part[-1] for part in ids[:-1]] == [around.start] * 3
