@@ -155,7 +155,11 @@ class HybridDecoder(Decoder):
         rows: Int[Array, "B R"] | None = None,
         past: CacheSegment | None = None,
     ) -> tuple[Float[Array, "B S D"], LayerOutputs]:
-        """The branch of one layer in front of its MLP, see `Decoder.mix`."""
+        """The branch of one layer in front of its MLP, see `Decoder.mix`.
+
+        Raises:
+          JvidpruneError: attention of rows that the layer does not pay.
+        """
         if layer in self.config.attending:
             before = None
             if past is not None:
