@@ -28,7 +28,7 @@ def free_port():
 def environment(**more):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     paths = import_paths(Path(__file__).parent)
-    return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths} | more
+    return os.environ | {"XLA_FLAGS": flags, "NPROC": "32", "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths} | more
 
 
 @pytest.fixture(scope="module")

@@ -339,7 +339,7 @@ def losses(folder, mesh=None):
 @pytest.mark.slow
 def test_a_mesh_of_data_fsdp_and_tensor_gives_the_same_losses(folder, attention):
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    done = child(_MESH, folder, attention, XLA_FLAGS=flags, JAX_PLATFORMS="cpu")
+    done = child(_MESH, folder, attention, XLA_FLAGS=flags, NPROC="32", JAX_PLATFORMS="cpu")
     assert done.returncode == 0, done.stderr
     np.testing.assert_allclose(json.loads(done.stdout.splitlines()[-1]), losses(folder), rtol=2e-5)
 
