@@ -25,8 +25,8 @@ from jvidprune.models.checkpoint.published import PUBLISHED, published
 def run_on_eight(script, *words):
     """Runs a script in a process with eight simulated devices and returns what it printed.
 
-    Devices that wait for each other hold threads of XLA's pool, which has one for each core unless NPROC says more: with
-    two cores larger programs would wait for ever.
+    Devices that wait for each other hold threads of XLA's pool, which has one for each core unless NPROC says more:
+    with two cores larger programs would wait for ever.
     """
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     paths = import_paths(Path(__file__).parent)
