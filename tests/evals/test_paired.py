@@ -150,7 +150,7 @@ def test_a_run_tells_how_many_clips_its_methods_need_for_5_points():
     assert found.questions == math.ceil(expected)
     assert (found.clips, found.here) == (math.ceil(found.questions / 2), 50)
     assert f"about {found.clips:,} clips" in str(found)
-    assert "here are 50" in str(found)
+    assert "this run has 50" in str(found)
     assert resolution(pairs, 50, change=0.1).questions < found.questions
     assert resolution([], 50) is None
 

@@ -354,7 +354,7 @@ def test_the_document_lists_what_the_code_does():
             found[convention] = layout_of(config, int(frames), size, convention).total
             assert cell == f"{found[convention]:,} ({found[convention] / int(frames):.1f})"
         ratios.append(max(found.values()) / min(found.values()))
-    assert f"in this table is {max(ratios):.1f} times" in text
+    assert f"in this table is a factor of {max(ratios):.1f}." in text
     for name in (*CONVENTIONS, *MROPE_RULES):
         assert f"`{name}`" in text or f"**{name}**" in text
 
