@@ -1,8 +1,11 @@
 """What the tests of model families share: golden scripts, checkpoint folders made by them, exports, prompts as text."""
 
+import functools
 import importlib.util
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from helpers import seeded
 from helpers import tiny_checkpoints as tiny
@@ -10,10 +13,13 @@ from helpers.places import REPOSITORY, TESTS
 from safetensors.numpy import load_file
 
 from jvidprune.llm.encoded import EncodedVideo
+from jvidprune.models import load_model
 from jvidprune.models.checkpoint.export import export_model
 from jvidprune.parity.models import compare_model_folder
 from jvidprune.reducers import registry
+from jvidprune.stts import STTSConfig, encode, encoder_of, one_video
 from jvidprune.tokens import VideoTokens
+from jvidprune.video.preprocess import Patches
 
 
 def script(name):
@@ -91,3 +97,28 @@ def shown(llm, slots, text):
         found += llm.tokenizer.decode(waiting) + "*"
         waiting = []
     return found + llm.tokenizer.decode(waiting)
+
+
+def stts_tokens(folder):
+    """STTS in a Qwen-VL tower on noise of 18 tokens: half of the windows are drawn, packed as masked, then all of them.
+
+    Returns:
+      The packed half, and all, whose tokens are checked to be those of the model; what the model makes of the patches.
+    """
+    model, grid = load_model(folder, dtype=jnp.float32).model, (3, 6, 4)
+    patches = jax.random.normal(jax.random.key(0), (72, model.config.vision.patch_values))
+
+    @functools.partial(jax.jit, static_argnames=("packing", "kept"))
+    def run(patches, packing, kept):
+        config = STTSConfig(method="random", prune_at=0, attention="plain", packing=packing)
+        video = one_video(3, 18 - kept)
+        return encode(encoder_of(model, 1, grid), patches, video, config, kept=kept, key=jax.random.key(1))
+
+    packed, masked, whole = run(patches, "flat", 9), run(patches, "masked", 9), run(patches, "flat", 18)
+    np.testing.assert_array_equal(packed.index, masked.index)
+    np.testing.assert_allclose(packed.tokens, masked.tokens, atol=1e-4)
+    if packed.deepstack is not None:
+        np.testing.assert_allclose(packed.deepstack, masked.deepstack, atol=1e-4)
+    dense = jax.jit(model.encode)(Patches(patches, grid))
+    np.testing.assert_allclose(whole.tokens, dense.features.reshape(18, -1), atol=1e-4)
+    return packed, whole, dense

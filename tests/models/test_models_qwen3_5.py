@@ -1,13 +1,10 @@
 """Qwen3.5: golden parity at two sizes, checkpoints, configs, sizes and costs; its recurrence is in `test_delta`."""
 
-import functools
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny_checkpoints as tiny
-from helpers.families import all_agree, exported_again, script, seeded_folders, source
+from helpers.families import all_agree, exported_again, script, seeded_folders, source, stts_tokens
 from helpers.folders import parameters, write
 
 from jvidprune import JvidpruneError, reducers
@@ -18,8 +15,6 @@ from jvidprune.models.checkpoint.load import described
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.qwen3_5 import Config
 from jvidprune.parity.quantised import deviations
-from jvidprune.stts import STTSConfig, encode, encoder_of, one_video
-from jvidprune.video.preprocess import Patches
 
 INPUTS = {"pixel_values_videos", "video_grid_thw", "input_ids"}
 
@@ -186,18 +181,5 @@ def test_published_settings_read_layers_with_attention():
 @pytest.mark.slow
 def test_stts_runs_in_its_tower(folders):
     """Half of the windows, drawn: packed as masked; with all of them the tokens are those of the model."""
-    model, grid = load_model(folders["second"], dtype=jnp.float32).model, (3, 6, 4)
-    patches = jax.random.normal(jax.random.key(0), (72, model.config.vision.patch_values))
-
-    @functools.partial(jax.jit, static_argnames=("packing", "kept"))
-    def run(patches, packing, kept):
-        config = STTSConfig(method="random", prune_at=0, attention="plain", packing=packing)
-        video = one_video(3, 18 - kept)
-        return encode(encoder_of(model, 1, grid), patches, video, config, kept=kept, key=jax.random.key(1))
-
-    packed, masked, whole = run(patches, "flat", 9), run(patches, "masked", 9), run(patches, "flat", 18)
-    np.testing.assert_array_equal(packed.index, masked.index)
-    np.testing.assert_allclose(packed.tokens, masked.tokens, atol=1e-4)
-    dense = jax.jit(model.encode)(Patches(patches, grid))
-    np.testing.assert_allclose(whole.tokens, dense.features.reshape(18, -1), atol=1e-4)
+    packed, _, _ = stts_tokens(folders["second"])
     assert packed.deepstack is None

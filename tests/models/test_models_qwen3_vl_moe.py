@@ -1,7 +1,6 @@
 """Qwen3-VL with experts: golden parity at two sizes, checkpoints, configs, costs, and what it shares with Qwen3-VL."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import tiny_checkpoints as tiny
-from helpers.families import all_agree, exported_again, script, seeded_folders, source
+from helpers.families import all_agree, exported_again, script, seeded_folders, source, stts_tokens
 from helpers.folders import parameters, write
 
 from jvidprune import JvidpruneError, reducers
@@ -21,8 +20,6 @@ from jvidprune.models import load_model
 from jvidprune.models.checkpoint.published import published
 from jvidprune.models.decoder_layer import DecoderLayer
 from jvidprune.models.qwen3_vl_moe import Config
-from jvidprune.stts import STTSConfig, encode, encoder_of, one_video
-from jvidprune.video.preprocess import Patches
 
 INPUTS = {"pixel_values_videos", "video_grid_thw", "input_ids"}
 
@@ -148,20 +145,6 @@ def test_settings_and_methods_are_those_of_qwen3_vl():
 
 def test_stts_runs_in_its_tower(folders):
     """Half of the windows, drawn: packed as masked; with all of them the tokens and levels are those of the model."""
-    model, grid = load_model(folders["second"], dtype=jnp.float32).model, (3, 6, 4)
-    patches = jax.random.normal(jax.random.key(0), (72, model.config.vision.patch_values))
-
-    @functools.partial(jax.jit, static_argnames=("packing", "kept"))
-    def run(patches, packing, kept):
-        config = STTSConfig(method="random", prune_at=0, attention="plain", packing=packing)
-        video = one_video(3, 18 - kept)
-        return encode(encoder_of(model, 1, grid), patches, video, config, kept=kept, key=jax.random.key(1))
-
-    packed, masked, whole = run(patches, "flat", 9), run(patches, "masked", 9), run(patches, "flat", 18)
-    np.testing.assert_array_equal(packed.index, masked.index)
-    np.testing.assert_allclose(packed.tokens, masked.tokens, atol=1e-4)
-    np.testing.assert_allclose(packed.deepstack, masked.deepstack, atol=1e-4)
-    dense = jax.jit(model.encode)(Patches(patches, grid))
-    np.testing.assert_allclose(whole.tokens, dense.features.reshape(18, -1), atol=1e-4)
+    _, whole, dense = stts_tokens(folders["second"])
     levels = dense.evidence["features_deepstack"]
     np.testing.assert_allclose(whole.deepstack, levels.reshape(18, *levels.shape[2:]), atol=1e-4)

@@ -102,3 +102,25 @@ def _taps(sizes: Mapping[str, Any], layers: int) -> tuple[int, ...]:
     if len(taps) > layers:
         raise JvidpruneError(f"{len(taps)} DeepStack levels need as many layers, the model has {layers}.")
     return taps
+
+
+_MOST = 1 << 16
+
+
+def read_counts(text: Mapping[str, Any], defaults: Mapping[str, int], least: Mapping[str, int]) -> tuple[int, ...]:
+    """Whole numbers of a text config, in the order of `defaults`.
+
+    Args:
+      text: the config without entries of null.
+      defaults: name to the number where the config has none.
+      least: the lowest number allowed, 1 for names that are not listed.
+
+    Raises:
+      JvidpruneError: a value that is no whole number from its lowest to 65,536.
+    """
+    found = {name: text.get(name, default) for name, default in defaults.items()}
+    for name, value in found.items():
+        low = least.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _MOST:
+            raise JvidpruneError(f"config.json gives {name} = {quoted(value)}, which must be {low} to {_MOST}.")
+    return tuple(found.values())

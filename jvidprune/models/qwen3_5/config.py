@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jvidprune.errors import JvidpruneError, quoted
+from jvidprune.errors import JvidpruneError
 from jvidprune.models.decoder_config import DeltaConfig
-from jvidprune.models.qwen.config import read_config
+from jvidprune.models.qwen.config import read_config, read_counts
 from jvidprune.models.qwen3_vl.config import TABLE, Qwen3VLConfig
 
 _TABLE = TABLE._replace(
@@ -44,8 +44,6 @@ _SIZES = {
 
 _KINDS = {"full_attention": True, "linear_attention": False}
 
-_MOST = 1 << 16
-
 
 @dataclasses.dataclass(frozen=True)
 class Qwen35Config(Qwen3VLConfig):
@@ -64,12 +62,8 @@ class Qwen35Config(Qwen3VLConfig):
         text = {key: value for key, value in raw.get("text_config", raw).items() if value is not None}
         if text.get("attention_bias"):
             raise JvidpruneError("attention_bias is true, but attention of Qwen3.5 is supported without biases alone.")
-        found = {name: text.get(name, default) for name, default in _SIZES.items()}
-        for name, value in found.items():
-            low = 2 if name in ("linear_conv_kernel_dim", "full_attention_interval") else 1
-            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= _MOST:
-                raise JvidpruneError(f"config.json gives {name} = {quoted(value)}, which must be {low} to {_MOST}.")
-        key_heads, heads, key_dim, value_dim, taps, interval = found.values()
+        counts = read_counts(text, _SIZES, {"linear_conv_kernel_dim": 2, "full_attention_interval": 2})
+        key_heads, heads, key_dim, value_dim, taps, interval = counts
         if heads % key_heads:
             raise JvidpruneError(f"config.json gives {heads} linear_num_value_heads, no multiple of {key_heads}.")
         fields = read_config({**_IDS, **raw}, _TABLE)

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from jvidprune.errors import JvidpruneError, quoted
-from jvidprune.models.qwen.config import read_config
+from jvidprune.errors import JvidpruneError
+from jvidprune.models.qwen.config import read_config, read_counts
 from jvidprune.models.qwen3_vl.config import TABLE, Qwen3VLConfig
 
 _TABLE = TABLE._replace(
@@ -23,8 +23,6 @@ _TABLE = TABLE._replace(
 
 _COUNTS = {"num_experts": 60, "num_experts_per_tok": 4, "moe_intermediate_size": 1408}
 """Defaults of transformers' class; those of the published models differ."""
-
-_MOST = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,11 +49,7 @@ class Qwen3VLMoeConfig(Qwen3VLConfig):
         if "num_local_experts" in text:
             # As transformers 5 saves it.
             text["num_experts"] = text["num_local_experts"]
-        found = {name: text.get(name, default) for name, default in _COUNTS.items()}
-        for name, value in found.items():
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _MOST:
-                raise JvidpruneError(f"config.json gives {name} = {quoted(value)}, which must be 1 to {_MOST}.")
-        experts, active, hidden = found.values()
+        experts, active, hidden = read_counts(text, _COUNTS, {})
         if active > experts:
             raise JvidpruneError(f"a token passes {active} experts (num_experts_per_tok), but there are {experts}.")
         fields = read_config(raw, _TABLE)
