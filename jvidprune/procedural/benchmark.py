@@ -1,8 +1,6 @@
 """The procedural benchmark: seeded clips of shapes, and questions whose answers are known by construction."""
 
 import dataclasses
-from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,6 +13,7 @@ from jvidprune.procedural import templates
 from jvidprune.procedural.categories import ALL_CATEGORIES, ALL_FOCUS, CATEGORIES
 from jvidprune.procedural.paint import dense_labels, paint
 from jvidprune.procedural.scenario import stage
+from jvidprune.procedural.settings import SETTINGS, BenchmarkSetting
 from jvidprune.procedural.templates import LONGEST_SECOND
 from jvidprune.procedural.world import Knobs, Scene
 from jvidprune.video.decode import Clip
@@ -200,15 +199,23 @@ def sample(split: Split, index: int, **settings: Any) -> Sample:
     return Procedural(split, clips=index + 1, **settings).sample(index)
 
 
-DETAILED: Mapping[str, Any] = MappingProxyType(
-    {"frames": 16, "side": 112, "clutter": 6, "size": 1.15, "counted": 5, "categories": ALL_CATEGORIES}
-)
-"""Settings under which evidence takes tokens: 16 frames, larger objects, small ones among clutter, letters, turns."""
+def in_setting(setting: BenchmarkSetting, split: Split, clips: int, **changed: Any) -> Procedural:
+    """The benchmark under one of `SETTINGS`.
+
+    Args:
+      setting: its name.
+      split, clips: as of `Procedural`.
+      **changed: settings as of `Procedural`, which go before those of the named one.
+
+    Raises:
+      JvidpruneError: what `Procedural` raises.
+    """
+    return Procedural(split, clips, **{**SETTINGS[setting], **changed})
 
 
 def detailed(split: Split, clips: int, **settings: Any) -> Procedural:
-    """The benchmark under `DETAILED`; settings as of `Procedural`, which they may replace."""
-    return Procedural(split, clips, **{**DETAILED, **settings})
+    """The benchmark under "detailed" of `SETTINGS`; settings as of `Procedural`, which they may replace."""
+    return in_setting("detailed", split, clips, **settings)
 
 
 def vocabulary(detail: bool = False) -> tuple[str, ...]:

@@ -9,11 +9,12 @@ import pytest
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.items import Question
 from jvidprune.procedural.baselines import baselines
-from jvidprune.procedural.benchmark import DETAILED, Procedural, detailed, vocabulary
+from jvidprune.procedural.benchmark import Procedural, detailed, vocabulary
 from jvidprune.procedural.categories import ALL_CATEGORIES, ALL_FOCUS, CATEGORIES, DETAIL_FOCUS, DETAIL_TEXTS
 from jvidprune.procedural.drawing import DIRECTIONS
 from jvidprune.procedural.masks import masks
 from jvidprune.procedural.paint import paint
+from jvidprune.procedural.settings import DETAILED
 from jvidprune.procedural.templates import split, template_of
 from jvidprune.procedural.world import COLOURS, GLYPHS, SHAPES, Scene, Thing
 
