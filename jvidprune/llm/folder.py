@@ -7,17 +7,19 @@ from typing import cast
 from jvidprune.errors import JvidpruneError
 from jvidprune.llm.conventions import settings_of
 from jvidprune.models.checkpoint.folder import read_json
+from jvidprune.models.checkpoint.load import read_config
 from jvidprune.models.checkpoint.processor import sampling_keys, video_processor
 from jvidprune.models.family import get, is_lmms_lab
 from jvidprune.models.positions import MropeRule, check_rule
 from jvidprune.models.settings import FamilySettings
+from jvidprune.procedural.settings import BenchmarkSetting
 from jvidprune.reducers.serialise import load_reading
 
 
 def family_settings(
     family: str, folder: Path, convention: str | None = None, mrope_rule: str | None = None
 ) -> FamilySettings:
-    """The settings of a checkpoint folder, with what it says itself about frames and the positions of kept tokens.
+    """The settings of a checkpoint folder, with what it says itself of frames, positions and its benchmark.
 
     Args:
       family: of the checkpoint.
@@ -36,7 +38,8 @@ def family_settings(
     convention = saved.convention if convention is None else convention
     lmms_lab = (folder / "config.json").exists() and is_lmms_lab(read_json(folder / "config.json"))
     settings = settings_of(family, convention, lmms_lab=lmms_lab)
-    settings = dataclasses.replace(settings, declared_positions=saved.positions)
+    settings = dataclasses.replace(settings, declared_positions=saved.positions, categories=saved.categories)
+    settings = dataclasses.replace(settings, benchmark=saved.benchmark or settings.benchmark)
     if mrope_rule is not None:
         check_rule(mrope_rule)
         if settings.mrope_rule is None:
@@ -60,3 +63,16 @@ def family_settings(
         # In place of a rate that is the family's own.
         given["fps"] = None
     return dataclasses.replace(settings, **given)
+
+
+def declared_benchmark(source: str | Path, revision: str | None = None) -> BenchmarkSetting:
+    """The setting of the procedural benchmark that a checkpoint was trained for, told from its small files alone.
+
+    Args:
+      source: folder or hub id.
+      revision: of a hub id.
+
+    Raises:
+      JvidpruneError: no such checkpoint, or anything unexpected in its jvidprune_config.json.
+    """
+    return load_reading(read_config(source, revision)[2]).benchmark or "default"

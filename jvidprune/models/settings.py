@@ -7,9 +7,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from jvidprune.fields import NO_SETTING
 from jvidprune.models.checkpoint.processor import BICUBIC, BILINEAR, channels, resizes, square
 from jvidprune.models.positions import MropeRule
 from jvidprune.ops.newline import NewlineKind, NewlineRows
+from jvidprune.procedural.settings import BenchmarkSetting
 from jvidprune.tokens import Layout, VideoTokens
 from jvidprune.video.preprocess import HALF, Channels, Patches, llava_pixels
 from jvidprune.video.resize import Filter
@@ -104,6 +106,9 @@ class FamilySettings:
       reference_positions: the rule of all methods' references on this family, None where they differ.
       markers: where vision markers stand, see `Markers`.
       convention: that these settings are of.
+      benchmark: setting of the procedural benchmark that the checkpoint's folder declares, else the default one. Like
+        the next, it decides what is asked, which a task's fingerprint tells, and not how a model answers.
+      categories: of that setting, those that the folder says the model is good enough for; None where it says nothing.
     """
 
     template: str
@@ -133,6 +138,8 @@ class FamilySettings:
     reference_positions: Positions | None = None
     markers: Markers = "blocks"
     convention: Convention = "released"
+    benchmark: BenchmarkSetting = dataclasses.field(default="default", metadata=NO_SETTING)
+    categories: tuple[str, ...] | None = dataclasses.field(default=None, metadata=NO_SETTING)
 
     def wish(self, frames: int | None = None, fps: float | None = None) -> FrameWish:
         """What is read of a video: so many frames, a rate with `frames` as the most, or what the family reads.

@@ -18,6 +18,7 @@ from jvidprune.fields import settings_of, settle
 from jvidprune.files import atomic_output, load_json
 from jvidprune.ops.transport.kinds import NAMES as PARTS
 from jvidprune.own_code import code_refused
+from jvidprune.procedural.settings import BenchmarkSetting, check_categories, check_setting
 from jvidprune.reducers import registry
 from jvidprune.reducers.own import own_class
 from jvidprune.reducers.prompt_rules import PositionRule, check_positions
@@ -33,6 +34,8 @@ FORMAT = 1
 
 _PRUNING, _READING = ("backbone", "ratio", "reducer"), ("convention", "mrope_rule")
 _KEYS = ("format", "jvidprune", *_PRUNING, *_READING)
+_DECLARED = ("positions", "benchmark", "categories")
+"""What is said of the model itself, whatever reduces its videos and in whichever convention they are read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,26 +88,29 @@ class FolderSettings(NamedTuple):
       positions: the rule of positions that the model was made for, which holds for every method that is not told
         another (`prompt_rules.position_rule`); None where it declares none.
       convention, mrope_rule: that the model was trained with, as in `SavedPruning`; None where `pruning` has its own.
+      benchmark: setting of the procedural benchmark that the model was trained for; None where it declares none.
+      categories: of that setting, in its order, that the model is good enough for; None for all of them.
     """
 
     pruning: SavedPruning | None = None
     positions: PositionRule | None = None
     convention: str | None = None
     mrope_rule: str | None = None
+    benchmark: BenchmarkSetting | None = None
+    categories: tuple[str, ...] | None = None
 
     def text(self) -> str:
         """The file's text.
 
         Raises:
-          JvidpruneError: what `SavedPruning.record` raises, or a rule that is none.
+          JvidpruneError: what `SavedPruning.record` raises, or a rule, a benchmark or categories that are none.
         """
         known: dict[str, Any] = {"format": FORMAT} if self.pruning is None else self.pruning.record()
         # A rule belongs to its convention: the model's own two go together, or not at all.
         if not known.keys() & set(_READING):
             known |= {key: getattr(self, key) for key in _READING if getattr(self, key) is not None}
-        declared = check_positions(self.positions)
-        known |= {} if declared is None else {"positions": declared}
-        return _text(known)
+        declared = {key: getattr(self, key) for key in _DECLARED if getattr(self, key) is not None}
+        return _text(known | _checked_declarations(declared))
 
 
 def _text(known: dict[str, Any]) -> str:
@@ -151,12 +157,14 @@ class FolderReading(NamedTuple):
 
     Attributes:
       convention, mrope_rule: as in `SavedPruning`.
-      positions: as in `FolderSettings`.
+      positions, benchmark, categories: as in `FolderSettings`.
     """
 
     convention: str | None = None
     mrope_rule: str | None = None
     positions: PositionRule | None = None
+    benchmark: BenchmarkSetting | None = None
+    categories: tuple[str, ...] | None = None
 
 
 def load_reading(folder: str | Path) -> FolderReading:
@@ -225,43 +233,51 @@ def read_settings(value: Any, *, allow_code: bool = False) -> FolderSettings:
     """The inverse of `FolderSettings.text`: a record of pruning, what is declared for a model, or both.
 
     Raises:
-      JvidpruneError: as for `read_record`, or a rule of positions that is none.
+      JvidpruneError: as for `read_record`, or a rule of positions, a benchmark or categories that are none.
     """
     rest, declared = _split(value)
     if _prunes(rest, declared):
-        return FolderSettings(read_record(rest, allow_code=allow_code), declared)
+        return FolderSettings(read_record(rest, allow_code=allow_code), **declared)
     return _read_declared(value)
 
 
-def _prunes(rest: Any, declared: PositionRule | None) -> bool:
+def _prunes(rest: Any, declared: dict[str, Any]) -> bool:
     """Whether a file has to say how videos are reduced: it begins to, or declares nothing."""
     if not isinstance(rest, dict):
         return True
-    return bool(rest.keys() & set(_PRUNING)) or (declared is None and not rest.keys() & set(_READING))
+    return bool(rest.keys() & set(_PRUNING)) or not (declared or rest.keys() & set(_READING))
 
 
-def _split(value: Any) -> tuple[Any, PositionRule | None]:
-    """The record without the declaration of positions, and that."""
-    if not isinstance(value, dict) or "positions" not in value:
-        return value, None
-    declared = check_positions(value["positions"])
-    if declared is None:
+def _split(value: Any) -> tuple[Any, dict[str, Any]]:
+    """The record without what is declared of the model, and that."""
+    if not isinstance(value, dict):
+        return value, {}
+    declared = _checked_declarations({key: value[key] for key in _DECLARED if key in value})
+    return {key: part for key, part in value.items() if key not in _DECLARED}, declared
+
+
+def _checked_declarations(found: dict[str, Any]) -> dict[str, Any]:
+    """Values of `_DECLARED`, those that are there."""
+    if "positions" in found and check_positions(found["positions"]) is None:
         raise JvidpruneError("positions must be renumbered or original, got null.")
-    return {key: part for key, part in value.items() if key != "positions"}, declared
+    setting = check_setting(found["benchmark"]) if "benchmark" in found else "default"
+    if "categories" not in found:
+        return found
+    return found | {"categories": check_categories(found["categories"], setting)}
 
 
 def _read_reading(value: Any) -> FolderReading:
     rest, declared = _split(value)
     required = ("format", "ratio", "reducer") if _prunes(rest, declared) else ("format",)
     found = _checked_format(_object(rest, "the file", _KEYS, required))
-    return FolderReading(**_names(found, *_READING), positions=declared)
+    return FolderReading(**_names(found, *_READING), **declared)
 
 
 def _read_declared(value: Any) -> FolderSettings:
     found = _read_reading(value)
     if _prunes(*_split(value)):
-        return FolderSettings(None, found.positions)
-    return FolderSettings(None, found.positions, found.convention, found.mrope_rule)
+        found = found._replace(convention=None, mrope_rule=None)
+    return FolderSettings(None, **found._asdict())
 
 
 def read_record(value: Any, *, allow_code: bool = False) -> SavedPruning:
