@@ -20,12 +20,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from experiments.transport_ablation import part_of, write_pages
+from experiments.transport_ablation import write_pages
 from jvidprune.evals.markdown import difference_table, grid
 from jvidprune.evals.metrics import ALL, Cell, summarise
 from jvidprune.evals.paired import corrected, paired_difference
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.runner import run_sweep
+from jvidprune.evals.tasks import answerable_part
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.ops import compact
 from jvidprune.ops.sink import sink_scores
@@ -37,8 +38,8 @@ from jvidprune.tokens import Budget, Layout, Plan, VideoTokens
 from jvidprune.viz.sweep_style import CONTROLS
 
 RATIO = 0.05
-MOST = 20
-"""Tokens of methods that count as equal at 5 % of 288: 14 are the ratio itself."""
+MOST, ALL_TOKENS = 20, 288
+"""Tokens of methods that count as equal at 5 % of all of them: 14 are the ratio itself."""
 
 MOVED = Transport(TokenCost(), Uniform(), LogSinkhorn(0.1), "mass")
 
@@ -141,11 +142,11 @@ def titled(name: str) -> str:
     )
 
 
-def committed(path: Path) -> list[dict[str, str]]:
-    """Rows of the committed table at this ratio, the best first."""
+def committed(path: Path, most: int = MOST) -> list[dict[str, str]]:
+    """Rows of the committed table at this ratio with so many tokens at most, the best first."""
     with path.open(newline="", encoding="utf8") as file:
         rows = [row for row in csv.DictReader(file) if row["category"] == ALL and float(row["ratio"]) == RATIO]
-    rows = [row for row in rows if float(row["kept"]) <= MOST]
+    rows = [row for row in rows if float(row["kept"]) <= most]
     return sorted(rows, key=lambda row: -float(row["accuracy"]))
 
 
@@ -162,6 +163,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=60, help="test clips, as in the committed table")
     parser.add_argument("--published", type=int, default=4, help="best methods of the committed table that run again")
     parser.add_argument("--table", type=Path, default=Path("experiments/retention_all.csv"))
+    parser.add_argument("--model", default=None, help="by default the embedded one")
     parser.add_argument("--folder", type=Path, default=Path("runs/best_composition"))
     parser.add_argument("--out", type=Path, default=Path("experiments"))
     args = parser.parse_args()
@@ -172,16 +174,18 @@ def main() -> None:
             print(f"{time.time() - begin:6.0f} s {done} {text}", flush=True)
             last[0] = text
 
-    llm = VideoLLM.load(dtype="float32")
+    llm = VideoLLM.load(args.model, dtype="float32")
     tried = candidates(llm)
-    task, _ = part_of(llm, "validation", args.validation)
+    task = answerable_part(llm, "validation", args.validation)
     _, on_validation = measured(llm, task, tried, args.folder / "validation", say)
     order = sorted(tried, key=lambda name: (-on_validation[name].accuracy, on_validation[name].kept))
-    known = committed(args.table)
+    args.tokens = llm.encode(task[0].load()).tokens.layout().total
+    args.most = MOST * args.tokens // ALL_TOKENS
+    known = committed(args.table, args.most)
     again = [row["method"] for row in known if row["method"] not in CONTROLS][: args.published]
     published: dict[str, Reducer] = {name: llm.reducer(name) for name in again}
     methods = {order[0]: tried[order[0]], **published}
-    test, _ = part_of(llm, "test", args.clips)
+    test = answerable_part(llm, "test", args.clips)
     samples, on_test = measured(llm, test, methods, args.folder / "test", say)
     write(args, order, on_validation, on_test, samples, known)
     say(str(args.out / "best_composition.md"))
@@ -208,9 +212,9 @@ def write(
         "the most right answers was chosen; in a tie, the one with fewer tokens. It was then compared once, on "
         f"{args.clips} test clips ({asked[1]} questions), with the {len(again)} published methods that are best on "
         "these clips in [retention_all.md](retention_all.md). Only methods that keep at most "
-        f"{MOST} of 288 tokens before the language model are compared. Methods that prune inside it are left out, "
-        "because its first layers read all tokens. Values are per cent, with 95 % bootstrap intervals over clips. "
-        "Written by `python -m experiments.best_composition`.\n",
+        f"{args.most} of {args.tokens} tokens before the language model are compared. Methods that prune inside it are "
+        "left out, because its first layers read all tokens. Values are per cent, with 95 % bootstrap intervals over "
+        "clips. Written by `python -m experiments.best_composition`.\n",
         "## The choice, on validation clips\n",
         grid(
             ["composition", "answers", "tokens"],

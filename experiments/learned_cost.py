@@ -26,12 +26,12 @@ from experiments.transport_ablation import (
     RATIOS,
     ablations,
     clips_of,
-    part_of,
     write_pages,
 )
 from jvidprune.evals.laboratory import Laboratory, run_laboratory
 from jvidprune.evals.laboratory_table import Mean, change, mean, of, pooled, rows, shown
 from jvidprune.evals.markdown import grid
+from jvidprune.evals.tasks import answerable_part
 from jvidprune.files import write_table
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.training.loop import read_curve
@@ -71,7 +71,7 @@ def trained(llm: VideoLLM, args: Any, kinds: Sequence[Learned], say: Any) -> tup
       TimeoutError: the time is up; what was trained stays in its folders.
     """
     bases = ablations(llm.reducer("aot"))  # pyright: ignore[reportArgumentType]
-    task, _ = part_of(llm, "train", args.train_clips)
+    task = answerable_part(llm, "train", args.train_clips)
     shared = {"stage": "intra", "steps": args.steps, "clips": args.batch, "log": args.log, "every": 4 * args.log}
     methods, curves = {}, {}
     for kind in kinds:
@@ -142,6 +142,7 @@ def main() -> None:
     parser.add_argument("--costs", nargs="+", choices=COSTS, default=["network", "Mahalanobis"])
     parser.add_argument("--objectives", nargs="+", choices=OBJECTIVES, default=["reconstruction", "kl"])
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, to go on another time")
+    parser.add_argument("--model", default=None, help="by default the embedded one")
     parser.add_argument("--folder", type=Path, default=Path("runs/learned_cost"))
     parser.add_argument("--out", type=Path, default=Path("experiments"))
     args = parser.parse_args()
@@ -151,7 +152,7 @@ def main() -> None:
     def say(text: str) -> None:
         print(f"{time.time() - begin:6.0f} s {text}", flush=True)
 
-    llm = VideoLLM.load(dtype="float32")
+    llm = VideoLLM.load(args.model, dtype="float32")
     kinds = [Learned(base, cost, goal) for base in BASES for goal in args.objectives for cost in args.costs]
     try:
         learned, curves = trained(llm, args, kinds, say)

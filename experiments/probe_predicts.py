@@ -25,6 +25,7 @@ from jvidprune.files import write_table
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--clips", type=int, default=48)
+parser.add_argument("--model", default=None, help="by default the embedded one")
 parser.add_argument("--probe", type=Path, default=None, help="what a probe wrote")
 parser.add_argument("--accuracies", type=Path, default=Path("experiments/retention_all.csv"))
 parser.add_argument("--out", type=Path, default=Path("experiments"))
@@ -33,7 +34,7 @@ args = parser.parse_args()
 if args.probe is None:
     console = Console()
     with console.working():
-        llm = open_model(ModelChoice(dtype="float32"), console)
+        llm = open_model(ModelChoice(args.model, dtype="float32"), console)
         table = probe(llm, before_the_model(), controls=(), clips=args.clips, progress=console.bars())
     args.probe = Path("runs/probe_predicts/probe.csv")
     args.probe.parent.mkdir(parents=True, exist_ok=True)

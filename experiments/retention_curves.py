@@ -27,6 +27,7 @@ from jvidprune.cli.reading import open_model
 from jvidprune.cli.sweep import METHODS
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.markdown import accuracy_table, category_table, difference_table, grid
+from jvidprune.evals.metrics import ALL, FULL
 from jvidprune.evals.paired import Difference, paired_difference
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.results import make_table
@@ -53,7 +54,7 @@ there = methods_in(sheet.read_text(encoding="utf8")) if args.onto else []
 console = Console()
 with console.working():
     llm = open_model(ModelChoice(args.model, dtype="float32"), console)
-    task = answerable_part(llm.loaded.folder / "accuracy.csv", args.clips)
+    task = answerable_part(llm, "test", args.clips)
     everything = (*registry.names(), *registry.framed(), *registry.learned())
     asked = everything if args.methods == "all" else args.methods.split(",")
     methods, refused = {}, {}
@@ -159,7 +160,7 @@ parts = [
     *by_positions(),
     "\n## How many clips are needed\n",
     *(f"- {one}." for ratio in table.ratios if (one := table.resolution(ratio)) is not None),
-    "\n## Tokens kept of 288\n",
+    f"\n## Tokens kept of {table.cells[FULL, 1.0, ALL].kept:.0f}\n",
     grid(["method", *(f"{100 * r:g} %" for r in table.ratios)], [kept(m) for m in names]),
     "\n## Categories that collapse first\n",
     "Mean accuracy of the published methods in per cent of the unpruned model's, and the first ratio below 90 %.\n",

@@ -58,7 +58,7 @@ with console.working():
     methods["flashvid all three"] = dataclasses.replace(flashvid, **clean)
     pairs += [("flashvid released", f"flashvid {name}") for name in (*clean, "all three")]
 
-    task = answerable_part(llm.loaded.folder / "accuracy.csv", args.clips)
+    task = answerable_part(llm, "test", args.clips)
     found = run_sweep(llm, task, SweepPlan(methods))
 table = make_table(found, task, {name: name for name in methods})
 ratios = table.ratios

@@ -32,14 +32,12 @@ from jvidprune.evals.markdown import difference_table, grid
 from jvidprune.evals.metrics import ALL, FULL, Cell, summarise
 from jvidprune.evals.paired import paired_difference
 from jvidprune.evals.store import RecordStore
-from jvidprune.evals.subset import Subset
 from jvidprune.evals.tasks import answerable_part
 from jvidprune.files import write_table
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.encoded import ReducedVideo
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.procedural.benchmark import Procedural
 from jvidprune.reducers import FastV, PyramidDrop, Random, Uniform, VideoLLMMoD
 from jvidprune.training.loop import read_curve
 from jvidprune.training.pruners import PrunerChoice, train_pruner
@@ -171,10 +169,8 @@ def main() -> None:
         say(" ".join(f"{name}={value:.4g}" for name, value in line.items()))
 
     llm = VideoLLM.load(args.model, dtype="float32")
-    held = answerable_part(args.model / "accuracy.csv", args.clips)
-    asked = args.rows * max(args.steps)
-    drawn = Procedural("train", clips=20 * asked, categories=held.categories)
-    learned = Subset(drawn, held.pairs, asked)
+    held = answerable_part(llm, "test", args.clips)
+    learned = answerable_part(llm, "train", args.rows * max(args.steps))
     say(f"{len(learned)} clips to learn from")
     choice = PrunerChoice(
         steps=tuple(args.steps[:2]),

@@ -186,7 +186,7 @@ for removed in SHARES:
         for method in TRAINED:
             models[method, removed, seed] = VideoLLM.load(train(llm, method, removed, seed))
 say("trained")
-task = answerable_part(args.model / "accuracy.csv", args.clips)
+task = answerable_part(llm, "test", args.clips)
 weights = [model_fingerprint(model.loaded.folder) for model in (llm, *models.values())]
 name = run_hash({"models": weights, "task": task.fingerprint(), "methods": args.methods, "seeds": args.seeds})
 store = RecordStore(args.folder / f"samples-{name}.jsonl", ("clip", "question", "method", "removed", "seed"))

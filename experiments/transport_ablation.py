@@ -15,15 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jvidprune.evals.laboratory import Laboratory, procedural_clips, run_laboratory
+from jvidprune.evals.laboratory import LabClip, Laboratory, procedural_clips, run_laboratory
 from jvidprune.evals.laboratory_table import Mean, change, mean, of, rows, shown
 from jvidprune.evals.markdown import grid
-from jvidprune.evals.subset import Subset
 from jvidprune.evals.tasks import answerable_part
 from jvidprune.files import write_table
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.ops.transport import LocalityCost, Saliency, Sinkhorn, TokenCost, Transport
-from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.benchmark import Split
 from jvidprune.reducers import AOT
 
 READING = "## What it shows\n"
@@ -76,20 +75,9 @@ def as_means(aot: AOT) -> AOT:
     return dataclasses.replace(aot, nearest=0.0, intra_transport=column)
 
 
-def answerable(llm: VideoLLM, clips: int) -> Subset:
-    return answerable_part(llm.loaded.folder / "accuracy.csv", clips)
-
-
-def part_of(llm: VideoLLM, split: Any, count: int) -> tuple[Subset, Procedural]:
-    """Clips of a split with the questions that the model answers above chance, as `answerable_part` has of the test."""
-    part = answerable(llm, 1)
-    whole = Procedural(split, clips=20 * count, categories=part.categories)
-    return Subset(whole, part.pairs, count), whole
-
-
-def clips_of(llm: VideoLLM, split: Any, count: int) -> list[Any]:
-    """The clips of `part_of` for a laboratory."""
-    return procedural_clips(*part_of(llm, split, count))
+def clips_of(llm: VideoLLM, split: Split, count: int) -> list[LabClip]:
+    """The clips of `answerable_part` for a laboratory."""
+    return procedural_clips(answerable_part(llm, split, count))
 
 
 def draw(path: Path, changes: Mapping[str, Sequence[Mean]]) -> None:
@@ -121,6 +109,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=30, help="held-out test clips")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop after so long, to go on another time")
     parser.add_argument("--apart", action="store_true", help="a program for each structure, so that pieces are short")
+    parser.add_argument("--model", default=None, help="by default the embedded one")
     parser.add_argument("--folder", type=Path, default=Path("runs/transport_ablation"))
     parser.add_argument("--out", type=Path, default=Path("experiments"))
     args = parser.parse_args()
@@ -130,7 +119,7 @@ def main() -> None:
     def say(text: str) -> None:
         print(f"{time.time() - begin:6.0f} s {text}", flush=True)
 
-    llm = VideoLLM.load(dtype="float32")
+    llm = VideoLLM.load(args.model, dtype="float32")
     test = clips_of(llm, "test", args.clips)
     options: dict[str, Any] = {"until": args.late}
 

@@ -211,20 +211,14 @@ def embedded_clips(llm: Any, choice: CostsChoice, frames: int | None = None) -> 
     """Clips of the embedded benchmark, with what is seen in them and the questions that are wanted.
 
     Args:
-      llm: whose tower says how large they are.
+      llm: the model that is asked.
       choice: how many, and which questions.
       frames: of a clip; by default the benchmark's own number.
     """
     from jvidprune.evals.laboratory import procedural_clips
-    from jvidprune.evals.tasks import answerable_part, clip_side
-    from jvidprune.procedural.benchmark import Procedural
+    from jvidprune.evals.tasks import open_task
 
-    size: dict[str, Any] = {"side": clip_side(llm), "frames": Procedural.frames if frames is None else frames}
-    measured = llm.loaded.folder / "accuracy.csv"
-    whole = Procedural("test", clips=choice.clips, **size)
-    if choice.questions in (None, "answerable") and measured.exists():
-        part = answerable_part(measured, choice.clips, **size)
-        whole = dataclasses.replace(whole, clips=20 * choice.clips, categories=part.categories)
-        return procedural_clips(part, whole)
-    found = procedural_clips(whole, whole)
+    wanted = "all" if choice.questions in ("all", "none") else "answerable"
+    task = open_task("procedural", None, llm, clips=choice.clips, questions=wanted, frames=frames)
+    found = procedural_clips(task)
     return [one._replace(questions=()) for one in found] if choice.questions == "none" else found

@@ -90,7 +90,6 @@ def probed(choice: ProbeChoice, *, model: ModelChoice, console: "Console") -> "t
     from jvidprune.expressions import split_list
     from jvidprune.fields import Count, checked
     from jvidprune.files import atomic_output, check_folder
-    from jvidprune.procedural.benchmark import Procedural
     from jvidprune.reducers import registry
     from jvidprune.reducers.protocol import check_ratio
     from jvidprune.viz.probe_page import probe_page
@@ -112,7 +111,6 @@ def probed(choice: ProbeChoice, *, model: ModelChoice, console: "Console") -> "t
     check_folder(choice.save)
     with console.working():
         llm = open_model(model, console)
-        frames = Procedural.frames if model.frames is None else model.frames
         table = measure(
             llm,
             names,
@@ -120,7 +118,7 @@ def probed(choice: ProbeChoice, *, model: ModelChoice, console: "Console") -> "t
             controls=controls,
             clips=choice.clips,
             fitted=choice.fitted,
-            frames=frames,
+            frames=model.frames,
             progress=console.bars(),
         )
     choice.save.mkdir(parents=True, exist_ok=True)

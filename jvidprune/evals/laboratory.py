@@ -29,6 +29,7 @@ from jvidprune.evals.identity import model_identity, plain, run_hash
 from jvidprune.evals.items import Question
 from jvidprune.evals.keys import question_mark, source_of_item
 from jvidprune.evals.store import RecordStore
+from jvidprune.evals.subset import Subset
 from jvidprune.llm.batch import Prompt, answer_many
 from jvidprune.llm.encoded import ReducedVideo
 from jvidprune.llm.video_llm import VideoLLM
@@ -68,13 +69,13 @@ class LabClip(NamedTuple):
     labels: Callable[[tuple[int, int]], Int[np.ndarray, "T h w"]] | None = None
 
 
-def procedural_clips(task: Any, benchmark: Procedural) -> list[LabClip]:
-    """The clips of a part of the procedural benchmark, with what is seen in them.
+def procedural_clips(task: Procedural | Subset) -> list[LabClip]:
+    """The clips of the procedural benchmark or of a part of it, with what is seen in them.
 
     Args:
-      task: items of the benchmark's test split, named "test-NUMBER".
-      benchmark: that they are from.
+      task: whose items are named "SPLIT-NUMBER".
     """
+    benchmark: Any = task.whole if isinstance(task, Subset) else task
 
     def seen(number: int, grid: tuple[int, int]) -> np.ndarray:
         found = dataclasses.replace(benchmark, grid=grid).sample(number).labels.astype(np.int32)

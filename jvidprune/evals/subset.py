@@ -28,7 +28,8 @@ class Subset:
           pairs: (category, kind) that are kept.
           clips: only the first so many clips.
         """
-        self._task = task
+        self.whole = task
+        """Whose questions are asked in part."""
         self.pairs = tuple(sorted(pairs))
         """What is asked."""
         self.name = task.name
@@ -45,11 +46,11 @@ class Subset:
     def categories(self) -> tuple[str, ...]:
         """Categories that are asked about, in the task's order."""
         asked = {category for category, _ in self.pairs}
-        return tuple(category for category in self._task.categories if category in asked)
+        return tuple(category for category in self.whole.categories if category in asked)
 
     def chance(self, question: Question) -> float:
         """As the task has it."""
-        return self._task.chance(question)
+        return self.whole.chance(question)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -60,7 +61,7 @@ class Subset:
     def fingerprint(self) -> dict[str, Any]:
         """That of the task, what is asked, and how many clips."""
         pairs = [" ".join(pair) for pair in self.pairs]
-        return {**self._task.fingerprint(), "asked": pairs, "asked_clips": len(self)}
+        return {**self.whole.fingerprint(), "asked": pairs, "asked_clips": len(self)}
 
 
 class TaskPart:

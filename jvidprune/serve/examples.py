@@ -1,12 +1,13 @@
-"""Generated clips with a question each, of kinds that the embedded model was measured to answer above chance."""
+"""Generated clips with a question each, of kinds that a model was measured to answer above chance."""
 
 import dataclasses
 from pathlib import Path
 
 from jvidprune.evals.items import LMMS_POST_PROMPTS, POST_PROMPTS, Question
-from jvidprune.evals.subset import answerable
+from jvidprune.evals.tasks import MEASURED, answerable_pairs
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.procedural.benchmark import Procedural
+from jvidprune.procedural.benchmark import in_setting
 from jvidprune.video.encode import write_mp4
 
 SCALE = 4
@@ -30,16 +31,20 @@ class PageExample:
     answer: str
 
 
-def write_examples(folder: Path, *, embedded: bool, count: int = 5) -> list[PageExample]:
+def write_examples(folder: Path, llm: VideoLLM, *, embedded: bool, count: int = 5) -> list[PageExample]:
     """Writes clips of the held-out split as mp4 files, one of each category, those with short questions first.
 
     Args:
       folder: where to.
+      llm: that is asked, in the setting of the benchmark that its folder declares; where it does not say what it
+        answers above chance, this is taken from the embedded model.
       embedded: the embedded model is asked, in the few words it knows; other models are asked as in lmms-eval.
       count: most examples.
     """
-    task = Procedural("test", clips=_SEARCHED)
-    known = set(answerable(EMBEDDED / "accuracy.csv"))
+    # Files have the size of the setting, whatever the tower reads: they are scaled up already.
+    task = in_setting(llm.settings.benchmark, "test", _SEARCHED)
+    measured = llm.loaded.folder / MEASURED
+    known = set(answerable_pairs(llm, measured if measured.exists() else EMBEDDED / MEASURED))
     chosen: dict[str, tuple[int, Question]] = {}
     for index in range(_SEARCHED):
         _, questions = task.scene(index)

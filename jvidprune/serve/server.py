@@ -101,7 +101,7 @@ def running(
         uploads = Uploads(Path(folder) / "uploads", KEPT_UPLOADS * largest)
         clips = Path(folder) / "examples"
         clips.mkdir()
-        shown = write_examples(clips, embedded=source is None) if examples else []
+        shown = write_examples(clips, llm, embedded=source is None) if examples else []
         page = build_page(comparer, shown, uploads=uploads, subtitle=reads)
         middleware = _middleware(host, functools.partial(uploads.make_room, largest))
         try:

@@ -6,6 +6,7 @@ from pathlib import Path
 from jvidprune.errors import JvidpruneError
 from jvidprune.evals.items import Task
 from jvidprune.evals.subset import TaskPart
+from jvidprune.evals.tasks import benchmark_of
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.procedural.benchmark import Procedural
 from jvidprune.video.limits import DEFAULT, Limits
@@ -31,7 +32,7 @@ def open_clips(
     The procedural benchmark has splits; of another one every clip but the last `held` is learned from.
 
     Args:
-      llm: whose tower says how large procedural clips are.
+      llm: whose folder declares a setting of procedural clips, and whose tower says how large they are.
       task: "procedural" or a name of `evals.datasets.names()`.
       data: folder with annotations and videos.
       frames: of a clip to learn from.
@@ -99,7 +100,7 @@ def frames_of(llm: VideoLLM, task: str, frames: int | None) -> int:
       JvidpruneError: no frame.
     """
     if frames is None:
-        frames = Procedural.frames if task == "procedural" else llm.settings.frames
+        frames = benchmark_of(llm, "train", 1).frames if task == "procedural" else llm.settings.frames
     check_wish(None, frames, None, None)
     return frames
 
@@ -110,4 +111,4 @@ def _procedural(llm: VideoLLM, data: Path | None, clips: int | None, *, frames: 
     # Not `evals.tasks.clip_side`: towers of any resolution learn from the smallest clips there are, as a step holds all
     # tokens of several clips at once, and runs go on with the size that they began with.
     side = max(56, getattr(llm.loaded.config.vision, "image_size", 56))
-    return Procedural("train", clips=clips or 1 << 30, frames=frames, side=side, questions=questions)
+    return benchmark_of(llm, "train", clips or 1 << 30, frames=frames, side=side, questions=questions)

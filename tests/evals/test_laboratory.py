@@ -98,7 +98,7 @@ def test_measures_are_those_of_each_method_alone(lab):
 @pytest.mark.slow
 def test_a_run_goes_on_and_answers_are_those_of_ask(llm, lab, tmp_path):
     benchmark = Procedural("test", clips=2, side=56, questions=2, difficulty=0.2)
-    clips = procedural_clips(benchmark, benchmark)
+    clips = procedural_clips(benchmark)
     chosen = dataclasses.replace(lab, methods={k: lab.methods[k] for k in ("own eps 0.1", "other")}, ratios=(0.3,))
     before = laboratory._all_groups._cache_size()
     stop = iter((False, True))
@@ -288,8 +288,8 @@ def test_other_clips_of_the_same_name_and_other_frames_are_measured_anew(llm, tm
 
 def test_a_mark_is_of_the_clip_the_questions_and_the_run():
     benchmark = Procedural("test", clips=1, side=56, questions=2)
-    (clip,) = procedural_clips(benchmark, benchmark)
-    (drawn,) = procedural_clips(longer := dataclasses.replace(benchmark, frames=9), longer)
+    (clip,) = procedural_clips(benchmark)
+    (drawn,) = procedural_clips(dataclasses.replace(benchmark, frames=9))
     marks = [
         laboratory.clip_mark(one, run)
         for one, run in (
@@ -303,7 +303,7 @@ def test_a_mark_is_of_the_clip_the_questions_and_the_run():
         )
     ]
     assert len(set(marks)) == len(marks)
-    assert laboratory.clip_mark(procedural_clips(benchmark, benchmark)[0], "run") == marks[0]
+    assert laboratory.clip_mark(procedural_clips(benchmark)[0], "run") == marks[0]
 
 
 def test_the_embedded_benchmark_has_the_frames_that_are_asked_for_and_the_size_of_the_tower(llm, tmp_path):

@@ -34,8 +34,8 @@ def llm():
 
 
 @pytest.fixture(scope="module")
-def example(tmp_path_factory):
-    return write_examples(tmp_path_factory.mktemp("examples"), embedded=True, count=1)[0]
+def example(tmp_path_factory, llm):
+    return write_examples(tmp_path_factory.mktemp("examples"), llm, embedded=True, count=1)[0]
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,13 @@ def browser_path():
 
 
 @pytest.fixture(scope="module")
-def served():
-    with running(VideoLLM.load(EMBEDDED), port=0, upload_mb=0.5, max_new_tokens=6) as at:
+def llm():
+    return VideoLLM.load(EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def served(llm):
+    with running(llm, port=0, upload_mb=0.5, max_new_tokens=6) as at:
         yield at
 
 
@@ -57,8 +62,8 @@ def upload(page, path):
     page.set_input_files("#jv-video input[type=file]", str(path))
 
 
-def test_a_clip_is_uploaded_asked_about_and_scrubbed_through(page, tmp_path):
-    example = write_examples(tmp_path, embedded=True, count=1)[0]
+def test_a_clip_is_uploaded_asked_about_and_scrubbed_through(page, llm, tmp_path):
+    example = write_examples(tmp_path, llm, embedded=True, count=1)[0]
     upload(page, example.path)
     page.wait_for_selector("#jv-video video")
     page.fill("#jv-question textarea", example.prompt)

@@ -14,7 +14,7 @@ from jvidprune.evals.probe.measures import ProbedRows, Sums, measure, nearest, t
 from jvidprune.evals.probe.oracle import Oracle, told
 from jvidprune.evals.probe.readouts import Fitting, Readouts
 from jvidprune.evals.probe.table import ALL_TOKENS, GUESS, ProbeTable, Run, summarised
-from jvidprune.evals.tasks import clip_side
+from jvidprune.evals.tasks import benchmark_of
 from jvidprune.fields import Count, checked
 from jvidprune.llm.encoded import EncodedVideo
 from jvidprune.llm.video_llm import VideoLLM
@@ -54,7 +54,7 @@ def probe(
     controls: Sequence[str] = CONTROLS,
     clips: int = CLIPS,
     fitted: int = FITTED,
-    frames: int = Procedural.frames,
+    frames: int | None = None,
     draws: int = 2000,
     seed: int = 0,
     progress: Progress | None = None,
@@ -72,7 +72,7 @@ def probe(
       controls: names that stand beside the methods, "oracle" among them or not.
       clips: measured.
       fitted: clips that read-outs are fitted on.
-      frames: of a clip.
+      frames: of a clip; by default as many as the benchmark has that the model was trained for.
       draws, seed: of the bootstrap over clips.
       progress: called before every clip.
 
@@ -174,8 +174,8 @@ def _title(name: str, reducer: Reducer) -> str:
     return title_of(reducer) if name == ORACLE else registry.title(name)
 
 
-def _task(llm: VideoLLM, split: Split, clips: int, frames: int) -> Procedural:
-    return Procedural(split, clips=clips, frames=frames, side=clip_side(llm), categories=CATEGORIES)
+def _task(llm: VideoLLM, split: Split, clips: int, frames: int | None) -> Procedural:
+    return benchmark_of(llm, split, clips, frames=frames, categories=CATEGORIES)
 
 
 def _clips(llm: VideoLLM, task: Procedural, needs: frozenset[str]) -> Iterator[_Known]:
