@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional
 
 from jvidprune.cli.options import OUTPUT, Common, print_json
+from jvidprune.errors import JvidpruneError
 
 if TYPE_CHECKING:
     from jvidprune.cli.console import Console
     from jvidprune.procedural.benchmark import Procedural
+    from jvidprune.procedural.settings import BenchmarkSetting
 
 # Clips that the text-only baseline is fitted on; only their questions are made.
 _FITTED = 8000
@@ -24,8 +26,13 @@ class BenchChoice:
     """Seeds of different splits never overlap."""
     clips: int = 200
     """Number of clips."""
-    frames: int = 8
-    """Frames of a clip, one a second."""
+    setting: Literal["default", "detailed"] | None = None
+    """Setting of the benchmark: "default" has 8 frames and ten categories, "detailed" 16 larger frames and sixteen
+    (docs/evaluation.md)."""
+    model: str | None = None
+    """Checkpoint folder or hub id, in place of --setting: the setting that it was trained for."""
+    frames: int | None = None
+    """Frames of a clip, one a second; by default those of the setting."""
     difficulty: float = 0.5
     """0 to 1."""
 
@@ -35,13 +42,29 @@ class BenchChoice:
         """The clips, or others of the same kind.
 
         Raises:
-          JvidpruneError: impossible numbers.
+          JvidpruneError: impossible numbers, a setting beside a model, or a model that cannot be read.
         """
         from jvidprune.fields import Range, checked
-        from jvidprune.procedural.benchmark import Procedural
+        from jvidprune.procedural.benchmark import in_setting
 
         checked(self.clips, Annotated[int, Range(1, 1_000_000)], "clips")
-        return Procedural(split or self.split, clips or self.clips, frames=self.frames, difficulty=self.difficulty)
+        given: dict[str, Any] = {} if self.frames is None else {"frames": self.frames}
+        setting = self.named_setting()
+        return in_setting(setting, split or self.split, clips or self.clips, difficulty=self.difficulty, **given)
+
+    def named_setting(self) -> "BenchmarkSetting":
+        """The setting asked for, else the one that the model's folder declares, else the default one.
+
+        Raises:
+          JvidpruneError: a setting beside a model, or a model that cannot be read.
+        """
+        from jvidprune.llm.folder import declared_benchmark
+
+        if self.model is None:
+            return self.setting or "default"
+        if self.setting is not None:
+            raise JvidpruneError(f"{self.model} says itself what it was trained for: leave out --setting or --model.")
+        return declared_benchmark(self.model)
 
 
 CHOICE = BenchChoice()

@@ -47,8 +47,9 @@ class SweepChoice:
     controls: str = CONTROLS
     """Reducers that run beside the methods and that these are held against; "none" leaves them out. By default
     downscale runs where the tower reads frames of any size."""
-    ratios: str = "0.25,0.2,0.15,0.1,0.05"
-    """Retention ratios in (0, 1], separated by commas."""
+    ratios: str | None = None
+    """Retention ratios in (0, 1], separated by commas; by default 0.25,0.2,0.15,0.1,0.05, and 0.25,0.1,0.05 of a model
+    that was trained for the detailed setting of the procedural benchmark."""
     task: str = "procedural"
     """"procedural", or a published benchmark: videomme, mvbench, egoschema, longvideobench, mlvu, nextqa,
     eventhallusion and more (docs/evaluation.md); "exported" reads what `jvidprune bench export` wrote."""
@@ -60,7 +61,7 @@ class SweepChoice:
     """Look at the first so many clips only. Of the procedural benchmark about 300, of three questions each, tell two
     methods 5 points apart at 10 % (experiments/retention_all.md); every report counts how many its own run needs."""
     questions: Literal["answerable", "all"] = "answerable"
-    """Of the procedural benchmark: those that the embedded model was measured to answer above chance, or all."""
+    """Of the procedural benchmark: those that the model was measured to answer above chance, or all."""
     max_new_tokens: int | None = None
     """Longest answer; by default as long as the benchmark's evaluation allows, 8 in the procedural benchmark."""
     one_frame: Literal["auto", "yes", "no"] = "auto"
@@ -133,15 +134,28 @@ class SweepChoice:
             return self.max_new_tokens
         return 8 if self.task == "procedural" else answer_tokens(self.task)
 
-    def read_ratios(self) -> tuple[float, ...]:
+    def read_ratios(self, default: tuple[float, ...] = ()) -> tuple[float, ...]:
         """Ratios from "0.25,0.1".
+
+        Args:
+          default: where none are named.
 
         Raises:
           JvidpruneError: something that is no number in (0, 1].
         """
         from jvidprune.reducers.protocol import check_ratio
 
+        if self.ratios is None:
+            return default
         return tuple(check_ratio(part.strip()) for part in self.ratios.split(",") if part.strip())  # type: ignore[arg-type]
+
+    def ratios_for(self, llm: "VideoLLM") -> tuple[float, ...]:
+        """The ratios that were asked for, else the usual ones of the benchmark."""
+        from jvidprune.evals.plan import RATIOS
+        from jvidprune.evals.tasks import DEFAULT_SWEEPS
+
+        usual = DEFAULT_SWEEPS[llm.settings.benchmark].ratios if self.task == "procedural" else RATIOS
+        return self.read_ratios(usual)
 
 
 CHOICE = SweepChoice()
@@ -264,7 +278,7 @@ def _plan(choice: SweepChoice, llm: "VideoLLM") -> "SweepPlan":
     controls = [name for name in choice.controls_for(llm) if name not in BASELINES]
     return SweepPlan(
         {name: llm.reducer(name) for name in methods},
-        choice.read_ratios(),
+        choice.ratios_for(llm),
         choice.longest(),
         controls={name: llm.reducer(name) for name in controls},
         match=choice.match,
@@ -326,19 +340,22 @@ def check_prompt(choice: SweepChoice, model: ModelChoice) -> None:
     from jvidprune.costs.fits import check_question
     from jvidprune.evals.metrics import FULL
     from jvidprune.evals.tasks import SIDE
-    from jvidprune.procedural.benchmark import Procedural
+    from jvidprune.llm.folder import declared_benchmark
+    from jvidprune.procedural.benchmark import in_setting
 
     if model.model is None:
         return
     # Frames of the procedural benchmark are small squares.
-    procedural = choice.task == "procedural"
+    procedural, frames = choice.task == "procedural", model.frames
+    if procedural and frames is None:
+        frames = in_setting(declared_benchmark(model.model, model.revision), "test", 1).frames
     check_question(
         model.model,
         None,
         "",
         reducer=FULL,
         ratio=1.0,
-        frames=Procedural.frames if procedural and model.frames is None else model.frames,
+        frames=frames,
         dtype=model.dtype,
         quantise=model.quantise,
         max_new_tokens=choice.longest(),
