@@ -52,7 +52,8 @@ def write_model(regime: Regime, out: Path, network: Network, params: Any) -> Vid
     tokenizer = word_tokenizer(all_words(detail=True))
     model, _ = network.merge(params)
     # Half of the clips had gaps and half had none: no rule of positions is declared.
-    write_checkpoint(out, model, config_json(regime.sizes, tokenizer), tokenizer, regime.task.frames)
+    raw = config_json(regime.sizes, tokenizer)
+    write_checkpoint(out, model, raw, tokenizer, regime.task.frames, benchmark="detailed")
     return VideoLLM.load(out)
 
 

@@ -10,6 +10,7 @@ from flax import nnx
 from jvidprune.models.checkpoint.load import name_table
 from jvidprune.models.checkpoint.names import bind
 from jvidprune.models.llava_onevision import LlavaOnevision
+from jvidprune.procedural.settings import BenchmarkSetting
 from jvidprune.reducers.prompt_rules import PositionRule
 from jvidprune.reducers.serialise import FILE, FolderSettings
 
@@ -39,6 +40,7 @@ def write_checkpoint(
     tokenizer: Any,
     frames: int,
     positions: PositionRule | None = None,
+    benchmark: BenchmarkSetting | None = None,
 ) -> None:
     """Writes model.safetensors (float16), config.json, generation, preprocessor and tokenizer files.
 
@@ -49,6 +51,7 @@ def write_checkpoint(
       tokenizer: a tokenizers.Tokenizer.
       frames: frames of a video that the model was made for.
       positions: rule of kept tokens' positions that it was made for, None to declare none.
+      benchmark: setting of the procedural benchmark that it was made for, None to declare none.
     """
     from safetensors.numpy import save_file
 
@@ -66,5 +69,6 @@ def write_checkpoint(
     ):
         (folder / name).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
     tokenizer.save(str(folder / "tokenizer.json"))
-    if positions is not None:
-        (folder / FILE).write_text(FolderSettings(positions=positions).text(), encoding="utf-8")
+    declared = FolderSettings(positions=positions, benchmark=benchmark)
+    if declared != FolderSettings():
+        (folder / FILE).write_text(declared.text(), encoding="utf-8")

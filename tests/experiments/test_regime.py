@@ -15,10 +15,11 @@ from experiments.tiny.captions import caption_batch, named
 from experiments.tiny.features import Pool, pool
 from experiments.tiny.gates import RATIOS, gates
 from experiments.tiny.recipe import ModelSizes, write_tokenizer
-from experiments.tiny.regime import ALL, EYES, MIND, REGIME, TASK, Regime, RegimeStage, train_regime
+from experiments.tiny.regime import ALL, EYES, MIND, REGIME, TASK, Regime, RegimeStage, begin, train_regime
 from experiments.tiny.regime_batches import PACKED, answer_batch
 from experiments.tiny.regime_losses import averaged, contrastive
 from experiments.tiny.statistics import auc
+from experiments.train_regime import write_model
 from jvidprune.errors import JvidpruneError
 from jvidprune.procedural.benchmark import detailed
 from jvidprune.procedural.categories import ALL_CATEGORIES
@@ -186,6 +187,13 @@ def test_a_pool_goes_on_where_it_stopped_and_refuses_other_settings(tmp_path):
     assert len(done) == 28 + 24
     with pytest.raises(JvidpruneError, match="other settings"):
         pool(tmp_path / "whole", see=see, **{**options, "settings": {"a": 2}})
+
+
+def test_the_written_model_declares_its_clips_and_no_rule_of_positions(tmp_path):
+    regime = Regime((), SIZES, SMALL)
+    network, params, _, _ = begin(regime, tmp_path)
+    settings = write_model(regime, tmp_path / "model", network, params).settings
+    assert (settings.benchmark, settings.categories, settings.declared_positions) == ("detailed", None, None)
 
 
 def test_gates_tell_what_fails():
