@@ -19,7 +19,8 @@ from jvidprune.viz.overlay import contact_sheet
 
 ROOT = Path(__file__).parents[1]
 METHODS = ("visionzip", "fastvid", "flashvid", "aot")
-SHOWN = (1, 2, 4, 6)
+SHOWN = (1 / 8, 1 / 4, 1 / 2, 3 / 4)
+"""Which frames, as shares of the clip."""
 LINES = {"AOT": "#332288", "FlashVID": "#117733", "FastVID": "#4499bb", "VisionZip": "#cc6677", "Random": "#777777"}
 
 
@@ -35,7 +36,8 @@ def four_methods() -> Image.Image:
         reduced = reduce(reducer, video, 0.1, diagnostics=True)
         decisions.append(Decision.from_reduced(reduced, method=registry.title(name), ratio=0.1, **shape))
     labels = [f"{time:.1f} s" for time in clip.timestamps]
-    sheet = contact_sheet(clip.frames, decisions, labels, width=190, columns=len(labels), only=SHOWN)
+    only = [round(share * len(labels)) for share in SHOWN]
+    sheet = contact_sheet(clip.frames, decisions, labels, width=190, columns=len(labels), only=only)
     return Image.fromarray(sheet).quantize(256, kmeans=4, dither=Image.Dither.NONE)
 
 
