@@ -68,7 +68,8 @@ def names_of(llm: VideoLLM, args: Any, modules: dict[str, Weights], router: Weig
             if ratio * depth > first + 0.05:
                 cut = FastV(layer=first), (ratio * depth - first) / (depth - first)
                 found[(f"FastV, layer {first}", ratio, 0)] = cut
-                pyramid = PyramidDrop(depth=depth, cut_layers=(first, depth // 4 + first - 1, depth // 2))
+                places = sorted({first, -(-depth // 4) + first - 1, depth // 2})
+                pyramid = PyramidDrop(depth=depth, cut_layers=tuple(places))
                 found[(f"PyramidDrop from layer {first}", ratio, 0)] = pyramid, ratio
                 pyramid = dataclasses.replace(pyramid, cut_positions="keep")
                 found[(f"PyramidDrop from layer {first}, positions kept", ratio, 0)] = pyramid, ratio
