@@ -22,7 +22,7 @@ from jvidprune.evals.subset import Subset, answerable
 from jvidprune.evals.tasks import DEFAULT_SWEEPS, answerable_part, benchmark_of, open_task
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.embedded import EMBEDDED
-from jvidprune.procedural.benchmark import Procedural, detailed
+from jvidprune.procedural.benchmark import Procedural, detailed, in_setting
 from jvidprune.procedural.categories import ALL_CATEGORIES, CATEGORIES
 from jvidprune.reducers.serialise import (
     FILE,
@@ -59,6 +59,14 @@ def folder(model, home):
 @pytest.fixture(scope="module")
 def llm(folder):
     return VideoLLM.load(folder)
+
+
+@pytest.fixture(scope="module")
+def undeclared(model, home):
+    """A model with random weights, of which is known what it answers, but not what it was made for."""
+    made = shutil.copytree(model, home / "undeclared")
+    (made / "accuracy.csv").write_text("\n".join(MEASURED.splitlines()[:3]) + "\n")
+    return VideoLLM.load(made)
 
 
 @pytest.fixture(scope="module")
@@ -120,36 +128,53 @@ def test_a_declaration_is_read_strictly(tmp_path, content, says):
             FolderSettings(benchmark="hard", categories=("smell",)).text()  # pyright: ignore[reportArgumentType]
 
 
-def test_a_model_that_declares_nothing_is_asked_what_it_always_was(embedded):
+def test_a_model_that_declares_nothing_is_asked_what_it_always_was(undeclared):
     """Every fingerprint is that of clips that are named in full."""
-    settings = embedded.settings
+    settings = undeclared.settings
     assert (settings.benchmark, settings.categories) == ("default", None)
-    pairs = answerable(EMBEDDED / "accuracy.csv")
+    pairs = answerable(undeclared.loaded.folder / "accuracy.csv")
     asked = tuple(dict.fromkeys(category for category, _ in pairs))
-    size = {"frames": 8, "side": 84}
+    size = {"frames": 8, "side": 56}
 
     def part(split, clips):
         return Subset(Procedural(split, clips=20 * clips, categories=asked, **size), pairs, clips).fingerprint()
 
-    assert open_task("procedural", None, embedded).fingerprint() == part("test", 50)
-    assert open_task("procedural", None, embedded, clips=3, frames=9).fingerprint() == part("test", 3) | {"frames": 9}
+    assert open_task("procedural", None, undeclared).fingerprint() == part("test", 50)
+    assert open_task("procedural", None, undeclared, clips=3, frames=9).fingerprint() == part("test", 3) | {"frames": 9}
     whole = Procedural("test", clips=50, **size).fingerprint()
-    assert open_task("procedural", None, embedded, questions="all").fingerprint() == whole
-    assert answerable_part(embedded, "validation", 2).fingerprint() == part("validation", 2)
-    learned, held = open_clips(embedded, "procedural", None, frames=8, held_frames=9, questions=2, held=3)
+    assert open_task("procedural", None, undeclared, questions="all").fingerprint() == whole
+    assert answerable_part(undeclared, "validation", 2).fingerprint() == part("validation", 2)
+    learned, held = open_clips(undeclared, "procedural", None, frames=8, held_frames=9, questions=2, held=3)
     assert learned.fingerprint() == Procedural("train", clips=1 << 30, questions=2, **size).fingerprint()
-    assert held.fingerprint() == Procedural("validation", clips=3, frames=9, side=84, questions=2).fingerprint()
+    assert held.fingerprint() == Procedural("validation", clips=3, frames=9, side=56, questions=2).fingerprint()
     assert (
-        clips_to_learn(embedded, "procedural", None, frames=8, clips=4).fingerprint()
+        clips_to_learn(undeclared, "procedural", None, frames=8, clips=4).fingerprint()
         == Procedural("train", clips=4, **size).fingerprint()
     )
-    assert frames_of(embedded, "procedural", None) == 8
+    assert frames_of(undeclared, "procedural", None) == 8
     assert BenchChoice(clips=3, difficulty=0.2).task() == Procedural("test", 3, difficulty=0.2)
-    assert SweepChoice().ratios_for(embedded) == RATIOS == (0.25, 0.2, 0.15, 0.1, 0.05)
+    assert SweepChoice().ratios_for(undeclared) == RATIOS == (0.25, 0.2, 0.15, 0.1, 0.05)
     # What is asked is no part of the model: hashes of runs are those of folders that knew nothing of it.
     assert not {"benchmark", "categories"} & set(plain(settings))
     declared = dataclasses.replace(settings, benchmark="detailed", categories=("rare",))
-    assert model_identity(dataclasses.replace(embedded, settings=declared)) == model_identity(embedded)
+    assert model_identity(dataclasses.replace(undeclared, settings=declared)) == model_identity(undeclared)
+
+
+def test_the_embedded_model_is_asked_what_its_folder_declares(embedded):
+    declared, side = load_declared(EMBEDDED), embedded.loaded.config.vision.image_size
+    setting = declared.benchmark or "default"
+    clips, ratios = DEFAULT_SWEEPS[setting]
+    good = declared.categories or ALL_CATEGORIES
+    pairs = [pair for pair in answerable(EMBEDDED / "accuracy.csv") if pair[0] in good]
+    asked = tuple(dict.fromkeys(category for category, _ in pairs))
+    task = open_task("procedural", None, embedded)
+    whole = in_setting(setting, "test", 20 * clips, side=side, categories=asked)
+    assert task.fingerprint() == Subset(whole, pairs, clips).fingerprint()
+    assert SweepChoice().ratios_for(embedded) == ratios
+    # Its files say the same of what it reads.
+    reads = json.loads((EMBEDDED / "video_preprocessor_config.json").read_text())
+    assert task[0].load().frames.shape == (reads["num_frames"], side, side, 3)
+    assert frames_of(embedded, "procedural", None) == embedded.settings.wish(None, None).frames == reads["num_frames"]
 
 
 def test_a_model_of_detailed_clips_is_asked_these(folder, llm, tmp_path):

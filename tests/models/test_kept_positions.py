@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from helpers import tiny_checkpoints as tiny
 from helpers.folders import export_checkpoint
+from helpers.packaged import recipe
 
 from jvidprune import JvidpruneError, cli, reducers
 from jvidprune.cli.train import TrainChoice
@@ -413,12 +414,15 @@ def test_a_declaration_is_read_strictly(tmp_path, content, says):
     assert str(tmp_path / FILE) in str(error.value)
 
 
-def test_the_embedded_model_was_made_for_original_positions():
-    """Its training left tokens out at their own positions, in every stage."""
-    assert load_settings(EMBEDDED) == FolderSettings(None, "original")
-    assert (EMBEDDED / FILE).read_text() == FolderSettings(None, "original").text()
-    plans = [stage["plan"] for stage in json.loads((EMBEDDED / "record.json").read_text())["stages"]]
-    assert not any(plan["close_gaps"] for plan in plans if plan)
+def test_the_embedded_model_declares_the_positions_of_its_training():
+    """Original ones where tokens were always left out at their own, and no rule where both ways were trained."""
+    declared = load_settings(EMBEDDED)
+    assert (declared.pruning, declared.convention, declared.mrope_rule) == (None, None, None)
+    assert (EMBEDDED / FILE).read_text() == declared.text()
+    plans = [stage["plan"] for stage in recipe()["stages"] if stage.get("plan")]
+    # Stages of the second recipe have no plan: they draw for every clip whether its gaps are closed.
+    closed = {plan["close_gaps"] for plan in plans} or {True, False}
+    assert declared.positions == {(False,): "original", (True,): "renumbered"}.get(tuple(closed))
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """Training learns, resumes exactly and publishes what it trained; the packaged model is as recorded."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from helpers.packaged import accuracies, recipe
 from helpers.places import import_paths
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -30,16 +30,16 @@ from experiments.tiny.recipe import (
     train,
     write_tokenizer,
 )
-from experiments.tiny.record import RECORD
 from experiments.tiny.targets import IGNORE, clip_targets
 from jvidprune.errors import JvidpruneError
+from jvidprune.evals.tasks import benchmark_of
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.checkpoint.load import load_model
 from jvidprune.models.embedded import EMBEDDED
 from jvidprune.procedural.benchmark import Procedural
-from jvidprune.procedural.categories import CATEGORIES
 from jvidprune.procedural.paint import paint
 from jvidprune.procedural.world import COLOUR_IDS, SHAPE_IDS
+from jvidprune.reducers.protocol import inner_stages
 from jvidprune.training import loop
 
 TASK = Procedural("train", clips=1 << 20, side=56)
@@ -221,33 +221,37 @@ def test_what_is_published_is_what_was_trained(whole, tokenizer, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def record():
-    return json.loads((EMBEDDED / RECORD).read_text(encoding="utf-8"))
+def packaged():
+    return VideoLLM.load(EMBEDDED)
 
 
-def test_the_packaged_model_is_one_that_reducers_can_be_compared_on(record):
-    config = load_model(EMBEDDED).config
+def test_the_packaged_model_is_one_that_reducers_can_be_compared_on(packaged):
+    config, trained = packaged.loaded.config, recipe()
     assert config.vision.tokens > 100
-    assert config.text.layers >= 8
     assert config.vision.pooling_head
+    for name in ("fastv", "pyramiddrop", "information_horizon", "framefusion", "swiftvlm", "dstp"):
+        cuts = [stage.layer for stage in inner_stages(packaged.reducer(name), 0.5)]
+        assert 0 <= min(cuts) <= max(cuts) < config.text.layers - 1, name
+    for name in ("pyramiddrop", "swiftvlm"):
+        cuts = [stage.layer for stage in inner_stages(packaged.reducer(name), 0.5)]
+        assert len({0, *cuts}) == 4, f"{name} cuts three times, with a layer in front of each"
     assert sum(path.stat().st_size for path in EMBEDDED.iterdir()) < 6e6
-    assert record["sizes"]["text"][2] == config.text.layers
-    assert record["stages"]
-    assert {row["category"] for row in record["accuracy"]} == {"all", *CATEGORIES}
+    assert trained["sizes"]["text"][2] == config.text.layers
+    assert trained["sizes"]["vision"][2] == config.vision.layers
+    assert trained["stages"]
+    assert trained["task"] == benchmark_of(packaged, "train", 1 << 30).fingerprint()
+    assert accuracies().keys() == {"all", *trained["task"]["categories"]}
 
 
 @pytest.mark.slow
-def test_the_recorded_accuracy_is_measured_again_on_held_out_clips(record):
-    settings = {name: record["measured_on"][name] for name in ("split", "frames", "side", "difficulty", "questions")}
-    assert settings["split"] == "test"
-    task = Procedural(**settings, clips=20)
-    found = answers(VideoLLM.load(EMBEDDED), task)
-    said = {row["category"]: row for row in record["accuracy"] if (row["given"], row["kind"]) == ("all tokens", "all")}
+def test_the_recorded_accuracy_is_measured_again_on_held_out_clips(packaged):
+    found, said = answers(packaged, benchmark_of(packaged, "test", 20)), accuracies()
     # These clips are the first of those that the record counts, so that both shares are of one binomial: three standard
     # deviations of the smaller sample, with one answer to spare where the record says all or nothing.
     for category, row in said.items():
         right = [result.right for result in found if category in ("all", result.question.category)]
-        bound = 3 * (row["accuracy"] * (1 - row["accuracy"]) / len(right)) ** 0.5 + 1 / len(right)
-        assert abs(np.mean(right) - row["accuracy"]) <= bound, category
+        share = float(row["accuracy"])
+        bound = 3 * (share * (1 - share) / len(right)) ** 0.5 + 1 / len(right)
+        assert abs(np.mean(right) - share) <= bound, category
     # A model that guesses would not pass.
-    assert np.mean([result.right for result in found]) > said["all"]["chance"] + 0.1
+    assert np.mean([result.right for result in found]) > float(said["all"]["chance"]) + 0.1
