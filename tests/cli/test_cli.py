@@ -10,6 +10,9 @@ import pytest
 from helpers.command import one_sentence
 from helpers.places import GOLDEN
 
+from jvidprune.models.checkpoint.load import read_config
+from jvidprune.models.embedded import EMBEDDED
+
 
 def test_ask_answers_and_prints_the_stage_table(run, model, clip):
     code, out, _ = run("ask", clip, "What moves?", "--model", model, "--frames", 4, "--max-new-tokens", 4)
@@ -138,7 +141,7 @@ HOSTILE = [
     (["train", "covipal", "--data", "x", "--folder", "new/run"], "leave out --data or name a --task"),
     (
         ["train", "covipal", "--place", "9", "--steps", "1", "1", "--folder", "new/run"],
-        "before 8, the number of layers",
+        f"before {read_config(EMBEDDED)[1].text.layers}, the number of layers",
     ),
     (["train", "routers", "--reducer", "flashvid", "--folder", "new/run"], "flashvid has no routers"),
     (["train", "routers", "--ratio", "0.3", "--folder", "new/run"], "ask for more"),

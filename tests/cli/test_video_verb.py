@@ -9,6 +9,8 @@ from helpers.films import encode_with, numbered
 from helpers.kinds import CASES, RIGHT
 from PIL import Image
 
+from jvidprune.models.checkpoint.load import read_config
+from jvidprune.models.embedded import EMBEDDED
 from jvidprune.video import decode
 
 
@@ -104,7 +106,7 @@ def test_damage_is_told_as_ask_tells_it(run, tmp_path):
     sampled = json.loads(out)["sampled"]
     assert (code, json.loads(out)["picture"], sampled["numbers"]) == (0, True, [0])
     # The whole as one tile, then the map of its tiles.
-    assert (len(sampled["maps"]), sampled["maps"][0]) == (2, [1, 12, 12])
+    assert (len(sampled["maps"]), sampled["maps"][0]) == (2, [1, *read_config(EMBEDDED)[1].unpooled_grid])
     assert sampled["tokens"] == sum(h * w for _, h, w in sampled["maps"])
 
 

@@ -21,7 +21,7 @@ from jvidprune.evals.laboratory import LabClip, Laboratory, procedural_clips, ru
 from jvidprune.evals.laboratory_table import Mean, change, mean, of, pooled, rows, shown
 from jvidprune.evals.plan import SweepPlan
 from jvidprune.evals.runner import run_sweep
-from jvidprune.evals.tasks import clip_side, open_task
+from jvidprune.evals.tasks import benchmark_of, clip_side, open_task
 from jvidprune.evals.transport_settings import settings, with_epsilon
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.ops.transport import Dustbin, Sinkhorn, Transport
@@ -217,8 +217,8 @@ def test_questions_that_a_folder_does_not_have_are_refused_before_anything_is_lo
 
 @pytest.mark.slow
 def test_questions_of_an_exported_folder_are_asked_as_a_sweep_asks_them(tmp_path):
-    export(Procedural("test", clips=2, questions=2), tmp_path / "bench")
     model, llm = ModelChoice(), VideoLLM.load()
+    export(benchmark_of(llm, "test", 2, questions=2), tmp_path / "bench")
     choice = CostsChoice(cost="own", ratios=(0.4,), reducer="aot(inter=False)")
     compare_costs(tmp_path / "bench", tmp_path / "out", choice, model, Console(quiet=True))
     (records,) = (tmp_path / "out").glob("transports-*.jsonl")

@@ -11,10 +11,10 @@ from helpers import tiny_checkpoints as tiny
 from experiments.information_horizon import Windows, horizon, lay_out, measure, tails_of
 from jvidprune.cuts.inner import Inner
 from jvidprune.cuts.protocol import Chosen, CutRule
+from jvidprune.evals.tasks import benchmark_of
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.prefill import prefill
 from jvidprune.models.qwen import pixels as qwen_pixels
-from jvidprune.procedural.benchmark import Procedural
 from jvidprune.tokens import InnerStage, Kept
 from jvidprune.video.preprocess import qwen_patches
 
@@ -100,11 +100,15 @@ def test_tails_equal_the_librarys_cuts(family, tmp_path):
 @pytest.mark.slow
 def test_every_layer_of_the_embedded_model_equals_the_librarys_cuts_and_parts_equal_the_whole():
     llm = VideoLLM.load()
-    item = Procedural(clips=1)[0]
+    item = benchmark_of(llm, "test", 1)[0]
     video = llm.reduce(llm.encode(item.load()), reducer="none", ratio=1.0)
-    windows = Windows(3, frames=2)
+    # A quarter of the frames and of the picture each.
+    frames, (rows, columns) = video.video.tokens.features.shape[0], video.video.tokens.grid
+    assert rows == columns
+    windows = Windows(rows // 2, frames=frames // 4)
     question = item.questions[0].prompt()
-    prompt, label, scores = check(llm, video, question, windows, [(1, 3), (4, 0), (7, 15), (4, None)])
+    last = llm.loaded.config.text.layers - 1
+    prompt, label, scores = check(llm, video, question, windows, [(1, 3), (4, 0), (last, 15), (4, None)])
     assert scores.shape[1] == 4 * 4 + 1
     np.testing.assert_allclose(measure(llm.loaded.model, prompt, label, at_once=7)[1], scores, rtol=1e-4, atol=1e-7)
 

@@ -35,7 +35,8 @@ def video(llm):
 def test_a_cut_is_shown_as_the_attention_in_front_of_it_decides(llm, video):
     one = llm.reduce(video, reducer="fastv(layer=2)", ratio=0.3)
     stages = trace(llm, one, QUESTION)
-    assert [(stage.name, stage.kind) for stage in stages] == [("layers 0 to 1", "layers"), ("layers 2 to 7", "layers")]
+    names = ["layers 0 to 1", f"layers 2 to {llm.loaded.config.text.layers - 1}"]
+    assert [(stage.name, stage.kind) for stage in stages] == [(name, "layers") for name in names]
     assert stages[0].kept.all()
     # By hand: the two layers in front of the cut, and the attention of the last position in the second.
     row, (embeds, positions, valid), _, _ = laid_out(llm, Prompt(one, QUESTION), 1)
@@ -74,7 +75,7 @@ def test_a_choice_that_is_renewed_is_followed_token_by_token(llm, video):
     assert 1 <= len(steps) <= 3
     chosen = stages[1].kept
     for number, step in enumerate(steps):
-        assert step.name == f"token {number + 1} of the answer, layers 2 to 7"
+        assert step.name == f"token {number + 1} of the answer, layers 2 to {llm.loaded.config.text.layers - 1}"
         assert step.kept.sum() == chosen.sum()
         np.testing.assert_array_equal(step.restored, step.kept & ~chosen)
         chosen = step.kept
@@ -91,7 +92,7 @@ def test_routed_layers_show_what_they_run_on(llm, video):
         # Every frame by itself keeps as many.
         assert len(set(stage.kept.reshape(8, -1).sum(axis=1).tolist())) == 1
     every = trace(llm, llm.reduce(video, reducer="mod", ratio=0.5), QUESTION)
-    assert [stage.name for stage in every] == [f"layer {number}" for number in range(8)]
+    assert [stage.name for stage in every] == [f"layer {number}" for number in range(llm.loaded.config.text.layers)]
 
 
 def test_tokens_that_are_gone_before_the_model_are_gone_inside(llm, video):
@@ -103,7 +104,8 @@ def test_tokens_that_are_gone_before_the_model_are_gone_inside(llm, video):
     np.testing.assert_array_equal(stages[0].kept, entered)
     assert all(not (stage.kept & ~entered).any() for stage in stages)
     assert 0 < stages[-1].kept.sum() < entered.sum()
-    refused(lambda: trace(llm, llm.reduce(video, reducer="random", ratio=0.3), QUESTION), "does nothing inside the 8")
+    plain, layers = llm.reduce(video, reducer="random", ratio=0.3), llm.loaded.config.text.layers
+    refused(lambda: trace(llm, plain, QUESTION), f"does nothing inside the {layers}")
 
 
 def stage(kind="layers", kept=(0, 3), restored=(3,), row=(0, -1, 0, 3)):

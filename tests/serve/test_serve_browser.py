@@ -4,6 +4,7 @@ Not in the default run, as a fresh machine has no browser: `pip install '.[brows
 name in JVIDPRUNE_BROWSER, or `playwright install chromium`), and `python -m pytest -m browser`.
 """
 
+import math
 import os
 import re
 import shutil
@@ -64,6 +65,8 @@ def upload(page, path):
 
 def test_a_clip_is_uploaded_asked_about_and_scrubbed_through(page, llm, tmp_path):
     example = write_examples(tmp_path, llm, embedded=True, count=1)[0]
+    frames = len(llm.sample(example.path).frames)
+    total = frames * math.prod(llm.loaded.config.grid)
     upload(page, example.path)
     page.wait_for_selector("#jv-video video")
     page.fill("#jv-question textarea", example.prompt)
@@ -74,13 +77,13 @@ def test_a_clip_is_uploaded_asked_about_and_scrubbed_through(page, llm, tmp_path
     for number in range(cards.count()):
         card = cards.nth(number)
         assert card.locator(".jv-answer").inner_text().strip() not in ("", "(no words)")
-        assert re.search(r"\d+ of 288 tokens", card.inner_text())
+        assert re.search(rf"\d+ of {total:,} tokens", card.inner_text())
         assert "prefill" in card.inner_text()
     pictures = page.locator("#jv-frames img")
     assert pictures.count() == 4
     first = pictures.nth(1).get_attribute("src")
     page.locator("#jv-frame input[type=range]").fill("6")
-    page.wait_for_function("document.querySelector('#jv-frames figcaption').innerText.includes('frame 6 of 8')")
+    page.wait_for_function(f"document.querySelector('#jv-frames figcaption').innerText.includes('frame 6 of {frames}')")
     assert page.locator("#jv-frames img").nth(1).get_attribute("src") != first
     # The background follows the reader's setting.
     light = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)")

@@ -14,6 +14,7 @@ from helpers import tiny_checkpoints
 from jvidprune.covipal import PPM, CoViPAL
 from jvidprune.covipal.module import made_of, module_of, parameters_of
 from jvidprune.cuts.routers import RouterTopK
+from jvidprune.evals.tasks import benchmark_of
 from jvidprune.llm.batch import Prompt, score_many
 from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.tokenizer import END_TOKENS
@@ -23,6 +24,7 @@ from jvidprune.reducers.mod import layer_weights
 from jvidprune.reducers.videollm_mod import AtLeastOne
 from jvidprune.tokens import InnerStage
 from jvidprune.training import pruners
+from jvidprune.training.clips import frames_of
 from jvidprune.training.data import ExampleEncoder, Pipeline, rows_for
 from jvidprune.training.inside import FirstQuestions, RowPrompt, WholeVideo
 from jvidprune.training.loss import Trainee, rows_loss
@@ -169,21 +171,22 @@ def test_both_stages_go_on_to_the_same_bits(llm, tmp_path):
 def test_a_module_learns_what_a_deep_layer_of_a_trained_model_looks_at(tmp_path):
     """On the embedded model: nearer to the guidance than equal scores, and its best quarter on held-out clips too."""
     embedded = VideoLLM.load(None, dtype="float32")
-    task = FirstQuestions(Procedural("train", clips=400))
-    settings = {"steps": (60, 0), "guidance": 5, "rows": 4, "width": 32, "hidden": 64, "log": 20, "every": 20}
-    lines = []
+    task = FirstQuestions(benchmark_of(embedded, "train", 400))
+    deep = guidance_layer(0, embedded.loaded.config.text.layers, None)
+    settings = {"steps": (60, 0), "guidance": deep, "rows": 4, "width": 32, "hidden": 64, "log": 20, "every": 20}
+    lines, frames = [], frames_of(embedded, "procedural", None)
     choice = dataclasses.replace(CHOICE, **settings)
-    guided = train_pruner(embedded, task, tmp_path, choice, report=lines.append)[0]
+    guided = train_pruner(embedded, task, tmp_path, choice, frames=frames, report=lines.append)[0]
     assert lines[-1]["loss"] < lines[-1]["uniform"]
     assert lines[-1]["loss"] < lines[0]["loss"]
-    held = FirstQuestions(Procedural("validation", clips=8))
-    reader = WholeVideo(embedded, 8)
-    shape = rows_for(embedded, held, frames=8, kept=reader.kept, rows=8, clips=1)
-    encode = ExampleEncoder(embedded, 8, reader.kept, shape.slots, shape.answers)
+    held = FirstQuestions(benchmark_of(embedded, "validation", 8))
+    reader = WholeVideo(embedded, frames)
+    shape = rows_for(embedded, held, frames=frames, kept=reader.kept, rows=8, clips=1)
+    encode = ExampleEncoder(embedded, frames, reader.kept, shape.slots, shape.answers)
     rows = next(Pipeline(held, encode, kept=reader.kept, shape=shape, shuffle=False, threads=0).iterate(0, None))[0]
     module = module_of(parameters_of(guided), 2, True)
     trainee, params = Trainee.split(model=embedded.loaded.model, **{MODULE: module})
-    loss = Guided(RowPrompt.of(embedded, reader, shape), 0, 5)
+    loss = Guided(RowPrompt.of(embedded, reader, shape), 0, deep)
     _, found = jax.jit(lambda: loss(trainee, reader, params, rows, jax.random.key(0), z=0.0))()
     assert float(found["recall"]) > 1.2 * pruners.RECALLED
 
