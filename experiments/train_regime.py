@@ -70,7 +70,8 @@ def look_at(regime: Regime, folder: Path, network: Network, params: Any, clips: 
 def publish(regime: Regime, run: Path, out: Path, network: Network, params: Any, test: Procedural) -> None:
     """Writes checkpoint and record, with what was measured on the checkpoint's own files."""
     llm = write_model(regime, out, network, params)
-    record: dict[str, Any] = {"recipe": dataclasses.asdict(regime) | {"task": regime.task.fingerprint()}}
+    recipe = dataclasses.asdict(regime) | {"task": regime.task.fingerprint()}
+    record: dict[str, Any] = {"recipe": recipe, "measured_on": test.fingerprint()}
     rows = []
     for given, blind in (("all tokens", False), ("text alone", True)):
         rows += [{"given": given} | row for row in accuracy_table(answers(llm, test, blind=blind))]

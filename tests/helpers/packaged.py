@@ -9,9 +9,9 @@ from jvidprune.models.embedded import EMBEDDED
 
 
 def recipe():
-    """Sizes, stages and the fingerprint of the clips ("task"), from a record of either recipe."""
+    """Sizes, stages and fingerprints of the clips ("task", "measured_on"), from a record of either recipe."""
     record = json.loads((EMBEDDED / RECORD).read_text(encoding="utf-8"))
-    return record["recipe"] if "recipe" in record else record | {"task": record["benchmark"]}
+    return record["recipe"] | record if "recipe" in record else record | {"task": record["benchmark"]}
 
 
 def accuracies():

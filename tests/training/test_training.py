@@ -240,6 +240,7 @@ def test_the_packaged_model_is_one_that_reducers_can_be_compared_on(packaged):
     assert trained["sizes"]["vision"][2] == config.vision.layers
     assert trained["stages"]
     assert trained["task"] == benchmark_of(packaged, "train", 1 << 30).fingerprint()
+    assert trained["measured_on"] == benchmark_of(packaged, "test", trained["measured_on"]["clips"]).fingerprint()
     assert accuracies().keys() == {"all", *trained["task"]["categories"]}
 
 
