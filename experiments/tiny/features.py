@@ -1,5 +1,6 @@
 """What a tower that stays makes of a pool of clips, on disk: the language model's stages read it again and again."""
 
+import collections
 import dataclasses
 import functools
 import json
@@ -20,8 +21,11 @@ from jvidprune.training.loop import prefetch
 CHUNK = 16
 """Clips that are seen between two notes of how far a pool is."""
 
+AHEAD = 2
+"""Clips that are being seen at a time, so that two devices have work."""
+
 See = Callable[[np.ndarray], Any]
-"""uint8 frames (T, side, side, 3) of a clip to the tower's output (T, M, D)."""
+"""uint8 frames (T, side, side, 3) of a clip to its visual tokens (T, N, D)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +35,12 @@ class Pool:
     Attributes:
       task: clips.
       first: number of the first clip.
-      seen: (clips, T, M, D) what the tower gave, in a file.
+      seen: (clips, T, N, D) visual tokens, in a file.
     """
 
     task: Procedural
     first: int
-    seen: Float16[np.ndarray, "clips T M D"]
+    seen: Float16[np.ndarray, "clips T N D"]
 
     @functools.cached_property
     def scene(self) -> Callable[[int], Scene]:
@@ -62,8 +66,8 @@ def pool(
     Args:
       folder: of the file; created if needed.
       task, first, clips: as of `Pool`.
-      shape: (T, M, D).
-      see: the tower.
+      shape: (T, N, D).
+      see: tower, projector and pooling.
       settings: what it was trained by.
       report: called with how many clips are done.
 
@@ -80,9 +84,12 @@ def pool(
     path = folder / "features.npy"
     done = found["done"] if path.exists() else 0
     values = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, (clips, *shape))
-    made = prefetch(lambda number: paint(task.scene(first + number)[0])[0], done, clips)
-    for number, frames in enumerate(made, done):
-        values[number] = np.asarray(see(frames))
+    made = iter(prefetch(lambda number: paint(task.scene(first + number)[0])[0], done, clips))
+    ahead: collections.deque[Any] = collections.deque()
+    for number in range(done, clips):
+        while len(ahead) < AHEAD and (frames := next(made, None)) is not None:
+            ahead.append(see(frames))
+        values[number] = np.asarray(ahead.popleft())
         if (number + 1) % CHUNK == 0 or number + 1 == clips:
             values.flush()
             with atomic_output(note) as part:

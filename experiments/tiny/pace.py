@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.tiny import optimiser
 from experiments.tiny.features import Pool
-from experiments.tiny.regime import POOLED, Regime, begin, held_accuracy, see_with, stage_batches, stage_loss
+from experiments.tiny.regime import POOLED, Regime, begin, held_accuracy, pooled_shape, see_with, stage_batches, stage_loss
 from experiments.tiny.regime_batches import PACKED
 
 
@@ -32,7 +32,7 @@ def pace(
       a step with its batch, and CPU minutes and minutes of all steps.
     """
     network, params, tokenizer, words = begin(regime, folder)
-    vision, see, rows = network.config.vision, see_with(network, regime.precision), []
+    see, rows = see_with(network, regime.precision), []
 
     def timed(stage: str, part: int, many: int, clips: int, run: Callable[[int], Any], times: int = steps) -> None:
         run(0)
@@ -46,13 +46,13 @@ def pace(
 
     frames = np.zeros((regime.task.frames, regime.task.side, regime.task.side, 3), np.uint8)
     timed("pool", 1, regime.pool, 1, lambda _: jax.block_until_ready(see(params, frames)))
-    shape = (16, regime.task.frames, vision.tokens, vision.width)
+    shape = (16, *pooled_shape(network, regime.task))
     pooled = Pool(regime.task, POOLED, np.random.default_rng(0).normal(size=shape).astype(np.float16))
     measured = 0
     for stage in regime.stages:
         answers = stage.kind == "answer"
         measured += -(-stage.steps // regime.measure) * answers
-        tx = optimiser.adamw(params, stage.trained, rate=1e-4, warmup=1, steps=100)
+        tx = optimiser.muon(params, stage.trained, rate=1e-4, warmup=1, steps=100)
         update = optimiser.training_step(stage_loss(network, stage, words, tokenizer, regime.precision), tx)
         for part, share in zip(PACKED, stage.shares if answers else (1.0, 0.0, 0.0, 0.0), strict=True):
             if not share:

@@ -6,6 +6,7 @@ tokens a clip.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from jvidprune.training import loop
 
 WARM = ("0.vision", "0.projector", "0.lm.embed", "1.")
 EYES = ("0.vision", "0.projector", "0.image_newline", "0.lm", "1.")
-MIND = ("0.projector", "0.image_newline", "0.lm", "1.")
+MIND = ("0.image_newline", "0.lm", "1.")
 ALL = ("0.", "1.")
 SIZES = ModelSizes(vision=(64, 192, 6, 4, 112, 7), text=(128, 256, 6, 4, 2))
 """Sixteen patches a side, eight tokens behind the pooling; about 2.5 MB in bfloat16."""
@@ -51,12 +52,13 @@ class RegimeStage:
       clips: in a batch; of "answer" on cached features the fewest (`regime_batches.PACKED`).
       rate: peak learning rate.
       trained: prefixes of the parameters that learn; the model is 0, the heads are 1. "answer" sees frames where the
-        tower is among them, and the pool's cached features where it is not.
+        tower is among them, and a pool's cached tokens where neither it nor the projector is.
       first: number of the first clip, so that stages see different ones.
       warmup: steps.
       anneal: whether the rate falls along a cosine; a stage without may be ended at any step.
       frames: of a clip, of "frames" and "look".
       dense: weight of the dense losses at the first step of a "look"; it falls in a line and is 0 from half way on.
+      level: weight of `regime_losses.unevenness` of "answer": captions make tokens of objects long, and a label of it.
       asked, longest, kinds, categories: as of `recipe.RecipeStage`.
       shares: of the steps of "answer" in which all tokens are read, a half, a quarter and an eighth of them.
     """
@@ -72,6 +74,7 @@ class RegimeStage:
     anneal: bool = False
     frames: int = 2
     dense: float = 0.0
+    level: float = 0.0
     asked: int = 8
     longest: int = LONGEST
     kinds: tuple[str, ...] = KINDS
@@ -94,7 +97,7 @@ class Regime:
       task: clips.
       seed: of everything that is drawn.
       precision: of forward passes.
-      pool: clips whose features are cached, numbered from `POOLED` on.
+      pool: clips whose visual tokens are cached, numbered from `POOLED` on, again whenever the tower has learnt.
       held: clips of the validation split that accuracies are measured on.
       measure: steps between measurements of "answer".
     """
@@ -105,8 +108,8 @@ class Regime:
     seed: int = 0
     precision: str = "float32"
     pool: int = 4000
-    held: int = 96
-    measure: int = 300
+    held: int = 48
+    measure: int = 400
 
     def scaled(self, batch: float) -> "Regime":
         """The same with so many times the clips of every batch and as many fewer steps."""
@@ -121,29 +124,33 @@ class Regime:
 POOLED = 1 << 24
 """Number of the pool's first clip."""
 
+SETTLED = (0.25, 0.2, 0.25, 0.3)
+"""Shares of the last stage."""
+
 REGIME = Regime(
     stages=(
         # What single frames show, without language: colours come first, shapes take longest.
-        RegimeStage("warm", "frames", steps=1600, clips=8, rate=3e-3, trained=WARM),
+        RegimeStage("warm", "frames", steps=1000, clips=8, rate=3e-3, trained=WARM),
         # Captions, beside which the dense losses fade.
-        RegimeStage("captions", "look", steps=600, clips=12, rate=1e-3, trained=EYES, first=1 << 20, dense=1.0),
+        RegimeStage("captions", "look", steps=450, clips=12, rate=1e-3, trained=EYES, first=1 << 20, dense=1.0),
         # Short questions on few tokens.
         RegimeStage(
             "words",
             "answer",
-            steps=500,
+            steps=800,
             clips=4,
-            rate=1.5e-3,
+            rate=3e-3,
             trained=MIND,
             longest=28,
             kinds=("short", "yes_no"),
             shares=(0.0, 0.0, 0.3, 0.7),
         ),
         # All questions, mostly on few tokens: a step on all of them takes twice as long and has a quarter of the clips.
-        RegimeStage("questions", "answer", steps=1800, clips=4, rate=1.5e-3, trained=MIND, shares=(0.1, 0.1, 0.3, 0.5)),
+        RegimeStage("questions", "answer", steps=1600, clips=4, rate=3e-3, trained=MIND, shares=(0.1, 0.1, 0.3, 0.5)),
         # Tower and language model together.
-        RegimeStage("through", "answer", steps=240, clips=4, rate=5e-4, trained=ALL, first=1 << 26),
-        RegimeStage("settle", "answer", steps=120, clips=4, rate=5e-4, trained=ALL, first=1 << 27, anneal=True),
+        RegimeStage("through", "answer", steps=160, clips=4, rate=1e-3, trained=ALL, first=1 << 26, level=1.0),
+        # The language model again, on tokens of the tower that learnt from answers, while the rate falls.
+        RegimeStage("settle", "answer", steps=700, clips=4, rate=3e-3, trained=MIND, shares=SETTLED, anneal=True),
     )
 )
 """Chosen by held-out unpruned accuracy and by what attention and norms do (`statistics`), never by how methods rank."""
@@ -189,11 +196,13 @@ def train_regime(
     take, pooled = held_accuracy(network, regime, tokenizer), None
     for stage in regime.stages:
         told = None if report is None else lambda line, name=stage.name: report(name, line)
-        if stage.kind == "answer" and not stage.tower and pooled is None:
+        if stage.tower:
+            pooled = None
+        elif pooled is None:
             history.append({"pool": regime.pool})
-            pooled = _pool(regime, folder / "features", network, params, history, report)
+            pooled = _pool(regime, folder / f"features-{stage.name}", network, params, history, report)
         own = dataclasses.asdict(stage) | ({} if stage.anneal or stage.dense else {"steps": None})
-        tx = optimiser.adamw(
+        tx = optimiser.muon(
             params, stage.trained, rate=stage.rate, warmup=stage.warmup, steps=stage.steps, anneal=stage.anneal
         )
         state = loop.fit(
@@ -241,7 +250,7 @@ def stage_loss(
         return look_loss(network, params, batch, words, before, dense=stage.dense > 0, precision=jnp.dtype(precision))
 
     def answer(params: Any, batch: Any) -> Any:
-        return answer_loss(network, params, batch, before, precision=jnp.dtype(precision))
+        return answer_loss(network, params, batch, before, level=stage.level, precision=jnp.dtype(precision))
 
     def frames(params: Any, batch: Any) -> Any:
         # The pooling head learns from captions alone: what it attends to is evidence of methods, and no label.
@@ -285,20 +294,28 @@ def _pool(
     history: list[Any],
     report: Callable[[str, dict[str, float]], None] | None,
 ) -> Pool:
-    vision, see = network.config.vision, see_with(network, regime.precision)
-    shape = (regime.task.frames, vision.tokens, vision.width)
+    see = see_with(network, regime.precision)
+    shape = pooled_shape(network, regime.task)
     settings = {"history": history}
     told = None if report is None else lambda line: report("pool", line)
-    return pool(folder, regime.task, POOLED, regime.pool, shape, lambda x: see(params, x), settings, told)
+    # Devices take turns: a clip is one program.
+    devices = itertools.cycle([jax.device_put(params, device) for device in jax.devices()])
+    return pool(folder, regime.task, POOLED, regime.pool, shape, lambda x: see(next(devices), x), settings, told)
+
+
+def pooled_shape(network: Network, task: Procedural) -> tuple[int, int, int]:
+    """(T, N, D) of a clip's visual tokens."""
+    rows, columns = network.config.grid
+    return task.frames, rows * columns, network.config.text.width
 
 
 def see_with(network: Network, precision: str) -> Callable[[Any, Any], Any]:
-    """(parameters, uint8 frames of a clip) to what the tower makes of them, in float16."""
+    """(parameters, uint8 frames of a clip) to its visual tokens (T, N, D) behind projector and pooling, in float16."""
 
     @jax.jit
     def see(params: Any, frames: Any) -> Any:
         model, _ = network.merge(jax.tree.map(lambda x: x.astype(precision), params))
-        return model.vision(pixels(frames).astype(precision))[0].astype(jnp.float16)
+        return model.pool(model.projector(model.vision(pixels(frames).astype(precision))[0])).astype(jnp.float16)
 
     return see
 

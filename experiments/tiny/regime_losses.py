@@ -21,7 +21,7 @@ class AnswerBatch(NamedTuple):
     """Clips with questions, and what is read of each; nothing says what a token shows.
 
     Attributes:
-      seen: (B, T, side, side, 3) uint8 frames, or (B, T, M, D) float16 what a tower that stays made of them.
+      seen: (B, T, side, side, 3) uint8 frames, or (B, T, N, D) float16 visual tokens, if tower and projector stay.
       questions: of the clips.
       shown: rows (B, T * N) and positions (B, K + 1).
     """
@@ -144,29 +144,44 @@ def _written(model: LlavaOnevision, batch: CaptionBatch, hidden: Array, before: 
 
 
 def answer_loss(
-    network: Network, params: Any, batch: AnswerBatch, before: Array, *, precision: Any = jnp.float32
+    network: Network,
+    params: Any,
+    batch: AnswerBatch,
+    before: Array,
+    *,
+    level: float = 0.0,
+    precision: Any = jnp.float32,
 ) -> tuple[Array, dict[str, Array]]:
-    """Loss of questions about clips, on answers alone; frames are seen by the tower and teach it, features are not.
+    """Loss of questions about clips, on answers alone; frames are seen by the tower and teach it, cached tokens do not.
 
     Args:
       network: structure.
       params: parameters.
       batch: clips, what is read of them, questions.
       before: (P,) ids of the prompt in front of the video.
+      level: weight of the variance of visual tokens' log-norms.
       precision: of the forward pass.
     """
     model, heads = _merged(network, params, precision)
     clips = len(batch.seen)
-    hidden = batch.seen.reshape(-1, *batch.seen.shape[2:])
+    features = batch.seen
     if batch.seen.ndim == 5:
-        hidden, _ = model.vision(pixels(hidden).astype(precision))
-    features = model.pool(model.projector(hidden.astype(precision)))
-    features = features.reshape(clips, -1, network.config.text.width)
+        frames = pixels(batch.seen.reshape(-1, *batch.seen.shape[2:])).astype(precision)
+        features = model.pool(model.projector(model.vision(frames)[0]))
+    features = features.reshape(clips, -1, network.config.text.width).astype(precision)
     rows = jax.vmap(averaged, (0, 0, None))(features, batch.shown.rows, batch.shown.positions.shape[-1] - 1)
     past = _prefix(model, rows, batch.shown.positions, before)
     offset = len(before) + batch.shown.positions[:, -1] + 1
     loss, told = question_loss(network, model, heads, batch.questions, past, offset)
+    if level:
+        told["level"] = unevenness(features)
+        loss += level * told["level"]
     return loss, {"loss": loss, **told}
+
+
+def unevenness(features: Float[Array, "B M D"]) -> Float[Array, ""]:
+    """Variance of log-norms: small where how long a token is says little, whatever it shows."""
+    return 0.5**2 * jnp.var(jnp.log(jnp.square(features.astype(jnp.float32)).sum(-1) + 1e-6))
 
 
 def averaged(features: Float[Array, "M D"], rows: Array, count: int) -> Float[Array, "K D"]:
