@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.tiny import places
+from experiments.tiny.named import MOST, SPOTS, named
+from experiments.tiny.places import place_questions
 from experiments.tiny.targets import clip_targets
 from jvidprune.evals.items import LETTERS, Question
 from jvidprune.llm.prompts.templates import template
@@ -18,6 +21,8 @@ from jvidprune.procedural.world import Scene
 
 TEMPLATE = template("qwen_1_5")
 KINDS = ("choice", "short", "yes_no")
+CATEGORY_NAMES = (*ALL_CATEGORIES, places.CATEGORY)
+"""Categories by their number in a batch."""
 
 
 class FrameBatch(NamedTuple):
@@ -54,7 +59,7 @@ class ClipBatch(NamedTuple):
       mark: (B, Q) int32 slot of the question mark.
       content: (B, Q, 2) int32 first and last word of what the right answer says, -1 where there is no question.
       truth: (B, Q, S) int8 on the last token of each option 1 if it is right and 0 if not, -1 elsewhere.
-      category: (B, Q) int32 number in `ALL_CATEGORIES`, -1 where there is no question.
+      category: (B, Q) int32 number in `CATEGORY_NAMES`, -1 where there is no question.
     """
 
     frames: Any
@@ -71,7 +76,10 @@ class ClipBatch(NamedTuple):
 
 
 class QuestionRows(NamedTuple):
-    """The questions of a `ClipBatch` alone, of one clip without the leading axis."""
+    """The questions of a `ClipBatch` alone, of one clip without the leading axis.
+
+    Beside them `named`, `spots` and `ways` (B, Q, 2, ...), see `named.named`.
+    """
 
     ids: Any
     length: Any
@@ -80,6 +88,9 @@ class QuestionRows(NamedTuple):
     content: Any
     truth: Any
     category: Any
+    named: Any
+    spots: Any
+    ways: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +113,15 @@ class Prompts:
 
     def __init__(self, tokenizer: Tokenizer, longest: int):
         self.tokenizer, self.longest = tokenizer, longest
+        self._words: dict[int, str] = {}
         self.before = np.asarray(tokenizer.encode(TEMPLATE.before), np.int32)
         self.end, self.mark = tokenizer.encode("<|im_end|>")[0], tokenizer.encode("?")[0]
+
+    def word(self, token: int) -> str:
+        """The word of a token, without the space before it."""
+        if token not in self._words:
+            self._words[token] = self.tokenizer.decode([token]).strip()
+        return self._words[token]
 
     def encode(self, question: Question) -> "Encoded":
         """One question.
@@ -222,11 +240,19 @@ def _clip(
     positions = np.arange(len(kept) + 1) if plan.close_gaps else np.append(kept, last)
     story = targets.story.reshape(last, -1)[kept]
     questions = question_rows(rng, task, scene, prompts, asked, kinds)
-    return (frames, kept.astype(np.int32), positions.astype(np.int32), story, *questions)
+    # The first recipe has no use for what is told of named objects.
+    told = questions[: QuestionRows._fields.index("named")]
+    return (frames, kept.astype(np.int32), positions.astype(np.int32), story, *told)
 
 
 def question_rows(
-    rng: np.random.Generator, task: Procedural, scene: Scene, prompts: Prompts, asked: int, kinds: tuple[str, ...]
+    rng: np.random.Generator,
+    task: Procedural,
+    scene: Scene,
+    prompts: Prompts,
+    asked: int,
+    kinds: tuple[str, ...],
+    placed: int = 0,
 ) -> QuestionRows:
     """Questions about one clip as arrays.
 
@@ -237,20 +263,26 @@ def question_rows(
       prompts: encode questions.
       asked: most questions.
       kinds: of questions.
+      placed: most of them that are easier ones of `places`.
     """
-    questions = _questions(rng, task, scene, asked, kinds)
+    easier = place_questions(rng, scene, placed) if placed else []
+    questions = [*easier, *_questions(rng, task, scene, asked - len(easier), kinds)]
     ids = np.zeros((asked, prompts.longest), np.int32)
     length, ask = np.ones(asked, np.int32), np.zeros(asked, np.int32)
     mark = np.zeros(asked, np.int32)
     content, category = np.full((asked, 2), -1, np.int32), np.full(asked, -1, np.int32)
     truth = np.full((asked, prompts.longest), -1, np.int8)
+    told = [np.full((asked, MOST), -1, np.int32), np.zeros((asked, MOST, SPOTS), np.float32)]
+    told.append(np.zeros((asked, MOST), np.int32))
     for row, question in enumerate(questions):
         encoded = prompts.encode(question)
         ids[row, : len(encoded.ids)], length[row] = encoded.ids, len(encoded.ids)
         ask[row], mark[row], content[row] = encoded.ask, encoded.mark, encoded.content
         truth[row, list(encoded.options)] = list(encoded.options.values())
-        category[row] = ALL_CATEGORIES.index(question.category)
-    return QuestionRows(ids, length, ask, mark, content, truth, category)
+        category[row] = CATEGORY_NAMES.index(question.category)
+        for column, values in zip(told, named(scene, [prompts.word(one) for one in encoded.ids]), strict=True):
+            column[row] = values
+    return QuestionRows(ids, length, ask, mark, content, truth, category, *told)
 
 
 def _keep(rng: np.random.Generator, shown: np.ndarray, plan: Thinning) -> np.ndarray:

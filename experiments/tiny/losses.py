@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from experiments.tiny.batches import ClipBatch, FrameBatch, QuestionRows
+from experiments.tiny.batches import CATEGORY_NAMES, ClipBatch, FrameBatch, QuestionRows
+from experiments.tiny.named import SPOTS, WAYS
 from experiments.tiny.network import MIDDLE, Heads, Network
 from experiments.tiny.targets import IGNORE, SEEN, STORY
 from jvidprune.cuts.cache import CacheSegment
 from jvidprune.models.llava_onevision import LlavaOnevision
-from jvidprune.procedural.categories import ALL_CATEGORIES
 
 OBJECT_WEIGHT = 4.0
 """Weight of a cell with an object against one of background."""
@@ -181,6 +181,7 @@ def question_loss(
     batch: ClipBatch | QuestionRows,
     past: CacheSegment,
     offset: Array,
+    named: float = 0.0,
 ) -> tuple[Array, dict[str, Array]]:
     """Loss of the questions of clips that were read, on answers alone, side by side.
 
@@ -190,17 +191,18 @@ def question_loss(
       batch: questions.
       past: keys and values of the text before, the visual tokens and the newline.
       offset: (B,) rotary position of the first token of a question.
+      named: weight of what becomes of the objects that questions name, told behind two thirds of the layers.
     """
     metrics: dict[str, Array] = {}
     slots = jnp.arange(batch.ids.shape[-1])
     layers = network.config.text.layers
 
-    def read(ids: Array, length: Array) -> tuple[Array, Array]:
+    def read(ids: Array, length: Array) -> tuple[Array, Array, Array]:
         step = model.lm.step(offset[:, None] + slots, slots < length[:, None])
         x, out = model.lm.run(model.embed_text(ids), step, 0, layers, past=past, hidden=True)
-        return x, out.hidden[layers * 3 // 4 - 1]
+        return x, out.hidden[layers * 3 // 4 - 1], out.hidden[layers * 2 // 3 - 1]
 
-    states, late = jax.vmap(read, in_axes=1, out_axes=1)(batch.ids, batch.length)
+    states, late, inner = jax.vmap(read, in_axes=1, out_axes=1)(batch.ids, batch.length)
     truth = _truth_loss(heads.truth(late)[..., 0], batch.truth, metrics)
     marked = jnp.take_along_axis(states, batch.mark[..., None, None], axis=2)[:, :, 0]
     at = batch.ask[..., None] + jnp.arange(2)
@@ -214,8 +216,11 @@ def question_loss(
     content = _content_loss(model, heads, marked, batch.content)
     content += _content_loss(model, heads, states[:, :, 0], batch.content)
     loss = answer + 0.2 * end + 0.5 * content + 0.5 * truth
+    if named:
+        assert isinstance(batch, QuestionRows)
+        loss += named * _named_loss(heads, inner, batch, metrics)
     right = asked & (logits[..., 0, :].argmax(-1) == wanted[..., 0])
-    for number, name in enumerate(ALL_CATEGORIES):
+    for number, name in enumerate(CATEGORY_NAMES):
         here = batch.category == number
         metrics[f"hits/{name}"], metrics[f"asked/{name}"] = (right & here).sum(), here.sum()
     metrics["hits/all"], metrics["asked/all"] = right.sum(), asked.sum()
@@ -237,6 +242,20 @@ def _truth_loss(logits: Array, truth: Array, metrics: dict[str, Array]) -> Array
     losses = optax.sigmoid_binary_cross_entropy(logits, truth == 1)
     metrics["dense/truth"] = ((logits > 0) & (truth == 1)).sum() / jnp.maximum((truth == 1).sum(), 1)
     return (losses * weight).sum() / jnp.maximum(weight.sum(), 1)
+
+
+def _named_loss(heads: Heads, inner: Array, batch: QuestionRows, metrics: dict[str, Array]) -> Array:
+    """The words that name an object tell where it is at both ends, when these are, and where it moves."""
+    known = batch.named >= 0
+    words = jnp.take_along_axis(inner, jnp.maximum(batch.named, 0)[..., None], axis=2)
+    told = heads.story(words)
+    spots, ways = told[..., :SPOTS], told[..., SPOTS : SPOTS + len(WAYS)]
+    many = jnp.maximum(known.sum(), 1)
+    miss = jnp.where(known, jnp.square(spots - batch.spots).mean(-1), 0).sum() / many
+    losses = optax.softmax_cross_entropy_with_integer_labels(ways, batch.ways)
+    metrics["named/miss"] = miss
+    metrics["named/way"] = (known & (ways.argmax(-1) == batch.ways)).sum() / many
+    return 3 * miss + jnp.where(known, losses, 0).sum() / many
 
 
 def _story_loss(logits: Array, story: Array, metrics: dict[str, Array]) -> Array:

@@ -7,6 +7,9 @@ import jax
 import optax
 import optax.contrib
 
+MOST_ADAM = 3e-3
+"""Peak rate of what Muon leaves to AdamW: embeddings, biases, norms and heads."""
+
 Loss = Callable[[Any, Any], tuple[jax.Array, dict[str, jax.Array]]]
 
 
@@ -42,7 +45,7 @@ def muon(params: Any, trained: tuple[str, ...], *, rate: float, warmup: int, ste
     The update of a kernel has the root mean square of AdamW's, so that one rate serves both. The tower's first stage
     reached a loss of 4.9 after 110 steps, for which AdamW needed about 230.
     """
-    schedule = _schedule(rate, warmup, steps, anneal)
+    schedule, slower = (_schedule(value, warmup, steps, anneal) for value in (rate, min(rate, MOST_ADAM)))
     chain = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.contrib.muon(
@@ -51,6 +54,7 @@ def muon(params: Any, trained: tuple[str, ...], *, rate: float, warmup: int, ste
             weight_decay=0.02,
             adam_b2=0.97,
             adam_weight_decay=0.02,
+            adam_learning_rate=slower,
             consistent_rms=0.2,
             muon_weight_dimension_numbers=_kernels,
         ),

@@ -12,7 +12,16 @@ import numpy as np
 
 from experiments.tiny import optimiser
 from experiments.tiny.features import Pool
-from experiments.tiny.regime import POOLED, Regime, begin, held_accuracy, pooled_shape, see_with, stage_batches, stage_loss
+from experiments.tiny.regime import (
+    POOLED,
+    Regime,
+    begin,
+    held_accuracy,
+    pooled_shape,
+    see_with,
+    stage_batches,
+    stage_loss,
+)
 from experiments.tiny.regime_batches import PACKED
 
 

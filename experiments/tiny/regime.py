@@ -59,6 +59,8 @@ class RegimeStage:
       frames: of a clip, of "frames" and "look".
       dense: weight of the dense losses at the first step of a "look"; it falls in a line and is 0 from half way on.
       level: weight of `regime_losses.unevenness` of "answer": captions make tokens of objects long, and a label of it.
+      named: weight of what becomes of named objects (`losses.question_loss`), a warm-up of "answer".
+      placed: of `asked`, most that are easier questions of training alone (`places`).
       asked, longest, kinds, categories: as of `recipe.RecipeStage`.
       shares: of the steps of "answer" in which all tokens are read, a half, a quarter and an eighth of them.
     """
@@ -75,7 +77,9 @@ class RegimeStage:
     frames: int = 2
     dense: float = 0.0
     level: float = 0.0
+    named: float = 0.0
     asked: int = 8
+    placed: int = 0
     longest: int = LONGEST
     kinds: tuple[str, ...] = KINDS
     categories: tuple[str, ...] | None = None
@@ -137,7 +141,7 @@ REGIME = Regime(
         RegimeStage(
             "words",
             "answer",
-            steps=800,
+            steps=700,
             clips=4,
             rate=3e-3,
             trained=MIND,
@@ -145,8 +149,45 @@ REGIME = Regime(
             kinds=("short", "yes_no"),
             shares=(0.0, 0.0, 0.3, 0.7),
         ),
+        # Sides and ways in easier questions, beside all others: alone they would undo how objects are found by name.
+        RegimeStage(
+            "places",
+            "answer",
+            steps=400,
+            clips=4,
+            rate=2e-3,
+            trained=MIND,
+            placed=3,
+            named=1.0,
+            longest=28,
+            kinds=("short", "yes_no"),
+            shares=(0.0, 0.0, 0.3, 0.7),
+        ),
+        RegimeStage(
+            "sides",
+            "answer",
+            steps=300,
+            clips=4,
+            rate=8e-3,
+            trained=MIND,
+            placed=3,
+            named=1.0,
+            longest=28,
+            kinds=("short", "yes_no"),
+            shares=(0.0, 0.0, 0.3, 0.7),
+        ),
         # All questions, mostly on few tokens: a step on all of them takes twice as long and has a quarter of the clips.
-        RegimeStage("questions", "answer", steps=1600, clips=4, rate=3e-3, trained=MIND, shares=(0.1, 0.1, 0.3, 0.5)),
+        RegimeStage(
+            "questions",
+            "answer",
+            steps=1600,
+            clips=4,
+            rate=8e-3,
+            trained=MIND,
+            placed=2,
+            named=0.5,
+            shares=(0.0, 0.1, 0.3, 0.6),
+        ),
         # Tower and language model together.
         RegimeStage("through", "answer", steps=160, clips=4, rate=1e-3, trained=ALL, first=1 << 26, level=1.0),
         # The language model again, on tokens of the tower that learnt from answers, while the rate falls.
@@ -250,7 +291,8 @@ def stage_loss(
         return look_loss(network, params, batch, words, before, dense=stage.dense > 0, precision=jnp.dtype(precision))
 
     def answer(params: Any, batch: Any) -> Any:
-        return answer_loss(network, params, batch, before, level=stage.level, precision=jnp.dtype(precision))
+        weights = {"level": stage.level, "named": stage.named}
+        return answer_loss(network, params, batch, before, **weights, precision=jnp.dtype(precision))
 
     def frames(params: Any, batch: Any) -> Any:
         # The pooling head learns from captions alone: what it attends to is evidence of methods, and no label.

@@ -28,6 +28,8 @@ class Asking(Protocol):
     @property
     def asked(self) -> int: ...
     @property
+    def placed(self) -> int: ...
+    @property
     def kinds(self) -> tuple[str, ...]: ...
     @property
     def shares(self) -> tuple[float, float, float, float]: ...
@@ -57,12 +59,12 @@ def answer_batch(
         for index in range(step * stage.clips, (step + 1) * stage.clips):
             scene, _ = task.scene(index)
             seen.append(paint(scene)[0])
-            asked.append(question_rows(rng, task, scene, prompts, stage.asked, stage.kinds))
+            asked.append(question_rows(rng, task, scene, prompts, stage.asked, stage.kinds, stage.placed))
     else:
         many = min(stage.clips * PACKED[counts[0] // rows], len(pool))
         for number in np.sort(rng.choice(len(pool), many, replace=False)).tolist():
             seen.append(pool.seen[number])
-            asked.append(question_rows(rng, task, pool.scene(number), prompts, stage.asked, stage.kinds))
+            asked.append(question_rows(rng, task, pool.scene(number), prompts, stage.asked, stage.kinds, stage.placed))
     shown = [variety.draw(rng, task.frames, side, rows) for _ in seen]
     return AnswerBatch(np.stack(seen), QuestionRows(*_columns(asked)), Shown(*_columns(shown)))
 

@@ -150,6 +150,7 @@ def answer_loss(
     before: Array,
     *,
     level: float = 0.0,
+    named: float = 0.0,
     precision: Any = jnp.float32,
 ) -> tuple[Array, dict[str, Array]]:
     """Loss of questions about clips, on answers alone; frames are seen by the tower and teach it, cached tokens do not.
@@ -160,6 +161,7 @@ def answer_loss(
       batch: clips, what is read of them, questions.
       before: (P,) ids of the prompt in front of the video.
       level: weight of the variance of visual tokens' log-norms.
+      named: as for `losses.question_loss`.
       precision: of the forward pass.
     """
     model, heads = _merged(network, params, precision)
@@ -172,7 +174,7 @@ def answer_loss(
     rows = jax.vmap(averaged, (0, 0, None))(features, batch.shown.rows, batch.shown.positions.shape[-1] - 1)
     past = _prefix(model, rows, batch.shown.positions, before)
     offset = len(before) + batch.shown.positions[:, -1] + 1
-    loss, told = question_loss(network, model, heads, batch.questions, past, offset)
+    loss, told = question_loss(network, model, heads, batch.questions, past, offset, named)
     if level:
         told["level"] = unevenness(features)
         loss += level * told["level"]
