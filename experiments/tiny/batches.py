@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.tiny import places
-from experiments.tiny.named import MOST, SPOTS, named
+from experiments.tiny.named import MOST, SPOTS, told_of
 from experiments.tiny.places import place_questions
 from experiments.tiny.targets import clip_targets
 from jvidprune.evals.items import LETTERS, Question
@@ -78,7 +78,7 @@ class ClipBatch(NamedTuple):
 class QuestionRows(NamedTuple):
     """The questions of a `ClipBatch` alone, of one clip without the leading axis.
 
-    Beside them `named`, `spots` and `ways` (B, Q, 2, ...), see `named.named`.
+    Beside them `named`, `spots` and `ways` (B, Q, 2, ...), see `named.told_of`.
     """
 
     ids: Any
@@ -280,7 +280,7 @@ def question_rows(
         ask[row], mark[row], content[row] = encoded.ask, encoded.mark, encoded.content
         truth[row, list(encoded.options)] = list(encoded.options.values())
         category[row] = CATEGORY_NAMES.index(question.category)
-        for column, values in zip(told, named(scene, [prompts.word(one) for one in encoded.ids]), strict=True):
+        for column, values in zip(told, told_of(scene, [prompts.word(one) for one in encoded.ids]), strict=True):
             column[row] = values
     return QuestionRows(ids, length, ask, mark, content, truth, category, *told)
 

@@ -15,7 +15,7 @@ _WITHOUT = ("the", "a", "an")
 """Words before a shape that is named without its colour."""
 
 
-def named(
+def told_of(
     scene: Scene, words: list[str]
 ) -> tuple[Int32[np.ndarray, "MOST"], Float32[np.ndarray, "MOST SPOTS"], Int32[np.ndarray, "MOST"]]:
     """The slots of words that name main objects, and what becomes of these.

@@ -9,21 +9,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.tiny import variety
+from experiments.tiny import optimiser, variety
 from experiments.tiny.batches import Prompts, question_rows
 from experiments.tiny.captions import caption_batch, named
 from experiments.tiny.features import Pool, pool
 from experiments.tiny.gates import RATIOS, gates
+from experiments.tiny.named import WAYS, told_of
+from experiments.tiny.places import place_questions
 from experiments.tiny.recipe import ModelSizes, write_tokenizer
 from experiments.tiny.regime import ALL, EYES, MIND, REGIME, TASK, Regime, RegimeStage, begin, train_regime
 from experiments.tiny.regime_batches import PACKED, answer_batch
-from experiments.tiny.regime_losses import averaged, contrastive
+from experiments.tiny.regime_losses import averaged, contrastive, unevenness
 from experiments.tiny.statistics import auc
 from experiments.train_regime import write_model
 from jvidprune.errors import JvidpruneError
 from jvidprune.procedural.benchmark import detailed
 from jvidprune.procedural.categories import ALL_CATEGORIES
 from jvidprune.procedural.paint import paint
+from jvidprune.procedural.world import COLOURS
 
 SMALL = detailed("train", clips=1 << 30, frames=8, side=56)
 LOOK = RegimeStage("look", "look", steps=2, clips=2, rate=1e-3, trained=EYES, warmup=1, dense=1.0)
@@ -40,10 +43,11 @@ def test_the_regime_is_the_one_that_was_asked_for():
     assert variety.row_counts(16, 8) == (1024, 512, 256, 128)
     assert width == 64
     assert [stage.kind for stage in REGIME.stages][:2] == ["frames", "look"]
-    # Dense losses are a warm-up alone, and the tower learns from answers at the end.
+    # Dense losses are a warm-up alone, the tower learns from answers, and even tokens are asked of it then.
     assert {stage.kind for stage in REGIME.stages if stage.dense} == {"look"}
-    assert [stage.tower for stage in REGIME.stages][-1]
-    assert {stage.tower for stage in REGIME.stages if stage.kind == "answer"} == {True, False}
+    through, settle = REGIME.stages[-2:]
+    assert (through.kind, through.tower, through.level > 0, settle.tower) == ("answer", True, True, False)
+    assert not any((stage.named, stage.placed, stage.dense) != (0, 0, 0) for stage in (through, settle))
     assert all(sum(stage.shares) == pytest.approx(1) for stage in REGIME.stages)
     larger = REGIME.scaled(8)
     assert [(a.clips, a.steps) for a in larger.stages] == [(8 * b.clips, round(b.steps / 8)) for b in REGIME.stages]
@@ -94,6 +98,95 @@ def test_means_of_rows_are_means():
     found = averaged(jnp.asarray(features), jnp.asarray(shown.rows), 32)
     for row in range(32):
         np.testing.assert_allclose(found[row], features[shown.rows == row].mean(0), atol=1e-6)
+
+
+def test_muon_turns_kernels_alone_and_both_rates_are_bounded():
+    # A kernel of two layers, a bias and a head: the update of each layer's kernel has even singular values.
+    draw = np.random.default_rng(5)
+    params = (
+        {"lm": {"kernel": {"value": jnp.asarray(draw.normal(size=(2, 6, 4)))}, "bias": {"value": jnp.zeros((2, 4))}}},
+        {"head": {"kernel": {"value": jnp.zeros((4, 3))}}},
+    )
+    gradient = jax.tree.map(lambda x: jnp.asarray(draw.normal(size=x.shape)), params)
+    tx = optimiser.muon(params, ("0.", "1."), rate=8e-3, warmup=1, steps=10)
+    moments = tx.init(params)
+    for _ in range(2):
+        updates, moments = tx.update(gradient, moments, params)
+    model, heads = updates
+    values = np.linalg.svd(
+        np.asarray(model["lm"]["kernel"]["value"] + 8e-3 * 0.02 * params[0]["lm"]["kernel"]["value"])
+    )
+    assert (values.S.max(-1) / values.S.min(-1) < 2).all()
+    for part in (model["lm"]["bias"]["value"], heads["head"]["kernel"]["value"]):
+        assert np.abs(part) == pytest.approx(optimiser.MOST_ADAM, rel=0.2)
+    kept, _ = optimiser.muon(params, ("1.",), rate=1e-3, warmup=1, steps=10).update(
+        gradient, optimiser.muon(params, ("1.",), rate=1e-3, warmup=1, steps=10).init(params), params
+    )
+    assert not np.asarray(kept[0]["lm"]["kernel"]["value"]).any()
+
+
+def test_unevenness_is_the_variance_of_log_norms():
+    features = np.random.default_rng(3).normal(size=(2, 30, 7))
+    expected = np.log(np.linalg.norm(features, axis=-1)).var()
+    assert unevenness(jnp.asarray(features)) == pytest.approx(expected, rel=1e-5)
+    assert unevenness(jnp.asarray(features / np.linalg.norm(features, axis=-1, keepdims=True))) < 1e-9
+
+
+def test_easier_questions_say_where_objects_are():
+    answers: dict[str, int] = {}
+    for number in range(60):
+        scene, _ = SMALL.scene(number)
+        for question in place_questions(np.random.default_rng(number), scene, 6):
+            answers[question.answer] = answers.get(question.answer, 0) + 1
+            assert question.answer in question.options
+            assert question.kind == "short"
+            words = question.text.rstrip("?").split()
+            thing = _called(scene, words)
+            if words[0] == "does":
+                assert question.answer == thing.direction
+            elif "of" not in words:
+                axis = int("above" in words)
+                frames = {"start": [thing.start], "end": [thing.stop - 1]}.get(
+                    words[-1], range(thing.start, thing.stop)
+                )
+                off = thing.centre[list(frames), axis] - scene.knobs.side / 2
+                assert (off > 0).all() == (question.answer in ("right", "below"))
+                assert (off > 0).all() or (off < 0).all()
+    assert set(answers) == {"left", "right", "above", "below", "up", "down"}
+    assert 0.6 < answers["left"] / answers["right"] < 1.7
+
+
+def _called(scene, words):
+    """The main object behind "is the" or "does the"."""
+    colour, shape = (words[2], words[3]) if words[2] in COLOURS else ("", words[2])
+    fits = [
+        thing
+        for thing in scene.things
+        if thing.role != "clutter" and thing.colour == (colour or thing.colour) and shape in (thing.shape, "object")
+    ]
+    assert len(fits) == 1
+    return fits[0]
+
+
+def test_words_that_name_an_object_tell_what_becomes_of_it():
+    found = 0
+    for number in range(40):
+        scene, _ = SMALL.scene(number)
+        for thing in scene.mains:
+            slots, spots, ways = told_of(scene, ["is", "the", *thing.name.split(), "there", "?"])
+            alike = [other for other in scene.things if other.name == thing.name]
+            if len(alike) > 1 or thing.change is not None or thing.turn:
+                assert slots.tolist() == [-1, -1]
+                continue
+            assert slots.tolist() == [3, -1]
+            half = scene.knobs.side / 2
+            np.testing.assert_allclose((spots[0, :2] + 1) * half, thing.centre[thing.start], rtol=1e-5)
+            np.testing.assert_allclose((spots[0, 2:4] + 1) * half, thing.centre[thing.stop - 1], rtol=1e-5)
+            assert ((spots[0, 4:] + 1) * scene.knobs.frames / 2).tolist() == [thing.start, thing.stop]
+            assert WAYS[ways[0]] == thing.direction
+            found += 1
+        assert told_of(scene, ["how", "many", "objects", "?"])[0].tolist() == [-1, -1]
+    assert found > 40
 
 
 @pytest.fixture(scope="module")
