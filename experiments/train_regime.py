@@ -103,6 +103,8 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=1, help="CPU devices that share the clips of a step")
     parser.add_argument("--pilot", action="store_true", help="a tenth of the recipe, without its last stage")
     parser.add_argument("--stages", type=int, default=None, help="run the first so many alone")
+    parser.add_argument("--after", default=None, help="begin behind this stage, from --weights")
+    parser.add_argument("--weights", type=Path, default=None, help="model to begin from, as an earlier stage wrote it")
     parser.add_argument("--clips", type=int, default=400, help="held-out clips that are asked at the end")
     parser.add_argument("--dry-run", action="store_true", help="two steps of every stage; no model is published")
     parser.add_argument("--pace", action="store_true", help="time a few steps of every stage")
@@ -110,14 +112,18 @@ def main() -> None:
     choice = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", choice.cores)
     regime = dataclasses.replace(PILOT if choice.pilot else REGIME, precision=choice.precision).scaled(choice.batch)
-    regime = dataclasses.replace(regime, stages=regime.stages[: choice.stages])
+    names = [stage.name for stage in regime.stages]
+    if (choice.after is None) != (choice.weights is None) or choice.after not in (None, *names):
+        parser.error(f"--after and --weights belong together; stages are {', '.join(names)}.")
+    begin = 0 if choice.after is None else names.index(choice.after) + 1
+    regime = dataclasses.replace(regime, stages=regime.stages[begin : choice.stages])
     out = choice.out or choice.folder / "model"
     test = detailed("test", choice.clips)
-    begin = time.time()
+    clock = time.time()
 
     def report(stage: str, line: dict[str, float]) -> None:
         values = " ".join(f"{name} {value:.3g}" for name, value in line.items())
-        print(f"{time.time() - begin:7.0f} s {time.process_time():7.0f} CPU s {stage} {values}", flush=True)
+        print(f"{time.time() - clock:7.0f} s {time.process_time():7.0f} CPU s {stage} {values}", flush=True)
 
     if choice.gates:
         sys.exit(not show_gates(out, test))
@@ -134,7 +140,9 @@ def main() -> None:
         if stage.tower:
             look_at(regime, folder / stage.name, network, params, clips=2 if choice.dry_run else 24)
 
-    network, params, _ = train_regime(regime, folder, every=choice.every, log=log, report=report, after=after)
+    network, params, _ = train_regime(
+        regime, folder, every=choice.every, log=log, report=report, after=after, weights=choice.weights
+    )
     numbers = sum(leaf.size for leaf in jax.tree.leaves(params[0] if isinstance(params, tuple) else params))
     print(f"{numbers:,} numbers, heads of the losses included: {2 * numbers / 2**20:.1f} MiB in two bytes each")
     if not choice.dry_run:

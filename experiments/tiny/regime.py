@@ -6,6 +6,7 @@ tokens a clip.
 """
 
 import dataclasses
+import hashlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from experiments.tiny import optimiser
 from experiments.tiny.batches import KINDS, Prompts, frame_batch
@@ -23,6 +25,7 @@ from experiments.tiny.network import Network, create
 from experiments.tiny.recipe import LONGEST, ModelSizes, all_words, config_json, word_pairs, write_tokenizer
 from experiments.tiny.regime_batches import answer_batch, held_batches
 from experiments.tiny.regime_losses import RegimeHeads, answer_loss, look_loss
+from jvidprune.llm.video_llm import VideoLLM
 from jvidprune.models.tokenizer import Tokenizer
 from jvidprune.parallel import make_mesh, replicated, shard_batch
 from jvidprune.procedural.benchmark import Procedural, detailed
@@ -217,6 +220,7 @@ def train_regime(
     log: int = 20,
     report: Callable[[str, dict[str, float]], None] | None = None,
     after: Callable[[RegimeStage, Network, Any], None] | None = None,
+    weights: Path | None = None,
 ) -> tuple[Network, Any, Tokenizer]:
     """Runs or resumes every stage below `folder`; see `recipe.train`.
 
@@ -227,13 +231,18 @@ def train_regime(
       log: steps between lines of the learning curves.
       report: called with the stage's name and each line of its curve.
       after: called behind every stage with it, the network and the parameters.
+      weights: folder of a model to begin from, written by an earlier stage; the heads of losses begin anew.
 
     Returns:
       the network, its parameters (model and heads), the tokenizer.
     """
     folder = Path(folder)
     network, params, tokenizer, words = begin(regime, folder)
+    if weights is not None:
+        params = begun(network, params, weights)
     history: list[Any] = [dataclasses.asdict(regime.sizes), regime.seed, regime.precision, regime.task.fingerprint()]
+    if weights is not None:
+        history.append({"weights": hashlib.sha256((weights / "model.safetensors").read_bytes()).hexdigest()})
     take, pooled = held_accuracy(network, regime, tokenizer), None
     for stage in regime.stages:
         told = None if report is None else lambda line, name=stage.name: report(name, line)
@@ -279,6 +288,20 @@ def begin(regime: Regime, folder: Path) -> tuple[Network, Any, Tokenizer, dict[s
         params = jax.device_put(params, replicated(make_mesh()))
     tables = (("colour", COLOURS), ("shape", SHAPES))
     return network, params, tokenizer, {name: jnp.asarray(word_pairs(tokenizer, table)) for name, table in tables}
+
+
+def begun(network: Network, params: Any, folder: Path) -> Any:
+    """Parameters with those of a written model in float32; the heads of losses stay.
+
+    Args:
+      network: structure.
+      params: initial parameters.
+      folder: of the model.
+    """
+    model, heads = network.merge(params)
+    nnx.update(model, nnx.state(VideoLLM.load(folder, dtype="float32").loaded.model))
+    params = nnx.split((model, heads))[1]
+    return jax.device_put(params, replicated(make_mesh())) if len(jax.devices()) > 1 else params
 
 
 def stage_loss(
