@@ -14,16 +14,17 @@ for id in 0 1; do SLURM_PROCID=$id "$@" & done
 wait -n; first=$?; wait -n; second=$?
 exit $((first > second ? first : second))
 """
-# Process 1 dies once; "mistake" is a command that cannot succeed, "taken" one that finds its place taken once.
+# A line is written at once, so that two processes cannot mix theirs. Process 1 dies once; "mistake" is a command that
+# cannot succeed, "taken" one that finds its place taken once.
 JVIDPRUNE = """#!/usr/bin/env bash
-printf '%s|' "${SLURM_PROCID:-}" "$@" >> "$LOG"; echo >> "$LOG"
+line=$(printf '%s|' "${SLURM_PROCID:-}" "$@"); echo "$line" >> "$LOG"
 [ "$1" = mistake ] && exit 2
 if [ "$1" = taken ] && [ ! -e "$LOG.taken$SLURM_PROCID" ]; then touch "$LOG.taken$SLURM_PROCID"; exit 75; fi
 if [ "${SLURM_PROCID:-}" = 1 ] && [ ! -e "$LOG.died" ]; then touch "$LOG.died"; exit 137; fi
 exit 0
 """
 LOGGED = """#!/usr/bin/env bash
-printf '%s|' "$@" >> "$LOG"; echo >> "$LOG"
+line=$(printf '%s|' "$@"); echo "$line" >> "$LOG"
 case "$*" in
 *describe*) exit 1 ;;
 *"jvidprune sweep"*) [ -e "$LOG.died" ] || { touch "$LOG.died"; exit 75; } ;;

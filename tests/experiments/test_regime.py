@@ -17,7 +17,7 @@ from experiments.tiny.gates import RATIOS, gates
 from experiments.tiny.named import WAYS, told_of
 from experiments.tiny.places import place_questions
 from experiments.tiny.recipe import ModelSizes, write_tokenizer
-from experiments.tiny.regime import ALL, EYES, MIND, REGIME, TASK, Regime, RegimeStage, begin, train_regime
+from experiments.tiny.regime import ALL, EYES, MIND, REGIME, TASK, Regime, RegimeStage, begin, begun, train_regime
 from experiments.tiny.regime_batches import PACKED, answer_batch
 from experiments.tiny.regime_losses import averaged, contrastive, unevenness
 from experiments.tiny.statistics import auc
@@ -287,6 +287,14 @@ def test_the_written_model_declares_its_clips_and_no_rule_of_positions(tmp_path)
     network, params, _, _ = begin(regime, tmp_path)
     settings = write_model(regime, tmp_path / "model", network, params).settings
     assert (settings.benchmark, settings.categories, settings.declared_positions) == ("detailed", None, None)
+    # A later run begins from it: the model is the written one in float32, the heads of losses are new.
+    other = begin(dataclasses.replace(regime, seed=1), tmp_path)[1]
+    again = begun(network, other, tmp_path / "model")
+    written = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), params)
+    for (path, value), old, new in zip(
+        jax.tree_util.tree_leaves_with_path(again), jax.tree.leaves(written), jax.tree.leaves(other), strict=True
+    ):
+        np.testing.assert_array_equal(value, old if path[0].key == 0 else new)
 
 
 def test_gates_tell_what_fails():
