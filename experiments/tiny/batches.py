@@ -265,7 +265,7 @@ def question_rows(
       kinds: of questions.
       placed: most of them that are easier ones of `places`.
     """
-    easier = place_questions(rng, scene, placed) if placed else []
+    easier = place_questions(rng, scene, min(placed, asked)) if placed else []
     questions = [*easier, *_questions(rng, task, scene, asked - len(easier), kinds)]
     ids = np.zeros((asked, prompts.longest), np.int32)
     length, ask = np.ones(asked, np.int32), np.zeros(asked, np.int32)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.tiny import optimiser, variety
-from experiments.tiny.batches import Prompts, question_rows
+from experiments.tiny.batches import CATEGORY_NAMES, Prompts, question_rows
 from experiments.tiny.captions import caption_batch, named
 from experiments.tiny.features import Pool, pool
 from experiments.tiny.gates import RATIOS, gates
@@ -232,6 +232,12 @@ def test_nothing_of_what_tokens_show_reaches_the_language_model(tokenizer):
     assert (batch.seen != other.seen).any()
     assert batch.shown.positions.shape[1] - 1 in variety.row_counts(8, 4)[1:3]
     assert set(batch._fields) == {"seen", "questions", "shown"}
+
+
+def test_easier_questions_take_no_more_places_than_there_are(tokenizer):
+    rows = question_rows(np.random.default_rng(0), SMALL, SMALL.scene(2)[0], Prompts(tokenizer, 28), 2, ("short",), 5)
+    assert rows.ids.shape == (2, 28)
+    assert rows.category.tolist() == [CATEGORY_NAMES.index("place")] * 2
 
 
 def test_every_stage_has_room_for_its_questions(tokenizer):
