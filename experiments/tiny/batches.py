@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.tiny import places
 from experiments.tiny.named import MOST, SPOTS, told_of
+from experiments.tiny.places import CATEGORY as PLACE
 from experiments.tiny.places import place_questions
 from experiments.tiny.targets import clip_targets
 from jvidprune.evals.items import LETTERS, Question
@@ -21,7 +21,7 @@ from jvidprune.procedural.world import Scene
 
 TEMPLATE = template("qwen_1_5")
 KINDS = ("choice", "short", "yes_no")
-CATEGORY_NAMES = (*ALL_CATEGORIES, places.CATEGORY)
+CATEGORY_NAMES = (*ALL_CATEGORIES, PLACE)
 """Categories by their number in a batch."""
 
 
